@@ -1,0 +1,84 @@
+"""The words every layer shares: plain values, no behaviour beyond what they mean.
+
+One alphabet for shapes, used in every comment and docstring:
+B batch, T sequence, N image tokens, V vocabulary, D width, H heads; (H, W) pixels, (h, w) codes.
+Images above a backend are float in [0, 1], (B, 3, H, W); images of people (photos, samples) are `PIL.Image` RGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # a name for annotations only: importing this module loads nothing
+    from PIL.Image import Image
+
+STAGE_NAMES: tuple[str, ...] = ("base", "embedding", "transformer")
+"""The states of the model that a run samples and scores, in order."""
+
+SampleKind = Literal["subject", "class", "description"]
+
+
+def image_fingerprint(images: Iterable[Image]) -> str:
+    """Return the sha256 (hex) over the sizes and RGB pixels of `images`, in order."""
+    digest = hashlib.sha256()
+    for image in images:
+        rgb = image.convert("RGB")
+        digest.update(f"{rgb.width}x{rgb.height};".encode())
+        digest.update(rgb.tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One thing to learn, with what is needed to judge the result."""
+
+    name: str
+    """What `+subject=` called it; names the run folder."""
+    noun: str
+    """Its class in plain words ("duck toy"); stands in every prompt."""
+    images: tuple[Image, ...]
+    """Training photos, RGB, any size, at least one."""
+    live: bool
+    """An animal: accessory prompts apply."""
+    holdout: tuple[Image, ...] = ()
+    """Other views of the same thing (the ceiling of fidelity); rendered subjects only."""
+    others: tuple[Image, ...] = ()
+    """Other things of the same class (the floor of fidelity); rendered subjects only."""
+    description: str | None = None
+    """The best text description, for the model that has not learned the subject."""
+    fingerprint: str
+    """`image_fingerprint` of `images`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """One validation prompt with what it asks for, so that obedience can be checked."""
+
+    text: str
+    """Holds "{}" where the subject goes: "a {} in the snow"."""
+    category: str
+    """"plain", "recontext", "accessory" or "property"."""
+    context: str | None = None
+    accessory: str | None = None
+    colour: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One generated image and everything that made it."""
+
+    stage: str
+    """"base", "embedding" or "transformer"."""
+    prompt: str
+    """The prompt as given to the model, with `[V]` where the identifier stands."""
+    kind: SampleKind
+    """"subject" ("[V] cat"), "class" ("cat", shows drift) or "description" (base only)."""
+    seed: int
+    spec: PromptSpec
+    image: Image
+    path: Path | None = None
+    """Where the PNG lies, once written."""
