@@ -1,0 +1,149 @@
+"""Analytic ray casting of simple solids: every pixel solves one quadratic per solid that covers it.
+
+A solid is a unit sphere, box or frustum under an affine map, seen by an orthographic camera. Orthographic rays make
+the local coordinates affine in the pixel, so a solid costs a handful of array operations on its own screen rectangle;
+a z-buffer keeps the nearest hit. One 96-px picture takes about 10 ms on one CPU core.
+
+Object space: x right, y up (ground at 0), z towards a viewer at yaw 0, units of about half the object's height.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FAR = np.float32(-1e9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solid:
+    """One primitive.
+
+    kind: "sphere", "box" or "frustum" (axis y, radius 1 at the bottom and `taper` at the top).
+    centre, size: object-space position and half extents. rotation: Euler angles in degrees, applied x, then y, then z.
+    material: name that the skin turns into a colour ("body", "accent", "dark", "white", ...).
+    """
+
+    kind: str
+    centre: tuple[float, float, float]
+    size: tuple[float, float, float]
+    rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    material: str = "body"
+    taper: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """The nearest surface per pixel, all (S, S[, 3]); `solid` is -1 where the ray meets nothing."""
+
+    solid: np.ndarray
+    normal: np.ndarray
+    position: np.ndarray
+
+
+def rotation_matrix(degrees: tuple[float, float, float]) -> np.ndarray:
+    """Rotation about x, then y, then z, as a (3, 3) matrix."""
+    ax, ay, az = np.radians(degrees)
+    cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
+    rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+def view_matrix(yaw: float, pitch: float) -> np.ndarray:
+    """Object space to view space (z towards the camera); yaw and pitch in degrees."""
+    return rotation_matrix((pitch, 0, 0)) @ rotation_matrix((0, yaw, 0))
+
+
+def _sphere(q, d):
+    a, b, c = d @ d, q @ d, (q * q).sum(-1) - 1
+    disc = b * b - a * c
+    hit = disc > 0
+    z = np.where(hit, (-b + np.sqrt(np.maximum(disc, 0))) / a, FAR)
+    return z, q + z[..., None] * d
+
+
+def _box(q, d):
+    d = np.where(np.abs(d) < 1e-6, 1e-6, d)
+    t0, t1 = (-1 - q) / d, (1 - q) / d
+    near, far = np.minimum(t0, t1).max(-1), np.maximum(t0, t1).min(-1)
+    z = np.where(far > near, far, FAR)
+    p = q + z[..., None] * d
+    largest = np.abs(p).argmax(-1)[..., None]
+    return z, np.where(np.arange(3) == largest, np.sign(p), 0)
+
+
+def _frustum(q, d, taper):
+    m, k = np.float32((1 + taper) / 2), np.float32((taper - 1) / 2)
+    x, y, z = q[..., 0], q[..., 1], q[..., 2]
+    r = m + k * y
+    a = d[0] * d[0] + d[2] * d[2] - k * k * d[1] * d[1]
+    a = a if abs(a) > 1e-7 else np.float32(1e-7)
+    b = x * d[0] + z * d[2] - k * d[1] * r
+    c = x * x + z * z - r * r
+    disc = b * b - a * c
+    root = np.sqrt(np.maximum(disc, 0))
+    best = np.full(disc.shape, FAR)
+    cap = np.zeros(disc.shape, np.float32)
+    for t in ((-b + root) / a, (-b - root) / a):
+        yt = y + t * d[1]
+        good = (disc > 0) & (np.abs(yt) <= 1) & (m + k * yt >= 0) & (t > best)
+        best = np.where(good, t, best)
+    for side, radius in ((np.float32(1), taper), (np.float32(-1), 1.0)):
+        if abs(d[1]) < 1e-6:
+            continue
+        t = (side - y) / d[1]
+        good = ((x + t * d[0]) ** 2 + (z + t * d[2]) ** 2 <= radius * radius) & (t > best)
+        best, cap = np.where(good, t, best), np.where(good, side, cap)
+    p = q + best[..., None] * d
+    wall = np.stack([p[..., 0], -k * (m + k * p[..., 1]), p[..., 2]], -1)
+    lid = np.stack([np.zeros_like(cap), cap, np.zeros_like(cap)], -1)
+    return best, np.where((cap != 0)[..., None], lid, wall)
+
+
+def screen_extent(solid: Solid, view: np.ndarray) -> np.ndarray:
+    """Half extents (3,) of a solid's bounding box in view space (exact for spheres and boxes)."""
+    axes = view @ (rotation_matrix(solid.rotation) * np.asarray(solid.size)[None])
+    return np.sqrt((axes**2).sum(1)) if solid.kind == "sphere" else np.abs(axes).sum(1)
+
+
+def cast(solids: list[Solid], *, view: np.ndarray, scale: float, centre: tuple[float, float], size: int) -> Hits:
+    """Cast one orthographic ray per pixel of a size x size picture.
+
+    view: (3, 3) from `view_matrix`. scale: pixels per object unit. centre: pixel (x, y) of the object's origin.
+    """
+    depth = np.full((size, size), FAR, np.float32)
+    index = np.full((size, size), -1, np.int16)
+    normal = np.zeros((size, size, 3), np.float32)
+    us = ((np.arange(size) + 0.5 - centre[0]) / scale).astype(np.float32)
+    vs = ((centre[1] - np.arange(size) - 0.5) / scale).astype(np.float32)
+    for number, solid in enumerate(solids):
+        axes = rotation_matrix(solid.rotation) * np.asarray(solid.size)[None]
+        offset = view @ np.asarray(solid.centre)
+        extent = screen_extent(solid, view)
+        x0, x1 = np.searchsorted(us, [offset[0] - extent[0], offset[0] + extent[0]])
+        y0, y1 = np.searchsorted(-vs, [-(offset[1] + extent[1]), -(offset[1] - extent[1])])
+        if x0 >= x1 or y0 >= y1:
+            continue
+        local = np.linalg.inv(view @ axes).astype(np.float32)  # view space -> unit primitive
+        origin = -(local @ offset.astype(np.float32))
+        q = origin + us[x0:x1, None] * local[:, 0] + (vs[y0:y1, None, None] * local[:, 1])
+        d = local[:, 2]
+        if solid.kind == "sphere":
+            z, gradient = _sphere(q, d)
+        elif solid.kind == "box":
+            z, gradient = _box(q, d)
+        else:
+            z, gradient = _frustum(q, d, np.float32(solid.taper))
+        rectangle = (slice(y0, y1), slice(x0, x1))
+        nearer = z > depth[rectangle]
+        if not nearer.any():
+            continue
+        depth[rectangle][nearer] = z[nearer]
+        index[rectangle][nearer] = number
+        normal[rectangle][nearer] = gradient[nearer] @ local
+    length = np.sqrt((normal**2).sum(-1, keepdims=True))
+    normal /= np.maximum(length, 1e-6)
+    seen = np.stack([np.broadcast_to(us[None], depth.shape), np.broadcast_to(vs[:, None], depth.shape), depth], -1)
+    position = np.where((index >= 0)[..., None], seen, 0) @ view.astype(np.float32)  # view.T @ p, row-wise
+    return Hits(solid=index, normal=normal, position=position.astype(np.float32))
