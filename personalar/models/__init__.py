@@ -1,0 +1,1 @@
+"""Backends: what turns images and prompts into token ids and back, and predicts the next one."""

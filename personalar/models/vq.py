@@ -1,0 +1,293 @@
+"""The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
+
+Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...), so a bare checkpoint loads as it is.
+The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the identity by default:
+`patch_size` folds patches of pixels into channels before the first convolution and unfolds them after the last,
+because convolutions with few channels at full resolution are what is slow on a CPU.
+Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    """Numbers of one VQ model; the names are those of transformers' `ChameleonVQVAEConfig`, plus `patch_size`."""
+
+    embed_dim: int = 256
+    num_embeddings: int = 8192
+    latent_channels: int = 256
+    resolution: int = 512
+    """Side in pixels at which it was trained; decides only where `attn_resolutions` apply."""
+    in_channels: int = 3
+    """Channels of the first and last convolution: 3 * patch_size ** 2."""
+    base_channels: int = 128
+    channel_multiplier: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    dropout: float = 0.0
+    attn_type: str | None = "vanilla"
+    patch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the numbers do not fit together."""
+        if self.in_channels != 3 * self.patch_size**2:
+            raise ValueError(
+                f"in_channels={self.in_channels} must be 3 * patch_size ** 2 = {3 * self.patch_size**2}; "
+                "set both or neither"
+            )
+        narrow = [m for m in self.channel_multiplier if self.base_channels * m % 32]
+        if narrow or self.base_channels % 32:
+            raise ValueError(
+                f"base_channels={self.base_channels} times each of channel_multiplier={self.channel_multiplier} "
+                "must be a multiple of 32, the number of groups of the norms"
+            )
+        if self.attn_type not in ("vanilla", "none", None):
+            raise ValueError(f"attn_type={self.attn_type!r} is unknown; use 'vanilla' or None")
+
+    @property
+    def downsample(self) -> int:
+        """Side in pixels of the square that one code stands for."""
+        return self.patch_size * 2 ** (len(self.channel_multiplier) - 1)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of every level, from full resolution down."""
+        return tuple(self.base_channels * m for m in self.channel_multiplier)
+
+    def has_attention(self, level: int) -> bool:
+        """Tell whether the blocks of `level` (0 = full resolution) have attention."""
+        return self.attn_type == "vanilla" and self.resolution // self.patch_size >> level in self.attn_resolutions
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> VQConfig:
+        """Read the json of a `ChameleonVQVAEConfig`; keys it leaves out have the 7B's values."""
+        if config.get("double_latent", False):
+            raise ValueError("config.json has double_latent=true; a VQ model with deterministic latents is needed")
+        values = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
+        for name in ("channel_multiplier", "attn_resolutions"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the json that `from_hf` reads."""
+        return {"model_type": "chameleon_vqgan", "double_latent": False, **asdict(self)}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return the norm used everywhere here."""
+    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Norm, swish, 3x3 convolution, twice, added to the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h, w)."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention over all positions, with 1x1 convolutions as projections."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h, w)."""
+        hidden = self.norm(x)
+        query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
+        return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the side by a strided convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h/2, w/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the side by repeating pixels, then smooth."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the step to the next if there is one (under its upstream name)."""
+
+    def __init__(self, config: VQConfig, index: int, in_channels: int, out_channels: int, *, blocks: int) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(ResBlock(a, b, config.dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(blocks if config.has_attention(index) else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h', w')."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for step in (self.downsample, self.upsample):
+            x = x if step is None else step(x)
+        return x
+
+
+class Middle(nn.Module):
+    """The blocks at the lowest resolution."""
+
+    def __init__(self, channels: int, *, attention: bool, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h, w)."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """From folded pixels to latents before `quant_conv`."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, (width_in, width) in enumerate(zip((config.base_channels, *widths), widths, strict=False)):
+            level = Level(config, i, width_in, width, blocks=config.num_res_blocks)
+            if i < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = Middle(widths[-1], attention=config.attn_type == "vanilla", dropout=config.dropout)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H/p, W/p) to (B, latent_channels, h, w)."""
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """From latents after `post_quant_conv` to folded pixels; one more block per level than the encoder."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = config.channels
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], attention=config.attn_type == "vanilla", dropout=config.dropout)
+        levels = []
+        for i, (width_in, width) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True)):
+            level = Level(config, i, width_in, width, blocks=config.num_res_blocks + 1)
+            if i > 0:
+                level.upsample = Upsample(width)
+            levels.append(level)
+        self.up = nn.ModuleList(levels)  # indexed by level, 0 = full resolution, although it runs the other way
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, latent_channels, h, w) to (B, in_channels, H/p, W/p)."""
+        x = self.mid(self.conv_in(x))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Codebook(nn.Module):
+    """The table of latents that codes stand for."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Return the index of the nearest row (squared L2) for (B, D, h, w), as (B, h, w) int64."""
+        flat, table = latents.permute(0, 2, 3, 1), self.embedding.weight
+        # The same three terms in the same order as upstream, so that near-ties fall the same way.
+        distances = flat.square().sum(-1, keepdim=True) + table.square().sum(1) - 2 * (flat @ table.T)
+        return distances.argmin(-1)
+
+
+class VQModel(nn.Module):
+    """Images to codes and back."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Codebook(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, embed_dim, h, w), not yet quantised.
+
+        Raises ValueError when a side is not a multiple of `config.downsample`.
+        """
+        if pixels.shape[-1] % self.config.downsample or pixels.shape[-2] % self.config.downsample:
+            raise ValueError(
+                f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both sides must be multiples of "
+                f"{self.config.downsample}: crop or resize it first"
+            )
+        return self.quant_conv(self.encoder(F.pixel_unshuffle(pixels, self.config.patch_size)))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) in [-1, 1] to codes (B, h, w) int64."""
+        return self.quantize.nearest(self.encode_latents(pixels))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to the latents they stand for, (B, embed_dim, h, w)."""
+        return self.quantize.embedding(codes).permute(0, 3, 1, 2)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Map latents (B, embed_dim, h, w) to pixels (B, 3, H, W), not clamped (for training)."""
+        return F.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self.config.patch_size)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to pixels (B, 3, H, W) clamped to [-1, 1]."""
+        return self.decode_latents(self.lookup(codes)).clamp(-1.0, 1.0)
