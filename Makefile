@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+SUBJECT ?= cat
+# Without an NVIDIA GPU, a smaller torch: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c constraints.txt $(TORCH_ARGS) torch
+	$(PIP) install -q -c constraints.txt -e ".[test,dev]"
+	@touch $@
+
+run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat and write the report (SUBJECT=dog for a dog)
+	$(VENV)/bin/python -m personalar.run +subject=$(SUBJECT) stage=both
+
+test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(VENV)/.installed  ## check style
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+format: $(VENV)/.installed  ## fix style
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
+
+clean:  ## remove the virtual environment and caches; never touches outputs/
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
