@@ -1,0 +1,123 @@
+"""The numbers a model is personalized with: how long, how fast, on what sequences. Values come from conf/model/recipe.
+
+NOTE: not frozen, here and in config.py: OmegaConf turns frozen dataclasses into read-only nodes that YAML cannot fill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is among `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{knob}={value!r} is not known; allowed: {', '.join(allowed)}")
+
+
+def within(knob: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless `value` lies in [low, high] or is None."""
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{knob}={value} is out of range; allowed: {low:g} to {high:g}")
+
+
+@dataclass(kw_only=True)
+class StageNumbers:
+    """How long and how fast one stage trains. AdamW with weight decay 0 is Adam."""
+
+    steps: int = MISSING
+    """Optimizer steps."""
+    batch: int = MISSING
+    """Sequences per forward pass."""
+    accumulate: int = 1
+    """Forward passes per optimizer step."""
+    lr: float = 0.0
+    """Peak learning rate of the transformer's chosen weights (or of LoRA); unused where a stage trains none."""
+    identifier_lr: float = MISSING
+    """Peak learning rate of the identifier rows."""
+    schedule: str = "linear"
+    """"linear" (decay to 0 at the last step) or "constant"."""
+    weight_decay: float = 0.0
+    """AdamW's decay of the transformer's weights; the identifier rows never decay."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's moments."""
+    gradient_clip: float | None = 1.0
+    """Largest gradient norm over everything that trains; null: no clipping."""
+    replay_ratio: float = 0.0
+    """Part of each batch that is class images made by the base itself (prior preservation), 0 to 1."""
+
+    def __post_init__(self) -> None:
+        within("steps", self.steps, 1)
+        within("batch", self.batch, 1)
+        within("accumulate", self.accumulate, 1)
+        within("lr", self.lr, 0)
+        within("identifier_lr", self.identifier_lr, 0)
+        within("replay_ratio", self.replay_ratio, 0, 0.9)
+        one_of("schedule", self.schedule, ("linear", "constant"))
+
+
+@dataclass(kw_only=True)
+class DataNumbers:
+    """What the training sequences are made of."""
+
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
+    """Neutral training prompts; "{}" becomes "[V] <noun>"."""
+    image_token_ratio: float = 0.5
+    """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
+    prompt_dropout: float = 0.0
+    """Chance that a sequence loses its prompt (the context of classifier-free guidance)."""
+    crops_per_photo: int = 0
+    """Randomly shifted and scaled copies of each photo."""
+    copies_per_photo: int = 1
+    """Unchanged copies of each photo; with the crops they are the pool that batches draw from."""
+    crop_scale: float = 0.8
+    """Smallest side of a random crop relative to the photo."""
+    replay_prompts: list[str] = field(default_factory=list)
+    """Prompts of the replayed class images; "{}" becomes the noun."""
+    replay_images: int = 0
+    """How many class images the base makes for replay."""
+
+    def __post_init__(self) -> None:
+        if not self.templates or not all("{}" in template for template in self.templates):
+            raise ValueError(f"data.templates={self.templates} must each hold {{}} where '[V] <noun>' goes")
+        within("image_token_ratio", self.image_token_ratio, 0, 1)
+        within("prompt_dropout", self.prompt_dropout, 0, 1)
+        within("crops_per_photo", self.crops_per_photo, 0)
+        within("copies_per_photo", self.copies_per_photo, 0)
+        within("crops_per_photo + copies_per_photo", self.crops_per_photo + self.copies_per_photo, 1)
+        within("crop_scale", self.crop_scale, 0.1, 1)
+
+
+@dataclass(kw_only=True)
+class IdentifierNumbers:
+    """Where the identifier rows start."""
+
+    init: str = "random"
+    """"random" (the vocabulary's mean and deviation) or "words" (the mean of `words`, for [V] only)."""
+    words: list[str] = field(default_factory=list)
+    """Words whose embeddings start [V] when init=words."""
+
+    def __post_init__(self) -> None:
+        one_of("identifier.init", self.init, ("random", "words"))
+        if self.init == "words" and not self.words:
+            raise ValueError("identifier.init=words needs identifier.words, for instance words=[orange,striped]")
+
+
+@dataclass(kw_only=True)
+class RecipeConfig:
+    """The numbers a model is personalized with; a method says what its stages train, the recipe how fast."""
+
+    name: str = MISSING
+    stages: dict[str, StageNumbers] = field(default_factory=dict)
+    """By the name that `method.stages.*.numbers` refers to."""
+    data: DataNumbers = field(default_factory=DataNumbers)
+    identifier: IdentifierNumbers = field(default_factory=IdentifierNumbers)
+    loss: str = "image_tokens"
+    """"image_tokens" (codes only, the paper) or "answer" (all of Lumina-mGPT's supervised labels)."""
+    z_loss: float = 0.0
+    """Weight of the mean squared log-partition (Lumina-mGPT: 1e-5)."""
+
+    def __post_init__(self) -> None:
+        one_of("recipe.loss", self.loss, ("image_tokens", "answer"))
+        within("recipe.z_loss", self.z_loss, 0)
