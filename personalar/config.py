@@ -278,4 +278,4 @@ def register() -> None:
     store.store(name="sample_schema", node=SampleConfig)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
-    OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).resolve().name, replace=True)
+    OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True)

@@ -12,13 +12,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-SUBJECT_TOKEN = "[V]"
-
-
-def image_token_names(num_images: int) -> tuple[str, ...]:
-    """Return "[S1]", "[S2]", ...: one name per training photo."""
-    return tuple(f"[S{index + 1}]" for index in range(num_images))
-
 
 class Identifier(nn.Module):
     """Rows (K, D) that replace the embeddings of K reserved ids."""
@@ -77,6 +70,6 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
         ValueError: when no word is given or a word has no token.
     """
     if not word_ids or not all(word_ids):
-        raise ValueError("identifier init=words needs at least one word: set model.recipe.identifier.words=[orange,striped]")
+        raise ValueError("identifier.init=words needs at least one word: model.recipe.identifier.words=[orange,striped]")
     vocabulary = table.detach().float()
     return torch.stack([vocabulary[list(ids)].mean(0) for ids in word_ids]).mean(0, keepdim=True)

@@ -101,7 +101,7 @@ class IdentifierNumbers:
     def __post_init__(self) -> None:
         one_of("identifier.init", self.init, ("random", "words"))
         if self.init == "words" and not self.words:
-            raise ValueError("identifier.init=words needs identifier.words, for instance words=[orange,striped]")
+            raise ValueError("identifier.init=words needs words: identifier.words=[orange,striped]")
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,8 @@
 
 One alphabet for shapes, used in every comment and docstring:
 B batch, T sequence, N image tokens, V vocabulary, D width, H heads; (H, W) pixels, (h, w) codes.
-Images above a backend are float in [0, 1], (B, 3, H, W); images of people (photos, samples) are `PIL.Image` RGB.
+Images above a backend are float in [0, 1], (B, 3, H, W); photos and samples are
+`PIL.Image` in RGB.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""Prompts: the names that stand for learned rows, the training templates, and the words put into validation prompts.
+
+The templates follow Textual Inversion (arXiv 2208.01618) as arXiv 2504.13162 uses them: "a photo of [V] <noun>", and for
+half of the sequences "a photo of [V] <noun> S_i" with the training photo's own token S_i at the end.
+"""
+
+from __future__ import annotations
+
+from personalar.types import PromptSpec, SampleKind
+
+SUBJECT_TOKEN = "[V]"
+LIVE_NOUNS = frozenset(
+    "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse owl "
+    "parrot person pig puppy rabbit sheep tiger turtle wolf".split()
+)
+"""Nouns of animals, for which accessory prompts make sense."""
+
+
+def image_token_names(num_images: int) -> tuple[str, ...]:
+    """Return "[S1]", "[S2]", ...: one name per training photo."""
+    return tuple(f"[S{index + 1}]" for index in range(num_images))
+
+
+def fill(text: str, phrase: str) -> str:
+    """Put `phrase` in the place of "{}", with the article it needs ("a {}" + "orange cat" -> "an orange cat")."""
+    if phrase[:1].lower() in "aeiou":
+        for article, before_vowel in (("a {}", "an {}"), ("A {}", "An {}")):
+            if text.startswith(article):
+                text = before_vowel + text[len(article) :]
+            text = text.replace(f" {article}", f" {before_vowel}")
+    return text.replace("{}", phrase)
+
+
+def training_prompt(template: str, noun: str, *, image_token: str | None = None) -> str:
+    """Return the prompt of one training sequence of the subject."""
+    prompt = template.replace("{}", f"{SUBJECT_TOKEN} {noun}")
+    return f"{prompt} {image_token}" if image_token else prompt
+
+
+def sample_prompt(spec: PromptSpec, *, kind: SampleKind, noun: str, description: str | None, learned: bool) -> str:
+    """Return the validation prompt that the model sees.
+
+    Args:
+        learned: whether the model knows [V]; the base does not, there a subject prompt names the class only.
+    """
+    if kind == "description":
+        assert description is not None
+        return fill(spec.text, description)
+    return fill(spec.text, f"{SUBJECT_TOKEN} {noun}" if kind == "subject" and learned else noun)
+
+
+def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
+    """Return prompts from the configuration, which say nothing about what they ask for.
+
+    Raises:
+        ValueError: when a text has no "{}" for the subject.
+    """
+    for text in texts:
+        if "{}" not in text:
+            raise ValueError(f"samples.prompts holds {text!r} without {{}}: write 'a {{}} in the snow'")
+    return tuple(PromptSpec(text=text, category="plain") for text in texts)
