@@ -1,8 +1,8 @@
 """A static key/value cache that is an argument of the model, never a part of it.
 
-Rows of a batch are left-padded to one length, so a single write position serves all of them: slot `i` of row `b`
-holds the token at position `i - pad[b]`. Everything a decoding step needs besides the keys and values (rotary
-factors, attention mask) depends on the slot only and is computed once, when the cache is made.
+Rows of a batch are left-padded to one length, so a single write position serves all of them: slot `i` of
+row `b` holds the token at position `i - pad[b]`. Everything a decoding step needs besides the keys and values
+(rotary factors, attention mask) depends on the slot only and is computed once, when the cache is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class KVCache:
         pad: number of pad slots at the left of each row, (B,) int64.
     """
 
-    def __init__(self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, pad: Tensor) -> None:
+    def __init__(
+        self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, pad: Tensor
+    ) -> None:
         self.keys, self.values = keys, values
         self.cos, self.sin = cos, sin
         self.pad = pad
@@ -43,8 +45,8 @@ class KVCache:
     def mask(self, num_tokens: int) -> Tensor:
         """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T).
 
-        Pads are invisible and later slots too. A pad sees itself, because a row that sees nothing would become
-        NaN and spread through `0 * NaN` to the tokens that do not even look at it.
+        Pads are invisible and later slots too. A pad sees itself, because a row that sees nothing would
+        become NaN and spread through `0 * NaN` to the tokens that do not even look at it.
         """
         end = self.length + num_tokens
         visible = self._visible[..., :end]
@@ -56,7 +58,7 @@ class KVCache:
         return _additive(allowed | (slots[None, :] == rows[:, None]), visible.dtype)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, Hkv, T, hd) at the write position of `layer`; return everything stored so far in that layer."""
+        """Store (B, Hkv, T, hd) at the write position of `layer`; return all it holds up to there."""
         end = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : end] = key
         self.values[layer][:, :, self.length : end] = value
@@ -79,5 +81,6 @@ class KVCache:
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn True = may look into 0 and False into -inf, the form that attention adds without a conversion per layer."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+    """Turn True (may look) into 0 and False into -inf: what attention adds without a conversion per layer."""
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill_(~allowed, float("-inf"))

@@ -1,8 +1,8 @@
-"""The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with a LayerNorm on every query and key head.
+"""The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder that normalises queries and keys per head.
 
-Parameter names are those of transformers' `ChameleonForConditionalGeneration`, and so are the numbers. It differs in
-what that class cannot do: image logits are never masked, the cache is an argument, there is a head slice for the image
-rows of the vocabulary, and there are no buffers, so a model built on `meta` and filled with `assign=True` is complete.
+Parameter names are those of transformers' `ChameleonForConditionalGeneration`, and so are the numbers. What that
+class cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image
+rows, and there are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
 Shapes: B batch, T tokens, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from personalar.models.cache import KVCache
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
+Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class TransformerConfig:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     swin_norm: bool = False
-    """Normalise after attention and MLP, before the residual add (the 34B), rather than before them (the 7B)."""
+    """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
     max_position_embeddings: int = 4096
     attention: Literal["eager", "sdpa"] = "sdpa"
     """How attention is computed, at run time only: "eager" is far faster in the backward pass on a CPU."""
@@ -45,8 +46,8 @@ class TransformerConfig:
             raise ValueError(f"attention={self.attention!r} is unknown; use 'eager' or 'sdpa'")
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ValueError(
-                f"hidden_size={self.hidden_size} must be num_attention_heads={self.num_attention_heads} "
-                "times an even head size"
+                f"hidden_size={self.hidden_size} must be "
+                f"num_attention_heads={self.num_attention_heads} times an even number"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -63,7 +64,7 @@ class TransformerConfig:
     def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> TransformerConfig:
         """Read a transformers `ChameleonConfig` as json; keys it leaves out have the 7B's values.
 
-        Raises ValueError for settings that this class does not compute (biases, scaled RoPE, tied embeddings).
+        Raises ValueError for what this class does not compute (biases, scaled RoPE, tied embeddings).
         """
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -75,7 +76,9 @@ class TransformerConfig:
             ("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)), False),
         ):
             if got != allowed:
-                raise ValueError(f"config.json has {name}={got!r}; only {allowed!r} is supported for Chameleon models")
+                raise ValueError(
+                    f"config.json has {name}={got!r}; a Chameleon model needs {name}={allowed!r}"
+                )
         names = [n for n in cls.__dataclass_fields__ if n not in ("rope_theta", "attention")]
         values = {name: config[name] for name in names if config.get(name) is not None}
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", 32))
@@ -86,12 +89,8 @@ class TransformerConfig:
         """Return the json that transformers' `ChameleonConfig` and `from_hf` read."""
         names = [n for n in self.__dataclass_fields__ if n not in ("rope_theta", "attention")]
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
-        return {
-            "model_type": "chameleon",
-            **{name: getattr(self, name) for name in names},
-            "rope_parameters": rope,
-            "tie_word_embeddings": False,
-        }
+        values = {name: getattr(self, name) for name in names}
+        return {"model_type": "chameleon", **values, "rope_parameters": rope, "tie_word_embeddings": False}
 
 
 class RMSNorm(nn.Module):
@@ -110,7 +109,7 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Parameters of the norm on query or key heads: statistics per head, own scale and shift for each of them."""
+    """The norm on query or key heads: statistics per head, and an own scale and shift for each of them."""
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -123,7 +122,7 @@ class HeadNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE (rotate-half form) to (B, heads, T, hd); `sin` already carries the sign of the swapped halves."""
+    """Apply RoPE (rotate-half form) to (B, heads, T, hd); `sin` carries the sign of the swapped halves."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
@@ -145,8 +144,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if mask is None:
-        num_tokens = query.shape[2]
-        mask = torch.full((num_tokens, num_tokens), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+        mask = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + mask
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
@@ -157,23 +155,23 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.eager = config.attention == "eager"
-        kv_size = self.kv_heads * self.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.q_norm = HeadNorm(self.heads, self.head_dim)
-        self.k_norm = HeadNorm(self.kv_heads, self.head_dim)
+        self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
+        self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         batch, num_tokens, _ = x.shape
-        query = self.q_norm(self.q_proj(x).view(batch, num_tokens, self.heads, self.head_dim)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(x).view(batch, num_tokens, self.kv_heads, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(x).view(batch, num_tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        split = (batch, num_tokens, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
+        value = self.v_proj(x).view(split).transpose(1, 2)
         query, key = rotate(query, *rotary), rotate(key, *rotary)  # (B, heads, T, hd)
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
@@ -206,7 +204,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_after = config.swin_norm
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         if self.norm_after:
             x = x + self.input_layernorm(self.self_attn(x, rotary, mask, cache))
@@ -247,7 +245,7 @@ class ChameleonTransformer(nn.Module):
         """Look up (B, T) ids, giving (B, T, D)."""
         return self.model.embed_tokens(ids)
 
-    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
         """Return cos and signed sin for (B, T) positions, each (B, 1, T, hd)."""
         channels = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=positions.device)
         frequencies = 1.0 / self.config.rope_theta ** (channels / self.config.head_dim)
@@ -261,25 +259,24 @@ class ChameleonTransformer(nn.Module):
         positions = (torch.arange(capacity, device=weight.device)[None] - pad[:, None]).clamp_min(0)
         cos, sin = self.rotary(positions, weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
-        keys, values = (
-            [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(config.num_hidden_layers)]
-            for _ in range(2)
-        )
+        layers = range(config.num_hidden_layers)
+        keys, values = ([weight.new_zeros(shape) for _ in layers] for _ in range(2))
         return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor | None = None, cache: KVCache | None = None, mask: Tensor | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Run the blocks and the final norm.
+        """Run the blocks and the final norm; return hidden states (B, T, D).
 
         Args:
             embeds: (B, T, D).
             positions: (B or 1, T) int; by default 0..T-1, or what the cache says.
             cache: where keys and values go and come from; its write position moves by T.
             mask: additive, broadcastable to (B, H, T, S); by default causal, or what the cache says.
-
-        Returns:
-            Hidden states (B, T, D).
         """
         num_tokens = embeds.shape[1]
         if positions is not None:

@@ -1,9 +1,9 @@
 """The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
 
-Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...), so a bare checkpoint loads as it is.
-The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the identity by default:
-`patch_size` folds patches of pixels into channels before the first convolution and unfolds them after the last,
-because convolutions with few channels at full resolution are what is slow on a CPU.
+Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...), so a bare checkpoint loads
+as it is. The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the
+identity by default: `patch_size` folds patches of pixels into channels before the first convolution and unfolds
+them after the last, because convolutions with few channels at full resolution are what is slow on a CPU.
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Numbers of one VQ model; the names are those of transformers' `ChameleonVQVAEConfig`, plus `patch_size`."""
+    """Numbers of one VQ model: the names of transformers' `ChameleonVQVAEConfig`, plus `patch_size`."""
 
     embed_dim: int = 256
     num_embeddings: int = 8192
@@ -47,8 +47,8 @@ class VQConfig:
         narrow = [m for m in self.channel_multiplier if self.base_channels * m % 32]
         if narrow or self.base_channels % 32:
             raise ValueError(
-                f"base_channels={self.base_channels} times each of channel_multiplier={self.channel_multiplier} "
-                "must be a multiple of 32, the number of groups of the norms"
+                f"base_channels={self.base_channels} times each of "
+                f"channel_multiplier={self.channel_multiplier} must be a multiple of 32 (groups of the norms)"
             )
         if self.attn_type not in ("vanilla", "none", None):
             raise ValueError(f"attn_type={self.attn_type!r} is unknown; use 'vanilla' or None")
@@ -65,13 +65,14 @@ class VQConfig:
 
     def has_attention(self, level: int) -> bool:
         """Tell whether the blocks of `level` (0 = full resolution) have attention."""
-        return self.attn_type == "vanilla" and self.resolution // self.patch_size >> level in self.attn_resolutions
+        side = self.resolution // self.patch_size >> level
+        return self.attn_type == "vanilla" and side in self.attn_resolutions
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VQConfig:
         """Read the json of a `ChameleonVQVAEConfig`; keys it leaves out have the 7B's values."""
         if config.get("double_latent", False):
-            raise ValueError("config.json has double_latent=true; a VQ model with deterministic latents is needed")
+            raise ValueError("config.json has double_latent=true; only deterministic latents are supported")
         values = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         for name in ("channel_multiplier", "attn_resolutions"):
             if name in values:
@@ -153,11 +154,11 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the step to the next if there is one (under its upstream name)."""
 
-    def __init__(self, config: VQConfig, index: int, in_channels: int, out_channels: int, *, blocks: int) -> None:
+    def __init__(self, config: VQConfig, index: int, width_in: int, width: int, *, blocks: int) -> None:
         super().__init__()
-        widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResBlock(a, b, config.dropout) for a, b in zip(widths, widths[1:], strict=False))
-        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(blocks if config.has_attention(index) else 0))
+        widths = [width_in] + [width] * blocks
+        self.block = nn.ModuleList(ResBlock(a, b, config.dropout) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(width) for _ in self.block if config.has_attention(index))
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
@@ -225,7 +226,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(width)
             levels.append(level)
-        self.up = nn.ModuleList(levels)  # indexed by level, 0 = full resolution, although it runs the other way
+        self.up = nn.ModuleList(levels)  # indexed from full resolution, run the other way
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
@@ -271,7 +272,7 @@ class VQModel(nn.Module):
         """
         if pixels.shape[-1] % self.config.downsample or pixels.shape[-2] % self.config.downsample:
             raise ValueError(
-                f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both sides must be multiples of "
+                f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both must be multiples of "
                 f"{self.config.downsample}: crop or resize it first"
             )
         return self.quant_conv(self.encoder(F.pixel_unshuffle(pixels, self.config.patch_size)))
