@@ -1,0 +1,220 @@
+"""A concept: what a stage learned, as a folder that stages hand over and people share.
+
+    concept.json                 provenance: base, subject, identifier names -> ids, stage, numbers, versions, file hashes
+    learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
+    weights.safetensors          changed transformer tensors, or absent
+    lora/                        a PEFT adapter folder, or absent
+
+Loading runs no code and trusts nothing: safetensors and json only, hashes, shapes and finiteness are checked.
+`concept.json` is written last, so a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from personalar import __version__
+from personalar.identifier import Identifier
+
+FORMAT_VERSION = 1
+ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
+LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+
+
+class HasTransformer(Protocol):
+    """What a concept needs of a backend."""
+
+    transformer: nn.Module
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds either all of it or what it held before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Return a hash of a base's weights: names, sizes, and the ends of every weight file (whole when below 2 MiB).
+
+    Hashing all of a 7B takes a minute; headers with every shape lie at the start of a safetensors file.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            if size > 1 << 20:
+                stream.seek(max(1 << 20, size - (1 << 20)))
+                digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("torch", "lightning", "safetensors", "tokenizers", "peft")
+    return {
+        "personalar": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """A learned subject; plain values and CPU tensors."""
+
+    base: dict[str, str]
+    """"name" and "fingerprint" of the base it was learned on."""
+    subject: dict[str, str]
+    """"name", "noun" and "fingerprint"."""
+    stage: str
+    tokens: dict[str, int]
+    """Identifier names -> reserved ids."""
+    rows: Tensor
+    """(K, D), one per token."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Changed transformer tensors by name."""
+    lora: dict[str, bytes] = field(default_factory=dict)
+    """The PEFT adapter's two files by their path in the concept folder, or empty."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings that determine it, plain values."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the folder, `concept.json` last; return it."""
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
+        files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
+        if self.weights:
+            files[WEIGHTS_FILE] = save_safetensors(dict(self.weights), metadata={"format": "pt"})
+        for stale in {WEIGHTS_FILE, *LORA_FILES} - set(files):
+            (folder / stale).unlink(missing_ok=True)
+        for name, data in files.items():
+            write_atomic(folder / name, data)
+        record = {
+            "format_version": FORMAT_VERSION,
+            "base": self.base,
+            "subject": self.subject,
+            "stage": self.stage,
+            "identifier": self.tokens,
+            "config": self.config,
+            "versions": package_versions(),
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        }
+        write_atomic(folder / RECORD_FILE, json.dumps(record, indent=1).encode())
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Concept:
+        """Read a concept folder.
+
+        Raises:
+            FileNotFoundError: when it holds no concept.
+            ValueError: when it was written by another format version, is damaged or holds NaN.
+        """
+        record = _read_record(folder)
+        files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
+        rows = _tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
+        if set(rows) != set(record["identifier"]):
+            raise ValueError(f"{folder}: rows {sorted(rows)} do not match names {sorted(record['identifier'])}")
+        weights = _tensors(folder / WEIGHTS_FILE, files.pop(WEIGHTS_FILE)) if WEIGHTS_FILE in files else {}
+        return cls(
+            base=record["base"],
+            subject=record["subject"],
+            stage=record["stage"],
+            tokens=record["identifier"],
+            rows=torch.cat([rows[name] for name in record["identifier"]]),
+            weights=weights,
+            lora=files,
+            config=record["config"],
+        )
+
+    def check_base(self, *, name: str, fingerprint: str) -> None:
+        """Raise ValueError unless the concept was learned on this very base."""
+        if self.base["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
+                f"({self.base['fingerprint'][:12]}), the loaded base is {name!r} ({fingerprint[:12]}): choose its model"
+            )
+
+    def apply(self, backend: HasTransformer) -> Identifier:
+        """Put the changed weights into `backend`, in place, and return the identifier for it.
+
+        Raises:
+            ValueError: when a tensor is unknown to the backend or has another shape.
+        """
+        parameters = dict(backend.transformer.named_parameters())
+        _check_shapes(self.weights, parameters)
+        width = parameters["model.embed_tokens.weight"].shape[1]
+        if self.rows.shape[1] != width:
+            raise ValueError(f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}")
+        device = next(iter(parameters.values())).device
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                parameters[name].copy_(tensor)
+        return Identifier(tokens=self.tokens, rows=self.rows).to(device)
+
+
+def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, tensor in weights.items():
+        if name not in parameters:
+            raise ValueError(f"the concept changes {name}, which the base does not have: another architecture")
+        if tensor.shape != parameters[name].shape:
+            raise ValueError(
+                f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {tuple(parameters[name].shape)}"
+            )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no concept: {RECORD_FILE} is missing (a finished run has it in concept/)")
+    try:
+        record = json.loads(path.read_bytes())
+        version = record["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): make the concept again") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format_version {version}, this program reads {FORMAT_VERSION}")
+    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
+    missing = {"base", "subject", "stage", "identifier", "config", "files"} - set(record)
+    if missing or not {ROWS_FILE} <= set(record["files"]) <= allowed:
+        raise ValueError(f"{path} is damaged: it lacks {sorted(missing) or ROWS_FILE} or names foreign files")
+    return record
+
+
+def _read_checked(folder: Path, name: str, digest: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the concept folder was not copied completely")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path} differs from what {RECORD_FILE} says: truncated or changed, copy it again")
+    return data
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors = load_safetensors(data)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity; the training diverged, use a lower lr")
+    return tensors

@@ -1,0 +1,93 @@
+"""A stage as data: which parameters move, how fast and for how long.
+
+A method is an ordered set of stages; here its YAML meets the numbers of the model's recipe and becomes optimizer groups.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from personalar.config import MethodConfig, StageMethod
+from personalar.recipe import RecipeConfig, StageNumbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, complete: `trains` says what, `numbers` how."""
+
+    name: str
+    trains: StageMethod
+    numbers: StageNumbers
+
+
+def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, ...]:
+    """Return the method's stages in order, each with its numbers.
+
+    Raises:
+        ValueError: when a stage refers to numbers that the recipe lacks.
+    """
+    for name, stage in method.stages.items():
+        if stage.numbers not in recipe.stages:
+            raise ValueError(
+                f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
+                f"allowed: {', '.join(recipe.stages)}"
+            )
+    return tuple(
+        Stage(name=name, trains=stage, numbers=recipe.stages[stage.numbers])
+        for name, stage in method.stages.items()
+    )
+
+
+def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in the network's order.
+
+    Raises:
+        ValueError: when a pattern matches nothing; the nearest names are told.
+    """
+    named = dict(network.named_parameters())
+    chosen: dict[str, nn.Parameter] = {}
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.0)
+            raise ValueError(f"parameters pattern {pattern!r} matches nothing; names look like {', '.join(near)}")
+        chosen.update((name, named[name]) for name in matched)
+    return {name: parameter for name, parameter in named.items() if name in chosen}
+
+
+def parameter_groups(stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return AdamW groups: the transformer's weights with decay, the identifier rows without."""
+    numbers = stage.numbers
+    groups: list[dict[str, Any]] = []
+    weights = list(weights)
+    if weights:
+        groups.append({"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay})
+    if stage.trains.identifier:
+        groups.append({"name": "identifier", "params": [rows], "lr": numbers.identifier_lr, "weight_decay": 0.0})
+    return groups
+
+
+def lr_factor(step: int, *, numbers: StageNumbers) -> float:
+    """Return what the peak rates are multiplied with at optimizer step `step` (0-based)."""
+    if numbers.schedule == "constant":
+        return 1.0
+    return max(0.0, 1.0 - step / numbers.steps)
+
+
+def sequences_per_step(numbers: StageNumbers) -> int:
+    """Return how many sequences one optimizer step sees."""
+    return numbers.batch * numbers.accumulate
+
+
+def replay_count(numbers: StageNumbers) -> int:
+    """Return how many sequences of a batch are replayed class images; at least one where replay is on."""
+    if numbers.replay_ratio == 0:
+        return 0
+    return min(numbers.batch, max(1, math.floor(numbers.batch * numbers.replay_ratio + 0.5)))
