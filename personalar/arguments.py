@@ -1,0 +1,105 @@
+"""The command line before Hydra sees it: `subject=cat` is understood, and mistakes are answered with what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+
+def group_options(conf: Path, group: str) -> list[str]:
+    """Return the named choices of a config group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def _suggest(value: str, allowed: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _subject_help(conf: Path) -> str:
+    named = [name for name in group_options(conf, "subject") if name != "folder"]
+    return (
+        f"allowed: {', '.join(named)}\n"
+        "  python -m personalar.run +subject=cat stage=both\n"
+        "or your own photos:\n"
+        "  python -m personalar.run +subject=folder subject.path=DIR subject.noun=dog"
+    )
+
+
+def _check_choice(conf: Path, group: str, value: str) -> None:
+    if any(sign in value for sign in "(*[${'\""):  # a sweep or an interpolation is Hydra's business
+        return
+    options = group_options(conf, group)
+    for choice in value.split(","):
+        if choice in options or (choice == "null" and group == "experiment"):
+            continue
+        if group == "subject":
+            raise ValueError(f"subject={choice!r} is not known{_suggest(choice, options)}\n{_subject_help(conf)}")
+        raise ValueError(f"{group}={choice!r} is not known{_suggest(choice, options)}\nallowed: {', '.join(options)}")
+
+
+def _inner_type(hint: Any) -> Any:
+    """Strip "| None" from a type."""
+    arguments = [part for part in typing.get_args(hint) if part is not type(None)]
+    return arguments[0] if type(None) in typing.get_args(hint) and len(arguments) == 1 else hint
+
+
+def check_key(key: str, schema: type) -> None:
+    """Raise ValueError, naming the allowed keys, when `key` (a.b.c) is no setting of `schema`."""
+    hint: Any = schema
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if typing.get_origin(hint) is dict:
+            hint = _inner_type(typing.get_args(hint)[1])
+            continue
+        if not dataclasses.is_dataclass(hint):
+            return
+        hints = typing.get_type_hints(hint)
+        if part not in hints:
+            where = ".".join(parts[:depth]) or "the command"
+            names = [f.name for f in dataclasses.fields(hint)]
+            raise ValueError(
+                f"{key} is no setting: {where} has no {part!r}{_suggest(part, names)}\nallowed: {', '.join(names)}"
+            )
+        hint = _inner_type(hints[part])
+
+
+def prepare_arguments(arguments: Sequence[str], *, schema: type, conf: Path, needs_subject: bool) -> list[str]:
+    """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`.
+
+    Args:
+        schema: the dataclass of the whole configuration.
+        conf: folder of the named choices.
+        needs_subject: whether the command is nothing without one.
+
+    Raises:
+        ValueError: for an unknown setting, an unknown choice, or a missing subject, with what is allowed.
+    """
+    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
+    foreign_conf = any(a.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for a in arguments)
+    prepared, subject_given = [], False
+    for argument in arguments:
+        bare = argument.lstrip("+~")
+        key, equals, value = bare.partition("=")
+        if not equals or argument.startswith("-") or key.startswith("hydra"):
+            prepared.append(argument)
+            continue
+        if key in groups:
+            if not foreign_conf:
+                _check_choice(conf, key, value)
+            subject_given |= key in ("subject", "experiment")
+            prepared.append(f"+{bare}" if key == "subject" else argument)
+            continue
+        if "@" not in key and "/" not in key:
+            check_key(key, schema)
+        prepared.append(argument)
+    shows_only = any(argument.split("=")[0] in SHOW_FLAGS for argument in arguments)
+    if needs_subject and not subject_given and not shows_only:
+        raise ValueError(f"no subject: say what to learn\n{_subject_help(conf)}")
+    return prepared
