@@ -1,0 +1,185 @@
+"""Words to ids, with the special tokens of the Chameleon vocabulary known by name.
+
+A thin wrapper over `tokenizers.Tokenizer`, on purpose without transformers: its automatic tokenizer classes have
+rebuilt byte-level files with another pre-tokenizer. Ids are never assumed: they are looked up under the names
+that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked on loading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
+END_OF_IMAGE, BEGIN_OF_IMAGE = "<eoss>", "<racm3:break>"
+SEPARATOR, NEWLINE = "<reserved08706>", "<reserved08799>"
+SIZE_BASE = 8800  # `<reserved(8800 + n)>` stands for a side of n grids
+CONCEPT_BASE = 9004  # reserved names from here on are used by no released checkpoint
+
+_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
+_SPECIAL = re.compile(
+    r"IMGIMG[A-J]+Z|</?s>|<pad>|<unk>|<mask>|<eoss>|<racm3:break>|<image>|<\|image\|>"
+    r"|<sentinel:\d+>|<reserved\d+>"
+)
+_SPECIAL_ANYWHERE = re.compile(f"(?=({_SPECIAL.pattern}))")  # a lookahead finds overlapping names too
+
+
+def code_name(code: int) -> str:
+    """Return the vocabulary name of an image code: 53 is "IMGIMGFDZ"."""
+    return f"IMGIMG{str(code).translate(_DIGITS_TO_LETTERS)}Z"
+
+
+def reserved_name(number: int) -> str:
+    """Return the name of a reserved token: 8706 is "<reserved08706>"."""
+    return f"<reserved{number:05d}>"
+
+
+class Tokenizer:
+    """Text encoder and table of special ids.
+
+    Raises ValueError when a special token is missing or the image codes are not one block in code order.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        # Names of special tokens inside a user's text are text; we put the real ones in ourselves.
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.bos, self.pad = _require(vocabulary, BOS), _require(vocabulary, PAD)
+        self.boi, self.eoi = _require(vocabulary, BEGIN_OF_IMAGE), _require(vocabulary, END_OF_IMAGE)
+        self.sep, self.newline = _require(vocabulary, SEPARATOR), _require(vocabulary, NEWLINE)
+        self.code_offset = _require(vocabulary, code_name(0))
+        self.num_codes = _count_codes(vocabulary, self.code_offset)
+        self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
+        self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
+        """Ids free for identifiers, in order."""
+        self._special_ids = {index for name, index in vocabulary.items() if _SPECIAL.fullmatch(name)}
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Read a `tokenizer.json`. Raises FileNotFoundError or ValueError, naming the file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs base/tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+        return cls(backend)
+
+    @property
+    def image_rows(self) -> slice:
+        """The rows of the vocabulary that are image codes."""
+        return slice(self.code_offset, self.code_offset + self.num_codes)
+
+    @property
+    def max_grids(self) -> int:
+        """The longest side that has a size token, in grids."""
+        return len(self._size_ids)
+
+    def size_id(self, grids: int) -> int:
+        """Return the token for a side of `grids` grids. Raises ValueError when the vocabulary has none."""
+        if not 1 <= grids <= self.max_grids:
+            raise ValueError(
+                f"an image side of {grids} grids has no size token; allowed are 1 to {self.max_grids}"
+            )
+        return self._size_ids[grids - 1]
+
+    def grids(self, size_id: int) -> int:
+        """Return the side in grids that a size token stands for. Raises ValueError for any other id."""
+        if size_id not in self._size_ids:
+            raise ValueError(f"id {size_id} is not a size token of this vocabulary")
+        return self._size_ids.index(size_id) + 1
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out."""
+        cuts = [0, *(match.start() + 1 for match in _SPECIAL_ANYWHERE.finditer(text)), len(text)]
+        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+        encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
+        return [index for encoding in encodings for index in encoding.ids]
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Return the text of `ids` without special tokens."""
+        return self._backend.decode([index for index in ids if index not in self._special_ids])
+
+    def is_special(self, index: int) -> bool:
+        """Tell whether an id stands for structure rather than text."""
+        return index in self._special_ids
+
+    def save(self, path: Path) -> None:
+        """Write a `tokenizer.json`."""
+        self._backend.save(str(path))
+
+
+def build_tokenizer(
+    texts: Iterable[str], *, num_codes: int, max_grids: int, num_concept_ids: int, vocab_size: int
+) -> tokenizers.Tokenizer:
+    """Train a small byte-level BPE whose special tokens have Chameleon's names in Chameleon's order.
+
+    Args:
+        texts: what its merges are learned from.
+        num_codes, max_grids, num_concept_ids: how many image codes, size tokens and concept tokens.
+        vocab_size: upper bound of the whole vocabulary; at least the specials and 256 bytes.
+    """
+    specials = [BOS, PAD, EOS, UNK, *(code_name(code) for code in range(num_codes))]
+    specials += [END_OF_IMAGE, BEGIN_OF_IMAGE, SEPARATOR, NEWLINE]
+    specials += [reserved_name(SIZE_BASE + 1 + n) for n in range(max_grids)]
+    specials += [reserved_name(CONCEPT_BASE + n) for n in range(num_concept_ids)]
+    if vocab_size < len(specials) + 256:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: {len(specials)} special tokens and 256 bytes "
+            f"need at least {len(specials) + 256}"
+        )
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[\t\n]|    |  "), behavior="isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _require(vocabulary: dict[str, int], name: str) -> int:
+    if name not in vocabulary:
+        raise ValueError(
+            f"the tokenizer has no {name!r}; this is not the vocabulary of a Chameleon image model "
+            f"({len(vocabulary)} entries)"
+        )
+    return vocabulary[name]
+
+
+def _count_codes(vocabulary: dict[str, int], offset: int) -> int:
+    names = [name for name in vocabulary if re.fullmatch(r"IMGIMG[A-J]+Z", name)]
+    for code in range(len(names)):
+        got = vocabulary.get(code_name(code))
+        if got != code + offset:
+            raise ValueError(
+                f"image code {code} ({code_name(code)}) has id {got}, expected {code + offset}: "
+                f"codes must be one block of ids in order, or every decoded image is wrong"
+            )
+    return len(names)
+
+
+def _numbered(vocabulary: dict[str, int], start: int, stop: int) -> tuple[int, ...]:
+    ids = []
+    for number in range(start, stop):
+        if reserved_name(number) not in vocabulary:
+            break
+        ids.append(vocabulary[reserved_name(number)])
+    return tuple(ids)
