@@ -4,7 +4,8 @@
     \\_________________ prompt ________________________/   \\___________ answer ______________/
 
 A row is its codes, left to right, and a NEWLINE. Width comes first in words, height first in size tokens. The
-unconditional context of classifier-free guidance is the answer alone. `h, w` are codes, a grid is `grid_px` pixels.
+unconditional context of classifier-free guidance is the answer alone. `h, w` count codes, a grid is `grid_px`
+pixels.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ProtocolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:
-    """Ids of one training example; `loss_mask[i]` tells whether `ids[i]` is to be predicted from the ids before it."""
+    """One training example; `loss_mask[i]` tells whether `ids[i]` is to be predicted from the ids before it."""
 
     ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
@@ -72,7 +73,7 @@ class Protocol:
     def __init__(self, tokenizer: Tokenizer, config: ProtocolConfig, *, downsample: int) -> None:
         if config.grid_px % downsample:
             raise ValueError(
-                f"grid_px={config.grid_px} must be a multiple of the {downsample} px that one image code covers"
+                f"grid_px={config.grid_px} must be a multiple of {downsample}, the pixels that one code covers"
             )
         self.tokenizer, self.config, self.downsample = tokenizer, config, downsample
         self.codes_per_grid = config.grid_px // downsample
@@ -81,7 +82,7 @@ class Protocol:
         """Return (h, w) codes of an image. Raises ValueError when a side is not a multiple of the grid."""
         if width_px % self.config.grid_px or height_px % self.config.grid_px or min(width_px, height_px) < 1:
             raise ValueError(
-                f"image size {width_px}x{height_px}: both sides must be multiples of {self.config.grid_px} pixels"
+                f"image size {width_px}x{height_px}: both sides must be multiples of {self.config.grid_px}"
             )
         return height_px // self.downsample, width_px // self.downsample
 
@@ -94,7 +95,7 @@ class Protocol:
         """Return BOI and the two size tokens: what comes before the first code."""
         if h % self.codes_per_grid or w % self.codes_per_grid:
             raise ValueError(
-                f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}, one grid"
+                f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid} (a grid)"
             )
         tokens = self.tokenizer
         return [
@@ -137,7 +138,7 @@ class Protocol:
         *,
         loss: Loss | None = None,
     ) -> TrainingSequence:
-        """Return prompt, answer for codes (h, w) and final SEP; `loss` (default: the config's) sets the mask."""
+        """Return prompt, answer for codes (h, w) and final SEP, masked for `loss` (default: the config's)."""
         h, w = codes.shape
         prompt_ids = self.prompt_ids(prompt, w * self.downsample, h * self.downsample, concept_tokens)
         return self._masked(

@@ -1,14 +1,15 @@
 """Words to ids, with the special tokens of the Chameleon vocabulary known by name.
 
-A thin wrapper over `tokenizers.Tokenizer`, on purpose without transformers: its automatic tokenizer classes have
-rebuilt byte-level files with another pre-tokenizer. Ids are never assumed: they are looked up under the names
-that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked on loading.
+A thin wrapper over `tokenizers.Tokenizer`, on purpose without transformers: its automatic tokenizer classes
+have rebuilt byte-level files with another pre-tokenizer. Ids are never assumed: they are looked up under the
+names that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked on loading.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -100,7 +101,7 @@ class Tokenizer:
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text`, never a special id: names of special tokens in it are spelt out."""
         cuts = [0, *(match.start() + 1 for match in _SPECIAL_ANYWHERE.finditer(text)), len(text)]
-        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+        pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
         return [index for encoding in encodings for index in encoding.ids]
 
