@@ -1,0 +1,116 @@
+"""Draw pictures side by side with captions: what a person looks at first.
+
+Columns are what is compared (reference, base, after stage 1, ...), rows are prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK = (28, 30, 36)
+FAINT = (122, 128, 140)
+EMPTY = (238, 239, 242)
+PAPER = (255, 255, 255)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, *, max_lines: int = 3) -> list[str]:
+    """Break `text` at spaces into at most `max_lines` lines of `width_px`; an ellipsis stands for the rest."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} …"]
+    return [_shorten(line, font, width_px) for line in lines]
+
+
+def _shorten(line: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+    """Cut a single line that is too wide (one endless word) and mark the cut."""
+    if font.getlength(line) <= width_px:
+        return line
+    while line and font.getlength(f"{line}…") > width_px:
+        line = line[:-1]
+    return f"{line}…"
+
+
+def _check_rows(rows: Sequence[Sequence[Image.Image | None]], column_titles: Sequence[str]) -> int:
+    """Return the number of columns."""
+    widths = {len(row) for row in rows}
+    if len(widths) != 1:
+        raise ValueError(
+            f"a grid needs rows of equal length; got lengths {sorted(widths)}: fill gaps with None"
+        )
+    (columns,) = widths
+    if column_titles and len(column_titles) != columns:
+        raise ValueError(
+            f"got {len(column_titles)} column titles for {columns} columns; give one for each or none"
+        )
+    return columns
+
+
+def _paste_fitted(
+    canvas: Image.Image, picture: Image.Image | None, left: int, top: int, cell_px: int
+) -> None:
+    """Paste `picture`, scaled to fit a square cell and centred in it; None leaves an empty cell."""
+    ImageDraw.Draw(canvas).rectangle((left, top, left + cell_px - 1, top + cell_px - 1), fill=EMPTY)
+    if picture is None:
+        return
+    scale = cell_px / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    fitted = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(fitted, (left + (cell_px - size[0]) // 2, top + (cell_px - size[1]) // 2))
+
+
+def draw_grid(
+    rows: Sequence[Sequence[Image.Image | None]],
+    *,
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    title: str = "",
+    cell_px: int = 160,
+    gap_px: int = 6,
+) -> Image.Image:
+    """Return one RGB picture of `rows` of pictures.
+
+    Args:
+        rows: pictures of any size; None leaves the cell empty.
+        column_titles: one for each column, or none.
+        row_titles: one for each row, or none; drawn at the left, wrapped to three lines.
+        cell_px: side of a (square) cell.
+
+    Raises:
+        ValueError: rows of unequal length, or titles that do not match.
+    """
+    if not rows or not rows[0]:
+        raise ValueError("a grid needs at least one picture; got none")
+    columns = _check_rows(rows, column_titles)
+    if row_titles and len(row_titles) != len(rows):
+        raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one for each or none")
+    font_px = max(11, cell_px // 11)
+    font = ImageFont.load_default(font_px)
+    title_font = ImageFont.load_default(font_px + 5)
+    label_px = round(cell_px * 1.05) if row_titles else 0
+    title_px = font_px + 5 + 3 * gap_px if title else 0
+    header_px = font_px + 2 * gap_px if column_titles else 0
+    step = cell_px + gap_px
+    size = (label_px + columns * step + gap_px, title_px + header_px + len(rows) * step + gap_px)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((gap_px + 2, gap_px), _shorten(title, title_font, size[0] - 2 * gap_px), INK, title_font)
+    for column, text in enumerate(column_titles):
+        middle = label_px + gap_px + column * step + cell_px // 2
+        draw.text((middle, title_px + gap_px), _shorten(text, font, cell_px), FAINT, font, anchor="ma")
+    for index, row in enumerate(rows):
+        top = title_px + header_px + gap_px + index * step
+        if row_titles:
+            lines = "\n".join(_wrap(row_titles[index], font, label_px - 3 * gap_px))
+            draw.multiline_text((2 * gap_px, top + cell_px // 2), lines, INK, font, anchor="lm", spacing=3)
+        for column, picture in enumerate(row):
+            _paste_fitted(canvas, picture, label_px + gap_px + column * step, top, cell_px)
+    return canvas

@@ -1,0 +1,1 @@
+"""Judges of pictures: CLIP, DINO, and what they say about a subject's samples."""

@@ -1,0 +1,45 @@
+"""What a scorer must offer. Implementations meet these protocols; nothing inherits.
+
+All features are float32, L2-normalised and on the CPU, so that a dot product is a cosine in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from PIL.Image import Image
+from torch import Tensor
+
+
+class ImageTextScorer(Protocol):
+    """Pictures and sentences in one space (CLIP)."""
+
+    name: str
+    """Checkpoint and the hash of its weights; stands in every result."""
+
+    def image_features(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, D)."""
+        ...
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return (B, D)."""
+        ...
+
+
+class ImageScorer(Protocol):
+    """Pictures in a space where the same thing lies close together (DINO)."""
+
+    name: str
+
+    def features(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, D)."""
+        ...
+
+
+def mean_similarity(features: Tensor, references: Tensor) -> Tensor:
+    """Return (B,): the mean cosine of each of `features` (B, D) with all of `references` (R, D).
+
+    The paper's rule (arXiv 2504.13162, section 5.1): the mean over *all* references, then over images.
+    """
+    return (features @ references.T).mean(dim=1)

@@ -1,0 +1,67 @@
+"""CLIP: does the picture look like the references (CLIP-I), does it show what the prompt says (CLIP-T)?
+
+Reads any `CLIPModel` folder: `openai/clip-vit-base-patch32` and the small one that ships with the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from personalar.scoring.preprocess import ImagePreprocessor
+from personalar.scoring.weights import load_model, resolve_folder, weights_name
+
+
+class ClipScorer:
+    """Image and text features of a CLIP checkpoint.
+
+    Args:
+        path: a folder, a hub id ("owner/name@revision") or "package://nano/clip".
+        batch_size: pictures or texts in one forward.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "cpu", batch_size: int = 64) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        folder = resolve_folder(path)
+        self.name = weights_name(path, folder)
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.preprocess = ImagePreprocessor.from_folder(folder)
+        self.model = load_model(CLIPModel, folder).to(self.device)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, D), L2-normalised float32 on the CPU."""
+        parts = [
+            self._image_batch(images[i : i + self.batch_size]) for i in range(0, len(images), self.batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.projection_dim)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return (B, D), L2-normalised float32 on the CPU; texts longer than CLIP's context are cut."""
+        parts = [
+            self._text_batch(texts[i : i + self.batch_size]) for i in range(0, len(texts), self.batch_size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.projection_dim)
+
+    def _image_batch(self, images: Sequence[Image]) -> Tensor:
+        pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return normalize(self.model.visual_projection(pooled), dim=-1).float().cpu()
+
+    def _text_batch(self, texts: Sequence[str]) -> Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        )
+        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)  # (B, T)
+        pooled = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return normalize(self.model.text_projection(pooled), dim=-1).float().cpu()

@@ -1,0 +1,49 @@
+"""DINO: is it the same thing? The measure of subject fidelity (DreamBooth, arXiv 2208.12242, section 4.1).
+
+Reads any folder whose model puts a class token first: `facebook/dino-vits16`, and the small one that ships
+with the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from personalar.scoring.preprocess import ImagePreprocessor
+from personalar.scoring.weights import load_model, resolve_folder, weights_name
+
+
+class DinoScorer:
+    """The class token of the last layer, L2-normalised.
+
+    Args:
+        path: a folder, a hub id ("owner/name@revision") or "package://nano/dino".
+        batch_size: pictures in one forward.
+    """
+
+    def __init__(self, path: str | Path, *, device: str = "cpu", batch_size: int = 64) -> None:
+        from transformers import AutoModel
+
+        folder = resolve_folder(path)
+        self.name = weights_name(path, folder)
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.preprocess = ImagePreprocessor.from_folder(folder)
+        # The pooler is a head for classification that DINO checkpoints do not have and we do not read.
+        self.model = load_model(AutoModel, folder, optional=("pooler.",)).to(self.device)
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, D), L2-normalised float32 on the CPU."""
+        parts = [self._batch(images[i : i + self.batch_size]) for i in range(0, len(images), self.batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.hidden_size)
+
+    def _batch(self, images: Sequence[Image]) -> Tensor:
+        pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)
+        hidden = self.model(pixel_values=pixels).last_hidden_state  # (B, 1 + patches, D)
+        return normalize(hidden[:, 0], dim=-1).float().cpu()

@@ -1,0 +1,98 @@
+"""Pictures to pixel tensors exactly as a folder's `preprocessor_config.json` says, with Pillow alone.
+
+Equals transformers' own Pillow image processors for CLIP and ViT (tests), without torchvision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePreprocessor:
+    """Resize, crop, rescale, normalise."""
+
+    shortest_edge: int | None
+    """Resize so that the shorter side has this many pixels; None: to `size` exactly."""
+    size: tuple[int, int] | None
+    """(height, width) to resize to when `shortest_edge` is None; None: no resize."""
+    crop: tuple[int, int] | None
+    """(height, width) of the centre crop; None: no crop."""
+    resample: int
+    """Pillow's number: 2 bilinear, 3 bicubic."""
+    scale: float
+    """Factor for 0..255 values."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ImagePreprocessor:
+        """Read `folder/preprocessor_config.json`.
+
+        Raises:
+            FileNotFoundError: the folder holds no such file.
+        """
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; a scorer's folder needs it beside config.json")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        crops = found.get("do_center_crop", False)
+        shortest_edge, size = _resize_rule(found, crops)
+        return cls(
+            shortest_edge=shortest_edge,
+            size=size,
+            crop=_height_width(found["crop_size"]) if crops else None,
+            resample=int(found.get("resample", 3)),
+            scale=float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0,
+            mean=tuple(found["image_mean"]) if found.get("do_normalize", True) else (0.0, 0.0, 0.0),
+            std=tuple(found["image_std"]) if found.get("do_normalize", True) else (1.0, 1.0, 1.0),
+        )
+
+    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return (B, 3, H, W) float32, normalised."""
+        pixels = np.stack([np.asarray(self._fit(image.convert("RGB")), dtype=np.float32) for image in images])
+        normalised = (pixels * self.scale - np.float32(self.mean)) / np.float32(self.std)  # (B, H, W, 3)
+        return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        """Resize and crop one RGB picture."""
+        if self.shortest_edge is not None:
+            short, long = sorted(image.size)
+            longer = int(self.shortest_edge * long / short)  # truncated, as transformers does
+            width_first = image.width <= image.height
+            target = (self.shortest_edge, longer) if width_first else (longer, self.shortest_edge)
+            image = image.resize(target, self.resample)
+        elif self.size is not None:
+            image = image.resize((self.size[1], self.size[0]), self.resample)
+        if self.crop is None:
+            return image
+        height, width = self.crop
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+def _height_width(value: int | dict[str, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value["height"], value["width"])
+
+
+def _resize_rule(found: dict, crops: bool) -> tuple[int | None, tuple[int, int] | None]:
+    """Return (shortest_edge, (height, width)), one of them None.
+
+    A bare number means the shorter side to CLIP's processor, which crops, and a square to ViT's, which
+    does not.
+    """
+    if not found.get("do_resize", True):
+        return None, None
+    size = found["size"]
+    if isinstance(size, int):
+        return (size, None) if crops else (None, (size, size))
+    if "shortest_edge" in size:
+        return size["shortest_edge"], None
+    return None, _height_width(size)

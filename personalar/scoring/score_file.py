@@ -1,0 +1,51 @@
+"""`scores.jsonl`: one JSON object a line, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+KEY = ("stage", "kind", "prompt", "seed", "scorer")
+"""What makes two lines speak of the same thing."""
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of `path`; none when it does not exist.
+
+    Raises:
+        ValueError: a line is not a score.
+    """
+    if not path.is_file():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            lines.append({**line, "value": float(line["value"])} if all(key in line for key in KEY) else None)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: not a score ({error}); delete the file and score again"
+            ) from error
+        if lines[-1] is None:
+            raise ValueError(
+                f"{path}, line {number}: not a score: needs {', '.join(KEY)}; delete the file and score again"
+            )
+    return lines
+
+
+def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """Add `lines` to the file, each in place of an older one on the same image and scorer; return how many it holds.
+
+    Atomic, and the same lines may come twice: a resumed run scores again without leaving doubles.
+    """
+    merged = {tuple(line[key] for key in KEY): line for line in [*read_scores(path), *lines]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(
+        "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values()), encoding="utf-8"
+    )
+    os.replace(temporary, path)
+    return len(merged)

@@ -1,0 +1,98 @@
+"""Find a scorer's folder: shipped with the package, on disk, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "package://"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def resolve_folder(where: str | Path) -> Path:
+    """Return the local folder that `where` names.
+
+    Args:
+        where: "package://nano/clip" (inside the installed package), a local folder, or a hub id with an
+            optional revision ("openai/clip-vit-base-patch32@main"), downloaded once.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    text = str(where)
+    if text.startswith(PACKAGE):
+        folder = Path(str(importlib.resources.files("personalar"))) / text.removeprefix(PACKAGE)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{text} is not part of this installation ({folder} does not exist); reinstall it"
+            )
+        return folder
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    if text.startswith(("/", ".", "~")) or text.count("/") != 1:
+        raise FileNotFoundError(
+            f"no folder {text}; give a folder, a hub id such as owner/name, or {PACKAGE}nano/clip"
+        )
+    return _from_hub(text)
+
+
+def _from_hub(text: str) -> Path:
+    """Download config, tokenizer and weights of a hub model, or find them in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = text.partition("@")
+    small = ["*.json", "*.txt"]
+    try:
+        folder = Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[0]])
+        )
+        if not (folder / WEIGHT_FILES[0]).is_file():  # old checkpoints; read with weights_only=True
+            folder = Path(
+                snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[1]])
+            )
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"could not fetch {text} from the Hugging Face hub, and it is not in the local cache; "
+            "check the name and the network, or use scorer=nano, which ships with the package"
+        ) from error
+    return folder
+
+
+def weights_name(where: str | Path, folder: Path) -> str:
+    """Return `where` with twelve hex digits of the weights' sha256: the name that results carry."""
+    for file in WEIGHT_FILES:
+        if (folder / file).is_file():
+            with (folder / file).open("rb") as stream:
+                return f"{where}#{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
+    raise FileNotFoundError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; a scorer needs its weights")
+
+
+def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ()) -> Any:
+    """Load a frozen transformers model and insist that every tensor came from the file.
+
+    Args:
+        auto_class: a transformers class with `from_pretrained`.
+        optional: prefixes of tensors that may be absent because they are not used.
+
+    Raises:
+        ValueError: tensors are missing (transformers would fill them with noise).
+    """
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # the check below says it better
+    try:
+        model, info = auto_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    finally:
+        logging.set_verbosity(level)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional or ("\0",)))
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} tensors of its config.json ({', '.join(missing[:3])}, ...); "
+            "the checkpoint does not belong to this configuration"
+        )
+    return model.float().eval().requires_grad_(False)

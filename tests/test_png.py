@@ -1,0 +1,97 @@
+"""Pictures on disk: metadata that come back, names that are safe, writes that are whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from personalar.grid import draw_grid
+from personalar.png import load_sample, read_png_metadata, sample_filename, save_png, save_sample
+from personalar.types import PromptSpec, Sample
+
+RED = Image.new("RGB", (8, 6), "red")
+
+
+def sample(prompt: str = "a [V] cat in the snow") -> Sample:
+    spec = PromptSpec(text="a {} in the snow", category="recontext", context="snow")
+    return Sample(stage="embedding", prompt=prompt, kind="subject", seed=7, spec=spec, image=RED)
+
+
+def test_a_sample_comes_back_whole(tmp_path):
+    saved = save_sample(sample(), tmp_path, provenance={"base": "nano", "concept": "abc"})
+    assert saved.path.parent == tmp_path / "images" / "embedding"
+    back = load_sample(saved.path)
+    assert back.image.tobytes() == RED.tobytes()
+    assert (back.stage, back.prompt, back.kind, back.seed, back.spec) == (
+        saved.stage,
+        saved.prompt,
+        saved.kind,
+        saved.seed,
+        saved.spec,
+    )
+    assert read_png_metadata(saved.path)["base"] == "nano"
+    assert [file.name for file in saved.path.parent.iterdir()] == [saved.path.name]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=300))
+def test_any_prompt_survives(prompt, tmp_path):
+    saved = save_sample(sample(prompt), tmp_path)
+    assert len(saved.path.name) < 120 and saved.path.parent == tmp_path / "images" / "embedding"
+    assert load_sample(saved.path).prompt == prompt
+
+
+def test_names_differ_where_the_words_do_not():
+    names = {
+        sample_filename("subject", prompt, 0)
+        for prompt in ("a cat", "a cat!", "A CAT", "猫", "犬", "", "x" * 99)
+    }
+    assert len(names) == 7
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = save_png(RED, tmp_path / "a.png")
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_png(Image.new("RGB", (8, 6)), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_foreign_png_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a sample of personalar: its PNG metadata lack stage, prompt"):
+        load_sample(save_png(RED, tmp_path / "photo.png", {"seed": "1"}))
+
+
+def test_grid_places_pictures_and_leaves_gaps_empty():
+    grid = draw_grid([[RED, None], [RED, RED]], cell_px=40, gap_px=4)
+    assert grid.size == (2 * 44 + 4, 2 * 44 + 4)
+    assert grid.getpixel((4 + 20, 4 + 20)) == (255, 0, 0) and grid.getpixel((48 + 20, 4 + 20)) == (
+        238,
+        239,
+        242,
+    )
+    titled = draw_grid(
+        [[RED]], column_titles=["base"], row_titles=["word " * 40 + "x" * 200], title="t" * 300
+    )
+    assert titled.width > titled.height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rows": []}, "at least one picture"),
+        ({"rows": [[RED], [RED, RED]]}, r"rows of equal length; got lengths \[1, 2\]"),
+        ({"rows": [[RED]], "column_titles": ["a", "b"]}, "2 column titles for 1 columns"),
+        ({"rows": [[RED]], "row_titles": ["a", "b"]}, "2 row titles for 1 rows"),
+    ],
+)
+def test_grid_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        draw_grid(**arguments)

@@ -1,0 +1,271 @@
+"""Scorers: real formats, closed-form values, and the errors a user can meet."""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest_scoring import SCORER_PX, make_tiny_clip, tiny_scorer_dir  # noqa: F401  (a fixture)
+from PIL import Image
+
+from personalar.scoring.base import mean_similarity
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
+from personalar.scoring.metrics import MeanScores
+from personalar.scoring.preprocess import ImagePreprocessor
+from personalar.scoring.registry import load_scorers
+from personalar.scoring.score_file import merge_scores, read_scores
+from personalar.scoring.subject_scorer import SubjectScorer, plain_text
+from personalar.scoring.weights import resolve_folder
+from personalar.types import PromptSpec, Sample, Subject
+
+
+def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+class TableClip:
+    """Features looked up by colour and text, so that every score is known in advance."""
+
+    name = "table"
+    texts: ClassVar = {"a cat in the snow": (1, 0, 0), "a cat on the beach": (0, 1, 0), "a cat": (0, 0, 1)}
+
+    def image_features(self, images):
+        pixels = torch.tensor([image.getpixel((0, 0)) for image in images], dtype=torch.float32)
+        return torch.nn.functional.normalize(pixels, dim=-1)
+
+    def text_features(self, texts):
+        return torch.tensor([self.texts.get(text, (0.6, 0.8, 0)) for text in texts], dtype=torch.float32)
+
+
+class TableDino(TableClip):
+    def features(self, images):
+        return self.image_features(images)
+
+
+def plain(*rgb: int) -> Image.Image:
+    return Image.new("RGB", (4, 4), rgb)
+
+
+SNOW = PromptSpec(text="a {} in the snow", category="recontext", context="snow")
+BEACH = PromptSpec(text="a {} on the beach", category="recontext", context="beach")
+RED_HAT = PromptSpec(text="a {} wearing a red hat", category="accessory", accessory="hat", colour="red")
+BARE = PromptSpec(text="a {}", category="plain")
+
+
+def subject(**changes) -> Subject:
+    fields = {"name": "cat", "noun": "cat", "live": True, "fingerprint": "0" * 64}
+    return Subject(**{**fields, "images": (plain(1, 0, 0), plain(0, 1, 0)), **changes})
+
+
+def sample(spec: PromptSpec, image: Image.Image, *, seed: int = 0, stage: str = "embedding") -> Sample:
+    prompt = spec.text.replace("{}", "[V] cat")
+    return Sample(stage=stage, prompt=prompt, kind="subject", seed=seed, spec=spec, image=image)
+
+
+def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir):  # noqa: F811
+    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino", batch_size=2)
+    images = [picture(seed) for seed in range(5)]
+    for features in (scorers.clip.image_features, scorers.dino.features):
+        together = features(images)
+        assert together.dtype == torch.float32 and together.shape[0] == 5
+        torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
+        torch.testing.assert_close(together, torch.cat([features([image]) for image in images]))
+        torch.testing.assert_close(features(images[::-1]).flip(0), together)
+    assert scorers.names()["clip"].startswith(str(tiny_scorer_dir / "clip") + "#")
+
+
+def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):  # noqa: F811
+    clip = ClipScorer(tiny_scorer_dir / "clip")
+    texts = ["a cat", "a cat on the beach wearing a red hat", "a " * 100]
+    together = clip.text_features(texts)
+    torch.testing.assert_close(together, torch.cat([clip.text_features([text]) for text in texts]))
+    assert clip.text_features([]).shape == (0, 16)
+
+
+def test_clip_features_are_those_of_transformers(tiny_scorer_dir):  # noqa: F811
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    images = [picture(1), picture(2, (33, 70))]
+    processor = CLIPImageProcessorPil.from_pretrained(tiny_scorer_dir / "clip")
+    model = CLIPModel.from_pretrained(tiny_scorer_dir / "clip").eval()
+    with torch.no_grad():
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        expected = model.get_image_features(pixel_values=pixels).pooler_output
+    ours = ClipScorer(tiny_scorer_dir / "clip").image_features(images)
+    torch.testing.assert_close(ours, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (40, 63), (200, 31), (32, 32)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "size": {"shortest_edge": 40},
+            "do_center_crop": True,
+            "crop_size": {"height": 32, "width": 32},
+            "resample": 3,
+        },
+        {"size": 40, "do_center_crop": True, "crop_size": 40, "resample": 2},
+        {"size": {"height": 36, "width": 28}, "resample": 2, "do_center_crop": False},
+        {"size": 24, "resample": 3, "do_center_crop": False},
+    ],
+)
+def test_preprocessing_equals_transformers(config, size, tmp_path):
+    from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
+
+    config = {
+        **config,
+        "do_resize": True,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.3, 0.25],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    processor = (CLIPImageProcessorPil if config["do_center_crop"] else ViTImageProcessorPil)(**config)
+    image = picture(3, size)
+    expected = torch.as_tensor(np.asarray(processor([image])["pixel_values"][0]))
+    torch.testing.assert_close(
+        ImagePreprocessor.from_folder(tmp_path)([image])[0], expected, atol=1e-5, rtol=0
+    )
+
+
+def test_dino_reads_the_class_token(tiny_scorer_dir):  # noqa: F811
+    dino = DinoScorer(tiny_scorer_dir / "dino")
+    pixels = dino.preprocess([picture(0)])
+    assert pixels.shape == (1, 3, SCORER_PX, SCORER_PX)
+    with torch.no_grad():
+        token = dino.model(pixel_values=pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(dino.features([picture(0)]), token / token.norm())
+    assert not any(parameter.requires_grad for parameter in dino.model.parameters())
+
+
+def test_mean_similarity_is_over_all_references():
+    features = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    references = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(mean_similarity(features, references), torch.tensor([0.5, 0.7]))
+
+
+def test_score_lines_hold_the_closed_form_values():
+    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BEACH, BARE))
+    lines = scorer.score([sample(SNOW, plain(1, 0, 0)), sample(BEACH, plain(3, 0, 4))])
+    values = [(line["scorer"], line["value"]) for line in lines]
+    assert values == [
+        ("dino", 0.5),
+        ("clip_i", 0.5),
+        ("clip_t", 1.0),
+        ("dino", 0.3),
+        ("clip_i", 0.3),
+        ("clip_t", 0.0),
+    ]
+    assert lines[2]["clip_text"] == "a cat in the snow" and lines[2]["context_top1"] is True
+    assert lines[5]["context_top1"] is False and "accessory_top1" not in lines[5]
+    assert lines[0]["template"] == "a {} in the snow" and json.loads(json.dumps(lines)) == lines
+    assert scorer.score([]) == []
+
+
+def test_a_picture_without_the_accessory_is_not_obedient_by_chance():
+    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(RED_HAT, BARE))
+    bare, hat = scorer.score([sample(RED_HAT, plain(0, 0, 5)), sample(RED_HAT, plain(3, 4, 0))])[2::3]
+    assert bare["accessory_top1"] is False and hat["accessory_top1"] is True
+
+
+def test_bounds_come_from_other_things_and_unseen_views():
+    scorer = SubjectScorer(
+        TableClip(), TableDino(), subject(others=(plain(0, 0, 1),), holdout=(plain(1, 0, 0),))
+    )
+    assert scorer.bounds() == {
+        "floor": {"dino": 0.0, "clip_i": 0.0, "images": 1},
+        "ceiling": {"dino": 0.5, "clip_i": 0.5, "images": 1},
+    }
+    assert SubjectScorer(TableClip(), TableDino(), subject()).bounds() == {"floor": None, "ceiling": None}
+
+
+def test_scoring_the_references_themselves(tiny_scorer_dir):  # noqa: F811
+    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
+    one = picture(1)
+    lines = SubjectScorer(scorers.clip, scorers.dino, subject(images=(one,))).score([sample(SNOW, one)])
+    assert lines[0]["value"] == pytest.approx(1, abs=1e-5) and lines[1]["value"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a [V] cat in the snow", "a cat in the snow"),
+        ("a photo of [V] cat [S3]", "a photo of cat"),
+        ("[V] cat", "cat"),
+        ("a cat [Vx]", "a cat [Vx]"),
+    ],
+)
+def test_clip_never_sees_the_identifier(prompt, text):
+    assert plain_text(prompt) == text
+
+
+def test_mean_scores_count_every_line_once():
+    lines = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BEACH)).score(
+        [sample(SNOW, plain(1, 0, 0)), sample(BEACH, plain(3, 0, 4))]
+    )
+    metric, other = MeanScores(), MeanScores()
+    metric.update(lines[:3])
+    other.update(lines[3:])
+    metric.sums += other.sums  # what torchmetrics does across processes
+    metric.counts += other.counts
+    found = {measure: round(float(value), 6) for measure, value in metric.compute().items()}
+    assert found == {"dino": 0.4, "clip_i": 0.4, "clip_t": 0.5, "context_accuracy": 0.5}
+
+
+def test_scores_of_the_same_image_replace_each_other(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    line = {"stage": "base", "kind": "subject", "prompt": "a cät", "seed": 0, "scorer": "dino", "value": 0.1}
+    assert merge_scores(path, [line, {**line, "seed": 1}]) == 2
+    assert merge_scores(path, [{**line, "value": 0.2}]) == 2
+    assert [found["value"] for found in read_scores(path)] == [0.2, 0.1]
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "base"}', '{"stage": "base", "value": "x"}', "3"])
+def test_a_damaged_score_file_names_the_line(text, tmp_path):
+    (tmp_path / "scores.jsonl").write_text(text + "\n")
+    with pytest.raises(ValueError, match="line 1: not a score"):
+        read_scores(tmp_path / "scores.jsonl")
+
+
+def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):  # noqa: F811
+    with pytest.raises(FileNotFoundError, match="no folder /nowhere/clip; give a folder, a hub id"):
+        resolve_folder("/nowhere/clip")
+    with pytest.raises(FileNotFoundError, match="not part of this installation"):
+        resolve_folder("package://nano/nothing")
+    with pytest.raises(FileNotFoundError, match=r"holds none of model\.safetensors"):
+        ClipScorer(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json does not exist"):
+        (tmp_path / "model.safetensors").write_bytes(
+            (tiny_scorer_dir / "clip" / "model.safetensors").read_bytes()
+        )
+        ClipScorer(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"could not fetch owner/name@abc .* use scorer=nano"):
+        resolve_folder("owner/name@abc")
+
+
+def test_missing_tensors_are_an_error_not_noise(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = make_tiny_clip(tmp_path / "clip")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("visual_projection.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors .*visual_projection\.weight"):
+        ClipScorer(folder)
