@@ -1,0 +1,72 @@
+"""What a person sees while a run works: one line per phase with bar and time left, and where the pictures lie.
+
+On a terminal the bars move; into a file goes one plain line per finished phase.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Speaks to the terminal; silent where `enabled` is false (ranks above zero, tests)."""
+
+    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+        """Speak to `console`, standard output by default."""
+        self.enabled = enabled
+        self.console = console or Console(soft_wrap=True, highlight=False)
+
+    def say(self, message: str, *, style: str | None = None) -> None:
+        """Print one line (markup is not interpreted)."""
+        if self.enabled:
+            self.console.print(message, style=style, markup=False)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+        """Show a bar while the block runs; yields `advance(count=1, note="")`."""
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+        )  # fmt: skip
+        live = self.enabled and self.console.is_terminal
+        progress = Progress(*columns, console=self.console, disable=not live, transient=True)
+        task = progress.add_task(name, total=total, note="")
+        started, last_note = time.perf_counter(), ""
+
+        def advance(count: int = 1, note: str = "") -> None:
+            nonlocal last_note
+            last_note = note or last_note
+            progress.update(task, advance=count, note=last_note)
+
+        with progress:
+            yield advance
+        done = int(progress.tasks[0].completed)
+        seconds = time.perf_counter() - started
+        self.say(f"{name}: {done} {unit} in {seconds:.1f} s{', ' + last_note if last_note else ''}")
+
+
+class StageProgress(L.Callback):
+    """Moves the bar of a phase with the optimizer's steps."""
+
+    def __init__(self, advance: Callable[..., None]) -> None:
+        """Report to `advance(count, note)`."""
+        self.advance, self._last_step = advance, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin where a resumed stage begins."""
+        self._last_step = trainer.global_step
+        self.advance(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Count optimizer steps, not batches."""
+        steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
+        self.advance(steps, f"loss {float(outputs['loss']):.3f}")

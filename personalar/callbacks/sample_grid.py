@@ -1,0 +1,51 @@
+"""Pictures during training: the base's beside the current model's, same prompts, same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from PIL.Image import Image
+
+from personalar.grid import draw_grid
+from personalar.png import save_png
+from personalar.types import Sample
+
+
+def grid_picture(samples: list[Sample], base: Mapping[tuple[str, int], Image], *, label: str, title: str) -> Image:
+    """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
+    columns = [sample.prompt for sample in samples]
+    before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
+    rows, names = [[sample.image for sample in samples]], [label]
+    if any(before):
+        rows, names = [before, *rows], ["before", *names]
+    return draw_grid(rows, column_titles=columns, row_titles=names, title=title)
+
+
+class SampleGrid(L.Callback):
+    """Writes `grids/{stage}_{step}.png` from the validation step's samples."""
+
+    def __init__(self, *, folder: Path, base: Mapping[tuple[str, int], Image]) -> None:
+        """Draw into `folder`, beside the pictures of `base`."""
+        self.folder, self.base = folder, dict(base)
+        self._samples: list[Sample] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Collect the samples of a batch."""
+        self._samples += outputs
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the grid of this step; rank zero writes."""
+        samples, self._samples = self._samples, []
+        if not samples or not trainer.is_global_zero:
+            return
+        stage, step = samples[0].stage, trainer.global_step
+        picture = grid_picture(samples, self.base, label=f"step {step}", title=f"{stage}, step {step}")
+        path = save_png(picture, self.folder / f"{stage}_{step:05d}.png")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # W&B
+                logger.log_image(key="samples", images=[str(path)], step=step)

@@ -1,0 +1,178 @@
+"""What training sees: token sequences of the photos (and of replayed class images), each a function of seed and number.
+
+Images become codes once; sequence number i of a stage is drawn from a generator seeded with (seed, stage, i), so a resumed
+stage continues with the very sequences that an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from personalar.concept import write_atomic
+from personalar.generator import Request
+from personalar.models.backend import ChameleonBackend
+from personalar.models.protocol import TrainingSequence
+from personalar.prompts import image_token_names, training_prompt
+from personalar.recipe import DataNumbers
+from personalar.stage import Stage, replay_count, sequences_per_step
+
+ENCODE_BATCH = 16
+
+
+def stream_seed(*parts: object) -> int:
+    """Return a 63-bit seed that any change of any part changes."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator) -> Image.Image:
+    """Cut a window of the photo's aspect, between `scale_min` and 1 of its size, anywhere in it."""
+    scale = _uniform(generator, scale_min)
+    width, height = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    left = round(_uniform(generator, 0, photo.width - width))
+    top = round(_uniform(generator, 0, photo.height - height))
+    return photo.crop((left, top, left + width, top + height))
+
+
+@torch.no_grad()
+def encode_photos(
+    backend: ChameleonBackend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
+) -> list[Tensor]:
+    """Return per photo the codes (A, h, w) of its A copies and crops."""
+    pools = []
+    for index, photo in enumerate(photos):
+        generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
+        views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
+        views += [photo] if data.copies_per_photo else []
+        pixels = torch.stack([backend.preprocess(view, crop="center", generator=generator) for view in views])
+        codes = torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
+        if data.copies_per_photo:  # the same picture has the same codes
+            codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))
+        pools.append(codes)
+    return pools
+
+
+def cached_codes(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Return the tensors stored at `path` for `key`, or make and store them."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    if path.is_file():
+        with safe_open(path, framework="pt") as stored:
+            if (stored.metadata() or {}).get("key") == digest:
+                return [stored.get_tensor(f"{index:05d}").long() for index in range(len(stored.keys()))]
+    tensors = make()
+    packed = {f"{index:05d}": tensor.to(torch.int32).contiguous() for index, tensor in enumerate(tensors)}
+    write_atomic(path, save(packed, metadata={"key": digest}))
+    return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Class images that the base itself made: `prompts[i]` and its `codes[i]` (h, w)."""
+
+    prompts: tuple[str, ...]
+    codes: tuple[Tensor, ...]
+
+
+class SequenceStream(IterableDataset):
+    """An endless stream of training sequences; which ones depends on their numbers only."""
+
+    def __init__(
+        self,
+        *,
+        backend: ChameleonBackend,
+        stage: Stage,
+        data: DataNumbers,
+        noun: str,
+        tokens: dict[str, int],
+        photo_codes: list[Tensor],
+        replay: Replay | None,
+        loss: str,
+        seed: int,
+        start: int,
+    ) -> None:
+        """Begin with sequence number `start`."""
+        self.protocol, self.stage, self.data, self.noun, self.tokens = backend.protocol, stage, data, noun, tokens
+        self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, start
+        self.image_tokens = image_token_names(len(photo_codes))
+        # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
+        trains_weights = bool(stage.trains.parameters or stage.trains.lora)
+        self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
+
+    def __iter__(self) -> Iterator[TrainingSequence]:
+        """Yield sequences from number `start` on, forever."""
+        number = self.start
+        while True:
+            yield self.sequence(number)
+            number += 1
+
+    def sequence(self, number: int) -> TrainingSequence:
+        """Return sequence `number` of the stage."""
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
+        batch = self.stage.numbers.batch
+        replayed = self.replay is not None and number % batch >= batch - replay_count(self.stage.numbers)
+        prompt, codes = self._replayed(generator) if replayed else self._subject(number, generator)
+        if _uniform(generator) < self.prompt_dropout:
+            return self.protocol.unconditional_ids(codes, loss=self.loss)
+        return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
+
+    def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
+        photo = int(_uniform(generator, 0, len(self.photo_codes)))
+        pool = self.photo_codes[photo]
+        codes = pool[int(_uniform(generator, 0, len(pool)))]
+        template = self.data.templates[int(_uniform(generator, 0, len(self.data.templates)))]
+        ratio = self.data.image_token_ratio
+        with_token = int((number + 1) * ratio) > int(number * ratio)  # exactly `ratio` of them, evenly spread
+        return training_prompt(template, self.noun, image_token=self.image_tokens[photo] if with_token else None), codes
+
+    def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:
+        assert self.replay is not None
+        index = int(_uniform(generator, 0, len(self.replay.codes)))
+        return self.replay.prompts[index], self.replay.codes[index]
+
+
+def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Tensor]:
+    """Return {"ids": (B, T), "loss_mask": (B, T) bool}, padded at the right, where causal attention never looks."""
+    length = max(len(sequence.ids) for sequence in sequences)
+    ids = torch.full((len(sequences), length), pad)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        mask[row, : len(sequence.ids)] = torch.tensor(sequence.loss_mask)
+    return {"ids": ids, "loss_mask": mask}
+
+
+class SubjectData(L.LightningDataModule):
+    """Training: the stage's stream from the current step on. Validation: the prompts of the sample grid, in one batch."""
+
+    def __init__(self, *, make_stream: Callable[[int], SequenceStream], grid: Sequence[Request], pad: int) -> None:
+        """Take a function from the first sequence number to the stream."""
+        super().__init__()
+        self.make_stream, self.grid, self.pad = make_stream, list(grid), pad
+
+    def train_dataloader(self) -> DataLoader:
+        """Continue where the restored step counter stands."""
+        stream = self.make_stream(0)
+        step = self.trainer.global_step if self.trainer is not None else 0
+        stream.start = step * sequences_per_step(stream.stage.numbers)
+        return DataLoader(
+            stream, batch_size=stream.stage.numbers.batch, collate_fn=lambda batch: collate(batch, pad=self.pad)
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the grid's requests."""
+        return DataLoader(self.grid, batch_size=max(1, len(self.grid)), collate_fn=list)

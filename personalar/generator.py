@@ -1,0 +1,159 @@
+"""Prompts in, samples out: backend, decoder and identifier together, with no training framework in sight.
+
+A sample is a function of weights, prompt and seed alone, so what an interrupted run left on disk is simply kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from personalar.identifier import Identifier
+from personalar.models.backend import ChameleonBackend
+from personalar.png import load_sample, sample_filename, save_sample
+from personalar.prompts import sample_prompt
+from personalar.types import PromptSpec, Sample, SampleKind
+
+Progress = Callable[[int], None]
+"""Called with the number of images that were finished since the last call."""
+
+
+class Decoder(Protocol):
+    """What samples codes; see `personalar.decoding`."""
+
+    def __call__(
+        self,
+        backend: ChameleonBackend,
+        prompts: list[list[int]],
+        grid: tuple[int, int],
+        seeds: list[int],
+        identifier: Identifier | None = None,
+    ) -> Tensor:
+        """Return codes (B, h, w) for B prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One image to make: a `Sample` that does not exist yet."""
+
+    stage: str
+    prompt: str
+    kind: SampleKind
+    seed: int
+    spec: PromptSpec
+
+
+def requests_for(
+    stage: str,
+    specs: Sequence[PromptSpec],
+    *,
+    seeds: Sequence[int],
+    kinds: Sequence[SampleKind],
+    noun: str,
+    description: str | None,
+) -> list[Request]:
+    """Return every image that `stage` is judged by; descriptions are for the base, which has not learned [V]."""
+    wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
+    return [
+        Request(
+            stage=stage,
+            kind=kind,
+            seed=seed,
+            spec=spec,
+            prompt=sample_prompt(spec, kind=kind, noun=noun, description=description, learned=stage != "base"),
+        )
+        for kind in wanted
+        for seed in seeds
+        for spec in specs
+    ]
+
+
+def pick_grid_prompts(specs: Sequence[PromptSpec], count: int) -> list[PromptSpec]:
+    """Pick `count` prompts for a picture, taking turns between the categories."""
+    by_category = [list(group) for _, group in groupby(sorted(specs, key=lambda s: s.category), lambda s: s.category)]
+    by_category.sort(key=lambda group: specs.index(group[0]))
+    turns = [group[k] for k in range(max(map(len, by_category))) for group in by_category if k < len(group)]
+    return turns[:count]
+
+
+class Generator:
+    """Makes pictures with one state of the model."""
+
+    def __init__(
+        self, *, backend: ChameleonBackend, decoder: Decoder, identifier: Identifier | None = None, batch: int = 16
+    ) -> None:
+        """Sample at the model's own (square) size, `batch` images at a time."""
+        self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
+
+    @torch.inference_mode()
+    def codes(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
+        """Return codes (B, h, w), one per prompt and seed."""
+        protocol = self.backend.protocol
+        side = protocol.config.resolution
+        tokens = self.identifier.tokens if self.identifier is not None else None
+        ids = [protocol.prompt_ids(prompt, side, side, tokens) for prompt in prompts]
+        done: list[Tensor] = []
+        for start in range(0, len(ids), self.batch):
+            chunk = slice(start, start + self.batch)
+            codes = self.decoder(
+                self.backend, ids[chunk], protocol.code_shape(side, side), list(seeds[chunk]), identifier=self.identifier
+            )
+            done.append(codes)
+            if progress is not None:
+                progress(len(codes))
+        return torch.cat(done)
+
+    @torch.inference_mode()
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Return one picture per prompt and seed."""
+        pixels = self.backend.decode_images(self.codes(prompts, seeds))  # (B, 3, H, W)
+        return [Image.fromarray(array) for array in to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()]
+
+    def samples(self, requests: Sequence[Request]) -> list[Sample]:
+        """Make what is asked for; the same prompt and seed is sampled once."""
+        unique = list(dict.fromkeys((request.prompt, request.seed) for request in requests))
+        pictures = self.images([prompt for prompt, _ in unique], [seed for _, seed in unique])
+        made = dict(zip(unique, pictures, strict=True))
+        return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Truncate [0, 1] to bytes as Lumina-mGPT does (no rounding)."""
+    return (pixels.float().clamp(0, 1) * 255).to(torch.uint8)
+
+
+def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
+    """Cut `requests` into batches of about `size` unique images, those of `first` in a batch of their own before all.
+
+    The cut does not depend on what exists already: a resumed run decodes the same batches.
+    """
+    head = list(first)
+    rest = [request for request in requests if request not in head]
+    rest.sort(key=lambda request: (request.seed, request.prompt))  # equal prompts of two kinds side by side
+    return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
+
+
+def generate_files(
+    requests: Sequence[Request],
+    generator: Generator,
+    run_dir: Path,
+    *,
+    provenance: Mapping[str, str],
+    progress: Progress | None = None,
+) -> list[Sample]:
+    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now and written there."""
+    paths = [run_dir / "images" / r.stage / sample_filename(r.kind, r.prompt, r.seed) for r in requests]
+    if all(path.is_file() for path in paths):
+        samples = [load_sample(path) for path in paths]
+    else:
+        samples = [save_sample(sample, run_dir, provenance=provenance) for sample in generator.samples(requests)]
+    if progress is not None:
+        progress(len(samples))
+    return samples
