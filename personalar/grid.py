@@ -16,7 +16,7 @@ PAPER = (255, 255, 255)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, *, max_lines: int = 3) -> list[str]:
-    """Break `text` at spaces into at most `max_lines` lines of `width_px`; an ellipsis stands for the rest."""
+    """Break `text` at spaces into at most `max_lines` lines of `width_px`; an ellipsis for the rest."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -33,7 +33,7 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "device": "cpu, 2 threads",
      "versions": {"personalar": "0.1.0", "torch": "2.13.0", ...},
      "warnings": ["..."],               what a reader must know: "the nano base knows only its rendered world"
-     "scorers": {"clip": "...", "dino": "..."},     which checkpoints judged (`SubjectScorer.describe()`)
+     "scorers": {"clip": "...", "dino": "..."} | null,   which checkpoints judged (`describe()`)
      "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
                 "embedding": {"steps": 300, "seconds": 31.0},
                 "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran
@@ -43,12 +43,167 @@ The run folder, as this module and `report.py` read it (everything optional but 
 `summary.json`::
 
     {"subject", "model", "noun",
-     "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps", "seconds",
-                        "accessory_accuracy", "images"}},
-     "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "images"} | null,
-     "ceiling": {"dino", "clip_i"} | null, "floor": {"dino", "clip_i"} | null,
+     "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
+                        "seconds", "accessory_accuracy", "class_dino", "images"}},
+     "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
+                     "images"} | null,       the best text description, sampled on the base
+     "ceiling": {"dino", "clip_i", "images"} | null, "floor": {"dino", "clip_i", "images"} | null,
      "total_seconds", "peak_memory_bytes"}
 
-A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of the class and
-1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on class prompts without the identifier.
+A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
+the class and 1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on class
+prompts without the identifier. The means are over the images of kind "subject".
 """
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from personalar.scoring.score_file import read_scores
+from personalar.types import STAGE_NAMES
+
+FORMAT_VERSION = 1
+
+Lines = list[dict[str, Any]]
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Return `run.json`.
+
+    Raises:
+        FileNotFoundError: `run_dir` is not a run folder.
+        ValueError: the file is damaged or of another format.
+    """
+    path = run_dir / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} is not a run folder: no run.json; give the folder that python -m personalar.run wrote"
+        )
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); run the same command again to write it anew"
+        ) from error
+    if run.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {run.get('format_version')!r}; this version of personalar reads "
+            f"{FORMAT_VERSION}: update personalar, or run again"
+        )
+    return run
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean, rounded to six digits; None of nothing, or of what is not finite."""
+    found = [math.nan if value is None else float(value) for value in values]
+    result = sum(found) / len(found) if found else math.nan
+    return round(result, 6) if math.isfinite(result) else None
+
+
+def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | None:
+    """Return (dino - floor) / (ceiling - floor): 0 another thing of the class, 1 the thing itself.
+
+    None without bounds (photographs) or when the scorer cannot tell the two apart.
+    """
+    floor, ceiling = (bounds or {}).get("floor"), (bounds or {}).get("ceiling")
+    if dino is None or not floor or not ceiling or ceiling["dino"] <= floor["dino"]:
+        return None
+    return mean([(dino - floor["dino"]) / (ceiling["dino"] - floor["dino"])])
+
+
+def _select(lines: Lines, **wanted: str) -> Lines:
+    return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+
+
+def _question(lines: Lines, name: str) -> float | None:
+    """Return the share of right answers to a zero-shot question."""
+    return mean([line[name] for line in lines if name in line])
+
+
+def _measures(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the means over the lines of one stage and kind."""
+    dino = mean([line["value"] for line in _select(lines, scorer="dino")])
+    return {
+        "dino": dino,
+        "clip_i": mean([line["value"] for line in _select(lines, scorer="clip_i")]),
+        "clip_t": mean([line["value"] for line in _select(lines, scorer="clip_t")]),
+        "fidelity": fidelity_of(dino, bounds),
+        "context_accuracy": _question(lines, "context_top1"),
+        "accessory_accuracy": _question(lines, "accessory_top1"),
+        "images": len({(line["prompt"], line["seed"]) for line in lines}),
+    }
+
+
+def _by_question(lines: Lines) -> dict[tuple[str, int], float]:
+    """Return DINO by (template, seed), so that the same picture can be compared across stages."""
+    return {(line.get("template", line["prompt"]), line["seed"]): line["value"] for line in lines}
+
+
+def _class_drift(
+    lines: Lines, stage: str, bounds: dict[str, Any] | None
+) -> tuple[float | None, float | None]:
+    """Return (mean DINO on class prompts, rise of fidelity on them since the base).
+
+    Only prompts and seeds that both stages drew count. On the base a subject prompt *is* a class
+    prompt, having no identifier yet, so those lines serve where no separate class samples were drawn.
+    """
+    dino = _select(lines, scorer="dino")
+    base = _by_question(
+        _select(dino, stage="base", kind="subject") + _select(dino, stage="base", kind="class")
+    )
+    now = _by_question(_select(dino, stage=stage, kind="class")) if stage != "base" else base
+    common = sorted(now.keys() & base.keys())
+    before = fidelity_of(mean([base[key] for key in common]), bounds)
+    after = fidelity_of(mean([now[key] for key in common]), bounds)
+    drift = None if before is None or after is None else mean([after - before])
+    return mean(now.values()), drift
+
+
+def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
+    """Return the content of `summary.json` from that of `run.json` and the lines of `scores.jsonl`."""
+    bounds = run.get("bounds") or {}
+    stages: dict[str, Any] = {}
+    for stage in STAGE_NAMES:
+        ran = run.get("stages", {}).get(stage)
+        subject_lines = _select(lines, stage=stage, kind="subject")
+        if ran is None and not subject_lines:
+            continue
+        class_dino, class_drift = _class_drift(lines, stage, bounds)
+        timing = {"steps": (ran or {}).get("steps"), "seconds": (ran or {}).get("seconds")}
+        measures = _measures(subject_lines, bounds)
+        stages[stage] = {**measures, "class_dino": class_dino, "class_drift": class_drift, **timing}
+    described = _select(lines, stage="base", kind="description")
+    return {
+        "subject": run.get("subject"),
+        "model": run.get("model"),
+        "noun": run.get("noun"),
+        "stages": stages,
+        "description": _measures(described, bounds) if described else None,
+        "ceiling": bounds.get("ceiling"),
+        "floor": bounds.get("floor"),
+        "total_seconds": run.get("total_seconds"),
+        "peak_memory_bytes": run.get("peak_memory_bytes"),
+    }
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_summary(run_dir: Path) -> dict[str, Any]:
+    """Write `run_dir/summary.json` from the folder's files and return its content."""
+    run_dir = Path(run_dir)
+    summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
+    write_text_atomically(run_dir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary

@@ -43,7 +43,7 @@ def _preprocessor(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> None:
-    """A word-level tokenizer in the `tokenizer.json` format that ends each text with <end>, where CLIP pools."""
+    """A word-level tokenizer in the `tokenizer.json` format; texts end with <end>, where CLIP pools."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocabulary = {word: index for index, word in enumerate(["<start>", "<end>", "<unk>", *WORDS])}

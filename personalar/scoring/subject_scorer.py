@@ -101,7 +101,7 @@ class SubjectScorer:
         }
 
     def _obedience(self, asked: PromptSpec, image: Tensor, specs: Sequence[PromptSpec]) -> dict[str, bool]:
-        """Return the zero-shot questions that a prompt raises, and whether the picture (D',) answers rightly."""
+        """Return the zero-shot questions that a prompt raises, and if the picture (D',) answers rightly."""
         answers = {}
         if asked.category == "recontext" and asked.context is not None:
             rivals = [spec for spec in specs if spec.category == "recontext" and spec.context is not None]

@@ -1,0 +1,173 @@
+"""summary.json: closed-form values, the schema that other programs read, and the errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from synthetic_run import make_run
+
+from personalar.scoring.score_file import merge_scores
+from personalar.summary import fidelity_of, mean, summarise, write_summary
+
+BOUNDS = {"floor": {"dino": 0.5}, "ceiling": {"dino": 0.9}}
+
+
+def line(
+    stage: str,
+    kind: str,
+    value: float,
+    *,
+    scorer: str = "dino",
+    template: str = "a {}",
+    seed: int = 0,
+    **more,
+):
+    prompt = template.replace("{}", "[V] cat" if kind == "subject" and stage != "base" else "cat")
+    return {
+        "stage": stage,
+        "kind": kind,
+        "prompt": prompt,
+        "template": template,
+        "seed": seed,
+        "scorer": scorer,
+        "value": value,
+        **more,
+    }
+
+
+def test_means_fidelity_and_accuracies():
+    lines = [
+        line("embedding", "subject", 0.6),
+        line("embedding", "subject", 0.8, seed=1),
+        line("embedding", "subject", 0.3, scorer="clip_t", context_top1=True),
+        line("embedding", "subject", 0.1, scorer="clip_t", seed=1, context_top1=False),
+        line("embedding", "subject", 0.2, scorer="clip_t", seed=2, accessory_top1=True),
+        line("embedding", "class", 0.0),
+    ]
+    run = {
+        "bounds": BOUNDS,
+        "stages": {"embedding": {"steps": 7, "seconds": 1.5}},
+        "subject": "tom",
+        "noun": "cat",
+    }
+    stage = summarise(run, lines)["stages"]["embedding"]
+    assert stage == {
+        "dino": 0.7,
+        "clip_i": None,
+        "clip_t": 0.2,
+        "fidelity": 0.5,
+        "context_accuracy": 0.5,
+        "accessory_accuracy": 1.0,
+        "images": 3,
+        "class_dino": 0.0,
+        "class_drift": None,  # nothing to compare with on the base
+        "steps": 7,
+        "seconds": 1.5,
+    }
+
+
+def test_class_drift_compares_the_same_prompts_and_seeds():
+    lines = [
+        line("base", "subject", 0.5),
+        line("base", "subject", 0.9, template="a {} in the snow"),  # not drawn later, so it must not count
+        line("embedding", "class", 0.6),
+        line("transformer", "class", 0.7),
+        line("transformer", "class", 0.1, seed=9),  # not drawn on the base
+    ]
+    stages = summarise({"bounds": BOUNDS}, lines)["stages"]
+    assert stages["base"]["class_drift"] == 0.0
+    assert "embedding" not in stages  # neither run nor sampled with the subject
+    stages = summarise({"bounds": BOUNDS, "stages": {"embedding": {}, "transformer": {}}}, lines)["stages"]
+    assert stages["embedding"]["class_drift"] == pytest.approx(0.25)
+    assert stages["transformer"]["class_drift"] == pytest.approx(0.5)
+
+
+def test_own_class_samples_of_the_base_come_before_its_subject_samples():
+    lines = [line("base", "subject", 0.9), line("base", "class", 0.5), line("embedding", "class", 0.5)]
+    lines[1]["prompt"] = "one cat"
+    stages = summarise({"bounds": BOUNDS, "stages": {"embedding": {}}}, lines)["stages"]
+    assert stages["embedding"]["class_drift"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        (BOUNDS, 0.25),
+        (None, None),
+        ({"floor": None, "ceiling": None}, None),
+        ({"floor": {"dino": 0.9}, "ceiling": {"dino": 0.9}}, None),
+        ({"floor": {"dino": 0.9}, "ceiling": {"dino": 0.5}}, None),
+    ],
+)
+def test_fidelity_needs_bounds_that_differ(bounds, expected):
+    assert fidelity_of(0.6, bounds) == expected
+    assert fidelity_of(None, bounds) is None
+
+
+def test_mean_of_nothing_or_of_nan_is_null():
+    assert mean([]) is None and mean([1.0, float("nan")]) is None and mean([1, None]) is None
+    assert mean([True, False]) == 0.5
+
+
+def test_the_file_has_the_promised_schema(tmp_path):
+    summary = write_summary(make_run(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert {
+        "subject",
+        "model",
+        "noun",
+        "stages",
+        "ceiling",
+        "floor",
+        "total_seconds",
+        "peak_memory_bytes",
+    } <= set(summary)
+    assert list(summary["stages"]) == ["base", "embedding", "transformer"]
+    promised = {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps", "seconds"}
+    for stage in summary["stages"].values():
+        assert promised <= set(stage) and all(stage[key] is not None for key in promised)
+    fidelities = [stage["fidelity"] for stage in summary["stages"].values()]
+    assert fidelities == sorted(fidelities) and summary["description"]["fidelity"] < fidelities[1]
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+
+
+def test_photographs_keep_raw_values_and_have_no_fidelity(tmp_path):
+    summary = write_summary(make_run(tmp_path / "run", rendered=False))
+    after = summary["stages"]["transformer"]
+    assert summary["floor"] is None and summary["ceiling"] is None
+    assert after["fidelity"] is None and after["class_drift"] is None and after["dino"] > 0.8
+
+
+def test_an_unscored_run_still_has_a_summary(tmp_path):
+    stage = write_summary(make_run(tmp_path / "run", scored=False, stages=("base", "embedding")))["stages"][
+        "embedding"
+    ]
+    assert stage["dino"] is None and stage["steps"] == 300 and stage["images"] == 0
+
+
+def test_it_can_be_written_again(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    first = write_summary(run_dir)
+    merge_scores(run_dir / "scores.jsonl", [])
+    assert write_summary(run_dir) == first
+
+
+def test_a_folder_that_is_not_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run folder: no run.json"):
+        write_summary(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged .* run the same command again"):
+        write_summary(tmp_path)
+    (tmp_path / "run.json").write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match="has format_version 99; this version of personalar reads 1"):
+        write_summary(tmp_path)
+
+
+def test_it_needs_no_torch():
+    code = (
+        "import sys, personalar.summary; assert not {'torch', 'transformers', 'lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
