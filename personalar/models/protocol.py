@@ -55,7 +55,7 @@ class ProtocolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSequence:
-    """One training example; `loss_mask[i]` tells whether `ids[i]` is to be predicted from the ids before it."""
+    """One training example; `loss_mask[i]` tells whether `ids[i]` is to be predicted from those before."""
 
     ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
@@ -73,7 +73,7 @@ class Protocol:
     def __init__(self, tokenizer: Tokenizer, config: ProtocolConfig, *, downsample: int) -> None:
         if config.grid_px % downsample:
             raise ValueError(
-                f"grid_px={config.grid_px} must be a multiple of {downsample}, the pixels that one code covers"
+                f"grid_px={config.grid_px} must be a multiple of {downsample}, the pixels of one code"
             )
         self.tokenizer, self.config, self.downsample = tokenizer, config, downsample
         self.codes_per_grid = config.grid_px // downsample
@@ -95,7 +95,7 @@ class Protocol:
         """Return BOI and the two size tokens: what comes before the first code."""
         if h % self.codes_per_grid or w % self.codes_per_grid:
             raise ValueError(
-                f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid} (a grid)"
+                f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}"
             )
         tokens = self.tokenizer
         return [

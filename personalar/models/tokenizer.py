@@ -2,7 +2,7 @@
 
 A thin wrapper over `tokenizers.Tokenizer`, on purpose without transformers: its automatic tokenizer classes
 have rebuilt byte-level files with another pre-tokenizer. Ids are never assumed: they are looked up under the
-names that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked on loading.
+names that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ class Tokenizer:
         """Tell whether an id stands for structure rather than text."""
         return index in self._special_ids
 
-    def save(self, path: Path) -> None:
-        """Write a `tokenizer.json`."""
-        self._backend.save(str(path))
+    def to_json(self) -> str:
+        """Return the content of a `tokenizer.json`."""
+        return self._backend.to_str(pretty=False)
 
 
 def build_tokenizer(

@@ -1,8 +1,8 @@
 """The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with normalised queries and keys.
 
 Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. What that class
-cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows, and
-there are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
+cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows,
+and there are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
 Shapes: B batch, T tokens, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 

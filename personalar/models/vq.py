@@ -1,9 +1,9 @@
 """The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
 
-Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...), so a bare checkpoint loads
-as it is. The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the
-identity by default: `patch_size` folds patches of pixels into channels before the first convolution and unfolds
-them after the last, because convolutions with few channels at full resolution are what is slow on a CPU.
+Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...): a bare checkpoint loads as
+it is. The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the identity
+by default: `patch_size` folds patches of pixels into channels before the first convolution and unfolds them
+after the last, because convolutions with few channels at full resolution are what is slow on a CPU.
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
 """
 
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -264,6 +265,16 @@ class VQModel(nn.Module):
         self.quantize = Codebook(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw weights from N(0, 1 / fan_in) and the codebook from N(0, 1); norms become the identity."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            else:
+                fan_in = 1 if name.startswith("quantize") else parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, embed_dim, h, w), not yet quantised.

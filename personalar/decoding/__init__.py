@@ -1,0 +1,1 @@
+"""Decoders: callables that turn prompts into image codes with a backend, one token rule for all of them."""

@@ -1,0 +1,69 @@
+"""The oracle that decoders are tested against: no cache, no batch, every pass over the full sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from personalar.decoding.sampling import Sampling, cfg_combine, gumbel_noise, seed_tensor
+from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+
+
+class NaiveDecoder:
+    """Same arguments and same images as `PlainDecoder`, slowly."""
+
+    def __init__(
+        self, *, cfg_scale: float = 1.0, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0
+    ) -> None:
+        self.sampling = Sampling(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        backend: Backend,
+        prompts: list[list[int]],
+        grid: tuple[int, int],
+        seeds: list[int],
+        identifier: Identifier | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Draw one image per prompt and seed; return codes (B, h, w) int64."""
+        request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds)
+        images = []
+        for prompt, seed in zip(request.prompts, request.seeds, strict=True):
+            images.append(self._draw(backend, list(prompt), grid, seed, identifier))
+            if progress is not None:
+                progress(len(images) * images[0].numel(), len(prompts) * images[0].numel())
+        return torch.stack(images)
+
+    def _draw(
+        self,
+        backend: Backend,
+        prompt: list[int],
+        grid: tuple[int, int],
+        seed: int,
+        identifier: Identifier | None,
+    ) -> Tensor:
+        seeds = seed_tensor([seed], backend.device)
+        answer: list[int] = []
+        codes: list[int] = []
+        for forced in backend.grammar(*grid):
+            if forced is not None:
+                answer.append(forced)
+                continue
+            logits = self._last_logits(backend, prompt + answer, identifier)
+            if self.sampling.cfg_scale != 1.0:
+                without = self._last_logits(backend, answer, identifier)
+                logits = cfg_combine(logits, without, self.sampling.cfg_scale)
+            position = torch.tensor([len(codes)], device=backend.device)
+            noise = gumbel_noise(seeds, position, logits.shape[-1])[:, 0]
+            codes.append(int(self.sampling.draw(logits, noise)))
+            answer.append(codes[-1] + backend.code_offset)
+        return torch.tensor(codes, device=backend.device).view(grid)
+
+    def _last_logits(self, backend: Backend, ids: list[int], identifier: Identifier | None) -> Tensor:
+        tensor = torch.tensor([ids], device=backend.device)
+        embeds = backend.embed(tensor)
+        if identifier is not None:
+            embeds = identifier(tensor, embeds)
+        return backend.image_logits(backend.forward(embeds)[:, -1])  # (1, K)

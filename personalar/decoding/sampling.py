@@ -1,0 +1,119 @@
+"""How the next image code is chosen: pure functions on logits, shared by all decoders.
+
+The order is Lumina-mGPT's: guidance on raw logits, top-k, temperature, top-p, then a draw. The draw is
+Gumbel-max, argmax(logits + g), and g belongs to (image seed, index of the code in the image) and to nothing else.
+So an image is a function of weights, prompt and seed, whatever the decoder, the batch around it or its place there.
+Shapes: B images, K image codes, P positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ODD = 0x1E3779B97F4A7C15  # spreads neighbouring codes over all 64 bits before they are hashed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the distribution of one code is shaped before it is drawn from."""
+
+    cfg_scale: float = 1.0
+    """Classifier-free guidance; 1 is off and costs nothing."""
+    top_k: int = 0
+    """Keep the k most likely codes, and all that tie with the last of them; 0 is off."""
+    top_p: float = 1.0
+    """Keep the most likely codes that together reach this probability; 1 is off."""
+    temperature: float = 1.0
+    """0 takes the most likely code."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values without a meaning, naming the knob."""
+        if self.cfg_scale < 0:
+            raise ValueError(f"cfg_scale={self.cfg_scale} must be at least 0; 1 turns guidance off")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be at least 0; 0 turns it off")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 turns it off")
+        if self.temperature < 0:
+            raise ValueError(
+                f"temperature={self.temperature} must be at least 0; 0 takes the most likely code"
+            )
+
+    def shape(self, logits: Tensor) -> Tensor:
+        """Apply top-k, temperature and top-p to (..., K)."""
+        if self.top_k:
+            logits = keep_top_k(logits, self.top_k)
+        if self.temperature not in (0.0, 1.0):
+            logits = logits / self.temperature
+        if self.top_p < 1:
+            logits = keep_top_p(logits, self.top_p)
+        return logits
+
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Choose codes (...) from guided logits (..., K) with Gumbel `noise` of that shape."""
+        logits = self.shape(logits)
+        return logits.argmax(-1) if self.temperature == 0 else gumbel_argmax(logits, noise)
+
+
+def cfg_combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Return u + s (c - u) of raw logits."""
+    return torch.add(unconditional, conditional - unconditional, alpha=scale)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Set all but the k largest of (..., K) to -inf; what ties with the k-th stays."""
+    if k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Set (..., K) to -inf but for the fewest largest values that together reach probability p, with ties."""
+    ordered = logits.sort(dim=-1, descending=True).values
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # what the larger ones reach without this one
+    threshold = ordered.masked_fill(before >= p, float("inf")).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
+    """Draw from softmax(logits) (..., K) by argmax(logits + noise), `noise` being standard Gumbel."""
+    return (logits + noise).argmax(-1)
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
+    """Return standard Gumbel noise (B, P, K) as a hash of (seed, position, code).
+
+    A hash rather than a generator: any positions can be had in any order, on any device, with the same values.
+
+    Args:
+        seeds: (B,) int64, from `seed_tensor`.
+        positions: (P,) int64, index of the code in its image.
+        num_codes: K.
+    """
+    codes = torch.arange(num_codes, device=seeds.device)
+    place = _mix(_mix(seeds[:, None]) + positions)  # (B, P)
+    bits = _shift_right(_mix(place[:, :, None] + codes * _ODD), 32)  # (B, P, K), 32 random bits
+    uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)  # in (0, 1), fine near 0 ...
+    return -torch.log(-torch.log1p(-uniform))  # ... and so fine where the noise is large
+
+
+def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:
+    """Return seeds as (B,) int64; any Python int will do."""
+    return torch.tensor([seed % 2**62 for seed in seeds], dtype=torch.int64, device=device)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Hash int64 to int64: the finaliser of splitmix64 (Steele et al. 2014), products modulo 2 ** 64."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        x = (x ^ _shift_right(x, shift)) * factor
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    # `>>` repeats the sign bit, which a hash must not
+    return (x >> bits) & (2 ** (64 - bits) - 1)

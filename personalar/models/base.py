@@ -1,0 +1,123 @@
+"""The contract between a base model and everything above it.
+
+Above a backend everything is token ids, codes and images in [0, 1]; nothing knows a VQ model, a vocabulary or
+a checkpoint format. A backend never samples, never reads config and keeps no inference state: the cache is an
+argument. Shapes: B batch, T tokens, D width, K image codes, (h, w) codes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+Progress = Callable[[int, int], None]
+"""Called with (codes done, codes in all) of the images being decoded, about once per row of codes."""
+
+
+class Cache(Protocol):
+    """Keys and values of a batch; made by `Backend.new_cache`, moved on by `Backend.forward`."""
+
+    length: int
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget the last `num_tokens` tokens of every row."""
+        ...
+
+
+class Identifier(Protocol):
+    """Learned rows that stand in for embeddings of reserved ids."""
+
+    def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
+        """Replace in `embeds` (B, T, D) what `ids` (B, T) names."""
+        ...
+
+
+class Backend(Protocol):
+    """A base model. The contract test runs every implementation through all of it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids and codes must lie."""
+        ...
+
+    @property
+    def code_offset(self) -> int:
+        """The id of image code 0; codes are one block of ids in order."""
+        ...
+
+    def preprocess(
+        self,
+        image: Image.Image,
+        *,
+        crop: Literal["center", "random"] = "center",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return (3, H, W) in [0, 1] of a size this model knows."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
+        ...
+
+    def decode_images(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
+        ...
+
+    def grammar(self, h: int, w: int) -> Sequence[int | None]:
+        """Return the ids of an image of (h, w) codes: forced ones, and None where a code is free."""
+        ...
+
+    def new_cache(self, *, capacity: int, pad: Tensor) -> Cache:
+        """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Map ids (B, T) to embeddings (B, T, D)."""
+        ...
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if there is one."""
+        ...
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """Images to draw: one per prompt, all of one shape.
+
+    Raises ValueError when there is nothing to draw or prompts and seeds do not pair up.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    """Ids before the image, per image."""
+    grid: tuple[int, int]
+    """(h, w) in codes."""
+    seeds: Sequence[int]
+    """One per image; with weights and prompt it determines the image."""
+
+    def __post_init__(self) -> None:
+        """Check what a caller can get wrong."""
+        if not self.prompts or any(len(prompt) == 0 for prompt in self.prompts):
+            raise ValueError(
+                f"got {len(self.prompts)} prompts, some or all empty; give at least one token each"
+            )
+        if len(self.seeds) != len(self.prompts):
+            raise ValueError(
+                f"got {len(self.seeds)} seeds for {len(self.prompts)} prompts; give one per image"
+            )
+        if min(self.grid) < 1:
+            raise ValueError(f"got an image of {self.grid[0]}x{self.grid[1]} codes; both must be at least 1")

@@ -1,0 +1,109 @@
+"""From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly.
+
+A bucket is an image size (width, height) of about the model's area, both sides multiples of one grid, at most
+4:1. The bucket nearest in aspect ratio is filled and what sticks out is cropped.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+MAX_RATIO = 4.0
+
+
+def bucket_sizes(resolution: int, grid_px: int) -> list[tuple[int, int]]:
+    """Return the (width, height) buckets of area `resolution` ** 2, widest first: 49 of them at 512."""
+    area = (resolution // grid_px) ** 2
+    width, height = area, 1
+    sizes = []
+    while width > 0:
+        if max(width, height) / min(width, height) <= MAX_RATIO:
+            sizes.append((width * grid_px, height * grid_px))
+        if (height + 1) * width <= area:
+            height += 1
+        else:
+            width -= 1
+    return sizes
+
+
+def choose_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the bucket that loses least of a `width` x `height` image; of equals the widest."""
+
+    def kept(size: tuple[int, int]) -> float:
+        scales = (size[0] / width, size[1] / height)
+        return min(scales) / max(scales)
+
+    return max(sizes, key=lambda size: (kept(size), size))
+
+
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
+    """Fill `size` (width, height) and crop the rest: halvings by box filter first, then one bicubic step."""
+    while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(size[0] / image.width, size[1] / image.height)
+    resized = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    spare = (image.width - size[0], image.height - size[1])
+    if crop == "random":
+        left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
+    else:
+        left, top = spare[0] // 2, spare[1] // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def flatten_alpha(image: Image.Image) -> Image.Image:
+    """Return RGB with transparency blended on white, truncated to 8 bit as upstream does."""
+    if image.mode == "RGB":
+        return image
+    rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
+    alpha = rgba[..., 3:] / 255.0
+    if alpha.min() == 1.0:
+        return image.convert("RGB")
+    return Image.fromarray(((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
+
+
+def preprocess(
+    image: Image.Image,
+    *,
+    sizes: list[tuple[int, int]],
+    crop: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`.
+
+    Args:
+        image: any mode and size; turned upright by its EXIF orientation.
+        crop: "center" for evaluation; "random" for training, as upstream trained.
+        generator: source of the random crop.
+    """
+    if crop not in ("center", "random"):
+        raise ValueError(f"crop={crop!r} is unknown; use 'center' or 'random'")
+    if crop == "random" and generator is None:
+        raise ValueError("crop='random' needs a torch.Generator, so that the crop can be repeated")
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("RGB", "RGBA"):  # palettes and the like cannot be interpolated
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    size = choose_bucket(image.width, image.height, sizes)
+    image = flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
+    levels = torch.from_numpy(np.array(image, dtype=np.float64))
+    return (levels / 255.0).permute(2, 0, 1).float().contiguous()
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Map [0, 1] to [-1, 1] with the bits of x / 255 * 2 - 1 in float64 where x was an 8-bit level."""
+    levels = images.double() * 255.0
+    whole = levels.round()
+    exact = torch.where((levels - whole).abs() < 1e-4, whole, levels)
+    return (exact / 255.0 * 2.0 - 1.0).float()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map (..., 3, H, W) in [0, 1] to 8-bit (..., H, W, 3), truncating as upstream does."""
+    return (images.float() * 255.0).to(torch.uint8).movedim(-3, -1)
