@@ -1,8 +1,8 @@
 """How the next image code is chosen: pure functions on logits, shared by all decoders.
 
 The order is Lumina-mGPT's: guidance on raw logits, top-k, temperature, top-p, then a draw. The draw is
-Gumbel-max, argmax(logits + g), and g belongs to (image seed, index of the code in the image) and to nothing else.
-So an image is a function of weights, prompt and seed, whatever the decoder, the batch around it or its place there.
+Gumbel-max, argmax(logits + g), and g belongs to (image seed, index of the code in the image) and nothing else.
+So an image is a function of weights, prompt and seed, whatever the decoder, the batch and its place in it.
 Shapes: B images, K image codes, P positions.
 """
 
@@ -88,7 +88,7 @@ def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
 def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     """Return standard Gumbel noise (B, P, K) as a hash of (seed, position, code).
 
-    A hash rather than a generator: any positions can be had in any order, on any device, with the same values.
+    A hash rather than a generator: any positions can be had in any order, on any device, with equal values.
 
     Args:
         seeds: (B,) int64, from `seed_tensor`.
