@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf
 
 from personalar.recipe import RecipeConfig, one_of, within
 
@@ -267,6 +267,24 @@ def conf_dir() -> Path:
         if (candidate / "run.yaml").is_file():
             return candidate
     raise FileNotFoundError(f"no conf/run.yaml in {package} or {package.parent}: reinstall personalar")
+
+
+def package_path(where: str) -> Path:
+    """Return the folder that `where` names: "package://x" lies inside the installed package."""
+    inside = where.removeprefix("package://")
+    return Path(__file__).resolve().parent / inside if inside != where else Path(where).expanduser()
+
+
+def read_config(cfg: DictConfig) -> Any:
+    """Return the typed configuration (`RunConfig` or `SampleConfig`).
+
+    Raises:
+        ValueError: when a value is missing, out of range or contradicts another.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+    return OmegaConf.to_object(cfg)
 
 
 def register() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -21,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from personalar.concept import write_atomic
-from personalar.generator import Request
 from personalar.models.backend import ChameleonBackend
 from personalar.models.protocol import TrainingSequence
 from personalar.prompts import image_token_names, training_prompt
@@ -103,11 +103,10 @@ class SequenceStream(IterableDataset):
         replay: Replay | None,
         loss: str,
         seed: int,
-        start: int,
     ) -> None:
-        """Begin with sequence number `start`."""
+        """Begin with sequence number 0; set `start` to begin elsewhere."""
         self.protocol, self.stage, self.data, self.noun, self.tokens = backend.protocol, stage, data, noun, tokens
-        self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, start
+        self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
         trains_weights = bool(stage.trains.parameters or stage.trains.lora)
@@ -157,22 +156,19 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
 
 
 class SubjectData(L.LightningDataModule):
-    """Training: the stage's stream from the current step on. Validation: the prompts of the sample grid, in one batch."""
+    """Training: the stage's stream from the current step on. Validation: the pictures of the grid, in one batch."""
 
-    def __init__(self, *, make_stream: Callable[[int], SequenceStream], grid: Sequence[Request], pad: int) -> None:
-        """Take a function from the first sequence number to the stream."""
+    def __init__(self, *, stream: SequenceStream, num_grid: int, pad: int) -> None:
+        """Serve `stream`, and the numbers 0 to `num_grid` - 1 of the grid's pictures."""
         super().__init__()
-        self.make_stream, self.grid, self.pad = make_stream, list(grid), pad
+        self.stream, self.num_grid, self.pad = stream, num_grid, pad
 
     def train_dataloader(self) -> DataLoader:
         """Continue where the restored step counter stands."""
-        stream = self.make_stream(0)
-        step = self.trainer.global_step if self.trainer is not None else 0
-        stream.start = step * sequences_per_step(stream.stage.numbers)
-        return DataLoader(
-            stream, batch_size=stream.stage.numbers.batch, collate_fn=lambda batch: collate(batch, pad=self.pad)
-        )
+        numbers = self.stream.stage.numbers
+        self.stream.start = self.trainer.global_step * sequences_per_step(numbers) if self.trainer else 0
+        return DataLoader(self.stream, batch_size=numbers.batch, collate_fn=partial(collate, pad=self.pad))
 
     def val_dataloader(self) -> DataLoader:
-        """Return the grid's requests."""
-        return DataLoader(self.grid, batch_size=max(1, len(self.grid)), collate_fn=list)
+        """Return one batch of picture numbers."""
+        return DataLoader(range(self.num_grid), batch_size=max(1, self.num_grid))

@@ -140,20 +140,24 @@ def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] =
     return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
+def _file(request: Request, run_dir: Path) -> Path:
+    return run_dir / "images" / request.stage / sample_filename(request.kind, request.prompt, request.seed)
+
+
+def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
+    """Tell whether every picture lies in `run_dir/images`."""
+    return all(_file(request, run_dir).is_file() for request in requests)
+
+
 def generate_files(
-    requests: Sequence[Request],
-    generator: Generator,
-    run_dir: Path,
-    *,
-    provenance: Mapping[str, str],
-    progress: Progress | None = None,
+    requests: Sequence[Request], generator: Generator | None, run_dir: Path, *, provenance: Mapping[str, str]
 ) -> list[Sample]:
-    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now and written there."""
-    paths = [run_dir / "images" / r.stage / sample_filename(r.kind, r.prompt, r.seed) for r in requests]
-    if all(path.is_file() for path in paths):
-        samples = [load_sample(path) for path in paths]
-    else:
-        samples = [save_sample(sample, run_dir, provenance=provenance) for sample in generator.samples(requests)]
-    if progress is not None:
-        progress(len(samples))
-    return samples
+    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now and written there.
+
+    Args:
+        generator: may be None where `have_files`.
+    """
+    if have_files(requests, run_dir):
+        return [load_sample(_file(request, run_dir)) for request in requests]
+    assert generator is not None
+    return [save_sample(sample, run_dir, provenance=provenance) for sample in generator.samples(requests)]

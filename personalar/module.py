@@ -5,7 +5,7 @@ What it computes lives in plain functions above the class, so that everything ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -60,6 +60,7 @@ class PersonalizationModule(L.LightningModule):
         stage: Stage,
         weights: Mapping[str, nn.Parameter],
         generator: Generator,
+        grid: Sequence[Request],
         loss: str,
         z_loss: float = 0.0,
     ) -> None:
@@ -68,12 +69,13 @@ class PersonalizationModule(L.LightningModule):
         Args:
             weights: parameters of the backend that train in this stage, by name.
             generator: makes the validation pictures from `backend` and `identifier`.
+            grid: what they are; a validation batch holds numbers into it.
         """
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable tensors only
         self.backend, self.identifier = backend, identifier
         self.stage, self.weights, self.generator = stage, dict(weights), generator
-        self.loss, self.z_loss = loss, z_loss
+        self.grid, self.loss, self.z_loss = tuple(grid), loss, z_loss
         self.requires_grad_(False)
         for parameter in self.weights.values():
             parameter.requires_grad_(True)
@@ -85,9 +87,9 @@ class PersonalizationModule(L.LightningModule):
         self.log("train/loss", loss, batch_size=len(batch["ids"]))
         return loss
 
-    def validation_step(self, batch: list[Request], batch_idx: int) -> list[Sample]:
-        """Return the pictures of the sample grid."""
-        return self.generator.samples(batch)
+    def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
+        """Return the pictures of the grid that `batch` (B,) numbers."""
+        return self.generator.samples([self.grid[index] for index in batch.tolist()])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the stage's groups, and its schedule by step."""

@@ -69,6 +69,14 @@ def choose_threads(setting: Any, *, busy: float, cores: int) -> int:
     return cores if busy < 0.5 else max(1, int(cores - busy - 0.5))
 
 
+def set_torch_threads(setting: Any) -> None:
+    """Choose the number of torch threads by what others leave free right now; see `choose_threads`."""
+    import torch
+
+    busy = busy_cores() if setting == "auto" else 0.0
+    torch.set_num_threads(choose_threads(setting, busy=busy, cores=available_cores()))
+
+
 def peak_memory_bytes() -> int:
     """Return the largest resident set of this process so far; on a GPU the device's peak where that is larger."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

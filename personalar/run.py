@@ -1,0 +1,211 @@
+"""Personalize a base model on a subject: `python -m personalar.run +subject=cat stage=both`.
+
+Check the subject, sample the base, train the stages, sample after each, score, summarize. A run that is started again in
+the same folder finds what is done and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from personalar.arguments import prepare_arguments
+from personalar.config import RunConfig, conf_dir, package_path, read_config, register
+from personalar.process import keep_memory, set_torch_threads
+from personalar.subject import load_subject, validation_prompts
+from personalar.types import Subject
+
+if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
+    from personalar.run_folder import RunFolder
+    from personalar.session import Session
+    from personalar.stage import Stage
+
+
+def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, str]]:
+    """Return the stages to run, each with the stage it starts from.
+
+    Raises:
+        ValueError: when the stage before the first selected one has left no concept.
+    """
+    from personalar.stage import resolve_stages
+
+    stages = resolve_stages(config.method, config.model.recipe)
+    starts = ["base", *[stage.name for stage in stages]]
+    pairs = [pair for pair in zip(stages, starts, strict=False) if pair[0].name in config.stage.run]
+    first, start = pairs[0]
+    if start != "base" and not folder.has_concept(start):
+        raise ValueError(
+            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} holds nothing: "
+            f"run with stage=both, or stage={start} first"
+        )
+    return pairs
+
+
+def request_of(config: RunConfig) -> dict[str, Any]:
+    """Return what this command asks for beyond learning: with the same answer in run.json, the run is finished."""
+    return {"stages": list(config.stage.run), "samples": asdict(config.samples), "scorer": asdict(config.scorer)}
+
+
+def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, started: float) -> Session:
+    """Load the judges and gather what every phase needs."""
+    from hydra.utils import instantiate
+
+    from personalar.callbacks.progress import Reporter
+    from personalar.concept import base_fingerprint
+    from personalar.scoring.registry import load_scorers
+    from personalar.scoring.subject_scorer import SubjectScorer
+    from personalar.session import Session
+
+    set_torch_threads(config.trainer.threads)
+    device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
+    specs = validation_prompts(subject.noun, config.samples)
+    model_path = package_path(config.model.path)
+    scorer = None
+    if config.scorer.clip and config.scorer.dino:
+        scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
+        scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs)
+    return Session(
+        config=config,
+        subject=subject,
+        specs=specs,
+        folder=folder,
+        reporter=Reporter(enabled=int(os.environ.get("LOCAL_RANK", 0)) == 0),
+        decoder=instantiate(asdict(config.decoder), _convert_="all"),
+        scorer=scorer,
+        base={"name": config.model.name, "fingerprint": base_fingerprint(model_path)},
+        model_path=model_path,
+        device=device,
+        started=started - folder.record.get("total_seconds", 0.0),
+    )
+
+
+def record_start(session: Session) -> None:
+    """Write the facts of run.json that are known before the first step."""
+    from personalar.concept import package_versions
+
+    config, subject = session.config, session.subject
+    rendered = config.subject.kind == "rendered"
+    warning = None if rendered else config.model.photo_warning
+    if warning:
+        session.reporter.say(f"note: {warning}", style="yellow")
+    session.folder.update(
+        settings=session.settings,
+        subject=subject.name,
+        noun=subject.noun,
+        live=subject.live,
+        rendered=rendered,
+        description=subject.description,
+        model=config.model.name,
+        method=config.method.name,
+        stage=config.stage.name,
+        command=" ".join(["python -m personalar.run", *map(shlex.quote, HydraConfig.get().overrides.task)]),
+        started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        versions=package_versions(),
+        warnings=[warning] if warning else [],
+        scorers=session.scorer.describe() if session.scorer else {},
+        bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
+    )
+    session.folder.update_stage("base", steps=0, seconds=0.0)
+    session.save_references()
+
+
+def personalize(session: Session, stages: list[tuple[Stage, str]]) -> None:
+    """Do what is not done yet: pictures of the base, then each stage with its pictures and scores."""
+    from personalar.training import train_stage
+
+    folder, reporter = session.folder, session.reporter
+    record_start(session)
+    samples = {"base": session.sample_and_score("base", [])}
+    for stage in ("embedding", "transformer"):
+        pair = next((pair for pair in stages if pair[0].name == stage), None)
+        if pair is None and not folder.has_concept(stage):
+            continue
+        if folder.has_concept(stage):
+            reporter.say(f"stage {stage}: already learned")
+        elif pair is not None:
+            train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
+        folder.publish(stage)
+        samples[stage] = session.sample_and_score(stage, samples["base"])
+    reporter.say(f"overview: {session.draw_overview(samples)}")
+
+
+def finish(session: Session) -> None:
+    """Write the summary and the report, and say where they are."""
+    from personalar.report import write_report
+    from personalar.summary import write_summary
+
+    folder = session.folder
+    session.note_cost()
+    folder.update(finished=request_of(session.config))
+    write_summary(folder.path)
+    session.reporter.say(f"report: {write_report(folder.path)}")
+    for line in result_lines(folder.path):
+        session.reporter.say(line)
+
+
+def result_lines(run_dir: Path) -> list[str]:
+    """Return the table of a finished run, from its summary.json."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
+    lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
+    for stage, values in summary["stages"].items():
+        cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
+        lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
+    total = summary.get("total_seconds")
+    return [*lines, f"total: {total:.0f} s"] if total else lines
+
+
+def launch(cfg: DictConfig) -> None:
+    """Run one configuration; what a user can get wrong ends in one sentence, before torch is imported."""
+    started = time.perf_counter()
+    try:
+        config = read_config(cfg)
+        subject = load_subject(config.subject)
+        # A run is one folder; `hydra.run.dir=DIR` chooses it.
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"personalar.run: {error}") from None
+    print(f"{subject.name}: {len(subject.images)} photos of a {subject.noun} on {config.model.name}, in {run_dir}", flush=True)
+    from personalar.run_folder import RunFolder
+    from personalar.session import learning_settings
+
+    try:
+        folder = RunFolder(run_dir)
+        folder.claim(learning_settings(config), overwrite=config.overwrite)
+        stages = selected_stages(config, folder)
+    except ValueError as error:
+        raise SystemExit(f"personalar.run: {error}") from None
+    if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
+        print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+        print("\n".join(result_lines(run_dir)))
+        return
+    session = open_session(config, subject, folder, started=started)
+    personalize(session, stages)
+    finish(session)
+
+
+def main() -> None:
+    """Entry point: check the arguments, then let Hydra compose the configuration."""
+    keep_memory()
+    conf = conf_dir()
+    try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=RunConfig, conf=conf, needs_subject=True)
+    except ValueError as error:
+        raise SystemExit(f"personalar.run: {error}") from None
+    register()
+    hydra.main(config_path=str(conf), config_name="run", version_base="1.3")(launch)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The folder of one run: where everything lies, what is done already, and whether this run may go on in it.
+
+Deterministic (no date in its name), so the same command finds what an interrupted one left. `summary.py` documents the
+files that outsiders read; this module adds `stages/{stage}/{concept,checkpoints}` and `cache/`, from which a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from personalar.concept import RECORD_FILE, Concept, write_atomic
+from personalar.types import Sample
+
+OWN = ("run.json", "stages", "cache", "images", "grids", "concept", "references", "logs")
+RESULTS = ("scores.jsonl", "summary.json", "report.html")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+class RunFolder:
+    """Paths and the record `run.json` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at `path`; nothing is written yet."""
+        self.path = path
+        record = path / "run.json"
+        self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+
+    def concept(self, stage: str) -> Path:
+        """Where `stage` leaves its concept."""
+        return self.path / "stages" / stage / "concept"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where an unfinished `stage` keeps its last checkpoint."""
+        return self.path / "stages" / stage / "checkpoints"
+
+    def has_concept(self, stage: str) -> bool:
+        """Tell whether `stage` is finished."""
+        return (self.concept(stage) / RECORD_FILE).is_file()
+
+    def claim(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make sure that what lies here was learned with the same `settings`.
+
+        Raises:
+            ValueError: when it was learned with other settings; they are named.
+        """
+        if overwrite:
+            self.clear()
+        old, new = flatten(self.record.get("settings", {})), flatten(settings)
+        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        if self.record and changed:
+            told = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in changed[:4])
+            raise ValueError(
+                f"{self.path} holds a run with other settings ({told}{', ...' if len(changed) > 4 else ''}): "
+                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
+            )
+
+    def clear(self) -> None:
+        """Delete what runs wrote here, and nothing else."""
+        for name in (*OWN, *RESULTS):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.record = {}
+
+    def update(self, **facts: Any) -> None:
+        """Put `facts` into run.json."""
+        self.record = {"format_version": 1, **self.record, **facts}
+        write_atomic(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False).encode())
+
+    def update_stage(self, stage: str, **facts: Any) -> None:
+        """Put `facts` into the stage's entry of run.json."""
+        stages = self.record.get("stages", {})
+        self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
+
+    def publish(self, stage: str) -> Path:
+        """Make the concept of `stage` the run's result, `concept/`; return that folder."""
+        return Concept.load(self.concept(stage)).save(self.path / "concept")
+
+    def base_pictures(self, samples: list[Sample]) -> dict[tuple[str, int], Any]:
+        """Return the base's subject pictures by (prompt template, seed), for grids."""
+        return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}

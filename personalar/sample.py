@@ -1,0 +1,118 @@
+"""Make new pictures of a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a photo of [V] cat"]'`.
+
+The PNG files carry prompt and seed in their metadata; the same concept, prompt and seed give the same picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from personalar.arguments import prepare_arguments
+from personalar.config import SampleConfig, conf_dir, package_path, read_config, register
+from personalar.process import keep_memory
+from personalar.prompts import SUBJECT_TOKEN
+
+
+def concept_folder(where: str) -> Path:
+    """Return the concept folder that `where` is, or that the run folder `where` holds.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    folder = Path(where).expanduser()
+    for candidate in (folder, folder / "concept"):
+        if (candidate / "concept.json").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"concept={where} holds no concept.json: give a concept folder, or the folder of a finished run"
+    )
+
+
+def check_prompts(prompts: list[str], names: list[str]) -> list[str]:
+    """Return notes about prompts that do not name the subject.
+
+    Raises:
+        ValueError: when there is no prompt, or an empty one.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(f"prompts={prompts} must hold at least one prompt, such as 'a photo of {SUBJECT_TOKEN} cat'")
+    silent = [prompt for prompt in prompts if not any(name in prompt for name in names)]
+    return [f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun" for prompt in silent]
+
+
+def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
+    """Sample every prompt with every seed and write the PNG files; return their paths."""
+    import torch
+    from hydra.utils import instantiate
+
+    from personalar.callbacks.progress import Reporter
+    from personalar.concept import Concept, base_fingerprint
+    from personalar.generator import Generator
+    from personalar.models.backend import load_backend
+    from personalar.png import sample_filename, save_png
+    from personalar.process import set_torch_threads
+
+    set_torch_threads(config.trainer.threads)
+    concept, model_path = Concept.load(folder), package_path(config.model.path)
+    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(model_path))
+    backend = load_backend(
+        model_path,
+        dtype=getattr(torch, config.model.dtype),
+        device="cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator,
+        attention=config.trainer.attention,
+    )
+    generator = Generator(
+        backend=backend,
+        identifier=concept.apply(backend),
+        decoder=instantiate(asdict(config.decoder), _convert_="all"),
+        batch=config.model.sampling.batch,
+    )
+    digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
+    wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
+    paths: list[Path] = []
+    reporter = Reporter()
+    with reporter.phase("pictures", len(wanted), "images") as advance:
+        for start in range(0, len(wanted), generator.batch):
+            batch = wanted[start : start + generator.batch]
+            for (prompt, seed), image in zip(batch, generator.images(*zip(*batch, strict=True)), strict=True):
+                facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
+                path = Path(config.out) / sample_filename("subject", prompt, seed)
+                paths.append(save_png(image, path, facts))
+            advance(len(batch))
+    for path in paths:
+        reporter.say(str(path))
+    return paths
+
+
+def launch(cfg: DictConfig) -> None:
+    """Run one configuration; what a user can get wrong ends in one sentence."""
+    try:
+        config = read_config(cfg)
+        folder = concept_folder(config.concept)
+        for note in check_prompts(config.prompts, [SUBJECT_TOKEN]):
+            print(note)
+        write_samples(config, folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"personalar.sample: {error}") from None
+
+
+def main() -> None:
+    """Entry point."""
+    keep_memory()
+    conf = conf_dir()
+    try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
+    except ValueError as error:
+        raise SystemExit(f"personalar.sample: {error}") from None
+    register()
+    hydra.main(config_path=str(conf), config_name="sample", version_base="1.3")(launch)()
+
+
+if __name__ == "__main__":
+    main()

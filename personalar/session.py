@@ -1,0 +1,195 @@
+"""One run at work: its settings, subject and folder, with the few things every phase does — load, sample, score."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personalar.callbacks.progress import Reporter
+from personalar.callbacks.sample_grid import grid_picture
+from personalar.concept import RECORD_FILE, Concept
+from personalar.config import RunConfig
+from personalar.generator import Decoder, Generator, Request, chunks, generate_files, have_files, pick_grid_prompts, requests_for
+from personalar.grid import draw_grid
+from personalar.identifier import Identifier
+from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.png import save_png
+from personalar.process import peak_memory_bytes, set_torch_threads
+from personalar.run_folder import RunFolder
+from personalar.scoring.score_file import merge_scores
+from personalar.scoring.subject_scorer import SubjectScorer
+from personalar.types import PromptSpec, Sample, Subject
+
+
+def learning_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that determine what is learned, as plain values."""
+    model = asdict(config.model)
+    model.pop("photo_warning")
+    return {
+        "model": model,
+        "subject": asdict(config.subject),
+        "method": asdict(config.method),
+        "decoder": asdict(config.decoder),
+        "seed": config.seed,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What every phase of a run needs."""
+
+    config: RunConfig
+    subject: Subject
+    specs: tuple[PromptSpec, ...]
+    folder: RunFolder
+    reporter: Reporter
+    decoder: Decoder
+    scorer: SubjectScorer | None
+    base: dict[str, str]
+    """Name and fingerprint of the base."""
+    model_path: Path
+    device: str
+    started: float
+    """When the run began (`time.perf_counter`), less what earlier parts of it took."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the result."""
+        return learning_settings(self.config)
+
+    @property
+    def run_name(self) -> str:
+        """For loggers."""
+        return f"{self.config.model.name}-{self.subject.name}"
+
+    def load(self, stage: str) -> tuple[ChameleonBackend, Identifier | None]:
+        """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
+        set_torch_threads(self.config.trainer.threads)
+        backend = load_backend(
+            self.model_path,
+            dtype=getattr(torch, self.config.model.dtype),
+            device=self.device,
+            attention=self.config.trainer.attention,
+        )
+        if stage == "base":
+            return backend, None
+        concept = Concept.load(self.folder.concept(stage))
+        concept.check_base(**self.base)
+        return backend, concept.apply(backend)
+
+    def generator(self, backend: ChameleonBackend, identifier: Identifier | None) -> Generator:
+        """Return what makes pictures with this state of the model."""
+        batch = self.config.model.sampling.batch
+        return Generator(backend=backend, decoder=self.decoder, identifier=identifier, batch=batch)
+
+    def requests(self, stage: str) -> list[Request]:
+        """Return every picture that `stage` is judged by."""
+        samples = self.config.samples
+        return requests_for(
+            stage,
+            self.specs,
+            seeds=samples.seeds,
+            kinds=samples.kinds,  # type: ignore[arg-type]  # checked by SamplesConfig
+            noun=self.subject.noun,
+            description=self.subject.description,
+        )
+
+    def grid_requests(self, stage: str) -> list[Request]:
+        """Return the pictures of the grid: the subject in a few prompts, first seed."""
+        shown = pick_grid_prompts(self.specs, self.config.samples.num_grid_prompts)
+        seed = self.config.samples.seeds[0]
+        wanted = [r for r in self.requests(stage) if r.kind == "subject" and r.seed == seed]
+        return [request for spec in shown for request in wanted if request.spec == spec]
+
+    def sample(self, stage: str, base_samples: list[Sample]) -> list[Sample]:
+        """Make (or find) all pictures of `stage`; the grid comes first and is drawn at once."""
+        requests, grid = self.requests(stage), self.grid_requests(stage)
+        batches = chunks(requests, self.config.model.sampling.batch, first=grid)
+        provenance = self.provenance(stage)
+        found: list[Sample] = []
+        with self.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
+            generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
+            for index, batch in enumerate(batches):
+                found += generate_files(batch, generator, self.folder.path, provenance=provenance)
+                advance(len(batch))
+                if index == 0 and grid:
+                    self.draw_grid(stage, found[: len(grid)], base_samples or found)
+        return found
+
+    def sample_and_score(self, stage: str, base_samples: list[Sample]) -> list[Sample]:
+        """Make all pictures of `stage` and judge them."""
+        samples = self.sample(stage, base_samples)
+        self.score(stage, samples)
+        self.note_cost()
+        return samples
+
+    def provenance(self, stage: str) -> dict[str, str]:
+        """Return what every picture says about the model that made it."""
+        texts = {"base": f"{self.base['name']} {self.base['fingerprint'][:12]}"}
+        if stage != "base":
+            record = (self.folder.concept(stage) / RECORD_FILE).read_bytes()
+            texts["concept"] = hashlib.sha256(record).hexdigest()[:12]
+        return texts
+
+    def note_cost(self) -> None:
+        """Put time, memory and device of the run so far into run.json."""
+        before = self.folder.record.get("peak_memory_bytes", 0)
+        self.folder.update(
+            total_seconds=round(time.perf_counter() - self.started, 3),
+            peak_memory_bytes=max(before, peak_memory_bytes()),
+            device=f"{self.device}, {torch.get_num_threads()} threads",
+        )
+
+    def draw_grid(self, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+        """Write and announce the grid of a finished stage."""
+        before = self.folder.base_pictures(base_samples)
+        title = f"{self.subject.name} on {self.config.model.name}: {stage}"
+        picture = grid_picture(samples, before, label=f"after {stage}" if stage != "base" else "base", title=title)
+        path = save_png(picture, self.folder.path / "grids" / f"{stage}.png")
+        self.reporter.say(f"grid: {path}")
+
+    def draw_overview(self, samples: Mapping[str, list[Sample]]) -> Path:
+        """Write one picture of the whole run: the photos above the same prompts at every stage."""
+        shown = {stage: [s for s in found if s.kind == "subject"][: self.config.samples.num_grid_prompts]
+                 for stage, found in samples.items()}  # fmt: skip
+        columns = max(len(found) for found in shown.values())
+        photos = [*self.subject.images[:columns], *[None] * (columns - len(self.subject.images))]
+        rows = [photos, *[[s.image for s in found] for found in shown.values()]]
+        titles = [s.spec.text.replace("{}", self.subject.noun) for s in next(iter(shown.values()))]
+        picture = draw_grid(
+            rows,
+            column_titles=titles,
+            row_titles=["photos", *shown],
+            title=f"{self.subject.name} on {self.config.model.name}",
+        )
+        return save_png(picture, self.folder.path / "grids" / "overview.png")
+
+    def score(self, stage: str, samples: list[Sample]) -> None:
+        """Judge `samples` and put the lines into scores.jsonl."""
+        if self.scorer is None:
+            return
+        batch = 64
+        with self.reporter.phase(f"scores {stage}", len(samples), "images") as advance:
+            lines: list[dict[str, Any]] = []
+            for start in range(0, len(samples), batch):
+                part = samples[start : start + batch]
+                lines += self.scorer.score(part)
+                advance(len(part))
+        merge_scores(self.folder.path / "scores.jsonl", lines)
+
+    def save_references(self) -> None:
+        """Write the training photos to `references/`."""
+        for index, photo in enumerate(self.subject.images):
+            path = self.folder.path / "references" / f"{index:02d}.png"
+            if not path.is_file():
+                small = photo.copy()
+                small.thumbnail((512, 512))
+                save_png(small, path)
+
+
