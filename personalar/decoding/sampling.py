@@ -1,7 +1,7 @@
 """How the next image code is chosen: pure functions on logits, shared by all decoders.
 
 The order is Lumina-mGPT's: guidance on raw logits, top-k, temperature, top-p, then a draw. The draw is
-Gumbel-max, argmax(logits + g), and g belongs to (image seed, index of the code in the image) and nothing else.
+Gumbel-max, argmax(logits + g), where g belongs to (image seed, index of the code) and nothing else.
 So an image is a function of weights, prompt and seed, whatever the decoder, the batch and its place in it.
 Shapes: B images, K image codes, P positions.
 """

@@ -1,7 +1,7 @@
 """Low-rank adapters on attention projections, by PEFT and in PEFT's files.
 
-The paper's Table 3 (arXiv 2504.13162) adapts q, k and v of every N-th layer. An adapter written here loads with
-`PeftModel.from_pretrained` on transformers' Chameleon class, because our parameter names are the same.
+The paper's Table 3 (arXiv 2504.13162) adapts q, k and v of every N-th layer. An adapter written here loads
+with `PeftModel.from_pretrained` on transformers' Chameleon class, because our parameter names are the same.
 """
 
 from __future__ import annotations
@@ -84,8 +84,14 @@ def lora_files(transformer: ChameleonTransformer) -> dict[str, bytes]:
     }
     with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
         transformer.peft_config["default"].save_pretrained(folder)
-        config = (Path(folder) / CONFIG_FILE).read_bytes()
-    return {WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}), CONFIG_FILE: config}
+        config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
+    config["target_modules"] = sorted(
+        config["target_modules"]
+    )  # a set inside PEFT; equal adapters, equal bytes
+    return {
+        WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
+    }
 
 
 def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
@@ -107,18 +113,15 @@ def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> 
         raise ValueError(
             "the adapter is not plain LoRA (peft_type LORA, no DoRA, no bias); it cannot be loaded"
         )
-    layers = {key: config.get(key) for key in ("layers_to_transform", "layers_pattern")}
-    if config.get("use_rslora"):
-        kept["use_rslora"] = True
-    parameters = _inject(transformer, kept | layers)
+    optional = ("layers_to_transform", "layers_pattern", "use_rslora")
+    kept |= {key: config[key] for key in optional if config.get(key)}
+    parameters = _inject(transformer, kept)
     expected = {f"{_PREFIX}{name.replace('.default.', '.')}": p for name, p in parameters.items()}
     wrong = sorted(set(saved) ^ set(expected))
     wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]
     if wrong:
         remove_lora(transformer)
-        raise ValueError(
-            f"the adapter belongs to another architecture; tensors that do not fit: {', '.join(wrong)}"
-        )
+        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
     for name, parameter in expected.items():
         parameter.data.copy_(saved[name])
     return parameters
