@@ -1,0 +1,102 @@
+"""Line charts as inline SVG: no plotting library, no script, sharp on every screen, coloured by the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from xml.sax.saxutils import escape, quoteattr
+
+Point = tuple[float, float]
+Scale = Callable[[float], float]
+
+WIDTH, HEIGHT = 440, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 42
+
+
+def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
+    """Return round numbers (1, 2 or 5 times a power of ten apart) that cover `low` to `high`."""
+    span = max(high - low, 1e-9)
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def smooth(points: Sequence[Point], *, share: float = 0.06) -> list[Point]:
+    """Return the exponential mean, unbiased at the start, with a memory of `share` of the points."""
+    memory = 1 - 1 / max(1.0, share * len(points))
+    total = weight = 0.0
+    result = []
+    for x, y in points:
+        total, weight = memory * total + y, memory * weight + 1
+        result.append((x, total / weight))
+    return result
+
+
+def thin(points: Sequence[Point], *, most: int = 300) -> list[Point]:
+    """Return at most about `most` points, evenly chosen, always with the last one."""
+    stride = max(1, math.ceil(len(points) / most))
+    chosen = list(points[::stride])
+    return chosen if chosen and chosen[-1] == points[-1] else [*chosen, points[-1]]
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+def _axes(
+    x_ticks: Sequence[float], y_ticks: Sequence[float], x_of: Scale, y_of: Scale, x_title: str
+) -> list[str]:
+    """Return grid lines and numbers."""
+    parts = []
+    for tick in y_ticks:
+        y = y_of(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_label(tick)}</text>')
+    floor, right = HEIGHT - BOTTOM + 19, WIDTH - RIGHT
+    for tick in x_ticks:
+        parts.append(f'<text x="{x_of(tick):.1f}" y="{floor}" text-anchor="middle">{_label(tick)}</text>')
+    parts.append(
+        f'<text class="axis" x="{right}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>'
+    )
+    return parts
+
+
+def _polyline(points: Sequence[Point], x_of: Scale, y_of: Scale, name: str) -> str:
+    coordinates = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+    return f'<polyline class="{name}" points="{coordinates}"/>'
+
+
+def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") -> str:
+    """Return an `<svg>` with the raw values, faint, and their running mean.
+
+    Args:
+        points: at least one (x, y), sorted by x, finite.
+        title: read out by screen readers.
+    """
+    mean = smooth(points)
+    # The first steps may be far off: clip the view to what the running mean shows, plus some of the noise.
+    ordered = sorted(y for _, y in points)
+    low = min(min(y for _, y in mean), ordered[len(ordered) // 50])
+    high = max(max(y for _, y in mean), ordered[-1 - len(ordered) // 50])
+    y_ticks = nice_ticks(low, high if high > low else low + 1)
+    right = max(points[-1][0], points[0][0] + 1)
+    x_ticks = [tick for tick in nice_ticks(points[0][0], right) if points[0][0] <= tick <= right]
+
+    def x_of(x: float) -> float:
+        return LEFT + (x - points[0][0]) / (right - points[0][0]) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(y: float) -> float:
+        shown = min(max(y, y_ticks[0]), y_ticks[-1])
+        return HEIGHT - BOTTOM - (shown - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={quoteattr(title)}>',
+        *_axes(x_ticks, y_ticks, x_of, y_of, x_title),
+        _polyline(thin(points), x_of, y_of, "raw"),
+        _polyline(thin(mean), x_of, y_of, "mean"),
+        "</svg>",
+    ]
+    return "".join(parts)

@@ -1,0 +1,208 @@
+"""report.html: one file, everything in it, nothing fetched; and it can be written from what is left of a folder."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import shutil
+
+import pytest
+from PIL import Image
+from synthetic_run import PROMPTS, make_run
+
+from personalar.plot import line_chart, nice_ticks, smooth, thin
+from personalar.png import save_png
+from personalar.report import (
+    duration,
+    memory,
+    number,
+    percent,
+    picture_uri,
+    read_losses,
+    read_samples,
+    write_report,
+)
+
+VOID = {"meta", "img"}
+
+
+class Balance(html.parser.HTMLParser):
+    """Fails on a tag that is closed out of order; collects what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        found = dict(attrs)
+        self.sources += [found[name] for name in ("src", "href") if found.get(name)]
+        if tag == "img" and "src" in found:
+            self.images += 1
+            assert found["loading"] == "lazy" and found["alt"]
+
+    def handle_startendtag(self, tag, attrs):
+        """Count nothing: `<line/>` opens and closes."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parse(text: str) -> Balance:
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    return parser
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = make_run(tmp_path_factory.mktemp("reports") / "run")
+    return run_dir, write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_one_file_that_fetches_nothing(finished):
+    run_dir, text = finished
+    page = parse(text)
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"url\(|@import|<link|https?://", text)
+    # 5 references; base, embedding, transformer for each prompt; class prompts likewise; the text description
+    assert page.images == 5 + 3 * len(PROMPTS) + 3 * len(PROMPTS) + len(PROMPTS)
+    assert (run_dir / "summary.json").is_file()
+
+
+def test_it_shows_what_was_asked_for(finished):
+    _, text = finished
+    for wanted in (
+        "Base model",
+        "After stage 1",
+        "After stage 2",
+        "Ceiling: unseen views",
+        "Floor: others of the class",
+        "Best text description",
+        "a ⟨cat⟩ in the snow",
+        "a [V] cat in the snow",
+        "Training loss, after stage 1",
+        "python -m personalar.sample",
+        "python -m personalar.run +subject=cat stage=both",
+        "noun: cat",
+        "2.13.0",
+        "package://nano/clip#0123456789ab",
+        "3 min 35 s",
+        "1.3 GB",
+    ):
+        assert wanted in text, wanted
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ("scores.jsonl", "Ceiling: unseen views"),
+        ("logs", "<svg"),
+        ("references", "all that the model was shown"),
+        (".hydra", "Configuration"),
+        ("concept", "concept.json</summary>"),
+        ("images", "Before, between and after"),
+    ],
+)
+def test_what_is_missing_is_left_out(missing, gone, finished, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    target = run_dir / missing
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    text = write_report(run_dir).read_text(encoding="utf-8")
+    parse(text)
+    assert gone in finished[1] and gone not in text
+
+
+def test_an_almost_empty_run_has_a_page(tmp_path):
+    (tmp_path / "run.json").write_text('{"format_version": 1}')
+    parse(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("stages", [("base",), ("base", "embedding")])
+def test_runs_that_stop_early(stages, tmp_path):
+    text = write_report(make_run(tmp_path / "run", stages=stages)).read_text(encoding="utf-8")
+    parse(text)
+    assert "After stage 2" not in text and "Go on with stage 2" in text
+
+
+def test_photographs_have_no_fidelity_and_an_honest_warning(tmp_path):
+    text = write_report(make_run(tmp_path / "run", rendered=False)).read_text(encoding="utf-8")
+    assert "knows only its rendered world" in text and "Photographs have no floor" in text
+    assert "Ceiling: unseen views" not in text and "mean DINO similarity" in text
+
+
+def test_names_and_prompts_cannot_break_the_page(tmp_path):
+    text = write_report(make_run(tmp_path / "run", noun="<script>alert(1)</script>")).read_text(
+        encoding="utf-8"
+    )
+    parse(text)
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+
+
+def test_several_seeds_are_told_apart(tmp_path):
+    text = write_report(make_run(tmp_path / "run", seeds=(0, 3))).read_text(encoding="utf-8")
+    assert "<small>seed 3</small>" in text
+
+
+def test_foreign_and_broken_pictures_are_named_not_fatal(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    save_png(Image.new("RGB", (4, 4)), run_dir / "images" / "base" / "photo.png")
+    (run_dir / "images" / "base" / "broken.png").write_bytes(b"\x89PNG")
+    samples, unreadable = read_samples(run_dir)
+    assert unreadable == ["images/base/broken.png", "images/base/photo.png"]
+    assert len(samples) == 6 * len(PROMPTS)
+    assert "images/base/broken.png" in write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_large_pictures_are_scaled_down(tmp_path):
+    small = save_png(Image.new("RGB", (96, 96)), tmp_path / "small.png")
+    large = save_png(Image.effect_noise((1024, 700), 50).convert("RGB"), tmp_path / "large.png")
+    assert picture_uri(small).startswith("data:image/png;base64,")
+    assert picture_uri(large).startswith("data:image/jpeg;base64,")
+    assert len(picture_uri(large)) < large.stat().st_size / 4
+
+
+def test_resumed_logs_are_one_curve(tmp_path):
+    for part, rows in (("part_0", ["1,2.0", "2,1.9", "3,nan"]), ("part_1", ["2,1.8", "4,1.5"])):
+        folder = tmp_path / "logs" / "embedding" / part
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss", *rows]))
+    assert read_losses(tmp_path, "embedding") == [(1.0, 2.0), (2.0, 1.8), (4.0, 1.5)]
+    assert read_losses(tmp_path, "transformer") == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 5, 10]), (1.93, 3.7, [1.5, 2, 2.5, 3, 3.5, 4]), (1, 300, [0, 100, 200, 300])],
+)
+def test_ticks_are_round_and_cover(low, high, expected):
+    assert nice_ticks(low, high) == pytest.approx(expected)
+
+
+def test_chart_of_one_or_of_equal_points():
+    for points in ([(1, 2.0)], [(1, 2.0), (2, 2.0)], [(0, 0.0), (1, 1e9)]):
+        chart = line_chart(points, title="<loss>")
+        assert "nan" not in chart and "&lt;loss&gt;" in chart
+        parse(chart)
+
+
+def test_running_mean_and_thinning():
+    assert smooth([(0, 1.0), (1, 1.0)]) == [(0, 1.0), (1, 1.0)]
+    thinned = thin([(float(step), 0.0) for step in range(1001)])
+    assert len(thinned) <= 302 and thinned[0][0] == 0 and thinned[-1][0] == 1000
+
+
+def test_words_for_numbers():
+    assert (number(None), number(-0.1234), number(0.5, 2, sign=True)) == ("–", "−0.123", "+0.50")
+    assert (percent(None), percent(0.955)) == ("–", "96%")
+    assert [duration(value) for value in (None, 31.5, 214.6, 7300)] == [
+        "–",
+        "32 s",
+        "3 min 35 s",
+        "2 h 1 min",
+    ]
+    assert (memory(None), memory(1.31e9)) == ("–", "1.3 GB")
