@@ -9,12 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from personalar.config import group_options
+
 SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-
-
-def group_options(conf: Path, group: str) -> list[str]:
-    """Return the named choices of a config group."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 
 def _suggest(value: str, allowed: Iterable[str]) -> str:
@@ -100,6 +97,9 @@ def prepare_arguments(arguments: Sequence[str], *, schema: type, conf: Path, nee
             check_key(key, schema)
         prepared.append(argument)
     shows_only = any(argument.split("=")[0] in SHOW_FLAGS for argument in arguments)
+    given = [argument.lstrip("+~").partition("=")[0] for argument in arguments]
+    if not shows_only and "+subject=folder" in prepared and not {"subject.path", "subject.noun"} <= set(given) and "experiment" not in given:
+        raise ValueError("+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)")
     if needs_subject and not subject_given and not shows_only:
         raise ValueError(f"no subject: say what to learn\n{_subject_help(conf)}")
     return prepared

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from personalar import __version__
 from personalar.identifier import Identifier
+from personalar.models.lora import load_lora, merge_lora
+from personalar.models.transformer import ChameleonTransformer
 
 FORMAT_VERSION = 1
 ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
@@ -38,7 +40,7 @@ LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 class HasTransformer(Protocol):
     """What a concept needs of a backend."""
 
-    transformer: nn.Module
+    transformer: ChameleonTransformer
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -168,6 +170,9 @@ class Concept:
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
+        if self.lora:
+            load_lora(backend.transformer, {name.rpartition("/")[2]: data for name, data in self.lora.items()})
+            merge_lora(backend.transformer)
         return Identifier(tokens=self.tokens, rows=self.rows).to(device)
 
 

@@ -269,6 +269,17 @@ def conf_dir() -> Path:
     raise FileNotFoundError(f"no conf/run.yaml in {package} or {package.parent}: reinstall personalar")
 
 
+def group_options(conf: Path, group: str) -> list[str]:
+    """Return the named choices of a config group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def choices(conf: Path) -> str:
+    """Return one line per config group with its choices, for --help."""
+    groups = sorted(path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir())
+    return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
+
+
 def package_path(where: str) -> Path:
     """Return the folder that `where` names: "package://x" lies inside the installed package."""
     inside = where.removeprefix("package://")
@@ -296,4 +307,7 @@ def register() -> None:
     store.store(name="sample_schema", node=SampleConfig)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
-    OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True)
+    OmegaConf.register_new_resolver("choices", lambda: choices(conf_dir()), replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
+    )

@@ -166,11 +166,22 @@ def result_lines(run_dir: Path) -> list[str]:
     return [*lines, f"total: {total:.0f} s"] if total else lines
 
 
+def check_model(config: RunConfig) -> None:
+    """Raise FileNotFoundError when the base's folder does not exist; nothing is loaded."""
+    path = package_path(config.model.path)
+    if not (path / "base").is_dir():
+        raise FileNotFoundError(
+            f"model={config.model.name}: no base/ in {path} (model.path={config.model.path}); "
+            "set model.path=DIR to a folder with base/ and vq/"
+        )
+
+
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence, before torch is imported."""
     started = time.perf_counter()
     try:
         config = read_config(cfg)
+        check_model(config)
         subject = load_subject(config.subject)
         # A run is one folder; `hydra.run.dir=DIR` chooses it.
         run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -184,13 +195,13 @@ def launch(cfg: DictConfig) -> None:
         folder = RunFolder(run_dir)
         folder.claim(learning_settings(config), overwrite=config.overwrite)
         stages = selected_stages(config, folder)
-    except ValueError as error:
+        if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
+            print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+            print("\n".join(result_lines(run_dir)))
+            return
+        session = open_session(config, subject, folder, started=started)
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"personalar.run: {error}") from None
-    if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
-        print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
-        print("\n".join(result_lines(run_dir)))
-        return
-    session = open_session(config, subject, folder, started=started)
     personalize(session, stages)
     finish(session)
 

@@ -59,7 +59,8 @@ class RunFolder:
             self.clear()
         old, new = flatten(self.record.get("settings", {})), flatten(settings)
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        if self.record and changed:
+        learned = (self.path / "images").exists() or (self.path / "stages").exists()
+        if learned and self.record and changed:
             told = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in changed[:4])
             raise ValueError(
                 f"{self.path} holds a run with other settings ({told}{', ...' if len(changed) > 4 else ''}): "

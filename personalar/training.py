@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
+from torch import nn
 
 from personalar.callbacks.progress import StageClock, StageProgress
 from personalar.callbacks.sample_grid import SampleGrid
@@ -23,6 +24,7 @@ from personalar.config import LoggerConfig
 from personalar.datamodule import Replay, SequenceStream, SubjectData, cached_codes, encode_photos, stream_seed
 from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
 from personalar.models.backend import ChameleonBackend
+from personalar.models.lora import inject_lora, lora_files
 from personalar.module import PersonalizationModule
 from personalar.prompts import SUBJECT_TOKEN, fill, image_token_names
 from personalar.session import Session
@@ -50,6 +52,17 @@ def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
         words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
     return Identifier(tokens=tokens, rows=rows).to(table.device)
+
+
+def choose_weights(backend: ChameleonBackend, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
+    """Return the transformer's parameters that train in `stage`; LoRA adapters are put in first."""
+    lora = stage.trains.lora
+    if lora is None:
+        return select_parameters(backend.transformer, stage.trains.parameters)
+    generator = torch.Generator().manual_seed(stream_seed(seed, "lora"))
+    return inject_lora(
+        backend.transformer, rank=lora.rank, every_n_layers=lora.every_n_layers, generator=generator
+    )
 
 
 def photo_codes(backend: ChameleonBackend, session: Session) -> list[torch.Tensor]:
@@ -159,12 +172,7 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     identifier = identifier or new_identifier(backend, session)
     codes = photo_codes(backend, session)
     replay = replay_images(backend, session, stage)
-    if stage.trains.lora is not None:
-        from personalar.models.lora import inject_lora
-
-        weights = inject_lora(backend.transformer, stage.trains.lora.rank, stage.trains.lora.every_n_layers)
-    else:
-        weights = select_parameters(backend.transformer, stage.trains.parameters)
+    weights = choose_weights(backend, stage, seed=session.config.seed)
     recipe = session.config.model.recipe
     grid = session.grid_requests(stage.name)
     module = PersonalizationModule(
@@ -178,6 +186,7 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     data = SubjectData(stream=stream, num_grid=len(grid), pad=backend.tokenizer.pad)
     fit(session, stage, module, data, base_samples)
     state = {name: parameter.detach().cpu() for name, parameter in weights.items()}
+    lora = {f"lora/{name}": data for name, data in lora_files(backend.transformer).items()} if stage.trains.lora else {}
     Concept(
         base=session.base,
         subject={
@@ -189,7 +198,7 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
         tokens=identifier.tokens,
         rows=identifier.rows.detach().cpu(),
         weights={} if stage.trains.lora else state,
-        lora=lora_files(backend.transformer) if stage.trains.lora else {},
+        lora=lora,
         config=session.settings,
     ).save(session.folder.concept(stage.name))
 
