@@ -1,4 +1,4 @@
-"""report.html: one file, everything in it, nothing fetched; and it can be written from what is left of a folder."""
+"""report.html: one file, everything in it, nothing fetched; written from whatever is left of a folder."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from conftest_scoring import SCORER_PX, make_tiny_clip, tiny_scorer_dir  # noqa: F401  (a fixture)
+from conftest_scoring import SCORER_PX, make_tiny_clip
 from PIL import Image
 
 from personalar.scoring.base import mean_similarity
@@ -67,7 +67,7 @@ def sample(spec: PromptSpec, image: Image.Image, *, seed: int = 0, stage: str = 
     return Sample(stage=stage, prompt=prompt, kind="subject", seed=seed, spec=spec, image=image)
 
 
-def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir):  # noqa: F811
+def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir):
     scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino", batch_size=2)
     images = [picture(seed) for seed in range(5)]
     for features in (scorers.clip.image_features, scorers.dino.features):
@@ -79,7 +79,7 @@ def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir): 
     assert scorers.names()["clip"].startswith(str(tiny_scorer_dir / "clip") + "#")
 
 
-def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):  # noqa: F811
+def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):
     clip = ClipScorer(tiny_scorer_dir / "clip")
     texts = ["a cat", "a cat on the beach wearing a red hat", "a " * 100]
     together = clip.text_features(texts)
@@ -87,7 +87,7 @@ def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):  # no
     assert clip.text_features([]).shape == (0, 16)
 
 
-def test_clip_features_are_those_of_transformers(tiny_scorer_dir):  # noqa: F811
+def test_clip_features_are_those_of_transformers(tiny_scorer_dir):
     from transformers import CLIPImageProcessorPil, CLIPModel
 
     images = [picture(1), picture(2, (33, 70))]
@@ -134,7 +134,7 @@ def test_preprocessing_equals_transformers(config, size, tmp_path):
     )
 
 
-def test_dino_reads_the_class_token(tiny_scorer_dir):  # noqa: F811
+def test_dino_reads_the_class_token(tiny_scorer_dir):
     dino = DinoScorer(tiny_scorer_dir / "dino")
     pixels = dino.preprocess([picture(0)])
     assert pixels.shape == (1, 3, SCORER_PX, SCORER_PX)
@@ -185,7 +185,7 @@ def test_bounds_come_from_other_things_and_unseen_views():
     assert SubjectScorer(TableClip(), TableDino(), subject()).bounds() == {"floor": None, "ceiling": None}
 
 
-def test_scoring_the_references_themselves(tiny_scorer_dir):  # noqa: F811
+def test_scoring_the_references_themselves(tiny_scorer_dir):
     scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
     one = picture(1)
     lines = SubjectScorer(scorers.clip, scorers.dino, subject(images=(one,))).score([sample(SNOW, one)])
@@ -234,7 +234,7 @@ def test_a_damaged_score_file_names_the_line(text, tmp_path):
         read_scores(tmp_path / "scores.jsonl")
 
 
-def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):  # noqa: F811
+def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder /nowhere/clip; give a folder, a hub id"):
         resolve_folder("/nowhere/clip")
     with pytest.raises(FileNotFoundError, match="not part of this installation"):
