@@ -29,6 +29,7 @@ class KVCache:
         self.length = 0
         """Slots written so far; the next token goes to this slot."""
         slots = torch.arange(self.capacity, device=pad.device)
+        self._longest_pad = int(pad.max())
         hidden = slots[None, :] < pad[:, None]  # (B, L)
         self._visible = _additive(~hidden, keys[0].dtype)[:, None, None, :]  # (B, 1, 1, L)
 
@@ -39,7 +40,7 @@ class KVCache:
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the next `num_tokens` slots, (B or 1, 1, T, hd)."""
-        window = slice(self.length, self.length + num_tokens)
+        window = self._window(num_tokens)
         return self.cos[:, :, window], self.sin[:, :, window]
 
     def mask(self, num_tokens: int) -> Tensor:
@@ -48,9 +49,9 @@ class KVCache:
         Pads are invisible and later slots too. A pad sees itself, because a row that sees nothing would
         become NaN and spread through `0 * NaN` to the tokens that do not even look at it.
         """
-        end = self.length + num_tokens
+        end = self._window(num_tokens).stop
         visible = self._visible[..., :end]
-        if num_tokens == 1 and self.length > 0:
+        if num_tokens == 1 and self.length >= self._longest_pad:
             return visible
         slots = torch.arange(end, device=self.pad.device)
         rows = slots[self.length :]
@@ -59,25 +60,29 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, Hkv, T, hd) at the write position of `layer`; return all it holds up to there."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        window = self._window(key.shape[2])
+        self.keys[layer][:, :, window] = key
+        self.values[layer][:, :, window] = value
+        return self.keys[layer][:, :, : window.stop], self.values[layer][:, :, : window.stop]
 
     def advance(self, num_tokens: int) -> None:
         """Move the write position, after all layers have written."""
-        if self.length + num_tokens > self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens, got {self.length} + {num_tokens}; "
-                "make it as long as the prompt and the image together"
-            )
-        self.length += num_tokens
+        self.length = self._window(num_tokens).stop
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` slots; they are overwritten by what comes next."""
         if not 0 <= num_tokens <= self.length:
             raise ValueError(f"the cache holds {self.length} tokens, cannot forget {num_tokens} of them")
         self.length -= num_tokens
+
+    def _window(self, num_tokens: int) -> slice:
+        end = self.length + num_tokens
+        if end > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens, got {self.length} + {num_tokens}; "
+                "make it as long as the prompt and the image together"
+            )
+        return slice(self.length, end)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -128,7 +128,7 @@ def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> 
 
 
 def merge_lora(transformer: ChameleonTransformer) -> None:
-    """Add the adapters to the weights they sit on and take them out: plain layers under plain names remain."""
+    """Add the adapters to the weights they sit on and take them out: plain layers, plain names remain."""
     for module in _adapted(transformer).values():
         module.merge()
     remove_lora(transformer)

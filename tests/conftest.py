@@ -1,0 +1,14 @@
+"""Fixtures for all tests: tiny random models in the real formats, made here, never downloaded."""
+
+from __future__ import annotations
+
+import torch
+from conftest_backend import tiny_backend, tiny_model_dir
+from conftest_scoring import tiny_scorer_dir
+from hypothesis import settings
+
+__all__ = ["tiny_backend", "tiny_model_dir", "tiny_scorer_dir"]
+
+torch.set_num_threads(1)  # two threads are ten times slower than one on a busy machine
+settings.register_profile("personalar", deadline=None, derandomize=True, max_examples=50, database=None)
+settings.load_profile("personalar")

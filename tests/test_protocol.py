@@ -1,0 +1,200 @@
+"""The sequence layout against golden numbers of Lumina-mGPT, and back again from any sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest_backend import NUM_CODES, make_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from personalar.models.protocol import Protocol, ProtocolConfig
+from personalar.models.tokenizer import Tokenizer, build_tokenizer
+
+TOKENIZER = make_tokenizer()
+CONFIG = ProtocolConfig(grid_px=16, resolution=32, buckets="square")
+PROTOCOL = Protocol(TOKENIZER, CONFIG, downsample=8)
+
+
+class LuminaIds:
+    """The special ids of the 7B's vocabulary (65536 entries), without its text."""
+
+    bos, eoi, boi, sep, newline = 0, 8196, 8197, 8710, 8803
+    code_offset, num_codes, image_rows = 4, 8192, slice(4, 8196)
+
+    def size_id(self, grids: int) -> int:
+        return 8804 + grids
+
+    def grids(self, size_id: int) -> int:
+        return size_id - 8804
+
+    def encode_text(self, text: str) -> list[int]:
+        return [16384 + byte for byte in text.encode()]
+
+
+LUMINA = Protocol(LuminaIds(), ProtocolConfig(), downsample=16)
+
+
+def codes_of(h: int, w: int, seed: int = 0, num_codes: int = NUM_CODES) -> Tensor:
+    return torch.randint(0, num_codes, (h, w), generator=torch.Generator().manual_seed(seed))
+
+
+def test_golden_tiny_image() -> None:
+    codes = torch.arange(8).view(2, 4)  # 64x32 px, width x height
+    expected = [8197, 8805, 8806, 4, 5, 6, 7, 8803, 8, 9, 10, 11, 8803, 8196]
+    assert LUMINA.image_ids(codes) == expected
+    assert torch.equal(LUMINA.parse_image(expected), codes)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "length"), [(512, 8820, 1060), (768, 8828, 2356), (1024, 8836, 4164)]
+)
+def test_golden_lengths(side: int, size: int, length: int) -> None:
+    ids = LUMINA.image_ids(torch.zeros(side // 16, side // 16, dtype=torch.int64))
+    assert ids[:3] == [8197, size, size]
+    assert len(ids) == len(LUMINA.grammar(side // 16, side // 16)) == length
+
+
+def test_golden_prompt() -> None:
+    text = "Generate an image of 512x768 according to the following prompt:\na dog"
+    assert LUMINA.prompt_ids("a dog", 512, 768) == [0, *LuminaIds().encode_text(text), 8710]
+    assert LUMINA.code_shape(512, 768) == (48, 32)
+
+
+@given(
+    gh=st.integers(1, 8),
+    gw=st.integers(1, 8),
+    seed=st.integers(0, 99),
+    prompt=st.text(alphabet=st.characters(codec="utf-8"), max_size=20),
+)
+def test_round_trip(gh: int, gw: int, seed: int, prompt: str) -> None:
+    codes = codes_of(2 * gh, 2 * gw, seed)
+    sequence = PROTOCOL.training_ids(prompt, codes)
+    assert torch.equal(PROTOCOL.parse_image(sequence.ids), codes)
+    assert torch.equal(PROTOCOL.parse_image(PROTOCOL.unconditional_ids(codes).ids), codes)
+    image = PROTOCOL.image_ids(codes)
+    grammar = PROTOCOL.grammar(2 * gh, 2 * gw)
+    assert len(image) == len(grammar) == 2 * gh * (2 * gw + 1) + 4
+    assert all(forced in (None, got) for got, forced in zip(image, grammar, strict=True))
+    assert grammar.count(None) == codes.numel()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(["<s>", "<eoss>", "<reserved08706>", "IMGIMGAZ", "[V]"]), st.text(max_size=5)
+        )
+    )
+)
+def test_prompt_cannot_change_the_structure(parts: list[str]) -> None:
+    ids = PROTOCOL.prompt_ids("".join(parts).encode(errors="replace").decode(), 32, 32)
+    assert ids[0] == TOKENIZER.bos and ids[-1] == TOKENIZER.sep
+    assert not any(TOKENIZER.is_special(index) for index in ids[1:-1])
+
+
+def test_concept_tokens_are_inserted() -> None:
+    v, s1, s10 = TOKENIZER.concept_ids[:3]
+    names = {"[V]": v, "[S1]": s1, "[S10]": s10}
+    ids = PROTOCOL.prompt_ids("a [V] cat [S10] [S1]", 32, 32, names)
+    assert [index for index in ids if index in (v, s1, s10)] == [v, s10, s1]
+    before, after = PROTOCOL.prompt_ids("a ", 32, 32)[:-1], TOKENIZER.encode_text(" cat ")
+    assert ids == [*before, v, *after, s10, *TOKENIZER.encode_text(" "), s1, TOKENIZER.sep]
+    assert v not in PROTOCOL.prompt_ids("a [V] cat", 32, 32)
+
+
+def test_braces_in_a_prompt_are_text() -> None:
+    text = TOKENIZER.decode_text(PROTOCOL.prompt_ids("a {width} {} cat", 32, 32))
+    assert text == "Generate an image of 32x32 according to the following prompt:\na {width} {} cat"
+
+
+def test_masks() -> None:
+    codes = codes_of(4, 4)
+    tokens = PROTOCOL.training_ids("a cat", codes, loss="image_tokens")
+    answer = PROTOCOL.training_ids("a cat", codes, loss="answer")
+    assert tokens.ids == answer.ids
+    supervised = [index for index, on in zip(tokens.ids, tokens.loss_mask, strict=True) if on]
+    assert supervised == (codes.flatten() + TOKENIZER.code_offset).tolist()
+    prompt_length = len(PROTOCOL.prompt_ids("a cat", 32, 32))
+    assert answer.loss_mask == (False,) * prompt_length + (True,) * (len(answer.ids) - prompt_length)
+    assert answer.ids[prompt_length] == TOKENIZER.boi and answer.ids[-1] == TOKENIZER.sep
+    assert PROTOCOL.training_ids("a cat", codes) == tokens  # the config's default
+
+
+def test_unconditional_is_the_answer_without_separator() -> None:
+    codes = codes_of(4, 4)
+    conditional = PROTOCOL.training_ids("a cat", codes, loss="answer")
+    unconditional = PROTOCOL.unconditional_ids(codes, loss="answer")
+    assert (
+        unconditional.ids
+        == conditional.ids[-len(unconditional.ids) - 1 : -1]
+        == tuple(PROTOCOL.image_ids(codes))
+    )
+    assert all(unconditional.loss_mask)
+    assert sum(PROTOCOL.unconditional_ids(codes).loss_mask) == codes.numel()
+
+
+def test_parse_takes_the_last_image() -> None:
+    ids = PROTOCOL.image_ids(codes_of(2, 2)) + PROTOCOL.image_ids(codes_of(4, 2, seed=1))
+    assert torch.equal(PROTOCOL.parse_image(ids), codes_of(4, 2, seed=1))
+
+
+def corrupt(position: int, value: int) -> list[int]:
+    ids = PROTOCOL.image_ids(codes_of(2, 4))
+    ids[position] = value
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2, 3], "no begin-of-image token"),
+        ([TOKENIZER.boi, TOKENIZER.size_id(1)], "cut off: 2 ids"),
+        (PROTOCOL.image_ids(codes_of(2, 4))[:-1], "cut off: 2x4 codes need 14 ids, got 13"),
+        (corrupt(1, 5), "id 5 is not a size token"),
+        (corrupt(7, 5), "id 5 at image position 7, expected"),
+        (corrupt(13, 5), "id 5 at image position 13, expected"),
+        (corrupt(4, 0), "codes lie in -4"),
+        (corrupt(4, TOKENIZER.newline), "allowed are 0..63"),
+    ],
+)
+def test_parse_errors(ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PROTOCOL.parse_image(ids)
+
+
+def test_size_errors() -> None:
+    with pytest.raises(ValueError, match="image size 32x40: both sides must be multiples of 16"):
+        PROTOCOL.code_shape(32, 40)
+    with pytest.raises(ValueError, match="got 3x4 codes"):
+        PROTOCOL.image_ids(codes_of(3, 4))
+    with pytest.raises(ValueError, match="no size token; allowed are 1 to 8"):
+        PROTOCOL.image_ids(codes_of(2, 18))
+    with pytest.raises(ValueError, match=r"expected \(h, w\)"):
+        PROTOCOL.image_ids(torch.zeros(1, 2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"codes lie in 64..64, allowed are 0..63"):
+        PROTOCOL.image_ids(torch.full((2, 2), 64))
+    with pytest.raises(ValueError, match="grid_px=16 must be a multiple of 32"):
+        Protocol(TOKENIZER, CONFIG, downsample=32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"buckets": "round"}, "buckets='round' is unknown"),
+        ({"loss": "text"}, "loss='text' is unknown"),
+        ({"resolution": 100}, "resolution=100 must be a multiple of grid_px=32"),
+        ({"prompt_template": "draw"}, "must contain {prompt}"),
+    ],
+)
+def test_config_errors(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProtocolConfig(**change)
+
+
+def test_the_7b_vocabulary_order_gives_the_7b_ids() -> None:
+    tokenizer = Tokenizer(
+        build_tokenizer(["a"], num_codes=8192, max_grids=64, num_concept_ids=1, vocab_size=9000)
+    )
+    ids = Protocol(tokenizer, ProtocolConfig(), downsample=16).image_ids(torch.arange(4).view(2, 2))
+    assert (ids[0], ids[-1]) == (8197, 8196) and ids[3:5] == [4, 5]

@@ -1,0 +1,137 @@
+"""The vocabulary: special tokens by name, codes in one block, prompts that cannot smuggle structure in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest_backend import NUM_CODES, make_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from personalar.models.tokenizer import Tokenizer, build_tokenizer, code_name, reserved_name
+
+TOKENIZER = make_tokenizer()
+SPECIAL_NAMES = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<eoss>",
+    "<racm3:break>",
+    reserved_name(8706),
+    reserved_name(8799),
+    reserved_name(8801),
+    reserved_name(9004),
+    code_name(0),
+    code_name(53),
+]
+
+
+@pytest.mark.parametrize(("code", "name"), [(0, "IMGIMGAZ"), (53, "IMGIMGFDZ"), (8191, "IMGIMGIBJBZ")])
+def test_golden_code_names(code: int, name: str) -> None:
+    assert code_name(code) == name
+
+
+def test_all_8192_codes_are_id_minus_4() -> None:
+    big = Tokenizer(
+        build_tokenizer(["a"], num_codes=8192, max_grids=68, num_concept_ids=8, vocab_size=8192 + 600)
+    )
+    assert (big.code_offset, big.num_codes, big.image_rows) == (4, 8192, slice(4, 8196))
+    assert (big.bos, big.pad, big.eoi, big.boi) == (0, 1, 8196, 8197)  # as in the 7B
+
+
+def test_special_ids_in_order() -> None:
+    t = TOKENIZER
+    assert (t.bos, t.pad, t.code_offset, t.num_codes) == (0, 1, 4, NUM_CODES)
+    start = 4 + NUM_CODES
+    assert (t.eoi, t.boi, t.sep, t.newline) == (start, start + 1, start + 2, start + 3)
+    assert [t.size_id(n) for n in range(1, 9)] == list(range(start + 4, start + 12))
+    assert t.concept_ids == tuple(range(start + 12, start + 24))
+    assert [t.grids(t.size_id(n)) for n in range(1, 9)] == list(range(1, 9))
+    assert t.max_grids == 8
+
+
+@given(st.lists(st.one_of(st.sampled_from(SPECIAL_NAMES), st.text(max_size=6)), max_size=8).map("".join))
+def test_text_never_yields_special_ids_and_survives(text: str) -> None:
+    text = text.encode(errors="replace").decode()
+    ids = TOKENIZER.encode_text(text)
+    assert not any(TOKENIZER.is_special(index) for index in ids)
+    assert TOKENIZER.decode_text(ids) == text
+
+
+def test_every_name_in_the_vocabulary_is_neutralised() -> None:
+    vocabulary = json.loads(TOKENIZER.to_json())["model"]["vocab"]
+    names = [name for name in vocabulary if name.startswith(("<", "IMGIMG")) and len(name) > 2]
+    assert len(names) >= NUM_CODES + 24
+    for name in names:
+        ids = TOKENIZER.encode_text(f"a {name} b")
+        assert not any(TOKENIZER.is_special(index) for index in ids)
+        assert TOKENIZER.decode_text(ids) == f"a {name} b"
+
+
+def test_digits_are_split() -> None:
+    assert len(TOKENIZER.encode_text("32")) == 2
+
+
+def test_empty_text() -> None:
+    assert TOKENIZER.encode_text("") == []
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(TOKENIZER.to_json(), encoding="utf-8")
+    again = Tokenizer.from_file(path)
+    assert again.encode_text("a red cat <s>") == TOKENIZER.encode_text("a red cat <s>")
+    assert (again.vocab_size, again.concept_ids) == (TOKENIZER.vocab_size, TOKENIZER.concept_ids)
+
+
+def test_same_ids_as_transformers(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(TOKENIZER.to_json(), encoding="utf-8")
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(path))
+    text = "Generate an image of 32x32 according to the following prompt:\na red cat in the snow"
+    assert theirs(text, add_special_tokens=False)["input_ids"] == TOKENIZER.encode_text(text)
+    assert theirs("<s>", add_special_tokens=False)["input_ids"] == [0]
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="a model folder needs base"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(TOKENIZER.to_json().replace(f'"{old}"', f'"{new}"'), encoding="utf-8")
+    return path
+
+
+def test_foreign_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the tokenizer has no '<racm3:break>'"):
+        Tokenizer.from_file(edited(tmp_path, "<racm3:break>", "<other>"))
+
+
+def test_codes_out_of_order(tmp_path: Path) -> None:
+    path = edited(tmp_path, code_name(5), "TEMP")
+    path.write_text(path.read_text().replace(f'"{code_name(6)}"', f'"{code_name(5)}"'))
+    path.write_text(path.read_text().replace('"TEMP"', f'"{code_name(6)}"'))
+    with pytest.raises(ValueError, match=r"image code 5 \(IMGIMGFZ\) has id 10, expected 9"):
+        Tokenizer.from_file(path)
+
+
+def test_size_errors() -> None:
+    with pytest.raises(ValueError, match="allowed are 1 to 8"):
+        TOKENIZER.size_id(9)
+    with pytest.raises(ValueError, match="id 0 is not a size token"):
+        TOKENIZER.grids(0)
+
+
+def test_vocabulary_too_small() -> None:
+    with pytest.raises(ValueError, match="need at least"):
+        build_tokenizer(["a"], num_codes=64, max_grids=4, num_concept_ids=4, vocab_size=100)
