@@ -90,7 +90,7 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
     )
 
 
-def record_start(session: Session) -> None:
+def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concept import package_versions
 
@@ -109,7 +109,7 @@ def record_start(session: Session) -> None:
         model=config.model.name,
         method=config.method.name,
         stage=config.stage.name,
-        command=" ".join(["python -m personalar.run", *map(shlex.quote, HydraConfig.get().overrides.task)]),
+        command=command,
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=[warning] if warning else [],
@@ -118,26 +118,6 @@ def record_start(session: Session) -> None:
     )
     session.folder.update_stage("base", steps=0, seconds=0.0)
     session.save_references()
-
-
-def personalize(session: Session, stages: list[tuple[Stage, str]]) -> None:
-    """Do what is not done yet: pictures of the base, then each stage with its pictures and scores."""
-    from personalar.training import train_stage
-
-    folder, reporter = session.folder, session.reporter
-    record_start(session)
-    samples = {"base": session.sample_and_score("base", [])}
-    for stage in ("embedding", "transformer"):
-        pair = next((pair for pair in stages if pair[0].name == stage), None)
-        if pair is None and not folder.has_concept(stage):
-            continue
-        if folder.has_concept(stage):
-            reporter.say(f"stage {stage}: already learned")
-        elif pair is not None:
-            train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
-        folder.publish(stage)
-        samples[stage] = session.sample_and_score(stage, samples["base"])
-    reporter.say(f"overview: {session.draw_overview(samples)}")
 
 
 def finish(session: Session) -> None:
@@ -166,6 +146,27 @@ def result_lines(run_dir: Path) -> list[str]:
     return [*lines, f"total: {total:.0f} s"] if total else lines
 
 
+def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
+    """Do what is not done yet: pictures of the base, each stage with its pictures and scores, summary, report."""
+    from personalar.training import train_stage
+
+    folder, reporter = session.folder, session.reporter
+    record_start(session, command=command)
+    samples = {"base": session.sample_and_score("base", [])}
+    for stage in ("embedding", "transformer"):
+        pair = next((pair for pair in stages if pair[0].name == stage), None)
+        if pair is None and not folder.has_concept(stage):
+            continue
+        if folder.has_concept(stage):
+            reporter.say(f"stage {stage}: already learned")
+        elif pair is not None:
+            train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
+        folder.publish(stage)
+        samples[stage] = session.sample_and_score(stage, samples["base"])
+    reporter.say(f"overview: {session.draw_overview(samples)}")
+    finish(session)
+
+
 def check_model(config: RunConfig) -> None:
     """Raise FileNotFoundError when the base's folder does not exist; nothing is loaded."""
     path = package_path(config.model.path)
@@ -176,34 +177,39 @@ def check_model(config: RunConfig) -> None:
         )
 
 
-def launch(cfg: DictConfig) -> None:
-    """Run one configuration; what a user can get wrong ends in one sentence, before torch is imported."""
+def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage, str]]] | None:
+    """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
+
+    Raises:
+        ValueError, FileNotFoundError: with what to do.
+    """
     started = time.perf_counter()
-    try:
-        config = read_config(cfg)
-        check_model(config)
-        subject = load_subject(config.subject)
-        # A run is one folder; `hydra.run.dir=DIR` chooses it.
-        run_dir = Path(HydraConfig.get().runtime.output_dir)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.run: {error}") from None
-    print(f"{subject.name}: {len(subject.images)} photos of a {subject.noun} on {config.model.name}, in {run_dir}", flush=True)
+    check_model(config)
+    subject = load_subject(config.subject)
+    print(f"{subject.name}: {len(subject.images)} photos of a {subject.noun} on {config.model.name}, in {run_dir}")
     from personalar.run_folder import RunFolder
     from personalar.session import learning_settings
 
+    folder = RunFolder(run_dir)
+    folder.claim(learning_settings(config), overwrite=config.overwrite)
+    stages = selected_stages(config, folder)
+    if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
+        print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+        print("\n".join(result_lines(run_dir)))
+        return None
+    return open_session(config, subject, folder, started=started), stages
+
+
+def launch(cfg: DictConfig) -> None:
+    """Run one composed configuration; a user's mistake ends in one sentence."""
+    hydra_config = HydraConfig.get()
     try:
-        folder = RunFolder(run_dir)
-        folder.claim(learning_settings(config), overwrite=config.overwrite)
-        stages = selected_stages(config, folder)
-        if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
-            print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
-            print("\n".join(result_lines(run_dir)))
-            return
-        session = open_session(config, subject, folder, started=started)
+        prepared = prepare(read_config(cfg), Path(hydra_config.runtime.output_dir))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"personalar.run: {error}") from None
-    personalize(session, stages)
-    finish(session)
+    if prepared is not None:
+        command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
+        personalize(*prepared, command=shlex.join(command))
 
 
 def main() -> None:

@@ -1,0 +1,127 @@
+"""The whole path in this process: what a run leaves, that two commands equal one, that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import personalar.module
+from personalar.concept import Concept
+from personalar.png import read_png_metadata
+
+
+pytest_plugins = ("conftest_run",)
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob(pattern)) if p.is_file()}
+
+
+def same_result(one: Path, two: Path) -> None:
+    """Concepts, pictures and scores are equal byte for byte."""
+    for pattern in ("concept/*", "stages/*/concept/*", "images/**/*.png", "scores.jsonl"):
+        first, second = contents(one, pattern), contents(two, pattern)
+        assert first
+        assert first.keys() == second.keys()
+        assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_run_leaves_what_the_contract_says(finished_run: Path) -> None:
+    for name in ("concept/concept.json", "summary.json", "report.html", "scores.jsonl", "run.json"):
+        assert (finished_run / name).is_file(), name
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert list(summary["stages"]) == ["base", "embedding", "transformer"]
+    assert summary["stages"]["embedding"]["steps"] == 4
+    assert summary["total_seconds"] > 0 and summary["peak_memory_bytes"] > 1e6
+    pictures = sorted((finished_run / "images" / "transformer").glob("*.png"))
+    facts = read_png_metadata(pictures[-1])
+    assert "[V] cat" in facts["prompt"] and facts["seed"] == "0" and facts["concept"]
+    assert {path.name for path in (finished_run / "grids").glob("*.png")} >= {"base.png", "overview.png"}
+    assert list((finished_run / "logs").rglob("metrics.csv"))
+    assert len(list((finished_run / "references").glob("*.png"))) == 5
+
+
+def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> None:
+    do_run(tmp_path / "parts", "stage=embedding")
+    assert not (tmp_path / "parts" / "stages" / "transformer").exists()
+    do_run(tmp_path / "parts", "stage=transformer")
+    same_result(finished_run, tmp_path / "parts")
+
+
+@pytest.mark.parametrize("failing_call", [3, 7])
+def test_a_killed_run_goes_on_and_ends_the_same(
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
+) -> None:
+    whole, calls = personalar.module.sequence_loss, []
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == failing_call:
+            raise RuntimeError("killed")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.module, "sequence_loss", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(tmp_path / "killed", "stage=both")
+    do_run(tmp_path / "killed", "stage=both")
+    # 8 steps in all and 4 to the stage: only what came after the last checkpoint is computed again.
+    assert len(calls) == 8 + 1
+    same_result(finished_run, tmp_path / "killed")
+
+
+def test_a_finished_run_is_reported_not_redone(do_run, finished_run: Path, capsys) -> None:
+    before = contents(finished_run, "**/*")
+    assert not do_run(finished_run, "stage=both")
+    assert contents(finished_run, "**/*") == before
+    assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
+
+
+def test_other_settings_in_the_same_folder_are_refused(do_run, finished_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "my notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"seed 0 -> 1.*hydra.run.dir=DIR.*overwrite=true"):
+        do_run(copy, "seed=1")
+    assert do_run(copy, "seed=1", "overwrite=true", "stage=embedding")
+    assert json.loads((copy / "run.json").read_text())["settings"]["seed"] == 1
+    assert (copy / "my notes.txt").is_file() and not (copy / "stages" / "transformer").exists()
+
+
+def test_stage_two_alone_says_what_it_starts_from(do_run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stage=transformer starts from what stage=embedding leaves"):
+        do_run(tmp_path, "stage=transformer")
+
+
+def test_stage_one_leaves_the_base_bit_for_bit(finished_run: Path) -> None:
+    one, two = (Concept.load(finished_run / "stages" / s / "concept") for s in ("embedding", "transformer"))
+    assert not one.weights and not one.lora
+    assert set(two.weights) == {
+        f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in range(2) for part in "qkv"
+    }
+    assert not torch.equal(one.rows, two.rows)
+
+
+def test_lora_leaves_an_adapter_and_joint_is_one_stage(do_run, tmp_path: Path) -> None:
+    do_run(tmp_path / "lora", "method=lora")
+    concept = Concept.load(tmp_path / "lora" / "concept")
+    assert set(concept.lora) == {"lora/adapter_model.safetensors", "lora/adapter_config.json"}
+    do_run(tmp_path / "joint", "method=joint", "scorer=none")
+    summary = json.loads((tmp_path / "joint" / "summary.json").read_text())
+    assert list(summary["stages"]) == ["base", "transformer"]
+
+
+def test_photos_run_with_an_honest_warning(do_run, tmp_path: Path, capsys) -> None:
+    from PIL import Image
+
+    for index, size in enumerate([(60, 40), (40, 70), (50, 50)]):
+        Image.new("RGB", size, (200, 40 * index, 90)).save(tmp_path / f"photo {index}.jpg")
+    run_dir = tmp_path / "run"
+    overrides = (f"subject.path={tmp_path}", "subject.noun=dog")
+    do_run(run_dir, *overrides, subject="+subject=folder")
+    assert "knows only its rendered world" in capsys.readouterr().out
+    run = json.loads((run_dir / "run.json").read_text())
+    assert run["warnings"] and run["rendered"] is False and run["live"] is True
+    assert json.loads((run_dir / "summary.json").read_text())["floor"] is None
