@@ -1,0 +1,247 @@
+"""The backend contract, the folder format, and every way a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_backend import CAPTIONS, IMAGE_PX, make_backend, make_tokenizer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from personalar.models.backend import ChameleonBackend, init_backend, load_backend, save_backend
+from personalar.models.protocol import ProtocolConfig
+from personalar.models.vq import VQConfig
+
+
+def images(batch: int) -> Tensor:
+    return torch.rand(batch, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def test_codes_and_images_round_trip(tiny_backend: ChameleonBackend) -> None:
+    codes = tiny_backend.encode_images(images(3))
+    assert codes.shape == (3, 4, 4) and codes.dtype == torch.int64
+    assert codes.unique().numel() > 4
+    decoded = tiny_backend.decode_images(codes)
+    assert decoded.shape == (3, 3, IMAGE_PX, IMAGE_PX)
+    assert decoded.min() >= 0 and decoded.max() <= 1
+    assert torch.equal(tiny_backend.encode_images(images(3)[1:2]), codes[1:2])
+
+
+def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, decoded = tiny_backend.encode_images(images(3)), None
+    decoded = tiny_backend.decode_images(codes)
+    monkeypatch.setattr("personalar.models.backend.VQ_PIXELS_AT_ONCE", 1)
+    assert torch.equal(tiny_backend.encode_images(images(3)), codes)
+    torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
+
+
+def test_preprocess_knows_its_sizes(tiny_backend: ChameleonBackend) -> None:
+    assert tiny_backend.sizes == [(IMAGE_PX, IMAGE_PX)]
+    photo = Image.new("RGB", (50, 70), (255, 0, 0))
+    assert tiny_backend.preprocess(photo).shape == (3, IMAGE_PX, IMAGE_PX)
+    assert make_backend(buckets="aspect").preprocess(photo).shape == (3, 32, 32)
+    assert make_backend(buckets="aspect").preprocess(photo.resize((100, 30))).shape == (3, 16, 48)
+
+
+def test_loaded_equals_saved(tiny_backend: ChameleonBackend) -> None:
+    fresh = make_backend()
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, tiny_backend.state_dict()[name]), name
+    assert not any(parameter.requires_grad for parameter in tiny_backend.parameters())
+    assert not tiny_backend.training
+    assert tiny_backend.protocol.config == fresh.protocol.config
+    for caption in CAPTIONS:
+        assert tiny_backend.tokenizer.encode_text(caption) == fresh.tokenizer.encode_text(caption)
+
+
+def test_half_precision_files_and_runtime_dtype(tmp_path: Path, tiny_backend: ChameleonBackend) -> None:
+    path = save_backend(tiny_backend, tmp_path / "half", dtype=torch.float16)
+    assert load_file(path / "base" / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+    loaded = load_backend(path, dtype=torch.bfloat16, attention="eager")
+    assert loaded.dtype == torch.bfloat16 and loaded.device == torch.device("cpu")
+    assert loaded.transformer.config.attention == "eager"
+    assert next(loaded.vq.parameters()).dtype == torch.float32
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_transformers_reads_the_base_folder(tiny_model_dir: Path, tiny_backend: ChameleonBackend) -> None:
+    from transformers import ChameleonForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it says that the image tokenizer is not in there, which is so
+    theirs = ChameleonForConditionalGeneration.from_pretrained(tiny_model_dir / "base").eval()
+    ids = torch.tensor([tiny_backend.protocol.prompt_ids(CAPTIONS[0], 32, 32)])
+    with torch.no_grad():
+        expected = theirs.model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(tiny_backend(tiny_backend.embed(ids)), expected, atol=1e-5, rtol=0)
+
+
+def test_image_logits_are_the_image_rows(tiny_backend: ChameleonBackend) -> None:
+    hidden = tiny_backend(tiny_backend.embed(torch.tensor([[0, 5, 9]])))
+    logits = tiny_backend.image_logits(hidden)
+    assert logits.shape == (1, 3, 64) and logits.dtype == torch.float32 and logits.isfinite().all()
+    torch.testing.assert_close(logits, tiny_backend.transformer.logits(hidden)[..., 4:68])
+
+
+def test_same_seed_same_weights() -> None:
+    first, again, other = make_backend(3), make_backend(3), make_backend(4)
+    assert torch.equal(first.transformer.lm_head.weight, again.transformer.lm_head.weight)
+    assert not torch.equal(first.transformer.lm_head.weight, other.transformer.lm_head.weight)
+
+
+def test_sharded_weights_load(folder: Path, tiny_backend: ChameleonBackend) -> None:
+    tensors = load_file(folder / "base" / "model.safetensors")
+    (folder / "base" / "model.safetensors").unlink()
+    names = sorted(tensors)
+    index = {name: f"model-{1 + i % 2:05d}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(index.values()):
+        save_file({name: tensors[name] for name in names if index[name] == file}, folder / "base" / file)
+    (folder / "base" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    loaded = load_backend(folder)
+    assert torch.equal(loaded.transformer.lm_head.weight, tiny_backend.transformer.lm_head.weight)
+    (folder / "base" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="00002-of-00002"):
+        load_backend(folder)
+
+
+def test_shared_head_norms_are_expanded(folder: Path) -> None:
+    def collapse(tensors: dict[str, Tensor]) -> None:
+        for name in tensors:
+            if "q_norm" in name or "k_norm" in name:
+                tensors[name] = tensors[name][:1]
+
+    edit_tensors(folder / "base" / "model.safetensors", collapse)
+    norm = load_backend(folder).transformer.model.layers[1].self_attn.q_norm.weight
+    assert norm.shape == (2, 16) and torch.equal(norm[0], norm[1])
+
+
+def test_image_tokenizer_inside_the_base_is_ignored(folder: Path) -> None:
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["model.vqmodel.quantize.embedding.weight"] = torch.zeros(3)
+
+    edit_tensors(folder / "base" / "model.safetensors", add)
+    load_backend(folder)
+
+
+def test_wrong_tensors_are_all_named(folder: Path) -> None:
+    def damage(tensors: dict[str, Tensor]) -> None:
+        del tensors["model.norm.weight"]
+        tensors["model.layers.0.extra"] = torch.zeros(1)
+        tensors["model.layers.1.self_attn.k_norm.bias"] = torch.zeros(3, 16)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:5]
+
+    edit_tensors(folder / "base" / "model.safetensors", damage)
+    with pytest.raises(ValueError) as error:
+        load_backend(folder)
+    told = str(error.value)
+    assert "1 missing: model.norm.weight;" in told
+    assert "1 unexpected: model.layers.0.extra;" in told
+    assert "lm_head.weight [5, 32] instead of" in told
+    assert "k_norm.bias [3, 16] instead of [2, 16]" in told
+
+
+def test_vq_without_decoder_is_an_error(folder: Path) -> None:
+    def drop(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("decoder.")]:
+            del tensors[name]
+
+    edit_tensors(folder / "vq" / "model.safetensors", drop)
+    with pytest.raises(ValueError, match=r"missing: decoder\.conv_in\.weight"):
+        load_backend(folder)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "protocol.json",
+        "base/config.json",
+        "base/tokenizer.json",
+        "base/model.safetensors",
+        "vq/config.json",
+        "vq/model.safetensors",
+    ],
+)
+def test_missing_files_are_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=file):
+        load_backend(folder)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"set model\.path to a folder"):
+        load_backend(tmp_path / "nothing")
+
+
+def test_damaged_files(folder: Path) -> None:
+    weights = folder / "vq" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        load_backend(folder)
+    (folder / "protocol.json").write_text("{")
+    with pytest.raises(ValueError, match="is not valid json"):
+        load_backend(folder)
+    (folder / "protocol.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a list, expected a json object"):
+        load_backend(folder)
+
+
+def test_unknown_protocol_key(folder: Path) -> None:
+    edit_json(folder / "protocol.json", grid=3)
+    with pytest.raises(ValueError, match=r"unknown keys \['grid'\]; allowed are"):
+        load_backend(folder)
+
+
+def test_parts_must_fit(tiny_backend: ChameleonBackend) -> None:
+    parts = {"protocol": ProtocolConfig(grid_px=16, resolution=32), "seed": 0, "tokenizer": make_tokenizer()}
+    config, vq = tiny_backend.transformer.config, tiny_backend.vq.config
+    small = type(config)(**(vars(config) | {"vocab_size": 100}))
+    with pytest.raises(ValueError, match="the model embeds only 100"):
+        init_backend(transformer=small, vq=vq, **parts)
+    with pytest.raises(ValueError, match="names 64 image codes, the VQ model has 32"):
+        init_backend(transformer=config, vq=VQConfig(**(vars(vq) | {"num_embeddings": 32})), **parts)
+
+
+def test_image_shape_errors(tiny_backend: ChameleonBackend) -> None:
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
+        tiny_backend.encode_images(images(1)[0])
+    with pytest.raises(ValueError, match=r"expected \(B, h, w\)"):
+        tiny_backend.decode_images(torch.zeros(4, 4, dtype=torch.int64))
+
+
+def test_saving_replaces_and_never_leaves_half_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_backend(make_backend(0), tmp_path / "model")
+    before = (path / "base" / "model.safetensors").read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_backend(make_backend(1), path)
+    assert (path / "base" / "model.safetensors").read_bytes() == before
+    assert not list(path.rglob("*.tmp"))

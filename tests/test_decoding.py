@@ -1,0 +1,267 @@
+"""Decoders: an image is a function of weights, prompt and seed; the draw follows the distribution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest_backend import make_backend
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from personalar.decoding.naive import NaiveDecoder
+from personalar.decoding.plain import PlainDecoder, image_schedule
+from personalar.decoding.sampling import (
+    Sampling,
+    cfg_combine,
+    gumbel_noise,
+    keep_top_k,
+    keep_top_p,
+    seed_tensor,
+)
+from personalar.models.backend import ChameleonBackend
+
+GRID = (4, 4)
+SETTINGS = [
+    {},
+    {"cfg_scale": 3.0},
+    {"cfg_scale": 4.0, "top_k": 20},
+    {"cfg_scale": 2.0, "top_p": 0.9, "temperature": 0.8},
+    {"temperature": 0.0},
+]
+
+
+def prompts(backend: ChameleonBackend, *texts: str) -> list[list[int]]:
+    tokens = {"[V]": backend.tokenizer.concept_ids[0]}
+    return [backend.protocol.prompt_ids(text, 32, 32, tokens) for text in texts]
+
+
+TEXTS = ("a red cat in the snow", "a [V] dog", "a blue teapot on the beach in the jungle and on the beach")
+
+
+class Rows:
+    """An identifier of one row."""
+
+    def __init__(self, backend: ChameleonBackend, value: float) -> None:
+        self.id, self.row = backend.tokenizer.concept_ids[0], torch.full((32,), value)
+
+    def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
+        return torch.where((ids == self.id)[..., None], self.row, embeds)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_plain_equals_naive(tiny_backend: ChameleonBackend, settings: dict[str, float]) -> None:
+    ids, seeds = prompts(tiny_backend, *TEXTS), [0, 5, -3]
+    plain = PlainDecoder(**settings)(tiny_backend, ids, GRID, seeds)
+    naive = NaiveDecoder(**settings)(tiny_backend, ids, GRID, seeds)
+    assert plain.shape == (3, *GRID)
+    assert torch.equal(plain, naive)
+
+
+@pytest.mark.parametrize("numbers", [{"swin_norm": True}, {"num_key_value_heads": 1}, {"attention": "eager"}])
+def test_plain_equals_naive_for_other_architectures(numbers: dict[str, object]) -> None:
+    backend = make_backend(7, **numbers)
+    ids = prompts(backend, *TEXTS[:2])
+    plain = PlainDecoder(cfg_scale=3.0)(backend, ids, (2, 6), [1, 2])
+    assert torch.equal(plain, NaiveDecoder(cfg_scale=3.0)(backend, ids, (2, 6), [1, 2]))
+
+
+def test_images_do_not_depend_on_the_batch(tiny_backend: ChameleonBackend) -> None:
+    decoder = PlainDecoder(cfg_scale=3.0, top_k=30)
+    ids, seeds = prompts(tiny_backend, *TEXTS), [1, 2, 3]
+    together = decoder(tiny_backend, ids, GRID, seeds)
+    alone = [decoder(tiny_backend, [i], GRID, [s])[0] for i, s in zip(ids, seeds, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
+    assert torch.equal(decoder(tiny_backend, ids[::-1], GRID, seeds[::-1]).flip(0), together)
+
+
+def test_seed_and_prompt_matter(tiny_backend: ChameleonBackend) -> None:
+    decoder = PlainDecoder()
+    ids = prompts(tiny_backend, TEXTS[0], TEXTS[0], TEXTS[2])
+    first, other_seed, other_prompt = decoder(tiny_backend, ids, GRID, [1, 2, 1])
+    assert not torch.equal(first, other_seed)
+    assert not torch.equal(first, other_prompt)
+    assert torch.equal(decoder(tiny_backend, ids[:1], GRID, [1])[0], first)
+
+
+def test_guidance_rows_equal_two_calls(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, TEXTS[0])
+    codes = PlainDecoder(cfg_scale=3.0)(tiny_backend, ids, GRID, [4])
+    answer = tiny_backend.protocol.image_ids(codes[0])
+    logits = []
+    for context in (ids[0], []):
+        hidden = tiny_backend(tiny_backend.embed(torch.tensor([context + answer])))[0, len(context) :]
+        logits.append(tiny_backend.image_logits(hidden))
+    guided = cfg_combine(*logits, 3.0)  # (N + structure, K): at each answer token, the next one
+    free = [i - 1 for i, forced in enumerate(tiny_backend.grammar(*GRID)) if forced is None]
+    noise = gumbel_noise(seed_tensor([4], torch.device("cpu")), torch.arange(16), 64)[0]
+    assert torch.equal((guided[free] + noise).argmax(-1), codes.flatten())
+
+
+def test_identifier_acts_in_every_decoder(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, TEXTS[1])
+    rows, other = Rows(tiny_backend, 0.5), Rows(tiny_backend, -0.5)
+    for settings in ({}, {"cfg_scale": 2.0}):
+        plain = PlainDecoder(**settings)(tiny_backend, ids, GRID, [1], identifier=rows)
+        assert torch.equal(plain, NaiveDecoder(**settings)(tiny_backend, ids, GRID, [1], identifier=rows))
+        assert not torch.equal(
+            plain, PlainDecoder(**settings)(tiny_backend, ids, GRID, [1], identifier=other)
+        )
+
+
+def test_progress_counts_all_codes(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, *TEXTS[:2])
+    for decoder in (PlainDecoder(), NaiveDecoder()):
+        calls: list[tuple[int, int]] = []
+        decoder(
+            tiny_backend,
+            ids,
+            GRID,
+            [1, 2],
+            progress=lambda done, total, calls=calls: calls.append((done, total)),
+        )
+        assert calls[-1] == (32, 32)
+        assert calls == sorted(calls)
+
+
+def test_one_forward_per_code(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    forward = tiny_backend.transformer.forward
+    monkeypatch.setattr(
+        tiny_backend.transformer,
+        "forward",
+        lambda embeds, *a, **k: widths.append(embeds.shape[:2]) or forward(embeds, *a, **k),
+    )
+    PlainDecoder(cfg_scale=2.0)(tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [0])
+    assert len(widths) == 16  # the prompt and 15 codes; nothing is computed after the last
+    assert [width[1] for width in widths[1:]] == ([1] * 3 + [2]) * 3 + [1] * 3
+    assert {width[0] for width in widths} == {2}
+    widths.clear()
+    PlainDecoder()(tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [0])
+    assert {width[0] for width in widths} == {1}
+
+
+def test_schedule() -> None:
+    assert image_schedule([9, 8, None, None, 7, None, None, 7, 6]) == ([9, 8], [[], [7], [], [7, 6]])
+
+
+def test_no_gradients(tiny_backend: ChameleonBackend) -> None:
+    backend = make_backend().requires_grad_(True)
+    assert not PlainDecoder()(backend, prompts(backend, TEXTS[0]), GRID, [0]).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg_scale": -1.0}, "cfg_scale=-1.0 must be at least 0"),
+        ({"top_k": -1}, "top_k=-1 must be at least 0"),
+        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
+        ({"temperature": -0.1}, "temperature=-0.1 must be at least 0"),
+    ],
+)
+def test_setting_errors(change: dict[str, float], message: str) -> None:
+    for decoder in (PlainDecoder, NaiveDecoder):
+        with pytest.raises(ValueError, match=message):
+            decoder(**change)
+
+
+def test_request_errors(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, TEXTS[0])
+    decoder = PlainDecoder()
+    with pytest.raises(ValueError, match="got 2 seeds for 1 prompts"):
+        decoder(tiny_backend, ids, GRID, [1, 2])
+    with pytest.raises(ValueError, match="give at least one token each"):
+        decoder(tiny_backend, [[]], GRID, [1])
+    with pytest.raises(ValueError, match="got 0 prompts"):
+        decoder(tiny_backend, [], GRID, [])
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        decoder(tiny_backend, ids, (0, 4), [1])
+    with pytest.raises(ValueError, match="must be multiples of 2"):
+        decoder(tiny_backend, ids, (3, 4), [1])
+
+
+# Sampling rules
+
+
+def test_cfg_formula() -> None:
+    c, u = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0])
+    assert torch.equal(cfg_combine(c, u, 3.0), u + 3.0 * (c - u))
+    assert torch.equal(cfg_combine(c, u, 1.0), c)
+
+
+def test_top_k_keeps_ties() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0]])
+    assert keep_top_k(logits, 2).isfinite().tolist() == [[True, False, True, True, False]]
+    assert torch.equal(keep_top_k(logits, 99), logits)
+
+
+def test_top_p_is_the_smallest_set() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None]
+    assert keep_top_p(logits, 0.7).isfinite().tolist() == [[True, True, False, False]]
+    assert keep_top_p(logits, 0.81).isfinite().tolist() == [[True, True, True, False]]
+    assert keep_top_p(logits, 1e-6).isfinite().sum() == 1
+
+
+@given(
+    st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40),
+    st.integers(1, 40),
+    st.floats(0.01, 1.0),
+    st.floats(0.1, 5.0),
+)
+def test_shaping_always_leaves_the_best(values: list[float], k: int, p: float, temperature: float) -> None:
+    logits = torch.tensor([values])
+    shaped = Sampling(top_k=k, top_p=p, temperature=temperature).shape(logits)
+    assert shaped[0, logits.argmax()].isfinite()
+    assert shaped.isfinite().sum() >= 1
+
+
+def test_temperature_zero_is_greedy() -> None:
+    logits = torch.tensor([[0.0, 1.0, 0.9]])
+    assert Sampling(temperature=0.0).draw(logits, torch.tensor([[99.0, 0.0, 0.0]])).item() == 1
+
+
+# Noise
+
+
+def noise(seeds: list[int], positions: list[int], num_codes: int) -> Tensor:
+    return gumbel_noise(seed_tensor(seeds, torch.device("cpu")), torch.tensor(positions), num_codes)
+
+
+def test_noise_depends_on_seed_position_and_code_only() -> None:
+    all_of_it = noise([3, 9, -1], list(range(20)), 50)
+    assert torch.equal(noise([9], [7, 3], 50)[0], all_of_it[1, [7, 3]])
+    assert torch.equal(noise([9], [7], 30)[0, 0], all_of_it[1, 7, :30])
+    assert all_of_it.unique().numel() == all_of_it.numel()
+    assert torch.equal(noise([-1], [0], 50), noise([2**62 - 1], [0], 50))
+
+
+def test_noise_is_gumbel() -> None:
+    values = noise(list(range(20)), list(range(100)), 500).flatten().double()
+    assert values.mean().item() == pytest.approx(0.5772, abs=0.006)
+    assert values.var().item() == pytest.approx(torch.pi**2 / 6, abs=0.02)
+    uniform = torch.exp(-torch.exp(-values)).sort().values  # the distribution function: Kolmogorov-Smirnov
+    steps = torch.arange(1, len(values) + 1) / len(values)
+    assert (uniform - steps).abs().max() < 1.95 / len(values) ** 0.5  # p = .001
+
+
+def test_neighbouring_noise_is_uncorrelated() -> None:
+    values = noise(list(range(40)), list(range(40)), 400).double()
+    values = (values - values.mean()) / values.std()
+    for a, b in (
+        (values[1:], values[:-1]),
+        (values[:, 1:], values[:, :-1]),
+        (values[..., 1:], values[..., :-1]),
+        (values[1:, :-1], values[:-1, 1:]),
+        (values[:, 1:, :-1], values[:, :-1, 1:]),
+    ):
+        assert abs((a * b).mean().item()) < 5 / a.numel() ** 0.5
+
+
+def test_draws_follow_the_distribution() -> None:
+    probabilities = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
+    draws = 40_000
+    values = noise([11], list(range(draws)), 5)[0]
+    codes = Sampling().draw(probabilities.log().expand(draws, 5), values)
+    counts = torch.bincount(codes, minlength=5)
+    chi_square = ((counts - draws * probabilities) ** 2 / (draws * probabilities)).sum().item()
+    assert chi_square < 18.47  # 4 degrees of freedom, p = .001

@@ -1,0 +1,122 @@
+"""Photographs to pixels: Lumina's buckets with their golden choices, crops, transparency and exact levels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range, to_uint8
+
+GOLDEN = {
+    (1024, 1024): ((512, 512), (768, 768), (1024, 1024)),
+    (1600, 1200): ((576, 448), (864, 640), (1152, 864)),
+    (1920, 1080): ((672, 384), (1024, 576), (1344, 768)),
+    (640, 480): ((576, 448), (864, 640), (1152, 864)),
+    (512, 768): ((416, 608), (608, 928), (832, 1248)),
+    (3000, 500): ((1024, 256), (1536, 384), (2048, 512)),
+    (700, 512): ((576, 416), (864, 640), (1184, 864)),
+}
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize(("resolution", "count"), [(512, 49), (768, 73), (1024, 97)])
+def test_bucket_counts(resolution: int, count: int) -> None:
+    sizes = bucket_sizes(resolution, 32)
+    assert len(sizes) == len(set(sizes)) == count
+    assert {(height, width) for width, height in sizes} == set(sizes)
+    assert (resolution, resolution) in sizes
+    assert sizes[0] == (2 * resolution, resolution // 2)
+
+
+@pytest.mark.parametrize("size", GOLDEN)
+def test_golden_choices(size: tuple[int, int]) -> None:
+    got = tuple(choose_bucket(*size, bucket_sizes(resolution, 32)) for resolution in (512, 768, 1024))
+    assert got == GOLDEN[size]
+
+
+def test_halvings_then_one_bicubic_step() -> None:
+    image = picture(1920, 1080)
+    half = image.resize((960, 540), Image.Resampling.BOX).resize((683, 384), Image.Resampling.BICUBIC)
+    got = preprocess(image, sizes=bucket_sizes(512, 32))
+    assert got.shape == (3, 384, 672)
+    assert np.array_equal(to_uint8(got * (1 + 1e-6)).numpy(), np.asarray(half)[:, 5 : 5 + 672])
+
+
+def test_random_crops_are_repeatable_and_cover_the_room() -> None:
+    image, sizes = picture(48, 32), [(32, 32)]
+    crops = [
+        preprocess(image, sizes=sizes, crop="random", generator=torch.Generator().manual_seed(seed))
+        for seed in range(60)
+    ]
+    assert torch.equal(
+        crops[7], preprocess(image, sizes=sizes, crop="random", generator=torch.Generator().manual_seed(7))
+    )
+    lefts = {
+        left for left in range(17) for crop in crops if np.array_equal(level(crop), level_of(image, left))
+    }
+    assert len(lefts) > 10 and {0, 16} <= lefts
+
+
+def level(image: torch.Tensor) -> np.ndarray:
+    return (image * 255).round().numpy().astype(np.uint8)
+
+
+def level_of(image: Image.Image, left: int) -> np.ndarray:
+    return np.asarray(image)[:, left : left + 32].transpose(2, 0, 1)
+
+
+def test_center_crop_is_central() -> None:
+    image = picture(48, 32)
+    assert np.array_equal(level(preprocess(image, sizes=[(32, 32)])), level_of(image, 8))
+
+
+def test_transparency_is_white_and_truncated() -> None:
+    image = Image.new("RGBA", (32, 32), (10, 200, 30, 0))
+    assert preprocess(image, sizes=[(32, 32)]).unique().tolist() == [1.0]
+    image.putalpha(100)
+    a = 100 / 255
+    expected = [int((1 - a) * 255 + a * channel) for channel in (10, 200, 30)]
+    assert level(preprocess(image, sizes=[(32, 32)]))[:, 0, 0].tolist() == expected
+    image.putalpha(255)
+    assert level(preprocess(image, sizes=[(32, 32)]))[:, 0, 0].tolist() == [10, 200, 30]
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = picture(64, 32)
+    image.getexif()[274] = 6
+    assert (
+        preprocess(image, sizes=bucket_sizes(128, 32)).shape[1]
+        > preprocess(picture(64, 32), sizes=bucket_sizes(128, 32)).shape[1]
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA"])
+def test_every_mode_gives_rgb(mode: str) -> None:
+    got = preprocess(picture(40, 40, mode), sizes=[(32, 32)])
+    assert got.shape == (3, 32, 32) and got.dtype == torch.float32
+    assert got.min() >= 0 and got.max() <= 1
+
+
+def test_levels_are_bit_exact() -> None:
+    levels = np.arange(256)
+    images = torch.from_numpy(levels / 255.0).float()
+    assert torch.equal(to_model_range(images), torch.from_numpy(levels / 255 * 2 - 1).float())
+    assert to_model_range(torch.tensor([0.1234567])).item() == pytest.approx(2 * 0.1234567 - 1, abs=1e-7)
+
+
+def test_uint8_truncates() -> None:
+    image = torch.tensor([0.0, 0.5, 0.999, 1.0]).view(1, 4, 1).expand(3, 4, 1)
+    assert to_uint8(image)[:, 0, 0].tolist() == [0, 127, 254, 255]
+
+
+def test_crop_errors() -> None:
+    with pytest.raises(ValueError, match="crop='left' is unknown"):
+        preprocess(picture(32, 32), sizes=[(32, 32)], crop="left")
+    with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
+        preprocess(picture(32, 32), sizes=[(32, 32)], crop="random")
