@@ -33,7 +33,7 @@ def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))  # also from a checkout that is not installed
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))  # also when not installed
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     model = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     scorer = [f"scorer.clip={tiny_scorer_dir / 'clip'}", f"scorer.dino={tiny_scorer_dir / 'dino'}"]
