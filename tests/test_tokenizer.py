@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from personalar.models.tokenizer import Tokenizer, build_tokenizer, code_name, reserved_name
 
 TOKENIZER = make_tokenizer()
+TOKENIZER_LAST = reserved_name(9004 + 11)
 SPECIAL_NAMES = [
     "<s>",
     "<pad>",
@@ -69,6 +70,25 @@ def test_every_name_in_the_vocabulary_is_neutralised() -> None:
         ids = TOKENIZER.encode_text(f"a {name} b")
         assert not any(TOKENIZER.is_special(index) for index in ids)
         assert TOKENIZER.decode_text(ids) == f"a {name} b"
+
+
+def test_names_that_the_file_does_not_mark_special_are_neutralised_too(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(TOKENIZER.to_json().replace('"special":true', '"special":false'), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(path)
+    for name in SPECIAL_NAMES:
+        assert not any(tokenizer.is_special(index) for index in tokenizer.encode_text(f"a{name}b <{name}>"))
+
+
+def test_special_tokens_of_unknown_name_are_neutralised_too(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(TOKENIZER.to_json())
+    content["added_tokens"][-1]["content"] = "[odd]"
+    vocabulary = content["model"]["vocab"]
+    vocabulary["[odd]"] = vocabulary.pop(TOKENIZER_LAST)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(path)
+    assert vocabulary["[odd]"] not in tokenizer.encode_text("an [odd] cat")
 
 
 def test_digits_are_split() -> None:
