@@ -143,6 +143,21 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 
+def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[str, Any]]:
+    """Return the fidelities to mark on the ruler, in [0, 100] %, each number at a height where it covers no other."""
+    values = {**summary["stages"], "description": summary["description"] or {}}
+    found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
+    last_at = dict.fromkeys(("high", "low", "higher", "lower"), -1.0)
+    marks = []
+    for value, name in sorted(found):
+        position = min(max(value, 0.0), 1.0)
+        free = [height for height, at in last_at.items() if position - at >= apart or at < 0]
+        height = free[0] if free else "high"
+        last_at[height] = position
+        marks.append({"name": name, "value": value, "left": round(100 * position, 1), "height": height})
+    return marks
+
+
 def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
@@ -188,6 +203,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "stages": stages,
         "titles": STAGE_TITLES,
         "last": stages[-1] if stages else None,
+        "marks": ruler_marks(summary),
         "references": [picture_uri(path) for path in sorted((run_dir / "references").glob("*.png"))],
         "groups": prompt_groups(by_kind["subject"], stages),
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],

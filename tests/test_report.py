@@ -20,6 +20,7 @@ from personalar.report import (
     picture_uri,
     read_losses,
     read_samples,
+    ruler_marks,
     write_report,
 )
 
@@ -194,6 +195,22 @@ def test_running_mean_and_thinning():
     assert smooth([(0, 1.0), (1, 1.0)]) == [(0, 1.0), (1, 1.0)]
     thinned = thin([(float(step), 0.0) for step in range(1001)])
     assert len(thinned) <= 302 and thinned[0][0] == 0 and thinned[-1][0] == 1000
+
+
+def test_numbers_on_the_ruler_do_not_cover_each_other():
+    stages = {"base": 0.9, "embedding": 0.92, "transformer": 1.4}
+    summary = {
+        "stages": {name: {"fidelity": value} for name, value in stages.items()},
+        "description": {"fidelity": -1},
+    }
+    marks = ruler_marks(summary)
+    assert [(mark["name"], mark["left"], mark["height"]) for mark in marks] == [
+        ("description", 0.0, "high"),
+        ("base", 90.0, "high"),
+        ("embedding", 92.0, "low"),
+        ("transformer", 100.0, "high"),
+    ]
+    assert ruler_marks({"stages": {"base": {"fidelity": None}}, "description": None}) == []
 
 
 def test_words_for_numbers():

@@ -83,12 +83,15 @@ def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ())
     """
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # the check below says it better
+    logging.disable_progress_bar()  # a fraction of a second, in the middle of our own bars
     try:
         model, info = auto_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     finally:
         logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional or ("\0",)))
     if missing:
         raise ValueError(
