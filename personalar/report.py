@@ -144,7 +144,7 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
 
 
 def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[str, Any]]:
-    """Return the fidelities to mark on the ruler, in [0, 100] %, each number at a height where it covers no other."""
+    """Return the fidelities to mark on the ruler, each at a height where its number covers no other."""
     values = {**summary["stages"], "description": summary["description"] or {}}
     found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
     last_at = dict.fromkeys(("high", "low", "higher", "lower"), -1.0)

@@ -208,7 +208,7 @@ def test_numbers_on_the_ruler_do_not_cover_each_other():
         ("description", 0.0, "high"),
         ("base", 90.0, "high"),
         ("embedding", 92.0, "low"),
-        ("transformer", 100.0, "high"),
+        ("transformer", 100.0, "higher"),
     ]
     assert ruler_marks({"stages": {"base": {"fidelity": None}}, "description": None}) == []
 
