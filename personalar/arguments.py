@@ -1,4 +1,4 @@
-"""The command line before Hydra sees it: `subject=cat` is understood, and mistakes are answered with what is allowed."""
+"""The command line before Hydra sees it: `subject=cat` is understood, mistakes are answered with what may stand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.config import group_options
+from personalar.compose import group_options
 
-SHOW_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+SHOW_FLAGS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+)
 
 
 def _suggest(value: str, allowed: Iterable[str]) -> str:
@@ -37,8 +48,12 @@ def _check_choice(conf: Path, group: str, value: str) -> None:
         if choice in options or (choice == "null" and group == "experiment"):
             continue
         if group == "subject":
-            raise ValueError(f"subject={choice!r} is not known{_suggest(choice, options)}\n{_subject_help(conf)}")
-        raise ValueError(f"{group}={choice!r} is not known{_suggest(choice, options)}\nallowed: {', '.join(options)}")
+            raise ValueError(
+                f"subject={choice!r} is not known{_suggest(choice, options)}\n{_subject_help(conf)}"
+            )
+        raise ValueError(
+            f"{group}={choice!r} is not known{_suggest(choice, options)}\nallowed: {', '.join(options)}"
+        )
 
 
 def _inner_type(hint: Any) -> Any:
@@ -61,13 +76,14 @@ def check_key(key: str, schema: type) -> None:
         if part not in hints:
             where = ".".join(parts[:depth]) or "the command"
             names = [f.name for f in dataclasses.fields(hint)]
-            raise ValueError(
-                f"{key} is no setting: {where} has no {part!r}{_suggest(part, names)}\nallowed: {', '.join(names)}"
-            )
+            allowed = f"{_suggest(part, names)}\nallowed: {', '.join(names)}"
+            raise ValueError(f"{key} is no setting: {where} has no {part!r}{allowed}")
         hint = _inner_type(hints[part])
 
 
-def prepare_arguments(arguments: Sequence[str], *, schema: type, conf: Path, needs_subject: bool) -> list[str]:
+def prepare_arguments(
+    arguments: Sequence[str], *, schema: type, conf: Path, needs_subject: bool
+) -> list[str]:
     """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`.
 
     Args:
@@ -98,8 +114,15 @@ def prepare_arguments(arguments: Sequence[str], *, schema: type, conf: Path, nee
         prepared.append(argument)
     shows_only = any(argument.split("=")[0] in SHOW_FLAGS for argument in arguments)
     given = [argument.lstrip("+~").partition("=")[0] for argument in arguments]
-    if not shows_only and "+subject=folder" in prepared and not {"subject.path", "subject.noun"} <= set(given) and "experiment" not in given:
-        raise ValueError("+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)")
+    if (
+        not shows_only
+        and "+subject=folder" in prepared
+        and not {"subject.path", "subject.noun"} <= set(given)
+        and "experiment" not in given
+    ):
+        raise ValueError(
+            "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+        )
     if needs_subject and not subject_given and not shows_only:
         raise ValueError(f"no subject: say what to learn\n{_subject_help(conf)}")
     return prepared

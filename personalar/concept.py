@@ -1,9 +1,9 @@
 """A concept: what a stage learned, as a folder that stages hand over and people share.
 
-    concept.json                 provenance: base, subject, identifier names -> ids, stage, numbers, versions, file hashes
-    learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
-    weights.safetensors          changed transformer tensors, or absent
-    lora/                        a PEFT adapter folder, or absent
+    concept.json                 provenance: base, subject, identifier names -> ids, stage, config, versions,
+    hashes learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
+    weights.safetensors          changed transformer tensors, or absent lora/                        a PEFT
+    adapter folder, or absent
 
 Loading runs no code and trusts nothing: safetensors and json only, hashes, shapes and finiteness are checked.
 `concept.json` is written last, so a folder without it is unfinished.
@@ -52,7 +52,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Return a hash of a base's weights: names, sizes, and the ends of every weight file (whole when below 2 MiB).
+    """Return a hash of a base's weights: names, sizes, and the ends of every weight file (small ones whole).
 
     Hashing all of a 7B takes a minute; headers with every shape lie at the start of a safetensors file.
     """
@@ -134,7 +134,9 @@ class Concept:
         files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
         rows = _tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
         if set(rows) != set(record["identifier"]):
-            raise ValueError(f"{folder}: rows {sorted(rows)} do not match names {sorted(record['identifier'])}")
+            raise ValueError(
+                f"{folder}: rows {sorted(rows)} do not match names {sorted(record['identifier'])}"
+            )
         weights = _tensors(folder / WEIGHTS_FILE, files.pop(WEIGHTS_FILE)) if WEIGHTS_FILE in files else {}
         return cls(
             base=record["base"],
@@ -152,7 +154,7 @@ class Concept:
         if self.base["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
-                f"({self.base['fingerprint'][:12]}), the loaded base is {name!r} ({fingerprint[:12]}): choose its model"
+                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): choose its model"
             )
 
     def apply(self, backend: HasTransformer) -> Identifier:
@@ -165,13 +167,17 @@ class Concept:
         _check_shapes(self.weights, parameters)
         width = parameters["model.embed_tokens.weight"].shape[1]
         if self.rows.shape[1] != width:
-            raise ValueError(f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}")
+            raise ValueError(
+                f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
+            )
         device = next(iter(parameters.values())).device
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
         if self.lora:
-            load_lora(backend.transformer, {name.rpartition("/")[2]: data for name, data in self.lora.items()})
+            load_lora(
+                backend.transformer, {name.rpartition("/")[2]: data for name, data in self.lora.items()}
+            )
             merge_lora(backend.transformer)
         return Identifier(tokens=self.tokens, rows=self.rows).to(device)
 
@@ -179,17 +185,20 @@ class Concept:
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
     for name, tensor in weights.items():
         if name not in parameters:
-            raise ValueError(f"the concept changes {name}, which the base does not have: another architecture")
-        if tensor.shape != parameters[name].shape:
             raise ValueError(
-                f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {tuple(parameters[name].shape)}"
+                f"the concept changes {name}, which the base does not have: another architecture"
             )
+        if tensor.shape != parameters[name].shape:
+            expected = tuple(parameters[name].shape)
+            raise ValueError(f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {expected}")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no concept: {RECORD_FILE} is missing (a finished run has it in concept/)")
+        raise FileNotFoundError(
+            f"{folder} holds no concept: {RECORD_FILE} is missing (a finished run has it in concept/)"
+        )
     try:
         record = json.loads(path.read_bytes())
         version = record["format_version"]

@@ -1,7 +1,7 @@
-"""What training sees: token sequences of the photos (and of replayed class images), each a function of seed and number.
+"""What training sees: sequences of the photos and of replayed class images, each a function of its number.
 
-Images become codes once; sequence number i of a stage is drawn from a generator seeded with (seed, stage, i), so a resumed
-stage continues with the very sequences that an uninterrupted one would have seen.
+Images become codes once; sequence number i of a stage is drawn from a generator seeded with (seed, stage,
+i), so a resumed stage continues with the very sequences that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -105,7 +105,13 @@ class SequenceStream(IterableDataset):
         seed: int,
     ) -> None:
         """Begin with sequence number 0; set `start` to begin elsewhere."""
-        self.protocol, self.stage, self.data, self.noun, self.tokens = backend.protocol, stage, data, noun, tokens
+        self.protocol, self.stage, self.data, self.noun, self.tokens = (
+            backend.protocol,
+            stage,
+            data,
+            noun,
+            tokens,
+        )
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
@@ -136,7 +142,9 @@ class SequenceStream(IterableDataset):
         template = self.data.templates[int(_uniform(generator, 0, len(self.data.templates)))]
         ratio = self.data.image_token_ratio
         with_token = int((number + 1) * ratio) > int(number * ratio)  # exactly `ratio` of them, evenly spread
-        return training_prompt(template, self.noun, image_token=self.image_tokens[photo] if with_token else None), codes
+        return training_prompt(
+            template, self.noun, image_token=self.image_tokens[photo] if with_token else None
+        ), codes
 
     def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:
         assert self.replay is not None
@@ -145,7 +153,7 @@ class SequenceStream(IterableDataset):
 
 
 def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Tensor]:
-    """Return {"ids": (B, T), "loss_mask": (B, T) bool}, padded at the right, where causal attention never looks."""
+    """Return {"ids": (B, T), "loss_mask": (B, T) bool}, padded at the right, where no one looks."""
     length = max(len(sequence.ids) for sequence in sequences)
     ids = torch.full((len(sequences), length), pad)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
@@ -156,7 +164,7 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
 
 
 class SubjectData(L.LightningDataModule):
-    """Training: the stage's stream from the current step on. Validation: the pictures of the grid, in one batch."""
+    """Training: the stage's stream from the current step on. Validation: the pictures of the grid."""
 
     def __init__(self, *, stream: SequenceStream, num_grid: int, pad: int) -> None:
         """Serve `stream`, and the numbers 0 to `num_grid` - 1 of the grid's pictures."""

@@ -1,6 +1,6 @@
 """Prompts in, samples out: backend, decoder and identifier together, with no training framework in sight.
 
-A sample is a function of weights, prompt and seed alone, so what an interrupted run left on disk is simply kept.
+A sample is a function of weights, prompt and seed alone, so what an interrupted run left on disk is kept.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def requests_for(
     noun: str,
     description: str | None,
 ) -> list[Request]:
-    """Return every image that `stage` is judged by; descriptions are for the base, which has not learned [V]."""
+    """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
     return [
         Request(
@@ -67,7 +67,9 @@ def requests_for(
             kind=kind,
             seed=seed,
             spec=spec,
-            prompt=sample_prompt(spec, kind=kind, noun=noun, description=description, learned=stage != "base"),
+            prompt=sample_prompt(
+                spec, kind=kind, noun=noun, description=description, learned=stage != "base"
+            ),
         )
         for kind in wanted
         for seed in seeds
@@ -77,7 +79,9 @@ def requests_for(
 
 def pick_grid_prompts(specs: Sequence[PromptSpec], count: int) -> list[PromptSpec]:
     """Pick `count` prompts for a picture, taking turns between the categories."""
-    by_category = [list(group) for _, group in groupby(sorted(specs, key=lambda s: s.category), lambda s: s.category)]
+    by_category = [
+        list(group) for _, group in groupby(sorted(specs, key=lambda s: s.category), lambda s: s.category)
+    ]
     by_category.sort(key=lambda group: specs.index(group[0]))
     turns = [group[k] for k in range(max(map(len, by_category))) for group in by_category if k < len(group)]
     return turns[:count]
@@ -87,7 +91,12 @@ class Generator:
     """Makes pictures with one state of the model."""
 
     def __init__(
-        self, *, backend: ChameleonBackend, decoder: Decoder, identifier: Identifier | None = None, batch: int = 16
+        self,
+        *,
+        backend: ChameleonBackend,
+        decoder: Decoder,
+        identifier: Identifier | None = None,
+        batch: int = 16,
     ) -> None:
         """Sample at the model's own (square) size, `batch` images at a time."""
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
@@ -103,7 +112,11 @@ class Generator:
         for start in range(0, len(ids), self.batch):
             chunk = slice(start, start + self.batch)
             codes = self.decoder(
-                self.backend, ids[chunk], protocol.code_shape(side, side), list(seeds[chunk]), identifier=self.identifier
+                self.backend,
+                ids[chunk],
+                protocol.code_shape(side, side),
+                list(seeds[chunk]),
+                identifier=self.identifier,
             )
             done.append(codes)
             if progress is not None:
@@ -130,7 +143,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
-    """Cut `requests` into batches of about `size` unique images, those of `first` in a batch of their own before all.
+    """Cut `requests` into batches of `size`, those of `first` in a batch of their own before all.
 
     The cut does not depend on what exists already: a resumed run decodes the same batches.
     """
@@ -152,7 +165,7 @@ def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
 def generate_files(
     requests: Sequence[Request], generator: Generator | None, run_dir: Path, *, provenance: Mapping[str, str]
 ) -> list[Sample]:
-    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now and written there.
+    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now.
 
     Args:
         generator: may be None where `have_files`.

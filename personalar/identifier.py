@@ -1,8 +1,9 @@
 """The identifier: a few trainable rows beside a frozen embedding table.
 
-`[V]` stands for the subject and `[S1]`, `[S2]`, ... for what is particular to one training photo (the paper,
-arXiv 2504.13162, section 3, after Textual Inversion). Each name owns a reserved id of the vocabulary. The rows are a
-parameter of their own, so the table keeps its bits whatever the optimizer does and no gradient has to be masked.
+`[V]` stands for the subject and `[S1]`, `[S2]`, ... for what is particular to one training photo (arXiv
+2504.13162, after Textual Inversion). Each name owns a reserved id of the vocabulary. The rows are a
+parameter of their own, so the table keeps its bits whatever the optimizer does and no gradient has to be
+masked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Identifier(nn.Module):
         """
         super().__init__()
         if rows.ndim != 2 or len(rows) != len(tokens):
-            raise ValueError(f"identifier rows have shape {tuple(rows.shape)}, expected ({len(tokens)}, width)")
+            raise ValueError(
+                f"identifier rows have shape {tuple(rows.shape)}, expected ({len(tokens)}, width)"
+            )
         if len(set(tokens.values())) != len(tokens):
             raise ValueError(f"identifier names share a token id: {dict(tokens)}")
         self.tokens = dict(tokens)
@@ -34,7 +37,9 @@ class Identifier(nn.Module):
     def forward(self, ids: Tensor, embeds: Tensor) -> Tensor:
         """Put the rows where `ids` (B, T) names them in `embeds` (B, T, D); return (B, T, D)."""
         match = ids.unsqueeze(-1) == self.ids  # (B, T, K)
-        rows = self.rows.to(embeds.dtype)[match.to(torch.uint8).argmax(-1)]  # (B, T, D); row 0 where nothing matches
+        rows = self.rows.to(embeds.dtype)[
+            match.to(torch.uint8).argmax(-1)
+        ]  # (B, T, D); row 0 where nothing matches
         return torch.where(match.any(-1, keepdim=True), rows, embeds)
 
     def row(self, name: str) -> Tensor:
@@ -50,14 +55,14 @@ def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str,
     """
     if len(names) > len(concept_ids):
         raise ValueError(
-            f"{len(names)} identifier names ([V] and one per photo) need as many reserved ids, the tokenizer has "
-            f"{len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
+            f"{len(names)} identifier names ([V] and one per photo) need as many reserved ids, the tokenizer "
+            f"has {len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
         )
     return dict(zip(names, concept_ids, strict=False))
 
 
 def random_rows(table: Tensor, num_rows: int, *, generator: torch.Generator) -> Tensor:
-    """Draw (num_rows, D) float32 rows with the mean and the deviation that `table` (V, D) has per dimension."""
+    """Draw (num_rows, D) float32 rows with the mean and deviation of `table` (V, D) per dimension."""
     vocabulary = table.detach().float()
     noise = torch.randn(num_rows, vocabulary.shape[1], generator=generator).to(vocabulary.device)
     return vocabulary.mean(0) + noise * vocabulary.std(0)
@@ -70,6 +75,8 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
         ValueError: when no word is given or a word has no token.
     """
     if not word_ids or not all(word_ids):
-        raise ValueError("identifier.init=words needs at least one word: model.recipe.identifier.words=[orange,striped]")
+        raise ValueError(
+            "identifier.init=words needs at least one word: model.recipe.identifier.words=[orange,striped]"
+        )
     vocabulary = table.detach().float()
     return torch.stack([vocabulary[list(ids)].mean(0) for ids in word_ids]).mean(0, keepdim=True)

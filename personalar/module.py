@@ -21,12 +21,17 @@ from personalar.types import Sample
 
 
 def sequence_loss(
-    backend: ChameleonBackend, identifier: Identifier, batch: Mapping[str, Tensor], *, loss: str, z_loss: float
+    backend: ChameleonBackend,
+    identifier: Identifier,
+    batch: Mapping[str, Tensor],
+    *,
+    loss: str,
+    z_loss: float,
 ) -> Tensor:
     """Return the mean next-token cross-entropy over the supervised positions.
 
-    With loss="image_tokens" the choice is among the image codes only, "the image split of the total vocabulary"
-    (arXiv 2504.13162, eq. 1), which is also how images are sampled; with "answer" it is among all of the vocabulary.
+    With loss="image_tokens" the choice is among the image codes, "the image split of the total vocabulary"
+    (arXiv 2504.13162, eq. 1), as in sampling; with "answer" it is among all of the vocabulary.
 
     Args:
         batch: "ids" (B, T) and "loss_mask" (B, T), true where a token is to be predicted.
@@ -36,7 +41,9 @@ def sequence_loss(
     transformer = backend.transformer
     hidden = transformer(identifier(ids, transformer.embed(ids)))  # (B, T, D)
     rows = backend.tokenizer.image_rows if loss == "image_tokens" else None
-    logits = transformer.logits(hidden[:, :-1][mask], rows)  # (N, V or codes): the head sees supervised positions only
+    logits = transformer.logits(
+        hidden[:, :-1][mask], rows
+    )  # (N, V or codes): the head sees supervised positions only
     targets = ids[:, 1:][mask] - (rows.start if rows is not None else 0)
     result = F.cross_entropy(logits, targets)
     if z_loss:

@@ -1,7 +1,7 @@
 """What the process asks of the machine: threads that suit its load, and an allocator that keeps big buffers.
 
-Measured on 2 cores: with a busy neighbour 2 OpenMP threads are about ten times slower than 1 (they wait for each other),
-and returning every big buffer to the kernel costs a third of a training step.
+Measured on 2 cores: with a busy neighbour 2 OpenMP threads are ten times slower than 1 (they wait for each
+other), and returning every big buffer to the kernel costs a third of a training step.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def set_torch_threads(setting: Any) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident set of this process so far; on a GPU the device's peak where that is larger."""
+    """Return the largest resident set of this process so far; or the GPU's peak where that is larger."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Prompts: the names that stand for learned rows, the training templates, and the words put into validation prompts.
+"""Prompts: the names of learned rows, the wording of training sequences and of validation prompts.
 
-The templates follow Textual Inversion (arXiv 2208.01618) as arXiv 2504.13162 uses them: "a photo of [V] <noun>", and for
-half of the sequences "a photo of [V] <noun> S_i" with the training photo's own token S_i at the end.
+Training follows Textual Inversion (arXiv 2208.01618) as arXiv 2504.13162 uses it: "a photo of [V] <noun>",
+and for half of the sequences "a photo of [V] <noun> S_i" with the training photo's own token S_i at the end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,36 @@ from personalar.types import PromptSpec, SampleKind
 
 SUBJECT_TOKEN = "[V]"
 LIVE_NOUNS = frozenset(
-    "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse owl "
-    "parrot person pig puppy rabbit sheep tiger turtle wolf".split()
+    {
+        "bear",
+        "bird",
+        "cat",
+        "chicken",
+        "cow",
+        "dog",
+        "duck",
+        "elephant",
+        "fish",
+        "fox",
+        "frog",
+        "goat",
+        "hamster",
+    }
+    | {
+        "horse",
+        "kitten",
+        "monkey",
+        "mouse",
+        "owl",
+        "parrot",
+        "person",
+        "pig",
+        "puppy",
+        "rabbit",
+        "sheep",
+        "tiger",
+    }
+    | {"turtle", "wolf"}
 )
 """Nouns of animals, for which accessory prompts make sense."""
 
@@ -22,7 +50,7 @@ def image_token_names(num_images: int) -> tuple[str, ...]:
 
 
 def fill(text: str, phrase: str) -> str:
-    """Put `phrase` in the place of "{}", with the article it needs ("a {}" + "orange cat" -> "an orange cat")."""
+    """Put `phrase` in the place of "{}", with its article ("a {}", "orange cat": "an orange cat")."""
     if phrase[:1].lower() in "aeiou":
         for article, before_vowel in (("a {}", "an {}"), ("A {}", "An {}")):
             if text.startswith(article):
@@ -37,7 +65,9 @@ def training_prompt(template: str, noun: str, *, image_token: str | None = None)
     return f"{prompt} {image_token}" if image_token else prompt
 
 
-def sample_prompt(spec: PromptSpec, *, kind: SampleKind, noun: str, description: str | None, learned: bool) -> str:
+def sample_prompt(
+    spec: PromptSpec, *, kind: SampleKind, noun: str, description: str | None, learned: bool
+) -> str:
     """Return the validation prompt that the model sees.
 
     Args:

@@ -1,6 +1,7 @@
-"""The numbers a model is personalized with: how long, how fast, on what sequences. Values come from conf/model/recipe.
+"""The numbers a model is personalized with: how long, how fast, on what. Values: conf/model/recipe.
 
-NOTE: not frozen, here and in config.py: OmegaConf turns frozen dataclasses into read-only nodes that YAML cannot fill.
+NOTE: not frozen, here and in config.py: OmegaConf makes frozen dataclasses read-only, and YAML could not
+fill them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class StageNumbers:
     accumulate: int = 1
     """Forward passes per optimizer step."""
     lr: float = 0.0
-    """Peak learning rate of the transformer's chosen weights (or of LoRA); unused where a stage trains none."""
+    """Peak learning rate of the transformer's chosen weights (or of LoRA's)."""
     identifier_lr: float = MISSING
     """Peak learning rate of the identifier rows."""
     schedule: str = "linear"

@@ -1,7 +1,7 @@
 """Personalize a base model on a subject: `python -m personalar.run +subject=cat stage=both`.
 
-Check the subject, sample the base, train the stages, sample after each, score, summarize. A run that is started again in
-the same folder finds what is done and goes on.
+Check the subject, sample the base, train the stages, sample after each, score, summarize. A run started
+again in the same folder finds what is done and goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
-from personalar.config import RunConfig, conf_dir, package_path, read_config, register
+from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.config import RunConfig
 from personalar.process import keep_memory, set_torch_threads
 from personalar.subject import load_subject, validation_prompts
 from personalar.types import Subject
@@ -46,15 +47,19 @@ def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, s
     first, start = pairs[0]
     if start != "base" and not folder.has_concept(start):
         raise ValueError(
-            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} holds nothing: "
-            f"run with stage=both, or stage={start} first"
+            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} "
+            f"holds nothing: run with stage=both, or stage={start} first"
         )
     return pairs
 
 
 def request_of(config: RunConfig) -> dict[str, Any]:
-    """Return what this command asks for beyond learning: with the same answer in run.json, the run is finished."""
-    return {"stages": list(config.stage.run), "samples": asdict(config.samples), "scorer": asdict(config.scorer)}
+    """Return what this command asks for beyond learning: if run.json holds the same, it is finished."""
+    return {
+        "stages": list(config.stage.run),
+        "samples": asdict(config.samples),
+        "scorer": asdict(config.scorer),
+    }
 
 
 def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, started: float) -> Session:
@@ -147,7 +152,7 @@ def result_lines(run_dir: Path) -> list[str]:
 
 
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
-    """Do what is not done yet: pictures of the base, each stage with its pictures and scores, summary, report."""
+    """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
     from personalar.training import train_stage
 
     folder, reporter = session.folder, session.reporter
@@ -186,7 +191,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     started = time.perf_counter()
     check_model(config)
     subject = load_subject(config.subject)
-    print(f"{subject.name}: {len(subject.images)} photos of a {subject.noun} on {config.model.name}, in {run_dir}")
+    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     from personalar.run_folder import RunFolder
     from personalar.session import learning_settings
 

@@ -1,7 +1,8 @@
 """The folder of one run: where everything lies, what is done already, and whether this run may go on in it.
 
-Deterministic (no date in its name), so the same command finds what an interrupted one left. `summary.py` documents the
-files that outsiders read; this module adds `stages/{stage}/{concept,checkpoints}` and `cache/`, from which a run goes on.
+Its name holds no date, so the same command finds what an interrupted one left. `summary.py` documents the
+files that outsiders read; this module adds `stages/{stage}/{concept,checkpoints}` and `cache/`, from which a
+run goes on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Make new pictures of a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a photo of [V] cat"]'`.
+"""Make new pictures of a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a [V] cat"]'`.
 
-The PNG files carry prompt and seed in their metadata; the same concept, prompt and seed give the same picture.
+The PNG files carry prompt and seed in their metadata; equal concept, prompt and seed give an equal picture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
-from personalar.config import SampleConfig, conf_dir, package_path, read_config, register
+from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.config import SampleConfig
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN
 
@@ -41,9 +42,14 @@ def check_prompts(prompts: list[str], names: list[str]) -> list[str]:
         ValueError: when there is no prompt, or an empty one.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ValueError(f"prompts={prompts} must hold at least one prompt, such as 'a photo of {SUBJECT_TOKEN} cat'")
+        raise ValueError(
+            f"prompts={prompts} must hold at least one prompt, such as 'a photo of {SUBJECT_TOKEN} cat'"
+        )
     silent = [prompt for prompt in prompts if not any(name in prompt for name in names)]
-    return [f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun" for prompt in silent]
+    return [
+        f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun"
+        for prompt in silent
+    ]
 
 
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:

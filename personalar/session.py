@@ -1,4 +1,4 @@
-"""One run at work: its settings, subject and folder, with the few things every phase does — load, sample, score."""
+"""One run at work: its settings, subject and folder, and what every phase does: load, sample, score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from personalar.callbacks.progress import Reporter
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.concept import RECORD_FILE, Concept
 from personalar.config import RunConfig
-from personalar.generator import Decoder, Generator, Request, chunks, generate_files, have_files, pick_grid_prompts, requests_for
+from personalar.generator import (
+    Decoder,
+    Generator,
+    Request,
+    chunks,
+    generate_files,
+    have_files,
+    pick_grid_prompts,
+    requests_for,
+)
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend, load_backend
@@ -150,7 +159,9 @@ class Session:
         """Write and announce the grid of a finished stage."""
         before = self.folder.base_pictures(base_samples)
         title = f"{self.subject.name} on {self.config.model.name}: {stage}"
-        picture = grid_picture(samples, before, label=f"after {stage}" if stage != "base" else "base", title=title)
+        picture = grid_picture(
+            samples, before, label=f"after {stage}" if stage != "base" else "base", title=title
+        )
         path = save_png(picture, self.folder.path / "grids" / f"{stage}.png")
         self.reporter.say(f"grid: {path}")
 
@@ -191,5 +202,3 @@ class Session:
                 small = photo.copy()
                 small.thumbnail((512, 512))
                 save_png(small, path)
-
-

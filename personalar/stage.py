@@ -1,6 +1,7 @@
 """A stage as data: which parameters move, how fast and for how long.
 
-A method is an ordered set of stages; here its YAML meets the numbers of the model's recipe and becomes optimizer groups.
+A method is an ordered set of stages; here its YAML meets the numbers of the model's recipe and becomes
+groups.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 
 
 def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in the network's order.
+    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in order.
 
     Raises:
         ValueError: when a pattern matches nothing; the nearest names are told.
@@ -57,20 +58,28 @@ def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, 
         matched = [name for name in named if fnmatchcase(name, pattern)]
         if not matched:
             near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.0)
-            raise ValueError(f"parameters pattern {pattern!r} matches nothing; names look like {', '.join(near)}")
+            raise ValueError(
+                f"parameters pattern {pattern!r} matches nothing; names look like {', '.join(near)}"
+            )
         chosen.update((name, named[name]) for name in matched)
     return {name: parameter for name, parameter in named.items() if name in chosen}
 
 
-def parameter_groups(stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+def parameter_groups(
+    stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]
+) -> list[dict[str, Any]]:
     """Return AdamW groups: the transformer's weights with decay, the identifier rows without."""
     numbers = stage.numbers
     groups: list[dict[str, Any]] = []
     weights = list(weights)
     if weights:
-        groups.append({"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay})
+        groups.append(
+            {"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay}
+        )
     if stage.trains.identifier:
-        groups.append({"name": "identifier", "params": [rows], "lr": numbers.identifier_lr, "weight_decay": 0.0})
+        groups.append(
+            {"name": "identifier", "params": [rows], "lr": numbers.identifier_lr, "weight_decay": 0.0}
+        )
     return groups
 
 

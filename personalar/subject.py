@@ -1,4 +1,4 @@
-"""Subjects: a rendered one of the embedded world, or a folder of one's own photos, checked before any model loads."""
+"""Subjects: a rendered one of the embedded world, or a folder of photos, checked before any model loads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def read_photo(path: Path) -> Image.Image:
 
 def _folder_subject(config: SubjectConfig) -> Subject:
     if config.path is None:
-        raise ValueError("+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)")
+        raise ValueError(
+            "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+        )
     images = tuple(read_photo(path) for path in find_photos(Path(config.path).expanduser()))
     return Subject(
         name=config.name,

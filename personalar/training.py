@@ -21,7 +21,14 @@ from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
 from personalar.concept import Concept
 from personalar.config import LoggerConfig
-from personalar.datamodule import Replay, SequenceStream, SubjectData, cached_codes, encode_photos, stream_seed
+from personalar.datamodule import (
+    Replay,
+    SequenceStream,
+    SubjectData,
+    cached_codes,
+    encode_photos,
+    stream_seed,
+)
 from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
 from personalar.models.backend import ChameleonBackend
 from personalar.models.lora import inject_lora, lora_files
@@ -31,10 +38,9 @@ from personalar.session import Session
 from personalar.stage import Stage, select_parameters
 from personalar.types import Sample
 
-
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # a few kilobytes made on the fly: workers would only cost
-    ".*in eval mode at the start of training.*",  # the frozen base stays as it is; nothing in it depends on the mode
+    ".*in eval mode at the start of training.*",  # the base is frozen and has no dropout
     ".*Checkpoint directory .* exists and is not empty.*",  # that is what resuming is
     ".*isinstance.treespec, LeafSpec.*",  # torch's pytree, called by lightning
 )
@@ -69,7 +75,14 @@ def photo_codes(backend: ChameleonBackend, session: Session) -> list[torch.Tenso
     """Return the codes of the photos' crops and copies, computed once per run folder."""
     config, subject = session.config, session.subject
     data = config.model.recipe.data
-    key = [subject.fingerprint, session.base, data.crops_per_photo, data.copies_per_photo, data.crop_scale, config.seed]
+    key = [
+        subject.fingerprint,
+        session.base,
+        data.crops_per_photo,
+        data.copies_per_photo,
+        data.crop_scale,
+        config.seed,
+    ]
     return cached_codes(
         session.folder.path / "cache" / "photo_codes.safetensors",
         key,
@@ -78,7 +91,7 @@ def photo_codes(backend: ChameleonBackend, session: Session) -> list[torch.Tenso
 
 
 def replay_images(backend: ChameleonBackend, session: Session, stage: Stage) -> Replay | None:
-    """Return class images made by the base (prior preservation), sampled once per run folder; None where unused.
+    """Return class images made by the base (prior preservation), sampled once; None where unused.
 
     NOTE: `backend` must still have the base's weights.
     """
@@ -101,7 +114,9 @@ def replay_images(backend: ChameleonBackend, session: Session, stage: Stage) -> 
 def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) -> list[Logger]:
     """Return the CSV logger and those that `logger=` asks for; all write below `folder`."""
     parts = len(list((folder / stage).glob("part_*")))  # a resumed stage must not empty its first part's file
-    loggers: list[Logger] = [CSVLogger(folder, name=stage, version=f"part_{parts}", flush_logs_every_n_steps=10)]
+    loggers: list[Logger] = [
+        CSVLogger(folder, name=stage, version=f"part_{parts}", flush_logs_every_n_steps=10)
+    ]
     if config.tensorboard:
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -111,9 +126,12 @@ def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) 
 
         loggers.append(
             WandbLogger(
-                project=config.wandb_project, save_dir=folder, offline=config.wandb_offline, group=run_name,
+                project=config.wandb_project,
+                save_dir=folder,
+                offline=config.wandb_offline,
+                group=run_name,
                 name=f"{run_name}-{stage}",
-            )  # fmt: skip
+            )
         )
     return loggers
 
@@ -167,7 +185,7 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
 
 
 def train_stage(session: Session, stage: Stage, *, start: str, base_samples: list[Sample]) -> None:
-    """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes if interrupted."""
+    """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes."""
     backend, identifier = session.load(start)
     identifier = identifier or new_identifier(backend, session)
     codes = photo_codes(backend, session)
@@ -176,7 +194,8 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     recipe = session.config.model.recipe
     grid = session.grid_requests(stage.name)
     module = PersonalizationModule(
-        backend=backend, identifier=identifier, stage=stage, weights=weights, loss=recipe.loss, z_loss=recipe.z_loss,
+        backend=backend, identifier=identifier, stage=stage, weights=weights,
+        loss=recipe.loss, z_loss=recipe.z_loss,
         generator=session.generator(backend, identifier), grid=grid,
     )  # fmt: skip
     stream = SequenceStream(
@@ -186,7 +205,11 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     data = SubjectData(stream=stream, num_grid=len(grid), pad=backend.tokenizer.pad)
     fit(session, stage, module, data, base_samples)
     state = {name: parameter.detach().cpu() for name, parameter in weights.items()}
-    lora = {f"lora/{name}": data for name, data in lora_files(backend.transformer).items()} if stage.trains.lora else {}
+    lora = (
+        {f"lora/{name}": data for name, data in lora_files(backend.transformer).items()}
+        if stage.trains.lora
+        else {}
+    )
     Concept(
         base=session.base,
         subject={
@@ -204,7 +227,11 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
 
 
 def fit(
-    session: Session, stage: Stage, module: PersonalizationModule, data: SubjectData, base_samples: list[Sample]
+    session: Session,
+    stage: Stage,
+    module: PersonalizationModule,
+    data: SubjectData,
+    base_samples: list[Sample],
 ) -> None:
     """Run the stage's Trainer, from the last checkpoint if there is one, and note steps and seconds."""
     last = session.folder.checkpoints(stage.name) / "last.ckpt"

@@ -9,7 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import personalar.run
-from personalar.config import RunConfig, SubjectConfig, conf_dir, read_config, register
+from personalar.compose import conf_dir, read_config, register
+from personalar.config import RunConfig, SubjectConfig
 from personalar.run import personalize, prepare
 from personalar.session import Session
 from personalar.subject import load_subject
@@ -27,7 +28,7 @@ def compose_config(*overrides: str, name: str = "run") -> RunConfig:
 
 @pytest.fixture(scope="session")
 def do_run(tiny_model_dir: Path, tiny_scorer_dir: Path) -> Iterator[Callable[..., bool]]:
-    """Yield a function that does one run: `do_run(run_dir, "stage=both", ...)`; False where it was finished."""
+    """Yield a function that does one run: `do_run(run_dir, "stage=both")`; False: was finished."""
     where = [f"model.path={tiny_model_dir}", f"scorer.clip={tiny_scorer_dir / 'clip'}"]
     where.append(f"scorer.dino={tiny_scorer_dir / 'dino'}")
 

@@ -36,7 +36,8 @@ def compose(command: str):
     from hydra import initialize_config_dir
 
     from personalar.arguments import prepare_arguments
-    from personalar.config import RunConfig, SampleConfig, conf_dir, read_config, register
+    from personalar.compose import conf_dir, read_config, register
+    from personalar.config import RunConfig, SampleConfig
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")

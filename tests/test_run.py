@@ -1,4 +1,4 @@
-"""The whole path in this process: what a run leaves, that two commands equal one, that an interrupted run goes on."""
+"""The whole path in this process: what a run leaves, two commands equal one, a killed run goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 import personalar.module
 from personalar.concept import Concept
 from personalar.png import read_png_metadata
-
 
 pytest_plugins = ("conftest_run",)
 

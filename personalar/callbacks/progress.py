@@ -1,4 +1,4 @@
-"""What a person sees while a run works: one line per phase with bar and time left, and where the pictures lie.
+"""What a person sees while a run works: a bar per phase with the time left, and where pictures lie.
 
 On a terminal the bars move; into a file goes one plain line per finished phase.
 """
@@ -12,7 +12,14 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
@@ -32,7 +39,8 @@ class Reporter:
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         """Show a bar while the block runs; yields `advance(count=1, note="")`."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
         )  # fmt: skip
         live = self.enabled and self.console.is_terminal

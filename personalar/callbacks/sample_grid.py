@@ -14,7 +14,9 @@ from personalar.png import save_png
 from personalar.types import Sample
 
 
-def grid_picture(samples: list[Sample], base: Mapping[tuple[str, int], Image], *, label: str, title: str) -> Image:
+def grid_picture(
+    samples: list[Sample], base: Mapping[tuple[str, int], Image], *, label: str, title: str
+) -> Image:
     """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
     columns = [sample.prompt for sample in samples]
     before = [base.get((sample.spec.text, sample.seed)) for sample in samples]

@@ -1,0 +1,91 @@
+"""How a configuration comes about: where the named choices lie, each group's schema, the typed result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from personalar.config import (
+    DecoderConfig,
+    LoggerConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    ScorerConfig,
+    StageSelection,
+    SubjectConfig,
+    TrainerConfig,
+)
+from personalar.recipe import RecipeConfig
+
+GROUPS: dict[str, Any] = {
+    "model": ModelConfig,
+    "model/recipe": RecipeConfig,
+    "subject": SubjectConfig,
+    "stage": StageSelection,
+    "method": MethodConfig,
+    "decoder": DecoderConfig,
+    "trainer": TrainerConfig,
+    "logger": LoggerConfig,
+    "scorer": ScorerConfig,
+}
+
+
+def conf_dir() -> Path:
+    """Return the folder of named choices: inside the installed package, else beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: when neither exists (a broken installation).
+    """
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "run.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no conf/run.yaml in {package} or {package.parent}: reinstall personalar")
+
+
+def group_options(conf: Path, group: str) -> list[str]:
+    """Return the named choices of a config group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def choices(conf: Path) -> str:
+    """Return one line per config group with its choices, for --help."""
+    groups = sorted(path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir())
+    return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
+
+
+def package_path(where: str) -> Path:
+    """Return the folder that `where` names: "package://x" lies inside the installed package."""
+    inside = where.removeprefix("package://")
+    return Path(__file__).resolve().parent / inside if inside != where else Path(where).expanduser()
+
+
+def read_config(cfg: DictConfig) -> Any:
+    """Return the typed configuration (`RunConfig` or `SampleConfig`).
+
+    Raises:
+        ValueError: when a value is missing, out of range or contradicts another.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+    return OmegaConf.to_object(cfg)
+
+
+def register() -> None:
+    """Tell Hydra the schema of every group, and how a folder subject gets its name."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="sample_schema", node=SampleConfig)
+    for group, schema in GROUPS.items():
+        store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
+    OmegaConf.register_new_resolver("choices", lambda: choices(conf_dir()), replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
+    )
