@@ -1,0 +1,207 @@
+"""Print what the shipped nano base can do, on pictures and prompts it never saw: `python experiments/nano_base/evaluate.py`.
+
+Renders its own held-out pictures (seeds apart from all training), so it needs the installed package only.
+Writes results/quality.json and, with --grid, a picture of samples.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from personalar.decoding.plain import PlainDecoder
+from personalar.models.backend import load_backend
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
+from personalar.world.captions import article, description, place, wearing
+from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES, CONTEXTS, HEADS, render, sample_instance, sample_scene
+from personalar.world.skin import COLOURS
+from personalar.world.subjects import twins
+
+NANO = Path(__file__).resolve().parents[2] / "personalar" / "nano"
+
+
+def pixels(images) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 255
+
+
+def tokenizer_quality(backend, rng, count: int) -> dict:
+    psnr, used = [], torch.zeros(backend.vq.config.num_embeddings)
+    for _ in range(count // 50):
+        views = [random_scene(rng)[0] for _ in range(50)]
+        x = pixels(views)
+        codes = backend.encode_images(x)
+        used += torch.bincount(codes.flatten(), minlength=len(used))
+        psnr += (-10 * (backend.decode_images(codes) - x).square().mean((1, 2, 3)).log10()).tolist()
+    return {"pictures": len(psnr), "psnr_db": round(float(np.mean(psnr)), 2), "codes_used": round(float((used > 0).float().mean()), 4)}
+
+
+def random_scene(rng):
+    instance = sample_instance(str(rng.choice(CLASSES)), rng)
+    worn = None
+    if instance.noun in HEADS and rng.uniform() < 0.6:
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+    context = str(rng.choice(list(CONTEXTS)))
+    return render(sample_scene(instance, rng, context=context, worn=worn)), instance, context, worn
+
+
+class Judge:
+    """Zero-shot questions to the nano CLIP, always in the words that prompts use."""
+
+    def __init__(self, clip: ClipScorer) -> None:
+        self.clip = clip
+
+    def ask(self, image: torch.Tensor, answers: dict) -> object:
+        features = self.clip.text_features(list(answers.values()))
+        return list(answers)[int((features @ image).argmax())]
+
+    def noun(self, image):
+        return self.ask(image, {n: f"a photo of a {n}" for n in CLASSES})
+
+    def context(self, image, noun):
+        return self.ask(image, {c: f"a {noun}{place(c)}" for c in CONTEXTS})
+
+    def colour(self, image, noun):
+        return self.ask(image, {c: f"{article(c)} {noun}" for c in COLOURS})
+
+    def worn(self, image, noun):
+        pairs = [(k, c) for k in ACCESSORIES for c in ACCESSORY_COLOURS]
+        return self.ask(image, {None: f"a {noun}", **{p: f"a {noun}{wearing(p)}" for p in pairs}})
+
+
+def scorer_quality(judge: Judge, dino: DinoScorer, rng, count: int) -> dict:
+    views = [random_scene(rng) for _ in range(count)]
+    features = judge.clip.image_features([v[0] for v in views])
+    right = {"class": [], "context": [], "accessory": [], "accessory_kind": [], "colour": []}
+    for (_, instance, context, worn), f in zip(views, features, strict=True):
+        right["class"].append(judge.noun(f) == instance.noun)
+        right["context"].append(judge.context(f, instance.noun) == context)
+        if instance.skin.pattern == "plain":
+            right["colour"].append(judge.colour(f, instance.noun) == instance.skin.colours[0][0])
+        if instance.noun in HEADS:
+            got = judge.worn(f, instance.noun)
+            right["accessory"].append(got == worn)
+            right["accessory_kind"].append((got and got[0]) == (worn and worn[0]))
+    return {"pictures": count, **{k: round(float(np.mean(v)), 4) for k, v in right.items()}, **twin_quality(dino, rng)}
+
+
+def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
+    """How often an unseen view is nearer to the individual than a twin is, against four reference views."""
+    wins = {"other": [], "reshaped": [], "recoloured": []}
+    cosines = {"same": [], "other": [], "reshaped": [], "recoloured": []}
+
+    def view(instance):
+        return render(sample_scene(instance, rng, context=str(rng.choice(list(CONTEXTS)))))
+
+    for number in range(subjects):
+        noun = CLASSES[number % len(CLASSES)]
+        instance = sample_instance(noun, rng)
+        reshaped, recoloured = twins(instance, 2, rng)
+        rivals = {"other": sample_instance(noun, rng), "reshaped": reshaped, "recoloured": recoloured}
+        images = [view(instance) for _ in range(8)] + [view(r) for r in rivals.values() for _ in range(4)]
+        f = dino.features(images)
+        score = (f @ f[:4].T).mean(1)
+        cosines["same"].append(float(score[4:8].mean()))
+        for index, name in enumerate(rivals):
+            theirs = score[8 + 4 * index : 12 + 4 * index]
+            cosines[name].append(float(theirs.mean()))
+            wins[name] += (score[4:8][:, None] > theirs[None]).flatten().float().tolist()
+    return {"told_apart": {k: round(float(np.mean(v)), 3) for k, v in wins.items()},
+            "cosine": {k: round(float(np.mean(v)), 3) for k, v in cosines.items()}}
+
+
+def sample_prompts(rng, count: int) -> list[dict]:
+    rows = []
+    for number in range(count):
+        noun = CLASSES[number % len(CLASSES)]
+        colour, context, worn = None, None, None
+        subject = noun
+        if rng.uniform() < 0.6:
+            colour = str(rng.choice(list(COLOURS)))
+            subject = f"{colour} {noun}"
+        if noun in HEADS and rng.uniform() < 0.7:
+            worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+        if rng.uniform() < 0.7:
+            context = str(rng.choice(list(CONTEXTS)))
+        rows.append({"noun": noun, "colour": colour, "context": context, "worn": worn,
+                     "prompt": f"a photo of {article(subject)}{wearing(worn)}{place(context)}"})
+    return rows
+
+
+def draw(backend, prompts: list[str], seeds: list[int], cfg: float, top_p: float) -> list[Image.Image]:
+    decoder = PlainDecoder(cfg_scale=cfg, top_p=top_p)
+    side = backend.protocol.config.resolution
+    grid = backend.protocol.code_shape(side, side)
+    images = []
+    for start in range(0, len(prompts), 24):
+        ids = [backend.protocol.prompt_ids(p, side, side) for p in prompts[start : start + 24]]
+        out = backend.decode_images(decoder(backend, ids, grid, seeds[start : start + 24]))
+        images += [Image.fromarray((i * 255).to(torch.uint8).permute(1, 2, 0).numpy()) for i in out]
+    return images
+
+
+def base_quality(backend, judge: Judge, rng, count: int, cfg: float, top_p: float) -> dict:
+    rows = sample_prompts(rng, count)
+    started = time.time()
+    images = draw(backend, [r["prompt"] for r in rows], list(range(count)), cfg, top_p)
+    seconds = time.time() - started
+    features = judge.clip.image_features(images)
+    right = {"class": [], "context": [], "colour": [], "accessory": [], "accessory_kind": []}
+    for row, f in zip(rows, features, strict=True):
+        right["class"].append(judge.noun(f) == row["noun"])
+        if row["context"]:
+            right["context"].append(judge.context(f, row["noun"]) == row["context"])
+        if row["colour"]:
+            right["colour"].append(judge.colour(f, row["noun"]) == row["colour"])
+        if row["worn"]:
+            got = judge.worn(f, row["noun"])
+            right["accessory"].append(got == row["worn"])
+            right["accessory_kind"].append(bool(got) and got[0] == row["worn"][0])
+    asked = {k: len(v) for k, v in right.items()}
+    return {"prompts": count, "cfg": cfg, "top_p": top_p, "seconds_per_image": round(seconds / count, 3), "asked": asked,
+            **{k: round(float(np.mean(v)), 4) for k, v in right.items()}}
+
+
+def sample_grid(backend, path: Path, cfg: float, top_p: float, rows: int = 6, columns: int = 8) -> list[str]:
+    chosen = sample_prompts(np.random.default_rng(77), 96)[: rows * columns]
+    images = draw(backend, [r["prompt"] for r in chosen], [1000 + i for i in range(len(chosen))], cfg, top_p)
+    side = images[0].width
+    sheet = Image.new("RGB", (columns * (side + 2) - 2, rows * (side + 2) - 2), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * (side + 2), index // columns * (side + 2)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(path, optimize=True)
+    return [r["prompt"] for r in chosen]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=NANO)
+    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--grid", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    backend = load_backend(args.model)
+    judge, dino = Judge(ClipScorer(args.model / "clip")), DinoScorer(args.model / "dino")
+    results = {"tokenizer": tokenizer_quality(backend, np.random.default_rng(101), args.pictures),
+               "scorers": scorer_quality(judge, dino, np.random.default_rng(102), args.pictures),
+               "base": base_quality(backend, judge, np.random.default_rng(103), args.prompts, args.cfg, args.top_p)}
+    if args.grid:
+        results["grid_prompts"] = sample_grid(backend, args.grid, args.cfg, args.top_p)
+    text = json.dumps(results, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The rendered shards as tensors, and small things that every training script here needs."""
+
+import copy
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Shards:
+    """All finished shards of one kind, memory-mapped; `refresh` picks up what rendering has finished meanwhile."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+        self.arrays: list[np.ndarray] = []
+        self.facts: list[dict] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        for path in sorted(self.folder.glob(f"{self.kind}_[0-9]*.npy"))[len(self.arrays):]:
+            if not path.with_suffix(".json").exists() or ".tmp" in path.name:
+                break
+            self.arrays.append(np.load(path, mmap_mode="r"))
+            self.facts += json.loads(path.with_suffix(".json").read_text())
+        if not self.arrays:
+            raise FileNotFoundError(f"no {self.kind}_*.npy in {self.folder}: run experiments/nano_base/render.py first")
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def pictures(self, indices) -> Tensor:
+        """uint8 (B, 3, H, W) of the given pictures."""
+        bounds = np.cumsum([len(a) for a in self.arrays])
+        rows = []
+        for i in indices:
+            shard = int(np.searchsorted(bounds, i, side="right"))
+            rows.append(self.arrays[shard][i - (bounds[shard - 1] if shard else 0)])
+        return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+
+
+class Master:
+    """A bfloat16 working copy of a float32 model: half the memory traffic, no loss of small updates."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.full = model
+        self.fast = copy.deepcopy(model).bfloat16()
+        self.pairs = list(zip(model.parameters(), self.fast.parameters(), strict=True))
+
+    def take_gradients(self) -> None:
+        """Move the gradients of the copy to the float32 parameters."""
+        for full, fast in self.pairs:
+            full.grad = None if fast.grad is None else fast.grad.float()
+            fast.grad = None
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """Copy the float32 parameters back to the working copy."""
+        for full, fast in self.pairs:
+            fast.copy_(full)
+
+
+def save_state(path: Path, **state) -> None:
+    """Write atomically, so that a killed run resumes from the last whole state."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+class Log:
+    """One JSON line per report, also printed; `seconds` counts over resumed runs."""
+
+    def __init__(self, path: Path, already: float = 0.0) -> None:
+        self.path, self.start = path, time.time() - already
+
+    @property
+    def seconds(self) -> float:
+        return time.time() - self.start
+
+    def __call__(self, **values) -> None:
+        line = json.dumps({"seconds": round(self.seconds, 1), **values})
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")

@@ -1,0 +1,86 @@
+"""Render the pretraining pictures in shards: `python experiments/nano_base/render.py OUT --kind base --shards 0:30`.
+
+kind=base: independent pictures for the tokenizer and the transformer. kind=scorer: groups of views of one individual and
+of its twins, for the scorers (never seen by the base). A finished shard is skipped, so the command resumes.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from personalar.world.captions import place, sample_example, wearing
+from personalar.world.scene import (ACCESSORIES, ACCESSORY_COLOURS, CLASSES, CONTEXTS, HEADS, Instance, Scene,
+                                    identity_vector, render, sample_instance, sample_scene)
+from personalar.world.subjects import twins
+
+SHARD = 2000
+GROUP = 7  # three views of an individual, two of a re-shaped twin, two of a re-coloured one
+
+
+def facts(scene: Scene) -> dict:
+    """What is true of a picture, for supervision and for held-out accuracy."""
+    skin = scene.instance.skin
+    kind, worn_colour = scene.worn or ("none", "none")
+    return {"noun": scene.instance.noun, "context": scene.context or "studio", "colour": skin.colours[0][0],
+            "second": skin.colours[1][0], "pattern": skin.pattern, "worn": kind, "worn_colour": worn_colour}
+
+
+def base_picture(rng: np.random.Generator) -> tuple[Scene, dict]:
+    scene, caption, named = sample_example(rng)
+    identity = None if named is None else [round(float(x), 4) for x in identity_vector(named)]
+    return scene, {"caption": caption, "identity": identity, **facts(scene)}
+
+
+def _view(instance: Instance, rng: np.random.Generator) -> Scene:
+    worn = None
+    if instance.noun in HEADS and rng.uniform() < 0.4:
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+    context = None if rng.uniform() < 0.1 else str(rng.choice(list(CONTEXTS)))
+    return sample_scene(instance, rng, context=context, worn=worn, shiny=rng.uniform() < 0.08)
+
+
+def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Scene, dict]]:
+    instance = sample_instance(str(rng.choice(CLASSES)), rng)
+    reshaped, recoloured = twins(instance, 2, rng)
+    members = [instance] * 3 + [reshaped] * 2 + [recoloured] * 2
+    scenes = [_view(member, rng) for member in members]
+    who = [0, 0, 0, 1, 1, 2, 2]
+    return [(scene, {"individual": group * 3 + i, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)})
+            for scene, i in zip(scenes, who, strict=True)]
+
+
+def write_shard(path: Path, kind: str, number: int, size: int) -> None:
+    rng = np.random.default_rng([{"base": 11, "scorer": 12, "heldout": 13, "scorer_heldout": 14}[kind], number])
+    if kind in ("base", "heldout"):
+        items = [base_picture(rng) for _ in range(SHARD)]
+    else:
+        groups = SHARD // GROUP
+        items = [item for g in range(groups) for item in group_pictures(rng, number * groups + g)]
+    images = np.stack([np.asarray(render(scene, size)) for scene, _ in items])
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, images)
+    path.with_suffix(".json").write_text(json.dumps([meta for _, meta in items]))
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kind", choices=("base", "scorer", "heldout", "scorer_heldout"), default="base")
+    parser.add_argument("--shards", default="0:30", help="first:end, 2000 pictures each")
+    parser.add_argument("--size", type=int, default=96)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    first, end = map(int, args.shards.split(":"))
+    for number in range(first, end):
+        path = args.out / f"{args.kind}_{number:03d}.npy"
+        if not path.exists():
+            write_shard(path, args.kind, number, args.size)
+            print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()

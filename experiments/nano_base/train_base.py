@@ -1,0 +1,192 @@
+"""Pretrain the nano base: `python experiments/nano_base/train_base.py DATA VQ OUT --steps 3000`.
+
+Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dropped (to the BOI-first context) one time
+in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to zero over the last 45 %.
+
+`[V]` in a caption stands for "this very individual". Its embedding is a linear map of the individual's parameters that is
+learned here and thrown away: it plays the part of the countless proper names that a web-scale base has seen, so that one
+embedding vector can mean one look. Subjects are drawn afresh and never seen. Resumes by itself.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pictures import Log, Master, Shards, save_state
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from train_vq import nano_vq
+
+from personalar.models.protocol import Protocol, ProtocolConfig
+from personalar.models.tokenizer import Tokenizer, build_tokenizer
+from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.vq import VQModel
+from personalar.world.captions import IDENTIFIER
+
+IDENTITY_SIZE = 26
+PROMPT_DROP = 0.10
+WARMUP = 100
+
+
+def make_tokenizer(captions: list[str], size: int, path: Path) -> Tokenizer:
+    """Byte-level BPE over the captions in their wrapper, 1024 codes, 128 reserved ids for concepts."""
+    if not path.exists():
+        wrapper = ProtocolConfig().prompt_template
+        texts = [wrapper.format(width=s, height=s, prompt=c) for s in (size, 128) for c in captions[:20000]]
+        words = "photo picture image rendition close-up good clean small nice cropped bright dark the my one of it cool weird".split()
+        build_tokenizer(texts + words * 200, num_codes=1024, max_grids=32, num_concept_ids=128, vocab_size=2048).save(str(path))
+    return Tokenizer.from_file(path)
+
+
+@torch.no_grad()
+def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
+    """Codes (N, h*w) int16 of every picture, cached on disk."""
+    if path.exists():
+        return np.load(path)
+    fast = vq.to(memory_format=torch.channels_last)
+    rows = []
+    for start in range(0, len(shards), 100):
+        x = shards.pictures(range(start, min(start + 100, len(shards)))).float() / 127.5 - 1
+        rows.append(fast.encode(x).flatten(1).to(torch.int16).numpy())
+    codes = np.concatenate(rows)
+    np.save(path, codes)
+    return codes
+
+
+class Sequences:
+    """Fixed-length training batches out of codes and captions."""
+
+    def __init__(self, protocol: Protocol, facts: list[dict], codes: np.ndarray, side: int, size: int) -> None:
+        tokens = protocol.tokenizer
+        self.names = {IDENTIFIER: tokens.concept_ids[0]}
+        self.codes, self.side, self.tokens = codes, side, tokens
+        self.prompts = [protocol.prompt_ids(f["caption"], size, size, self.names) for f in facts]
+        self.identity = np.zeros((len(facts), IDENTITY_SIZE), np.float32)
+        for row, fact in zip(self.identity, facts, strict=True):
+            row[:] = fact["identity"] or 0
+        grammar = protocol.grammar(side, side)[:-2]  # neither the last newline nor EOI is ever an input that matters
+        self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
+        self.image = np.array([0 if forced is None else forced for forced in grammar])
+        self.length = max(map(len, self.prompts)) + len(grammar)
+
+    def batch(self, rng: np.random.Generator, size: int, drop: float = PROMPT_DROP) -> dict[str, Tensor]:
+        ids = np.full((size, self.length), self.tokens.pad)
+        where = np.zeros((size, len(self.free)), np.int64)
+        picks = rng.integers(0, len(self.prompts), size)
+        for row, pick in enumerate(picks):
+            prompt = [] if rng.uniform() < drop else self.prompts[pick]
+            image = self.image.copy()
+            image[self.free] = self.codes[pick].astype(np.int64) + self.tokens.code_offset
+            ids[row, : len(prompt)] = prompt
+            ids[row, len(prompt) : len(prompt) + len(image)] = image
+            where[row] = len(prompt) + self.free - 1  # the position that predicts each code
+        return {"ids": torch.from_numpy(ids), "where": torch.from_numpy(where),
+                "target": torch.from_numpy(self.codes[picks].astype(np.int64)), "identity": torch.from_numpy(self.identity[picks])}
+
+
+class Base(nn.Module):
+    """The transformer and the throw-away map from an individual's parameters to its `[V]`."""
+
+    def __init__(self, config: TransformerConfig, tokens: Tokenizer) -> None:
+        super().__init__()
+        self.transformer = ChameleonTransformer(config)
+        self.identify = nn.Linear(IDENTITY_SIZE, config.hidden_size)
+        self.identifier, self.rows = tokens.concept_ids[0], tokens.image_rows
+        generator = torch.Generator().manual_seed(0)
+        self.transformer.init_weights(generator)
+        nn.init.normal_(self.identify.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.identify.bias)
+
+    def loss(self, ids: Tensor, where: Tensor, target: Tensor, identity: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per code."""
+        embeds = self.transformer.embed(ids)
+        named = (ids == self.identifier)[..., None]
+        embeds = torch.where(named, self.identify(identity.to(embeds.dtype))[:, None], embeds)
+        hidden = self.transformer(embeds)
+        chosen = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = self.transformer.logits(chosen, self.rows)
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
+    blocks = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2 and "norm" not in n]
+    taken = {id(p) for p in blocks}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [torch.optim.Muon(blocks, lr=lr, momentum=0.95, nesterov=True, weight_decay=0.01),
+            torch.optim.Adam(rest, lr=lr / 8, betas=(0.9, 0.98))]
+
+
+def schedule(step: int, steps: int) -> float:
+    cool = 0.45 * steps
+    return min(1.0, (step + 1) / WARMUP, (steps - step) / cool)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("vq", type=Path, help="folder of train_vq.py")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
+    size = shards.arrays[0].shape[1]
+    tokens = make_tokenizer([f["caption"] for f in shards.facts], size, args.out / "tokenizer.json")
+    state = load_file(args.vq / "model.safetensors")
+    vq = VQModel(nano_vq(size, state["encoder.conv_in.weight"].shape[0])).eval()
+    vq.load_state_dict(state)
+    protocol = Protocol(tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=vq.config.downsample)
+    side = size // vq.config.downsample
+    train = Sequences(protocol, shards.facts, encode_all(vq, shards, args.out / "codes.npy"), side, size)
+    check = Sequences(protocol, heldout.facts, encode_all(vq, heldout, args.out / "codes_heldout.npy"), side, size)
+    config = TransformerConfig(vocab_size=tokens.vocab_size, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
+                               num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
+                               num_key_value_heads=args.width // 64, max_position_embeddings=1024, attention="eager")
+    model = Base(config, tokens)
+    master = Master(model)
+    opts = optimizers(model, args.lr)
+    base_lrs = [[g["lr"] for g in o.param_groups] for o in opts]
+    state_path, step, already = args.out / "state.pt", 0, 0.0
+    if state_path.exists():
+        saved = torch.load(state_path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimizer, part in zip(opts, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(part)
+        step, already = saved["step"], saved["seconds"]
+        master.push()
+    log = Log(args.out / "log.jsonl", already)
+    loss_fn = torch.compile(master.fast.loss)
+    running = []
+    while step < args.steps:
+        for optimizer, lrs in zip(opts, base_lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * schedule(step, args.steps)
+        loss = loss_fn(**train.batch(np.random.default_rng([7, step]), args.batch))
+        loss.backward()
+        master.take_gradients()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in opts:
+            optimizer.step()
+        master.push()
+        running.append(loss.item())
+        step += 1
+        if step % 50 == 0:
+            log(step=step, loss=round(float(np.mean(running[-50:])), 4), sequences=step * args.batch)
+        if step % 250 == 0 or step == args.steps:
+            with torch.no_grad():
+                rng = np.random.default_rng(1)
+                losses = [loss_fn(**check.batch(rng, args.batch, drop=0.0)).item() for _ in range(12)]
+            log(step=step, heldout=round(float(np.mean(losses)), 4))
+            save_state(state_path, model=model.state_dict(), optimizers=[o.state_dict() for o in opts], step=step, seconds=log.seconds)
+
+
+if __name__ == "__main__":
+    main()
