@@ -89,7 +89,7 @@ class Sequences:
 class Base(nn.Module):
     """The transformer and the throw-away map from an individual's parameters to its `[V]`."""
 
-    def __init__(self, config: TransformerConfig, tokens: Tokenizer) -> None:
+    def __init__(self, config: TransformerConfig, tokens: Tokenizer, codebook: Tensor) -> None:
         super().__init__()
         self.transformer = ChameleonTransformer(config)
         self.identify = nn.Linear(IDENTITY_SIZE, config.hidden_size)
@@ -98,6 +98,12 @@ class Base(nn.Module):
         self.transformer.init_weights(generator)
         nn.init.normal_(self.identify.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.identify.bias)
+        # Codes that look alike start alike, at the input and at the output: the first nats come sooner.
+        white = (codebook - codebook.mean(0)) / codebook.std(0)
+        projection = torch.randn(white.shape[1], config.hidden_size, generator=generator) / white.shape[1] ** 0.5
+        with torch.no_grad():
+            self.transformer.model.embed_tokens.weight[self.rows] += 0.05 * white @ projection
+            self.transformer.lm_head.weight[self.rows] += 0.02 * white @ projection
 
     def loss(self, ids: Tensor, where: Tensor, target: Tensor, identity: Tensor) -> Tensor:
         """Mean cross-entropy in nats per code."""
@@ -150,7 +156,7 @@ def main() -> None:
     config = TransformerConfig(vocab_size=tokens.vocab_size, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
                                num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
                                num_key_value_heads=args.width // 64, max_position_embeddings=1024, attention="eager")
-    model = Base(config, tokens)
+    model = Base(config, tokens, vq.quantize.embedding.weight.detach())
     master = Master(model)
     opts = optimizers(model, args.lr)
     base_lrs = [[g["lr"] for g in o.param_groups] for o in opts]

@@ -195,7 +195,7 @@ def pick(data: Pictures, rng: np.random.Generator, which: str, batch: int) -> np
 
 def optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices: a small vision transformer leaves its plateau several times sooner than with AdamW."""
-    blocks = [p for n, p in net.named_parameters() if ".layer" in n and p.ndim == 2]
+    blocks = [p for n, p in net.named_parameters() if "layers." in n and p.ndim == 2]
     taken = {id(p) for p in blocks}
     rest = [p for p in net.parameters() if id(p) not in taken]
     return [torch.optim.Muon(blocks, lr=20 * lr, momentum=0.95, nesterov=True, weight_decay=0.02),

@@ -1,0 +1,142 @@
+"""The rendered world: deterministic, varied, and called by its right name."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personalar.world.captions import article, description, sample_example, wearing
+from personalar.world.prompts import bench_prompts
+from personalar.world.scene import (
+    ACCESSORIES,
+    CLASSES,
+    CONTEXTS,
+    HEADS,
+    identity_vector,
+    render,
+    sample_instance,
+    sample_scene,
+)
+from personalar.world.solids import Solid, cast, view_matrix
+from personalar.world.subjects import rendered_subject, subject_instance, twins
+
+
+def pixels(scene, size=48) -> np.ndarray:
+    return np.asarray(render(scene, size)).astype(float)
+
+
+@pytest.mark.parametrize("noun", CLASSES)
+def test_same_scene_same_picture_and_other_individual_other_picture(noun):
+    rng = np.random.default_rng(3)
+    scene = sample_scene(sample_instance(noun, rng), rng, context="snow")
+    assert np.array_equal(pixels(scene), pixels(scene))
+    other = replace(scene, instance=sample_instance(noun, rng))
+    assert np.abs(pixels(scene) - pixels(other)).mean() > 1
+
+
+@pytest.mark.parametrize("noun", CLASSES)
+def test_things_fill_the_frame(noun):
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        scene = sample_scene(sample_instance(noun, rng), rng, context=None)
+        image = pixels(scene, 64)
+        backdrop = image[:, :2].mean(1, keepdims=True)  # the studio is one soft colour per row
+        covered = (np.abs(image - backdrop).sum(-1) > 60).mean()
+        assert 0.10 < covered < 0.85
+
+
+@pytest.mark.parametrize("kind", ACCESSORIES)
+@pytest.mark.parametrize("noun", HEADS)
+def test_accessories_are_large_enough_to_see(noun, kind):
+    rng = np.random.default_rng(7)
+    scene = sample_scene(sample_instance(noun, rng), rng, context="snow")
+    plain, worn = pixels(scene, 96), pixels(replace(scene, worn=(kind, "red")), 96)
+    changed = np.abs(plain - worn).sum(-1) > 40
+    assert changed.mean() > 0.008
+
+
+def test_a_sphere_is_hit_where_a_sphere_is():
+    ball = Solid(kind="sphere", centre=(0, 0, 0), size=(1, 1, 1))
+    hits = cast([ball], view=view_matrix(30, 10), scale=20, centre=(32, 32), size=64)
+    y, x = np.mgrid[0:64, 0:64] + 0.5
+    inside = (x - 32) ** 2 + (y - 32) ** 2 < 20**2
+    assert np.array_equal(hits.solid >= 0, inside)
+    assert np.allclose(np.linalg.norm(hits.position[inside], axis=-1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sphere", "box", "frustum"])
+def test_the_nearer_solid_hides_the_farther(kind):
+    far = Solid(kind="box", centre=(0, 0, -3), size=(2, 2, 0.5))
+    near = Solid(kind=kind, centre=(0, 0, 1), size=(0.5, 0.5, 0.5))
+    hits = cast([near, far], view=view_matrix(0, 0), scale=10, centre=(32, 32), size=64)
+    assert hits.solid[32, 32] == 0
+    assert hits.solid[32, 15] == 1
+    assert np.allclose(np.linalg.norm(hits.normal[hits.solid >= 0], axis=-1), 1, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_captions_are_true_and_in_correct_english(seed):
+    scene, caption, named = sample_example(np.random.default_rng(seed))
+    noun = scene.instance.noun
+    assert noun in caption
+    assert "  " not in caption and caption == caption.strip()
+    for match in re.finditer(r"\b(an?) (\w)", caption):
+        assert (match[1] == "an") == (match[2].lower() in "aeiou"), caption
+    assert ("[V]" in caption) == (named is not None)
+    if scene.worn:
+        assert f"{scene.worn[1]} {scene.worn[0]}" in caption
+    if "background" in caption or " in the " in caption:
+        assert scene.context is not None and CONTEXTS[scene.context][0] in caption
+    if description(scene.instance) in caption:
+        assert scene.instance.skin.colours[0][0] in caption
+
+
+def test_a_quarter_of_the_animals_wear_something():
+    rng = np.random.default_rng(0)
+    scenes = [sample_example(rng)[0] for _ in range(800)]
+    animals = [s for s in scenes if s.instance.noun in HEADS]
+    assert np.mean([s.worn is not None for s in animals]) >= 0.25
+
+
+def test_phrases():
+    assert article("orange cat") == "an orange cat"
+    assert wearing(("hat", "red")) == " wearing a red hat"
+    assert wearing(("glasses", "pink")) == " wearing pink glasses"
+    assert wearing(None) == ""
+
+
+@pytest.mark.parametrize("noun", CLASSES)
+def test_bench_prompts_ask_for_what_they_say(noun):
+    prompts = bench_prompts(noun)
+    assert len({p.context for p in prompts if p.category == "recontext"}) == len(CONTEXTS) >= 12
+    assert all(p.text.count("{}") == 1 for p in prompts)
+    assert all(p.colour in p.text and p.accessory in p.text for p in prompts if p.category == "accessory")
+    assert any(p.category == "accessory" for p in prompts) == (noun in HEADS)
+
+
+def test_a_subject_is_one_individual_and_twins_share_half_of_it():
+    subject = rendered_subject("cat", 0, size=32)
+    assert len(subject.train) == 5
+    assert len(subject.holdout) >= 20 and len(subject.others) >= 20
+    again = rendered_subject("cat", 0, size=32)
+    assert [i.tobytes() for i in subject.train] == [i.tobytes() for i in again.train]
+    instance = subject_instance("cat", 0)
+    reshaped, recoloured = twins(instance, 2, np.random.default_rng(0))
+    assert reshaped.skin == instance.skin and reshaped.proportions != instance.proportions
+    assert recoloured.proportions == instance.proportions and recoloured.skin != instance.skin
+
+
+def test_identity_vector_tells_individuals_apart():
+    rng = np.random.default_rng(1)
+    first, second = sample_instance("dog", rng), sample_instance("dog", rng)
+    assert identity_vector(first).shape == identity_vector(second).shape
+    assert np.abs(identity_vector(first) - identity_vector(second)).max() > 0.5
+
+
+def test_unknown_noun_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"noun must be one of cat, dog.*got 'unicorn'"):
+        sample_instance("unicorn", np.random.default_rng(0))
