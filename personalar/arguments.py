@@ -1,4 +1,4 @@
-"""The command line before Hydra sees it: `subject=cat` is understood, mistakes are answered with what may stand."""
+"""The command line before Hydra sees it: `subject=cat` is understood, mistakes are told with what may be."""
 
 from __future__ import annotations
 

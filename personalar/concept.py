@@ -154,7 +154,7 @@ class Concept:
         if self.base["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
-                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): choose its model"
+                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): choose it"
             )
 
     def apply(self, backend: HasTransformer) -> Identifier:

@@ -78,12 +78,13 @@ class StageSelection:
 class LoraConfig:
     """Low-rank adapters (PEFT) on attention projections."""
 
-    rank: int = 16
+    rank: int = 0
+    """0: no adapters."""
     every_n_layers: int = 1
     """Adapters on every n-th layer (the paper's N)."""
 
     def __post_init__(self) -> None:
-        within("lora.rank", self.rank, 1)
+        within("lora.rank", self.rank, 0)
         within("lora.every_n_layers", self.every_n_layers, 1)
 
 
@@ -97,13 +98,14 @@ class StageMethod:
     """Train the identifier rows in this stage."""
     parameters: list[str] = field(default_factory=list)
     """Patterns (fnmatch) of transformer parameters to train."""
-    lora: LoraConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters to train in place of `parameters`."""
 
     def __post_init__(self) -> None:
-        if not (self.identifier or self.parameters or self.lora):
-            raise ValueError("a stage trains nothing: set identifier=true, parameters=[...] or lora")
-        if self.parameters and self.lora:
-            raise ValueError("a stage trains either parameters or lora; remove one of them")
+        if not (self.identifier or self.parameters or self.lora.rank):
+            raise ValueError("a stage trains nothing: set identifier=true, parameters=[...] or lora.rank")
+        if self.parameters and self.lora.rank:
+            raise ValueError("a stage trains either parameters or lora; set parameters=[] or lora.rank=0")
 
 
 @dataclass(kw_only=True)

@@ -115,7 +115,7 @@ class SequenceStream(IterableDataset):
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
-        trains_weights = bool(stage.trains.parameters or stage.trains.lora)
+        trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
         self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
 
     def __iter__(self) -> Iterator[TrainingSequence]:

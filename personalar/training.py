@@ -63,7 +63,7 @@ def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
 def choose_weights(backend: ChameleonBackend, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
     """Return the transformer's parameters that train in `stage`; LoRA adapters are put in first."""
     lora = stage.trains.lora
-    if lora is None:
+    if lora.rank == 0:
         return select_parameters(backend.transformer, stage.trains.parameters)
     generator = torch.Generator().manual_seed(stream_seed(seed, "lora"))
     return inject_lora(
@@ -207,7 +207,7 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     state = {name: parameter.detach().cpu() for name, parameter in weights.items()}
     lora = (
         {f"lora/{name}": data for name, data in lora_files(backend.transformer).items()}
-        if stage.trains.lora
+        if stage.trains.lora.rank
         else {}
     )
     Concept(
@@ -220,7 +220,7 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
         stage=stage.name,
         tokens=identifier.tokens,
         rows=identifier.rows.detach().cpu(),
-        weights={} if stage.trains.lora else state,
+        weights={} if stage.trains.lora.rank else state,
         lora=lora,
         config=session.settings,
     ).save(session.folder.concept(stage.name))

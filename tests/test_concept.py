@@ -1,0 +1,137 @@
+"""The hand-over folder: what goes in comes out, and what is damaged or foreign is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from personalar.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept, base_fingerprint
+from personalar.models.backend import load_backend
+
+NAME = "model.layers.0.self_attn.q_proj.weight"
+
+
+def make(width: int = 32, **changes) -> Concept:
+    values = {
+        "base": {"name": "nano", "fingerprint": "abc"},
+        "subject": {"name": "cat", "noun": "cat", "fingerprint": "f"},
+        "stage": "transformer",
+        "tokens": {"[V]": 80, "[S1]": 81},
+        "rows": torch.randn(2, width),
+        "weights": {NAME: torch.randn(width, width)},
+        "config": {"seed": 0},
+    }
+    return Concept(**(values | changes))
+
+
+def test_round_trip_and_same_bytes_twice(tmp_path: Path) -> None:
+    concept = make()
+    concept.save(tmp_path / "a")
+    loaded = Concept.load(tmp_path / "a")
+    assert torch.equal(loaded.rows, concept.rows) and torch.equal(loaded.weights[NAME], concept.weights[NAME])
+    assert (loaded.tokens, loaded.base, loaded.config) == (concept.tokens, concept.base, concept.config)
+    loaded.save(tmp_path / "b")
+    for name in (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_again_leaves_no_stale_weights(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    make(weights={}).save(tmp_path)
+    assert not (tmp_path / WEIGHTS_FILE).exists() and not Concept.load(tmp_path).weights
+
+
+def test_apply_changes_the_named_weights_only(tiny_model_dir: Path) -> None:
+    backend = load_backend(tiny_model_dir)
+    before = {name: value.clone() for name, value in backend.state_dict().items()}
+    concept = make()
+    identifier = concept.apply(backend)
+    assert identifier.tokens == concept.tokens and torch.equal(identifier.rows, concept.rows)
+    changed = [name for name, value in backend.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == [f"transformer.{NAME}"]
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [
+        (make(weights={"model.nothing": torch.zeros(1)}), "model.nothing, which the base does not have"),
+        (make(weights={NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the base's \(32, 32\)"),
+        (make(width=8, weights={}), "rows are 8 wide, the base's embeddings 32"),
+    ],
+)
+def test_another_architecture_is_refused(tiny_backend, concept: Concept, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        concept.apply(tiny_backend)
+
+
+def test_another_base_is_refused() -> None:
+    make().check_base(name="nano", fingerprint="abc")
+    with pytest.raises(ValueError, match="learned on base 'nano'.*but 'other' is loaded"):
+        make().check_base(name="other", fingerprint="xyz")
+
+
+def test_no_concept(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"concept.json is missing \(a finished run has it"):
+        Concept.load(tmp_path)
+
+
+def damage(folder: Path, what: str) -> None:
+    record = json.loads((folder / RECORD_FILE).read_text())
+    if what == "truncated":
+        (folder / ROWS_FILE).write_bytes((folder / ROWS_FILE).read_bytes()[:-3])
+    elif what == "gone":
+        (folder / WEIGHTS_FILE).unlink()
+    elif what == "json":
+        (folder / RECORD_FILE).write_text("{")
+    elif what == "version":
+        (folder / RECORD_FILE).write_text(json.dumps(record | {"format_version": 99}))
+    elif what == "foreign":
+        (folder / RECORD_FILE).write_text(json.dumps(record | {"files": {"../../x": "0"}}))
+    elif what == "names":
+        (folder / RECORD_FILE).write_text(json.dumps(record | {"identifier": {"[V]": 80}}))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", "differs from what concept.json says: truncated or changed"),
+        ("gone", "is missing: the concept folder was not copied completely"),
+        ("json", "is damaged"),
+        ("version", "has format_version 99, this program reads 1"),
+        ("foreign", "names foreign files"),
+        ("names", "do not match names"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path: Path, what: str, message: str) -> None:
+    make().save(tmp_path)
+    damage(tmp_path, what)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Concept.load(tmp_path)
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    make(rows=torch.full((2, 4), float("nan"))).save(tmp_path)
+    with pytest.raises(ValueError, match="holds NaN or infinity; the training diverged"):
+        Concept.load(tmp_path)
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    import hashlib
+
+    (tmp_path / ROWS_FILE).write_bytes(b"pickle?")
+    record = json.loads((tmp_path / RECORD_FILE).read_text())
+    record["files"][ROWS_FILE] = hashlib.sha256(b"pickle?").hexdigest()
+    (tmp_path / RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        Concept.load(tmp_path)
+
+
+def test_fingerprint_sees_every_weight_file(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"1" * (3 << 20))
+    first = base_fingerprint(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"1" * ((3 << 20) - 1) + b"2")
+    assert base_fingerprint(tmp_path) != first

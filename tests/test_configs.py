@@ -1,0 +1,140 @@
+"""Every YAML composes, becomes its dataclass and can be built; mistakes name the knob and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+from conftest_run import compose_config
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from personalar.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config import RunConfig
+from personalar.stage import resolve_stages
+
+CONF = conf_dir()
+CHOICES = [(group, name) for group in (*GROUPS, "experiment") for name in group_options(CONF, group)]
+
+
+@functools.cache
+def cat() -> DictConfig:
+    """Composing takes half a second; what follows only changes single values."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", ["+subject=cat"])
+
+
+GROUP_OPTIONS = {group: group_options(CONF, group) for group in (*GROUPS, "experiment")}
+ROUNDS = max(map(len, GROUP_OPTIONS.values()))
+
+
+def test_every_yaml_is_a_choice_or_a_command() -> None:
+    yamls = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")}
+    assert yamls == {f"{group}/{name}" for group, name in CHOICES} | {"run", "sample", "hydra_settings"}
+
+
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_every_choice_composes(turn: int) -> None:
+    """The k-th choice of every group at once: each YAML is met, in a dozen compositions."""
+    chosen = {group: options[turn % len(options)] for group, options in GROUP_OPTIONS.items()}
+    photos = ["subject.path=photos/my dog", "subject.noun=dog"] if chosen["subject"] == "folder" else []
+    config = compose_config(
+        f"+subject={chosen['subject']}",
+        *[f"{group}={name}" for group, name in chosen.items() if group != "subject"],
+        *photos,
+    )
+    assert isinstance(config, RunConfig)
+    for group, name in chosen.items():
+        part = config.model.recipe if group == "model/recipe" else getattr(config, group, None)
+        assert getattr(part, "name", name) == ("my dog" if name == "folder" else name)
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: str(value))
+def test_every_yaml_says_its_command(group: str, name: str) -> None:
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    assert any(line.startswith("# python -m personalar.run") for line in lines[:2])
+    assert len(lines) <= 30
+
+
+def test_decoder_takes_the_models_sampling_numbers() -> None:
+    decoder = instantiate(dataclasses.asdict(compose_config("+subject=cat", "decoder.top_k=5").decoder))
+    assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (3.0, 5)
+
+
+def test_twelve_subjects_and_ones_own_photos() -> None:
+    files = [path for path in (CONF / "subject").glob("*.yaml") if path.stem != "folder"]
+    nouns = {path.stem: OmegaConf.load(path).noun for path in files}
+    assert len(nouns) == 12 and nouns["duck_toy"] == "duck toy" and nouns["robot_toy"] == "robot toy"
+
+
+def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
+    config = compose_config("+subject=cat", "model/recipe=paper")
+    one, two = resolve_stages(config.method, config.model.recipe)
+    assert (one.numbers.steps, one.numbers.identifier_lr) == (1500, 0.01)
+    assert (two.numbers.steps, two.numbers.lr, two.numbers.replay_ratio) == (70, 5e-6, 0.0)
+    assert one.trains.parameters == [] and two.trains.identifier
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.threads=0", "trainer.threads=0 is not known; allowed: auto or a number from 1"),
+        ("trainer.attention=flash", "allowed: eager, sdpa"),
+        ("model.dtype=int8", "allowed: float32, bfloat16, float16"),
+        ("model.recipe.stages.embedding.steps=0", "steps=0 is out of range; allowed: 1 to inf"),
+        ("model.recipe.stages.embedding.schedule=cosine", "allowed: linear, constant"),
+        ("model.recipe.stages.transformer.replay_ratio=1", "replay_ratio=1.0 is out of range"),
+        ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
+        ("model.recipe.identifier.init=zeros", "allowed: random, words"),
+        ("model.recipe.data.templates=[a photo]", r"must each hold \{\}"),
+        ("model.recipe.data.crop_scale=0", "crop_scale=0.0 is out of range"),
+        ("model.recipe.loss=all", "allowed: image_tokens, answer"),
+        ("method.stages.embedding.identifier=false", "a stage trains nothing"),
+        ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, joint"),
+        ("samples.seeds=[1,1]", "at least one seed, each once"),
+        ("samples.kinds=[x]", "allowed: subject, class, description"),
+        ("subject.kind=video", "allowed: rendered, folder"),
+    ],
+)  # fmt: skip
+def test_impossible_values_name_the_knob(override: str, message: str) -> None:
+    composed = copy.deepcopy(cat())
+    with pytest.raises(ValueError, match=message):
+        read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
+
+
+def test_a_missing_value_is_named() -> None:
+    composed = copy.deepcopy(cat())
+    composed.subject.noun = "???"
+    with pytest.raises(ValueError, match=r"no value for subject\.noun: set subject\.noun="):
+        read_config(composed)
+
+
+def test_a_stage_that_the_method_lacks() -> None:
+    composed = copy.deepcopy(cat())
+    composed.stage.name, composed.stage.run = "embedding", ["embedding"]
+    with open_dict(composed):
+        del composed.method.stages["embedding"]
+    with pytest.raises(ValueError, match="stage=embedding does not exist in method=paper; allowed: both, tr"):
+        read_config(composed)
+
+
+def test_every_setting_is_used_by_some_code() -> None:
+    package = Path(__file__).parent.parent / "personalar"
+    declared = {"config.py", "recipe.py"}
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name not in declared)
+
+    def names(schema: type) -> set[str]:
+        found = {field.name for field in dataclasses.fields(schema) if not field.name.startswith("_")}
+        for nested in GROUPS.values():
+            found |= {field.name for field in dataclasses.fields(nested) if not field.name.startswith("_")}
+        return found
+
+    unused = [name for name in names(RunConfig) if f".{name}" not in code]
+    # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate).
+    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature"}

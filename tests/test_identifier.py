@@ -1,0 +1,66 @@
+"""The learned rows: where they stand in, that only they move, how they start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
+
+
+def make() -> Identifier:
+    return Identifier(tokens={"[V]": 7, "[S1]": 9}, rows=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+def test_rows_replace_their_ids_only() -> None:
+    ids = torch.tensor([[7, 1, 9], [0, 7, 7]])
+    embeds = torch.zeros(2, 3, 2)
+    out = make()(ids, embeds)
+    assert out.tolist() == [[[1, 2], [0, 0], [3, 4]], [[0, 0], [1, 2], [1, 2]]]
+    assert embeds.abs().sum() == 0
+
+
+def test_gradients_reach_the_rows_that_were_used() -> None:
+    identifier = make()
+    identifier(torch.tensor([[7, 7, 1]]), torch.zeros(1, 3, 2)).sum().backward()
+    assert identifier.rows.grad.tolist() == [[2, 2], [0, 0]]
+
+
+def test_rows_take_the_embeddings_precision() -> None:
+    assert make()(torch.tensor([[7]]), torch.zeros(1, 1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_row_by_name() -> None:
+    assert make().row("[S1]").tolist() == [[3, 4]]
+
+
+def test_tokens_are_given_in_order_and_can_run_out() -> None:
+    assert assign_tokens(["[V]", "[S1]"], [40, 41, 42]) == {"[V]": 40, "[S1]": 41}
+    with pytest.raises(ValueError, match=r"the tokenizer has 1: use at most 0 photos"):
+        assign_tokens(["[V]", "[S1]"], [40])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "message"),
+    [
+        ({"[V]": 1}, torch.zeros(2, 3), r"expected \(1, width\)"),
+        ({"a": 1, "b": 1}, torch.zeros(2, 3), "share a token id"),
+    ],
+)
+def test_rows_and_names_must_fit(tokens, rows, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Identifier(tokens=tokens, rows=rows)
+
+
+def test_random_rows_have_the_tables_scale_and_come_from_the_seed() -> None:
+    table = torch.randn(4000, 8) * torch.arange(1, 9) + 3
+    rows = random_rows(table, 4000, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rows.std(0) / torch.arange(1, 9), torch.ones(8), atol=0.1)
+    assert torch.equal(rows[:2], random_rows(table, 4000, generator=torch.Generator().manual_seed(0))[:2])
+
+
+def test_word_row_is_the_mean_of_words() -> None:
+    table = torch.arange(8.0).view(4, 2)
+    assert word_row(table, [[0], [1, 3]]).tolist() == [[2, 3]]
+    with pytest.raises(ValueError, match="at least one word"):
+        word_row(table, [])

@@ -1,0 +1,34 @@
+"""Threads by load, and an allocator that keeps memory."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from personalar.process import available_cores, busy_cores, choose_threads, keep_memory, peak_memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("busy", "cores", "threads"),
+    [(0.0, 2, 2), (0.3, 2, 2), (0.9, 2, 1), (2.0, 2, 1), (1.0, 16, 14), (0.0, 1, 1)],
+)
+def test_a_busy_machine_gets_fewer_threads(monkeypatch, busy: float, cores: int, threads: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert choose_threads("auto", busy=busy, cores=cores) == threads
+
+
+def test_a_given_number_wins(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert choose_threads("auto", busy=0.0, cores=8) == 3
+    assert choose_threads(5, busy=9.0, cores=8) == 5
+
+
+def test_measurements_are_sane() -> None:
+    assert 0 <= busy_cores(0.05) <= 1024 and available_cores() >= 1
+    assert peak_memory_bytes() > 1e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_the_allocator_listens() -> None:
+    assert keep_memory()

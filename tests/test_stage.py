@@ -1,0 +1,62 @@
+"""A stage as data: patterns choose parameters, numbers become groups and schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from personalar.config import MethodConfig, StageMethod
+from personalar.recipe import RecipeConfig, StageNumbers
+from personalar.stage import (
+    Stage,
+    lr_factor,
+    parameter_groups,
+    replay_count,
+    resolve_stages,
+    select_parameters,
+    sequences_per_step,
+)
+
+NUMBERS = StageNumbers(steps=10, batch=12, accumulate=2, lr=1e-3, identifier_lr=0.1, weight_decay=0.5)
+
+
+def test_patterns_choose_q_k_v_of_all_layers(tiny_backend) -> None:
+    chosen = select_parameters(tiny_backend.transformer, ["model.layers.*.self_attn.[qkv]_proj.weight"])
+    assert len(chosen) == 2 * 3 and all("_proj.weight" in name for name in chosen)
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest(tiny_backend) -> None:
+    with pytest.raises(ValueError, match=r"matches nothing; names look like .*q_proj"):
+        select_parameters(tiny_backend.transformer, ["model.layers.*.attn.q_proj.weight"])
+
+
+def test_rows_never_decay_and_a_switch_holds_them() -> None:
+    rows, weight = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    stage = Stage(name="transformer", trains=StageMethod(numbers="x"), numbers=NUMBERS)
+    groups = {group["name"]: group for group in parameter_groups(stage, rows=rows, weights=[weight])}
+    assert (groups["weights"]["lr"], groups["weights"]["weight_decay"]) == (1e-3, 0.5)
+    assert (groups["identifier"]["lr"], groups["identifier"]["weight_decay"]) == (0.1, 0.0)
+    held = dataclasses.replace(stage, trains=StageMethod(numbers="x", identifier=False, parameters=["*"]))
+    assert [group["name"] for group in parameter_groups(held, rows=rows, weights=[weight])] == ["weights"]
+
+
+def test_schedules() -> None:
+    assert [lr_factor(step, numbers=NUMBERS) for step in (0, 5, 10, 12)] == [1.0, 0.5, 0.0, 0.0]
+    assert lr_factor(9, numbers=dataclasses.replace(NUMBERS, schedule="constant")) == 1.0
+
+
+@pytest.mark.parametrize(("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 1, 1), (0.5, 3, 2)])
+def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: int) -> None:
+    assert replay_count(dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch)) == count
+
+
+def test_a_step_sees_batch_times_accumulate() -> None:
+    assert sequences_per_step(NUMBERS) == 24
+
+
+def test_numbers_that_the_recipe_lacks() -> None:
+    method = MethodConfig(name="m", stages={"embedding": StageMethod(numbers="fast")})
+    with pytest.raises(ValueError, match="'fast' is not in model.recipe.stages; allowed: slow"):
+        resolve_stages(method, RecipeConfig(name="r", stages={"slow": NUMBERS}))
