@@ -128,14 +128,19 @@ class SequenceStream(IterableDataset):
     def sequence(self, number: int) -> TrainingSequence:
         """Return sequence `number` of the stage."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
-        batch = self.stage.numbers.batch
-        replayed = self.replay is not None and number % batch >= batch - replay_count(self.stage.numbers)
-        prompt, codes = self._replayed(generator) if replayed else self._subject(number, generator)
+        step, slot = divmod(number, self.stage.numbers.batch)
+        num_replayed = replay_count(self.stage.numbers) if self.replay is not None else 0
+        num_subject = self.stage.numbers.batch - num_replayed
+        if slot >= num_subject:
+            prompt, codes = self._replayed(generator)
+        else:
+            prompt, codes = self._subject(step * num_subject + slot, generator)
         if _uniform(generator) < self.prompt_dropout:
             return self.protocol.unconditional_ids(codes, loss=self.loss)
         return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
 
     def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
+        """Draw a photo and a prompt; `number` counts the subject's sequences, replayed ones left out."""
         photo = int(_uniform(generator, 0, len(self.photo_codes)))
         pool = self.photo_codes[photo]
         codes = pool[int(_uniform(generator, 0, len(pool)))]

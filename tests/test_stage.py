@@ -47,7 +47,9 @@ def test_schedules() -> None:
     assert lr_factor(9, numbers=dataclasses.replace(NUMBERS, schedule="constant")) == 1.0
 
 
-@pytest.mark.parametrize(("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 1, 1), (0.5, 3, 2)])
+@pytest.mark.parametrize(
+    ("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 1, 1), (0.5, 3, 2)]
+)
 def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: int) -> None:
     assert replay_count(dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch)) == count
 

@@ -1,0 +1,143 @@
+"""Sequences by number: what they hold, in which shares, and that they depend on nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from personalar.config import StageMethod
+from personalar.datamodule import (
+    Replay,
+    SequenceStream,
+    SubjectData,
+    cached_codes,
+    collate,
+    encode_photos,
+    random_crop,
+    stream_seed,
+)
+from personalar.recipe import DataNumbers, StageNumbers
+from personalar.stage import Stage
+
+TOKENS = {"[V]": 70, "[S1]": 71, "[S2]": 72}
+NUMBERS = StageNumbers(steps=10, batch=4, identifier_lr=0.1, replay_ratio=0.25)
+WEIGHTS = StageMethod(numbers="x", parameters=["*"])
+
+
+def stream(backend, *, data=None, stage_method=WEIGHTS, replay=True, **changes) -> SequenceStream:
+    concept = backend.tokenizer.concept_ids
+    values = {
+        "backend": backend,
+        "stage": Stage(name="transformer", trains=stage_method, numbers=NUMBERS),
+        "data": data or DataNumbers(templates=["a photo of a {}"]),
+        "noun": "cat",
+        "tokens": dict(zip(TOKENS, concept, strict=False)),
+        "photo_codes": [torch.full((3, 4, 4), 1), torch.full((3, 4, 4), 2)],
+        "replay": Replay(prompts=("a cat",), codes=(torch.full((4, 4), 9),)) if replay else None,
+        "loss": "image_tokens",
+        "seed": 0,
+    }
+    return SequenceStream(**(values | changes))
+
+
+def codes_of(sequence, backend) -> set[int]:
+    offset = backend.tokenizer.code_offset
+    return {i - offset for i, m in zip(sequence.ids, sequence.loss_mask, strict=True) if m}
+
+
+def test_a_sequence_is_a_function_of_its_number(tiny_backend) -> None:
+    one, two = stream(tiny_backend), stream(tiny_backend)
+    assert [one.sequence(i) for i in (5, 2)] == [two.sequence(i) for i in (5, 2)]
+    two.start = 6
+    assert next(iter(two)) == one.sequence(6)
+    others = [stream(tiny_backend, seed=1).sequence(i) for i in range(8)]
+    assert others != [one.sequence(i) for i in range(8)]
+
+
+def test_shares_of_replay_and_image_tokens(tiny_backend) -> None:
+    made = stream(tiny_backend)
+    sequences = [made.sequence(i) for i in range(80)]
+    replayed = [codes_of(s, tiny_backend) == {9} for s in sequences]
+    assert [i % 4 for i, is_replay in enumerate(replayed) if is_replay] == [3] * 20
+    tokens = made.tokens
+    subject = [s for s, is_replay in zip(sequences, replayed, strict=True) if not is_replay]
+    assert all(tokens["[V]"] in s.ids for s in subject)
+    with_token = [s for s in subject if {tokens["[S1]"], tokens["[S2]"]} & set(s.ids)]
+    assert len(with_token) == len(subject) // 2
+    for sequence in with_token:  # a photo is named by its own token
+        own = {1: "[S1]", 2: "[S2]"}[codes_of(sequence, tiny_backend).pop()]
+        assert tokens[own] in sequence.ids
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.0, 0), (0.5, 20), (1.0, 40)])
+def test_the_ratio_of_image_tokens_is_exact(tiny_backend, ratio: float, share: int) -> None:
+    data = DataNumbers(templates=["a {}"], image_token_ratio=ratio)
+    made = stream(tiny_backend, data=data, replay=False)
+    own = {made.tokens["[S1]"], made.tokens["[S2]"]}
+    assert sum(bool(own & set(made.sequence(i).ids)) for i in range(40)) == share
+
+
+def test_prompt_dropout_leaves_the_answer_alone_and_spares_stage_one(tiny_backend) -> None:
+    data = DataNumbers(templates=["a {}"], prompt_dropout=1.0)
+    assert stream(tiny_backend, data=data).sequence(0).ids[0] == tiny_backend.tokenizer.boi
+    rows_only = stream(tiny_backend, data=data, stage_method=StageMethod(numbers="x"))
+    assert rows_only.sequence(0).ids[0] == tiny_backend.tokenizer.bos
+
+
+def test_collate_pads_at_the_right(tiny_backend) -> None:
+    made = stream(tiny_backend)
+    short, long = made.protocol.unconditional_ids(torch.ones(4, 4).long()), made.sequence(0)
+    batch = collate([short, long], pad=1)
+    assert batch["ids"].shape == batch["loss_mask"].shape == (2, len(long.ids))
+    assert batch["ids"][0, len(short.ids) :].unique().tolist() == [1]
+    assert not batch["loss_mask"][0, len(short.ids) :].any() and batch["loss_mask"].sum() == 2 * 16
+
+
+def test_codes_are_computed_once_per_key(tmp_path: Path) -> None:
+    calls = []
+
+    def make() -> list[torch.Tensor]:
+        calls.append(1)
+        return [torch.tensor([[len(calls)]]), torch.tensor([[7, 8]])]
+
+    path = tmp_path / "cache" / "codes.safetensors"
+    first = cached_codes(path, ["a", 1], make)
+    again = cached_codes(path, ["a", 1], make)
+    assert [t.tolist() for t in again] == [t.tolist() for t in first] and again[0].dtype == torch.int64
+    assert cached_codes(path, ["a", 2], make)[0].item() == 2 and len(calls) == 2
+
+
+def test_crops_and_copies(tiny_backend) -> None:
+    photos = [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
+    data = DataNumbers(templates=["{}"], crops_per_photo=3, copies_per_photo=2)
+    pools = encode_photos(tiny_backend, photos, data, seed=0)
+    assert [tuple(pool.shape) for pool in pools] == [(5, 4, 4)] * 2
+    assert torch.equal(pools[0][3], pools[0][4])
+    again = encode_photos(tiny_backend, photos, data, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(pools, again, strict=True))
+    plain = encode_photos(tiny_backend, photos, dataclasses.replace(data, crops_per_photo=0), seed=0)
+    assert torch.equal(plain[1][0], pools[1][4])
+
+
+def test_a_crop_keeps_the_aspect_and_the_smallest_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [random_crop(Image.new("RGB", (200, 100)), 0.5, generator).size for _ in range(50)]
+    assert all(99 <= w <= 200 and abs(w - 2 * h) <= 1 for w, h in sizes) and len(set(sizes)) > 10
+
+
+def test_seeds_differ_by_any_part() -> None:
+    assert (
+        len({stream_seed(0, "a", 1), stream_seed(0, "a", 2), stream_seed(1, "a", 1), stream_seed(0, "b", 1)})
+        == 4
+    )
+    assert 0 <= stream_seed("x") < 2**63
+
+
+def test_loaders(tiny_backend) -> None:
+    data = SubjectData(stream=stream(tiny_backend), num_grid=3, pad=1)
+    assert next(iter(data.train_dataloader()))["ids"].shape[0] == 4
+    assert [batch.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]

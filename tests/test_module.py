@@ -1,0 +1,123 @@
+"""The loss against a plain computation, what trains and what does not, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from personalar.config import StageMethod
+from personalar.datamodule import collate
+from personalar.decoding.plain import PlainDecoder
+from personalar.generator import Generator
+from personalar.identifier import Identifier
+from personalar.models.backend import load_backend
+from personalar.module import PersonalizationModule, sequence_loss
+from personalar.recipe import StageNumbers
+from personalar.stage import Stage, select_parameters
+
+QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
+
+
+@pytest.fixture
+def backend(tiny_model_dir: Path):
+    return load_backend(tiny_model_dir)
+
+
+@pytest.fixture
+def identifier(backend) -> Identifier:
+    tokens = dict(zip(["[V]", "[S1]"], backend.tokenizer.concept_ids, strict=False))
+    return Identifier(tokens=tokens, rows=torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def batch(backend, identifier):
+    codes = torch.arange(16).view(4, 4)
+    make = backend.protocol.training_ids
+    sequences = [
+        make("a [V] cat", codes, identifier.tokens),
+        make("a long [V] cat [S1]", codes, identifier.tokens),
+    ]
+    return collate(sequences, pad=backend.tokenizer.pad)
+
+
+def module(backend, identifier, *patterns: str, rows: bool = True) -> PersonalizationModule:
+    trains = StageMethod(numbers="x", identifier=rows, parameters=list(patterns))
+    numbers = StageNumbers(steps=10, batch=2, lr=1e-2, identifier_lr=0.1)
+    weights = select_parameters(backend.transformer, patterns)
+    return PersonalizationModule(
+        backend=backend,
+        identifier=identifier,
+        stage=Stage(name="transformer", trains=trains, numbers=numbers),
+        weights=weights,
+        generator=Generator(backend=backend, decoder=PlainDecoder(), identifier=identifier),
+        grid=(),
+        loss="image_tokens",
+    )
+
+
+def test_loss_is_the_cross_entropy_of_image_codes(backend, identifier, batch) -> None:
+    loss = sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0)
+    ids = batch["ids"]
+    logits = backend.transformer.logits(backend.transformer(identifier(ids, backend.embed(ids))))
+    rows = backend.tokenizer.image_rows
+    losses = [
+        F.cross_entropy(logits[b, t - 1, rows], ids[b, t] - rows.start)
+        for b in range(2)
+        for t in range(1, ids.shape[1])
+        if rows.start <= ids[b, t] < rows.stop
+    ]
+    assert len(losses) == 32
+    assert torch.allclose(loss, torch.stack(losses).mean(), atol=1e-5)
+
+
+def test_answer_loss_and_z_loss(backend, identifier) -> None:
+    codes = torch.arange(16).view(4, 4)
+    sequence = backend.protocol.training_ids("a [V] cat", codes, identifier.tokens, loss="answer")
+    batch = collate([sequence], pad=backend.tokenizer.pad)
+    plain = sequence_loss(backend, identifier, batch, loss="answer", z_loss=0.0)
+    ids = batch["ids"]
+    logits = backend.transformer.logits(backend.transformer(identifier(ids, backend.embed(ids))))
+    predicted = logits[0, :-1][batch["loss_mask"][0, 1:]]
+    assert torch.allclose(plain, F.cross_entropy(predicted, ids[0, 1:][batch["loss_mask"][0, 1:]]), atol=1e-5)
+    with_z = sequence_loss(backend, identifier, batch, loss="answer", z_loss=0.1)
+    assert torch.allclose(with_z - plain, 0.1 * torch.logsumexp(predicted, -1).square().mean(), atol=1e-3)
+
+
+@pytest.mark.parametrize("patterns", [(), tuple(QKV)])
+def test_only_what_the_stage_names_moves(backend, identifier, batch, patterns) -> None:
+    before = {name: value.clone() for name, value in backend.state_dict().items()}
+    rows = identifier.rows.detach().clone()
+    trained = module(backend, identifier, *patterns)
+    optimizer = trained.configure_optimizers()["optimizer"]
+    for _ in range(2):
+        optimizer.zero_grad()
+        sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0).backward()
+        optimizer.step()
+    changed = {name for name, value in backend.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {f"transformer.{name}" for name in select_parameters(backend.transformer, patterns)}
+    assert not torch.equal(identifier.rows, rows)
+
+
+def test_the_switch_holds_the_rows(backend, identifier) -> None:
+    trained = module(backend, identifier, *QKV, rows=False)
+    assert not identifier.rows.requires_grad
+    assert [group["name"] for group in trained.configure_optimizers()["optimizer"].param_groups] == [
+        "weights"
+    ]
+
+
+def test_a_checkpoint_holds_what_trains_and_loads_safely(backend, identifier, tmp_path: Path) -> None:
+    trained = module(backend, identifier, *QKV)
+    checkpoint = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == {"identifier.rows"} | {
+        f"backend.transformer.model.layers.{layer}.self_attn.{part}_proj.weight"
+        for layer in range(2)
+        for part in "qkv"
+    }
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert not trained.strict_loading
