@@ -45,8 +45,7 @@ class VQConfig:
                 f"in_channels={self.in_channels} must be 3 * patch_size ** 2 = {3 * self.patch_size**2}; "
                 "set both or neither"
             )
-        narrow = [m for m in self.channel_multiplier if self.base_channels * m % 32]
-        if narrow or self.base_channels % 32:
+        if any(width % 32 for width in (self.base_channels, *self.channels)):
             raise ValueError(
                 f"base_channels={self.base_channels} times each of "
                 f"channel_multiplier={self.channel_multiplier} must be a multiple of 32 (groups of the norms)"
@@ -75,10 +74,7 @@ class VQConfig:
         if config.get("double_latent", False):
             raise ValueError("config.json has double_latent=true; only deterministic latents are supported")
         values = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
-        for name in ("channel_multiplier", "attn_resolutions"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     def to_hf(self) -> dict[str, Any]:
         """Return the json that `from_hf` reads."""
@@ -86,7 +82,6 @@ class VQConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return the norm used everywhere here."""
     return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
 
 
