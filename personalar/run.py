@@ -189,8 +189,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         ValueError, FileNotFoundError: with what to do.
     """
     started = time.perf_counter()
-    check_model(config)
     subject = load_subject(config.subject)
+    check_model(config)
     print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     from personalar.run_folder import RunFolder
     from personalar.session import learning_settings

@@ -69,7 +69,7 @@ def test_another_architecture_is_refused(tiny_backend, concept: Concept, message
 
 def test_another_base_is_refused() -> None:
     make().check_base(name="nano", fingerprint="abc")
-    with pytest.raises(ValueError, match="learned on base 'nano'.*but 'other' is loaded"):
+    with pytest.raises(ValueError, match=r"learned on base 'nano'.*but 'other' is loaded"):
         make().check_base(name="other", fingerprint="xyz")
 
 

@@ -60,5 +60,5 @@ def test_a_step_sees_batch_times_accumulate() -> None:
 
 def test_numbers_that_the_recipe_lacks() -> None:
     method = MethodConfig(name="m", stages={"embedding": StageMethod(numbers="fast")})
-    with pytest.raises(ValueError, match="'fast' is not in model.recipe.stages; allowed: slow"):
+    with pytest.raises(ValueError, match=r"'fast' is not in model\.recipe\.stages; allowed: slow"):
         resolve_stages(method, RecipeConfig(name="r", stages={"slow": NUMBERS}))
