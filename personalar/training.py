@@ -243,5 +243,8 @@ def fit(
             for expected in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", expected)
             trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # W&B keeps one run per process open unless told otherwise
+            logger.experiment.finish()
     clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
     session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))
