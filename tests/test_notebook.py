@@ -41,7 +41,11 @@ def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
     changed = f"OVERRIDES = {['experiment=quick', *model, *scorer]!r}\nSAMPLE_OVERRIDES = {model!r}"
     notebook.cells.insert(parameters_index(notebook) + 1, nbformat.v4.new_code_cell(changed))
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook,
+        timeout=900,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": tmp_path}},
     )
     client.execute()
     run_dir = tmp_path / "outputs" / "quickstart"
