@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personalar.world.animals import HEADS
 from personalar.world.captions import article, description, sample_example, wearing
+from personalar.world.contexts import CONTEXTS
 from personalar.world.prompts import bench_prompts
 from personalar.world.scene import (
     ACCESSORIES,
     CLASSES,
-    CONTEXTS,
-    HEADS,
     identity_vector,
     render,
     sample_instance,

@@ -17,8 +17,17 @@ from personalar.decoding.plain import PlainDecoder
 from personalar.models.backend import load_backend
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
-from personalar.world.captions import article, description, place, wearing
-from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES, CONTEXTS, HEADS, render, sample_instance, sample_scene
+from personalar.world.animals import HEADS
+from personalar.world.captions import article, place, wearing
+from personalar.world.contexts import CONTEXTS
+from personalar.world.scene import (
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    CLASSES,
+    render,
+    sample_instance,
+    sample_scene,
+)
 from personalar.world.skin import COLOURS
 from personalar.world.subjects import twins
 
@@ -37,7 +46,11 @@ def tokenizer_quality(backend, rng, count: int) -> dict:
         codes = backend.encode_images(x)
         used += torch.bincount(codes.flatten(), minlength=len(used))
         psnr += (-10 * (backend.decode_images(codes) - x).square().mean((1, 2, 3)).log10()).tolist()
-    return {"pictures": len(psnr), "psnr_db": round(float(np.mean(psnr)), 2), "codes_used": round(float((used > 0).float().mean()), 4)}
+    return {
+        "pictures": len(psnr),
+        "psnr_db": round(float(np.mean(psnr)), 2),
+        "codes_used": round(float((used > 0).float().mean()), 4),
+    }
 
 
 def random_scene(rng):
@@ -86,7 +99,11 @@ def scorer_quality(judge: Judge, dino: DinoScorer, rng, count: int) -> dict:
             got = judge.worn(f, instance.noun)
             right["accessory"].append(got == worn)
             right["accessory_kind"].append((got and got[0]) == (worn and worn[0]))
-    return {"pictures": count, **{k: round(float(np.mean(v)), 4) for k, v in right.items()}, **twin_quality(dino, rng)}
+    return {
+        "pictures": count,
+        **{k: round(float(np.mean(v)), 4) for k, v in right.items()},
+        **twin_quality(dino, rng),
+    }
 
 
 def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
@@ -110,8 +127,10 @@ def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
             theirs = score[8 + 4 * index : 12 + 4 * index]
             cosines[name].append(float(theirs.mean()))
             wins[name] += (score[4:8][:, None] > theirs[None]).flatten().float().tolist()
-    return {"told_apart": {k: round(float(np.mean(v)), 3) for k, v in wins.items()},
-            "cosine": {k: round(float(np.mean(v)), 3) for k, v in cosines.items()}}
+    return {
+        "told_apart": {k: round(float(np.mean(v)), 3) for k, v in wins.items()},
+        "cosine": {k: round(float(np.mean(v)), 3) for k, v in cosines.items()},
+    }
 
 
 def sample_prompts(rng, count: int) -> list[dict]:
@@ -127,8 +146,15 @@ def sample_prompts(rng, count: int) -> list[dict]:
             worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
         if rng.uniform() < 0.7:
             context = str(rng.choice(list(CONTEXTS)))
-        rows.append({"noun": noun, "colour": colour, "context": context, "worn": worn,
-                     "prompt": f"a photo of {article(subject)}{wearing(worn)}{place(context)}"})
+        rows.append(
+            {
+                "noun": noun,
+                "colour": colour,
+                "context": context,
+                "worn": worn,
+                "prompt": f"a photo of {article(subject)}{wearing(worn)}{place(context)}",
+            }
+        )
     return rows
 
 
@@ -162,8 +188,14 @@ def base_quality(backend, judge: Judge, rng, count: int, cfg: float, top_p: floa
             right["accessory"].append(got == row["worn"])
             right["accessory_kind"].append(bool(got) and got[0] == row["worn"][0])
     asked = {k: len(v) for k, v in right.items()}
-    return {"prompts": count, "cfg": cfg, "top_p": top_p, "seconds_per_image": round(seconds / count, 3), "asked": asked,
-            **{k: round(float(np.mean(v)), 4) for k, v in right.items()}}
+    return {
+        "prompts": count,
+        "cfg": cfg,
+        "top_p": top_p,
+        "seconds_per_image": round(seconds / count, 3),
+        "asked": asked,
+        **{k: round(float(np.mean(v)), 4) for k, v in right.items()},
+    }
 
 
 def sample_grid(backend, path: Path, cfg: float, top_p: float, rows: int = 6, columns: int = 8) -> list[str]:
@@ -174,7 +206,9 @@ def sample_grid(backend, path: Path, cfg: float, top_p: float, rows: int = 6, co
     for index, image in enumerate(images):
         sheet.paste(image, (index % columns * (side + 2), index // columns * (side + 2)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(path, optimize=True)
+    sheet.resize((sheet.width * 3 // 2, sheet.height * 3 // 2), Image.Resampling.LANCZOS).save(
+        path, optimize=True
+    )
     return [r["prompt"] for r in chosen]
 
 
@@ -192,9 +226,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     backend = load_backend(args.model)
     judge, dino = Judge(ClipScorer(args.model / "clip")), DinoScorer(args.model / "dino")
-    results = {"tokenizer": tokenizer_quality(backend, np.random.default_rng(101), args.pictures),
-               "scorers": scorer_quality(judge, dino, np.random.default_rng(102), args.pictures),
-               "base": base_quality(backend, judge, np.random.default_rng(103), args.prompts, args.cfg, args.top_p)}
+    results = {
+        "tokenizer": tokenizer_quality(backend, np.random.default_rng(101), args.pictures),
+        "scorers": scorer_quality(judge, dino, np.random.default_rng(102), args.pictures),
+        "base": base_quality(backend, judge, np.random.default_rng(103), args.prompts, args.cfg, args.top_p),
+    }
     if args.grid:
         results["grid_prompts"] = sample_grid(backend, args.grid, args.cfg, args.top_p)
     text = json.dumps(results, indent=2)

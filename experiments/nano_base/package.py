@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from train_vq import nano_vq
 
 from personalar.models.backend import ChameleonBackend, save_backend
 from personalar.models.protocol import ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.vq import VQModel
-from train_vq import nano_vq
 
 
 def main() -> None:
@@ -34,13 +34,21 @@ def main() -> None:
     weights = {k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transformer.")}
     width = weights["model.norm.weight"].shape[0]
     layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("model.layers."))
-    config = TransformerConfig(vocab_size=tokens.vocab_size, hidden_size=width, intermediate_size=width * 11 // 4,
-                               num_hidden_layers=layers, num_attention_heads=width // 64, num_key_value_heads=width // 64,
-                               max_position_embeddings=1024)
+    config = TransformerConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=1024,
+    )
     transformer = ChameleonTransformer(config)
     transformer.load_state_dict(weights)
     protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square")
-    save_backend(ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out)
+    save_backend(
+        ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out
+    )
     for which in ("clip", "dino"):
         if (args.scorers / which / "model.safetensors").exists():
             shutil.copytree(args.scorers / which, args.out / which, dirs_exist_ok=True)

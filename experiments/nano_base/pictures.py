@@ -21,13 +21,15 @@ class Shards:
         self.refresh()
 
     def refresh(self) -> None:
-        for path in sorted(self.folder.glob(f"{self.kind}_[0-9]*.npy"))[len(self.arrays):]:
+        for path in sorted(self.folder.glob(f"{self.kind}_[0-9]*.npy"))[len(self.arrays) :]:
             if not path.with_suffix(".json").exists() or ".tmp" in path.name:
                 break
             self.arrays.append(np.load(path, mmap_mode="r"))
             self.facts += json.loads(path.with_suffix(".json").read_text())
         if not self.arrays:
-            raise FileNotFoundError(f"no {self.kind}_*.npy in {self.folder}: run experiments/nano_base/render.py first")
+            raise FileNotFoundError(
+                f"no {self.kind}_*.npy in {self.folder}: run experiments/nano_base/render.py first"
+            )
 
     def __len__(self) -> int:
         return len(self.facts)

@@ -11,9 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from personalar.world.animals import HEADS
 from personalar.world.captions import place, sample_example, wearing
-from personalar.world.scene import (ACCESSORIES, ACCESSORY_COLOURS, CLASSES, CONTEXTS, HEADS, Instance, Scene,
-                                    identity_vector, render, sample_instance, sample_scene)
+from personalar.world.contexts import CONTEXTS
+from personalar.world.scene import (
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    CLASSES,
+    Instance,
+    Scene,
+    identity_vector,
+    render,
+    sample_instance,
+    sample_scene,
+)
 from personalar.world.subjects import twins
 
 SHARD = 2000
@@ -24,8 +35,15 @@ def facts(scene: Scene) -> dict:
     """What is true of a picture, for supervision and for held-out accuracy."""
     skin = scene.instance.skin
     kind, worn_colour = scene.worn or ("none", "none")
-    return {"noun": scene.instance.noun, "context": scene.context or "studio", "colour": skin.colours[0][0],
-            "second": skin.colours[1][0], "pattern": skin.pattern, "worn": kind, "worn_colour": worn_colour}
+    return {
+        "noun": scene.instance.noun,
+        "context": scene.context or "studio",
+        "colour": skin.colours[0][0],
+        "second": skin.colours[1][0],
+        "pattern": skin.pattern,
+        "worn": kind,
+        "worn_colour": worn_colour,
+    }
 
 
 def base_picture(rng: np.random.Generator) -> tuple[Scene, dict]:
@@ -48,12 +66,19 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Scene, di
     members = [instance] * 3 + [reshaped] * 2 + [recoloured] * 2
     scenes = [_view(member, rng) for member in members]
     who = [0, 0, 0, 1, 1, 2, 2]
-    return [(scene, {"individual": group * 3 + i, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)})
-            for scene, i in zip(scenes, who, strict=True)]
+    return [
+        (
+            scene,
+            {"individual": group * 3 + i, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)},
+        )
+        for scene, i in zip(scenes, who, strict=True)
+    ]
 
 
 def write_shard(path: Path, kind: str, number: int, size: int) -> None:
-    rng = np.random.default_rng([{"base": 11, "scorer": 12, "heldout": 13, "scorer_heldout": 14}[kind], number])
+    rng = np.random.default_rng(
+        [{"base": 11, "scorer": 12, "heldout": 13, "scorer_heldout": 14}[kind], number]
+    )
     if kind in ("base", "heldout"):
         items = [base_picture(rng) for _ in range(SHARD)]
     else:

@@ -35,8 +35,30 @@ def make_tokenizer(captions: list[str], size: int, path: Path) -> Tokenizer:
     if not path.exists():
         wrapper = ProtocolConfig().prompt_template
         texts = [wrapper.format(width=s, height=s, prompt=c) for s in (size, 128) for c in captions[:20000]]
-        words = "photo picture image rendition close-up good clean small nice cropped bright dark the my one of it cool weird".split()
-        build_tokenizer(texts + words * 200, num_codes=1024, max_grids=32, num_concept_ids=128, vocab_size=2048).save(str(path))
+        words = [
+            "photo",
+            "picture",
+            "image",
+            "rendition",
+            "close-up",
+            "good",
+            "clean",
+            "small",
+            "nice",
+            "cropped",
+            "bright",
+            "dark",
+            "the",
+            "my",
+            "one",
+            "of",
+            "it",
+            "cool",
+            "weird",
+        ]
+        build_tokenizer(
+            texts + words * 200, num_codes=1024, max_grids=32, num_concept_ids=128, vocab_size=2048
+        ).save(str(path))
     return Tokenizer.from_file(path)
 
 
@@ -58,7 +80,9 @@ def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
 class Sequences:
     """Fixed-length training batches out of codes and captions."""
 
-    def __init__(self, protocol: Protocol, facts: list[dict], codes: np.ndarray, side: int, size: int) -> None:
+    def __init__(
+        self, protocol: Protocol, facts: list[dict], codes: np.ndarray, side: int, size: int
+    ) -> None:
         tokens = protocol.tokenizer
         self.names = {IDENTIFIER: tokens.concept_ids[0]}
         self.codes, self.side, self.tokens = codes, side, tokens
@@ -66,7 +90,9 @@ class Sequences:
         self.identity = np.zeros((len(facts), IDENTITY_SIZE), np.float32)
         for row, fact in zip(self.identity, facts, strict=True):
             row[:] = fact["identity"] or 0
-        grammar = protocol.grammar(side, side)[:-2]  # neither the last newline nor EOI is ever an input that matters
+        grammar = protocol.grammar(side, side)[
+            :-2
+        ]  # neither the last newline nor EOI is ever an input that matters
         self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
         self.image = np.array([0 if forced is None else forced for forced in grammar])
         self.length = max(map(len, self.prompts)) + len(grammar)
@@ -82,8 +108,12 @@ class Sequences:
             ids[row, : len(prompt)] = prompt
             ids[row, len(prompt) : len(prompt) + len(image)] = image
             where[row] = len(prompt) + self.free - 1  # the position that predicts each code
-        return {"ids": torch.from_numpy(ids), "where": torch.from_numpy(where),
-                "target": torch.from_numpy(self.codes[picks].astype(np.int64)), "identity": torch.from_numpy(self.identity[picks])}
+        return {
+            "ids": torch.from_numpy(ids),
+            "where": torch.from_numpy(where),
+            "target": torch.from_numpy(self.codes[picks].astype(np.int64)),
+            "identity": torch.from_numpy(self.identity[picks]),
+        }
 
 
 class Base(nn.Module):
@@ -100,7 +130,9 @@ class Base(nn.Module):
         nn.init.zeros_(self.identify.bias)
         # Codes that look alike start alike, at the input and at the output: the first nats come sooner.
         white = (codebook - codebook.mean(0)) / codebook.std(0)
-        projection = torch.randn(white.shape[1], config.hidden_size, generator=generator) / white.shape[1] ** 0.5
+        projection = (
+            torch.randn(white.shape[1], config.hidden_size, generator=generator) / white.shape[1] ** 0.5
+        )
         with torch.no_grad():
             self.transformer.model.embed_tokens.weight[self.rows] += 0.05 * white @ projection
             self.transformer.lm_head.weight[self.rows] += 0.02 * white @ projection
@@ -120,8 +152,10 @@ def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
     blocks = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2 and "norm" not in n]
     taken = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in taken]
-    return [torch.optim.Muon(blocks, lr=lr, momentum=0.95, nesterov=True, weight_decay=0.01),
-            torch.optim.Adam(rest, lr=lr / 8, betas=(0.9, 0.98))]
+    return [
+        torch.optim.Muon(blocks, lr=lr, momentum=0.95, nesterov=True, weight_decay=0.01),
+        torch.optim.Adam(rest, lr=lr / 8, betas=(0.9, 0.98)),
+    ]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -149,13 +183,24 @@ def main() -> None:
     state = load_file(args.vq / "model.safetensors")
     vq = VQModel(nano_vq(size, state["encoder.conv_in.weight"].shape[0])).eval()
     vq.load_state_dict(state)
-    protocol = Protocol(tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=vq.config.downsample)
+    protocol = Protocol(
+        tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=vq.config.downsample
+    )
     side = size // vq.config.downsample
     train = Sequences(protocol, shards.facts, encode_all(vq, shards, args.out / "codes.npy"), side, size)
-    check = Sequences(protocol, heldout.facts, encode_all(vq, heldout, args.out / "codes_heldout.npy"), side, size)
-    config = TransformerConfig(vocab_size=tokens.vocab_size, hidden_size=args.width, intermediate_size=args.width * 11 // 4,
-                               num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
-                               num_key_value_heads=args.width // 64, max_position_embeddings=1024, attention="eager")
+    check = Sequences(
+        protocol, heldout.facts, encode_all(vq, heldout, args.out / "codes_heldout.npy"), side, size
+    )
+    config = TransformerConfig(
+        vocab_size=tokens.vocab_size,
+        hidden_size=args.width,
+        intermediate_size=args.width * 11 // 4,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 64,
+        max_position_embeddings=1024,
+        attention="eager",
+    )
     model = Base(config, tokens, vq.quantize.embedding.weight.detach())
     master = Master(model)
     opts = optimizers(model, args.lr)
@@ -191,7 +236,13 @@ def main() -> None:
                 rng = np.random.default_rng(1)
                 losses = [loss_fn(**check.batch(rng, args.batch, drop=0.0)).item() for _ in range(12)]
             log(step=step, heldout=round(float(np.mean(losses)), 4))
-            save_state(state_path, model=model.state_dict(), optimizers=[o.state_dict() for o in opts], step=step, seconds=log.seconds)
+            save_state(
+                state_path,
+                model=model.state_dict(),
+                optimizers=[o.state_dict() for o in opts],
+                step=step,
+                seconds=log.seconds,
+            )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from pictures import Log, Master, Shards, save_state
 from render import GROUP, SHARD, group_pictures
 from torch import Tensor, nn
 
+from personalar.world.animals import HEADS
 from personalar.world.captions import article, description, place, wearing
-from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES, CONTEXTS, HEADS, identity_vector
+from personalar.world.contexts import CONTEXTS
+from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES, identity_vector
 from personalar.world.skin import COLOURS
 
 SIZE = 96
@@ -29,7 +31,8 @@ WARMUP = 60
 QUESTIONS: dict[str, list[tuple[str, str]]] = {  # question -> [(answer, phrase with {} for the noun)]
     "context": [(name, f"a {{}}{place(name)}") for name in CONTEXTS],
     "colour": [(name, f"{article(name)} {{}}") for name in COLOURS],
-    "worn": [("none/none", "a {}")] + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in ACCESSORIES for c in ACCESSORY_COLOURS],
+    "worn": [("none/none", "a {}")]
+    + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in ACCESSORIES for c in ACCESSORY_COLOURS],
 }
 CLASS_TEXTS = [f"a photo of a {noun}" for noun in CLASSES]
 
@@ -69,12 +72,16 @@ class Pictures:
         for row, i in enumerate(indices):
             kind = rng.uniform()
             if kind < 0.45 and i // per in self.recon:
-                x[row] = torch.from_numpy(self.recon[i // per][i % per]).permute(2, 0, 1)
+                x[row] = torch.from_numpy(self.recon[i // per][i % per].copy()).permute(2, 0, 1)
             elif kind < 0.65:
-                small = F.interpolate(x[row : row + 1].float(), scale_factor=float(rng.uniform(0.3, 0.6)), mode="area")
+                small = F.interpolate(
+                    x[row : row + 1].float(), scale_factor=float(rng.uniform(0.3, 0.6)), mode="area"
+                )
                 x[row] = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear")[0].to(torch.uint8)
         dx, dy = rng.integers(-4, 5, 2)
-        x = F.pad(x.float(), (4, 4, 4, 4), mode="replicate")[..., 4 + dy : 4 + dy + SIZE, 4 + dx : 4 + dx + SIZE]
+        x = F.pad(x.float(), (4, 4, 4, 4), mode="replicate")[
+            ..., 4 + dy : 4 + dy + SIZE, 4 + dx : 4 + dx + SIZE
+        ]
         return x / 127.5 - 1
 
 
@@ -84,16 +91,31 @@ def make_tokenizer(folder: Path):
     from transformers import PreTrainedTokenizerFast
 
     texts = [text for question in QUESTIONS.values() for _, text in question] + list(CLASSES) + list(COLOURS)
-    texts += ["a photo of a picture an image rendition shiny striped spotted two-tone patched and wearing", "[V]"] * 3
+    texts += [
+        "a photo of a picture an image rendition shiny striped spotted two-tone patched and wearing",
+        "[V]",
+    ] * 3
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     names = ["<|startoftext|>", "<|endoftext|>", "<|pad|>"]
-    trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     backend.train_from_iterator(texts * 50, trainer)
     backend.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>", special_tokens=[(names[0], 0), (names[1], 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=names[0], eos_token=names[1], pad_token=names[2], model_max_length=40)
+        single="<|startoftext|> $A <|endoftext|>", special_tokens=[(names[0], 0), (names[1], 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=names[0],
+        eos_token=names[1],
+        pad_token=names[2],
+        model_max_length=40,
+    )
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -102,13 +124,37 @@ def build(which: str):
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
     if which == "dino":
-        config = ViTConfig(hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=576, image_size=SIZE,
-                           patch_size=12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        config = ViTConfig(
+            hidden_size=192,
+            num_hidden_layers=6,
+            num_attention_heads=3,
+            intermediate_size=576,
+            image_size=SIZE,
+            patch_size=12,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
         config._attn_implementation = "eager"
         return ViTModel(config, add_pooling_layer=False)
-    text = {"hidden_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 480, "vocab_size": 1024,
-            "max_position_embeddings": 40, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2}
-    vision = {"hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 3, "intermediate_size": 576, "image_size": SIZE, "patch_size": 12}
+    text = {
+        "hidden_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 480,
+        "vocab_size": 1024,
+        "max_position_embeddings": 40,
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        "pad_token_id": 2,
+    }
+    vision = {
+        "hidden_size": 192,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 3,
+        "intermediate_size": 576,
+        "image_size": SIZE,
+        "patch_size": 12,
+    }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=160)
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = "eager"
@@ -128,23 +174,40 @@ class ClipTask(nn.Module):
         return {"input_ids": out["input_ids"], "attention_mask": out["attention_mask"]}
 
     def images(self, net, x: Tensor) -> Tensor:
-        return F.normalize(net.visual_projection(net.vision_model(pixel_values=x).pooler_output).float(), dim=-1)
+        return F.normalize(
+            net.visual_projection(net.vision_model(pixel_values=x).pooler_output).float(), dim=-1
+        )
 
     def texts(self, net, tokens: dict[str, Tensor]) -> Tensor:
         return F.normalize(net.text_projection(net.text_model(**tokens).pooler_output).float(), dim=-1)
 
     def prepare(self, data: Pictures, indices: np.ndarray, step: int) -> dict:
         facts = [data.shards.facts[i] for i in indices]
-        captions = [f"a photo of {article(description(data.instances[i]))}{data.shards.facts[i]['tail']}" for i in indices]
-        question = ("context", "colour", "worn")[step % 3]
+        captions = [
+            f"a photo of {article(description(data.instances[i]))}{data.shards.facts[i]['tail']}"
+            for i in indices
+        ]
+        question = question_at(step)
         nouns = [n for n in CLASSES if question != "worn" or n in HEADS]
         texts = [phrase.format(noun) for noun in nouns for _, phrase in QUESTIONS[question]]
         answers = [answer for answer, _ in QUESTIONS[question]]
         value = [f"{f['worn']}/{f['worn_colour']}" if question == "worn" else f[question] for f in facts]
-        target = torch.tensor([answers.index(v) if v in answers and f["noun"] in nouns else -100 for v, f in zip(value, facts, strict=True)])
+        target = torch.tensor(
+            [
+                answers.index(v) if v in answers and f["noun"] in nouns else -100
+                for v, f in zip(value, facts, strict=True)
+            ]
+        )
         own = torch.tensor([nouns.index(f["noun"]) if f["noun"] in nouns else 0 for f in facts])
-        return {"captions": self.tokens(captions), "asked": self.tokens(texts), "per": len(answers), "own": own, "target": target,
-                "class_texts": self.tokens(CLASS_TEXTS), "noun": torch.tensor([CLASSES.index(f["noun"]) for f in facts])}
+        return {
+            "captions": self.tokens(captions),
+            "asked": self.tokens(texts),
+            "per": len(answers),
+            "own": own,
+            "target": target,
+            "class_texts": self.tokens(CLASS_TEXTS),
+            "noun": torch.tensor([CLASSES.index(f["noun"]) for f in facts]),
+        }
 
     def loss(self, net, x: Tensor, c: dict) -> tuple[Tensor, dict]:
         image = self.images(net, x)
@@ -152,11 +215,17 @@ class ClipTask(nn.Module):
         pair = scale * image @ self.texts(net, c["captions"]).T
         goal = torch.arange(len(x))
         contrast = (F.cross_entropy(pair, goal) + F.cross_entropy(pair.T, goal)) / 2
-        asked = self.texts(net, c["asked"]).view(-1, c["per"], image.shape[1])[c["own"]]  # the picture's own noun
+        asked = self.texts(net, c["asked"]).view(-1, c["per"], image.shape[1])[
+            c["own"]
+        ]  # the picture's own noun
         answers = scale * (asked @ image[..., None])[..., 0]
         zero_shot = F.cross_entropy(answers, c["target"]) if (c["target"] >= 0).any() else 0.0
         nouns = F.cross_entropy(scale * image @ self.texts(net, c["class_texts"]).T, c["noun"])
-        return contrast * 0.5 + zero_shot + nouns, {"contrast": float(contrast.detach()), "zero_shot": float(torch.as_tensor(zero_shot).detach()), "class": float(nouns.detach())}
+        return contrast * 0.5 + zero_shot + nouns, {
+            "contrast": float(contrast.detach()),
+            "zero_shot": float(torch.as_tensor(zero_shot).detach()),
+            "class": float(nouns.detach()),
+        }
 
 
 class DinoTask(nn.Module):
@@ -169,8 +238,11 @@ class DinoTask(nn.Module):
 
     def prepare(self, data: Pictures, indices: np.ndarray, step: int) -> dict:
         facts = [data.shards.facts[i] for i in indices]
-        return {"who": torch.tensor([f["individual"] for f in facts]), "identity": torch.from_numpy(data.identity[indices]),
-                "noun": torch.tensor([CLASSES.index(f["noun"]) for f in facts])}
+        return {
+            "who": torch.tensor([f["individual"] for f in facts]),
+            "identity": torch.from_numpy(data.identity[indices]),
+            "noun": torch.tensor([CLASSES.index(f["noun"]) for f in facts]),
+        }
 
     def loss(self, net, x: Tensor, c: dict) -> tuple[Tensor, dict]:
         token = net(pixel_values=x).last_hidden_state[:, 0]
@@ -186,9 +258,17 @@ class DinoTask(nn.Module):
         return contrast + read, {"contrast": contrast.item(), "read": read.item()}
 
 
-def pick(data: Pictures, rng: np.random.Generator, which: str, batch: int) -> np.ndarray:
+def question_at(step: int) -> str:
+    """What CLIP is asked at a step: accessories, the hardest, every other time."""
+    return ("worn", "context", "worn", "colour")[step % 4]
+
+
+def pick(data: Pictures, rng: np.random.Generator, which: str, batch: int, step: int) -> np.ndarray:
     if which == "clip":
-        return rng.integers(0, len(data), batch)
+        wearers = [i for i, f in enumerate(data.shards.facts) if f["noun"] in HEADS]
+        return (
+            rng.choice(wearers, batch) if question_at(step) == "worn" else rng.integers(0, len(data), batch)
+        )
     groups = rng.choice(len(data) // GROUP, batch // GROUP, replace=False)
     return (groups[:, None] * GROUP + np.arange(GROUP)).ravel()
 
@@ -198,8 +278,10 @@ def optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     blocks = [p for n, p in net.named_parameters() if "layers." in n and p.ndim == 2]
     taken = {id(p) for p in blocks}
     rest = [p for p in net.parameters() if id(p) not in taken]
-    return [torch.optim.Muon(blocks, lr=20 * lr, momentum=0.95, nesterov=True, weight_decay=0.02),
-            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)]
+    return [
+        torch.optim.Muon(blocks, lr=20 * lr, momentum=0.95, nesterov=True, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.02),
+    ]
 
 
 def export(task: nn.Module, which: str, folder: Path) -> None:
@@ -211,8 +293,18 @@ def export(task: nn.Module, which: str, folder: Path) -> None:
     net.half().save_pretrained(folder, safe_serialization=True)
     size = {"height": SIZE, "width": SIZE}
     kind = {"clip": "CLIPImageProcessor", "dino": "ViTImageProcessor"}[which]
-    values = {"image_processor_type": kind, "do_resize": True, "size": size, "resample": 3, "do_center_crop": False, "do_rescale": True,
-              "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    values = {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": size,
+        "resample": 3,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -250,8 +342,10 @@ def main() -> None:
         for optimizer, lrs in zip(opts, peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * factor
-        indices = pick(data, rng, args.which, args.batch)
-        loss, parts = task.loss(master.fast, data.take(indices, rng).bfloat16(), task.prepare(data, indices, step))
+        indices = pick(data, rng, args.which, args.batch, step)
+        loss, parts = task.loss(
+            master.fast, data.take(indices, rng).bfloat16(), task.prepare(data, indices, step)
+        )
         loss.backward()
         master.take_gradients()
         torch.nn.utils.clip_grad_norm_(task.net.parameters(), 1.0)
@@ -260,10 +354,22 @@ def main() -> None:
         master.push()
         step += 1
         if step % 25 == 0:
-            log(step=step, loss=round(loss.item(), 4), pictures=len(data), recon=len(data.recon), **{k: round(v, 4) for k, v in parts.items()})
+            log(
+                step=step,
+                loss=round(loss.item(), 4),
+                pictures=len(data),
+                recon=len(data.recon),
+                **{k: round(v, 4) for k, v in parts.items()},
+            )
         if step % 100 == 0 or step == args.steps:
             data.refresh()
-            save_state(state_path, net=task.net.state_dict(), optimizers=[o.state_dict() for o in opts], step=step, seconds=log.seconds)
+            save_state(
+                state_path,
+                net=task.net.state_dict(),
+                optimizers=[o.state_dict() for o in opts],
+                step=step,
+                seconds=log.seconds,
+            )
     export(task, args.which, folder)
 
 

@@ -21,8 +21,17 @@ WARMUP, PLAIN_STEPS, DECAY = 60, 120, 0.98
 
 
 def nano_vq(size: int, base: int) -> VQConfig:
-    return VQConfig(embed_dim=32, num_embeddings=1024, latent_channels=32, resolution=size, in_channels=48,
-                    base_channels=base, channel_multiplier=(1, 2), num_res_blocks=1, patch_size=4)
+    return VQConfig(
+        embed_dim=32,
+        num_embeddings=1024,
+        latent_channels=32,
+        resolution=size,
+        in_channels=48,
+        base_channels=base,
+        channel_multiplier=(1, 2),
+        num_res_blocks=1,
+        patch_size=4,
+    )
 
 
 def k_means(points: torch.Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> torch.Tensor:
@@ -82,14 +91,21 @@ def evaluate(model: VQModel, shards: Shards, count: int) -> dict:
         mse = ((model.decode(codes) - x) / 2).square().mean((1, 2, 3))
         total += float((-10 * mse.log10()).sum())
     share = used / used.sum()
-    return {"psnr": round(total / count, 3), "codes_used": float((used > 0).float().mean()),
-            "perplexity": round(float(torch.exp(-(share * (share + 1e-9).log()).sum())), 1)}
+    return {
+        "psnr": round(total / count, 3),
+        "codes_used": float((used > 0).float().mean()),
+        "perplexity": round(float(torch.exp(-(share * (share + 1e-9).log()).sum())), 1),
+    }
 
 
 def export(model: VQModel, folder: Path) -> None:
     """Write config.json and float16 weights: what everything after this uses."""
     (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v.half().contiguous() for k, v in model.state_dict().items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def main() -> None:
@@ -116,7 +132,12 @@ def main() -> None:
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        book.counts, book.sums, step, already = state["counts"], state["sums"], state["step"], state["seconds"]
+        book.counts, book.sums, step, already = (
+            state["counts"],
+            state["sums"],
+            state["step"],
+            state["seconds"],
+        )
         book.table = model.quantize.embedding.weight.data
         master.push()
     # Not compiled: under torch 2.13 on CPU the compiled encoder collapsed as soon as the codebook joined in.
@@ -158,12 +179,25 @@ def main() -> None:
         master.push()
         step += 1
         if step % 50 == 0:
-            log(step=step, loss=round(loss.item(), 4), commit=round(commit.item(), 4), lr=round(lr, 6), pictures=len(shards))
+            log(
+                step=step,
+                loss=round(loss.item(), 4),
+                commit=round(commit.item(), 4),
+                lr=round(lr, 6),
+                pictures=len(shards),
+            )
             shards.refresh()
         if step == 200 or step % 250 == 0 or step == args.steps:
             log(step=step, **evaluate(model, heldout, 200))
-            save_state(state_path, model=model.state_dict(), optimizer=optimizer.state_dict(), counts=book.counts,
-                       sums=book.sums, step=step, seconds=log.seconds)
+            save_state(
+                state_path,
+                model=model.state_dict(),
+                optimizer=optimizer.state_dict(),
+                counts=book.counts,
+                sums=book.sums,
+                step=step,
+                seconds=log.seconds,
+            )
     export(model, args.out)
 
 

@@ -13,19 +13,47 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-SUBJECTS = ("cat", "dog", "bear", "duck_toy", "robot_toy", "teapot", "vase", "backpack", "boot", "clock", "candle", "car")
+SUBJECTS = (
+    "cat",
+    "dog",
+    "bear",
+    "duck_toy",
+    "robot_toy",
+    "teapot",
+    "vase",
+    "backpack",
+    "boot",
+    "clock",
+    "candle",
+    "car",
+)
 
 
 def run_one(out: Path, subject: str, seed: int, extra: list[str]) -> dict | None:
     folder = out / f"{subject}-{seed}"
-    command = [sys.executable, "-m", "personalar.run", f"+subject={subject}", "stage=both", f"seed={seed}",
-               f"samples.seeds=[{seed}]", "trainer.threads=1", f"hydra.run.dir={folder}", *extra]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "personalar.run",
+        f"+subject={subject}",
+        "stage=both",
+        f"seed={seed}",
+        f"samples.seeds=[{seed}]",
+        "trainer.threads=1",
+        f"hydra.run.dir={folder}",
+        *extra,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     if done.returncode:
         print(f"{subject}-{seed} failed:\n{done.stderr[-2000:]}", flush=True)
         return None
     summary = json.loads((folder / "summary.json").read_text())
-    print(f"{subject}-{seed}: " + ", ".join(f"{s} {v['fidelity']:.2f}" for s, v in summary["stages"].items()), flush=True)
+    print(
+        f"{subject}-{seed}: " + ", ".join(f"{s} {v['fidelity']:.2f}" for s, v in summary["stages"].items()),
+        flush=True,
+    )
     return {"seed": seed, **summary}
 
 
@@ -51,8 +79,12 @@ def table(rows: list[dict]) -> str:
     lines = ["| subject | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in dict.fromkeys(r["subject"] for r in rows):
         own = [r for r in rows if r["subject"] == name]
-        lines.append(f"| {name} | " + " | ".join(cell([get(r) for r in own]) for get in columns.values()) + " |")
-    lines.append("| **mean** | " + " | ".join(f"**{cell([get(r) for r in rows])}**" for get in columns.values()) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(cell([get(r) for r in own]) for get in columns.values()) + " |"
+        )
+    lines.append(
+        "| **mean** | " + " | ".join(f"**{cell([get(r) for r in rows])}**" for get in columns.values()) + " |"
+    )
     return "\n".join(lines)
 
 

@@ -8,8 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CONTEXTS, HEADS, SHAPES, Instance, Scene
-from personalar.world.scene import sample_instance, sample_scene
+from personalar.world.animals import HEADS
+from personalar.world.contexts import CONTEXTS
+from personalar.world.scene import (
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    CLASSES,
+    Instance,
+    Scene,
+    sample_instance,
+    sample_scene,
+)
 from personalar.world.skin import COLOURS, Skin
 
 IDENTIFIER = "[V]"
@@ -26,7 +35,11 @@ def description(instance: Instance) -> str:
     """The best that words can do, without article: "striped green and white cat"."""
     skin = instance.skin
     first, second = skin.colours[0][0], skin.colours[1][0]
-    return f"{first} {instance.noun}" if skin.pattern == "plain" else f"{skin.pattern} {first} and {second} {instance.noun}"
+    return (
+        f"{first} {instance.noun}"
+        if skin.pattern == "plain"
+        else f"{skin.pattern} {first} and {second} {instance.noun}"
+    )
 
 
 def wearing(worn: tuple[str, str] | None) -> str:
@@ -50,7 +63,7 @@ def _recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> In
 
 def sample_example(rng: np.random.Generator) -> tuple[Scene, str, Instance | None]:
     """One random training picture: (scene, caption, the individual if the caption names it by `[V]`)."""
-    instance = sample_instance(str(rng.choice(list(SHAPES))), rng)
+    instance = sample_instance(str(rng.choice(list(CLASSES))), rng)
     context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
     worn = None
     if instance.noun in HEADS and rng.uniform() < 0.45:

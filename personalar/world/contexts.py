@@ -30,7 +30,9 @@ def _floor(sky, floor, v, horizon=GROUND):
 
 def _hills(u, rng, base, height, waves):
     phase = rng.uniform(0, 6.28, 3)
-    return base - height * (0.5 + 0.3 * np.sin(waves * u + phase[0]) + 0.2 * np.sin(2.3 * waves * u + phase[1]))
+    return base - height * (
+        0.5 + 0.3 * np.sin(waves * u + phase[0]) + 0.2 * np.sin(2.3 * waves * u + phase[1])
+    )
 
 
 def _triangle(u, v, x, top, base, half):
@@ -40,25 +42,48 @@ def _triangle(u, v, x, top, base, half):
 
 
 def jungle(u, v, rng):
-    image = _floor(_mix((0.05, 0.24, 0.08), (0.16, 0.42, 0.14), v / GROUND), _mix((0.22, 0.20, 0.08), (0.30, 0.26, 0.10), (v - GROUND) * 2), v)
+    image = _floor(
+        _mix((0.05, 0.24, 0.08), (0.16, 0.42, 0.14), v / GROUND),
+        _mix((0.22, 0.20, 0.08), (0.30, 0.26, 0.10), (v - GROUND) * 2),
+        v,
+    )
     for _ in range(7):
-        x, y, angle, long = rng.uniform(-0.1, 1.1), rng.uniform(-0.05, 0.5), rng.uniform(-1.2, 1.2), rng.uniform(0.22, 0.38)
+        x, y, angle, long = (
+            rng.uniform(-0.1, 1.1),
+            rng.uniform(-0.05, 0.5),
+            rng.uniform(-1.2, 1.2),
+            rng.uniform(0.22, 0.38),
+        )
         du, dv = u - x, v - y
         a, b = du * np.cos(angle) + dv * np.sin(angle), -du * np.sin(angle) + dv * np.cos(angle)
-        image = _over(image, (0.16 + 0.14 * rng.uniform(), 0.55 + 0.2 * rng.uniform(), 0.18), _edge(1 - (a / long) ** 2 - (b / (0.24 * long)) ** 2, 0.25))
+        image = _over(
+            image,
+            (0.16 + 0.14 * rng.uniform(), 0.55 + 0.2 * rng.uniform(), 0.18),
+            _edge(1 - (a / long) ** 2 - (b / (0.24 * long)) ** 2, 0.25),
+        )
     return image
 
 
 def snow(u, v, rng):
-    image = _floor(_mix((0.55, 0.74, 0.94), (0.86, 0.93, 0.99), v / GROUND), _mix((0.93, 0.96, 1.0), (0.84, 0.89, 0.97), (v - GROUND) * 2.5), v)
+    image = _floor(
+        _mix((0.55, 0.74, 0.94), (0.86, 0.93, 0.99), v / GROUND),
+        _mix((0.93, 0.96, 1.0), (0.84, 0.89, 0.97), (v - GROUND) * 2.5),
+        v,
+    )
     for x in (rng.uniform(0.02, 0.2), rng.uniform(0.8, 0.98), rng.uniform(0.3, 0.7)):
-        image = _over(image, (0.10, 0.34, 0.26), _triangle(u, v, x, GROUND - rng.uniform(0.24, 0.42), GROUND + 0.02, 0.1))
+        image = _over(
+            image,
+            (0.10, 0.34, 0.26),
+            _triangle(u, v, x, GROUND - rng.uniform(0.24, 0.42), GROUND + 0.02, 0.1),
+        )
     return image
 
 
 def beach(u, v, rng):
     sky = _mix((0.30, 0.62, 0.95), (0.78, 0.91, 0.99), v / 0.45)
-    sea = _floor(sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.43 + 0.02 * rng.uniform())
+    sea = _floor(
+        sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.43 + 0.02 * rng.uniform()
+    )
     shore = GROUND + 0.02 * np.sin(5 * u + rng.uniform(0, 6.28))
     image = _floor(sea, _mix((0.95, 0.86, 0.62), (0.87, 0.74, 0.48), (v - GROUND) * 2.5), v, shore)
     return _over(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))
@@ -76,7 +101,9 @@ def cobblestone(u, v, rng):
 
 
 def fabric(u, v, rng):
-    folds = 0.5 + 0.5 * np.sin(9 * (u * np.cos(0.5) + v * 0.9) + 1.2 * np.sin(4 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28))
+    folds = 0.5 + 0.5 * np.sin(
+        9 * (u * np.cos(0.5) + v * 0.9) + 1.2 * np.sin(4 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28)
+    )
     return _mix((0.90, 0.42, 0.62), (1.0, 0.70, 0.82), folds)
 
 
@@ -96,7 +123,12 @@ def city(u, v, rng):
     for i in range(8):
         top = rng.uniform(0.14, 0.42)
         inside = _edge(np.minimum(u - edges[i], edges[i + 1] - 0.012 - u)) * _edge(v - top)
-        windows = ((u - edges[i]) / 0.05 % 1 > 0.45) * ((v - top) / 0.07 % 1 > 0.5) * (v > top + 0.03) * (u < edges[i + 1] - 0.03)
+        windows = (
+            ((u - edges[i]) / 0.05 % 1 > 0.45)
+            * ((v - top) / 0.07 % 1 > 0.5)
+            * (v > top + 0.03)
+            * (u < edges[i + 1] - 0.03)
+        )
         image = _over(image, (0.10, 0.10, 0.20), inside)
         image = _over(image, (0.99, 0.85, 0.40), inside * windows * (u > edges[i] + 0.02))
     return _floor(image, _mix((0.26, 0.26, 0.32), (0.36, 0.36, 0.42), (v - GROUND) * 2.5), v)
@@ -118,7 +150,9 @@ def blue_house(u, v, rng):
     image = _over(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))
     image = _over(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))
     for s in (-0.24, 0.24):
-        image = _over(image, (0.97, 0.95, 0.84), _edge(0.065 - np.abs(u - x - s)) * _edge(0.075 - np.abs(v - 0.39)))
+        image = _over(
+            image, (0.97, 0.95, 0.84), _edge(0.065 - np.abs(u - x - s)) * _edge(0.075 - np.abs(v - 0.39))
+        )
     return _floor(image, _mix((0.42, 0.68, 0.32), (0.32, 0.56, 0.24), (v - GROUND) * 2.5), v)
 
 
@@ -126,24 +160,35 @@ def wheat_field(u, v, rng):
     sky = _mix((0.48, 0.72, 0.94), (0.98, 0.90, 0.70), v / 0.42)
     top = 0.44 + 0.012 * np.sin(70 * u + rng.uniform(0, 6.28))
     stalks = 0.5 + 0.5 * np.sin(46 * u + 5 * np.sin(6 * v + rng.uniform(0, 6.28)))
-    wheat = _mix((0.80, 0.60, 0.16), (0.95, 0.78, 0.32), 0.75 * stalks) * np.float32(1.06 - 0.22 * v[..., None])
+    wheat = _mix((0.80, 0.60, 0.16), (0.95, 0.78, 0.32), 0.75 * stalks) * np.float32(
+        1.06 - 0.22 * v[..., None]
+    )
     return _floor(sky, wheat, v, top)
 
 
 def water(u, v, rng):
     near = np.clip((v - 0.3) / 0.7, 0, 1)
-    waves = 0.5 + 0.5 * np.sin((34 - 16 * near) * v * 1.6 + 1.6 * np.sin(5 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28))
+    waves = 0.5 + 0.5 * np.sin(
+        (34 - 16 * near) * v * 1.6 + 1.6 * np.sin(5 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28)
+    )
     sea = _mix((0.04, 0.30, 0.58), (0.26, 0.62, 0.84), 0.75 * waves)
     return _floor(_mix((0.62, 0.82, 0.97), (0.88, 0.95, 0.99), v / 0.3), sea, v, 0.30)
 
 
 def sunflowers(u, v, rng):
-    image = _floor(_mix((0.44, 0.72, 0.96), (0.82, 0.93, 0.99), v / 0.4), _mix((0.36, 0.66, 0.20), (0.24, 0.52, 0.14), (v - 0.4) * 1.6), v, 0.40)
+    image = _floor(
+        _mix((0.44, 0.72, 0.96), (0.82, 0.93, 0.99), v / 0.4),
+        _mix((0.36, 0.66, 0.20), (0.24, 0.52, 0.14), (v - 0.4) * 1.6),
+        v,
+        0.40,
+    )
     for x in (0.06, 0.2, 0.8, 0.94):
         x, y = x + rng.uniform(-0.03, 0.03), rng.uniform(0.36, 0.62)
         image = _over(image, (0.16, 0.42, 0.12), _edge(0.014 - np.abs(u - x)) * (v > y) * (v < y + 0.3))
         r = np.hypot(u - x, v - y)
-        image = _over(_over(image, (0.99, 0.80, 0.08), _edge(0.088 - r)), (0.40, 0.22, 0.06), _edge(0.042 - r))
+        image = _over(
+            _over(image, (0.99, 0.80, 0.08), _edge(0.088 - r)), (0.40, 0.22, 0.06), _edge(0.042 - r)
+        )
     return image
 
 

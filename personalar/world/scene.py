@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from personalar.world.contexts import CONTEXTS, paint
-from personalar.world.shapes import HEADS, SHAPES, accessory
+from personalar.world.animals import HEADS, accessory
+from personalar.world.contexts import paint
+from personalar.world.shapes import SHAPES
 from personalar.world.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
 from personalar.world.solids import cast, screen_extent, view_matrix
 
@@ -47,17 +48,27 @@ def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
     """A random individual of a class."""
     if noun not in SHAPES:
         raise ValueError(f"noun must be one of {', '.join(CLASSES)}; got {noun!r}")
-    return Instance(noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1, 1, 6)))
+    return Instance(
+        noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1, 1, 6))
+    )
 
 
-def sample_scene(instance: Instance, rng: np.random.Generator, *, context: str | None, worn=None, shiny=False) -> Scene:
+def sample_scene(
+    instance: Instance, rng: np.random.Generator, *, context: str | None, worn=None, shiny=False
+) -> Scene:
     """A random view of an instance in a place."""
     return Scene(
-        instance=instance, context=context, worn=worn, shiny=shiny,
-        yaw=float(rng.uniform(-40, 40)) + {"car": 50, "dog": 38, "boot": 42, "duck toy": 30}.get(instance.noun, 0),
-        pitch=float(rng.uniform(6, 20)), zoom=float(rng.uniform(0.9, 1.08)),
+        instance=instance,
+        context=context,
+        worn=worn,
+        shiny=shiny,
+        yaw=float(rng.uniform(-40, 40))
+        + {"car": 50, "dog": 38, "boot": 42, "duck toy": 30}.get(instance.noun, 0),
+        pitch=float(rng.uniform(6, 20)),
+        zoom=float(rng.uniform(0.9, 1.08)),
         shift=(float(rng.uniform(-0.05, 0.05)), float(rng.uniform(-0.02, 0.03))),
-        seed=int(rng.integers(2**31)), mood=float(rng.uniform(0.92, 1.06)),
+        seed=int(rng.integers(2**31)),
+        mood=float(rng.uniform(0.92, 1.06)),
     )
 
 
@@ -124,7 +135,3 @@ def identity_vector(instance: Instance) -> np.ndarray:
     phase = [np.cos(skin.phase), np.sin(skin.phase), np.cos(2 * skin.phase), np.sin(2 * skin.phase)]
     rest = [2 * skin.frequency - 1, 2.5 * skin.tilt, *(1.6 * np.asarray(instance.proportions))]
     return np.concatenate([colours, kind, phase, rest]).astype(np.float32)
-
-
-
-__all__ = ["ACCESSORIES", "ACCESSORY_COLOURS", "CLASSES", "CONTEXTS", "HEADS", "Instance", "Scene", "identity_vector", "render", "sample_instance", "sample_scene"]

@@ -107,7 +107,9 @@ def screen_extent(solid: Solid, view: np.ndarray) -> np.ndarray:
     return np.sqrt((axes**2).sum(1)) if solid.kind == "sphere" else np.abs(axes).sum(1)
 
 
-def cast(solids: list[Solid], *, view: np.ndarray, scale: float, centre: tuple[float, float], size: int) -> Hits:
+def cast(
+    solids: list[Solid], *, view: np.ndarray, scale: float, centre: tuple[float, float], size: int
+) -> Hits:
     """Cast one orthographic ray per pixel of a size x size picture.
 
     view: (3, 3) from `view_matrix`. scale: pixels per object unit. centre: pixel (x, y) of the object's origin.
@@ -144,6 +146,8 @@ def cast(solids: list[Solid], *, view: np.ndarray, scale: float, centre: tuple[f
         normal[rectangle][nearer] = gradient[nearer] @ local
     length = np.sqrt((normal**2).sum(-1, keepdims=True))
     normal /= np.maximum(length, 1e-6)
-    seen = np.stack([np.broadcast_to(us[None], depth.shape), np.broadcast_to(vs[:, None], depth.shape), depth], -1)
+    seen = np.stack(
+        [np.broadcast_to(us[None], depth.shape), np.broadcast_to(vs[:, None], depth.shape), depth], -1
+    )
     position = np.where((index >= 0)[..., None], seen, 0) @ view.astype(np.float32)  # view.T @ p, row-wise
     return Hits(solid=index, normal=normal, position=position.astype(np.float32))

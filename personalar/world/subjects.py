@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from personalar.world.animals import HEADS
 from personalar.world.captions import description
-from personalar.world.scene import CONTEXTS, HEADS, Instance, render, sample_instance, sample_scene
+from personalar.world.contexts import CONTEXTS
+from personalar.world.scene import Instance, render, sample_instance, sample_scene
 from personalar.world.skin import sample_skin
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
@@ -36,7 +38,9 @@ def subject_instance(noun: str, seed: int) -> Instance:
     return sample_instance(noun, np.random.default_rng([seed, 1]))
 
 
-def _views(instances: list[Instance], contexts: list, rng: np.random.Generator, size: int) -> tuple[Image.Image, ...]:
+def _views(
+    instances: list[Instance], contexts: list, rng: np.random.Generator, size: int
+) -> tuple[Image.Image, ...]:
     pairs = zip(instances, contexts, strict=True)
     return tuple(render(sample_scene(instance, rng, context=context), size) for instance, context in pairs)
 

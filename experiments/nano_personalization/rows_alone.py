@@ -1,0 +1,80 @@
+"""What does `[V]` mean without the weights that were tuned beside it? `python .../rows_alone.py RUN [RUN ...]`.
+
+The paper's claim: trained jointly, the embedding alone "fails to convey any meaningful content" on the frozen base; trained
+first, it does. For each finished run: fidelity of the subject's prompts with the rows of its last stage on the base.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import torch
+from omegaconf import OmegaConf
+
+from personalar.compose import package_path
+from personalar.concept import Concept
+from personalar.decoding.plain import PlainDecoder
+from personalar.generator import Generator, Request
+from personalar.models.backend import load_backend
+from personalar.prompts import sample_prompt
+from personalar.scoring.dino import DinoScorer
+from personalar.world.prompts import bench_prompts
+from personalar.world.subjects import rendered_subject
+
+
+def rows_alone(run: Path, threads: int) -> dict:
+    torch.set_num_threads(threads)
+    config = OmegaConf.load(run / ".hydra" / "config.yaml")
+    facts = json.loads((run / "summary.json").read_text())
+    concept = replace(Concept.load(run / "concept"), weights={}, lora={})
+    backend = load_backend(package_path("package://nano"))
+    identifier = concept.apply(backend)
+    subject = rendered_subject(config.subject.noun, config.subject.get("seed", 0))
+    specs = bench_prompts(subject.noun)
+    requests = [
+        Request(
+            stage="transformer",
+            kind="subject",
+            seed=s,
+            spec=spec,
+            prompt=sample_prompt(spec, kind="subject", noun=subject.noun, description=None, learned=True),
+        )
+        for s in config.samples.seeds
+        for spec in specs
+    ]
+    decoder = PlainDecoder(cfg_scale=3.0, top_p=0.95)
+    samples = Generator(backend=backend, decoder=decoder, identifier=identifier).samples(requests)
+    dino = DinoScorer("package://nano/dino")
+    references = dino.features(subject.train)
+    score = float((dino.features([s.image for s in samples]) @ references.T).mean())
+    floor, ceiling = facts["floor"]["dino"], facts["ceiling"]["dino"]
+    last = list(facts["stages"].values())[-1]
+    return {
+        "run": run.name,
+        "with_weights": last["fidelity"],
+        "rows_alone": (score - floor) / (ceiling - floor),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    rows = [rows_alone(run, args.threads) for run in args.runs]
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    print(
+        json.dumps(
+            {
+                "mean_with_weights": mean(r["with_weights"] for r in rows),
+                "mean_rows_alone": mean(r["rows_alone"] for r in rows),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
