@@ -1,7 +1,7 @@
-"""Print what the shipped nano base can do, on pictures and prompts it never saw: `python experiments/nano_base/evaluate.py`.
+"""Print what the shipped nano base can do, on pictures and prompts it never saw.
 
-Renders its own held-out pictures (seeds apart from all training), so it needs the installed package only.
-Writes results/quality.json and, with --grid, a picture of samples.
+`python experiments/nano_base/evaluate.py`. Renders its own held-out pictures (seeds apart from all training),
+so it needs the installed package only. Prints JSON; --out also writes it, --grid draws a picture of samples.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Put what was trained into the package: `python experiments/nano_base/package.py VQ BASE SCORERS personalar/nano`.
+"""Put what was trained into the package.
 
+`python experiments/nano_base/package.py VQ BASE SCORERS personalar/nano`.
 float16 safetensors in Hugging Face folders; the throw-away map of `[V]` stays behind.
 """
 

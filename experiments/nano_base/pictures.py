@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Shards:
-    """All finished shards of one kind, memory-mapped; `refresh` picks up what rendering has finished meanwhile."""
+    """All finished shards of one kind, memory-mapped; `refresh` picks up what was rendered meanwhile."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
@@ -63,6 +63,55 @@ class Master:
         """Copy the float32 parameters back to the working copy."""
         for full, fast in self.pairs:
             fast.copy_(full)
+
+
+def peak_rates(optimizers: list[torch.optim.Optimizer]) -> list[list[float]]:
+    """The learning rate of every group. Ask before `resume`, which brings back those of its last step."""
+    return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], peaks: list[list[float]], factor: float) -> None:
+    """Set every learning rate to its peak times a factor."""
+    for optimizer, rates in zip(optimizers, peaks, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+
+
+def descend(master: Master, optimizers: list[torch.optim.Optimizer]) -> None:
+    """One update from the working copy's gradients, clipped to norm 1."""
+    master.take_gradients()
+    torch.nn.utils.clip_grad_norm_(master.full.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    master.push()
+
+
+def resume(
+    path: Path, name: str, master: Master, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Load what `keep` wrote, if anything: (steps, seconds) done so far."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    master.full.load_state_dict(state[name])
+    for optimizer, part in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(part)
+    master.push()
+    return state["step"], state["seconds"]
+
+
+def keep(
+    path: Path,
+    name: str,
+    master: Master,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    step: int,
+    seconds: float,
+) -> None:
+    """Save a training: the float32 weights under `name`, the optimizers, steps and seconds."""
+    weights, parts = master.full.state_dict(), [o.state_dict() for o in optimizers]
+    save_state(path, **{name: weights}, optimizers=parts, step=step, seconds=seconds)
 
 
 def save_state(path: Path, **state) -> None:

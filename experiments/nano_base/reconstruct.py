@@ -1,4 +1,7 @@
-"""Pass scorer pictures through the image tokenizer: `python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6`."""
+"""Pass scorer pictures through the image tokenizer.
+
+`python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6`. A finished shard is skipped.
+"""
 
 import argparse
 import os

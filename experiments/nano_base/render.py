@@ -1,7 +1,8 @@
-"""Render the pretraining pictures in shards: `python experiments/nano_base/render.py OUT --kind base --shards 0:30`.
+"""Render the pretraining pictures in shards.
 
-kind=base: independent pictures for the tokenizer and the transformer. kind=scorer: groups of views of one individual and
-of its twins, for the scorers (never seen by the base). A finished shard is skipped, so the command resumes.
+`python experiments/nano_base/render.py OUT --kind base --shards 0:30`. kind=base: independent pictures for
+the tokenizer and the transformer. kind=scorer: groups of views of one individual and of its twins, for the
+scorers (never seen by the base). A finished shard is skipped, so the command resumes.
 """
 
 import argparse

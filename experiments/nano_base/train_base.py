@@ -1,20 +1,23 @@
 """Pretrain the nano base: `python experiments/nano_base/train_base.py DATA VQ OUT --steps 3000`.
 
-Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dropped (to the BOI-first context) one time
-in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to zero over the last 45 %.
+Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dropped (to the BOI-first
+context) one time in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to
+zero over the last 45 %.
 
-`[V]` in a caption stands for "this very individual". Its embedding is a linear map of the individual's parameters that is
-learned here and thrown away: it plays the part of the countless proper names that a web-scale base has seen, so that one
-embedding vector can mean one look. Subjects are drawn afresh and never seen. Resumes by itself.
+`[V]` in a caption stands for "this very individual". Its embedding is a linear map of the individual's
+parameters that is learned here and thrown away: it plays the part of the countless proper names that a
+web-scale base has seen, so that one embedding vector can mean one look. Subjects are drawn afresh and never
+seen. Resumes by itself.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pictures import Log, Master, Shards, save_state
+from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_vq import nano_vq
@@ -77,6 +80,14 @@ def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
     return codes
 
 
+def load_vq(folder: Path, size: int) -> VQModel:
+    """The trained image tokenizer, for pictures of size x size pixels."""
+    state = load_file(folder / "model.safetensors")
+    vq = VQModel(nano_vq(size, state["encoder.conv_in.weight"].shape[0])).eval()
+    vq.load_state_dict(state)
+    return vq
+
+
 class Sequences:
     """Fixed-length training batches out of codes and captions."""
 
@@ -90,9 +101,8 @@ class Sequences:
         self.identity = np.zeros((len(facts), IDENTITY_SIZE), np.float32)
         for row, fact in zip(self.identity, facts, strict=True):
             row[:] = fact["identity"] or 0
-        grammar = protocol.grammar(side, side)[
-            :-2
-        ]  # neither the last newline nor EOI is ever an input that matters
+        # Neither the last newline nor EOI is ever an input that matters.
+        grammar = protocol.grammar(side, side)[:-2]
         self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
         self.image = np.array([0 if forced is None else forced for forced in grammar])
         self.length = max(map(len, self.prompts)) + len(grammar)
@@ -149,6 +159,7 @@ class Base(nn.Module):
 
 
 def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, Adam for the rest."""
     blocks = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2 and "norm" not in n]
     taken = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -159,11 +170,12 @@ def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
+    """The learning rate as a share of its peak."""
     cool = 0.45 * steps
     return min(1.0, (step + 1) / WARMUP, (steps - step) / cool)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("vq", type=Path, help="folder of train_vq.py")
@@ -174,75 +186,71 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
-    size = shards.arrays[0].shape[1]
-    tokens = make_tokenizer([f["caption"] for f in shards.facts], size, args.out / "tokenizer.json")
-    state = load_file(args.vq / "model.safetensors")
-    vq = VQModel(nano_vq(size, state["encoder.conv_in.weight"].shape[0])).eval()
-    vq.load_state_dict(state)
-    protocol = Protocol(
-        tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=vq.config.downsample
-    )
-    side = size // vq.config.downsample
-    train = Sequences(protocol, shards.facts, encode_all(vq, shards, args.out / "codes.npy"), side, size)
-    check = Sequences(
-        protocol, heldout.facts, encode_all(vq, heldout, args.out / "codes_heldout.npy"), side, size
-    )
-    config = TransformerConfig(
-        vocab_size=tokens.vocab_size,
-        hidden_size=args.width,
-        intermediate_size=args.width * 11 // 4,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.width // 64,
-        num_key_value_heads=args.width // 64,
+    return parser.parse_args()
+
+
+def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
+    """The nano's shape; eager attention, whose backward is the faster one on a CPU."""
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=1024,
         attention="eager",
     )
-    model = Base(config, tokens, vq.quantize.embedding.weight.detach())
-    master = Master(model)
-    opts = optimizers(model, args.lr)
-    base_lrs = [[g["lr"] for g in o.param_groups] for o in opts]
-    state_path, step, already = args.out / "state.pt", 0, 0.0
-    if state_path.exists():
-        saved = torch.load(state_path, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimizer, part in zip(opts, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(part)
-        step, already = saved["step"], saved["seconds"]
-        master.push()
+
+
+def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
+    """A fresh model, and the sequences to train it on and to check it with."""
+    shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
+    size = shards.arrays[0].shape[1]
+    tokens = make_tokenizer([f["caption"] for f in shards.facts], size, args.out / "tokenizer.json")
+    vq = load_vq(args.vq, size)
+    down = vq.config.downsample
+    protocol = Protocol(
+        tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=down
+    )
+    train, check = (
+        Sequences(protocol, part.facts, encode_all(vq, part, args.out / name), size // down, size)
+        for part, name in ((shards, "codes.npy"), (heldout, "codes_heldout.npy"))
+    )
+    config = base_config(tokens.vocab_size, args.width, args.layers)
+    return Base(config, tokens, vq.quantize.embedding.weight.detach()), train, check
+
+
+@torch.no_grad()
+def heldout_loss(loss_fn: Callable[..., Tensor], check: Sequences, size: int) -> float:
+    """Nats per code over twelve batches of held-out pictures, the same at every call."""
+    rng = np.random.default_rng(1)
+    return float(np.mean([loss_fn(**check.batch(rng, size, drop=0.0)).item() for _ in range(12)]))
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, train, check = prepare(args)
+    master, opts = Master(model), optimizers(model, args.lr)
+    peaks, state_path = peak_rates(opts), args.out / "state.pt"
+    step, already = resume(state_path, "model", master, opts)
     log = Log(args.out / "log.jsonl", already)
     loss_fn = torch.compile(master.fast.loss)
     running = []
     while step < args.steps:
-        for optimizer, lrs in zip(opts, base_lrs, strict=True):
-            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                group["lr"] = lr * schedule(step, args.steps)
+        set_rates(opts, peaks, schedule(step, args.steps))
         loss = loss_fn(**train.batch(np.random.default_rng([7, step]), args.batch))
         loss.backward()
-        master.take_gradients()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in opts:
-            optimizer.step()
-        master.push()
+        descend(master, opts)
         running.append(loss.item())
         step += 1
         if step % 50 == 0:
             log(step=step, loss=round(float(np.mean(running[-50:])), 4), sequences=step * args.batch)
         if step % 250 == 0 or step == args.steps:
-            with torch.no_grad():
-                rng = np.random.default_rng(1)
-                losses = [loss_fn(**check.batch(rng, args.batch, drop=0.0)).item() for _ in range(12)]
-            log(step=step, heldout=round(float(np.mean(losses)), 4))
-            save_state(
-                state_path,
-                model=model.state_dict(),
-                optimizers=[o.state_dict() for o in opts],
-                step=step,
-                seconds=log.seconds,
-            )
+            log(step=step, heldout=round(heldout_loss(loss_fn, check, args.batch), 4))
+            keep(state_path, "model", master, opts, step=step, seconds=log.seconds)
 
 
 if __name__ == "__main__":

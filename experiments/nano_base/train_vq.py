@@ -1,7 +1,8 @@
 """Train the nano base's image tokenizer: `python experiments/nano_base/train_vq.py DATA OUT --steps 2200`.
 
-A plain autoencoder for the first steps; then k-means gives the codebook, which follows by exponential averages with
-dead codes restarted. Loss: L1 + 2 MSE + 0.6 gradient L1 + 0.25 relative commitment, pixels in [-1, 1]. Resumes by itself.
+A plain autoencoder for the first steps; then k-means gives the codebook, which follows by exponential
+averages with dead codes restarted. Loss: L1 + 2 MSE + 0.6 gradient L1 + 0.25 relative commitment, pixels in
+[-1, 1]. Resumes by itself.
 """
 
 import argparse
@@ -75,7 +76,10 @@ def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 @torch.no_grad()
 def standardise(model: VQModel, x: torch.Tensor) -> None:
-    """Give fresh latents unit scale. Without it a step moves them further than codes lie apart, and the book collapses."""
+    """Give fresh latents unit scale.
+
+    Without it a step moves them further than codes lie apart, and the book collapses.
+    """
     latents = model.encode_latents(x)
     model.quant_conv.weight.mul_(1 / latents.std())
 
@@ -108,7 +112,7 @@ def export(model: VQModel, folder: Path) -> None:
     )
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -117,87 +121,110 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def rate(peak: float, step: int, steps: int) -> float:
+    """The learning rate: a short warm-up, then a cosine to 2 % of the peak."""
+    return peak * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step / steps))))
+
+
+class Training:
+    """The model with its codebook and optimizer, and what they are saved as."""
+
+    def __init__(self, model: VQModel, lr: float) -> None:
+        self.model, self.master = model, Master(model)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
+        self.book = MovingCodebook(model.quantize.embedding.weight.data)
+        self.recent: list[torch.Tensor] = []  # latents of the last plain steps, for k-means
+
+    def resume(self, path: Path) -> tuple[int, float]:
+        """Load what `save` wrote, if anything: (steps, seconds) done so far."""
+        if not path.exists():
+            return 0, 0.0
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.book.counts, self.book.sums = state["counts"], state["sums"]
+        self.book.table = self.model.quantize.embedding.weight.data
+        self.master.push()
+        return state["step"], state["seconds"]
+
+    def save(self, path: Path, *, step: int, seconds: float) -> None:
+        """Save weights, optimizer and the codebook's averages."""
+        save_state(
+            path,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            counts=self.book.counts,
+            sums=self.book.sums,
+            step=step,
+            seconds=seconds,
+        )
+
+    def quantise(self, latents: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(latents as the decoder gets them, commitment); the codebook begins and follows here."""
+        generator = torch.Generator().manual_seed(step)
+        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        if step < PLAIN_STEPS:
+            self.recent = [*self.recent[-5:], flat.detach()]
+            return latents, torch.zeros(())
+        if step == PLAIN_STEPS:
+            points = torch.cat([*self.recent, flat.detach()])
+            self.book.restart(k_means(points, len(self.book.table), generator))
+            self.recent = []
+        codes = self.model.quantize.nearest(latents.detach()).flatten()
+        chosen = self.book.table[codes]
+        # Relative to the latents' spread: an absolute pull outweighs the pictures as soon as latents grow.
+        commit = F.mse_loss(flat, chosen) / flat.detach().var()
+        straight = flat + (chosen - flat).detach()
+        quantised = straight.view(*latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        self.book.update(flat.detach(), codes, generator)
+        return quantised, commit
+
+    def step(self, x: torch.Tensor, step: int, lr: float) -> tuple[float, float]:
+        """One update on pictures (B, 3, H, W) in [-1, 1]: (loss, commitment)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # Not compiled: under torch 2.13 on CPU the compiled encoder collapsed once the codebook joined in.
+        fast, layout = self.master.fast, torch.channels_last
+        latents = fast.encode_latents(x.bfloat16().to(memory_format=layout)).float()
+        quantised, commit = self.quantise(latents, step)
+        out = fast.decode_latents(quantised.bfloat16().contiguous(memory_format=layout)).float()
+        loss = reconstruction_loss(out, x) + 0.25 * commit
+        loss.backward()
+        self.master.take_gradients()
+        self.model.quantize.embedding.weight.grad = None
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.master.push()
+        return loss.item(), commit.item()
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     model = VQModel(nano_vq(shards.arrays[0].shape[1], args.base)).to(memory_format=torch.channels_last)
     standardise(model, shards.pictures(range(32)).float() / 127.5 - 1)
-    master = Master(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    book = MovingCodebook(model.quantize.embedding.weight.data)
-    state_path, step, already = args.out / "state.pt", 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        book.counts, book.sums, step, already = (
-            state["counts"],
-            state["sums"],
-            state["step"],
-            state["seconds"],
-        )
-        book.table = model.quantize.embedding.weight.data
-        master.push()
-    # Not compiled: under torch 2.13 on CPU the compiled encoder collapsed as soon as the codebook joined in.
-    encode, decode = master.fast.encode_latents, master.fast.decode_latents
+    training, state_path = Training(model, args.lr), args.out / "state.pt"
+    step, already = training.resume(state_path)
     log = Log(args.out / "log.jsonl", already)
-    recent: list[torch.Tensor] = []
     while step < args.steps:
         rng = np.random.default_rng([5, step])
-        generator = torch.Generator().manual_seed(step)
-        progress = step / args.steps
-        lr = args.lr * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = rate(args.lr, step, args.steps)
         x = shards.pictures(rng.integers(0, len(shards), args.batch)).float() / 127.5 - 1
-        latents = encode(x.bfloat16().to(memory_format=torch.channels_last)).float()
-        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-        commit = torch.zeros(())
-        quantised = latents
-        if step < PLAIN_STEPS:
-            recent = [*recent[-5:], flat.detach()]
-        else:
-            if step == PLAIN_STEPS:
-                book.restart(k_means(torch.cat([*recent, flat.detach()]), len(book.table), generator))
-                recent = []
-            codes = model.quantize.nearest(latents.detach()).flatten()
-            chosen = book.table[codes]
-            # Relative to the latents' spread: an absolute pull outweighs the pictures as soon as latents grow.
-            commit = F.mse_loss(flat, chosen) / flat.detach().var()
-            straight = flat + (chosen - flat).detach()
-            quantised = straight.view(*latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-            book.update(flat.detach(), codes, generator)
-        out = decode(quantised.bfloat16().contiguous(memory_format=torch.channels_last)).float()
-        loss = reconstruction_loss(out, x) + 0.25 * commit
-        loss.backward()
-        master.take_gradients()
-        model.quantize.embedding.weight.grad = None
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        master.push()
+        loss, commit = training.step(x, step, lr)
         step += 1
         if step % 50 == 0:
-            log(
-                step=step,
-                loss=round(loss.item(), 4),
-                commit=round(commit.item(), 4),
-                lr=round(lr, 6),
-                pictures=len(shards),
-            )
+            values = {"loss": round(loss, 4), "commit": round(commit, 4), "lr": round(lr, 6)}
+            log(step=step, **values, pictures=len(shards))
             shards.refresh()
         if step == 200 or step % 250 == 0 or step == args.steps:
             log(step=step, **evaluate(model, heldout, 200))
-            save_state(
-                state_path,
-                model=model.state_dict(),
-                optimizer=optimizer.state_dict(),
-                counts=book.counts,
-                sums=book.sums,
-                step=step,
-                seconds=log.seconds,
-            )
+            training.save(state_path, step=step, seconds=log.seconds)
     export(model, args.out)
 
 

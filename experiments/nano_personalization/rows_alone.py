@@ -1,7 +1,8 @@
-"""What does `[V]` mean without the weights that were tuned beside it? `python .../rows_alone.py RUN [RUN ...]`.
+"""What does `[V]` mean without the weights that were tuned beside it?
 
-The paper's claim: trained jointly, the embedding alone "fails to convey any meaningful content" on the frozen base; trained
-first, it does. For each finished run: fidelity of the subject's prompts with the rows of its last stage on the base.
+`python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`. The paper's claim: trained jointly, the
+embedding alone "fails to convey any meaningful content" on the frozen base; trained first, it does. For each
+finished run: fidelity of the subject's prompts with the rows of its last stage on the base.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Personalize every shipped subject and tabulate: `python experiments/nano_personalization/run_all.py OUT --seeds 0 1`.
+"""Personalize every shipped subject and tabulate.
 
-One process per job, one thread each; a finished run is not repeated, so the command resumes. Extra overrides go to every
-run: `-- method=joint`. Writes results.jsonl (one summary per line) and prints the table that README.md shows.
+`python experiments/nano_personalization/run_all.py OUT --seeds 0 1`. One process per job, one thread each; a
+finished run is not repeated, so the command resumes. Extra overrides go to every run: `-- method=joint`.
+Writes results.jsonl (one summary per line) and prints the table that README.md shows.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def cell(values: list) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: one line a subject (mean over seeds), then the mean over subjects."""
-    last = [s for s in ("transformer", "embedding") if all(s in r["stages"] for r in rows)][0]
+    last = next(s for s in ("transformer", "embedding") if all(s in r["stages"] for r in rows))
     columns = {
         "text": lambda r: (r.get("description") or {}).get("fidelity"),
         "stage 1": lambda r: r["stages"].get("embedding", {}).get("fidelity"),

@@ -1,1 +1,1 @@
-"""A procedural world of 12 kinds of things: what the embedded base was pretrained on and what its subjects come from."""
+"""A procedural world of 12 kinds of things: the base was pretrained on it, its subjects come from it."""

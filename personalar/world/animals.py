@@ -110,7 +110,7 @@ def duck(p: Proportions) -> list[Solid]:
     return solids + eyes(0.2 * head, hy + 0.1, hz + r * 0.76, 0.1)
 
 
-# Where a thing that can wear something has its head: (height, forward, radius) of the head, from the solids above.
+# Where a thing that can wear something has its head: (height, forward, radius), from the solids above.
 HEADS: dict[str, Callable[[Proportions], tuple[float, float, float]]] = {
     "cat": lambda p: (1.28 + 0.08 * p[4], 0.12, 0.47 * (1 + 0.16 * p[1])),
     "dog": lambda p: (0.5 + 0.14 * p[4] + 0.82, 0.62 * (1 + 0.2 * p[0]), 0.4 * (1 + 0.14 * p[1])),
@@ -121,7 +121,10 @@ HEADS: dict[str, Callable[[Proportions], tuple[float, float, float]]] = {
 
 
 def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
-    """A hat, scarf or pair of glasses for a head; material "worn". Large on purpose: a code covers 8 pixels."""
+    """A hat, scarf or pair of glasses for a head, of material "worn"; ValueError for anything else.
+
+    Large on purpose: a code covers 8 pixels.
+    """
     y, z, r = head
     if kind == "hat":
         return [

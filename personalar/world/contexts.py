@@ -1,7 +1,8 @@
-"""The twelve places, painted in two dimensions behind and below the thing. Phrases are DreamBench's own where it has one.
+"""The twelve places, painted in two dimensions behind and below the thing.
 
-A painter gets (u, v, rng): u, v are (S, S) pixel coordinates in [0, 1] (v downwards); it returns (S, S, 3) in [0, 1].
-Places are smooth on purpose: with one code per 8 pixels, fine texture costs tokens and shows as noise.
+Phrases are DreamBench's own where it has one. A painter gets (u, v, rng): u, v are (S, S) pixel coordinates
+in [0, 1] (v downwards); it returns (S, S, 3) in [0, 1]. Places are smooth on purpose: with one code per 8
+pixels, fine texture costs tokens and shows as noise.
 """
 
 from collections.abc import Callable

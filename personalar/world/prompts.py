@@ -1,4 +1,4 @@
-"""The benchmark's prompts on the rendered world: DreamBench's grammar, with what each one asks for written beside it."""
+"""The benchmark's prompts on the rendered world: DreamBench's grammar, each with what it asks for."""
 
 from personalar.types import PromptSpec
 from personalar.world.animals import HEADS

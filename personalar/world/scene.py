@@ -29,8 +29,11 @@ class Instance:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture of an instance. yaw, pitch in degrees; zoom 1 fills about 80 % of the frame's height;
-    shift: fraction of the frame; context: a name in CONTEXTS or None (studio); worn: (kind, colour name) or None."""
+    """One picture of an instance.
+
+    yaw, pitch: degrees. zoom: 1 fills about 80 % of the frame's height. shift: fraction of the frame.
+    context: a name in CONTEXTS or None (studio). worn: (kind, colour name) or None.
+    """
 
     instance: Instance
     context: str | None
@@ -128,7 +131,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
 
 
 def identity_vector(instance: Instance) -> np.ndarray:
-    """What makes the individual, as 27 numbers of about unit scale (used by pretraining only)."""
+    """What makes the individual, as 26 numbers of about unit scale (used by pretraining only)."""
     skin = instance.skin
     colours = (np.array([c[1] for c in skin.colours]).ravel() - 0.45) * 3
     kind = np.array([skin.pattern == name for name in PATTERNS], float) * 1.5

@@ -1,4 +1,4 @@
-"""The twelve kinds of things, each built from solids and six proportions; they mirror the classes of DreamBench.
+"""The twelve kinds of things, each built from solids and six proportions; they mirror DreamBench's classes.
 
 Materials: "body" carries the individual's pattern, "accent" its third colour; the rest are fixed.
 """

@@ -32,8 +32,12 @@ MATERIALS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Skin:
-    """colours: three (name, rgb in [0,1]) for body, pattern and accent. pattern: one of PATTERNS.
-    frequency: in [0, 1], coarse to fine. phase: radians. tilt: radians, the direction of stripes and of the two-tone cut."""
+    """What an individual is covered with.
+
+    colours: three (name, rgb in [0,1]) for body, pattern and accent. pattern: one of PATTERNS.
+    frequency: in [0, 1], coarse to fine. phase: radians. tilt: radians, the direction of stripes and of the
+    two-tone cut.
+    """
 
     colours: tuple[tuple[str, tuple[float, float, float]], ...]
     pattern: str

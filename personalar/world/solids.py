@@ -1,10 +1,11 @@
 """Analytic ray casting of simple solids: every pixel solves one quadratic per solid that covers it.
 
-A solid is a unit sphere, box or frustum under an affine map, seen by an orthographic camera. Orthographic rays make
-the local coordinates affine in the pixel, so a solid costs a handful of array operations on its own screen rectangle;
-a z-buffer keeps the nearest hit. One 96-px picture takes about 10 ms on one CPU core.
+A solid is a unit sphere, box or frustum under an affine map, seen by an orthographic camera. Orthographic
+rays make the local coordinates affine in the pixel, so a solid costs a handful of array operations on its own
+screen rectangle; a z-buffer keeps the nearest hit. One 96-px picture takes about 10 ms on one CPU core.
 
-Object space: x right, y up (ground at 0), z towards a viewer at yaw 0, units of about half the object's height.
+Object space: x right, y up (ground at 0), z towards a viewer at yaw 0, units of about half the object's
+height.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class Solid:
     """One primitive.
 
     kind: "sphere", "box" or "frustum" (axis y, radius 1 at the bottom and `taper` at the top).
-    centre, size: object-space position and half extents. rotation: Euler angles in degrees, applied x, then y, then z.
+    centre, size: object-space position and half extents.
+    rotation: Euler angles in degrees, applied x, then y, then z.
     material: name that the skin turns into a colour ("body", "accent", "dark", "white", ...).
     """
 
@@ -112,7 +114,8 @@ def cast(
 ) -> Hits:
     """Cast one orthographic ray per pixel of a size x size picture.
 
-    view: (3, 3) from `view_matrix`. scale: pixels per object unit. centre: pixel (x, y) of the object's origin.
+    view: (3, 3) from `view_matrix`. scale: pixels per object unit.
+    centre: pixel (x, y) of the object's origin.
     """
     depth = np.full((size, size), FAR, np.float32)
     index = np.full((size, size), -1, np.int16)

@@ -1,7 +1,7 @@
-"""Rendered subjects: one fixed individual in five training views, with what is needed to judge a personalization.
+"""Rendered subjects: one fixed individual in five training views, and what a personalization is judged by.
 
-floor: other individuals of the class; ceiling: held-out views of the same individual; hard negatives: twins that share
-the skin or the shape.
+floor: other individuals of the class; ceiling: held-out views of the same individual; hard negatives: twins
+that share the skin or the shape.
 """
 
 from dataclasses import dataclass, replace
