@@ -13,8 +13,6 @@ import personalar.module
 from personalar.concept import Concept
 from personalar.png import read_png_metadata
 
-pytest_plugins = ("conftest_run",)
-
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob(pattern)) if p.is_file()}
