@@ -2,7 +2,7 @@
 
 A solid is a unit sphere, box or frustum under an affine map, seen by an orthographic camera. Orthographic
 rays make the local coordinates affine in the pixel, so a solid costs a handful of array operations on its own
-screen rectangle; a z-buffer keeps the nearest hit. One 96-px picture takes about 10 ms on one CPU core.
+screen rectangle; a z-buffer keeps the nearest hit. One 96-px picture takes about 16 ms on one CPU core.
 
 Object space: x right, y up (ground at 0), z towards a viewer at yaw 0, units of about half the object's
 height.
