@@ -11,6 +11,7 @@ seen. Resumes by itself.
 """
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("vq", type=Path, help="folder of train_vq.py")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="packaged base to go on from, such as personalar/nano")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.02)
@@ -207,6 +209,8 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
     """A fresh model, and the sequences to train it on and to check it with."""
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     size = shards.arrays[0].shape[1]
+    if args.start:  # its ids are what its embeddings mean
+        shutil.copy(args.start / "base" / "tokenizer.json", args.out / "tokenizer.json")
     tokens = make_tokenizer([f["caption"] for f in shards.facts], size, args.out / "tokenizer.json")
     vq = load_vq(args.vq, size)
     down = vq.config.downsample
@@ -221,6 +225,13 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
     return Base(config, tokens, vq.quantize.embedding.weight.detach()), train, check
 
 
+def warm_start(model: Base, nano: Path) -> None:
+    """Begin from a packaged base (and the map of `[V]` kept beside this file) instead of noise."""
+    state = load_file(nano / "base" / "model.safetensors")
+    model.transformer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    model.identify.load_state_dict(load_file(Path(__file__).parent / "results" / "identify.safetensors"))
+
+
 @torch.no_grad()
 def heldout_loss(loss_fn: Callable[..., Tensor], check: Sequences, size: int) -> float:
     """Nats per code over twelve batches of held-out pictures, the same at every call."""
@@ -233,6 +244,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model, train, check = prepare(args)
+    if args.start:
+        warm_start(model, args.start)
     master, opts = Master(model), optimizers(model, args.lr)
     peaks, state_path = peak_rates(opts), args.out / "state.pt"
     step, already = resume(state_path, "model", master, opts)
