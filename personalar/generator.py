@@ -17,6 +17,7 @@ from torch import Tensor
 
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
+from personalar.models.preprocess import to_uint8
 from personalar.png import load_sample, sample_filename, save_sample
 from personalar.prompts import sample_prompt
 from personalar.types import PromptSpec, Sample, SampleKind
@@ -129,7 +130,7 @@ class Generator:
         codes = self.codes(prompts, seeds)
         # One by one: convolutions over a batch differ in the last bit, and truncation to bytes would show it.
         pixels = torch.cat([self.backend.decode_images(one) for one in codes.split(1)])  # (B, 3, H, W)
-        return [Image.fromarray(array) for array in to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()]
+        return [Image.fromarray(array) for array in to_uint8(pixels).cpu().numpy()]
 
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
         """Make what is asked for; the same prompt and seed is sampled once."""
@@ -137,11 +138,6 @@ class Generator:
         pictures = self.images([prompt for prompt, _ in unique], [seed for _, seed in unique])
         made = dict(zip(unique, pictures, strict=True))
         return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Truncate [0, 1] to bytes as Lumina-mGPT does (no rounding)."""
-    return (pixels.float().clamp(0, 1) * 255).to(torch.uint8)
 
 
 def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:

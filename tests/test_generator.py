@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from personalar.callbacks.sample_grid import grid_picture
-from personalar.callbacks.subject_scores import mean_scores
+from personalar.callbacks.subject_scores import curves
 from personalar.decoding.plain import PlainDecoder
 from personalar.generator import (
     Generator,
@@ -17,7 +16,6 @@ from personalar.generator import (
     have_files,
     pick_grid_prompts,
     requests_for,
-    to_uint8,
 )
 from personalar.types import PromptSpec
 
@@ -88,10 +86,6 @@ def test_files_are_written_once_and_read_back(generator, tmp_path: Path) -> None
     assert [s.image.tobytes() for s in found] == [s.image.tobytes() for s in made]
 
 
-def test_bytes_are_truncated_not_rounded() -> None:
-    assert to_uint8(torch.tensor([-1.0, 0.999, 1.0, 2.0])).tolist() == [0, 254, 255, 255]
-
-
 def test_the_base_stands_above_the_tuned_model(generator) -> None:
     samples = generator.samples(ask("embedding", seeds=(0,))[:3])
     base = {(sample.spec.text, 0): sample.image for sample in samples}
@@ -100,10 +94,10 @@ def test_the_base_stands_above_the_tuned_model(generator) -> None:
     assert beside.width == alone.width and beside.height > 1.5 * alone.height
 
 
-def test_mean_scores_are_named_for_curves() -> None:
+def test_means_are_named_for_curves() -> None:
     lines = [
         {"scorer": "dino", "value": 1.0},
         {"scorer": "dino", "value": 0.0},
         {"scorer": "clip_t", "value": 0.3},
     ]
-    assert mean_scores(lines) == {"val/dino": 0.5, "val/clip_t": 0.3}
+    assert curves(lines) == {"val/dino": 0.5, "val/clip_t": 0.3}

@@ -113,6 +113,10 @@ def test_levels_are_bit_exact() -> None:
 def test_uint8_truncates() -> None:
     image = torch.tensor([0.0, 0.5, 0.999, 1.0]).view(1, 4, 1).expand(3, 4, 1)
     assert to_uint8(image)[:, 0, 0].tolist() == [0, 127, 254, 255]
+    assert to_uint8(torch.tensor([-1.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))[:, 0, 0, 0].tolist() == [
+        0,
+        255,
+    ]
 
 
 def test_crop_errors() -> None:

@@ -9,14 +9,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from train_vq import nano_vq
+from train_base import base_config, load_vq
 
 from personalar.models.backend import ChameleonBackend, save_backend
 from personalar.models.protocol import ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQModel
+from personalar.models.transformer import ChameleonTransformer
 
 
 def main() -> None:
@@ -27,24 +25,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=96)
     args = parser.parse_args()
-    vq_state = load_file(args.vq / "model.safetensors")
-    vq = VQModel(nano_vq(args.size, vq_state["encoder.conv_in.weight"].shape[0]))
-    vq.load_state_dict(vq_state)
+    vq = load_vq(args.vq, args.size)
     tokens = Tokenizer.from_file(args.base / "tokenizer.json")
     state = torch.load(args.base / "state.pt", weights_only=True)["model"]
     weights = {k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transformer.")}
     width = weights["model.norm.weight"].shape[0]
     layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("model.layers."))
-    config = TransformerConfig(
-        vocab_size=tokens.vocab_size,
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=1024,
-    )
-    transformer = ChameleonTransformer(config)
+    transformer = ChameleonTransformer(base_config(tokens.vocab_size, width, layers))
     transformer.load_state_dict(weights)
     protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square")
     save_backend(

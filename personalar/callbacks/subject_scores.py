@@ -1,28 +1,27 @@
-"""Scores during training: DINO, CLIP-I and CLIP-T of the validation step's samples, as curves."""
+"""Scores during training: the means over the validation step's samples, as curves."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 
+from personalar.scoring.metrics import MeanScores
 from personalar.types import Sample
 
 Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
-def mean_scores(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean value per scorer, named `val/{scorer}`."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for line in lines:
-        values[f"val/{line['scorer']}"].append(float(line["value"]))
-    return {name: sum(found) / len(found) for name, found in values.items()}
+def curves(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean of every measure of `lines`, named `val/{measure}`."""
+    means = MeanScores()
+    means.update(lines)
+    return {f"val/{measure}": float(mean) for measure, mean in means.compute().items()}
 
 
 class SubjectScores(L.Callback):
-    """Logs `val/dino`, `val/clip_i` and `val/clip_t` of each validation batch."""
+    """Logs `val/dino`, `val/clip_i`, `val/clip_t` and the zero-shot accuracies of each validation batch."""
 
     def __init__(self, score: Score) -> None:
         """Judge with `score`: samples to lines of scores.jsonl."""
@@ -34,4 +33,4 @@ class SubjectScores(L.Callback):
         """Score the subject's samples of a batch."""
         samples = [sample for sample in outputs if sample.kind == "subject"]
         if samples:
-            pl_module.log_dict(mean_scores(self.score(samples)), batch_size=len(samples))
+            pl_module.log_dict(curves(self.score(samples)), batch_size=len(samples))

@@ -105,5 +105,5 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map (..., 3, H, W) in [0, 1] to 8-bit (..., H, W, 3), truncating as upstream does."""
-    return (images.float() * 255.0).to(torch.uint8).movedim(-3, -1)
+    """Map (..., 3, H, W), clamped to [0, 1], to 8-bit (..., H, W, 3), truncating as upstream does."""
+    return (images.float().clamp(0.0, 1.0) * 255.0).to(torch.uint8).movedim(-3, -1)
