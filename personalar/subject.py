@@ -1,59 +1,34 @@
-"""Subjects: a rendered one of the embedded world, or a folder of photos, checked before any model loads."""
+"""Subjects: a rendered one of the embedded world, or a folder of photos; looked at before any model loads."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from personalar.config import SamplesConfig, SubjectConfig
+from personalar.photos import inspect_folder, print_table
 from personalar.prompts import LIVE_NOUNS, plain_prompts
 from personalar.types import PromptSpec, Subject, image_fingerprint
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a photo upright (EXIF), put transparency on white, and return it in RGB."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
-        canvas = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(canvas, layered).convert("RGB")
-    return upright.convert("RGB")
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """List the photos of `folder` by name.
+def read_folder(folder: Path) -> tuple[Image.Image, ...]:
+    """Return the usable photos of `folder`, and show what became of every entry.
 
     Raises:
-        FileNotFoundError: when there is no such folder, or no photo in it.
+        FileNotFoundError: when there is no such folder, or no usable photo in it.
     """
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"subject.path={folder} {what}: give a folder with a few photos of one thing")
-    names = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    photos = [path for path in names if path.suffix.lower() in PHOTO_SUFFIXES]
-    if not photos:
-        seen = f"only {', '.join(path.name for path in names[:5])}" if names else "nothing"
+    photos = inspect_folder(folder)
+    images = tuple(photo.image for photo in photos if photo.image is not None)
+    if not images:
+        seen = [f"{photo.path.name}: {'; '.join(photo.notes)}" for photo in photos[:5]]
+        more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
         raise FileNotFoundError(
-            f"subject.path={folder} holds no photo ({seen}): put 3 to 6 photos of one thing there; "
-            f"allowed: {', '.join(PHOTO_SUFFIXES)}"
+            f"subject.path={folder} holds no usable photo ({', '.join(seen + more) or 'it is empty'}): "
+            "put 3 to 6 photos of one thing there, as JPEG, PNG, WebP or TIFF"
         )
-    return photos
-
-
-def read_photo(path: Path) -> Image.Image:
-    """Open one photo as upright RGB.
-
-    Raises:
-        ValueError: when the file is no readable picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}): remove or replace it") from error
+    print_table(photos)
+    return images
 
 
 def _folder_subject(config: SubjectConfig) -> Subject:
@@ -61,7 +36,7 @@ def _folder_subject(config: SubjectConfig) -> Subject:
         raise ValueError(
             "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
         )
-    images = tuple(read_photo(path) for path in find_photos(Path(config.path).expanduser()))
+    images = read_folder(Path(config.path).expanduser())
     return Subject(
         name=config.name,
         noun=config.noun,

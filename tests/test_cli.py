@@ -28,7 +28,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ([], "no subject: say what to learn"),
         (["+subject=cta"], "did you mean cat?"),
-        (["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no photo (nothing)"),
+        (["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no usable photo (it is empty)"),
         (["+subject=cat", "trainer.thread=1"], "did you mean threads?"),
         (["+subject=cat", "model.path=nowhere"], "no base/ in nowhere"),
     ],
@@ -49,7 +49,7 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
     )
     started = time.process_time()
     done = command(tmp_path, "timeit", "-n1", "-r1", f"exec({code!r})")
-    assert "holds no photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
+    assert "holds no usable photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
     assert time.process_time() - started < 2
 
 

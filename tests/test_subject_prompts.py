@@ -9,7 +9,7 @@ from PIL import Image
 
 from personalar.config import SamplesConfig, SubjectConfig
 from personalar.prompts import fill, plain_prompts, sample_prompt, training_prompt
-from personalar.subject import find_photos, load_subject, read_photo, to_rgb, validation_prompts
+from personalar.subject import load_subject, validation_prompts
 from personalar.types import PromptSpec, image_fingerprint
 
 SPEC = PromptSpec(text="a {} in the snow", category="recontext")
@@ -60,47 +60,17 @@ def config(path: Path | None, **changes) -> SubjectConfig:
 
 
 def test_a_folder_of_photos(tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "b.JPG", format="JPEG")
-    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "b.JPG", format="JPEG")
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no photo")
     (tmp_path / ".hidden.png").write_bytes(b"")
     subject = load_subject(config(tmp_path))
-    assert [image.size for image in subject.images] == [(20, 20), (30, 20)]
+    assert [image.size for image in subject.images] == [(40, 40), (60, 40)]
     assert subject.images[0].getpixel((0, 0)) == (255, 255, 255)  # transparency lies on white
     assert subject.live and subject.holdout == () and subject.description is None
     assert subject.fingerprint == image_fingerprint(subject.images)
     assert not load_subject(config(tmp_path, noun="sofa")).live
     assert load_subject(config(tmp_path, noun="sofa", live=True)).live
-
-
-def test_photos_are_turned_upright() -> None:
-    image = Image.new("RGB", (30, 20))
-    image.getexif()[0x0112] = 6
-    assert to_rgb(image).size == (20, 30)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: None, "does not exist: give a folder with a few photos"),
-        (lambda folder: folder.write_text(""), "is a file, not a folder"),
-        (lambda folder: folder.mkdir(), r"holds no photo \(nothing\).*allowed: .jpg, .jpeg"),
-        (
-            lambda folder: (folder.mkdir(), (folder / "x.txt").write_text("")),
-            r"holds no photo \(only x.txt\)",
-        ),
-    ],
-)
-def test_a_folder_that_cannot_be_used(tmp_path: Path, make, message: str) -> None:
-    make(tmp_path / "photos")
-    with pytest.raises(FileNotFoundError, match=message):
-        find_photos(tmp_path / "photos")
-
-
-def test_a_photo_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"x.jpg cannot be read as a picture .* remove or replace it"):
-        read_photo(tmp_path / "x.jpg")
 
 
 def test_a_folder_subject_needs_its_path() -> None:
