@@ -28,7 +28,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ([], "no subject: say what to learn"),
         (["+subject=cta"], "did you mean cat?"),
-        (["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no usable photo (it is empty)"),
+        (["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no usable photo"),
         (["+subject=cat", "trainer.thread=1"], "did you mean threads?"),
         (["+subject=cat", "model.path=nowhere"], "no base/ in nowhere"),
     ],
