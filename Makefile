@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format clean
+.PHONY: help run test lint format audit licences clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,5 +35,16 @@ format: $(VENV)/.installed  ## fix style
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
+audit: $(VENV)/.installed  ## look for known vulnerabilities in the tested versions (asks PyPI)
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q pip-audit
+	$(VENV)-audit/bin/pip-audit -r constraints.txt --disable-pip --no-deps
+
+licences: $(VENV)/.installed  ## write docs/licences.md anew
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q pip-licenses
+	sed '/^|/,$$d' docs/licences.md > docs/licences.tmp
+	$(VENV)-audit/bin/pip-licenses --python $(VENV)/bin/python --from=mixed --format=markdown --no-version \
+		--ignore-packages personalar pip setuptools >> docs/licences.tmp
+	mv docs/licences.tmp docs/licences.md
+
 clean:  ## remove the virtual environment and caches; never touches outputs/
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache

@@ -35,6 +35,13 @@ def test_compromised_releases_are_excluded():
             assert "2.6.6" in requirement.specifier
 
 
+def test_every_dependency_has_its_licence_listed():
+    page = (ROOT / "docs" / "licences.md").read_text().lower().replace("_", "-")
+    for requirement in all_requirements():
+        assert f"| {requirement.name.lower()} " in page, requirement.name
+    assert "| unknown" not in page and "| gpl" not in page
+
+
 def test_every_dependency_has_an_exact_tested_version():
     pinned = {name.lower(): version for name, version in constraints().items()}
     for requirement in all_requirements():
