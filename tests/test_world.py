@@ -21,7 +21,7 @@ from personalar.world.scene import (
     sample_scene,
 )
 from personalar.world.solids import Solid, cast, view_matrix
-from personalar.world.subjects import rendered_subject, subject_instance, twins
+from personalar.world.subjects import obeying, rendered_subject, subject_instance, twins
 
 
 def pixels(scene, size=48) -> np.ndarray:
@@ -128,6 +128,21 @@ def test_a_subject_is_one_individual_and_twins_share_half_of_it():
     reshaped, recoloured = twins(instance, 2, np.random.default_rng(0))
     assert reshaped.skin == instance.skin and reshaped.proportions != instance.proportions
     assert recoloured.proportions == instance.proportions and recoloured.skin != instance.skin
+
+
+@pytest.mark.parametrize("noun", ["cat", "vase"])
+def test_views_for_the_bounds_do_what_the_prompts_ask(noun):
+    """The best that a personalization can reach also wears the hat and changes colour."""
+    rng, instance = np.random.default_rng(0), subject_instance(noun, 1)
+    for spec in bench_prompts(noun):
+        scene = obeying(instance, spec, rng)
+        assert scene.context == spec.context
+        assert scene.worn == ((spec.accessory, spec.colour) if spec.accessory else None)
+        recolours = spec.category == "property" and spec.colour
+        assert (scene.instance == instance) == (not recolours)
+        assert scene.instance.proportions == instance.proportions
+        assert not recolours or scene.instance.skin.colours[0][0] == spec.colour
+        assert scene.shiny == ("shiny" in spec.text)
 
 
 def test_identity_vector_tells_individuals_apart():

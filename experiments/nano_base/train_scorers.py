@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from pictures import Log, Master, descend, keep, peak_rates, resume, set_rates
 from render import GROUP
 from scorer_pictures import SIZE, Pictures
@@ -80,6 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("which", choices=("clip", "dino"))
+    parser.add_argument("--start", type=Path, help="packaged scorers to go on from, as personalar/nano")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=84)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -100,6 +102,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = Pictures(args.data)
     task = {"clip": ClipTask, "dino": DinoTask}[args.which](folder)
+    if args.start:  # the read-out of the individual's parameters was thrown away and starts afresh
+        kind = {"clip": "CLIPModel", "dino": "ViTModel"}[args.which]
+        options = {} if args.which == "clip" else {"add_pooling_layer": False}
+        found = getattr(transformers, kind).from_pretrained(args.start / args.which, **options).float()
+        fresh = {k: v for k, v in task.net.state_dict().items() if k.startswith("read.")}
+        task.net.load_state_dict({**found.state_dict(), **fresh})
     master, opts = Master(task.net), optimizers(task.net, args.lr)
     peaks, state_path = peak_rates(opts), args.out / f"{args.which}_state.pt"
     step, already = resume(state_path, "net", master, opts)

@@ -1,8 +1,11 @@
 """Train the nano base's image tokenizer: `python experiments/nano_base/train_vq.py DATA OUT --steps 2200`.
 
 A plain autoencoder for the first steps; then k-means gives the codebook, which follows by exponential
-averages with dead codes restarted. Loss: L1 + 2 MSE + 0.6 gradient L1 + 0.25 relative commitment, pixels in
+averages with dead codes restarted. Loss: L1 + 4 MSE + 0.6 gradient L1 + 0.25 relative commitment, pixels in
 [-1, 1]. Resumes by itself.
+
+`--start FOLDER` goes on from a trained tokenizer; with `--decoder-only` its codes stay what they are, and a
+transformer that was trained on them stays good.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pictures import Log, Master, Shards, save_state
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from personalar.models.vq import VQConfig, VQModel
 
@@ -71,7 +74,7 @@ class MovingCodebook:
 def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     error = out - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-    return error.abs().mean() + 2 * error.square().mean() + 0.6 * (dx.abs().mean() + dy.abs().mean())
+    return error.abs().mean() + 4 * error.square().mean() + 0.6 * (dx.abs().mean() + dy.abs().mean())
 
 
 @torch.no_grad()
@@ -116,6 +119,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="trained tokenizer to go on from, as personalar/nano/vq")
+    parser.add_argument("--decoder-only", action="store_true", help="with --start: keep encoder and codebook")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--base", type=int, default=64)
@@ -132,9 +137,13 @@ def rate(peak: float, step: int, steps: int) -> float:
 class Training:
     """The model with its codebook and optimizer, and what they are saved as."""
 
-    def __init__(self, model: VQModel, lr: float) -> None:
+    def __init__(self, model: VQModel, lr: float, *, plain_steps: int, frozen_codes: bool = False) -> None:
+        self.plain_steps, self.frozen_codes = plain_steps, frozen_codes
         self.model, self.master = model, Master(model)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
+        # Weight decay moves what gets no gradient, so frozen parts must not be the optimizer's.
+        decodes = ("decoder.", "post_quant_conv.")
+        trained = [p for n, p in model.named_parameters() if not frozen_codes or n.startswith(decodes)]
+        self.optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
         self.book = MovingCodebook(model.quantize.embedding.weight.data)
         self.recent: list[torch.Tensor] = []  # latents of the last plain steps, for k-means
 
@@ -166,10 +175,10 @@ class Training:
         """(latents as the decoder gets them, commitment); the codebook begins and follows here."""
         generator = torch.Generator().manual_seed(step)
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-        if step < PLAIN_STEPS:
+        if step < self.plain_steps:
             self.recent = [*self.recent[-5:], flat.detach()]
             return latents, torch.zeros(())
-        if step == PLAIN_STEPS:
+        if self.plain_steps and step == self.plain_steps:
             points = torch.cat([*self.recent, flat.detach()])
             self.book.restart(k_means(points, len(self.book.table), generator))
             self.recent = []
@@ -188,8 +197,12 @@ class Training:
             group["lr"] = lr
         # Not compiled: under torch 2.13 on CPU the compiled encoder collapsed once the codebook joined in.
         fast, layout = self.master.fast, torch.channels_last
-        latents = fast.encode_latents(x.bfloat16().to(memory_format=layout)).float()
-        quantised, commit = self.quantise(latents, step)
+        if self.frozen_codes:
+            with torch.no_grad():
+                quantised, commit = self.model.lookup(self.model.encode(x)), torch.zeros(())
+        else:
+            latents = fast.encode_latents(x.bfloat16().to(memory_format=layout)).float()
+            quantised, commit = self.quantise(latents, step)
         out = fast.decode_latents(quantised.bfloat16().contiguous(memory_format=layout)).float()
         loss = reconstruction_loss(out, x) + 0.25 * commit
         loss.backward()
@@ -208,8 +221,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     model = VQModel(nano_vq(shards.arrays[0].shape[1], args.base)).to(memory_format=torch.channels_last)
-    standardise(model, shards.pictures(range(32)).float() / 127.5 - 1)
-    training, state_path = Training(model, args.lr), args.out / "state.pt"
+    if args.start:
+        model.load_state_dict({k: v.float() for k, v in load_file(args.start / "model.safetensors").items()})
+    else:
+        standardise(model, shards.pictures(range(32)).float() / 127.5 - 1)
+    training, state_path = (
+        Training(
+            model, args.lr, plain_steps=0 if args.start else PLAIN_STEPS, frozen_codes=args.decoder_only
+        ),
+        args.out / "state.pt",
+    )
     step, already = training.resume(state_path)
     log = Log(args.out / "log.jsonl", already)
     while step < args.steps:

@@ -133,11 +133,11 @@ def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
         ]
     if kind == "scarf":
         ring = [
-            sphere(0.4 * np.sin(a), y - r * 0.98, z * 0.8 + 0.34 * np.cos(a), 0.19, 0.15, 0.17, "worn")
+            sphere(0.4 * np.sin(a), y - r * 0.98, z * 0.8 + 0.34 * np.cos(a), 0.2, 0.19, 0.19, "worn")
             for a in np.linspace(0, 2 * np.pi, 10, endpoint=False)
         ]
-        return [*ring, box(0.2, y - r * 0.98 - 0.34, z * 0.8 + 0.42, 0.13, 0.32, 0.08, "worn", (-8, 0, 6))]
+        return [*ring, box(0.2, y - r * 0.98 - 0.34, z * 0.8 + 0.44, 0.16, 0.34, 0.09, "worn", (-8, 0, 6))]
     if kind == "glasses":
-        lenses = pair(lambda s: tube(s * r * 0.46, y + 0.06, z + r * 0.98, r * 0.4, 0.06, "worn", (90, 0, 0)))
+        lenses = pair(lambda s: tube(s * r * 0.5, y + 0.06, z + r * 0.98, r * 0.46, 0.06, "worn", (90, 0, 0)))
         return [*lenses, box(0, y + 0.08, z + r * 0.98, r * 0.3, 0.05, 0.05, "worn")]
     raise ValueError(f"accessory must be hat, scarf or glasses, got {kind!r}")

@@ -1,8 +1,9 @@
 """The twelve places, painted in two dimensions behind and below the thing.
 
 Phrases are DreamBench's own where it has one. A painter gets (u, v, rng): u, v are (S, S) pixel coordinates
-in [0, 1] (v downwards); it returns (S, S, 3) in [0, 1]. Places are smooth on purpose: with one code per 8
-pixels, fine texture costs tokens and shows as noise.
+in [0, 1] (v downwards); it returns (S, S, 3) in [0, 1]. Places are smooth and vary little on purpose: with
+one code per 8 pixels fine texture shows as noise, and what varies without being told costs a small model
+codes that it needs for the thing in front.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,18 @@ from collections.abc import Callable
 import numpy as np
 
 GROUND = 0.60  # where the floor begins in every place with a floor; things stand below it
+
+
+HOUSES = ((0.08, 0.1, 0.2), (0.3, 0.09, 0.34), (0.52, 0.1, 0.14), (0.74, 0.09, 0.3), (0.94, 0.1, 0.2))
+"""The city's: x, half width, top."""
+LEAVES = (
+    (0.08, 0.12, 0.7, 0.32),
+    (0.42, 0.02, -0.5, 0.3),
+    (0.88, 0.1, -0.8, 0.34),
+    (0.04, 0.46, -0.3, 0.28),
+    (0.97, 0.44, 0.4, 0.3),
+)
+"""The jungle's: x, y, angle in radians, half length."""
 
 
 def _mix(a, b, t):
@@ -21,7 +34,7 @@ def _over(image, colour, mask):
     return _mix(image, colour, mask)
 
 
-def _edge(value, width=0.012):
+def _edge(value, width=0.03):
     return np.clip(value / width + 0.5, 0, 1)
 
 
@@ -48,20 +61,15 @@ def jungle(u, v, rng):
         _mix((0.22, 0.20, 0.08), (0.30, 0.26, 0.10), (v - GROUND) * 2),
         v,
     )
-    for _ in range(7):
-        x, y, angle, long = (
-            rng.uniform(-0.1, 1.1),
-            rng.uniform(-0.05, 0.5),
-            rng.uniform(-1.2, 1.2),
-            rng.uniform(0.22, 0.38),
+    for x, y, angle, long in LEAVES:
+        x, y, angle = (
+            x + rng.uniform(-0.03, 0.03),
+            y + rng.uniform(-0.03, 0.03),
+            angle + rng.uniform(-0.1, 0.1),
         )
         du, dv = u - x, v - y
         a, b = du * np.cos(angle) + dv * np.sin(angle), -du * np.sin(angle) + dv * np.cos(angle)
-        image = _over(
-            image,
-            (0.16 + 0.14 * rng.uniform(), 0.55 + 0.2 * rng.uniform(), 0.18),
-            _edge(1 - (a / long) ** 2 - (b / (0.24 * long)) ** 2, 0.25),
-        )
+        image = _over(image, (0.22, 0.64, 0.18), _edge(1 - (a / long) ** 2 - (b / (0.26 * long)) ** 2, 0.35))
     return image
 
 
@@ -71,31 +79,26 @@ def snow(u, v, rng):
         _mix((0.93, 0.96, 1.0), (0.84, 0.89, 0.97), (v - GROUND) * 2.5),
         v,
     )
-    for x in (rng.uniform(0.02, 0.2), rng.uniform(0.8, 0.98), rng.uniform(0.3, 0.7)):
-        image = _over(
-            image,
-            (0.10, 0.34, 0.26),
-            _triangle(u, v, x, GROUND - rng.uniform(0.24, 0.42), GROUND + 0.02, 0.1),
-        )
+    for x, top in ((0.1, 0.18), (0.88, 0.24)):
+        x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
+        image = _over(image, (0.16, 0.42, 0.34), _triangle(u, v, x, top, GROUND + 0.02, 0.12))
     return image
 
 
 def beach(u, v, rng):
     sky = _mix((0.30, 0.62, 0.95), (0.78, 0.91, 0.99), v / 0.45)
-    sea = _floor(
-        sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.43 + 0.02 * rng.uniform()
-    )
-    shore = GROUND + 0.02 * np.sin(5 * u + rng.uniform(0, 6.28))
+    sea = _floor(sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.44)
+    shore = GROUND + 0.02 * np.sin(5 * u + rng.uniform(0, 1))
     image = _floor(sea, _mix((0.95, 0.86, 0.62), (0.87, 0.74, 0.48), (v - GROUND) * 2.5), v, shore)
     return _over(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))
 
 
 def cobblestone(u, v, rng):
     wall = _mix((0.74, 0.64, 0.54), (0.66, 0.56, 0.48), v / GROUND)
-    for x in (0.16 + 0.05 * rng.uniform(), 0.78 + 0.05 * rng.uniform()):
+    for x in (0.16 + 0.03 * rng.uniform(), 0.80 + 0.03 * rng.uniform()):
         wall = _over(wall, (0.30, 0.36, 0.44), _edge(0.085 - np.abs(u - x)) * _edge(0.14 - np.abs(v - 0.24)))
     row = np.floor((v - GROUND) / 0.085)
-    du = (u / 0.15 + 0.5 * (row % 2) + rng.uniform()) % 1 - 0.5
+    du = (u / 0.15 + 0.5 * (row % 2) + 0.2 * rng.uniform()) % 1 - 0.5
     dv = ((v - GROUND) / 0.085) % 1 - 0.5
     stones = _mix((0.40, 0.41, 0.44), (0.62, 0.63, 0.66), _edge(0.20 - (du**2 + dv**2), 0.16))
     return _floor(wall, stones, v)
@@ -103,7 +106,7 @@ def cobblestone(u, v, rng):
 
 def fabric(u, v, rng):
     folds = 0.5 + 0.5 * np.sin(
-        9 * (u * np.cos(0.5) + v * 0.9) + 1.2 * np.sin(4 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28)
+        9 * (u * np.cos(0.5) + v * 0.9) + 1.2 * np.sin(4 * u + rng.uniform(0, 1)) + rng.uniform(0, 1)
     )
     return _mix((0.90, 0.42, 0.62), (1.0, 0.70, 0.82), folds)
 
@@ -111,7 +114,7 @@ def fabric(u, v, rng):
 def wooden_floor(u, v, rng):
     wall = _mix((0.93, 0.89, 0.80), (0.87, 0.82, 0.72), v / GROUND)
     away = (v - GROUND) / (1 - GROUND)
-    plank = (u - 0.5) / (0.35 + 0.75 * np.clip(away, 0, 1)) * 6 + rng.uniform()
+    plank = (u - 0.5) / (0.35 + 0.75 * np.clip(away, 0, 1)) * 6 + 0.2 * rng.uniform()
     tone = np.array([0.0, 0.55, 0.25, 0.8])[np.floor(plank).astype(int) % 4]
     wood = _mix((0.60, 0.36, 0.16), (0.74, 0.48, 0.24), tone)
     wood = _over(wood, (0.36, 0.20, 0.08), _edge(0.06 - np.abs(plank % 1 - 0.5) * -1 - 0.5, 0.05))
@@ -120,37 +123,30 @@ def wooden_floor(u, v, rng):
 
 def city(u, v, rng):
     image = _mix((0.08, 0.07, 0.26), (0.42, 0.22, 0.46), v / GROUND)
-    edges = np.cumsum(rng.uniform(0.12, 0.2, 9)) - 0.1
-    for i in range(8):
-        top = rng.uniform(0.14, 0.42)
-        inside = _edge(np.minimum(u - edges[i], edges[i + 1] - 0.012 - u)) * _edge(v - top)
-        windows = (
-            ((u - edges[i]) / 0.05 % 1 > 0.45)
-            * ((v - top) / 0.07 % 1 > 0.5)
-            * (v > top + 0.03)
-            * (u < edges[i + 1] - 0.03)
-        )
-        image = _over(image, (0.10, 0.10, 0.20), inside)
-        image = _over(image, (0.99, 0.85, 0.40), inside * windows * (u > edges[i] + 0.02))
+    for x, half, top in HOUSES:
+        x, top = x + rng.uniform(-0.015, 0.015), top + rng.uniform(-0.03, 0.03)
+        image = _over(image, (0.10, 0.10, 0.22), _edge(half - np.abs(u - x)) * _edge(v - top))
+        lit = _edge(0.045 - np.abs(u - x), 0.06) * _edge(np.sin((v - top) / 0.022 - 1.6) - 0.3, 1.2)
+        image = _over(image, (0.90, 0.72, 0.34), lit * (v > top + 0.02))
     return _floor(image, _mix((0.26, 0.26, 0.32), (0.36, 0.36, 0.42), (v - GROUND) * 2.5), v)
 
 
 def mountain(u, v, rng):
     image = _mix((0.42, 0.66, 0.92), (0.84, 0.91, 0.97), v / GROUND)
-    for x, top, half in ((rng.uniform(0.1, 0.3), 0.22, 0.5), (rng.uniform(0.65, 0.9), 0.12, 0.46)):
-        top = top + rng.uniform(-0.05, 0.05)
+    for x, top, half in ((0.2, 0.22, 0.5), (0.78, 0.12, 0.46)):
+        x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
         inside = _triangle(u, v, x, top, GROUND + 0.02, half)
         image = _over(image, (0.42, 0.44, 0.54), inside)
-        image = _over(image, (0.97, 0.98, 1.0), inside * _edge(top + 0.14 + 0.025 * np.sin(40 * u) - v))
+        image = _over(image, (0.97, 0.98, 1.0), inside * _edge(top + 0.15 - v))
     return _floor(image, _mix((0.46, 0.66, 0.30), (0.34, 0.54, 0.22), (v - GROUND) * 2.5), v)
 
 
 def blue_house(u, v, rng):
     image = _mix((0.66, 0.82, 0.96), (0.88, 0.94, 0.99), v / GROUND)
-    x, half = rng.uniform(0.4, 0.6), 0.33
+    x, half = rng.uniform(0.46, 0.54), 0.36
     image = _over(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))
     image = _over(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))
-    for s in (-0.24, 0.24):
+    for s in (-0.25, 0.25):
         image = _over(
             image, (0.97, 0.95, 0.84), _edge(0.065 - np.abs(u - x - s)) * _edge(0.075 - np.abs(v - 0.39))
         )
@@ -159,8 +155,8 @@ def blue_house(u, v, rng):
 
 def wheat_field(u, v, rng):
     sky = _mix((0.48, 0.72, 0.94), (0.98, 0.90, 0.70), v / 0.42)
-    top = 0.44 + 0.012 * np.sin(70 * u + rng.uniform(0, 6.28))
-    stalks = 0.5 + 0.5 * np.sin(46 * u + 5 * np.sin(6 * v + rng.uniform(0, 6.28)))
+    top = 0.44 + 0.008 * np.sin(30 * u + rng.uniform(0, 1))
+    stalks = 0.5 + 0.5 * np.sin(38 * u + 3 * np.sin(5 * v + rng.uniform(0, 1)))
     wheat = _mix((0.80, 0.60, 0.16), (0.95, 0.78, 0.32), 0.75 * stalks) * np.float32(
         1.06 - 0.22 * v[..., None]
     )
@@ -170,7 +166,7 @@ def wheat_field(u, v, rng):
 def water(u, v, rng):
     near = np.clip((v - 0.3) / 0.7, 0, 1)
     waves = 0.5 + 0.5 * np.sin(
-        (34 - 16 * near) * v * 1.6 + 1.6 * np.sin(5 * u + rng.uniform(0, 6.28)) + rng.uniform(0, 6.28)
+        (34 - 16 * near) * v * 1.6 + 1.6 * np.sin(5 * u + rng.uniform(0, 1)) + rng.uniform(0, 1)
     )
     sea = _mix((0.04, 0.30, 0.58), (0.26, 0.62, 0.84), 0.75 * waves)
     return _floor(_mix((0.62, 0.82, 0.97), (0.88, 0.95, 0.99), v / 0.3), sea, v, 0.30)
@@ -183,8 +179,8 @@ def sunflowers(u, v, rng):
         v,
         0.40,
     )
-    for x in (0.06, 0.2, 0.8, 0.94):
-        x, y = x + rng.uniform(-0.03, 0.03), rng.uniform(0.36, 0.62)
+    for x in (0.08, 0.24, 0.78, 0.92):
+        x, y = x + rng.uniform(-0.02, 0.02), (0.4 if x in (0.08, 0.78) else 0.54) + rng.uniform(-0.03, 0.03)
         image = _over(image, (0.16, 0.42, 0.12), _edge(0.014 - np.abs(u - x)) * (v > y) * (v < y + 0.3))
         r = np.hypot(u - x, v - y)
         image = _over(

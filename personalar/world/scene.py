@@ -52,7 +52,7 @@ def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
     if noun not in SHAPES:
         raise ValueError(f"noun must be one of {', '.join(CLASSES)}; got {noun!r}")
     return Instance(
-        noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1, 1, 6))
+        noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1.3, 1.3, 6))
     )
 
 
@@ -97,6 +97,12 @@ def _shadow(image, view, scale, centre, reach, floating):
     return image * (1 - strength * np.clip(1.25 - d, 0, 1))[..., None]
 
 
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """Halve the height with the weights 1 3 3 1: softer than a mean of two, since a code covers 8 pixels."""
+    padded = np.concatenate((image[:1], image, image[-1:]))
+    return (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
+
+
 def render(scene: Scene, size: int = 96) -> Image.Image:
     """The picture of a scene as an RGB image of size x size pixels. Deterministic in the scene."""
     big = size * SUPERSAMPLING
@@ -126,7 +132,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
         half = (_LIGHT + np.array([0, 0, 1], np.float32)) / np.linalg.norm(_LIGHT + np.array([0, 0, 1]))
         shine = gloss * np.maximum(n @ half, 0) ** (14 if scene.shiny else 24)
         image[where] = albedo * lit[:, None] + shine[:, None]
-    small = np.clip(image, 0, 1).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
+    small = _shrink(_shrink(np.clip(image, 0, 1)).transpose(1, 0, 2)).transpose(1, 0, 2)
     return Image.fromarray((small * 255 + 0.5).astype(np.uint8))
 
 

@@ -1,7 +1,8 @@
 """Rendered subjects: one fixed individual in five training views, and what a personalization is judged by.
 
-floor: other individuals of the class; ceiling: held-out views of the same individual; hard negatives: twins
-that share the skin or the shape.
+ceiling: unseen views of the same individual; floor: other individuals of the class. Both do what the prompts
+of the evaluation ask (place, accessory, colour): a recoloured cat in a hat is less like the photos, even
+if it was learned perfectly. Hard negatives: twins that share the skin or the shape.
 """
 
 from dataclasses import dataclass, replace
@@ -9,15 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from personalar.types import PromptSpec
 from personalar.world.animals import HEADS
-from personalar.world.captions import description
+from personalar.world.captions import description, recoloured
 from personalar.world.contexts import CONTEXTS
-from personalar.world.scene import Instance, render, sample_instance, sample_scene
+from personalar.world.prompts import bench_prompts
+from personalar.world.scene import Instance, Scene, render, sample_instance, sample_scene
 from personalar.world.skin import sample_skin
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
-HOLDOUT_VIEWS = 24
-OTHERS = 24
+VIEWS_PER_PROMPT = 2
+HARD_NEGATIVES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,14 @@ def subject_instance(noun: str, seed: int) -> Instance:
     return sample_instance(noun, np.random.default_rng([seed, 1]))
 
 
+def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
+    """A random view of the individual that does what a prompt of `bench_prompts` asks."""
+    worn = (spec.accessory, spec.colour) if spec.accessory and spec.colour else None
+    if spec.category == "property" and spec.colour:
+        instance = recoloured(instance, spec.colour, rng)
+    return sample_scene(instance, rng, context=spec.context, worn=worn, shiny="shiny" in spec.text)
+
+
 def _views(
     instances: list[Instance], contexts: list, rng: np.random.Generator, size: int
 ) -> tuple[Image.Image, ...]:
@@ -53,17 +64,17 @@ def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Inst
 
 
 def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
-    """The subject (noun, seed) with its views; about 80 pictures, two seconds on one core."""
+    """The subject (noun, seed) with its views; about 120 pictures, two seconds on one core."""
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
-    names = list(CONTEXTS)
-    turns = [names[i % len(names)] for i in range(HOLDOUT_VIEWS)]
+    asked = bench_prompts(noun) * VIEWS_PER_PROMPT
+    places = [list(CONTEXTS)[i % len(CONTEXTS)] for i in range(HARD_NEGATIVES)]
     return RenderedSubject(
         noun=noun,
         live=noun in HEADS,
         description=description(instance),
         train=_views([instance] * len(TRAINING_CONTEXTS), list(TRAINING_CONTEXTS), rng, size),
-        holdout=_views([instance] * HOLDOUT_VIEWS, turns, rng, size),
-        others=_views([sample_instance(noun, rng) for _ in range(OTHERS)], turns, rng, size),
-        hard_negatives=_views(twins(instance, 24, rng), turns, rng, size),
+        holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
+        others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
+        hard_negatives=_views(twins(instance, HARD_NEGATIVES, rng), places, rng, size),
     )
