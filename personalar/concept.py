@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -51,15 +51,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def base_fingerprint(folder: Path) -> str:
-    """Return a hash of a base's weights: names, sizes, and the ends of every weight file (small ones whole).
+def base_fingerprint(files: Iterable[Path]) -> str:
+    """Return a hash of a base's weight files: names, sizes, and the ends of each (small ones whole).
 
     Hashing all of a 7B takes a minute; headers with every shape lie at the start of a safetensors file.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        digest.update(f"{path.name}:{size};".encode())
         with path.open("rb") as stream:
             digest.update(stream.read(1 << 20))
             if size > 1 << 20:

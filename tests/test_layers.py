@@ -14,9 +14,9 @@ LAYERS = {
     5: ("run", "sample"),
     4: ("report", "summary", "plot"),
     3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
-    2: ("stage", "identifier", "concept", "run_folder"),
+    2: ("stage", "identifier", "concept", "run_folder", "locate"),
     1: ("subject", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
-    0: ("config", "compose", "recipe", "types", "process", "arguments", "__init__"),
+    0: ("config", "compose", "recipe", "layout", "types", "process", "arguments", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant

@@ -181,10 +181,14 @@ def test_size_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"buckets": "round"}, "buckets='round' is unknown"),
-        ({"loss": "text"}, "loss='text' is unknown"),
-        ({"resolution": 100}, "resolution=100 must be a multiple of grid_px=32"),
+        ({"buckets": "round"}, "layout.buckets='round' is not known; allowed: square, aspect"),
+        ({"loss": "text"}, "layout.loss='text' is not known; allowed: image_tokens"),
+        ({"resolution": 100}, "layout.resolution=100 must be a multiple of layout.grid_px=32"),
         ({"prompt_template": "draw"}, "must contain {prompt}"),
+        ({"structure": "spiral"}, "layout.structure='spiral' is not known; allowed: rows, flat"),
+        ({"structure": "flat"}, "it needs layout.buckets=square"),
+        ({"unconditional": "all"}, "allowed: image, separator, bos"),
+        ({"resize": "nearest"}, "allowed: halving, lanczos"),
     ],
 )
 def test_config_errors(change: dict[str, object], message: str) -> None:
