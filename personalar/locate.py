@@ -124,16 +124,20 @@ def _local(config: ModelConfig) -> ModelFiles:
     files = open_folder(package_path(config.path), vq=vq, layout=config.layout)
     if missing := files.missing():
         raise FileNotFoundError(
-            f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); set model.path=DIR "
-            "to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
+            f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); set "
+            "model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
         )
     return files
 
 
 def _download(part: Part) -> Part:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     hub = part.hub
     page = f"https://huggingface.co/{hub.repo}"
@@ -141,8 +145,8 @@ def _download(part: Part) -> Part:
         folder = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=hub.files)
     except GatedRepoError as error:
         raise FileNotFoundError(
-            f"{page} gives its files to those who accepted its licence ({hub.licence}): accept it there, then "
-            "log in with `hf auth login`"
+            f"{page} gives its files to those who accepted its licence ({hub.licence}): accept it there, "
+            "then log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from personalar.models.cache import KVCache
 from personalar.models.checkpoint import load_strict, write_tensors
+from personalar.models.export import hf_config
 from personalar.models.files import ModelFiles, open_folder, read_json, write_bytes, write_json
 from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range
 from personalar.models.protocol import Protocol, ProtocolConfig
@@ -169,18 +170,10 @@ def load_backend(
 
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
     """Write a model folder with weights in `dtype`, each file atomically; return it."""
-    tokenizer, vq = backend.tokenizer, backend.vq.config.to_hf()
-    base = backend.transformer.config.to_hf() | {
-        "architectures": ["ChameleonForConditionalGeneration"],
-        "bos_token_id": tokenizer.bos,
-        "pad_token_id": tokenizer.pad,
-        "eos_token_id": tokenizer.sep,
-        "vocabulary_map": {"<image>": tokenizer.boi},  # transformers cannot construct the model without one
-        "vq_config": vq,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    tokenizer, vq = backend.tokenizer, backend.vq.config
+    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype)
     write_json(path / "base" / "config.json", base)
-    write_json(path / "vq" / "config.json", vq)
+    write_json(path / "vq" / "config.json", vq.to_hf())
     write_bytes(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
     write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
     write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)

@@ -96,9 +96,10 @@ class ModelFiles:
 
     def weights(self) -> list[Path]:
         """Return every file that holds tensors, those of the transformer first."""
-        vq = self.vq / VQ_CHECKPOINT
-        others = [] if self.vq == self.base else [vq] if vq.is_file() else weight_files(self.vq)
-        return [*weight_files(self.base), *others]
+        files = weight_files(self.base)
+        if (self.vq / VQ_CHECKPOINT).is_file():
+            return [*files, self.vq / VQ_CHECKPOINT]
+        return files if self.vq == self.base else [*files, *weight_files(self.vq)]
 
 
 def missing_base(folder: Path) -> list[str]:

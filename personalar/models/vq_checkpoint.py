@@ -1,4 +1,4 @@
-"""The image tokenizer from whatever holds it: Meta's vqgan.ckpt, a Hugging Face checkpoint, or our own folder.
+"""The image tokenizer from what holds it: Meta's vqgan.ckpt, a Hugging Face checkpoint, or our own folder.
 
 vqgan.ckpt + vqgan.yaml            bare names under "state_dict"; read as tensors, nothing in it is run
 config.json with "vq_config"       names with the prefix "model.vqmodel." among the transformer's
@@ -22,8 +22,8 @@ from personalar.models.vq import VQConfig, VQModel
 
 PREFIX = "model.vqmodel."
 HINT = (
-    "the published decoder is vqgan.ckpt with vqgan.yaml of Alpha-VLLM/Chameleon_7B_mGPT (original_tokenizers/): "
-    "set model.vq_path to a folder with both"
+    "the published decoder is vqgan.ckpt with vqgan.yaml, in original_tokenizers/ of "
+    "Alpha-VLLM/Chameleon_7B_mGPT: set model.vq_path to a folder with both"
 )
 # vqgan.yaml's name -> ours; what the yaml calls out_ch and double_z is checked, not read
 TAMING_NAMES = {
@@ -81,7 +81,8 @@ def read_numbers(path: Path) -> VQConfig:
         sizes = {"embed_dim": int(params["embed_dim"]), "num_embeddings": int(params["n_embed"])}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no VQGAN description ({error!r}): it needs model.params with ddconfig, embed_dim, n_embed"
+            f"{path} is no VQGAN description ({error!r}): it needs model.params with ddconfig, embed_dim and "
+            "n_embed"
         ) from error
     if network.get("out_ch", 3) != 3:
         raise ValueError(f"{path} has out_ch={network['out_ch']}; only 3 colours are supported")
@@ -96,8 +97,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ValueError: when the file is damaged, or holds other objects than tensors, which are never loaded.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): it is damaged, or holds "
             "objects that would run code; copy it again, or save its state_dict apart"
