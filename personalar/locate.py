@@ -34,19 +34,26 @@ def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
         FileNotFoundError: when files lack and cannot be fetched, with all that there is to know about them.
         ValueError: when a file of the folder is damaged.
     """
+    if (found := offline_model(config)) is not None:
+        return found
+    parts = hub_parts(config)
+    told = statement(config, parts)
+    if reason := obstacle(parts):
+        raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
+    say(f"{told}\ndownloading now")
+    return _assemble(config, [part if part.folder else _download(part) for part in parts])
+
+
+def offline_model(config: ModelConfig) -> ModelFiles | None:
+    """Return the model's files where all are on this machine, or None where the hub must be asked.
+
+    Raises:
+        FileNotFoundError, ValueError: when `model.path` names a folder that is not a whole model.
+    """
     if config.path is not None:
         return _local(config)
     parts = hub_parts(config)
-    if any(part.folder is None for part in parts):
-        told = statement(config, parts)
-        if reason := obstacle(parts):
-            raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
-        say(f"{told}\ndownloading now")
-        parts = [part if part.folder else _download(part) for part in parts]
-    base, *others = (part.folder for part in parts)
-    assert base is not None
-    vq = Path(config.vq_path).expanduser() if config.vq_path else next(iter(others), None)
-    return open_folder(base, vq=vq, layout=config.layout)
+    return None if any(part.folder is None for part in parts) else _assemble(config, parts)
 
 
 def hub_parts(config: ModelConfig) -> list[Part]:
@@ -128,6 +135,13 @@ def _local(config: ModelConfig) -> ModelFiles:
             "model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
         )
     return files
+
+
+def _assemble(config: ModelConfig, parts: list[Part]) -> ModelFiles:
+    base, *others = (part.folder for part in parts)
+    assert base is not None
+    vq = Path(config.vq_path).expanduser() if config.vq_path else next(iter(others), None)
+    return open_folder(base, vq=vq, layout=config.layout)
 
 
 def _download(part: Part) -> Part:

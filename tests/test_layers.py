@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample"),
+    5: ("run", "sample", "doctor", "export", "adopt"),
     4: ("report", "summary", "plot"),
     3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
     2: ("stage", "identifier", "concept", "run_folder", "locate"),
@@ -25,7 +25,7 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample"),
+    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt"),
     "lightning": ("module", "datamodule", "training", "callbacks"),
     "transformers": ("models", "scoring"),
     "deepspeed": (),
