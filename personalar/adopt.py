@@ -15,8 +15,8 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.commands import AdoptConfig
 from personalar.compose import conf_dir, read_config, register
-from personalar.config import AdoptConfig
 from personalar.locate import obtain_model
 from personalar.prompts import SUBJECT_TOKEN
 

@@ -7,11 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
 from personalar.config import (
-    AdoptConfig,
     DecoderConfig,
-    DoctorConfig,
-    ExportConfig,
     LoggerConfig,
     MethodConfig,
     ModelConfig,

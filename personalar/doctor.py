@@ -17,8 +17,9 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.commands import DoctorConfig
 from personalar.compose import conf_dir, read_config, register
-from personalar.config import DoctorConfig, ModelConfig, TrainerConfig
+from personalar.config import ModelConfig, TrainerConfig
 from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, statement
 from personalar.process import available_cores
 

@@ -17,8 +17,8 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.commands import ExportConfig
 from personalar.compose import conf_dir, read_config, register
-from personalar.config import ExportConfig
 from personalar.locate import obtain_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder

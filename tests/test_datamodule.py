@@ -91,6 +91,14 @@ def test_prompt_dropout_leaves_the_answer_alone_and_spares_stage_one(tiny_backen
     assert rows_only.sequence(0).ids[0] == tiny_backend.tokenizer.bos
 
 
+def test_a_tenth_of_the_prompts_is_dropped_as_lumina_does(tiny_backend) -> None:
+    made = stream(tiny_backend, data=DataNumbers(templates=["a {}"], prompt_dropout=0.1), loss="answer")
+    sequences = [made.sequence(i) for i in range(600)]
+    dropped = [s for s in sequences if s.ids[0] == tiny_backend.tokenizer.boi]
+    assert 36 <= len(dropped) <= 86  # five deviations around 60
+    assert all(all(s.loss_mask) and s.ids[-1] == tiny_backend.tokenizer.eoi for s in dropped)
+
+
 def test_collate_pads_at_the_right(tiny_backend) -> None:
     made = stream(tiny_backend)
     short, long = made.protocol.unconditional_ids(torch.ones(4, 4).long()), made.sequence(0)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 import personalar.adopt
 import personalar.export
 from personalar.adopt import adopt, read_adapter
+from personalar.commands import AdoptConfig, ExportConfig
 from personalar.concept import Concept, base_fingerprint, read_row
-from personalar.config import AdoptConfig, ExportConfig
 from personalar.decoding.plain import PlainDecoder
 from personalar.export import write_export
 from personalar.generator import Generator
