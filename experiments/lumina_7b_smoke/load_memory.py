@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float | str]]:
         print(json.dumps(rows[-1]), flush=True)
     out = args.out or args.work
     out.mkdir(parents=True, exist_ok=True)
-    (out / "load_memory.json").write_text(json.dumps({"torch": torch.__version__, "loads": rows}, indent=1))
+    (out / "load_memory.json").write_text(
+        json.dumps({"torch": torch.__version__, "loads": rows}, indent=1) + "\n"
+    )
     return rows
 
 

@@ -29,11 +29,12 @@ from memory import peak_host_bytes, reset_peak_memory
 
 from personalar.compose import conf_dir, group_options, read_config, register
 from personalar.config import RunConfig
+from personalar.datamodule import encode_photos
 from personalar.models.backend import load_backend
 from personalar.models.files import ModelFiles
 from personalar.run import prepare
 from personalar.session import Session
-from personalar.training import photo_codes, train_stage
+from personalar.training import train_stage
 
 TINY = ["model.layout.resolution=64", "model.dtype=float32"]
 SHAPES = [(640, 480), (480, 640), (512, 512), (960, 320), (700, 512)]
@@ -130,7 +131,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         backend = load_backend(files, dtype=dtype, device=args.device)
         row["weights_gb"] = round(sum(file.stat().st_size for file in files.weights()) / 1e9, 2)
     with meter.step("encode five photos") as row:
-        row["codes"] = [list(codes.shape[1:]) for codes in photo_codes(backend, session)]
+        photos, data = session.subject.images, session.config.model.recipe.data
+        row["codes"] = [list(codes.shape[1:]) for codes in encode_photos(backend, photos, data, seed=0)]
     del backend
     train(meter, session, stages, batch=args.batch)
     draw(meter, args, work, session)

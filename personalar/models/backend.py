@@ -141,6 +141,7 @@ def load_backend(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     attention: Literal["eager", "sdpa"] = "sdpa",
+    transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
     """Read a base model; everything in it is frozen and in evaluation mode.
 
@@ -148,6 +149,7 @@ def load_backend(
         where: a model folder, or the files that `files.open_folder` found.
         dtype: precision of the transformer; the VQ model stays float32.
         attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
+        transformer: one that is filled already, in place of the weights in the files.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -159,10 +161,11 @@ def load_backend(
     numbers = read_json(files.base / "config.json")
     codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
     tokenizer.check_ids(files.layout.ids | codes)
-    with torch.device("meta"):
-        transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-    # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
-    load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
+    if transformer is None:
+        with torch.device("meta"):
+            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
+        load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)

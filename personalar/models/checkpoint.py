@@ -116,7 +116,7 @@ def check_fit(module: nn.Module, shapes: Mapping[str, torch.Size], *, where: Pat
         "of another shape": [
             f"{name} {list(shape)} instead of {list(expected[name])}"
             for name, shape in shapes.items()
-            if name in expected and _expanded(name, shape, expected[name]) != expected[name]
+            if name in expected and not (shape == expected[name] or _can_expand(name, shape, expected[name]))
         ],
     }
     if any(problems.values()):
@@ -133,10 +133,15 @@ def fill(
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     state = {}
     for name, tensor in tensors:
-        repeats = expected[name][0] // tensor.shape[0] if tensor.shape != expected[name] else 1
-        whole = tensor.repeat_interleave(repeats, dim=0) if repeats > 1 else tensor
-        state[name] = whole.to(device, dtype)
+        state[name] = expand_norm(name, tensor, expected[name]).to(device, dtype)
     module.load_state_dict(state, strict=True, assign=True)
+
+
+def expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Return a query or key norm repeated to `shape`, or `tensor` as it is; see `load_strict`."""
+    if tensor.shape == shape or not _can_expand(name, tensor.shape, shape):
+        return tensor
+    return tensor.repeat_interleave(shape[0] // tensor.shape[0], dim=0)
 
 
 def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tensor]:
@@ -164,10 +169,9 @@ def _is_head_norm(name: str) -> bool:
     return ".q_norm." in name or ".k_norm." in name
 
 
-def _expanded(name: str, shape: torch.Size, wanted: torch.Size) -> torch.Size:
-    """Return what `shape` becomes on loading."""
+def _can_expand(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
     shared = _is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
-    return torch.Size((wanted[0], *shape[1:])) if shared else shape
+    return bool(shared) and shape[1:] == wanted[1:]
 
 
 @contextmanager
