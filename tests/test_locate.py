@@ -190,6 +190,16 @@ def test_a_folder_of_ones_own(cache: Path, lumina_dir: Path, vqgan_dir: Path, tm
         obtain_model(model("lumina_mgpt_7b_512", f"model.path={part}", where[1]), say=pytest.fail)
 
 
+def test_our_folder_without_its_parts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    part = Path(shutil.copytree(tiny_model_dir, tmp_path / "part"))
+    shutil.rmtree(part / "vq")
+    (part / "base" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        obtain_model(model("nano", f"model.path={part}"), say=pytest.fail)
+    for name in ("base/config.json", "vq/config.json", "vq/model.safetensors"):
+        assert str(part / name) in str(error.value)
+
+
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "a" / "b") == free_bytes(tmp_path) > 0
 

@@ -128,8 +128,9 @@ def open_folder(path: Path, *, vq: Path | None = None, layout: ProtocolConfig | 
         raise FileNotFoundError(
             f"no image tokenizer at {vq}; set model.vq_path to a folder with {VQ_CHECKPOINT} or safetensors"
         )
-    base = path if (path / "config.json").is_file() else path / "base"
-    return ModelFiles(base=base, vq=find_vq(vq or path), layout=layout)
+    if (path / "config.json").is_file():
+        return ModelFiles(base=path, vq=find_vq(vq or path), layout=layout)
+    return ModelFiles(base=path / "base", vq=find_vq(vq or path / "vq"), layout=layout)
 
 
 def find_vq(path: Path) -> Path:
