@@ -70,5 +70,5 @@ def test_loading_costs_the_model_and_one_shard(smoke, tmp_path: Path) -> None:
     assert [row["dtype"] for row in rows] == ["bfloat16", "float16"]
     for row in rows:
         assert row["model_gb"] > 0.1 and row["largest_shard_gb"] < 0.03
-        assert 0 < row["peak_gb"] <= row["model_gb"] + row["largest_shard_gb"] + 0.06, row
+        assert 0 < row["peak_gb"] <= row["model_gb"] + row["largest_shard_gb"] + 0.03, row
     assert json.loads((tmp_path / "load_memory.json").read_text())["loads"] == rows

@@ -2,7 +2,7 @@
 
     python experiments/lumina_7b_smoke/load_memory.py WORK
 
-The default is 2.2 GB in shards of half a GB. Each load is a process of its own, measured from its imports on.
+The default is 2.2 GB in shards of half a GB. Each load is a process of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_vqgan
+from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_random, write_vqgan
 from memory import peak_host_bytes, reset_peak_memory
 
 from personalar.layout import ProtocolConfig
@@ -43,8 +43,15 @@ def write(work: Path, *, width: int, layers: int, vocab: int, shard_bytes: int) 
 
 
 def load(work: Path, dtype: str) -> int:
-    """Load `work` and return by how many bytes the resident set peaked above what it was before."""
-    files = open_folder(work / "base", vq=work / "vq", layout=ProtocolConfig(resolution=64))
+    """Load `work` and return by how many bytes the resident set peaked above what it was before.
+
+    A tiny model is loaded first, so that what any load imports and keeps is not counted.
+    """
+    files, first = (
+        open_folder(folder / "base", vq=folder / "vq", layout=ProtocolConfig(resolution=64))
+        for folder in (work, work / "first")
+    )
+    load_backend(first, dtype=getattr(torch, dtype))
     reset_peak_memory(cuda=False)
     before = peak_host_bytes()
     backend = load_backend(files, dtype=getattr(torch, dtype))
@@ -68,6 +75,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float | str]]:
         return []
     numbers = {"width": args.width, "layers": args.layers, "vocab": args.vocab}
     write(args.work, **numbers, shard_bytes=args.shard_mb * 10**6)
+    write_random(args.work / "first", "tiny", device="cpu")
     sizes = [file.stat().st_size for file in weight_files(args.work / "base")]
     rows = []
     for dtype in ("bfloat16", "float16"):  # cast tensor by tensor, and as it lies in the file
