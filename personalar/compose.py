@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
 from personalar.config import (
     DecoderConfig,
     LoggerConfig,
@@ -83,6 +84,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="sample_schema", node=SampleConfig)
+    store.store(name="doctor_schema", node=DoctorConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    store.store(name="adopt_schema", node=AdoptConfig)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
     OmegaConf.register_new_resolver("choices", lambda: choices(conf_dir()), replace=True)

@@ -1,9 +1,9 @@
 """A concept: what a stage learned, as a folder that stages hand over and people share.
 
-    concept.json                 provenance: base, subject, identifier names -> ids, stage, config, versions,
-    hashes learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
-    weights.safetensors          changed transformer tensors, or absent lora/                        a PEFT
-    adapter folder, or absent
+    concept.json                 provenance: base, subject, identifier, stage, config, versions, hashes
+    learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
+    weights.safetensors          changed transformer tensors, or absent
+    lora/                        a PEFT adapter folder, or absent
 
 Loading runs no code and trusts nothing: safetensors and json only, hashes, shapes and finiteness are checked.
 `concept.json` is written last, so a folder without it is unfinished.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -51,15 +51,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def base_fingerprint(folder: Path) -> str:
-    """Return a hash of a base's weights: names, sizes, and the ends of every weight file (small ones whole).
+def base_fingerprint(files: Iterable[Path]) -> str:
+    """Return a hash of a base's weight files: names, sizes, and the ends of each (small ones whole).
 
     Hashing all of a 7B takes a minute; headers with every shape lie at the start of a safetensors file.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        digest.update(f"{path.name}:{size};".encode())
         with path.open("rb") as stream:
             digest.update(stream.read(1 << 20))
             if size > 1 << 20:
@@ -180,6 +180,34 @@ class Concept:
             )
             merge_lora(backend.transformer)
         return Identifier(tokens=self.tokens, rows=self.rows).to(device)
+
+
+def save_row(path: Path, name: str, row: Tensor) -> Path:
+    """Write one learned row (D,) as a file of one key; return its path."""
+    write_atomic(path, save_safetensors({name: row.reshape(1, -1).contiguous()}, metadata={"format": "pt"}))
+    return path
+
+
+def read_row(path: Path) -> Tensor:
+    """Return the row (1, D), float32, of a file of one key, whatever the key is called.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no safetensors file, holds several keys, several rows, or NaN.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"embeds={path} does not exist: give a learned_embeds.safetensors")
+    tensors = _tensors(path, path.read_bytes())
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{path} holds {len(tensors)} keys ({', '.join(tensors)}); one learned row is expected"
+        )
+    (row,) = tensors.values()
+    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
+        raise ValueError(
+            f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
+        )
+    return row.reshape(1, -1).float()
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

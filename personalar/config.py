@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
+from personalar.layout import ProtocolConfig
 from personalar.recipe import RecipeConfig, one_of, within
 
 
@@ -27,12 +28,35 @@ class SamplingNumbers:
 
 
 @dataclass(kw_only=True)
+class HubFiles:
+    """Files of one Hugging Face repository, and what to know before they are downloaded."""
+
+    repo: str = MISSING
+    """owner/name."""
+    revision: str = "main"
+    """Commit or branch; "main" is whatever the repository holds that day."""
+    licence: str = MISSING
+    """One line; the repository's page has the text to accept."""
+    files: list[str] = field(default_factory=list)
+    """Names or patterns of what is needed."""
+    gigabytes: float = MISSING
+    """About how much that is, in 1e9 bytes."""
+
+
+@dataclass(kw_only=True)
 class ModelConfig:
     """A base model: where its weights lie and what suits it."""
 
     name: str = MISSING
-    path: str = MISSING
-    """Folder of weights; "package://x" lies inside the installed package."""
+    path: str | None = None
+    """Folder of weights; "package://x" lies inside the installed package; null: from `hub`."""
+    vq_path: str | None = None
+    """Folder of the image tokenizer, where it is not in `path`; null: there, or from `vq_hub`."""
+    hub: HubFiles | None = None
+    vq_hub: HubFiles | None = None
+    """The image tokenizer's repository, where the model's has none."""
+    layout: ProtocolConfig | None = None
+    """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
     dtype: str = "float32"
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     sampling: SamplingNumbers = field(default_factory=SamplingNumbers)
@@ -41,6 +65,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if self.path is None and self.hub is None:
+            raise ValueError(f"model={self.name} says nowhere where its weights are: set model.path=DIR")
 
 
 @dataclass(kw_only=True)

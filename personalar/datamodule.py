@@ -53,15 +53,22 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
 def encode_photos(
     backend: ChameleonBackend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
 ) -> list[Tensor]:
-    """Return per photo the codes (A, h, w) of its A copies and crops."""
+    """Return per photo the codes (A, h, w) of its A copies and crops.
+
+    All of a photo have the size that suits the whole photo, so photos may differ from each other in shape.
+    """
     pools = []
     for index, photo in enumerate(photos):
         generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
+        prepare = partial(
+            backend.preprocess, size=backend.best_size(photo), crop=data.crop, generator=generator
+        )
         views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
-        views += [photo] if data.copies_per_photo else []
-        pixels = torch.stack([backend.preprocess(view, crop="center", generator=generator) for view in views])
+        alike = data.crop == "center"  # the same picture has the same codes
+        views += [photo] * (min(1, data.copies_per_photo) if alike else data.copies_per_photo)
+        pixels = torch.stack([prepare(view) for view in views])
         codes = torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
-        if data.copies_per_photo:  # the same picture has the same codes
+        if alike and data.copies_per_photo:
             codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))
         pools.append(codes)
     return pools

@@ -74,6 +74,9 @@ class DataNumbers:
     """Unchanged copies of each photo; with the crops they are the pool that batches draw from."""
     crop_scale: float = 0.8
     """Smallest side of a random crop relative to the photo."""
+    crop: str = "center"
+    """What of a photo is kept where its shape is none of the model's: "center", or "random" as Lumina-mGPT
+    trains (each copy another)."""
     replay_prompts: list[str] = field(default_factory=list)
     """Prompts of the replayed class images; "{}" becomes the noun."""
     replay_images: int = 0
@@ -88,6 +91,7 @@ class DataNumbers:
         within("copies_per_photo", self.copies_per_photo, 0)
         within("crops_per_photo + copies_per_photo", self.crops_per_photo + self.copies_per_photo, 1)
         within("crop_scale", self.crop_scale, 0.1, 1)
+        one_of("data.crop", self.crop, ("center", "random"))
 
 
 @dataclass(kw_only=True)

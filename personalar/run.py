@@ -21,13 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
-from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
+from personalar.locate import obtain_model
 from personalar.process import keep_memory, set_torch_threads
 from personalar.subject import load_subject, validation_prompts
 from personalar.types import Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
+    from personalar.models.files import ModelFiles
     from personalar.run_folder import RunFolder
     from personalar.session import Session
     from personalar.stage import Stage
@@ -62,7 +64,9 @@ def request_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, started: float) -> Session:
+def open_session(
+    config: RunConfig, subject: Subject, folder: RunFolder, files: ModelFiles, *, started: float
+) -> Session:
     """Load the judges and gather what every phase needs."""
     from hydra.utils import instantiate
 
@@ -75,7 +79,6 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
     set_torch_threads(config.trainer.threads)
     device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
     specs = validation_prompts(subject.noun, config.samples)
-    model_path = package_path(config.model.path)
     scorer = None
     if config.scorer.clip and config.scorer.dino:
         scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
@@ -88,8 +91,8 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
         reporter=Reporter(enabled=int(os.environ.get("LOCAL_RANK", 0)) == 0),
         decoder=instantiate(asdict(config.decoder), _convert_="all"),
         scorer=scorer,
-        base={"name": config.model.name, "fingerprint": base_fingerprint(model_path)},
-        model_path=model_path,
+        base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
+        model_files=files,
         device=device,
         started=started - folder.record.get("total_seconds", 0.0),
     )
@@ -172,16 +175,6 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
     finish(session)
 
 
-def check_model(config: RunConfig) -> None:
-    """Raise FileNotFoundError when the base's folder does not exist; nothing is loaded."""
-    path = package_path(config.model.path)
-    if not (path / "base").is_dir():
-        raise FileNotFoundError(
-            f"model={config.model.name}: no base/ in {path} (model.path={config.model.path}); "
-            "set model.path=DIR to a folder with base/ and vq/"
-        )
-
-
 def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage, str]]] | None:
     """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
 
@@ -190,7 +183,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     """
     started = time.perf_counter()
     subject = load_subject(config.subject)
-    check_model(config)
+    files = obtain_model(config.model, say=print)
     print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     from personalar.run_folder import RunFolder
     from personalar.session import learning_settings
@@ -202,7 +195,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
-    return open_session(config, subject, folder, started=started), stages
+    return open_session(config, subject, folder, files, started=started), stages
 
 
 def launch(cfg: DictConfig) -> None:

@@ -14,8 +14,9 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
-from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.compose import conf_dir, read_config, register
 from personalar.config import SampleConfig
+from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN
 
@@ -65,10 +66,10 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.process import set_torch_threads
 
     set_torch_threads(config.trainer.threads)
-    concept, model_path = Concept.load(folder), package_path(config.model.path)
-    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(model_path))
+    concept, files = Concept.load(folder), obtain_model(config.model, say=print)
+    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = load_backend(
-        model_path,
+        files,
         dtype=getattr(torch, config.model.dtype),
         device="cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator,
         attention=config.trainer.attention,

@@ -28,6 +28,7 @@ from personalar.generator import (
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.models.files import ModelFiles
 from personalar.png import save_png
 from personalar.process import peak_memory_bytes, set_torch_threads
 from personalar.run_folder import RunFolder
@@ -62,7 +63,7 @@ class Session:
     scorer: SubjectScorer | None
     base: dict[str, str]
     """Name and fingerprint of the base."""
-    model_path: Path
+    model_files: ModelFiles
     device: str
     started: float
     """When the run began (`time.perf_counter`), less what earlier parts of it took."""
@@ -81,7 +82,7 @@ class Session:
         """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
         set_torch_threads(self.config.trainer.threads)
         backend = load_backend(
-            self.model_path,
+            self.model_files,
             dtype=getattr(torch, self.config.model.dtype),
             device=self.device,
             attention=self.config.trainer.attention,

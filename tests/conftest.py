@@ -6,9 +6,20 @@ import torch
 from conftest_backend import tiny_backend, tiny_model_dir
 from conftest_run import do_run, finished_run, session
 from conftest_scoring import tiny_scorer_dir
+from conftest_upstream import lumina_dir, lumina_files, vqgan_dir
 from hypothesis import settings
 
-__all__ = ["do_run", "finished_run", "session", "tiny_backend", "tiny_model_dir", "tiny_scorer_dir"]
+__all__ = [
+    "do_run",
+    "finished_run",
+    "lumina_dir",
+    "lumina_files",
+    "session",
+    "tiny_backend",
+    "tiny_model_dir",
+    "tiny_scorer_dir",
+    "vqgan_dir",
+]
 
 torch.set_num_threads(1)  # two threads are ten times slower than one on a busy machine
 settings.register_profile("personalar", deadline=None, derandomize=True, max_examples=50, database=None)

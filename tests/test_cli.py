@@ -30,7 +30,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["+subject=cta"], "did you mean cat?"),
         (["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no usable photo"),
         (["+subject=cat", "trainer.thread=1"], "did you mean threads?"),
-        (["+subject=cat", "model.path=nowhere"], "no base/ in nowhere"),
+        (["+subject=cat", "model.path=nowhere"], "no model folder at nowhere"),
     ],
 )
 def test_mistakes_end_in_one_sentence_at_once(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -131,7 +131,10 @@ def test_no_safetensors(tmp_path: Path) -> None:
 
 
 def test_fingerprint_sees_every_weight_file(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"1" * (3 << 20))
-    first = base_fingerprint(tmp_path)
-    (tmp_path / "a.safetensors").write_bytes(b"1" * ((3 << 20) - 1) + b"2")
-    assert base_fingerprint(tmp_path) != first
+    file, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    file.write_bytes(b"1" * (3 << 20))
+    other.write_bytes(b"1")
+    first = base_fingerprint([file])
+    assert base_fingerprint([file, other]) != first == base_fingerprint([file])
+    file.write_bytes(b"1" * ((3 << 20) - 1) + b"2")
+    assert base_fingerprint([file]) != first

@@ -35,7 +35,14 @@ ROUNDS = max(map(len, GROUP_OPTIONS.values()))
 
 def test_every_yaml_is_a_choice_or_a_command() -> None:
     yamls = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")}
-    assert yamls == {f"{group}/{name}" for group, name in CHOICES} | {"run", "sample", "hydra_settings"}
+    assert yamls == {f"{group}/{name}" for group, name in CHOICES} | {
+        "run",
+        "sample",
+        "doctor",
+        "export",
+        "adopt",
+        "hydra_settings",
+    }
 
 
 @pytest.mark.parametrize("turn", range(ROUNDS))

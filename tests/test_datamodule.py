@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest_backend import make_backend
 from PIL import Image
 
 from personalar.config import StageMethod
@@ -20,6 +21,8 @@ from personalar.datamodule import (
     random_crop,
     stream_seed,
 )
+from personalar.identifier import Identifier
+from personalar.module import sequence_loss
 from personalar.recipe import DataNumbers, StageNumbers
 from personalar.stage import Stage
 
@@ -88,6 +91,14 @@ def test_prompt_dropout_leaves_the_answer_alone_and_spares_stage_one(tiny_backen
     assert rows_only.sequence(0).ids[0] == tiny_backend.tokenizer.bos
 
 
+def test_a_tenth_of_the_prompts_is_dropped_as_lumina_does(tiny_backend) -> None:
+    made = stream(tiny_backend, data=DataNumbers(templates=["a {}"], prompt_dropout=0.1), loss="answer")
+    sequences = [made.sequence(i) for i in range(600)]
+    dropped = [s for s in sequences if s.ids[0] == tiny_backend.tokenizer.boi]
+    assert 36 <= len(dropped) <= 86  # five deviations around 60
+    assert all(all(s.loss_mask) and s.ids[-1] == tiny_backend.tokenizer.eoi for s in dropped)
+
+
 def test_collate_pads_at_the_right(tiny_backend) -> None:
     made = stream(tiny_backend)
     short, long = made.protocol.unconditional_ids(torch.ones(4, 4).long()), made.sequence(0)
@@ -121,6 +132,64 @@ def test_crops_and_copies(tiny_backend) -> None:
     assert all(torch.equal(a, b) for a, b in zip(pools, again, strict=True))
     plain = encode_photos(tiny_backend, photos, dataclasses.replace(data, crops_per_photo=0), seed=0)
     assert torch.equal(plain[1][0], pools[1][4])
+
+
+def mixed_photos() -> list[Image.Image]:
+    gradient = Image.linear_gradient("L").convert("RGB")
+    return [gradient.resize(size) for size in ((300, 100), (120, 130), (90, 300))]
+
+
+def test_photos_of_mixed_shapes_train_together() -> None:
+    backend = make_backend(buckets="aspect")
+    data = DataNumbers(templates=["a {}"], crops_per_photo=2, crop="random", copies_per_photo=3)
+    pools = encode_photos(backend, mixed_photos(), data, seed=0)
+    assert [tuple(pool.shape) for pool in pools] == [(5, 2, 6), (5, 4, 4), (5, 6, 2)]  # 48x16, 32x32, 16x48
+    made = stream(
+        backend,
+        data=data,
+        photo_codes=pools,
+        tokens=dict(zip(("[V]", "[S1]", "[S2]", "[S3]"), backend.tokenizer.concept_ids, strict=False)),
+    )
+    sequences = [made.sequence(i) for i in range(40)]
+    text = backend.tokenizer.decode_text
+    for sequence in sequences:
+        h, w = backend.protocol.parse_image(sequence.ids).shape
+        start = sequence.ids.index(backend.tokenizer.boi)
+        assert f"an image of {8 * w}x{8 * h} according" in text(sequence.ids[:start])
+    assert len({len(backend.protocol.parse_image(s.ids)) for s in sequences}) == 3
+    batch = collate(sequences[:6], pad=1)
+    assert batch["loss_mask"].sum() == sum(sum(s.loss_mask) for s in sequences[:6])
+
+
+def test_random_crops_differ_between_copies_and_repeat_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, seen = make_backend(), []
+    preprocess = backend.preprocess
+
+    def spy(image: Image.Image, **how: object) -> torch.Tensor:
+        seen.append(preprocess(image, **how))
+        return seen[-1]
+
+    monkeypatch.setattr(backend, "preprocess", spy)
+    wide = [Image.linear_gradient("L").convert("RGB").rotate(90).resize((320, 64))]
+    data = DataNumbers(templates=["{}"], crop="random", copies_per_photo=4)
+    first = encode_photos(backend, wide, data, seed=3)
+    assert len({tuple(view.flatten().tolist()) for view in seen}) > 1
+    assert torch.equal(encode_photos(backend, wide, data, seed=3)[0], first[0])
+    centred = encode_photos(backend, wide, dataclasses.replace(data, crop="center"), seed=3)[0]
+    assert len(seen) == 4 + 4 + 1 and torch.equal(centred[0], centred[3])
+
+
+def test_padding_is_never_looked_at(tiny_backend) -> None:
+    """Lumina-mGPT pads with id 0 and no mask; whatever stands there, the loss is the same."""
+    made = stream(tiny_backend, replay=False)
+    sequences = [made.sequence(i) for i in range(4)]
+    assert len({len(s.ids) for s in sequences}) > 1
+    identifier = Identifier(tokens=made.tokens, rows=torch.ones(3, 32))
+    losses = [
+        sequence_loss(tiny_backend, identifier, collate(sequences, pad=pad), loss="image_tokens", z_loss=1e-5)
+        for pad in (0, 1)
+    ]
+    assert torch.equal(*losses)
 
 
 def test_a_crop_keeps_the_aspect_and_the_smallest_scale() -> None:

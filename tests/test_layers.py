@@ -11,12 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample"),
+    5: ("run", "sample", "doctor", "export", "adopt"),
     4: ("report", "summary", "plot"),
     3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
-    2: ("stage", "identifier", "concept", "run_folder"),
+    2: ("stage", "identifier", "concept", "run_folder", "locate"),
     1: ("subject", "photos", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
-    0: ("config", "compose", "recipe", "types", "process", "arguments", "__init__"),
+    0: ("config", "commands", "compose", "recipe", "layout", "types", "process", "arguments", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant
@@ -26,7 +26,7 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample"),
+    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt"),
     "lightning": ("module", "datamodule", "training", "callbacks"),
     "transformers": ("models", "scoring"),
     "deepspeed": (),
@@ -87,7 +87,16 @@ def test_heavy_libraries_stay_where_they_are_allowed(path: Path) -> None:
         assert library != "transformers" or deferred, f"{path} imports transformers at import time"
 
 
-@pytest.mark.parametrize("module", ["personalar", "personalar.run", "personalar.sample", "personalar.config"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "personalar",
+        *(
+            f"personalar.{name}"
+            for name in ("run", "sample", "doctor", "export", "adopt", "locate", "config")
+        ),
+    ],
+)
 def test_importing_loads_nothing_heavy(module: str) -> None:
     heavy = {"torch", "transformers", "lightning", "deepspeed"}
     code = f"import sys, {module}; print(*{heavy} & set(sys.modules))"

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range, to_uint8
+from personalar.models.preprocess import (
+    bucket_sizes,
+    choose_bucket,
+    flatten_alpha,
+    preprocess,
+    to_model_range,
+    to_uint8,
+)
 
 GOLDEN = {
     (1024, 1024): ((512, 512), (768, 768), (1024, 1024)),
@@ -124,3 +131,11 @@ def test_crop_errors() -> None:
         preprocess(picture(32, 32), sizes=[(32, 32)], crop="left")
     with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
         preprocess(picture(32, 32), sizes=[(32, 32)], crop="random")
+
+
+def test_chameleon_resizes_in_one_lanczos_step_after_the_alpha() -> None:
+    image = picture(300, 200, "RGBA")
+    white = flatten_alpha(image)
+    expected = white.resize((96, 64), Image.Resampling.LANCZOS).crop((16, 0, 80, 64))
+    got = preprocess(image, sizes=[(64, 64)], resize="lanczos")
+    assert np.array_equal(level(got), np.asarray(expected).transpose(2, 0, 1))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from personalar.models.preprocess import bucket_sizes
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer, build_tokenizer
 
@@ -181,15 +182,79 @@ def test_size_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"buckets": "round"}, "buckets='round' is unknown"),
-        ({"loss": "text"}, "loss='text' is unknown"),
-        ({"resolution": 100}, "resolution=100 must be a multiple of grid_px=32"),
+        ({"buckets": "round"}, "layout.buckets='round' is not known; allowed: square, aspect"),
+        ({"loss": "text"}, "layout.loss='text' is not known; allowed: image_tokens"),
+        ({"resolution": 100}, "layout.resolution=100 must be a multiple of layout.grid_px=32"),
         ({"prompt_template": "draw"}, "must contain {prompt}"),
+        ({"structure": "spiral"}, "layout.structure='spiral' is not known; allowed: rows, flat"),
+        ({"structure": "flat"}, "it needs layout.buckets=square"),
+        ({"unconditional": "all"}, "allowed: image, separator, bos"),
+        ({"resize": "nearest"}, "allowed: halving, lanczos"),
     ],
 )
 def test_config_errors(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProtocolConfig(**change)
+
+
+FLAT_CONFIG = ProtocolConfig(
+    grid_px=16,
+    resolution=32,
+    buckets="square",
+    structure="flat",
+    unconditional="bos",
+    prompt_template="{prompt}",
+)
+FLAT = Protocol(TOKENIZER, FLAT_CONFIG, downsample=8)
+
+
+def test_chameleons_layout_is_flat() -> None:
+    codes = codes_of(4, 4)
+    t = TOKENIZER
+    ids = [t.boi, *(codes.flatten() + t.code_offset).tolist(), t.eoi]
+    assert FLAT.image_ids(codes) == ids and FLAT.image_prefix(4, 4) == [t.boi]
+    assert torch.equal(FLAT.parse_image(ids), codes)
+    assert FLAT.prompt_ids("a cat", 32, 32) == [t.bos, *t.encode_text("a cat"), t.sep]
+    assert FLAT.grammar(4, 4) == [t.boi, *[None] * 16, t.eoi]
+    dropped = FLAT.unconditional_ids(codes, loss="answer")
+    assert dropped.ids == (t.bos, *ids) and dropped.loss_mask == (False, *[True] * 18)
+    with pytest.raises(ValueError, match="cut off: 4x4 codes need 18 ids, got 17"):
+        FLAT.parse_image(ids[:-1])
+    with pytest.raises(
+        ValueError, match="got 2x4 codes; a model without size tokens knows only 32x32 pixels"
+    ):
+        FLAT.image_ids(codes_of(2, 4))
+
+
+@pytest.mark.parametrize(("resolution", "longest"), [(512, 1088), (768, 2400), (1024, 4224)])
+def test_every_bucket_round_trips(resolution: int, longest: int) -> None:
+    """Every image size of a published model: height before width, newlines, lengths, and back."""
+    bodies = []
+    for width, height in bucket_sizes(resolution, 32):
+        h, w = LUMINA.code_shape(width, height)
+        codes = torch.arange(h * w).view(h, w) % 8192
+        ids = LUMINA.image_ids(codes)
+        bodies.append(len(ids) - 4)
+        assert ids[1:3] == [8804 + height // 32, 8804 + width // 32] and bodies[-1] == h * (w + 1)
+        assert [place for place, index in enumerate(ids) if index == 8803] == [
+            3 + row * (w + 1) + w for row in range(h)
+        ]
+        assert torch.equal(LUMINA.parse_image([0, 300, 8710, *ids, 8710]), codes)
+        text = f"Generate an image of {width}x{height} according to the following prompt:\n"
+        assert LUMINA.prompt_ids("", width, height) == [0, *LuminaIds().encode_text(text), 8710]
+    assert max(bodies) == longest
+
+
+def test_the_dropped_prompt_leaves_tokens_that_are_all_labels() -> None:
+    """Upstream's rule: tokens and labels become the supervised ones without the last separator."""
+    codes = codes_of(4, 4, num_codes=8192)
+    full, dropped = (
+        LUMINA.training_ids("a cat", codes, loss="answer"),
+        LUMINA.unconditional_ids(codes, loss="answer"),
+    )
+    supervised = tuple(index for index, on in zip(full.ids, full.loss_mask, strict=True) if on)
+    assert supervised[-1] == 8710 and dropped.ids == supervised[:-1] and all(dropped.loss_mask)
+    assert (dropped.ids[0], dropped.ids[-1]) == (8197, 8196)
 
 
 def test_the_7b_vocabulary_order_gives_the_7b_ids() -> None:

@@ -36,12 +36,14 @@ def compose(command: str):
     from hydra import initialize_config_dir
 
     from personalar.arguments import prepare_arguments
+    from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
     from personalar.compose import conf_dir, read_config, register
     from personalar.config import RunConfig, SampleConfig
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
-    schema = {"run": RunConfig, "sample": SampleConfig}[name]
+    schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig}
+    schema = (schemas | {"export": ExportConfig, "adopt": AdoptConfig})[name]
     multirun = "-m" in words
     arguments = [word for word in words[1:] if word not in ("-m", "--cfg", "job")]
     arguments = prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=name == "run")

@@ -10,7 +10,7 @@ from conftest_backend import NUM_CODES, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personalar.models.tokenizer import Tokenizer, build_tokenizer, code_name, reserved_name
+from personalar.models.tokenizer import Tokenizer, build_tokenizer, chameleon_names, code_name, reserved_name
 
 TOKENIZER = make_tokenizer()
 TOKENIZER_LAST = reserved_name(9004 + 11)
@@ -155,3 +155,34 @@ def test_size_errors() -> None:
 def test_vocabulary_too_small() -> None:
     with pytest.raises(ValueError, match="need at least"):
         build_tokenizer(["a"], num_codes=64, max_grids=4, num_concept_ids=4, vocab_size=100)
+
+
+def test_a_rewritten_pre_tokenizer_is_refused(tmp_path: Path) -> None:
+    """What automatic classes have made of byte-level files: every space of a prompt is gone."""
+    content = json.loads(TOKENIZER.to_json())
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="without the spaces: its file was rewritten"):
+        Tokenizer.from_file(path)
+
+
+def test_luminas_placeholder_is_no_row_of_the_model(tmp_path: Path) -> None:
+    content = json.loads(TOKENIZER.to_json())
+    flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"].append({"id": TOKENIZER.vocab_size, "content": "<|image|>", **flags})
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.vocab_size == TOKENIZER.vocab_size
+    assert max(tokenizer.encode_text("a <|image|> cat")) < tokenizer.vocab_size
+
+
+def test_reserved_names_are_four_behind_their_number() -> None:
+    names = chameleon_names()
+    assert (len(names), names[-1]) == (16384, "<reserved16379>")
+    assert all(names[number + 4] == reserved_name(number) for number in range(8706, 16380))
+    assert (names[8197], names[8196], names[8198], names[8709]) == (
+        "<racm3:break>", "<eoss>", "<sentinel:0>", "<sentinel:511>",
+    )  # fmt: skip
+    assert all(names[code + 4] == code_name(code) for code in range(8192))

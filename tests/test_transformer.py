@@ -183,3 +183,23 @@ def test_state_is_parameters_only() -> None:
     transformer = build()
     assert set(transformer.state_dict()) == {name for name, _ in transformer.named_parameters()}
     assert not list(transformer.buffers())
+
+
+def test_residual_dropout_acts_in_training_mode_only() -> None:
+    plain, dropping = build(), build(dropout=0.5)
+    embeds = plain.embed(random_ids(2, 6))
+    assert torch.equal(dropping.eval()(embeds), plain(embeds))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = dropping.train()(embeds), dropping(embeds)
+    assert not torch.equal(first, second)
+    numbers = dropping.config.to_hf()
+    assert numbers["dropout"] == 0.5 and TransformerConfig.from_hf(numbers).dropout == 0.5
+
+
+@pytest.mark.parametrize("swin_norm", [False, True])
+def test_dropout_falls_on_what_a_block_adds(swin_norm: bool) -> None:
+    """With everything dropped only the residual stream is left, in both kinds of layer."""
+    transformer = build(dropout=1.0, swin_norm=swin_norm).train()
+    embeds = transformer.embed(random_ids(1, 4))
+    assert torch.equal(transformer(embeds), transformer.model.norm(embeds))

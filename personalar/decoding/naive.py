@@ -53,7 +53,8 @@ class NaiveDecoder:
                 continue
             logits = self._last_logits(backend, prompt + answer, identifier)
             if self.sampling.cfg_scale != 1.0:
-                without = self._last_logits(backend, answer, identifier)
+                alone = [*backend.unconditional_prompt, *answer]
+                without = self._last_logits(backend, alone, identifier)
                 logits = cfg_combine(logits, without, self.sampling.cfg_scale)
             position = torch.tensor([len(codes)], device=backend.device)
             noise = gumbel_noise(seeds, position, logits.shape[-1])[:, 0]

@@ -52,7 +52,7 @@ class PlainDecoder:
         rows = [[*prompt, *prefix] for prompt in prompts]
         guided = self.sampling.cfg_scale != 1.0
         if guided:
-            rows += [prefix] * len(prompts)
+            rows += [[*backend.unconditional_prompt, *prefix]] * len(prompts)
         hidden, cache = prefill(
             backend, rows, num_more=sum(map(len, followers)) + len(followers), identifier=identifier
         )

@@ -1,30 +1,28 @@
 """The Chameleon backend: Lumina-mGPT, Anole, Chameleon and the small model that ships with the package.
 
-They are one class with other numbers. A model folder looks like this:
-
-    protocol.json                              the sequence layout's numbers (`ProtocolConfig`)
-    base/{config.json, tokenizer.json}         as transformers writes them for Chameleon
-    base/model.safetensors                     or shards with an index
-    vq/{config.json, model.safetensors}        the image tokenizer, encoder and decoder
+They are one class with other numbers. Where their files lie and what they are called: `files.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from personalar.models.cache import KVCache
-from personalar.models.checkpoint import load_strict, read_json, write_bytes, write_json, write_tensors
-from personalar.models.preprocess import bucket_sizes, preprocess, to_model_range
+from personalar.models.checkpoint import load_strict, write_tensors
+from personalar.models.export import hf_config
+from personalar.models.files import ModelFiles, open_folder, read_json, write_bytes, write_json
+from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.vq import VQConfig, VQModel
+from personalar.models.vq_checkpoint import load_vq
 
 VQ_PIXELS_AT_ONCE = 2**22  # 16 images of 512x512; bounds the memory of convolutions at full resolution
 
@@ -67,6 +65,11 @@ class ChameleonBackend(nn.Module):
         return self.transformer.lm_head.weight.dtype
 
     @property
+    def unconditional_prompt(self) -> list[int]:
+        """Ids before the image in the unconditional context of guidance."""
+        return self.protocol.unconditional_prompt
+
+    @property
     def code_offset(self) -> int:
         """The id of image code 0."""
         return self.tokenizer.code_offset
@@ -75,11 +78,17 @@ class ChameleonBackend(nn.Module):
         self,
         image: Image.Image,
         *,
+        size: tuple[int, int] | None = None,
         crop: Literal["center", "random"] = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of the best of `self.sizes`; see `preprocess.preprocess`."""
-        return preprocess(image, sizes=self.sizes, crop=crop, generator=generator)
+        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best of `self.sizes`."""
+        sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
+        return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
+
+    def best_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the one of `self.sizes` (width, height) that loses least of an upright `image`."""
+        return choose_bucket(image.width, image.height, self.sizes)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -127,53 +136,47 @@ class ChameleonBackend(nn.Module):
 
 
 def load_backend(
-    path: Path,
+    where: Path | ModelFiles,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     attention: Literal["eager", "sdpa"] = "sdpa",
+    transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
-    """Read a model folder; everything in it is frozen and in evaluation mode.
+    """Read a base model; everything in it is frozen and in evaluation mode.
 
     Args:
-        path: the folder.
+        where: a model folder, or the files that `files.open_folder` found.
         dtype: precision of the transformer; the VQ model stays float32.
         attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
+        transformer: one that is filled already, in place of the weights in the files.
 
     Raises:
         FileNotFoundError: when a file is missing.
         ValueError: when files do not fit together, naming the tensors or settings.
     """
     device = torch.device(device)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no model folder at {path}; set model.path to a folder with base/ and vq/")
-    protocol = _from_json(ProtocolConfig, path / "protocol.json")
-    tokenizer = Tokenizer.from_file(path / "base" / "tokenizer.json")
-    with torch.device("meta"):
-        numbers = read_json(path / "base" / "config.json")
-        transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-        vq = VQModel(VQConfig.from_hf(read_json(path / "vq" / "config.json")))
-    # A Chameleon checkpoint may carry the encoder half of its image tokenizer; ours comes from vq/.
-    load_strict(transformer, path / "base", dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
-    load_strict(vq, path / "vq", dtype=torch.float32, device=device)
-    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=protocol)
+    files = open_folder(where) if isinstance(where, Path) else where
+    tokenizer = Tokenizer.from_file(files.base / "tokenizer.json")
+    numbers = read_json(files.base / "config.json")
+    codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
+    tokenizer.check_ids(files.layout.ids | codes)
+    if transformer is None:
+        with torch.device("meta"):
+            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
+        load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
+    vq = load_vq(files.vq, device=device)
+    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)
 
 
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
     """Write a model folder with weights in `dtype`, each file atomically; return it."""
-    tokenizer, vq = backend.tokenizer, backend.vq.config.to_hf()
-    base = backend.transformer.config.to_hf() | {
-        "architectures": ["ChameleonForConditionalGeneration"],
-        "bos_token_id": tokenizer.bos,
-        "pad_token_id": tokenizer.pad,
-        "eos_token_id": tokenizer.sep,
-        "vocabulary_map": {"<image>": tokenizer.boi},  # transformers cannot construct the model without one
-        "vq_config": vq,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    tokenizer, vq = backend.tokenizer, backend.vq.config
+    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype)
     write_json(path / "base" / "config.json", base)
-    write_json(path / "vq" / "config.json", vq)
+    write_json(path / "vq" / "config.json", vq.to_hf())
     write_bytes(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
     write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
     write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
@@ -198,13 +201,3 @@ def init_backend(
     return ChameleonBackend(
         transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
     ).eval()
-
-
-def _from_json(kind: type[ProtocolConfig], path: Path) -> ProtocolConfig:
-    values: dict[str, Any] = read_json(path)
-    unknown = sorted(set(values) - set(kind.__dataclass_fields__))
-    if unknown:
-        raise ValueError(
-            f"{path} has unknown keys {unknown}; allowed are {sorted(kind.__dataclass_fields__)}"
-        )
-    return kind(**values)

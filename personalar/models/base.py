@@ -46,6 +46,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def unconditional_prompt(self) -> Sequence[int]:
+        """Ids before the image in the unconditional context of guidance; Lumina-mGPT has none."""
+        ...
+
+    @property
     def code_offset(self) -> int:
         """The id of image code 0; codes are one block of ids in order."""
         ...
@@ -54,10 +59,11 @@ class Backend(Protocol):
         self,
         image: Image.Image,
         *,
+        size: tuple[int, int] | None = None,
         crop: Literal["center", "random"] = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of a size this model knows."""
+        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best this model knows."""
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -49,7 +49,21 @@ def resize_and_crop(
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(size[0] / image.width, size[1] / image.height)
     resized = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(resized, Image.Resampling.BICUBIC)
+    return _crop(image.resize(resized, Image.Resampling.BICUBIC), size, crop=crop, generator=generator)
+
+
+def lanczos_and_crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
+    """Fill `size` (width, height) in one Lanczos step, as Chameleon's own code does, and crop the rest."""
+    scale = max(size[0] / image.width, size[1] / image.height)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return _crop(image.resize(resized, Image.Resampling.LANCZOS), size, crop=crop, generator=generator)
+
+
+def _crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
     spare = (image.width - size[0], image.height - size[1])
     if crop == "random":
         left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
@@ -73,6 +87,7 @@ def preprocess(
     image: Image.Image,
     *,
     sizes: list[tuple[int, int]],
+    resize: str = "halving",
     crop: Literal["center", "random"] = "center",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -80,6 +95,7 @@ def preprocess(
 
     Args:
         image: any mode and size; turned upright by its EXIF orientation.
+        resize: "halving" (Lumina-mGPT) or "lanczos" (Chameleon, where transparency goes before the resize).
         crop: "center" for evaluation; "random" for training, as upstream trained.
         generator: source of the random crop.
     """
@@ -91,7 +107,10 @@ def preprocess(
     if image.mode not in ("RGB", "RGBA"):  # palettes and the like cannot be interpolated
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     size = choose_bucket(image.width, image.height, sizes)
-    image = flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
+    if resize == "lanczos":
+        image = lanczos_and_crop(flatten_alpha(image), size, crop=crop, generator=generator)
+    else:
+        image = flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
     levels = torch.from_numpy(np.array(image, dtype=np.float64))
     return (levels / 255.0).permute(2, 0, 1).float().contiguous()
 

@@ -5,7 +5,8 @@
 
 A row is its codes, left to right, and a NEWLINE. Width comes first in words, height first in size tokens. The
 unconditional context of classifier-free guidance is the answer alone. `h, w` count codes, a grid is `grid_px`
-pixels.
+pixels. Chameleon and Anole (`structure: flat`) have neither sizes nor newlines: BOI codes EOI, always of one
+size.
 """
 
 from __future__ import annotations
@@ -18,39 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from personalar.layout import ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 
 Loss = Literal["image_tokens", "answer"]
-LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolConfig:
-    """What a checkpoint was trained with; `protocol.json` in its folder."""
-
-    grid_px: int = 32
-    """Pixels per unit of a size token."""
-    resolution: int = 512
-    """Side in pixels of the square image, and of the bucket area."""
-    buckets: Literal["square", "aspect"] = "aspect"
-    """Which image shapes it knows: the square only, or all of Lumina's aspect ratios of that area."""
-    prompt_template: str = LUMINA_PROMPT
-    """The user's turn, with {width}, {height} and {prompt}."""
-    loss: Loss = "image_tokens"
-    """Default of what is predicted: image codes (the paper), or Lumina's whole answer."""
-    z_loss_weight: float = 0.0
-    """Default weight of mean(logsumexp(logits) ** 2); 1e-5 in Lumina's own training."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for values that cannot be meant."""
-        if self.buckets not in ("square", "aspect"):
-            raise ValueError(f"buckets={self.buckets!r} is unknown; use 'square' or 'aspect'")
-        if self.loss not in ("image_tokens", "answer"):
-            raise ValueError(f"loss={self.loss!r} is unknown; use 'image_tokens' or 'answer'")
-        if self.grid_px < 1 or self.resolution % self.grid_px:
-            raise ValueError(f"resolution={self.resolution} must be a multiple of grid_px={self.grid_px}")
-        if "{prompt}" not in self.prompt_template:
-            raise ValueError(f"prompt_template={self.prompt_template!r} must contain {{prompt}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +49,10 @@ class Protocol:
             )
         self.tokenizer, self.config, self.downsample = tokenizer, config, downsample
         self.codes_per_grid = config.grid_px // downsample
+        self.flat = config.structure == "flat"
+        before = {"image": [], "separator": [tokenizer.sep], "bos": [tokenizer.bos]}
+        self.unconditional_prompt: list[int] = before[config.unconditional]
+        """Ids before the image in the unconditional context of guidance."""
 
     def code_shape(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Return (h, w) codes of an image. Raises ValueError when a side is not a multiple of the grid."""
@@ -88,16 +64,23 @@ class Protocol:
 
     def grammar(self, h: int, w: int) -> list[int | None]:
         """Return the answer's forced id at every position from BOI to EOI, None where a code is free."""
-        row = [None] * w + [self.tokenizer.newline]
+        row = [None] * w + ([] if self.flat else [self.tokenizer.newline])
         return [*self.image_prefix(h, w), *(row * h), self.tokenizer.eoi]
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI and the two size tokens: what comes before the first code."""
+        """Return BOI and, where the structure has them, two size tokens: what comes before the first code."""
         if h % self.codes_per_grid or w % self.codes_per_grid:
             raise ValueError(
                 f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}"
             )
         tokens = self.tokenizer
+        if self.flat:
+            if h * self.downsample != self.config.resolution or w != h:
+                raise ValueError(
+                    f"got {h}x{w} codes; a model without size tokens knows only "
+                    f"{self.config.resolution}x{self.config.resolution} pixels"
+                )
+            return [tokens.boi]
         return [
             tokens.boi,
             tokens.size_id(h // self.codes_per_grid),
@@ -126,7 +109,7 @@ class Protocol:
     def image_ids(self, codes: Tensor) -> list[int]:
         """Return BOI, sizes, rows and EOI of codes (h, w)."""
         self._check_codes(codes)
-        newlines = torch.full((codes.shape[0], 1), self.tokenizer.newline)
+        newlines = torch.full((codes.shape[0], 0 if self.flat else 1), self.tokenizer.newline)
         body = torch.cat((codes.cpu().long() + self.tokenizer.code_offset, newlines), dim=1)
         return [*self.image_prefix(*codes.shape), *body.flatten().tolist(), self.tokenizer.eoi]
 
@@ -146,8 +129,8 @@ class Protocol:
         )
 
     def unconditional_ids(self, codes: Tensor, *, loss: Loss | None = None) -> TrainingSequence:
-        """Return the answer alone, BOI to EOI: what a dropped prompt leaves."""
-        return self._masked([], self.image_ids(codes), loss or self.config.loss)
+        """Return the answer after the unconditional context, BOI to EOI: what a dropped prompt leaves."""
+        return self._masked(self.unconditional_prompt, self.image_ids(codes), loss or self.config.loss)
 
     def parse_image(self, ids: Sequence[int]) -> Tensor:
         """Return the codes (h, w) of the last image in `ids`.
@@ -160,7 +143,9 @@ class Protocol:
         answer = list(ids[len(ids) - 1 - list(reversed(ids)).index(tokens.boi) :])
         if len(answer) < 3:
             raise ValueError(f"the image is cut off: {len(answer)} ids from its begin-of-image token on")
-        h, w = (tokens.grids(index) * self.codes_per_grid for index in answer[1:3])
+        side = self.config.resolution // self.downsample
+        sizes = (tokens.grids(index) * self.codes_per_grid for index in answer[1:3])
+        h, w = (side, side) if self.flat else sizes
         grammar = self.grammar(h, w)
         if len(answer) < len(grammar):
             raise ValueError(
@@ -171,7 +156,8 @@ class Protocol:
                 raise ValueError(
                     f"id {got} at image position {position}, expected {forced} for {h}x{w} codes"
                 )
-        body = torch.tensor(answer[3 : len(grammar) - 1]).view(h, w + 1)[:, :w] - tokens.code_offset
+        first = grammar.index(None)
+        body = torch.tensor(answer[first : len(grammar) - 1]).view(h, -1)[:, :w] - tokens.code_offset
         self._check_codes(body)
         return body
 

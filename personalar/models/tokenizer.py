@@ -8,7 +8,7 @@ names that Meta's and Lumina-mGPT's vocabulary give them, and what must hold bet
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +20,7 @@ END_OF_IMAGE, BEGIN_OF_IMAGE = "<eoss>", "<racm3:break>"
 SEPARATOR, NEWLINE = "<reserved08706>", "<reserved08799>"
 SIZE_BASE = 8800  # `<reserved(8800 + n)>` stands for a side of n grids
 CONCEPT_BASE = 9004  # reserved names from here on are used by no released checkpoint
+PLACEHOLDER = "<|image|>"
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 _SPECIAL = re.compile(
@@ -52,7 +53,8 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        # Lumina-mGPT's own code adds this name behind the vocabulary, for itself: it has no embedding.
+        self.vocab_size = max(index for name, index in vocabulary.items() if name != PLACEHOLDER) + 1
         self.bos, self.pad = _require(vocabulary, BOS), _require(vocabulary, PAD)
         self.boi, self.eoi = _require(vocabulary, BEGIN_OF_IMAGE), _require(vocabulary, END_OF_IMAGE)
         self.sep, self.newline = _require(vocabulary, SEPARATOR), _require(vocabulary, NEWLINE)
@@ -62,6 +64,7 @@ class Tokenizer:
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
         """Ids free for identifiers, in order."""
         self._special_ids = {index for name, index in vocabulary.items() if _SPECIAL.fullmatch(name)}
+        _check_spaces(self, backend)
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -109,6 +112,17 @@ class Tokenizer:
         """Return the text of `ids` without special tokens."""
         return self._backend.decode([index for index in ids if index not in self._special_ids])
 
+    def check_ids(self, expected: Mapping[str, int]) -> None:
+        """Raise ValueError unless every name of `expected` has its id."""
+        wrong = {name: self._backend.token_to_id(name) for name in expected}
+        told = [
+            f"{name} is {got}, not {expected[name]}" for name, got in wrong.items() if got != expected[name]
+        ]
+        if told:
+            raise ValueError(
+                f"the tokenizer is not the one that the model was trained with: {'; '.join(told)}"
+            )
+
     def is_special(self, index: int) -> bool:
         """Tell whether an id stands for structure rather than text."""
         return index in self._special_ids
@@ -132,6 +146,22 @@ def build_tokenizer(
     specials += [END_OF_IMAGE, BEGIN_OF_IMAGE, SEPARATOR, NEWLINE]
     specials += [reserved_name(SIZE_BASE + 1 + n) for n in range(max_grids)]
     specials += [reserved_name(CONCEPT_BASE + n) for n in range(num_concept_ids)]
+    return train_tokenizer(texts, specials=specials, vocab_size=vocab_size)
+
+
+def chameleon_names(*, last_reserved: int = 16379) -> list[str]:
+    """Return the special names of the 7B's vocabulary in the order of their ids, from 0.
+
+    Args:
+        last_reserved: number of the last reserved name; smaller for a small vocabulary.
+    """
+    names = [BOS, PAD, EOS, UNK, *(code_name(code) for code in range(8192)), END_OF_IMAGE, BEGIN_OF_IMAGE]
+    names += [f"<sentinel:{n}>" for n in range(512)]
+    return names + [reserved_name(number) for number in range(8706, last_reserved + 1)]
+
+
+def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Train a byte-level BPE on `texts` whose first ids are `specials`, with Chameleon's pre-tokenizer."""
     if vocab_size < len(specials) + 256:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: {len(specials)} special tokens and 256 bytes "
@@ -154,6 +184,17 @@ def build_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _check_spaces(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> None:
+    """Refuse a file that lost its byte-level pre-tokenizer: every prompt would arrive without its spaces."""
+    text = "a photo of a red cat"
+    tokens = [backend.id_to_token(index) for index in tokenizer.encode_text(text)]
+    if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # how a byte-level token writes a space
+        raise ValueError(
+            f"the tokenizer turns {text!r} into {tokens}, without the spaces: its file was rewritten with "
+            "another pre-tokenizer (transformers' AutoTokenizer did that); use the original tokenizer.json"
+        )
 
 
 def _require(vocabulary: dict[str, int], name: str) -> int:

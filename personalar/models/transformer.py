@@ -1,8 +1,8 @@
 """The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with normalised queries and keys.
 
 Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. What that class
-cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows,
-and there are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
+cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows.
+There are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
 Shapes: B batch, T tokens, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 
@@ -37,8 +37,10 @@ class TransformerConfig:
     swin_norm: bool = False
     """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
     max_position_embeddings: int = 4096
+    dropout: float = 0.0
+    """On what a block adds, in training mode only; personalization leaves the base in evaluation mode."""
     attention: Literal["eager", "sdpa"] = "sdpa"
-    """How attention is computed, at run time only: "eager" is far faster in the backward pass on a CPU."""
+    """How attention is computed: "eager" is far faster in the backward pass on a CPU."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where the numbers do not fit together."""
@@ -76,9 +78,7 @@ class TransformerConfig:
             ("tie_word_embeddings", bool(config.get("tie_word_embeddings", False)), False),
         ):
             if got != allowed:
-                raise ValueError(
-                    f"config.json has {name}={got!r}; a Chameleon model needs {name}={allowed!r}"
-                )
+                raise ValueError(f"config.json has {name}={got!r}; Chameleon needs {name}={allowed!r}")
         names = [n for n in cls.__dataclass_fields__ if n not in ("rope_theta", "attention")]
         values = {name: config[name] for name in names if config.get(name) is not None}
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", 32))
@@ -203,14 +203,15 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_after = config.swin_norm
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         if self.norm_after:
-            x = x + self.input_layernorm(self.self_attn(x, rotary, mask, cache))
-            return x + self.post_attention_layernorm(self.mlp(x))
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+            x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, mask, cache)))
+            return x + self.dropout(self.post_attention_layernorm(self.mlp(x)))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Stack(nn.Module):
@@ -259,8 +260,7 @@ class ChameleonTransformer(nn.Module):
         positions = (torch.arange(capacity, device=weight.device)[None] - pad[:, None]).clamp_min(0)
         cos, sin = self.rotary(positions, weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        keys, values = ([weight.new_zeros(shape) for _ in layers] for _ in range(2))
+        keys, values = ([weight.new_zeros(shape) for _ in self.model.layers] for _ in range(2))
         return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
 
     def forward(

@@ -1,0 +1,110 @@
+"""Make a concept of exported files: `python -m personalar.adopt embeds=FILE lora=DIR noun=dog out=DIR`.
+
+The row of one learned_embeds.safetensors becomes `[V]` on the first free reserved id of the chosen base; a
+PEFT adapter for the same base comes along. No weights are loaded, and what does not fit is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig
+
+from personalar.arguments import prepare_arguments
+from personalar.commands import AdoptConfig
+from personalar.compose import conf_dir, read_config, register
+from personalar.locate import obtain_model
+from personalar.prompts import SUBJECT_TOKEN
+
+if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
+    from personalar.concept import Concept
+    from personalar.models.files import ModelFiles
+
+
+def adopt(config: AdoptConfig, files: ModelFiles) -> Concept:
+    """Return the concept that the files of `config` make on the base `files`.
+
+    Raises:
+        FileNotFoundError: when a file lacks.
+        ValueError: when the row or the adapter does not fit the base.
+    """
+    from personalar.concept import Concept, base_fingerprint, read_row
+    from personalar.identifier import assign_tokens
+    from personalar.models.tokenizer import Tokenizer
+
+    embeds = Path(config.embeds).expanduser()
+    row = read_row(embeds)
+    lora = {} if config.lora is None else read_adapter(Path(config.lora).expanduser())
+    check_fit(row.shape[1], lora, files)
+    tokenizer = Tokenizer.from_file(files.base / "tokenizer.json")
+    return Concept(
+        base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
+        subject={
+            "name": config.name,
+            "noun": config.noun,
+            "fingerprint": hashlib.sha256(embeds.read_bytes()).hexdigest(),
+        },
+        stage="transformer" if lora else "embedding",
+        tokens=assign_tokens([SUBJECT_TOKEN], tokenizer.concept_ids),
+        rows=row,
+        lora=lora,
+        config={"adopted": {"embeds": embeds.name, "lora": bool(lora)}},
+    )
+
+
+def read_adapter(folder: Path) -> dict[str, bytes]:
+    """Return the two files of a PEFT adapter by their path in a concept. Raises FileNotFoundError."""
+    from personalar.concept import LORA_FILES
+
+    found = {name: folder / Path(name).name for name in LORA_FILES}
+    missing = [path.name for path in found.values() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"lora={folder} lacks {', '.join(missing)}: give the folder that PEFT saved")
+    return {name: path.read_bytes() for name, path in found.items()}
+
+
+def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
+    """Raise ValueError unless a row of `width` and the adapter fit the base; on a model without weights."""
+    import torch
+
+    from personalar.models.files import read_json
+    from personalar.models.lora import load_lora
+    from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+
+    numbers = TransformerConfig.from_hf(read_json(files.base / "config.json"))
+    if width != numbers.hidden_size:
+        raise ValueError(
+            f"the row is {width} wide, the base's embeddings {numbers.hidden_size}: another base"
+        )
+    if lora:
+        with torch.device("meta"):
+            load_lora(ChameleonTransformer(numbers), {Path(name).name: data for name, data in lora.items()})
+
+
+def launch(cfg: DictConfig) -> None:
+    """Run one configuration; what a user can get wrong ends in one sentence."""
+    try:
+        config: AdoptConfig = read_config(cfg)
+        concept = adopt(config, obtain_model(config.model, say=print))
+        print(concept.save(Path(config.out).expanduser()))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"personalar.adopt: {error}") from None
+
+
+def main() -> None:
+    """Entry point."""
+    conf = conf_dir()
+    try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=AdoptConfig, conf=conf, needs_subject=False)
+    except ValueError as error:
+        raise SystemExit(f"personalar.adopt: {error}") from None
+    register()
+    hydra.main(config_path=str(conf), config_name="adopt", version_base="1.3")(launch)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The doctor's findings: what is there, what lacks, and the verdict with its exit status."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_run import compose_config
+from huggingface_hub import constants
+
+from personalar.commands import DoctorConfig
+from personalar.doctor import devices, examine, main, model_files, report, versions
+
+
+def settings(*overrides: str) -> DoctorConfig:
+    return compose_config(*overrides, name="doctor")
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_ready_on_a_cpu(tiny_model_dir: Path) -> None:
+    text = report(examine(settings(f"model.path={tiny_model_dir}")))
+    assert text.endswith("verdict: ready") and "PROBLEM" not in text
+    for part in (
+        "versions\n  python 3.",
+        f"torch {torch.__version__}"[:8],
+        "cpu: ",
+        f"{tiny_model_dir}/base",
+    ):
+        assert part in text, part
+    assert "32 px, square sizes, guidance 3, top-k 0, top-p 0.95, temperature 1" in text
+
+
+def test_missing_files_are_described(tmp_path: Path) -> None:
+    finding = model_files(settings("model=anole_7b").model)
+    told = "\n".join(finding.lines)
+    assert (
+        "https://huggingface.co/leloy/Anole-7b-v0.1-hf (revision 96df523" in told and "about 14.3 GB" in told
+    )
+    assert f"kept in {tmp_path / 'hub'}" in told and "licence to accept there" in told
+    assert finding.problem == (
+        "files are missing: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or set model.path=DIR"
+    )
+
+
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    finding = devices(settings("trainer=ddp").trainer)
+    assert finding.problem == "trainer=ddp asks for 2 GPU(s) and 0 can be used: choose trainer=cpu"
+    assert any("gpu: none" in line for line in finding.lines)
+
+
+def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        name, total_memory = "Some GPU", 80 * 10**9
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    finding = devices(settings("trainer=ddp").trainer)
+    assert finding.problem is not None and finding.problem.endswith("1 can be used: set trainer.devices=1")
+    assert "gpu 0: Some GPU, 80 GB" in finding.lines
+    assert devices(settings("trainer=gpu").trainer).problem is None
+
+
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("personalar.doctor.PACKAGES", ("nothing-of-that-name",))
+    assert versions().lines[1] == "nothing-of-that-name not installed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "shown"),
+    [
+        (["model=nano"], None, "verdict: ready"),
+        (["model=lumina_mgpt_7b_512"], 1, "verdict: not ready: see model above"),
+        (["model.path=nowhere"], 1, "PROBLEM: no model folder at nowhere"),
+    ],
+)
+def test_the_command(
+    arguments: list[str], status: int | None, shown: str, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
+    monkeypatch.chdir(tmp_path)
+    if status is None:
+        main()
+    else:
+        with pytest.raises(SystemExit) as error:
+            main()
+        assert error.value.code == status
+    assert shown in capsys.readouterr().out
+
+
+def test_a_wrong_name_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", "model=lumina_mgpt_7b_51"])
+    with pytest.raises(SystemExit, match=r"did you mean lumina_mgpt_7b_512\?"):
+        main()

@@ -1,0 +1,237 @@
+"""Published formats through the one backend class: Lumina-mGPT, Anole, Chameleon, and how each is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_upstream import (
+    ANOLE,
+    LUMINA,
+    lumina_backend,
+    lumina_tokenizer,
+    replace_tensors,
+    save_anole,
+    save_vqgan,
+    tensors_of,
+)
+
+from personalar.layout import ProtocolConfig
+from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.models.checkpoint import collapse_norms
+from personalar.models.export import export_transformer
+from personalar.models.files import ModelFiles, open_folder
+from personalar.models.vq import VQConfig
+from personalar.models.vq_checkpoint import read_numbers
+
+PROMPT = "a red cat in the snow"
+
+
+@pytest.fixture(scope="module")
+def lumina(lumina_files: ModelFiles) -> ChameleonBackend:
+    return load_backend(lumina_files)
+
+
+def test_a_lumina_checkpoint_loads_with_expanded_norms(lumina: ChameleonBackend, lumina_dir: Path) -> None:
+    ours, stored = lumina_backend().state_dict(), tensors_of(lumina_dir)
+    assert stored["model.layers.1.self_attn.q_norm.weight"].shape == (1, 16)
+    norm = lumina.transformer.model.layers[1].self_attn.q_norm
+    assert norm.weight.shape == (4, 16) and not torch.equal(norm.weight, torch.ones(4, 16))
+    assert norm.bias.abs().sum() > 0
+    for name, tensor in lumina.state_dict().items():
+        assert torch.equal(tensor, ours[name]), name
+    assert not any("vqmodel" in name for name in stored)
+
+
+def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_dir: Path) -> None:
+    """The oracle: transformers' own modules with the norms repeated by hand."""
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    vq = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
+    vq |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}
+    numbers = json.loads((lumina_dir / "config.json").read_text()) | {"vq_config": vq}
+    theirs = ChameleonForConditionalGeneration(ChameleonConfig.from_dict(numbers)).eval()
+    state = {
+        name: tensor.repeat_interleave(4, dim=0) if "_norm." in name and tensor.ndim == 2 else tensor
+        for name, tensor in tensors_of(lumina_dir).items()
+    }
+    report = theirs.load_state_dict(state, strict=False)
+    assert not report.unexpected_keys
+    assert all(name.startswith("model.vqmodel.") for name in report.missing_keys)
+    codes = torch.arange(8).view(2, 4)
+    ids = torch.tensor([lumina.protocol.training_ids(PROMPT, codes).ids])
+    with torch.no_grad():
+        expected = theirs.lm_head(theirs.model(input_ids=ids).last_hidden_state)
+        masked = theirs(input_ids=ids).logits
+    got = lumina.transformer.logits(lumina(lumina.embed(ids)))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    rows = lumina.tokenizer.image_rows
+    assert got[..., rows].isfinite().all() and got[..., rows].min() > -1e3
+    assert masked[..., rows].max() < -1e30  # why their class can neither draw nor learn images
+
+
+def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(lumina: ChameleonBackend) -> None:
+    from personalar.datamodule import collate
+    from personalar.identifier import Identifier
+    from personalar.module import sequence_loss
+
+    identifier = Identifier(tokens={"[V]": lumina.tokenizer.concept_ids[0]}, rows=torch.zeros(1, 64))
+    for loss in ("answer", "image_tokens"):
+        sequence = lumina.protocol.training_ids(PROMPT, torch.arange(16).view(4, 4), loss=loss)
+        batch = collate([sequence], pad=lumina.tokenizer.pad)
+        assert sequence_loss(lumina, identifier, batch, loss=loss, z_loss=1e-5).isfinite()
+
+
+def test_golden_ids_of_the_real_vocabulary() -> None:
+    t = lumina_tokenizer()
+    assert (t.bos, t.pad, t.boi, t.eoi, t.sep, t.newline) == (0, 1, 8197, 8196, 8710, 8803)
+    assert (t.image_rows, t.size_id(1), t.size_id(16), t.size_id(64)) == (slice(4, 8196), 8805, 8820, 8868)
+    assert t.concept_ids[0] == 9008 and t.max_grids >= 64
+    assert min(t.encode_text(PROMPT)) >= len(t.concept_ids) + 9008
+
+
+def test_every_part_is_found_wherever_upstream_keeps_it(
+    lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
+) -> None:
+    assert open_folder(lumina_dir, vq=vqgan_dir / "vqgan.ckpt", layout=LUMINA).vq == vqgan_dir
+    assert open_folder(lumina_dir, vq=vqgan_dir.parent, layout=LUMINA).vq == vqgan_dir
+    for place in ("original_tokenizers", "tokenizer", "."):
+        folder = Path(shutil.copytree(lumina_dir, tmp_path / place.replace(".", "top")))
+        shutil.copytree(vqgan_dir, folder / place, dirs_exist_ok=True)
+        files = open_folder(folder, layout=LUMINA)
+        assert files.vq == folder / place and not files.missing()
+    assert [file.suffix for file in files.weights()] == [".safetensors"] * 3 + [".ckpt"]
+
+
+def test_missing_shards_are_known_without_reading(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(lumina_dir, tmp_path / "model"))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    (folder / "tokenizer.json").unlink()
+    missing = open_folder(folder, vq=vqgan_dir, layout=LUMINA).missing()
+    assert [Path(name).name for name in missing] == ["tokenizer.json", "model-00002-of-00003.safetensors"]
+
+
+def test_a_published_folder_needs_its_layout(lumina_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no model\.layout; for a published checkpoint choose"):
+        open_folder(lumina_dir)
+    with pytest.raises(FileNotFoundError, match=r"no image tokenizer at .*set model\.vq_path"):
+        open_folder(lumina_dir, vq=tmp_path / "nowhere", layout=LUMINA)
+
+
+def test_an_anole_checkpoint_brings_its_image_tokenizer(tmp_path: Path) -> None:
+    anole = load_backend(open_folder(save_anole(tmp_path), layout=ANOLE))
+    ours = lumina_backend().state_dict()
+    for name, tensor in anole.state_dict().items():
+        assert torch.equal(tensor, ours[name]), name
+
+
+def test_chameleon_without_decoder_says_so(tmp_path: Path, vqgan_dir: Path) -> None:
+    folder = save_anole(tmp_path, decoder=False)
+    with pytest.raises(ValueError, match=r"has no decoder, .*facebook/chameleon-7b .*set model\.vq_path"):
+        load_backend(open_folder(folder, layout=ANOLE))
+    backend = load_backend(open_folder(folder, vq=vqgan_dir, layout=ANOLE))  # the way out that it names
+    assert backend.decode_images(torch.zeros(1, 4, 4, dtype=torch.int64)).shape == (1, 3, 64, 64)
+
+
+def test_a_lumina_checkpoint_alone_has_no_image_tokenizer(lumina_dir: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"holds no image tokenizer \(model\.vqmodel\.\*\), as Lumina-mGPT's"
+    ):
+        load_backend(open_folder(lumina_dir, layout=LUMINA))
+
+
+def test_norms_of_another_number_are_refused_not_reinitialised(
+    lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
+) -> None:
+    folder, name = Path(shutil.copytree(lumina_dir, tmp_path / "m")), "model.layers.0.self_attn.k_norm.weight"
+    replace_tensors(folder, tensors_of(lumina_dir) | {name: torch.ones(3, 16)})
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: .*k_norm.weight \[3, 16\] instead of \[4, 16\]"
+    ):
+        load_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA))
+
+
+def test_export_collapses_the_norms_and_reloads(lumina: ChameleonBackend, tmp_path: Path) -> None:
+    parts = {"tokenizer": lumina.tokenizer, "vq": lumina.vq.config, "dtype": torch.float32}
+    export_transformer(lumina.transformer, tmp_path / "lumina", **parts)
+    export_transformer(lumina.transformer, tmp_path / "hf", norm_rows=None, **parts)
+    name = "model.layers.0.self_attn.q_norm.bias"
+    assert tensors_of(tmp_path / "lumina")[name].shape == (1, 16)
+    assert tensors_of(tmp_path / "hf")[name].shape == (4, 16)
+    save_vqgan(tmp_path / "lumina", lumina.vq)
+    again = load_backend(open_folder(tmp_path / "lumina", layout=LUMINA))
+    assert all(torch.equal(t, lumina.state_dict()[n]) for n, t in again.state_dict().items())
+
+
+def test_norms_that_differ_between_heads_cannot_be_collapsed() -> None:
+    name = "model.layers.0.self_attn.q_norm.weight"
+    paired = torch.tensor([[1.0], [1.0], [2.0], [2.0]])
+    assert collapse_norms({name: paired}, rows=2)[name].tolist() == [[1.0], [2.0]]
+    with pytest.raises(ValueError, match="differs between heads"):
+        collapse_norms({name: paired}, rows=1)
+    with pytest.raises(ValueError, match="has 4 heads, which 3 rows cannot stand for"):
+        collapse_norms({name: paired}, rows=3)
+
+
+def test_vqgan_yaml_and_its_defaults(vqgan_dir: Path, tmp_path: Path) -> None:
+    assert read_numbers(vqgan_dir / "vqgan.yaml") == lumina_backend().vq.config
+    assert read_numbers(tmp_path / "vqgan.yaml") == VQConfig()
+    (tmp_path / "vqgan.yaml").write_text("model: {params: {embed_dim: 8}}")
+    with pytest.raises(ValueError, match=r"is no VQGAN description .*needs model\.params with ddconfig"):
+        read_numbers(tmp_path / "vqgan.yaml")
+    for line, message in (("double_z: true", "double_latent=true"), ("out_ch: 1", "only 3 colours")):
+        text = (vqgan_dir / "vqgan.yaml").read_text()
+        key = line.split(":")[0]
+        (tmp_path / "vqgan.yaml").write_text(text.replace(f"{key}: false", line).replace(f"{key}: 3", line))
+        with pytest.raises(ValueError, match=message):
+            read_numbers(tmp_path / "vqgan.yaml")
+
+
+class Gadget:
+    """What a pickle may hold besides tensors."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"decoder.x": Gadget()}}, "cannot be read as tensors alone"),
+        ({"state_dict": {"decoder.x": 3}}, "holds no state_dict of tensors"),
+        ([1], "holds no state_dict of tensors"),
+        ({"state_dict": {"encoder.conv_in.weight": torch.zeros(1)}}, "has no decoder"),
+        ({"state_dict": {"decoder.x": torch.zeros(1)}}, r"missing: .*1 unexpected: decoder\.x"),
+    ],
+)
+def test_a_wrong_vqgan_checkpoint(
+    content: object, message: str, vqgan_dir: Path, lumina_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(vqgan_dir, tmp_path / "vq"))
+    torch.save(content, folder / "vqgan.ckpt")
+    with pytest.raises(ValueError, match=message):
+        load_backend(open_folder(lumina_dir, vq=folder, layout=LUMINA))
+
+
+def test_a_truncated_vqgan_checkpoint(vqgan_dir: Path, lumina_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vqgan_dir, tmp_path / "vq"))
+    (folder / "vqgan.ckpt").write_bytes((vqgan_dir / "vqgan.ckpt").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        load_backend(open_folder(lumina_dir, vq=folder, layout=LUMINA))
+
+
+def test_codes_must_have_the_ids_that_the_checkpoint_says(
+    lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(lumina_dir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vocabulary_map"]["IMGIMGIBJBZ"] == 8195
+    config["vocabulary_map"]["IMGIMGFDZ"] = 58
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="IMGIMGFDZ is 57, not 58"):
+        load_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA))
+    other = ProtocolConfig(resolution=64, ids={"<eoss>": 8196, "<reserved08706>": 8711, "<nothing>": 1})
+    with pytest.raises(
+        ValueError, match=r"not the one .*: <reserved08706> is 8710, not 8711; <nothing> is None"
+    ):
+        load_backend(open_folder(lumina_dir, vq=vqgan_dir, layout=other))
