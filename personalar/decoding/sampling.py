@@ -42,6 +42,15 @@ class Sampling:
                 f"temperature={self.temperature} must be at least 0; 0 takes the most likely code"
             )
 
+    @property
+    def guided(self) -> bool:
+        """Tell whether every image needs its unconditional row."""
+        return self.cfg_scale != 1.0
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Combine the conditional rows of (2B, ..., K) with the unconditional ones, which come last."""
+        return cfg_combine(*logits.chunk(2), self.cfg_scale) if self.guided else logits
+
     def shape(self, logits: Tensor) -> Tensor:
         """Apply top-k, temperature and top-p to (..., K)."""
         if self.top_k:
