@@ -61,6 +61,12 @@ class Sampling:
             logits = keep_top_p(logits, self.top_p)
         return logits
 
+    def law(self, logits: Tensor) -> Tensor:
+        """Return the probabilities that codes are drawn with, from guided logits (..., K)."""
+        if self.temperature == 0:
+            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return self.shape(logits).softmax(-1)
+
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Choose codes (...) from guided logits (..., K) with Gumbel `noise` of that shape."""
         logits = self.shape(logits)
@@ -101,7 +107,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
 
     Args:
         seeds: (B,) int64, from `seed_tensor`.
-        positions: (P,) int64, index of the code in its image.
+        positions: (P,) or (B, P) int64, index of the code in its image.
         num_codes: K.
     """
     codes = torch.arange(num_codes, device=seeds.device)
@@ -109,6 +115,12 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     bits = _shift_right(_mix(place[:, :, None] + codes * _ODD), 32)  # (B, P, K), 32 random bits
     uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)  # in (0, 1), fine near 0 ...
     return -torch.log(-torch.log1p(-uniform))  # ... and so fine where the noise is large
+
+
+def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
+    """Return uniform codes (B, P) for (B, P) positions, independent of the noise there."""
+    place = _mix(_mix(seeds[:, None] ^ _ODD) + positions)
+    return (_shift_right(_mix(place), 32) * num_codes) >> 32
 
 
 def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:

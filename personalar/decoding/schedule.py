@@ -123,14 +123,20 @@ def _tail(followers: list[list[int]], widths: list[int]) -> Tail:
 
 
 def prefill(
-    backend: Backend, rows: list[list[int]], cache: Cache, *, identifier: Identifier | None
+    backend: Backend,
+    rows: list[list[int]],
+    cache: Cache,
+    *,
+    identifier: Identifier | None,
+    more: Tensor | None = None,
 ) -> Tensor:
-    """Run `rows`, left-padded to one length, into `cache`; return hidden states (R, T, D).
+    """Run `rows`, left-padded to one length, and `more` ids (R, T') into `cache`; return (R, T + T', D).
 
     The identifier acts here only: codes are never identifiers.
     """
     longest = max(map(len, rows))
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
+    ids = ids if more is None else torch.cat((ids, more), dim=1)
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)

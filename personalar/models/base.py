@@ -37,7 +37,7 @@ class Cache(Protocol):
         ...
 
     def at(self, slots: Tensor, end: int) -> Any:
-        """Return what `Backend.forward` takes as cache to write `slots`, (T,) or (B, T), reading below `end`."""
+        """Return what `Backend.forward` takes as cache to write `slots` and read below `end`."""
         ...
 
 
