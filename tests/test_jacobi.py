@@ -1,7 +1,7 @@
 """Speculative decoding: the same images as plain, or the same distribution, and faults that must show.
 
-Losslessness is tested on a toy whose distribution over whole images is known exactly: the next code depends on
-the two tokens before it and on whether there is a prompt, so drafts are often wrong.
+Losslessness is tested on a toy whose distribution over whole images is known exactly: the next code depends
+on the two tokens before it and on whether there is a prompt, so drafts are often wrong.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_agreeing_drafts_save_forwards(
         tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [1]
     )
     assert (codes == 5).all()
-    assert len(shapes) == 5  # the first drafts are random: 1 code; then 18 tokens, 6 a pass
+    assert len(shapes) == 4  # the first drafts are random: 1 code; then 18 tokens, 6 a pass
     assert all(width <= 6 for _, width in shapes[1:])
 
 
@@ -223,8 +223,8 @@ class Toy:
         return torch.tensor(probabilities, dtype=torch.float64)
 
 
-def p_value(decoder: JacobiDecoder, *, spread: float, draws: int = 30_000) -> float:
-    """Return the chi-square p-value of `draws` images against the exact distribution; 0 if one is impossible."""
+def p_value(decoder: JacobiDecoder, *, spread: float, draws: int = 12_000) -> float:
+    """Return the chi-square p-value of `draws` images; 0 if one of them is impossible."""
     toy = Toy(spread)
     codes = decoder(toy, [[PROMPT]] * draws, TOY_GRID, list(range(draws))).flatten(1)
     outcome = (codes * CODES ** torch.arange(5, -1, -1)).sum(1)
@@ -242,15 +242,20 @@ def p_value(decoder: JacobiDecoder, *, spread: float, draws: int = 30_000) -> fl
     return torch.special.gammaincc(freedom, chi_square / 2).item()
 
 
-TOY_SETTINGS = [{}, {"cfg_scale": 1.7, "top_k": 2, "temperature": 1.2}, {"cfg_scale": 2.0, "top_p": 0.8}]
-
-
-@pytest.mark.parametrize("settings", TOY_SETTINGS, ids=["free", "top-k", "top-p"])
 @pytest.mark.parametrize("kind", coupling.COUPLINGS)
-@pytest.mark.parametrize(("size", "init"), [(2, "left"), (4, "above"), (5, "random"), (9, "newline")])
+@pytest.mark.parametrize(
+    ("size", "init", "settings"),
+    [
+        (2, "left", {"cfg_scale": 1.7, "top_k": 2, "temperature": 1.2}),
+        (4, "above", {}),
+        (5, "random", {"cfg_scale": 1.7, "top_k": 2}),
+        (5, "left", {"cfg_scale": 2.0, "top_p": 0.8}),
+        (9, "newline", {"cfg_scale": 0.5}),
+    ],
+)
 def test_the_distribution_is_exact(settings: dict[str, float], kind: str, size: int, init: str) -> None:
     decoder = JacobiDecoder(window=size, init=init, coupling=kind, max_batch=10**6, **settings)
-    assert p_value(decoder, spread=1.0) > 1e-4  # 36 cases: a false alarm in 1 of 280 choices of seeds
+    assert p_value(decoder, spread=1.0) > 1e-4
 
 
 def redraw_from_q(q: Tensor, p: Tensor) -> Tensor:
