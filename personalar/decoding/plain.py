@@ -61,10 +61,7 @@ class PlainDecoder:
         """Return codes (B, N), N being those of the largest image."""
         guided, batch = self.sampling.guided, len(request.prompts)
         schedule = plan(backend, request, guided=guided)
-        cache = backend.new_cache(
-            capacity=schedule.positions.shape[1], pad=torch.zeros_like(schedule.positions[:, 0])
-        )
-        cache.place(schedule.positions)
+        cache = schedule.new_cache(backend)
         hidden = prefill(backend, schedule.rows, cache, identifier=identifier)
         codes = schedule.forced.new_zeros(batch, schedule.num_steps)
         noise = NoiseAhead(request.seeds, backend.device)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from personalar.models.base import Backend, Cache, GenerationRequest, Identifier
@@ -55,6 +56,18 @@ class Schedule:
     def width(self, step: int) -> int:
         """Return how many slots a step feeds."""
         return self.starts[step + 1] - self.starts[step]
+
+    def new_cache(self, backend: Backend, *, multiple: int = 1) -> Cache:
+        """Return a cache laid out for this batch, of a length that is a multiple of `multiple`."""
+        rows, slots = self.positions.shape
+        capacity = -(-slots // multiple) * multiple
+        cache = backend.new_cache(capacity=capacity, pad=self.positions.new_zeros(rows))
+        cache.place(self.placed(capacity))
+        return cache
+
+    def placed(self, capacity: int) -> Tensor:
+        """Return the positions (R, capacity) of a cache that is longer than the batch needs."""
+        return F.pad(self.positions, (0, capacity - self.positions.shape[1]), value=-1)
 
     def fill(self, step: int, ids: Tensor) -> Tensor:
         """Return what `step` (from 1) feeds, (B, T), for the ids (B,) that were drawn before it."""

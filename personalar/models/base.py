@@ -33,7 +33,7 @@ class Cache(Protocol):
         ...
 
     def place(self, positions: Tensor) -> None:
-        """Say which position of its row each slot holds, (B, L) int64; -1 leaves the slot empty."""
+        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: it is empty."""
         ...
 
     def at(self, slots: Tensor, end: int) -> Any:

@@ -29,6 +29,8 @@ class KVCache:
         self.pad = pad
         self.length = 0
         """Slots written so far; the next token goes to this slot."""
+        self._by_position: tuple[Tensor, Tensor] | None = None
+        self._visible = keys[0].new_zeros(len(pad), 1, 1, self.capacity)
         self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
 
     @property
@@ -37,18 +39,25 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def place(self, positions: Tensor) -> None:
-        """Say which position of its row each slot holds, (B, L) int64; -1 leaves the slot empty.
+        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: none, it is empty.
 
-        For a cache that was made without pads; by default slot i holds position i.
+        For a cache that was made without pads, where slot i holds position i until told otherwise. Placed
+        again, a cache keeps its tensors: a captured graph that reads them stays valid.
         """
-        if int(self.pad.max()) or self.length:
-            raise ValueError("a cache is laid out when it is new and has no pads; make it with pad=0")
+        if self.pad.any():
+            raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be laid out; make it with pad=0")
+        if self._by_position is None:
+            self._by_position = self.cos[0, 0], self.sin[0, 0]
+            self.cos, self.sin = (
+                t.expand(len(positions), -1, -1, -1).clone() for t in (self.cos[:1], self.sin[:1])
+            )
+        self.length = 0
         self._show(positions >= 0)
-        index = positions.clamp_min(0)
-        self.cos, self.sin = (table[0, 0][index][:, None] for table in (self.cos, self.sin))
+        for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
+            table.copy_(factors[positions.clamp_min(0)][:, None])
 
     def _show(self, real: Tensor) -> None:
-        self._visible = _additive(real, self.keys[0].dtype)[:, None, None, :]  # (B, 1, 1, L)
+        self._visible.copy_(_additive(real, self._visible.dtype)[:, None, None, :])
         self._all_see = int(real.int().argmax(1).max())  # from this slot on, every row has something to see
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
