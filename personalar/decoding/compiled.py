@@ -96,7 +96,7 @@ class CompiledDecoder(PlainDecoder):
                 rewind()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # pictures are decoded beside it
             run()
         rewind()
         return graph.replay

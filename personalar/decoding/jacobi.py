@@ -65,7 +65,7 @@ class JacobiDecoder(PlainDecoder):
         batch = len(request.prompts)
         if batch > self.max_batch and self.coupling == "gumbel":
             return super().draw(backend, request, identifier, progress)
-        total = sum(h * w for h, w in request.grids)
+        sizes = [h * w for h, w in request.grids]
         images: list[Tensor] = []
         done = 0
         for start in range(0, batch, self.max_batch):
@@ -78,8 +78,7 @@ class JacobiDecoder(PlainDecoder):
             )
             for final in window.passes(identifier):
                 if progress is not None:
-                    progress(done + final, total)
+                    progress(done + final, sum(sizes))
             done += final
-            images += list(window.codes)
-        longest = max(len(image) for image in images)
-        return torch.stack([F.pad(image, (0, longest - len(image))) for image in images])
+            images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
+        return torch.cat(images)

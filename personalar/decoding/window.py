@@ -43,18 +43,20 @@ class Body:
 
 def lay_out(backend: Backend, request: GenerationRequest, window: int) -> tuple[list[list[int]], Body]:
     """Return the forced ids before every image's first code, and the tables of what comes after."""
-    layouts = [image_schedule(backend.grammar(*grid)) for grid in request.grids]
+    shapes = list(dict.fromkeys(request.grids))
+    layouts = [image_schedule(backend.grammar(*grid)) for grid in shapes]
     bodies = [
         [*(token for forced in followers[:-1] for token in (None, *forced)), None] for _, followers in layouts
     ]
     lengths = [len(body) for body in bodies]
     padded = [body + [0] * (max(lengths) + window + 1 - len(body)) for body in bodies]
-    is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)
-    return [prefix for prefix, _ in layouts], Body(
-        forced=torch.tensor([[t or 0 for t in body] for body in padded], device=backend.device),
+    own = [shapes.index(grid) for grid in request.grids]
+    is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
+    return [layouts[i][0] for i in own], Body(
+        forced=torch.tensor([[t or 0 for t in body] for body in padded], device=backend.device)[own],
         is_code=is_code,
         code_index=is_code.long().cumsum(1) - is_code.long(),
-        lengths=torch.tensor(lengths, device=backend.device),
+        lengths=torch.tensor(lengths, device=backend.device)[own],
         widths=torch.tensor([w for _, w in request.grids], device=backend.device),
     )
 

@@ -27,6 +27,8 @@ class Cache(Protocol):
     """Keys and values of a batch; made by `Backend.new_cache`, moved on by `Backend.forward`."""
 
     length: int
+    keys: list[Tensor]
+    values: list[Tensor]
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens of every row."""
