@@ -147,7 +147,8 @@ class DecoderConfig:
                 if (getattr(self, name) is None) == self._target_.endswith(target):
                     mine = self._target_.rsplit(".")[-1]
                     raise ValueError(
-                        f"decoder.{name}={getattr(self, name)} does not suit {mine}: it belongs to {target} and is null elsewhere; choose another decoder=..."
+                        f"decoder.{name}={getattr(self, name)} does not suit {mine}: it belongs to {target} "
+                        "and is null elsewhere; choose another decoder=..."
                     )
         if self.init is not None:
             one_of("decoder.init", self.init, ("random", "left", "above", "newline"))
