@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -41,6 +42,8 @@ def compose(command: str):
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
+    if name == "bench":
+        return importlib.import_module(f"personalar.bench.{words[1]}").read_settings(words[2:])
     schema = {"run": RunConfig, "sample": SampleConfig}[name]
     multirun = "-m" in words
     arguments = [word for word in words[1:] if word not in ("-m", "--cfg", "job")]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,12 @@ def read_settings(arguments: list[str]) -> Settings:
         else:
             rest.append(argument)
     rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    names = own["decoder"].split(",")
+    for name in names:
+        prepare_arguments([f"decoder={name}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    for argument in rest:
+        if argument.startswith("decoder.") and not any(decoder_takes(name, argument) for name in names):
+            raise ValueError(f"{argument} is a setting of none of {', '.join(names)}")
     numbers = [*own["batch"].split(","), own["runs"]]
     if not all(number.isdigit() and int(number) > 0 for number in numbers):
         raise ValueError(
@@ -64,7 +72,7 @@ def read_settings(arguments: list[str]) -> Settings:
     if own["weights"] not in ("model", "random_7b"):
         raise ValueError(f"weights={own['weights']!r} is not known; allowed: model, random_7b")
     return Settings(
-        decoders=own["decoder"].split(","),
+        decoders=names,
         batches=[int(number) for number in own["batch"].split(",")],
         runs=int(own["runs"]),
         weights=own["weights"],
@@ -77,7 +85,6 @@ def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
     """Return the settings that `personalar.sample decoder=...` would run with."""
     from hydra import compose, initialize_config_dir
 
-    prepare_arguments([f"decoder={decoder}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
     own = [x for x in rest if not x.startswith("decoder.") or decoder_takes(decoder, x)]
     register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -92,18 +99,20 @@ def decoder_takes(decoder: str, argument: str) -> bool:
     return f"\n{key}:" in text or key in ("cfg_scale", "top_k", "top_p", "temperature")
 
 
-def measure(contender: Contender, generator: Generator, folder: Path) -> None:
-    """Draw, decode and write one batch; add what it took."""
+def measure(contender: Contender, generator: Generator, folder: Path, *, turn: int) -> None:
+    """Draw, decode and write one batch; add what it took. Every turn has its own seeds."""
     backend, batch = generator.backend, contender.batch
     side = backend.protocol.config.resolution
     ids = backend.protocol.prompt_ids(PROMPT, side, side)
-    seeds = list(range(batch))
+    seeds = list(range(turn * batch, (turn + 1) * batch))
     reset_peak(backend.device)
     synchronize(backend.device)
-    started = time.perf_counter()
-    codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
+    started, cpu = time.perf_counter(), time.process_time()
+    with counted(contender, backend):
+        codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
     synchronize(backend.device)
     drawn = time.perf_counter()
+    contender.cpu_s.append(time.process_time() - cpu)
     for index, picture in enumerate(generator.pictures(codes)):
         save_png(picture, folder / f"{index}.png")
     contender.decode_s.append(drawn - started)
@@ -140,25 +149,31 @@ def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]
         baseline = Baseline(backend, sampling, static=static)
         draws[baseline.name] = baseline
     return [
-        Contender(name=name, batch=batch, draw=draw, decode_s=[], total_s=[])
+        Contender(name=name, batch=batch, draw=draw)
         for batch in settings.batches
         for name, draw in draws.items()
     ]
 
 
-def count_steps(contender: Contender, generator: Generator, folder: Path) -> None:
-    """Run once unmeasured, counting forwards: warm-up, compiling and capturing happen here."""
-    backend, calls = generator.backend, []
-    inner = getattr(contender.draw, "model", None)
-    owner, name = (inner.model, "forward") if inner is not None else (backend, "forward")
-    original = getattr(owner, name)
-    setattr(owner, name, lambda *a, **k: calls.append(1) or original(*a, **k))
+@contextmanager
+def counted(contender: Contender, backend: ChameleonBackend) -> Iterator[None]:
+    """Count forwards; steps of a captured graph pass the counter by."""
+    owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
+    original, calls = owner.forward, []
+    owner.forward = lambda *a, **k: calls.append(1) or original(*a, **k)
     try:
-        measure(contender, generator, folder)
+        yield
     finally:
-        setattr(owner, name, original)
-    contender.steps, contender.first_s = len(calls), contender.decode_s[0]
-    contender.decode_s, contender.total_s = [], []
+        del owner.forward  # the class's own again
+    contender.steps.append(len(calls))
+
+
+def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:
+    """Run once and keep only how long it took: compiling and capturing happen here."""
+    measure(contender, generator, folder, turn=0)
+    contender.first_s = contender.decode_s[0]
+    for values in (contender.decode_s, contender.total_s, contender.cpu_s, contender.steps):
+        values.clear()
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -179,10 +194,11 @@ def run(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         for contender in field:
             generator = Generator(backend=backend, decoder=contender.draw)
-            count_steps(contender, generator, Path(name))
-        for _ in range(settings.runs):
+            warm_up(contender, generator, Path(name))
+        for turn in range(settings.runs):
             for contender in field:
-                measure(contender, Generator(backend=backend, decoder=contender.draw), Path(name))
+                generator = Generator(backend=backend, decoder=contender.draw)
+                measure(contender, generator, Path(name), turn=turn)
     rows = [summary(contender, field, backend, bandwidth) for contender in field]
     return {"machine": machine(backend), "settings": describe(settings, config, bandwidth), "rows": rows}
 
