@@ -130,7 +130,7 @@ class DecoderConfig:
     top_p: float = II("model.sampling.top_p")
     temperature: float = II("model.sampling.temperature")
     window: int | None = None
-    """decoder=jacobi: tokens that one forward looks at."""
+    """decoder=jacobi: codes that one forward looks at."""
     init: str | None = None
     """decoder=jacobi: first drafts: random, left, above, or newline (left that knows newlines)."""
     coupling: str | None = None

@@ -14,9 +14,11 @@ from personalar.decoding.plain import PlainDecoder
 from personalar.decoding.sampling import (
     Sampling,
     cfg_combine,
+    gumbel_argmax,
     gumbel_noise,
     keep_top_k,
     keep_top_p,
+    nucleus_argmax,
     seed_tensor,
 )
 from personalar.decoding.schedule import image_schedule, plan
@@ -241,6 +243,17 @@ def test_shaping_always_leaves_the_best(values: list[float], k: int, p: float, t
     shaped = Sampling(top_k=k, top_p=p, temperature=temperature).shape(logits)
     assert shaped[0, logits.argmax()].isfinite()
     assert shaped.isfinite().sum() >= 1
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_top_p_without_sorting(p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(5, 40, 100, generator=generator) * 3).round(decimals=1)  # with ties
+    values = noise(list(range(5)), list(range(40)), 100)
+    expected = gumbel_argmax(keep_top_p(logits, p), values)
+    assert torch.equal(nucleus_argmax(logits, values, p), expected)
+    sampling = Sampling(top_p=p, top_k=9, temperature=0.7)
+    assert torch.equal(sampling.draw(logits, values), gumbel_argmax(sampling.shape(logits), values))
 
 
 def test_temperature_zero_is_greedy() -> None:

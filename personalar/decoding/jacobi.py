@@ -23,7 +23,7 @@ class JacobiDecoder(PlainDecoder):
     """Same call as `PlainDecoder`.
 
     Args:
-        window: tokens (codes and newlines) that one forward looks at.
+        window: codes that one forward looks at, and the newlines among them.
         init: first drafts; see `draft.first_drafts`.
         coupling: "gumbel", "maximal" or "independent"; see `coupling`.
         max_batch: images decoded this way at once. For more, a forward's time grows with its tokens and plain

@@ -8,7 +8,7 @@ Shapes: B images, K image codes, P positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,8 +69,11 @@ class Sampling:
 
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Choose codes (...) from guided logits (..., K) with Gumbel `noise` of that shape."""
-        logits = self.shape(logits)
-        return logits.argmax(-1) if self.temperature == 0 else gumbel_argmax(logits, noise)
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        if self.top_p < 1 and logits.device.type == "cpu":  # elsewhere its loop would wait for the device
+            return nucleus_argmax(replace(self, top_p=1.0).shape(logits), noise, self.top_p)
+        return gumbel_argmax(self.shape(logits), noise)
 
 
 def cfg_combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -93,6 +96,23 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     before = probabilities.cumsum(-1) - probabilities  # what the larger ones reach without this one
     threshold = ordered.masked_fill(before >= p, float("inf")).amin(-1, keepdim=True)
     return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def nucleus_argmax(logits: Tensor, noise: Tensor, p: float) -> Tensor:
+    """Return `gumbel_argmax(keep_top_p(logits, p), noise)` without sorting.
+
+    A draw is kept when what is likelier does not reach p; else it and all that is no likelier are ruled out,
+    and the next best is tried. That is rare for p near 1.
+    """
+    probabilities = logits.softmax(-1)
+    noisy = logits + noise
+    while True:
+        best = noisy.argmax(-1, keepdim=True)
+        level = probabilities.gather(-1, best)
+        outside = (probabilities * (probabilities > level)).sum(-1, keepdim=True) >= p
+        if not outside.any():
+            return best[..., 0]
+        noisy = noisy.masked_fill(outside & (probabilities <= level), float("-inf"))
 
 
 def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:

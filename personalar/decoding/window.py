@@ -4,8 +4,8 @@ Token t of an image (codes and newlines in reading order, counted from the first
 `longest prompt + t`, so that images at different places share one cache. A pass feeds the last final token
 and the drafts after it; what it writes for wrong drafts is overwritten by the next.
 
-Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass, K image codes, N codes of the largest
-image, M tokens of it up to its last code.
+Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and the newlines among
+them), K image codes, N codes of the largest image, M tokens of it up to its last code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes sh
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The tokens from the first code to the last of every image, (B, M + W + 1); forced beyond the last."""
+    """The tokens from the first code to the last of every image, (B, more than M + W); forced after it."""
 
     forced: Tensor
     """Ids that the layout fixes; anything where a code is free."""
@@ -41,7 +41,7 @@ class Body:
     """Codes in a row, (B,)."""
 
 
-def lay_out(backend: Backend, request: GenerationRequest, window: int) -> tuple[list[list[int]], Body]:
+def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[list[list[int]], Body]:
     """Return the forced ids before every image's first code, and the tables of what comes after."""
     shapes = list(dict.fromkeys(request.grids))
     layouts = [image_schedule(backend.grammar(*grid)) for grid in shapes]
@@ -49,7 +49,8 @@ def lay_out(backend: Backend, request: GenerationRequest, window: int) -> tuple[
         [*(token for forced in followers[:-1] for token in (None, *forced)), None] for _, followers in layouts
     ]
     lengths = [len(body) for body in bodies]
-    padded = [body + [0] * (max(lengths) + window + 1 - len(body)) for body in bodies]
+    longest = max(lengths) + size + size // min(w for _, w in shapes) + 3
+    padded = [body + [0] * (longest - len(body)) for body in bodies]
     own = [shapes.index(grid) for grid in request.grids]
     is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
     return [layouts[i][0] for i in own], Body(
@@ -82,6 +83,7 @@ class Window:
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = backend.image_logits(backend.embed(self._body.forced[:1, :1])).shape[-1]
+        self._sizes = request.grids
         batch, most = len(request.prompts), max(h * w for h, w in request.grids)
         self._codes = self._seeds.new_zeros(batch, most + 1)  # the last column takes what is no code
         self._first = self._seeds.new_zeros(batch)  # the first token that is not final
@@ -101,10 +103,8 @@ class Window:
 
     def passes(self, identifier: Identifier | None) -> Iterator[int]:
         """Decode, yielding after every forward how many codes of all images are final."""
-        lengths, first = self._body.lengths.tolist(), [0] * len(self._seeds)
-        number = 0
-        while left := max(length - place for length, place in zip(lengths, first, strict=True)):
-            width = min(self._size, left)
+        first, number = [0] * len(self._seeds), 0
+        while width := max(self._span(*image) for image in zip(first, self._sizes, strict=True)):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
             drafts, fresh = self._draft(tokens)
             if number == 0:
@@ -116,11 +116,22 @@ class Window:
                 hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
             number += 1
             draws = self._draw(hidden, tokens, drafts, fresh, number)
-            drafted = torch.arange(width, device=tokens.device) < self._size - 1
+            drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
             final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
             self._first = self._first + final
             first = self._first.tolist()  # the one wait for the device
             yield int(self._body.code_index.gather(1, self._first[:, None]).sum())
+
+    def _span(self, first: int, shape: tuple[int, int]) -> int:
+        """Return how many tokens from `first` on hold `size` codes, or what is left of the image."""
+        h, w = shape
+        last = min(first - first // (w + 1) + self._size, h * w) - 1  # code
+        return max(0, last + last // w - first + 1)
+
+    def _offset(self, tokens: Tensor) -> Tensor:
+        """Return how many codes stand between the first that is not final and each of `tokens` (B, W)."""
+        index = self._body.code_index.gather(1, tokens)
+        return index - self._body.code_index.gather(1, self._first[:, None])
 
     def _ids(self, tokens: Tensor) -> Tensor:
         """Return the ids (B, W) of tokens (B, W), drafts included."""
@@ -144,8 +155,8 @@ class Window:
             num_codes=self._num_codes,
         )
         self._store(self._codes, index, made, fresh)
-        ahead = self._body.code_index.gather(1, tokens[:, -1:] + 1)[:, 0]
-        self._known = self._known.maximum(ahead)
+        known = self._body.code_index.gather(1, self._first[:, None])[:, 0] + self._size
+        self._known = known.clamp_max(self._codes.shape[1] - 1)
         return self._codes.gather(1, index), fresh
 
     def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
@@ -164,6 +175,7 @@ class Window:
         """Return draws (B, W) for `tokens`, and keep them; where no code belongs, the draft."""
         logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
+        looked_at = is_code & (self._offset(tokens) < self._size)  # another image's window may be longer
         if self._coupling == "gumbel":
             rows = torch.arange(len(index), device=index.device)[:, None]
             draws = self._sampling.draw(logits, self._noise[rows, index])
@@ -171,16 +183,15 @@ class Window:
             law = self._sampling.law(logits)
             before = self._laws.gather(1, index[..., None].expand(-1, -1, self._num_codes))
             before = torch.where(fresh[..., None], one_hot(drafts, self._num_codes).to(law.dtype), before)
-            drafted = torch.arange(tokens.shape[1], device=tokens.device) < self._size - 1
             draws = redraw(
                 law,
                 before,
                 drafts,
-                is_code & drafted,
+                is_code & (self._offset(tokens) < self._size - 1),
                 gumbel_noise(self._seeds, index + number * PASS, self._num_codes + 1),
                 everywhere=self._coupling == "maximal",
             )
-            self._store(self._laws, index, law, is_code)
+            self._store(self._laws, index, law, looked_at)
         draws = torch.where(is_code, draws, drafts)
-        self._store(self._codes, index, draws, is_code)
+        self._store(self._codes, index, draws, looked_at)
         return draws
