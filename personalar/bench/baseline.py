@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalar.decoding.sampling import Sampling, gumbel_noise, seed_tensor
+from personalar.decoding.plain import NoiseAhead
+from personalar.decoding.sampling import Sampling
 from personalar.models.backend import ChameleonBackend
 
 
@@ -34,12 +35,17 @@ def hf_model(backend: ChameleonBackend) -> Any:
     return model.eval()
 
 
-def legal_scores(backend: ChameleonBackend, grid: tuple[int, int]) -> Tensor:
-    """Return what is added to the logits of every token after the image's prefix, (T, V): 0 or -inf."""
+def image_body(backend: ChameleonBackend, grid: tuple[int, int]) -> list[int | None]:
+    """Return the forced ids from the first code to the last, None where a code is free."""
     grammar = backend.grammar(*grid)
     body = grammar[grammar.index(None) :]
     while body[-1] is not None:
         body.pop()
+    return body
+
+
+def legal_scores(backend: ChameleonBackend, body: list[int | None]) -> Tensor:
+    """Return what is added to the logits of every token of `body`, (T, V): 0 or -inf."""
     vocabulary = backend.transformer.config.vocab_size
     scores = torch.full((len(body), vocabulary), float("-inf"), device=backend.device)
     for position, forced in enumerate(body):
@@ -61,7 +67,7 @@ class Baseline:
         """Return codes (B, h, w) for prompts of one length."""
         grammar = backend.grammar(*grid)
         prefix = grammar[: grammar.index(None)]
-        legal = legal_scores(backend, grid)
+        body = image_body(backend, grid)
         start = len(prompts[0]) + len(prefix)
         both = self.static and self.sampling.guided
         rows = [[*prompt, *prefix] for prompt in prompts]
@@ -70,18 +76,18 @@ class Baseline:
         if both:
             rows += [[backend.tokenizer.pad] * pad + prefix for _ in prompts]
             mask += [[0] * pad + [1] * len(prefix) for _ in prompts]
-        step = self._guided_draw(legal, start, seeds) if self.static else self._legal(legal, start)
+        own = (backend, body, start)
+        step = self._guided_draw(*own, seeds) if self.static else self._legal(*own)
         torch.manual_seed(seeds[0])
         ids = self.model.generate(
             torch.tensor(rows, device=backend.device),
             attention_mask=torch.tensor(mask, device=backend.device),
-            max_new_tokens=len(legal),
+            max_new_tokens=len(body),
             logits_processor=[step],
             **(self._static() if self.static else self._own_sampling(prefix, len(prompts))),
         )
-        body = ids[: len(prompts), start:]
-        free = legal[:, backend.tokenizer.image_rows].isfinite().all(-1)
-        return body[:, free].view(len(prompts), *grid) - backend.code_offset
+        free = [start + i for i, forced in enumerate(body) if forced is None]
+        return ids[: len(prompts), free].view(len(prompts), *grid) - backend.code_offset
 
     def _static(self) -> dict[str, Any]:
         return {"do_sample": False, "cache_implementation": "static"}
@@ -99,19 +105,29 @@ class Baseline:
             settings |= {"guidance_scale": self.sampling.cfg_scale, "negative_prompt_ids": negative}
         return settings
 
-    @staticmethod
-    def _legal(legal: Tensor, start: int) -> Any:
+    def _legal(self, backend: ChameleonBackend, body: list[int | None], start: int) -> Any:
+        """Return a processor that rules out what may not stand there."""
+        legal = legal_scores(backend, body)
         return lambda ids, scores: scores + legal[ids.shape[1] - start]
 
-    def _guided_draw(self, legal: Tensor, start: int, seeds: list[int]) -> Any:
-        """Return a processor that draws: both halves of a pair must go on with the same token."""
-        keys = seed_tensor(list(seeds), legal.device)
+    def _guided_draw(
+        self, backend: ChameleonBackend, body: list[int | None], start: int, seeds: list[int]
+    ) -> Any:
+        """Return a processor that draws, and leaves that token alone: both rows of an image need the same."""
+        noise, rows = NoiseAhead(seeds, backend.device), backend.tokenizer.image_rows
+        drawn = 0
 
         def draw(ids: Tensor, scores: Tensor) -> Tensor:
-            position = ids.shape[1] - start
-            guided = self.sampling.shape(self.sampling.guide(scores.float()) + legal[position])
-            at = torch.tensor([position], device=legal.device)
-            noisy = guided + gumbel_noise(keys, at, scores.shape[-1])[:, 0]
-            return torch.cat((noisy, noisy)) if self.sampling.guided else noisy
+            nonlocal drawn
+            only = torch.full_like(scores, float("-inf"))
+            forced = body[ids.shape[1] - start]
+            if forced is not None:
+                only[:, forced] = 0.0
+                return only
+            logits = self.sampling.guide(scores[:, rows].float())
+            codes = self.sampling.draw(logits, noise.at(drawn, logits.shape[-1]))[:, None]
+            drawn += 1
+            codes = torch.cat((codes, codes)) if self.sampling.guided else codes
+            return only.scatter_(1, codes + backend.code_offset, 0.0)
 
         return draw

@@ -67,7 +67,7 @@ def read_settings(arguments: list[str]) -> Settings:
     numbers = [*own["batch"].split(","), own["runs"]]
     if not all(number.isdigit() and int(number) > 0 for number in numbers):
         raise ValueError(
-            f"batch={own['batch']} runs={own['runs']}: numbers from 1, such as batch=1,16 runs=5"
+            f"batch={own['batch']} runs={own['runs']} must be numbers from 1, such as batch=1,16 runs=5"
         )
     if own["weights"] not in ("model", "random_7b"):
         raise ValueError(f"weights={own['weights']!r} is not known; allowed: model, random_7b")
