@@ -120,10 +120,10 @@ class Window:
             final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
             self._first = self._first + final
             first = self._first.tolist()  # the one wait for the device
-            yield int(self._body.code_index.gather(1, self._first[:, None]).sum())
+            yield sum(place - place // (w + 1) for place, (_, w) in zip(first, self._sizes, strict=True))
 
     def _span(self, first: int, shape: tuple[int, int]) -> int:
-        """Return how many tokens from `first` on hold `size` codes, or what is left of the image."""
+        """Return how many tokens from `first` on hold `size` codes, or what is left of the image (h, w)."""
         h, w = shape
         last = min(first - first // (w + 1) + self._size, h * w) - 1  # code
         return max(0, last + last // w - first + 1)
