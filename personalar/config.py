@@ -5,7 +5,7 @@ The YAML files in `conf/` hold named choices of these values; a key that is not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import II, MISSING
@@ -148,13 +148,46 @@ class MethodConfig:
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """How images are sampled; `_target_` is a decoder class, the rest its arguments."""
+    """How images are sampled; `_target_` is a decoder class, the rest its arguments; null: not its own."""
 
     _target_: str = MISSING
     cfg_scale: float = II("model.sampling.cfg_scale")
     top_k: int = II("model.sampling.top_k")
     top_p: float = II("model.sampling.top_p")
     temperature: float = II("model.sampling.temperature")
+    window: int | None = None
+    """decoder=jacobi: codes that one forward looks at."""
+    init: str | None = None
+    """decoder=jacobi: first drafts: random, left, above, or newline (left that knows newlines)."""
+    coupling: str | None = None
+    """decoder=jacobi: gumbel (the images of decoder=plain), maximal, or independent."""
+    max_batch: int | None = None
+    """decoder=jacobi: images decoded speculatively at once; see docs/sampling.md for larger batches."""
+    bucket: int | None = None
+    """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
+
+    def __post_init__(self) -> None:
+        own = {"JacobiDecoder": ("window", "init", "coupling", "max_batch"), "CompiledDecoder": ("bucket",)}
+        for target, names in own.items():
+            for name in names:
+                if (getattr(self, name) is None) == self._target_.endswith(target):
+                    mine = self._target_.rsplit(".")[-1]
+                    raise ValueError(
+                        f"decoder.{name}={getattr(self, name)} does not suit {mine}: it belongs to {target} "
+                        "and is null elsewhere; choose another decoder=..."
+                    )
+        if self.init is not None:
+            one_of("decoder.init", self.init, ("random", "left", "above", "newline"))
+            one_of("decoder.coupling", self.coupling, ("gumbel", "maximal", "independent"))
+            within("decoder.window", self.window, 2)
+            within("decoder.max_batch", self.max_batch, 1)
+        if self.bucket is not None:
+            within("decoder.bucket", self.bucket, 1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What makes the decoder (`hydra.utils.instantiate`)."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(kw_only=True)

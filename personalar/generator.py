@@ -5,16 +5,20 @@ A sample is a function of weights, prompt and seed alone, so what an interrupted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from personalar.batching import draw_in_batches, largest_batch
+from personalar.decoding.sampling import Sampling
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.models.preprocess import to_uint8
@@ -23,11 +27,17 @@ from personalar.prompts import sample_prompt
 from personalar.types import PromptSpec, Sample, SampleKind
 
 Progress = Callable[[int], None]
-"""Called with the number of images that were finished since the last call."""
+"""Called with the number of images that were drawn since the last call."""
+Ask = tuple[str, int]
+"""Prompt and seed: with the weights, all that a picture depends on."""
+Finished = TypeVar("Finished")
+PICTURES_AT_ONCE = 4  # decoded from codes together; two suffice to keep a CPU busy, 512 px keep a GPU busy
 
 
 class Decoder(Protocol):
     """What samples codes; see `personalar.decoding`."""
+
+    sampling: Sampling
 
     def __call__(
         self,
@@ -36,7 +46,8 @@ class Decoder(Protocol):
         grid: tuple[int, int],
         seeds: list[int],
         identifier: Identifier | None = None,
-    ) -> Tensor:
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
         """Return codes (B, h, w) for B prompts."""
 
 
@@ -99,45 +110,135 @@ class Generator:
         identifier: Identifier | None = None,
         batch: int = 16,
     ) -> None:
-        """Sample at the model's own (square) size, `batch` images at a time."""
+        """Sample at the model's own (square) size, at most `batch` images at a time."""
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
+        # On a CPU both would want the same cores, and threads that wait for each other are ten times slower.
+        self.overlap = backend.device.type == "cuda"
+        """Turn codes into pictures while the next codes are drawn."""
 
     @torch.inference_mode()
     def codes(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
-        """Return codes (B, h, w), one per prompt and seed."""
+        """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
         protocol = self.backend.protocol
         side = protocol.config.resolution
+        grid = protocol.code_shape(side, side)
         tokens = self.identifier.tokens if self.identifier is not None else None
         ids = [protocol.prompt_ids(prompt, side, side, tokens) for prompt in prompts]
-        done: list[Tensor] = []
-        for start in range(0, len(ids), self.batch):
-            chunk = slice(start, start + self.batch)
-            codes = self.decoder(
+        length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
+        count = Count(progress)
+
+        def draw(part: slice) -> Tensor:
+            some = ids[part]
+            return self.decoder(
                 self.backend,
-                ids[chunk],
-                protocol.code_shape(side, side),
-                list(seeds[chunk]),
+                some,
+                grid,
+                list(seeds[part]),
                 identifier=self.identifier,
+                progress=lambda done, total: count.reach(part.start + done * len(some) // total),
             )
-            done.append(codes)
-            if progress is not None:
-                progress(len(codes))
-        return torch.cat(done)
+
+        rows = 2 if self.decoder.sampling.guided else 1
+        at_once = largest_batch(self.batch, self.backend, rows=rows, length=length)
+        return torch.cat(draw_in_batches(draw, len(ids), at_once))
 
     @torch.inference_mode()
+    def pictures(self, codes: Tensor) -> list[Image.Image]:
+        """Turn codes (B, h, w) into pictures, always `PICTURES_AT_ONCE` together.
+
+        A convolution differs in the last bit between batches of other sizes, and truncation to bytes would
+        show it; so the last batch is filled up, and a picture does not depend on those beside it.
+        """
+        missing = -len(codes) % PICTURES_AT_ONCE
+        filled = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
+        pixels = [self.backend.decode_images(some) for some in filled.split(PICTURES_AT_ONCE)]
+        arrays = [to_uint8(some).cpu().numpy() for some in pixels]
+        return [Image.fromarray(array) for some in arrays for array in some][: len(codes)]
+
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Return one picture per prompt and seed."""
-        codes = self.codes(prompts, seeds)
-        # One by one: convolutions over a batch differ in the last bit, and truncation to bytes would show it.
-        pixels = torch.cat([self.backend.decode_images(one) for one in codes.split(1)])  # (B, 3, H, W)
-        return [Image.fromarray(array) for array in to_uint8(pixels).cpu().numpy()]
+        return self.pictures(self.codes(prompts, seeds))
+
+    def stream(
+        self,
+        batches: Iterable[Sequence[Ask]],
+        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+        progress: Progress | None = None,
+    ) -> Iterator[Finished]:
+        """Yield `finish(asked, pictures)` of every batch, in order, one batch behind the drawing.
+
+        `finish` (PNG files, say) runs in a thread beside the drawing of the next batch; on a GPU the image
+        tokenizer does too, on a stream of its own.
+        """
+        waiting: deque[Future[Finished]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
+            for asked in batches:
+                prompts, seeds = zip(*asked, strict=True)
+                codes = self.codes(prompts, seeds, progress)
+                if self.overlap:
+                    waiting.append(worker.submit(self._finish_beside, codes, drawn(codes), asked, finish))
+                else:
+                    waiting.append(worker.submit(finish, asked, self.pictures(codes)))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _finish_beside(
+        self,
+        codes: Tensor,
+        ready: torch.cuda.Event | None,
+        asked: Sequence[Ask],
+        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+    ) -> Finished:
+        """Make pictures on this thread's own stream, after `ready`."""
+        if ready is None:  # not a GPU
+            return finish(asked, self.pictures(codes))
+        stream = torch.cuda.Stream(codes.device)
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            codes.record_stream(stream)
+            return finish(asked, self.pictures(codes))
 
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
         """Make what is asked for; the same prompt and seed is sampled once."""
-        unique = list(dict.fromkeys((request.prompt, request.seed) for request in requests))
-        pictures = self.images([prompt for prompt, _ in unique], [seed for _, seed in unique])
-        made = dict(zip(unique, pictures, strict=True))
-        return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
+        asked = unique(requests)
+        return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
+
+
+class Count:
+    """Tells `progress` how many more images are done, each once, however often a batch is begun."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._done = progress, 0
+
+    def reach(self, images: int) -> None:
+        """Say that `images` are done in all."""
+        if self._progress is not None and images > self._done:
+            self._progress(images - self._done)
+        self._done = max(self._done, images)
+
+
+def drawn(codes: Tensor) -> torch.cuda.Event | None:
+    """Return an event that says when `codes` are drawn; None where there is nothing to wait for."""
+    if codes.device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def unique(requests: Sequence[Request]) -> list[Ask]:
+    """Return what is to be drawn for `requests`: every prompt and seed once."""
+    return list(dict.fromkeys((request.prompt, request.seed) for request in requests))
+
+
+def as_samples(
+    requests: Sequence[Request], asked: Sequence[Ask], pictures: Sequence[Image.Image]
+) -> list[Sample]:
+    """Hand the pictures of `asked` to the requests that asked for them."""
+    made = dict(zip(asked, pictures, strict=True))
+    return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
 
 
 def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
@@ -161,14 +262,32 @@ def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
 
 
 def generate_files(
-    requests: Sequence[Request], generator: Generator | None, run_dir: Path, *, provenance: Mapping[str, str]
-) -> list[Sample]:
-    """Return the samples of one batch, from `run_dir/images` if all lie there, else made now.
+    batches: Sequence[Sequence[Request]],
+    generator: Generator | None,
+    run_dir: Path,
+    *,
+    provenance: Mapping[str, str],
+    progress: Progress | None = None,
+) -> Iterator[list[Sample]]:
+    """Yield the samples of every batch, from `run_dir/images` if all lie there, else made now.
 
     Args:
-        generator: may be None where `have_files`.
+        generator: may be None where `have_files` of all batches.
     """
-    if have_files(requests, run_dir):
-        return [load_sample(_file(request, run_dir)) for request in requests]
-    assert generator is not None
-    return [save_sample(sample, run_dir, provenance=provenance) for sample in generator.samples(requests)]
+    exists = [have_files(batch, run_dir) for batch in batches]
+    missing = [batch for batch, found in zip(batches, exists, strict=True) if not found]
+    batch_of = iter(missing)
+
+    def save(asked: Sequence[Ask], pictures: list[Image.Image]) -> list[Sample]:
+        samples = as_samples(next(batch_of), asked, pictures)
+        return [save_sample(sample, run_dir, provenance=provenance) for sample in samples]
+
+    assert generator is not None or not missing
+    made = generator.stream(map(unique, missing), save, progress) if generator is not None else iter(())
+    for batch, found in zip(batches, exists, strict=True):
+        if not found:
+            yield next(made)
+            continue
+        if progress is not None:
+            progress(len(batch))
+        yield [load_sample(_file(request, run_dir)) for request in batch]

@@ -89,7 +89,7 @@ def open_session(
         specs=specs,
         folder=folder,
         reporter=Reporter(enabled=int(os.environ.get("LOCAL_RANK", 0)) == 0),
-        decoder=instantiate(asdict(config.decoder), _convert_="all"),
+        decoder=instantiate(config.decoder.arguments, _convert_="all"),
         scorer=scorer,
         base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
         model_files=files,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -19,6 +20,11 @@ from personalar.config import SampleConfig
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from personalar.generator import Ask
 
 
 def concept_folder(where: str) -> Path:
@@ -77,21 +83,24 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     generator = Generator(
         backend=backend,
         identifier=concept.apply(backend),
-        decoder=instantiate(asdict(config.decoder), _convert_="all"),
+        decoder=instantiate(config.decoder.arguments, _convert_="all"),
         batch=config.model.sampling.batch,
     )
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
-    paths: list[Path] = []
+    batches = [wanted[start : start + generator.batch] for start in range(0, len(wanted), generator.batch)]
+
+    def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
+        paths = []
+        for (prompt, seed), image in zip(asked, pictures, strict=True):
+            facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
+            path = Path(config.out) / sample_filename("subject", prompt, seed)
+            paths.append(save_png(image, path, facts))
+        return paths
+
     reporter = Reporter()
     with reporter.phase("pictures", len(wanted), "images") as advance:
-        for start in range(0, len(wanted), generator.batch):
-            batch = wanted[start : start + generator.batch]
-            for (prompt, seed), image in zip(batch, generator.images(*zip(*batch, strict=True)), strict=True):
-                facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
-                path = Path(config.out) / sample_filename("subject", prompt, seed)
-                paths.append(save_png(image, path, facts))
-            advance(len(batch))
+        paths = [path for some in generator.stream(batches, save, advance) for path in some]
     for path in paths:
         reporter.say(str(path))
     return paths

@@ -125,9 +125,10 @@ class Session:
         found: list[Sample] = []
         with self.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
             generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
-            for index, batch in enumerate(batches):
-                found += generate_files(batch, generator, self.folder.path, provenance=provenance)
-                advance(len(batch))
+            for index, made in enumerate(
+                generate_files(batches, generator, self.folder.path, provenance=provenance, progress=advance)
+            ):
+                found += made
                 if index == 0 and grid:
                     self.draw_grid(stage, found[: len(grid)], base_samples or found)
         return found

@@ -69,8 +69,10 @@ def test_every_yaml_says_its_command(group: str, name: str) -> None:
 
 
 def test_decoder_takes_the_models_sampling_numbers() -> None:
-    decoder = instantiate(dataclasses.asdict(compose_config("+subject=cat", "decoder.top_k=5").decoder))
-    assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (3.0, 5)
+    for name in group_options(CONF, "decoder"):
+        composed = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
+        decoder = instantiate(composed.decoder.arguments)
+        assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (3.0, 5)
 
 
 def test_twelve_subjects_and_ones_own_photos() -> None:
@@ -104,6 +106,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
         ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, joint"),
+        ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it belongs to JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),
         ("subject.kind=video", "allowed: rendered, folder"),

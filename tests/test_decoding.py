@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personalar.decoding.naive import NaiveDecoder
-from personalar.decoding.plain import PlainDecoder, image_schedule
+from personalar.decoding.plain import PlainDecoder
 from personalar.decoding.sampling import (
     Sampling,
     cfg_combine,
+    gumbel_argmax,
     gumbel_noise,
     keep_top_k,
     keep_top_p,
+    nucleus_argmax,
     seed_tensor,
 )
+from personalar.decoding.schedule import image_schedule, plan
 from personalar.models.backend import ChameleonBackend
+from personalar.models.base import GenerationRequest
 
 GRID = (4, 4)
 SETTINGS = [
@@ -73,6 +77,30 @@ def test_images_do_not_depend_on_the_batch(tiny_backend: ChameleonBackend) -> No
     alone = [decoder(tiny_backend, [i], GRID, [s])[0] for i, s in zip(ids, seeds, strict=True)]
     assert torch.equal(together, torch.stack(alone))
     assert torch.equal(decoder(tiny_backend, ids[::-1], GRID, seeds[::-1]).flip(0), together)
+
+
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "top_p": 0.9}])
+def test_prompts_and_sizes_mix_in_one_batch(
+    tiny_backend: ChameleonBackend, settings: dict[str, float]
+) -> None:
+    grids, seeds = [(4, 4), (2, 6), (6, 2)], [7, 8, 9]
+    ids, decoder = prompts(tiny_backend, *TEXTS), PlainDecoder(**settings)
+    together = decoder(tiny_backend, ids, grids, seeds)
+    assert [tuple(image.shape) for image in together] == grids
+    naive = NaiveDecoder(**settings)(tiny_backend, ids, grids, seeds)
+    for i, grid in enumerate(grids):
+        alone = decoder(tiny_backend, [ids[i]], grid, [seeds[i]])[0]
+        assert torch.equal(together[i], alone) and torch.equal(together[i], naive[i])
+
+
+def test_a_mixed_batch_feeds_no_more_tokens_than_its_widest_image(tiny_backend: ChameleonBackend) -> None:
+    request = GenerationRequest(
+        prompts=prompts(tiny_backend, *TEXTS[:2]), grid=[(2, 4), (4, 2)], seeds=[1, 2]
+    )
+    schedule = plan(tiny_backend, request, guided=True)
+    assert [schedule.width(step) for step in range(1, 8)] == [1, 2, 1, 2, 1, 2, 1]
+    real = (schedule.positions >= 0).sum(1) - torch.tensor([len(row) for row in schedule.rows])
+    assert real.tolist() == [8, 10, 8, 10]  # 7 codes and the newlines between: 1 for two rows, 3 for four
 
 
 def test_seed_and_prompt_matter(tiny_backend: ChameleonBackend) -> None:
@@ -172,6 +200,8 @@ def test_request_errors(tiny_backend: ChameleonBackend) -> None:
         decoder(tiny_backend, ids, GRID, [1, 2])
     with pytest.raises(ValueError, match="give at least one token each"):
         decoder(tiny_backend, [[]], GRID, [1])
+    with pytest.raises(ValueError, match="got 2 grids for 1 prompts"):
+        decoder(tiny_backend, ids, [GRID, GRID], [1])
     with pytest.raises(ValueError, match="got 0 prompts"):
         decoder(tiny_backend, [], GRID, [])
     with pytest.raises(ValueError, match="both must be at least 1"):
@@ -213,6 +243,17 @@ def test_shaping_always_leaves_the_best(values: list[float], k: int, p: float, t
     shaped = Sampling(top_k=k, top_p=p, temperature=temperature).shape(logits)
     assert shaped[0, logits.argmax()].isfinite()
     assert shaped.isfinite().sum() >= 1
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.95])
+def test_top_p_without_sorting(p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(5, 40, 100, generator=generator) * 3).round(decimals=1)  # with ties
+    values = noise(list(range(5)), list(range(40)), 100)
+    expected = gumbel_argmax(keep_top_p(logits, p), values)
+    assert torch.equal(nucleus_argmax(logits, values, p), expected)
+    sampling = Sampling(top_p=p, top_k=9, temperature=0.7)
+    assert torch.equal(sampling.draw(logits, values), gumbel_argmax(sampling.shape(logits), values))
 
 
 def test_temperature_zero_is_greedy() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from personalar import batching
+from personalar.batching import draw_in_batches
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.callbacks.subject_scores import curves
 from personalar.decoding.plain import PlainDecoder
@@ -66,6 +70,89 @@ def test_a_picture_depends_on_prompt_and_seed_alone(generator) -> None:
     assert many[3].tobytes() == one.tobytes() != many[0].tobytes()
 
 
+def test_a_picture_is_the_same_alone_and_in_any_batch(generator) -> None:
+    codes = generator.codes(["a cat"] * 6, range(6))
+    together = generator.pictures(codes)
+    for i in range(6):
+        assert generator.pictures(codes[i : i + 1])[0].tobytes() == together[i].tobytes()
+    assert generator.pictures(codes[3:])[1].tobytes() == together[4].tobytes()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_finishing_runs_beside_the_drawing_and_in_order(generator, monkeypatch, overlap: bool) -> None:
+    monkeypatch.setattr(generator, "overlap", overlap)
+    batches = [[("a cat", 1), ("a dog", 2)], [("a boot", 3)], [("a cat", 4)]]
+    threads, counted = set(), []
+
+    def finish(asked, pictures):
+        threads.add(threading.current_thread().name)
+        return [(seed, picture.tobytes()) for (_, seed), picture in zip(asked, pictures, strict=True)]
+
+    made = list(generator.stream(batches, finish, counted.append))
+    assert [[seed for seed, _ in some] for some in made] == [[1, 2], [3], [4]]
+    assert made[2][0][1] == generator.images(["a cat"], [4])[0].tobytes()
+    assert threading.current_thread().name not in threads and sum(counted) == 4
+
+
+def test_an_error_while_finishing_is_not_lost(generator) -> None:
+    def finish(asked, pictures):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        list(generator.stream([[("a cat", 1)]] * 3, finish))
+
+
+class Hungry(PlainDecoder):
+    """Runs out of memory above two images."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.batches = error, []
+
+    def __call__(self, backend, prompts, *args, **kwargs):
+        self.batches.append(len(prompts))
+        if len(prompts) > 2:
+            raise self.error
+        return super().__call__(backend, prompts, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: you tried")]
+)
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_backend, error) -> None:
+    decoder, counted = Hungry(error), []
+    images = Generator(backend=tiny_backend, decoder=decoder, batch=8)
+    codes = images.codes(["a cat"] * 7, range(7), counted.append)
+    assert decoder.batches == [7, 3, 1, 1, 1, 1, 1, 1, 1] and sum(counted) == 7
+    plain = Generator(backend=tiny_backend, decoder=PlainDecoder()).codes(["a cat"] * 7, range(7))
+    assert torch.equal(codes, plain)
+
+
+def test_other_errors_and_one_image_too_many_are_raised(tiny_backend) -> None:
+    def fails(part: slice) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        draw_in_batches(fails, 4, 4)
+    broken = Generator(backend=tiny_backend, decoder=Hungry(RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        broken.codes(["a cat"] * 3, range(3))
+
+
+def test_the_batch_fits_the_free_memory(tiny_backend, monkeypatch) -> None:
+    sizes = {"rows": 2, "length": 50}
+    token_bytes = 2 * 2 * 32 * 4  # two layers, keys and values, 32 channels, float32
+    monkeypatch.setattr(batching, "free_bytes", lambda device: int(10.5 * token_bytes * 100 / batching.SPARE))
+    assert batching.largest_batch(64, tiny_backend, **sizes) == 10
+    assert batching.largest_batch(4, tiny_backend, **sizes) == 4
+    monkeypatch.setattr(batching, "free_bytes", lambda device: 0)
+    assert batching.largest_batch(64, tiny_backend, **sizes) == 1
+    monkeypatch.setattr(batching, "free_bytes", lambda device: None)
+    assert batching.largest_batch(64, tiny_backend, **sizes) == 64
+    monkeypatch.undo()
+    assert batching.free_bytes(torch.device("cpu")) > 2**20
+
+
 def test_batches_do_not_depend_on_what_exists() -> None:
     requests = ask("base")
     grid = requests[:2]
@@ -77,9 +164,14 @@ def test_batches_do_not_depend_on_what_exists() -> None:
 def test_files_are_written_once_and_read_back(generator, tmp_path: Path) -> None:
     requests = ask("base", seeds=(0,))
     assert not have_files(requests, tmp_path)
-    made = generate_files(requests, generator, tmp_path, provenance={"base": "tiny"})
+    batches, count = [requests[:5], requests[5:]], []
+    made = [
+        s for some in generate_files(batches, generator, tmp_path, provenance={"base": "x"}) for s in some
+    ]
     assert have_files(requests, tmp_path)
-    found = generate_files(requests, None, tmp_path, provenance={})
+    again = generate_files(batches, None, tmp_path, provenance={}, progress=count.append)
+    found = [sample for some in again for sample in some]
+    assert count == [5, 7]
     assert [(s.prompt, s.kind, s.seed, s.spec) for s in found] == [
         (s.prompt, s.kind, s.seed, s.spec) for s in made
     ]

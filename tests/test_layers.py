@@ -11,9 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample", "doctor", "export", "adopt"),
+    5: ("run", "sample", "doctor", "export", "adopt", "bench"),
     4: ("report", "summary", "plot"),
-    3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
+    3: ("module", "datamodule", "generator", "batching", "training", "session", "callbacks"),
     2: ("stage", "identifier", "concept", "run_folder", "locate"),
     1: ("subject", "photos", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
     0: ("config", "commands", "compose", "recipe", "layout", "types", "process", "arguments", "__init__"),
@@ -26,9 +26,9 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt"),
+    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt", "bench"),
     "lightning": ("module", "datamodule", "training", "callbacks"),
-    "transformers": ("models", "scoring"),
+    "transformers": ("models", "scoring", "bench"),
     "deepspeed": (),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

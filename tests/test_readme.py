@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -42,6 +43,8 @@ def compose(command: str):
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
+    if name == "bench":
+        return importlib.import_module(f"personalar.bench.{words[1]}").read_settings(words[2:])
     schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig}
     schema = (schemas | {"export": ExportConfig, "adopt": AdoptConfig})[name]
     multirun = "-m" in words

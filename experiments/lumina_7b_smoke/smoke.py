@@ -108,7 +108,7 @@ def draw(meter: Meter, args: argparse.Namespace, work: Path, session: Session) -
         config = settings(args, work, f"decoder={name}")
         with meter.step(f"one picture, decoder={name}") as row:
             try:
-                generator.decoder = instantiate(asdict(config.decoder), _convert_="all")
+                generator.decoder = instantiate(config.decoder.arguments, _convert_="all")
                 (picture,) = generator.images(["a photo of [V] dog"], [0])
                 picture.save(work / f"{name}.png")
             except ValueError as error:

@@ -50,8 +50,10 @@ class Reporter:
 
         def advance(count: int = 1, note: str = "") -> None:
             nonlocal last_note
-            last_note = note or last_note
-            progress.update(task, advance=count, note=last_note)
+            progress.update(task, advance=count)
+            pace = progress.tasks[0].completed / max(1e-9, time.perf_counter() - started)
+            last_note = note or f"{pace:.2g} {unit}/s"
+            progress.update(task, note=last_note)
 
         with progress:
             yield advance

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from personalar.decoding.sampling import Sampling, cfg_combine, gumbel_noise, seed_tensor
-from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+from personalar.models.base import Backend, GenerationRequest, Grid, Identifier, Progress
 
 
 class NaiveDecoder:
@@ -22,19 +22,20 @@ class NaiveDecoder:
         self,
         backend: Backend,
         prompts: list[list[int]],
-        grid: tuple[int, int],
+        grid: Grid,
         seeds: list[int],
         identifier: Identifier | None = None,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """Draw one image per prompt and seed; return codes (B, h, w) int64."""
+    ) -> Tensor | list[Tensor]:
+        """Draw one image per prompt and seed; return codes (B, h, w) int64, a list where `grid` is one."""
         request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds)
         images = []
-        for prompt, seed in zip(request.prompts, request.seeds, strict=True):
-            images.append(self._draw(backend, list(prompt), grid, seed, identifier))
+        for prompt, shape, seed in zip(request.prompts, request.grids, request.seeds, strict=True):
+            images.append(self._draw(backend, list(prompt), shape, seed, identifier))
             if progress is not None:
-                progress(len(images) * images[0].numel(), len(prompts) * images[0].numel())
-        return torch.stack(images)
+                total = sum(h * w for h, w in request.grids)
+                progress(sum(image.numel() for image in images), total)
+        return request.collect(images)
 
     def _draw(
         self,

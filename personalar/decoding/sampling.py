@@ -8,7 +8,7 @@ Shapes: B images, K image codes, P positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,15 @@ class Sampling:
                 f"temperature={self.temperature} must be at least 0; 0 takes the most likely code"
             )
 
+    @property
+    def guided(self) -> bool:
+        """Tell whether every image needs its unconditional row."""
+        return self.cfg_scale != 1.0
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Combine the conditional rows of (2B, ..., K) with the unconditional ones, which come last."""
+        return cfg_combine(*logits.chunk(2), self.cfg_scale) if self.guided else logits
+
     def shape(self, logits: Tensor) -> Tensor:
         """Apply top-k, temperature and top-p to (..., K)."""
         if self.top_k:
@@ -52,10 +61,19 @@ class Sampling:
             logits = keep_top_p(logits, self.top_p)
         return logits
 
+    def law(self, logits: Tensor) -> Tensor:
+        """Return the probabilities that codes are drawn with, from guided logits (..., K)."""
+        if self.temperature == 0:
+            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return self.shape(logits).softmax(-1)
+
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Choose codes (...) from guided logits (..., K) with Gumbel `noise` of that shape."""
-        logits = self.shape(logits)
-        return logits.argmax(-1) if self.temperature == 0 else gumbel_argmax(logits, noise)
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        if self.top_p < 1 and logits.device.type == "cpu":  # elsewhere its loop would wait for the device
+            return nucleus_argmax(replace(self, top_p=1.0).shape(logits), noise, self.top_p)
+        return gumbel_argmax(self.shape(logits), noise)
 
 
 def cfg_combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -80,6 +98,23 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 
+def nucleus_argmax(logits: Tensor, noise: Tensor, p: float) -> Tensor:
+    """Return `gumbel_argmax(keep_top_p(logits, p), noise)` without sorting.
+
+    A draw is kept when what is likelier does not reach p; else it and all that is no likelier are ruled out,
+    and the next best is tried. That is rare for p near 1.
+    """
+    probabilities = logits.softmax(-1)
+    noisy = logits + noise
+    while True:
+        best = noisy.argmax(-1, keepdim=True)
+        level = probabilities.gather(-1, best)
+        outside = (probabilities * (probabilities > level)).sum(-1, keepdim=True) >= p
+        if not outside.any():
+            return best[..., 0]
+        noisy = noisy.masked_fill(outside & (probabilities <= level), float("-inf"))
+
+
 def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
     """Draw from softmax(logits) (..., K) by argmax(logits + noise), `noise` being standard Gumbel."""
     return (logits + noise).argmax(-1)
@@ -92,7 +127,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
 
     Args:
         seeds: (B,) int64, from `seed_tensor`.
-        positions: (P,) int64, index of the code in its image.
+        positions: (P,) or (B, P) int64, index of the code in its image.
         num_codes: K.
     """
     codes = torch.arange(num_codes, device=seeds.device)
@@ -100,6 +135,12 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     bits = _shift_right(_mix(place[:, :, None] + codes * _ODD), 32)  # (B, P, K), 32 random bits
     uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)  # in (0, 1), fine near 0 ...
     return -torch.log(-torch.log1p(-uniform))  # ... and so fine where the noise is large
+
+
+def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
+    """Return uniform codes (B, P) for (B, P) positions, independent of the noise there."""
+    place = _mix(_mix(seeds[:, None] ^ _ODD) + positions)
+    return (_shift_right(_mix(place), 32) * num_codes) >> 32
 
 
 def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:

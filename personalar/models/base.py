@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -19,13 +19,27 @@ Progress = Callable[[int, int], None]
 """Called with (codes done, codes in all) of the images being decoded, about once per row of codes."""
 
 
+Grid = tuple[int, int] | Sequence[tuple[int, int]]
+"""(h, w) in codes: of all images of a batch, or one per image."""
+
+
 class Cache(Protocol):
     """Keys and values of a batch; made by `Backend.new_cache`, moved on by `Backend.forward`."""
 
     length: int
+    keys: list[Tensor]
+    values: list[Tensor]
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens of every row."""
+        ...
+
+    def place(self, positions: Tensor) -> None:
+        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: it is empty."""
+        ...
+
+    def at(self, slots: Tensor, end: int) -> Any:
+        """Return what `Backend.forward` takes as cache to write `slots` and read below `end`."""
         ...
 
 
@@ -103,15 +117,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """Images to draw: one per prompt, all of one shape.
+    """Images to draw: one per prompt.
 
     Raises ValueError when there is nothing to draw or prompts and seeds do not pair up.
     """
 
     prompts: Sequence[Sequence[int]]
     """Ids before the image, per image."""
-    grid: tuple[int, int]
-    """(h, w) in codes."""
+    grid: Grid
+    """(h, w) in codes: of all images, or one per image."""
     seeds: Sequence[int]
     """One per image; with weights and prompt it determines the image."""
 
@@ -125,5 +139,27 @@ class GenerationRequest:
             raise ValueError(
                 f"got {len(self.seeds)} seeds for {len(self.prompts)} prompts; give one per image"
             )
-        if min(self.grid) < 1:
-            raise ValueError(f"got an image of {self.grid[0]}x{self.grid[1]} codes; both must be at least 1")
+        if len(self.grids) != len(self.prompts):
+            raise ValueError(
+                f"got {len(self.grids)} grids for {len(self.prompts)} prompts; "
+                "give one (h, w), or one per image"
+            )
+        for h, w in self.grids:
+            if min(h, w) < 1:
+                raise ValueError(f"got an image of {h}x{w} codes; both must be at least 1")
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(h, w) of every image."""
+        if isinstance(self.grid[0], int):
+            return [(self.grid[0], self.grid[1])] * len(self.prompts)  # type: ignore[list-item]
+        return [(h, w) for h, w in self.grid]  # type: ignore[misc]
+
+    def collect(self, images: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Return the codes of every image as asked for: (B, h, w), or a list where `grid` is one."""
+        return torch.stack(list(images)) if isinstance(self.grid[0], int) else list(images)
+
+    def split(self, codes: Tensor) -> Tensor | list[Tensor]:
+        """Cut codes (B, N), N being those of the largest image, to the images asked for."""
+        shapes = zip(codes, self.grids, strict=True)
+        return self.collect([row[: h * w].view(h, w) for row, (h, w) in shapes])

@@ -1,8 +1,9 @@
 """A static key/value cache that is an argument of the model, never a part of it.
 
-Rows of a batch are left-padded to one length, so a single write position serves all of them: slot `i` of
-row `b` holds the token at position `i - pad[b]`. Everything a decoding step needs besides the keys and values
-(rotary factors, attention mask) depends on the slot only and is computed once, when the cache is made.
+The rows of a batch share their slots: a forward writes the same slots of every row. Where the rows' tokens do
+not line up (prompts of other lengths, images of other widths), some slots of a row are empty: nothing ever
+looks at them. Everything a decoding step needs besides the keys and values (rotary factors, attention mask)
+depends on the slot only and is computed once, when the cache is made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class KVCache:
     Args:
         keys, values: the storage, one tensor per layer.
         cos, sin: rotary factors of every slot, (B, 1, L, hd) or (1, 1, L, hd).
-        pad: number of pad slots at the left of each row, (B,) int64.
+        pad: number of empty slots at the left of each row, (B,) int64.
     """
 
     def __init__(
@@ -28,15 +29,36 @@ class KVCache:
         self.pad = pad
         self.length = 0
         """Slots written so far; the next token goes to this slot."""
-        slots = torch.arange(self.capacity, device=pad.device)
-        self._longest_pad = int(pad.max())
-        hidden = slots[None, :] < pad[:, None]  # (B, L)
-        self._visible = _additive(~hidden, keys[0].dtype)[:, None, None, :]  # (B, 1, 1, L)
+        self._by_position: tuple[Tensor, Tensor] | None = None
+        self._visible = keys[0].new_zeros(len(pad), 1, 1, self.capacity)
+        self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
 
     @property
     def capacity(self) -> int:
         """Slots per row."""
         return self.keys[0].shape[2]
+
+    def place(self, positions: Tensor) -> None:
+        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: none, it is empty.
+
+        For a cache that was made without pads, where slot i holds position i until told otherwise. Placed
+        again, a cache keeps its tensors: a captured graph that reads them stays valid.
+        """
+        if self.pad.any():
+            raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be laid out; make it with pad=0")
+        if self._by_position is None:
+            self._by_position = self.cos[0, 0], self.sin[0, 0]
+            self.cos, self.sin = (
+                t.expand(len(positions), -1, -1, -1).clone() for t in (self.cos[:1], self.sin[:1])
+            )
+        self.length = 0
+        self._show(positions >= 0)
+        for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
+            table.copy_(factors[positions.clamp_min(0)][:, None])
+
+    def _show(self, real: Tensor) -> None:
+        self._visible.copy_(_additive(real, self._visible.dtype)[:, None, None, :])
+        self._all_see = int(real.int().argmax(1).max())  # from this slot on, every row has something to see
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the next `num_tokens` slots, (B or 1, 1, T, hd)."""
@@ -46,12 +68,12 @@ class KVCache:
     def mask(self, num_tokens: int) -> Tensor:
         """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T).
 
-        Pads are invisible and later slots too. A pad sees itself, because a row that sees nothing would
-        become NaN and spread through `0 * NaN` to the tokens that do not even look at it.
+        Empty slots are invisible and later slots too. An empty slot sees itself, because a row that sees
+        nothing would become NaN and spread through `0 * NaN` to the tokens that do not even look at it.
         """
         end = self._window(num_tokens).stop
         visible = self._visible[..., :end]
-        if num_tokens == 1 and self.length >= self._longest_pad:
+        if num_tokens == 1 and self.length >= self._all_see:
             return visible
         slots = torch.arange(end, device=self.pad.device)
         rows = slots[self.length :]
@@ -75,6 +97,13 @@ class KVCache:
             raise ValueError(f"the cache holds {self.length} tokens, cannot forget {num_tokens} of them")
         self.length -= num_tokens
 
+    def at(self, slots: Tensor, end: int) -> CacheWindow:
+        """Return a view for one forward that writes `slots`, (T,) or (B, T) int64, and reads below `end`.
+
+        Every slot before those must have been written; what lies in later slots is not looked at.
+        """
+        return CacheWindow(self, slots, self._visible, end)
+
     def _window(self, num_tokens: int) -> slice:
         end = self.length + num_tokens
         if end > self.capacity:
@@ -83,6 +112,46 @@ class KVCache:
                 "make it as long as the prompt and the image together"
             )
         return slice(self.length, end)
+
+
+class CacheWindow:
+    """A forward's view of a cache whose slots are a tensor: no shape depends on how far decoding is.
+
+    That is what a captured graph needs, and rows that decode at their own pace.
+    """
+
+    def __init__(self, cache: KVCache, slots: Tensor, visible: Tensor, end: int) -> None:
+        self._cache, self._slots, self._end = cache, slots, end
+        self._visible = visible[..., :end]
+        self._rows = torch.arange(len(visible), device=slots.device)[:, None]
+
+    def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of the slots, (B or 1, 1, T, hd)."""
+        tables = (self._cache.cos, self._cache.sin)
+        if self._slots.ndim == 1:
+            cos, sin = (table.index_select(2, self._slots) for table in tables)
+        else:
+            cos, sin = (table[self._rows % len(table), 0, self._slots][:, None] for table in tables)
+        return cos, sin
+
+    def mask(self, num_tokens: int) -> Tensor:
+        """Return the additive attention mask, (B, 1, T, end): what is not empty and not later."""
+        slots = torch.arange(self._end, device=self._slots.device)
+        rows = self._slots[:, None] if self._slots.ndim == 1 else self._slots[:, None, :, None]
+        return self._visible.masked_fill(slots > rows, float("-inf"))
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, Hkv, T, hd) in the slots of `layer`; return all slots below the end."""
+        stored = self._cache.keys[layer], self._cache.values[layer]
+        for table, new in zip(stored, (key, value), strict=True):
+            if self._slots.ndim == 1:
+                table.index_copy_(2, self._slots, new)
+            else:
+                table.transpose(1, 2)[self._rows, self._slots] = new.transpose(1, 2)
+        return stored[0][:, :, : self._end], stored[1][:, :, : self._end]
+
+    def advance(self, num_tokens: int) -> None:
+        """Leave the write position alone: the caller says where every forward writes."""
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

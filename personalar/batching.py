@@ -1,0 +1,69 @@
+"""How many images are drawn together: as many as fit, and half as many when that was too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from personalar.models.base import Backend
+
+SPARE = 0.8  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
+Result = TypeVar("Result")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that tensors on `device` can still take; None where nobody says."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    (line,) = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
+    return int(line.split()[1]) * 1024
+
+
+def largest_batch(limit: int, backend: Backend, *, rows: int, length: int) -> int:
+    """Return how many images to draw together: `limit`, or fewer if their keys and values do not fit.
+
+    Args:
+        rows: sequences of one image, two with guidance.
+        length: tokens of the longest.
+    """
+    free = free_bytes(backend.device)
+    if free is None:
+        return limit
+    token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
+    token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
+    return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))
+
+
+def draw_in_batches(draw: Callable[[slice], Result], count: int, at_once: int) -> list[Result]:
+    """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory does not suffice.
+
+    Raises what `draw` raised when not even one image fits.
+    """
+    results: list[Result] = []
+    start = 0
+    while start < count:
+        part = slice(start, min(count, start + at_once))
+        try:
+            results.append(draw(part))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if at_once == 1 or not _out_of_memory(error):
+                raise
+            at_once = max(1, (part.stop - part.start) // 2)
+        else:
+            start = part.stop
+            continue
+        # Only here, where the exception and with it the tensors of the failed batch are gone.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,231 @@
+"""Sampling speed: `python -m personalar.bench decode model=nano decoder=plain,jacobi batch=1,16`.
+
+Every decoder and both baselines take turns in every round, so that a busy neighbour meets all of them; ratios
+are medians over rounds. Other arguments are settings of `personalar.sample` (`decoder.window=32`,
+`trainer=gpu`). `weights=random_7b` takes the 7B's shape with random weights in place of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personalar.arguments import prepare_arguments
+from personalar.bench.baseline import Baseline
+from personalar.bench.decode_table import BASELINES, PROMPT, Contender, machine, summary, table
+from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
+from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.config import SampleConfig
+from personalar.generator import Generator
+from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.png import save_png
+from personalar.process import set_torch_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure."""
+
+    decoders: list[str]
+    batches: list[int]
+    runs: int
+    weights: str
+    out: Path | None
+    rest: list[str]
+    """Settings of `personalar.sample`."""
+
+
+def read_settings(arguments: list[str]) -> Settings:
+    """Read the command line.
+
+    Raises:
+        ValueError: for what is not known, with what is allowed.
+    """
+    own = {"decoder": "plain", "batch": "1,16", "runs": "5", "weights": "model", "out": ""}
+    rest = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(argument)
+    rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    names = own["decoder"].split(",")
+    for name in names:
+        prepare_arguments([f"decoder={name}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    for argument in rest:
+        if argument.startswith("decoder.") and not any(decoder_takes(name, argument) for name in names):
+            raise ValueError(f"{argument} is a setting of none of {', '.join(names)}")
+    numbers = [*own["batch"].split(","), own["runs"]]
+    if not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise ValueError(
+            f"batch={own['batch']} runs={own['runs']} must be numbers from 1, such as batch=1,16 runs=5"
+        )
+    if own["weights"] not in ("model", "random_7b"):
+        raise ValueError(f"weights={own['weights']!r} is not known; allowed: model, random_7b")
+    return Settings(
+        decoders=names,
+        batches=[int(number) for number in own["batch"].split(",")],
+        runs=int(own["runs"]),
+        weights=own["weights"],
+        out=Path(own["out"]) if own["out"] else None,
+        rest=rest,
+    )
+
+
+def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
+    """Return the settings that `personalar.sample decoder=...` would run with."""
+    from hydra import compose, initialize_config_dir
+
+    own = [x for x in rest if not x.startswith("decoder.") or decoder_takes(decoder, x)]
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        given = [f"decoder={decoder}", "concept=none", f"prompts=[{PROMPT}]"]
+        return read_config(compose("sample", [*given, *own]))
+
+
+def decoder_takes(decoder: str, argument: str) -> bool:
+    """Tell whether `decoder.key=value` is a setting of that decoder: one command measures several."""
+    text = (conf_dir() / "decoder" / f"{decoder}.yaml").read_text()
+    key = argument.partition("=")[0].removeprefix("decoder.")
+    return f"\n{key}:" in text or key in ("cfg_scale", "top_k", "top_p", "temperature")
+
+
+def measure(contender: Contender, generator: Generator, folder: Path, *, turn: int) -> None:
+    """Draw, decode and write one batch; add what it took. Every turn has its own seeds."""
+    backend, batch = generator.backend, contender.batch
+    side = backend.protocol.config.resolution
+    ids = backend.protocol.prompt_ids(PROMPT, side, side)
+    seeds = list(range(turn * batch, (turn + 1) * batch))
+    reset_peak(backend.device)
+    synchronize(backend.device)
+    started, cpu = time.perf_counter(), time.process_time()
+    with counted(contender, backend):
+        codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
+    synchronize(backend.device)
+    drawn = time.perf_counter()
+    contender.cpu_s.append(time.process_time() - cpu)
+    for index, picture in enumerate(generator.pictures(codes)):
+        save_png(picture, folder / f"{index}.png")
+    contender.decode_s.append(drawn - started)
+    contender.total_s.append(time.perf_counter() - started)
+    contender.peak_bytes = max(contender.peak_bytes, peak_bytes(backend.device))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to watch the peak of memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (watch := Path("/proc/self/clear_refs")).exists():
+        watch.write_text("5")  # resets VmHWM
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory since `reset_peak`: of tensors on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]:
+    """Return everything that takes part."""
+    from hydra.utils import instantiate
+
+    draws: dict[str, Any] = {}
+    for name in settings.decoders:
+        draws[name] = instantiate(compose_sample(name, settings.rest).decoder.arguments)
+    sampling = next(iter(draws.values())).sampling
+    for static in (False, True):
+        baseline = Baseline(backend, sampling, static=static)
+        draws[baseline.name] = baseline
+    return [
+        Contender(name=name, batch=batch, draw=draw)
+        for batch in settings.batches
+        for name, draw in draws.items()
+    ]
+
+
+@contextmanager
+def counted(contender: Contender, backend: ChameleonBackend) -> Iterator[None]:
+    """Count forwards; steps of a captured graph pass the counter by."""
+    owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
+    original, calls = owner.forward, []
+    owner.forward = lambda *a, **k: calls.append(1) or original(*a, **k)
+    try:
+        yield
+    finally:
+        del owner.forward  # the class's own again
+    contender.steps.append(len(calls))
+
+
+def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:
+    """Run once and keep only how long it took: compiling and capturing happen here."""
+    measure(contender, generator, folder, turn=0)
+    contender.first_s = contender.decode_s[0]
+    for values in (contender.decode_s, contender.total_s, contender.cpu_s, contender.steps):
+        values.clear()
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measure everything; return one record."""
+    config = compose_sample(settings.decoders[0], settings.rest)
+    set_torch_threads(config.trainer.threads)
+    device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
+    dtype = getattr(torch, config.model.dtype)
+    if settings.weights == "random_7b":
+        from personalar.bench.random_weights import random_7b
+
+        backend = random_7b(dtype=dtype, device=torch.device(device))
+    else:
+        path = package_path(config.model.path)
+        backend = load_backend(path, dtype=dtype, device=device, attention=config.trainer.attention)
+    field = contenders(settings, backend)
+    bandwidth = copy_bandwidth(backend.device)
+    with tempfile.TemporaryDirectory() as name:
+        for contender in field:
+            generator = Generator(backend=backend, decoder=contender.draw)
+            warm_up(contender, generator, Path(name))
+        for turn in range(settings.runs):
+            for contender in field:
+                generator = Generator(backend=backend, decoder=contender.draw)
+                measure(contender, generator, Path(name), turn=turn)
+    rows = [summary(contender, field, backend, bandwidth) for contender in field]
+    return {"machine": machine(backend), "settings": describe(settings, config, bandwidth), "rows": rows}
+
+
+def describe(settings: Settings, config: SampleConfig, bandwidth: float) -> dict[str, Any]:
+    """Return what was asked for, and how the roofline is counted."""
+    return {
+        "model": config.model.name if settings.weights == "model" else settings.weights,
+        "dtype": config.model.dtype,
+        "runs": settings.runs,
+        "arguments": settings.rest,
+        "decoder": {k: v for k, v in asdict(config.decoder).items() if v is not None},
+        "copy_bandwidth_bytes_per_s": bandwidth,
+        "roofline": FORMULA,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the table, and write the JSON beside it."""
+    settings = read_settings(arguments)
+    record = run(settings)
+    print(json.dumps(record["machine"] | record["settings"], indent=1))
+    print(table(record))
+    for row in record["rows"]:
+        if (key := f"x {BASELINES[0]}, batch 1") in row and row["batch"] > 1:
+            print(f"{row['decoder']}, batch {row['batch']}: {row[key]:.2f} times {BASELINES[0]} at batch 1")
+    if settings.out is not None:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
+        (settings.out / "decode.md").write_text(table(record) + "\n")

@@ -1,0 +1,122 @@
+"""What a measurement of sampling says: one row per decoder and batch, as a record and as a table."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personalar.bench.roofline import step_bytes
+from personalar.models.backend import ChameleonBackend
+
+PROMPT = "a photo of a cat in the snow"
+BASELINES = ("transformers generate", "transformers static, batched CFG")
+
+
+@dataclass(kw_only=True)
+class Contender:
+    """One decoder or baseline at one batch size, and what was measured of it."""
+
+    name: str
+    batch: int
+    draw: Callable[..., Any]
+    decode_s: list[float] = field(default_factory=list)
+    total_s: list[float] = field(default_factory=list)
+    """With image tokenizer and PNG."""
+    cpu_s: list[float] = field(default_factory=list)
+    """Processor time of decoding: on a busy CPU steadier than the clock's."""
+    steps: list[int] = field(default_factory=list)
+    first_s: float = 0.0
+    """The first run, with compiling and capturing."""
+    peak_bytes: int = 0
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+
+
+def machine(backend: ChameleonBackend) -> dict[str, Any]:
+    """Return what the numbers depend on besides the program."""
+    cuda = backend.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(backend.device) if cuda else processor(),
+        "threads": torch.get_num_threads(),
+        "load_average": Path("/proc/loadavg").read_text().split()[0]
+        if Path("/proc/loadavg").exists()
+        else "",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def summary(
+    contender: Contender, everyone: list[Contender], backend: ChameleonBackend, bandwidth: float
+) -> dict[str, Any]:
+    """Return one row of the table."""
+    side = backend.protocol.config.resolution
+    h, w = backend.protocol.code_shape(side, side)
+    grammar = len(backend.grammar(h, w))
+    prompt = len(backend.protocol.prompt_ids(PROMPT, side, side))
+    guided = contender.draw.sampling.guided
+    batch, decode = contender.batch, statistics.median(contender.decode_s)
+    steps = statistics.mean(contender.steps)
+    steps = steps if steps > 2 else h * w  # graphs that were captured before pass the counter by
+    read = step_bytes(backend, batch=batch, prompt=prompt, answer=grammar, guided=guided)
+    ordered = sorted(contender.decode_s)
+    row = {
+        "decoder": contender.name,
+        "batch": batch,
+        "steps": steps,
+        "ms_per_step": 1e3 * decode / steps,
+        "decode_s": decode,
+        "cpu_s": statistics.median(contender.cpu_s),
+        "decode_s_p10": ordered[round(0.1 * (len(ordered) - 1))],
+        "decode_s_p90": ordered[round(0.9 * (len(ordered) - 1))],
+        "images_per_s": batch / statistics.median(contender.total_s),
+        "peak_mb": contender.peak_bytes / 1e6,
+        "first_run_extra_s": max(0.0, contender.first_s - decode),
+        "bytes_per_step": read,
+        "roofline_fraction": h * w * read / bandwidth / decode,
+    }
+    for name in BASELINES:
+        for other in everyone:
+            if other.name == name and other.batch in (batch, 1):
+                for kind, mine, theirs in (
+                    ("x", contender.decode_s, other.decode_s),
+                    ("cpu x", contender.cpu_s, other.cpu_s),
+                ):
+                    pairs = zip(theirs, mine, strict=True)
+                    per_image = statistics.median(a / other.batch / (b / batch) for a, b in pairs)
+                    row[f"{kind} {name}, batch {other.batch}"] = per_image
+    return row
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the record as a Markdown table."""
+    lines = [
+        "| decoder | batch | steps | ms/step | s/batch (p10-p90) | images/s with PNG | peak MB "
+        "| first run +s | of roofline | x generate | x static | cpu s | cpu x generate | cpu x static |",
+        "|" + "---|" * 14,
+    ]
+    for row in record["rows"]:
+        ratios = [
+            row[f"{kind} {name}, batch {row['batch']}"] for kind in ("x", "cpu x") for name in BASELINES
+        ]
+        lines.append(
+            f"| {row['decoder']} | {row['batch']} | {row['steps']:.0f} | {row['ms_per_step']:.2f} "
+            f"| {row['decode_s']:.2f} ({row['decode_s_p10']:.2f}-{row['decode_s_p90']:.2f}) "
+            f"| {row['images_per_s']:.2f} | {row['peak_mb']:.0f} | {row['first_run_extra_s']:.1f} "
+            f"| {100 * row['roofline_fraction']:.1f} % | {ratios[0]:.2f} | {ratios[1]:.2f} "
+            f"| {row['cpu_s']:.2f} | {ratios[2]:.2f} | {ratios[3]:.2f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""A model of the 7B's shape with random weights: speed does not depend on what the weights say."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from personalar.models.backend import ChameleonBackend
+from personalar.models.protocol import ProtocolConfig
+from personalar.models.tokenizer import Tokenizer, build_tokenizer
+from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.vq import VQConfig, VQModel
+
+
+def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
+    """Return Lumina-mGPT's shape: 512 pixels, 32 x 32 of 8192 codes, prompts of about its length."""
+    return random_backend(TransformerConfig(), VQConfig(), ProtocolConfig(), dtype=dtype, device=device)
+
+
+def random_backend(
+    transformer: TransformerConfig,
+    vq: VQConfig,
+    protocol: ProtocolConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ChameleonBackend:
+    """Return a backend of any shape whose weights are drawn where they lie."""
+    tokenizer = Tokenizer(
+        build_tokenizer(
+            [protocol.prompt_template],
+            num_codes=vq.num_embeddings,
+            max_grids=max(48, protocol.resolution // protocol.grid_px),
+            num_concept_ids=12,
+            vocab_size=transformer.vocab_size,
+        )
+    )
+    with torch.device("meta"):
+        networks: list[tuple[nn.Module, torch.dtype]] = [
+            (ChameleonTransformer(transformer), dtype),
+            (VQModel(vq), torch.float32),
+        ]
+    for network, kind in networks:
+        network.to(kind).to_empty(device=device)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(False)
+            if parameter.ndim == 1 or "norm" in name:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                parameter.normal_(std=0.02)
+    return ChameleonBackend(
+        transformer=networks[0][0],  # type: ignore[arg-type]
+        vq=networks[1][0],  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        protocol=protocol,
+    ).eval()

@@ -1,0 +1,62 @@
+"""How drafts become draws: the rules of speculative Jacobi decoding, functions of one pass's distributions.
+
+A pass gives, for every position of a window, the law q of its code given the drafts before it. A rule turns
+the draft into a draw from q that agrees with the draft as often as it can. The draws up to the first that
+differs from its draft are then final, since what they were conditioned on did not change; the later ones are
+the next pass's drafts.
+
+- gumbel: the draw is argmax(log q + g) with noise g that belongs to (seed, position). Whatever the drafts,
+  the final codes are those of plain decoding (shared-noise coupling, arXiv 2510.24211).
+- maximal: a draft d, drawn from p, stays with probability min(1, q(d) / p(d)), else the draw comes from the
+  residual max(0, q - p); at every position of the window (maximal coupling, arXiv 2510.24211).
+- independent: the same up to the first draft that does not stay, fresh draws after it (arXiv 2410.01699).
+
+Shapes: B images, W positions, K image codes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COUPLINGS = ("gumbel", "maximal", "independent")
+
+
+def residual(q: Tensor, p: Tensor) -> Tensor:
+    """Return what a rejected draft of p is redrawn from, (..., K), not normalised; q if nothing is left."""
+    rest = (q - p).clamp_min(0.0)
+    return torch.where(rest.sum(-1, keepdim=True) > 0, rest, q)
+
+
+def stays(q: Tensor, p: Tensor, drafts: Tensor, uniform: Tensor) -> Tensor:
+    """Tell where drafts (B, W) from laws p (B, W, K) are draws from q too, with probability min(1, q / p)."""
+    index = drafts[..., None]
+    return uniform * p.gather(-1, index)[..., 0] < q.gather(-1, index)[..., 0]
+
+
+def redraw(
+    q: Tensor, p: Tensor, drafts: Tensor, drafted: Tensor, noise: Tensor, *, everywhere: bool
+) -> Tensor:
+    """Turn drafts from p into draws from q, (B, W), by rejection.
+
+    Args:
+        q, p: (B, W, K) probabilities; p is read where `drafted`.
+        drafted: (B, W) bool; the others are drawn from q.
+        noise: (B, W, K + 1) standard Gumbel, fresh in every pass.
+        everywhere: keep what can be kept after the first rejection too (maximal), or not (independent).
+    """
+    uniform = torch.exp(-torch.exp(-noise[..., -1]))
+    kept = drafted & stays(q, p, drafts, uniform)
+    fresh = ~drafted
+    if not everywhere:
+        rejections = (drafted & ~kept).long().cumsum(1)
+        fresh = fresh | (rejections - (drafted & ~kept).long() > 0)  # after the first rejection
+    law = torch.where(fresh[..., None], q, residual(q, p))
+    drawn = (law.log() + noise[..., :-1]).argmax(-1)
+    return torch.where(kept & ~fresh, drafts, drawn)
+
+
+def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
+    """Return how many of (B, W) draws are final, (B,): through the first that differs from its draft."""
+    same = (draws == drafts) & drafted
+    return (same.long().cumprod(1).sum(1) + 1).clamp_max(draws.shape[1])

@@ -1,0 +1,84 @@
+"""Speculative Jacobi decoding: a window of drafts is checked in one forward, and several codes become final.
+
+Images of a batch go at their own pace; newlines are drafts that are always right. `coupling` holds the rules,
+`draft` the first drafts. With coupling "gumbel" the image is that of plain decoding, code for code; with the
+others it is another draw from the same distribution, and depends on window and first drafts too, but never on
+the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from personalar.decoding.coupling import COUPLINGS
+from personalar.decoding.draft import INITS
+from personalar.decoding.plain import PlainDecoder
+from personalar.decoding.window import Window
+from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+
+
+class JacobiDecoder(PlainDecoder):
+    """Same call as `PlainDecoder`.
+
+    Args:
+        window: codes that one forward looks at, and the newlines among them.
+        init: first drafts; see `draft.first_drafts`.
+        coupling: "gumbel", "maximal" or "independent"; see `coupling`.
+        max_batch: images decoded this way at once. For more, a forward's time grows with its tokens and plain
+            decoding is faster: "gumbel" then decodes plainly, which gives the same images; the others decode
+            `max_batch` at a time.
+        cfg_scale, top_k, top_p, temperature: see `Sampling`.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 16,
+        init: str = "above",
+        coupling: str = "gumbel",
+        max_batch: int = 1,
+        cfg_scale: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
+        if window < 2:
+            raise ValueError(f"window={window} must be at least 2; decoder=plain draws one code at a time")
+        if max_batch < 1:
+            raise ValueError(f"max_batch={max_batch} must be at least 1")
+        for name, value, allowed in (("init", init, INITS), ("coupling", coupling, COUPLINGS)):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
+        self.window, self.init, self.coupling, self.max_batch = window, init, coupling, max_batch
+
+    def draw(
+        self,
+        backend: Backend,
+        request: GenerationRequest,
+        identifier: Identifier | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        """Return codes (B, N), N being those of the largest image."""
+        batch = len(request.prompts)
+        if batch > self.max_batch and self.coupling == "gumbel":
+            return super().draw(backend, request, identifier, progress)
+        sizes = [h * w for h, w in request.grids]
+        images: list[Tensor] = []
+        done = 0
+        for start in range(0, batch, self.max_batch):
+            part = slice(start, start + self.max_batch)
+            some = GenerationRequest(
+                prompts=request.prompts[part], grid=request.grids[part], seeds=request.seeds[part]
+            )
+            window = Window(
+                backend, some, self.sampling, size=self.window, init=self.init, coupling=self.coupling
+            )
+            for final in window.passes(identifier):
+                if progress is not None:
+                    progress(done + final, sum(sizes))
+            done += final
+            images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
+        return torch.cat(images)

@@ -1,0 +1,121 @@
+"""The compiled decoder: its static step is tested as it is; compiling and capturing it needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest_backend import make_backend
+from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
+
+from personalar.decoding.compiled import CompiledDecoder
+from personalar.decoding.plain import PlainDecoder
+from personalar.models.backend import ChameleonBackend
+
+MIXED = [(4, 4), (2, 6), (6, 2)]
+
+
+class Uncompiled(CompiledDecoder):
+    """The same buffers, steps and buckets, run as Python."""
+
+    captures = 0
+
+    @staticmethod
+    def can_capture(device: torch.device) -> bool:
+        return True
+
+    @staticmethod
+    def lower(step: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        return step
+
+    def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        run()  # as a warm-up does: what it changes must be undone or done again alike
+        rewind()
+        return run
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("bucket", [1, 8, 128])
+def test_static_steps_equal_plain(
+    tiny_backend: ChameleonBackend, settings: dict[str, float], bucket: int
+) -> None:
+    ids, seeds = prompts(tiny_backend, *TEXTS), [3, -1, 7]
+    decoder = Uncompiled(bucket=bucket, **settings)
+    for grids in (GRID, MIXED):
+        images = decoder(tiny_backend, ids, grids, seeds)
+        plain = PlainDecoder(**settings)(tiny_backend, ids, grids, seeds)
+        assert all(torch.equal(a, b) for a, b in zip(images, plain, strict=True))
+
+
+def test_graphs_hold_for_other_prompts_seeds_and_weights() -> None:
+    backend = make_backend()
+    ids = prompts(backend, TEXTS[0], TEXTS[2])
+    decoder, plain = Uncompiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
+    first = decoder(backend, ids, GRID, [1, 2])
+    captures, buffers = decoder.captures, decoder._buffers
+    assert torch.equal(first, plain(backend, ids, GRID, [1, 2])) and captures < 15
+    assert torch.equal(decoder(backend, ids[::-1], GRID, [8, 9]), plain(backend, ids[::-1], GRID, [8, 9]))
+    with torch.no_grad():
+        for mine, other in zip(backend.parameters(), make_backend(3).parameters(), strict=True):
+            mine.copy_(other)
+    again = decoder(backend, ids, GRID, [1, 2])
+    assert torch.equal(again, plain(backend, ids, GRID, [1, 2])) and not torch.equal(again, first)
+    assert decoder.captures == captures and decoder._buffers is buffers
+    other = make_backend(3)  # the same weights elsewhere: graphs of the old ones must not be used
+    assert torch.equal(decoder(other, ids, GRID, [1, 2]), again) and decoder._buffers is not buffers
+
+
+def test_identifier_and_progress(tiny_backend: ChameleonBackend) -> None:
+    ids, rows = prompts(tiny_backend, TEXTS[1]), Rows(tiny_backend, 0.5)
+    calls: list[tuple[int, int]] = []
+    codes = Uncompiled()(
+        tiny_backend, ids, GRID, [1], identifier=rows, progress=lambda *call: calls.append(call)
+    )
+    assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows))
+    assert calls[-1] == (16, 16)
+
+
+def test_buffers_outlive_inference_mode(tiny_backend: ChameleonBackend) -> None:
+    ids, decoder = prompts(tiny_backend, TEXTS[0]), Uncompiled()
+    with torch.inference_mode():
+        first = decoder(tiny_backend, ids, GRID, [1])
+    assert torch.equal(decoder(tiny_backend, ids, GRID, [1]), first)
+
+
+def test_without_a_gpu_it_says_so_and_decodes_plainly(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, TEXTS[0])
+    with pytest.warns(UserWarning, match="decoder=compiled needs a CUDA device, got cpu"):
+        codes = CompiledDecoder()(tiny_backend, ids, GRID, [1])
+    assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1]))
+
+
+def test_setting_errors() -> None:
+    with pytest.raises(ValueError, match="bucket=0 must be at least 1 slot"):
+        CompiledDecoder(bucket=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS[1:3])
+def test_the_step_is_one_graph(tiny_backend: ChameleonBackend, settings: dict[str, float]) -> None:
+    """The tracer finds no break in the step; what it makes of it is left to the GPU."""
+
+    class Traced(Uncompiled):
+        @staticmethod
+        def lower(step: Callable[[int, int], None]) -> Callable[[int, int], None]:
+            return torch.compile(step.__call__, fullgraph=True, backend="eager")
+
+    ids = prompts(tiny_backend, *TEXTS[:2])
+    codes = Traced(bucket=16, **settings)(tiny_backend, ids, GRID, [1, 2])
+    assert torch.equal(codes, PlainDecoder(**settings)(tiny_backend, ids, GRID, [1, 2]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_graphs_equal_plain(tiny_backend: ChameleonBackend) -> None:
+    backend = make_backend().cuda()
+    ids, decoder = prompts(backend, *TEXTS), CompiledDecoder(bucket=16, cfg_scale=3.0, top_k=20)
+    for seeds in ([1, 2, 3], [4, 5, 6]):
+        plain = PlainDecoder(cfg_scale=3.0, top_k=20)(backend, ids, GRID, seeds)
+        assert torch.equal(decoder(backend, ids, GRID, seeds), plain)
