@@ -137,9 +137,13 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: str = "cpu"
+    """"cpu" or "gpu"."""
     devices: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
+    """Processes on each machine."""
+    num_nodes: int = 1
+    """Machines; each starts the same command, by torchrun or srun."""
+    strategy: str = "single"
+    """"single" process, "ddp" (whole copies), DeepSpeed's "zero2", "zero3", or "zero3_offload" (to host memory)."""
     attention: str = "sdpa"
     """"eager" (explicit softmax; its backward is much faster on a CPU) or "sdpa"."""
     threads: Any = "auto"
@@ -149,6 +153,16 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         one_of("trainer.attention", self.attention, ("eager", "sdpa"))
+        one_of("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
+        one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
+        within("trainer.devices", self.devices, 1)
+        within("trainer.num_nodes", self.num_nodes, 1)
+        within("trainer.checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        if self.strategy == "single" and self.devices * self.num_nodes > 1:
+            raise ValueError(
+                f"trainer={self.name} is one process, got trainer.devices={self.devices} "
+                f"trainer.num_nodes={self.num_nodes}: choose trainer=ddp, zero2, zero3 or zero3_offload"
+            )
         if self.threads != "auto" and (not isinstance(self.threads, int) or self.threads < 1):
             raise ValueError(
                 f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"

@@ -132,6 +132,7 @@ def load_backend(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     attention: Literal["eager", "sdpa"] = "sdpa",
+    transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
     """Read a model folder; everything in it is frozen and in evaluation mode.
 
@@ -139,6 +140,7 @@ def load_backend(
         path: the folder.
         dtype: precision of the transformer; the VQ model stays float32.
         attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
+        transformer: one that is filled already (cut up over processes, say), instead of reading base/'s weights.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -149,12 +151,16 @@ def load_backend(
         raise FileNotFoundError(f"no model folder at {path}; set model.path to a folder with base/ and vq/")
     protocol = _from_json(ProtocolConfig, path / "protocol.json")
     tokenizer = Tokenizer.from_file(path / "base" / "tokenizer.json")
-    with torch.device("meta"):
+    if transformer is None:
         numbers = read_json(path / "base" / "config.json")
-        transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        with torch.device("meta"):
+            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        # A Chameleon checkpoint may carry the encoder half of its image tokenizer; ours comes from vq/.
+        load_strict(
+            transformer, path / "base", dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",)
+        )
+    with torch.device("meta"):
         vq = VQModel(VQConfig.from_hf(read_json(path / "vq" / "config.json")))
-    # A Chameleon checkpoint may carry the encoder half of its image tokenizer; ours comes from vq/.
-    load_strict(transformer, path / "base", dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
     load_strict(vq, path / "vq", dtype=torch.float32, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=protocol)
     return backend.eval().requires_grad_(False)

@@ -102,7 +102,7 @@ def load_strict(
         if name not in expected:
             unexpected.append(name)
             continue
-        tensor = _expand_norm(name, tensor, expected[name])
+        tensor = expand_norm(name, tensor, expected[name])
         if tensor.shape != expected[name]:
             reshaped.append(f"{name} {list(tensor.shape)} instead of {list(expected[name])}")
             continue
@@ -118,7 +118,8 @@ def load_strict(
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+def expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Return a query or key norm repeated to `shape`, or `tensor` as it is; see `load_strict`."""
     is_head_norm = ".q_norm." in name or ".k_norm." in name
     if not is_head_norm or tensor.ndim != 2 or tensor.shape[0] == 0 or shape[0] % tensor.shape[0]:
         return tensor

@@ -1,0 +1,82 @@
+"""How the work is spread over processes: Lightning's strategies by the name of `trainer.strategy`.
+
+DeepSpeed's ZeRO runs on CPUs as well (gloo), so that what several GPUs do is tested without one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from lightning.pytorch.strategies.strategy import Strategy as _Base
+
+from personalar.config import TrainerConfig
+
+# Rank zero samples and scores while the others wait; a rank that dies is noticed by the launcher, not by this.
+PATIENCE = timedelta(hours=12)
+
+
+class ZeroStrategy(DeepSpeedStrategy):
+    """Lightning's DeepSpeedStrategy, which also takes CPU processes."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device; DeepSpeed wants an index, which Lightning's CPU devices lack."""
+        device = super().root_device
+        return torch.device("cpu", self.local_rank) if device.type == "cpu" else device
+
+    def setup_environment(self) -> None:
+        """Join the process group; Lightning's own check would refuse CPUs."""
+        if isinstance(self.accelerator, CPUAccelerator):
+            super(DeepSpeedStrategy, self).setup_environment()
+        else:
+            super().setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Set ranks and start DeepSpeed's communication; Lightning's check of GPU numbers would refuse CPUs."""
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_distributed()
+            return
+        import deepspeed.comm.torch
+
+        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler.
+        deepspeed.comm.torch.build_shm_op = lambda: None
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+
+def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; batch, accumulation, clipping and precision are Lightning's to add."""
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if stage == 3:
+        # Sampling gathers under inference mode; a small weight that stayed gathered could not train after it.
+        zero["stage3_param_persistence_threshold"] = 0
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its AdamW for CPUs is compiled on first use; torch's needs no compiler
+    }  # fmt: skip
+
+
+def make_strategy(config: TrainerConfig) -> Strategy | str:
+    """Return Lightning's strategy for `trainer.strategy`."""
+    if config.strategy == "ddp":
+        return DDPStrategy(timeout=PATIENCE)
+    if config.strategy == "single":
+        return "auto"
+    stage = 2 if config.strategy == "zero2" else 3
+    offload = config.strategy == "zero3_offload"
+    return ZeroStrategy(
+        config=zero_config(stage, offload=offload), timeout=PATIENCE, exclude_frozen_parameters=True
+    )
+
+
+def shards_weights(strategy: _Base) -> bool:
+    """Tell whether no process holds the whole model (ZeRO 3)."""
+    return isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3
