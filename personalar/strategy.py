@@ -5,6 +5,7 @@ DeepSpeed's ZeRO runs on CPUs as well (gloo), so that what several GPUs do is te
 
 from __future__ import annotations
 
+import importlib
 from datetime import timedelta
 from typing import Any
 
@@ -40,10 +41,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return
-        import deepspeed.comm.torch
-
-        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler.
-        deepspeed.comm.torch.build_shm_op = lambda: None
+        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler. By name, because
+        # the attribute `deepspeed.comm.torch` is torch itself.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
@@ -59,6 +59,7 @@ def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "zero_optimization": zero,
+        "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own log only; unset, Lightning asks for the data too early
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its AdamW for CPUs is compiled on first use; torch's needs no compiler
     }  # fmt: skip
