@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from personalar.config import (
     DecoderConfig,
     LoggerConfig,
+    MemoryConfig,
     MethodConfig,
     ModelConfig,
     RunConfig,
@@ -29,6 +30,7 @@ GROUPS: dict[str, Any] = {
     "method": MethodConfig,
     "decoder": DecoderConfig,
     "trainer": TrainerConfig,
+    "memory": MemoryConfig,
     "logger": LoggerConfig,
     "scorer": ScorerConfig,
 }

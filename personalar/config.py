@@ -113,11 +113,17 @@ class MethodConfig:
     """An ordered set of stages ("embedding", "transformer"); each starts from what the one before left."""
 
     name: str = MISSING
+    base_bits: int = 16
+    """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: as `model.dtype` says."""
     stages: dict[str, StageMethod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.stages:
             one_of("method.stages", name, ("embedding", "transformer"))
+        if self.base_bits not in (4, 16):
+            raise ValueError(f"method.base_bits={self.base_bits} is not known; allowed: 4, 16")
+        if self.base_bits == 4 and any(stage.parameters for stage in self.stages.values()):
+            raise ValueError("method.base_bits=4 holds the base still: train with lora.rank, not parameters")
 
 
 @dataclass(kw_only=True)
@@ -148,6 +154,8 @@ class TrainerConfig:
     """"eager" (explicit softmax; its backward is much faster on a CPU) or "sdpa"."""
     threads: Any = "auto"
     """Torch threads; auto: all cores of an idle machine, 1 on a busy one, where more are ten times slower."""
+    compile_blocks: bool = False
+    """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
     checkpoint_every_steps: int = 25
     """How much of a stage a kill can cost."""
 
@@ -167,6 +175,26 @@ class TrainerConfig:
             raise ValueError(
                 f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"
             )
+
+
+@dataclass(kw_only=True)
+class MemoryConfig:
+    """What a run may do to fit; what it computes stays the same up to rounding."""
+
+    name: str = MISSING
+    gigabytes: float | None = None
+    """Memory to fit into, 10^9 bytes on each device; null: what the device has."""
+    recompute: bool | None = None
+    """Compute the inside of each block again in the backward pass; null: where it does not fit otherwise."""
+    optimizer: str | None = None
+    """"adamw" or "adamw8bit"; null: 8 bits where it does not fit otherwise and bitsandbytes is installed."""
+    split_batch: bool = True
+    """Pass a batch in smaller parts where it does not fit; the optimizer's step sees the same sequences."""
+
+    def __post_init__(self) -> None:
+        within("memory.gigabytes", self.gigabytes, 0.001)
+        if self.optimizer is not None:
+            one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))
 
 
 @dataclass(kw_only=True)
@@ -221,6 +249,7 @@ class RunConfig:
     method: MethodConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
+    memory: MemoryConfig = MISSING
     logger: LoggerConfig = MISSING
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)

@@ -92,7 +92,7 @@ class StageCheckpoint(L.Callback):
     def __init__(self, *, folder: RunFolder, stage: str, strategy: str, every: int) -> None:
         """Save into `folder` after every `every` optimizer steps."""
         self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
-        self.terminated = False
+        self.terminated = self._ending = False
         self._last_step = 0
 
     @property
@@ -109,15 +109,22 @@ class StageCheckpoint(L.Callback):
         self.terminated = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Save where it is time; end the run where it was asked to."""
+        """Save where it is time, or where the run was asked to end."""
         if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
             return
         self._last_step = trainer.global_step
-        terminated = self._anyone_terminated(trainer)
-        if terminated or trainer.global_step % self.every == 0:
+        self._ending = self._anyone_terminated(trainer)
+        if self._ending or trainer.global_step % self.every == 0:
             self.save(trainer)
-        if terminated:
+
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
+        if self._ending:
             raise SystemExit(EXIT_TERMINATED if trainer.is_global_zero else 0)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """The same, where no sampling follows."""
+        self.on_validation_start(trainer)
 
     def _anyone_terminated(self, trainer: L.Trainer) -> bool:
         """Tell whether any process was asked to end; all must answer alike, because saving takes all."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
-from conftest_run import do_run, finished_run, session
+from conftest_run import do_run, finished_run, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
 from hypothesis import settings
 
-__all__ = ["do_run", "finished_run", "session", "tiny_backend", "tiny_model_dir", "tiny_scorer_dir"]
+__all__ = [
+    "do_run",
+    "finished_run",
+    "run_overrides",
+    "session",
+    "tiny_backend",
+    "tiny_model_dir",
+    "tiny_scorer_dir",
+]
 
 torch.set_num_threads(1)  # two threads are ten times slower than one on a busy machine
 settings.register_profile("personalar", deadline=None, derandomize=True, max_examples=50, database=None)
