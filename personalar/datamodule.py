@@ -27,7 +27,7 @@ from personalar.models.backend import ChameleonBackend
 from personalar.models.protocol import TrainingSequence
 from personalar.prompts import image_token_names, training_prompt
 from personalar.recipe import DataNumbers
-from personalar.stage import Stage, owner, replay_count, sequences_per_step, share_of
+from personalar.stage import Stage, owner, replay_count, sequences_per_step
 
 ENCODE_BATCH = 16
 
@@ -179,6 +179,7 @@ class SubjectData(L.LightningDataModule):
         *,
         prepare: Callable[[], object],
         make_stream: Callable[[], SequenceStream],
+        batch: int,
         num_grid: int,
     ) -> None:
         """Serve a stream, and the numbers 0 to `num_grid` - 1 of the grid's pictures.
@@ -186,9 +187,10 @@ class SubjectData(L.LightningDataModule):
         Args:
             prepare: leaves in the run folder what the stream needs; one process calls it, the others wait.
             make_stream: makes the stream, once the model is built.
+            batch: sequences in one pass of this process.
         """
         super().__init__()
-        self.prepare, self.make_stream, self.num_grid = prepare, make_stream, num_grid
+        self.prepare, self.make_stream, self.batch, self.num_grid = prepare, make_stream, batch, num_grid
         self.prepare_data_per_node = False  # nodes share the run folder
 
     def prepare_data(self) -> None:
@@ -204,8 +206,7 @@ class SubjectData(L.LightningDataModule):
         numbers = stream.stage.numbers
         stream.start = self.trainer.global_step * sequences_per_step(numbers) if self.trainer else 0
         stream.share = (rank, world)
-        batch, _ = share_of(numbers, world)
-        return DataLoader(stream, batch_size=batch, collate_fn=partial(collate, pad=stream.pad))
+        return DataLoader(stream, batch_size=self.batch, collate_fn=partial(collate, pad=stream.pad))
 
     def val_dataloader(self) -> DataLoader:
         """Return one batch of picture numbers: this process's, as many as every other process has.

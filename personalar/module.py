@@ -9,11 +9,13 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from personalar.generator import Generator, Request
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.objective import sequence_loss
+from personalar.optimizer import make_optimizer
 from personalar.stage import Stage, lr_factor, parameter_groups
 from personalar.types import Sample
 
@@ -45,6 +47,7 @@ class PersonalizationModule(L.LightningModule):
         grid: Sequence[Request],
         loss: str,
         z_loss: float = 0.0,
+        optimizer: str = "adamw",
     ) -> None:
         """Hold the recipe; the network comes in `configure_model`, where it may be built cut up.
 
@@ -57,6 +60,7 @@ class PersonalizationModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds the trainable tensors only
         self.build, self.sampler, self.stage = build, sampler, stage
         self.grid, self.loss, self.z_loss = tuple(grid), loss, z_loss
+        self.optimizer_name = optimizer
         self.network: Network | None = None
 
     def configure_model(self) -> None:
@@ -80,7 +84,8 @@ class PersonalizationModule(L.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
         """Return the pictures of the grid, each process having made those that its `batch` (B,) numbers."""
-        made = self.sampler(self.network).samples([self.grid[index] for index in batch.tolist()])
+        with parametrize.cached():  # float32 copies are rounded once, not at every token
+            made = self.sampler(self.network).samples([self.grid[index] for index in batch.tolist()])
         by_number = self._exchange(batch, made)
         return [by_number[index] for index in sorted(by_number)]
 
@@ -95,9 +100,12 @@ class PersonalizationModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the stage's groups, and its schedule by step."""
-        groups = parameter_groups(self.stage, rows=self.identifier.rows, weights=self.network.weights.values())
+        groups = parameter_groups(
+            self.stage, rows=self.identifier.rows, weights=self.network.weights.values()
+        )
         numbers = self.stage.numbers
-        optimizer = torch.optim.AdamW(groups, betas=(numbers.betas[0], numbers.betas[1]))
+        betas = (numbers.betas[0], numbers.betas[1])
+        optimizer = make_optimizer(groups, betas=betas, name=self.optimizer_name)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, numbers=numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -27,7 +27,12 @@ def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) 
 
 
 def head_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, z_loss: float = 0.0, logits_at_once: int = LOGITS_AT_ONCE
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
     """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D) and a head (V, D).
 

@@ -66,9 +66,13 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
     path = folder.checkpoints(stage) / record["file"]
     afresh = "copy it back, or start afresh with overwrite=true"
     if not path.exists():
-        raise FileNotFoundError(f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {afresh}")
+        raise FileNotFoundError(
+            f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {afresh}"
+        )
     if digest_of(path) != record["digest"]:
-        raise ValueError(f"{path} is not the checkpoint that this run wrote (damaged, or another run's): {afresh}")
+        raise ValueError(
+            f"{path} is not the checkpoint that this run wrote (damaged, or another run's): {afresh}"
+        )
     sharded = "zero" in strategy or "zero" in record["strategy"]
     if sharded and (record["world"], record["strategy"]) != (world, strategy):
         raise ValueError(

@@ -62,12 +62,15 @@ def request_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, started: float) -> Session:
-    """Load the judges and gather what every phase needs."""
+def open_session(
+    config: RunConfig, subject: Subject, folder: RunFolder, stages: list[tuple[Stage, str]], *, started: float
+) -> Session:
+    """Check the memory, load the judges and gather what every phase needs."""
     from hydra.utils import instantiate
 
     from personalar.callbacks.progress import Reporter
     from personalar.concept import base_fingerprint
+    from personalar.preflight import preflight
     from personalar.scoring.registry import load_scorers
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.session import Session
@@ -77,6 +80,8 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
     leads = global_rank() == 0
     specs = validation_prompts(subject.noun, config.samples)
     model_path = package_path(config.model.path)
+    undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
+    plans = preflight(config, undone, model_path)
     scorer = None
     if leads and config.scorer.clip and config.scorer.dino:
         scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
@@ -92,6 +97,7 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
         base={"name": config.model.name, "fingerprint": base_fingerprint(model_path)},
         model_path=model_path,
         device=device,
+        plans=plans,
         started=started - folder.record.get("total_seconds", 0.0),
     )
 
@@ -216,7 +222,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
 
     folder = RunFolder(run_dir)
     if global_rank() > 0:
-        return open_session(config, subject, folder, started=started), selected_stages(config, folder)
+        stages = selected_stages(config, folder)
+        return open_session(config, subject, folder, stages, started=started), stages
     check_overwrite(config)
     print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
@@ -225,7 +232,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
-    return open_session(config, subject, folder, started=started), stages
+    return open_session(config, subject, folder, stages, started=started), stages
 
 
 def launch(cfg: DictConfig) -> None:

@@ -39,7 +39,9 @@ class RunFolder:
         try:
             self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
         except ValueError as error:
-            raise ValueError(f"{record} is damaged ({error}): restore it, or delete the run folder") from error
+            raise ValueError(
+                f"{record} is damaged ({error}): restore it, or delete the run folder"
+            ) from error
 
     def concept(self, stage: str) -> Path:
         """Where `stage` leaves its concept."""

@@ -27,6 +27,7 @@ from personalar.generator import (
 )
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
+from personalar.memory import Workload
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
 from personalar.process import peak_memory_bytes, set_torch_threads
@@ -64,6 +65,8 @@ class Session:
     """Name and fingerprint of the base."""
     model_path: Path
     device: str
+    plans: Mapping[str, Workload]
+    """What was picked so that each stage fits, by stage."""
     started: float
     """When the run began (`time.perf_counter`), less what earlier parts of it took."""
 

@@ -59,7 +59,12 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
 
 
 def load_sharded_backend(
-    path: Path, *, dtype: torch.dtype, device: torch.device | str, attention: str, changed: Mapping[str, Tensor]
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str,
+    changed: Mapping[str, Tensor],
 ) -> ChameleonBackend:
     """Read a model folder within DeepSpeed's sharding context, one tensor at a time.
 
@@ -81,7 +86,9 @@ def load_sharded_backend(
         shape = torch.Size(getattr(parameters[name], "ds_shape", parameters[name].shape))
         tensor = changed.get(name, expand_norm(name, tensor, shape)).to(dtype)
         if tensor.shape != shape:
-            raise ValueError(f"{name} in {path / 'base'} has shape {list(tensor.shape)} instead of {list(shape)}")
+            raise ValueError(
+                f"{name} in {path / 'base'} has shape {list(tensor.shape)} instead of {list(shape)}"
+            )
         assign(parameters[name], tensor)
         filled.add(name)
     if missing := [name for name in parameters if name not in filled]:

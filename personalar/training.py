@@ -66,7 +66,8 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
     """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
     config, folder, numbers = session.config.trainer, session.folder, stage.numbers
     every = session.config.samples.grid_every_steps
-    _, accumulate = share_of(numbers, config.devices * config.num_nodes)
+    batch, accumulate = share_of(numbers, config.devices * config.num_nodes)
+    accumulate *= batch // session.plans[stage.name].batch  # a batch that did not fit is passed in parts
     sharded = config.strategy.startswith("zero")
     return L.Trainer(
         accelerator=config.accelerator,
@@ -126,6 +127,7 @@ def make_module(session: Session, stage: Stage, start: str, trainer: L.Trainer) 
         stage=stage,
         sampler=lambda network: session.generator(network.backend, network.identifier),
         grid=session.grid_requests(stage.name),
+        optimizer=session.plans[stage.name].optimizer,
         loss=recipe.loss,
         z_loss=recipe.z_loss,
     )
@@ -144,8 +146,9 @@ def make_data(session: Session, stage: Stage, start: str, module: Personalizatio
         )  # fmt: skip
 
     return SubjectData(
-        prepare=lambda: prepare(session, stage, start), make_stream=make_stream, num_grid=len(module.grid)
-    )
+        prepare=lambda: prepare(session, stage, start), make_stream=make_stream,
+        batch=session.plans[stage.name].batch, num_grid=len(module.grid),
+    )  # fmt: skip
 
 
 def train_stage(session: Session, stage: Stage, *, start: str, base_samples: list[Sample]) -> None:
@@ -192,7 +195,9 @@ class Learned(L.Callback):
         self.parts = {
             "rows": whole_copy(pl_module.identifier.rows),
             "weights": {} if lora else weights,
-            "lora": {f"lora/{name}": data for name, data in lora_files(pl_module.transformer, weights).items()}
+            "lora": {
+                f"lora/{name}": data for name, data in lora_files(pl_module.transformer, weights).items()
+            }
             if lora
             else {},
         }

@@ -62,7 +62,9 @@ def test_two_interrupted_processes_equal_one_whole_run(
     assert (saved["step"], saved["world"], saved["strategy"]) == (3, 2, strategy)
     assert_nothing_frozen(folder.checkpoints("transformer") / saved["file"], tiny_model_dir)
     if strategy != "ddp":
-        with pytest.raises(ValueError, match=rf"saved by 2 processes with trainer.strategy={strategy}, now there are 1"):
+        with pytest.raises(
+            ValueError, match=rf"saved by 2 processes with trainer.strategy={strategy}, now there are 1"
+        ):
             find_checkpoint(folder, "transformer", world=1, strategy=strategy)
     run_together(run_dir, *overrides)
     assert_same_learning(finished_run, run_dir)

@@ -98,20 +98,26 @@ def test_the_checkpoint_that_was_written_is_found(saved: RunFolder) -> None:
 
 def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> None:
     shutil.rmtree(saved.checkpoints("embedding"))
-    with pytest.raises(FileNotFoundError, match=r"goes on from step 4, is gone: copy it back, or .*overwrite=true"):
+    with pytest.raises(
+        FileNotFoundError, match=r"goes on from step 4, is gone: copy it back, or .*overwrite=true"
+    ):
         find_checkpoint(saved, "embedding", world=2, strategy="zero2")
 
 
 def test_a_foreign_or_damaged_checkpoint_is_an_error(saved: RunFolder) -> None:
     path = saved.checkpoints("embedding") / "step_000004.ckpt"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"is not the checkpoint that this run wrote \(damaged, or another run's\)"):
+    with pytest.raises(
+        ValueError, match=r"is not the checkpoint that this run wrote \(damaged, or another run's\)"
+    ):
         find_checkpoint(saved, "embedding", world=2, strategy="zero2")
 
 
 @pytest.mark.parametrize(("world", "strategy"), [(4, "zero2"), (2, "zero3"), (1, "single")])
 def test_deepspeed_resumes_with_the_same_processes_only(saved: RunFolder, world: int, strategy: str) -> None:
-    with pytest.raises(ValueError, match=rf"saved by 2 processes .*zero2, now there are {world} with {strategy}"):
+    with pytest.raises(
+        ValueError, match=rf"saved by 2 processes .*zero2, now there are {world} with {strategy}"
+    ):
         find_checkpoint(saved, "embedding", world=world, strategy=strategy)
 
 
