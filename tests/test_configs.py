@@ -96,7 +96,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("model.recipe.loss=all", "allowed: image_tokens, answer"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
-        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, joint"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),
         ("subject.kind=video", "allowed: rendered, folder"),
