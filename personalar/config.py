@@ -230,9 +230,12 @@ class SamplesConfig:
     """How many of the prompts the sample grids show."""
     grid_every_steps: int = 50
     """Steps between sample grids in training; 0: none."""
+    time_share: float = 0.3
+    """Largest part of a stage's time that grids may take (0 to 1); what would go beyond is left out."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
 
     def __post_init__(self) -> None:
+        within("samples.time_share", self.time_share, 0, 1)
         for kind in self.kinds:
             one_of("samples.kinds", kind, ("subject", "class", "description"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -142,6 +142,18 @@ class SequenceStream(IterableDataset):
             return self.protocol.unconditional_ids(codes, loss=self.loss)
         return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
 
+    def pictures(self, step: int) -> list[str]:
+        """Return the names of the pictures that optimizer step `step` sees, replayed ones together."""
+        numbers, each = self.stage.numbers, sequences_per_step(self.stage.numbers)
+        num_subject = numbers.batch - (replay_count(numbers) if self.replay is not None else 0)
+        seen = set()
+        for number in range(step * each, (step + 1) * each):
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
+            photo = int(_uniform(generator, 0, len(self.photo_codes)))  # the first draw of `_subject`
+            replayed = number % numbers.batch >= num_subject
+            seen.add("class images" if replayed else f"references/{photo:02d}.png")
+        return sorted(seen)
+
     def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
         """Draw a photo and a prompt; `number` counts the subject's sequences, replayed ones left out."""
         photo = int(_uniform(generator, 0, len(self.photo_codes)))

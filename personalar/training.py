@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from personalar.callbacks.progress import StageClock, StageProgress
 from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
+from personalar.callbacks.watch import FiniteLoss, SamplingBudget, StepWatch
 from personalar.config import LoggerConfig
 from personalar.datamodule import SequenceStream, SubjectData
+from personalar.flops import peak_of, step_flops
+from personalar.memory import parameter_counts
 from personalar.models.lora import lora_files
 from personalar.module import Network, PersonalizationModule
 from personalar.network import build_network, build_sharded_network
@@ -25,7 +31,7 @@ from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
 from personalar.sharding import whole_copy
-from personalar.stage import Stage, share_of
+from personalar.stage import Stage, sequences_per_step, share_of
 from personalar.strategy import make_strategy, shards_weights
 from personalar.types import Sample
 
@@ -35,6 +41,17 @@ EXPECTED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # that is what resuming is
     ".*isinstance.treespec, LeafSpec.*",  # torch's pytree, called by lightning
 )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's remarks about what is meant to be out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        yield
 
 
 def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) -> list[Logger]:
@@ -110,16 +127,41 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
     checkpoint = StageCheckpoint(
         folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
     )
+    callbacks.append(SamplingBudget(session.config.samples.time_share))
+    callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
+    callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
     return [*callbacks, checkpoint]  # last: it keeps what the others counted
 
 
-def make_module(session: Session, stage: Stage, start: str, trainer: L.Trainer) -> PersonalizationModule:
-    """Return the module of `stage`; its network is built once the processes have met."""
+def stage_flops(session: Session, stage: Stage) -> float:
+    """Return the operations of one optimizer step of `stage`."""
+    work = session.plans[stage.name]
+    _, _, trained = parameter_counts(work)
+    return step_flops(
+        work.shape,
+        sequences=sequences_per_step(stage.numbers),
+        tokens=work.tokens,
+        image_tokens=work.image_tokens,
+        choices=work.choices,
+        trained=trained,
+    )
+
+
+def device_peak() -> float | None:
+    """Return the stated speed of this machine's GPU; None without one, or where it is not known."""
+    return peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def make_module(
+    session: Session, stage: Stage, start: str, trainer: L.Trainer | None
+) -> PersonalizationModule:
+    """Return the module of `stage`; its network is built once the processes of `trainer` have met."""
     recipe = session.config.model.recipe
 
     def build() -> Network:
         concept, *_ = prepare(session, stage, start)
-        build = build_sharded_network if shards_weights(trainer.strategy) else build_network
+        sharded = trainer is not None and shards_weights(trainer.strategy)
+        build = build_sharded_network if sharded else build_network
         return build(session, stage, concept)
 
     return PersonalizationModule(
@@ -159,16 +201,12 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     trainer_config = session.config.trainer
     world = trainer_config.devices * trainer_config.num_nodes
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps") as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
         module = make_module(session, stage, start, trainer)
         learned = Learned()
         trainer.callbacks.append(learned)
-        with warnings.catch_warnings():
-            for expected in EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", expected)
+        with quiet():
             trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # W&B keeps one run per process open unless told otherwise
