@@ -71,14 +71,14 @@ def require_bitsandbytes(knob: str) -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"{knob} needs bitsandbytes, which is not installed: pip install bitsandbytes (NVIDIA GPU), or choose "
-            "another value"
+            f"{knob} needs bitsandbytes, which is not installed: pip install bitsandbytes (NVIDIA GPU), or "
+            "choose another value"
         ) from error
     return bitsandbytes
 
 
 def quantize_base(transformer: ChameleonTransformer) -> None:
-    """Keep the blocks' frozen matrices in four bits (NF4, statistics quantised too); products stay bfloat16."""
+    """Keep the blocks' frozen matrices in four bits (NF4, with quantised scales); products are bfloat16."""
     library = require_bitsandbytes("method.base_bits=4")
     for layer in transformer.model.layers:
         for part in (layer.self_attn, layer.mlp):

@@ -114,7 +114,7 @@ class MethodConfig:
 
     name: str = MISSING
     base_bits: int = 16
-    """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: as `model.dtype` says."""
+    """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: in `model.dtype`."""
     stages: dict[str, StageMethod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class TrainerConfig:
     num_nodes: int = 1
     """Machines; each starts the same command, by torchrun or srun."""
     strategy: str = "single"
-    """"single" process, "ddp" (whole copies), DeepSpeed's "zero2", "zero3", or "zero3_offload" (to host memory)."""
+    """"single" process, "ddp" (whole copies), or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host)."""
     attention: str = "sdpa"
     """"eager" (explicit softmax; its backward is much faster on a CPU) or "sdpa"."""
     threads: Any = "auto"

@@ -105,7 +105,7 @@ class SequenceStream(IterableDataset):
         loss: str,
         seed: int,
     ) -> None:
-        """Begin with sequence number 0; set `start` to begin elsewhere, `share` to leave out other processes'."""
+        """Begin with sequence number 0; `start` begins elsewhere, `share` leaves out other processes'."""
         self.protocol, self.stage, self.data, self.noun, self.tokens = (
             backend.protocol,
             stage,

@@ -1,4 +1,4 @@
-"""How many operations a training step takes, by what trains in it, so that speed can be compared with a device.
+"""How many operations a training step takes, by what trains in it, to compare its speed with a device.
 
 Frozen matrices pass the gradient on (2 operations per weight and token) but get none of their own (2 more);
 the forward pass takes 2. Recomputing is not counted: it is a cost, not work done.

@@ -38,7 +38,7 @@ def head_loss(
 
     Args:
         z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-        logits_at_once: how many logits may exist together; more are split and recomputed in the backward pass.
+        logits_at_once: how many logits may exist together; more are split, and made again when due.
     """
     rows = max(1, logits_at_once // len(weight))
     if len(hidden) <= rows:

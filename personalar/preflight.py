@@ -38,7 +38,7 @@ def shards(strategy: str, world: int) -> tuple[int, int, int]:
 
 
 def read_shape(folder: Path, attention: str) -> tuple[TransformerConfig, int, int]:
-    """Return (transformer, side of the image in codes, number of image codes) from a model folder's json files."""
+    """Return (transformer, side of the image in codes, number of codes) from a folder's json files."""
     numbers = json.loads((folder / "base" / "config.json").read_text())
     vq = json.loads((folder / "vq" / "config.json").read_text())
     layout = json.loads((folder / "protocol.json").read_text())
@@ -134,14 +134,16 @@ def preflight(config: RunConfig, stages: Sequence[Stage], folder: Path) -> dict[
                 break
         else:
             ways = "\n".join(cheaper(asked, limit)) or "  none: this base needs a larger device"
+            allowed = f"memory={config.memory.name} allows {limit / GB:.2f} GB"
             raise ValueError(
-                f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on each device, "
-                f"memory={config.memory.name} allows {limit / GB:.2f} GB:\n{table(items)}\nwhat fits:\n{ways}"
+                f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
+                f"each device, {allowed}:\n{table(items)}\nwhat fits:\n{ways}"
             )
         if (needed := peak(sampling_bytes(work))) > limit:
             raise ValueError(
-                f"sampling {work.sample_batch} images together needs {needed / GB:.2f} GB, memory={config.memory.name} "
-                f"allows {limit / GB:.2f} GB:\n{table(sampling_bytes(work))}\nset model.sampling.batch lower"
+                f"sampling {work.sample_batch} images together needs {needed / GB:.2f} GB, "
+                f"memory={config.memory.name} allows {limit / GB:.2f} GB:\n{table(sampling_bytes(work))}\n"
+                "set model.sampling.batch lower"
             )
     return chosen
 
@@ -149,4 +151,5 @@ def preflight(config: RunConfig, stages: Sequence[Stage], folder: Path) -> dict[
 def describe(stage: str, work: Workload, needed: int) -> str:
     """Return in one line what was picked and what it needs, in bytes."""
     recompute = "blocks recomputed" if work.recompute else "nothing recomputed"
-    return f"memory {stage}: {needed / GB:.2f} GB expected; {work.batch} sequences a pass, {recompute}, {work.optimizer}"
+    passes = f"{work.batch} sequences a pass, {recompute}, {work.optimizer}"
+    return f"memory {stage}: {needed / GB:.2f} GB expected; {passes}"

@@ -29,7 +29,7 @@ def keep_memory() -> bool:
 
 
 def global_rank() -> int:
-    """Return this process's number among those of a run, as torchrun, SLURM or Lightning's launcher set it."""
+    """Return this process's number among those of a run, as torchrun, SLURM or Lightning set it."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

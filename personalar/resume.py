@@ -1,8 +1,8 @@
-"""Checkpoints within a stage: written so that a kill at any moment loses at most a few steps, and nothing else.
+"""Checkpoints within a stage: a kill at any moment loses at most a few steps, and nothing else.
 
 A checkpoint counts once run.json names it, with a digest of its files; it is named after it is complete, and
-the one before is deleted after that. What run.json names must be there and be the very same, or the run stops:
-a stage never starts again in silence.
+the one before is deleted after that. What run.json names must be there and be the very same, or the run
+stops: a stage never starts again in silence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def digest_of(path: Path) -> str:
-    """Return a hash of a checkpoint (a file, or DeepSpeed's folder): names, sizes, and the ends of every file."""
+    """Return a hash of a checkpoint (a file, or DeepSpeed's folder): names, sizes, ends of every file."""
     digest = hashlib.sha256()
     for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
         size = file.stat().st_size
@@ -76,9 +76,9 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
     sharded = "zero" in strategy or "zero" in record["strategy"]
     if sharded and (record["world"], record["strategy"]) != (world, strategy):
         raise ValueError(
-            f"{path} was saved by {record['world']} processes with trainer.strategy={record['strategy']}, now there "
-            f"are {world} with {strategy}: DeepSpeed's checkpoints fit only the same; set trainer.devices and "
-            "trainer.num_nodes as before, or start afresh with overwrite=true"
+            f"{path} was saved by {record['world']} processes with trainer.strategy={record['strategy']}, "
+            f"now there are {world} with {strategy}: DeepSpeed's checkpoints fit only the same; set "
+            "trainer.devices and trainer.num_nodes as before, or start afresh with overwrite=true"
         )
     return path
 
@@ -105,7 +105,7 @@ class StageCheckpoint(L.Callback):
         return self.folder.record.get("stages", {}).get(self.stage, {}).get("checkpoint", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on SIGTERM is noted and obeyed between two steps; Lightning's own handler saves nothing."""
+        """Note SIGTERM and obey it between two steps; Lightning's own handler saves nothing."""
         self._last_step = trainer.global_step
         signal.signal(signal.SIGTERM, self._note)
 

@@ -108,8 +108,8 @@ def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
     if numbers.accumulate % world == 0:
         return numbers.batch, numbers.accumulate // world
     raise ValueError(
-        f"{world} processes cannot share batch={numbers.batch} accumulate={numbers.accumulate} evenly: make one "
-        f"of them a multiple of {world}, or set trainer.devices to a divisor"
+        f"{world} processes cannot share batch={numbers.batch} accumulate={numbers.accumulate} evenly: make "
+        f"one of them a multiple of {world}, or set trainer.devices to a divisor"
     )
 
 

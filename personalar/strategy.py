@@ -16,7 +16,7 @@ from lightning.pytorch.strategies.strategy import Strategy as _Base
 
 from personalar.config import TrainerConfig
 
-# Rank zero samples and scores while the others wait; a rank that dies is noticed by the launcher, not by this.
+# Rank zero samples and scores while the others wait; the launcher, not this, notices a rank that dies.
 PATIENCE = timedelta(hours=12)
 
 
@@ -37,19 +37,19 @@ class ZeroStrategy(DeepSpeedStrategy):
             super().setup_environment()
 
     def setup_distributed(self) -> None:
-        """Set ranks and start DeepSpeed's communication; Lightning's check of GPU numbers would refuse CPUs."""
+        """Set ranks and start DeepSpeed's communication, without Lightning's check of GPU numbers."""
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return
-        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler. By name, because
-        # the attribute `deepspeed.comm.torch` is torch itself.
+        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler. By name,
+        # because the attribute `deepspeed.comm.torch` is torch itself.
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
 
 def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; batch, accumulation, clipping and precision are Lightning's to add."""
+    """Return DeepSpeed's configuration; Lightning adds accumulation, clipping and precision."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if stage == 3:
         # Sampling gathers under inference mode; a small weight that stayed gathered could not train after it.
@@ -59,9 +59,11 @@ def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "zero_optimization": zero,
-        "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own log only; unset, Lightning asks for the data too early
+        # For DeepSpeed's own log only; unset, Lightning asks for the data too early.
+        "train_micro_batch_size_per_gpu": 1,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # its AdamW for CPUs is compiled on first use; torch's needs no compiler
+        # Its AdamW for CPUs is compiled on first use; torch's needs no compiler.
+        "zero_force_ds_cpu_optimizer": False,
     }  # fmt: skip
 
 

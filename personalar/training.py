@@ -91,7 +91,7 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=make_strategy(config),
-        # DeepSpeed keeps float32 copies of what trains beside a bfloat16 model; elsewhere tensors have their own types
+        # DeepSpeed keeps float32 copies of what trains; elsewhere tensors keep their own types.
         precision="bf16-true" if sharded and session.config.model.dtype == "bfloat16" else "32-true",
         plugins=None if sharded else [AtomicCheckpointIO()],
         max_steps=numbers.steps,

@@ -38,7 +38,7 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
 
 
 def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: int) -> None:
-    """Do a run in which process `rank` is asked to end (SIGTERM) in its `call`-th forward pass of training."""
+    """Do a run in which process `rank` is asked to end (SIGTERM) in its `call`-th forward pass."""
     import signal
 
     import personalar.module

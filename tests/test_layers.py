@@ -11,10 +11,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample"),
+    5: ("run", "sample", "bench"),
     4: ("report", "summary", "plot"),
-    3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
-    2: ("stage", "identifier", "concept", "run_folder"),
+    3: ("module", "datamodule", "generator", "training", "session", "callbacks",
+        "preparation", "network", "resume", "preflight", "sharding", "strategy"),
+    2: ("stage", "identifier", "concept", "run_folder", "objective", "optimizer", "blocks", "memory", "flops"),
     1: ("subject", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
     0: ("config", "compose", "recipe", "types", "process", "arguments", "__init__"),
 }
@@ -25,10 +26,10 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample"),
-    "lightning": ("module", "datamodule", "training", "callbacks"),
-    "transformers": ("models", "scoring"),
-    "deepspeed": (),
+    "hydra": ("compose", "run", "sample", "bench"),
+    "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume", "bench"),
+    "transformers": ("models", "scoring", "bench"),
+    "deepspeed": ("sharding", "strategy"),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

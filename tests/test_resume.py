@@ -1,4 +1,4 @@
-"""A run killed anywhere goes on by the same command and ends the same; what it cannot go on from is an error."""
+"""A run killed anywhere goes on by the same command and ends the same; a wrong checkpoint is an error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def test_kills_anywhere_change_nothing(
     for _ in range(min(5, KILLS)):
         moment, name = rng.randrange(2, 60), rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"])
         code = ended(run_killed, run_dir, run_overrides, moment, name, log=log)
-        assert code in (0, -9, -15, EXIT_TERMINATED), f"{name} at event {moment}: {code}\n{log.read_text()}"
+        # 255: the server that forks cannot always tell how a killed child ended; a failed one says 1
+        assert code in (0, -9, -15, 255, EXIT_TERMINATED), (
+            f"{name} at event {moment}: {code}\n{log.read_text()}"
+        )
     assert ended(run_once, run_dir, run_overrides, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
     assert not list(run_dir.rglob(".*.tmp"))

@@ -234,7 +234,9 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
             name: statistics.median(a / b for a, b in zip(base, values, strict=True))
             for name, values in seconds.items() if values is not base
         },
-        "tokens_per_s": tokens / step, "flops_per_s": flops / step, "mfu": flops / step / peak if peak else None,
+        "tokens_per_s": tokens / step,
+        "flops_per_s": flops / step,
+        "mfu": flops / step / peak if peak else None,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
         "rounds": seconds,
     }  # fmt: skip
@@ -251,7 +253,8 @@ def table(result: dict[str, Any]) -> str:
         ratio = result["ours_over"].get(name)
         lines.append(f"| {name} | {value:.4f} | {'' if ratio is None else f'{ratio:.3f}'} |")
     mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
-    lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, {result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
+    lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, "
+                  f"{result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
                   f"peak memory {result['peak_memory_gb']:.2f} GB"]  # fmt: skip
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ class StepWatch(L.Callback):
     """Logs learning rates, tokens per second, MFU, memory and how far [V] has come from its start."""
 
     def __init__(self, *, flops: float, peak: float | None) -> None:
-        """Compare a step of `flops` operations with a device of `peak` operations per second (None: unknown)."""
+        """Compare a step of `flops` operations with a device of `peak` operations per second, if known."""
         self.flops, self.peak = flops, peak
         self._tokens, self._since, self._last_step = 0, 0.0, 0
         self._start: Tensor | None = None
@@ -108,8 +108,8 @@ class FiniteLoss(L.Callback):
         raise FloatingPointError(
             f"the loss is {float(loss)} at step {step} of stage {pl_module.stage.name}; learning rates "
             f"{json.dumps(rates)}; pictures {', '.join(pictures)}; last good checkpoint: {saved}. "
-            "Lower the rates (model.recipe.stages.*.lr and identifier_lr) and run in another folder: the same "
-            "settings would end here again"
+            "Lower the rates (model.recipe.stages.*.lr and identifier_lr) and run in another folder: the "
+            "same settings would end here again"
         )
 
 

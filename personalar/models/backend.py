@@ -140,7 +140,7 @@ def load_backend(
         path: the folder.
         dtype: precision of the transformer; the VQ model stays float32.
         attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
-        transformer: one that is filled already (cut up over processes, say), instead of reading base/'s weights.
+        transformer: one that is filled already (cut up over processes), instead of base/'s weights.
 
     Raises:
         FileNotFoundError: when a file is missing.
