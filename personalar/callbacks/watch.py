@@ -100,13 +100,13 @@ class FiniteLoss(L.Callback):
         Raises:
             FloatingPointError: with step, pictures, learning rates and the last good checkpoint.
         """
-        if math.isfinite(float(loss)):
+        if math.isfinite(loss.detach().item()):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
         pictures = trainer.datamodule.make_stream().pictures(trainer.global_step)
         step, saved = trainer.global_step, self.last_good().get("file", "none yet")
         raise FloatingPointError(
-            f"the loss is {float(loss)} at step {step} of stage {pl_module.stage.name}; learning rates "
+            f"the loss is {loss.detach().item()} at step {step} of stage {pl_module.stage.name}; learning rates "
             f"{json.dumps(rates)}; pictures {', '.join(pictures)}; last good checkpoint: {saved}. "
             "Lower the rates (model.recipe.stages.*.lr and identifier_lr) and run in another folder: the "
             "same settings would end here again"
