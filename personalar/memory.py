@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import torch
@@ -176,6 +177,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@cache
 def estimate(work: Workload) -> dict[str, int]:
     """Return the peak memory of training in bytes by item, and "sampling" beside them (see `peak`)."""
     frozen, matrices, trained = parameter_counts(work)

@@ -23,10 +23,11 @@ from personalar.callbacks.watch import FiniteLoss, SamplingBudget, StepWatch
 from personalar.config import LoggerConfig
 from personalar.datamodule import SequenceStream, SubjectData
 from personalar.flops import peak_of, step_flops
-from personalar.memory import parameter_counts
+from personalar.memory import estimate, parameter_counts, peak
 from personalar.models.lora import lora_files
 from personalar.module import Network, PersonalizationModule
 from personalar.network import build_network, build_sharded_network
+from personalar.preflight import describe
 from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
@@ -201,6 +202,8 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     trainer_config = session.config.trainer
     world = trainer_config.devices * trainer_config.num_nodes
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
+    plan = session.plans[stage.name]
+    session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
     with session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps") as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
         module = make_module(session, stage, start, trainer)

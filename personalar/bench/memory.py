@@ -38,9 +38,7 @@ def main(arguments: list[str]) -> None:
         tokens=side * (side + 1) + 5 + PROMPT_TOKENS, image_tokens=side * side, choices=8192, sample_batch=4,
     )  # fmt: skip
     columns = ("frozen weights", "trained weights", "gradients", "optimizer states", "logits", "activations")
-    print(
-        f"| method, batch {given['batch']} x {work.tokens} tokens | {' | '.join(columns)} | sum | recomputed |"
-    )
+    print(f"| method, batch {work.batch} x {work.tokens} tokens | {' | '.join(columns)} | sum | recomputed |")
     print("|---" * (len(columns) + 3) + "|")
     for name, changes in METHODS.items():
         items = estimate(replace(work, **changes))
