@@ -7,8 +7,10 @@ TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
+KILLS ?= 20
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format audit licences clean
+.PHONY: help run test chaos lint format audit licences clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +28,9 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
 	$(VENV)/bin/python -m pytest -q
+
+chaos: $(VENV)/.installed  ## kill runs at KILLS random moments (20) and compare what they end with
+	PERSONALAR_KILLS=$(KILLS) $(VENV)/bin/python -m pytest -q tests/test_resume.py
 
 lint: $(VENV)/.installed  ## check style
 	$(VENV)/bin/python -m ruff check .

@@ -11,6 +11,7 @@ from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
 from personalar.config import (
     DecoderConfig,
     LoggerConfig,
+    MemoryConfig,
     MethodConfig,
     ModelConfig,
     RunConfig,
@@ -30,6 +31,7 @@ GROUPS: dict[str, Any] = {
     "method": MethodConfig,
     "decoder": DecoderConfig,
     "trainer": TrainerConfig,
+    "memory": MemoryConfig,
     "logger": LoggerConfig,
     "scorer": ScorerConfig,
 }

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from personalar.layout import ProtocolConfig
+from personalar.machine import MemoryConfig, TrainerConfig
 from personalar.recipe import RecipeConfig, one_of, within
 
 
@@ -139,11 +140,17 @@ class MethodConfig:
     """An ordered set of stages ("embedding", "transformer"); each starts from what the one before left."""
 
     name: str = MISSING
+    base_bits: int = 16
+    """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: in `model.dtype`."""
     stages: dict[str, StageMethod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.stages:
             one_of("method.stages", name, ("embedding", "transformer"))
+        if self.base_bits not in (4, 16):
+            raise ValueError(f"method.base_bits={self.base_bits} is not known; allowed: 4, 16")
+        if self.base_bits == 4 and any(stage.parameters for stage in self.stages.values()):
+            raise ValueError("method.base_bits=4 holds the base still: train with lora.rank, not parameters")
 
 
 @dataclass(kw_only=True)
@@ -191,30 +198,6 @@ class DecoderConfig:
 
 
 @dataclass(kw_only=True)
-class TrainerConfig:
-    """The machine's side of a run; results do not depend on it, up to floating point."""
-
-    name: str = MISSING
-    accelerator: str = "cpu"
-    devices: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    attention: str = "sdpa"
-    """"eager" (explicit softmax; its backward is much faster on a CPU) or "sdpa"."""
-    threads: Any = "auto"
-    """Torch threads; auto: all cores of an idle machine, 1 on a busy one, where more are ten times slower."""
-    checkpoint_every_steps: int = 25
-    """How much of a stage a kill can cost."""
-
-    def __post_init__(self) -> None:
-        one_of("trainer.attention", self.attention, ("eager", "sdpa"))
-        if self.threads != "auto" and (not isinstance(self.threads, int) or self.threads < 1):
-            raise ValueError(
-                f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"
-            )
-
-
-@dataclass(kw_only=True)
 class LoggerConfig:
     """Where curves go besides the CSV files, which are always written."""
 
@@ -247,9 +230,12 @@ class SamplesConfig:
     """How many of the prompts the sample grids show."""
     grid_every_steps: int = 50
     """Steps between sample grids in training; 0: none."""
+    time_share: float = 0.3
+    """Largest part of a stage's time that grids may take (0 to 1); what would go beyond is left out."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
 
     def __post_init__(self) -> None:
+        within("samples.time_share", self.time_share, 0, 1)
         for kind in self.kinds:
             one_of("samples.kinds", kind, ("subject", "class", "description"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -266,6 +252,7 @@ class RunConfig:
     method: MethodConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
+    memory: MemoryConfig = MISSING
     logger: LoggerConfig = MISSING
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from personalar.models.backend import ChameleonBackend
 from personalar.models.protocol import TrainingSequence
 from personalar.prompts import image_token_names, training_prompt
 from personalar.recipe import DataNumbers
-from personalar.stage import Stage, replay_count, sequences_per_step
+from personalar.stage import Stage, owner, replay_count, sequences_per_step
 
 ENCODE_BATCH = 16
 
@@ -111,7 +112,7 @@ class SequenceStream(IterableDataset):
         loss: str,
         seed: int,
     ) -> None:
-        """Begin with sequence number 0; set `start` to begin elsewhere."""
+        """Begin with sequence number 0; `start` begins elsewhere, `share` leaves out other processes'."""
         self.protocol, self.stage, self.data, self.noun, self.tokens = (
             backend.protocol,
             stage,
@@ -120,16 +121,18 @@ class SequenceStream(IterableDataset):
             tokens,
         )
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
+        self.share, self.pad = (0, 1), backend.tokenizer.pad
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
         trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
         self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
 
     def __iter__(self) -> Iterator[TrainingSequence]:
-        """Yield sequences from number `start` on, forever."""
+        """Yield this process's sequences from number `start` on, forever."""
         number = self.start
         while True:
-            yield self.sequence(number)
+            if owner(number, self.stage.numbers, self.share[1]) == self.share[0]:
+                yield self.sequence(number)
             number += 1
 
     def sequence(self, number: int) -> TrainingSequence:
@@ -145,6 +148,18 @@ class SequenceStream(IterableDataset):
         if _uniform(generator) < self.prompt_dropout:
             return self.protocol.unconditional_ids(codes, loss=self.loss)
         return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
+
+    def pictures(self, step: int) -> list[str]:
+        """Return the names of the pictures that optimizer step `step` sees, replayed ones together."""
+        numbers, each = self.stage.numbers, sequences_per_step(self.stage.numbers)
+        num_subject = numbers.batch - (replay_count(numbers) if self.replay is not None else 0)
+        seen = set()
+        for number in range(step * each, (step + 1) * each):
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
+            photo = int(_uniform(generator, 0, len(self.photo_codes)))  # the first draw of `_subject`
+            replayed = number % numbers.batch >= num_subject
+            seen.add("class images" if replayed else f"references/{photo:02d}.png")
+        return sorted(seen)
 
     def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
         """Draw a photo and a prompt; `number` counts the subject's sequences, replayed ones left out."""
@@ -178,17 +193,46 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
 class SubjectData(L.LightningDataModule):
     """Training: the stage's stream from the current step on. Validation: the pictures of the grid."""
 
-    def __init__(self, *, stream: SequenceStream, num_grid: int, pad: int) -> None:
-        """Serve `stream`, and the numbers 0 to `num_grid` - 1 of the grid's pictures."""
+    def __init__(
+        self,
+        *,
+        prepare: Callable[[], object],
+        make_stream: Callable[[], SequenceStream],
+        batch: int,
+        num_grid: int,
+    ) -> None:
+        """Serve a stream, and the numbers 0 to `num_grid` - 1 of the grid's pictures.
+
+        Args:
+            prepare: leaves in the run folder what the stream needs; one process calls it, the others wait.
+            make_stream: makes the stream, once the model is built.
+            batch: sequences in one pass of this process.
+        """
         super().__init__()
-        self.stream, self.num_grid, self.pad = stream, num_grid, pad
+        self.prepare, self.make_stream, self.batch, self.num_grid = prepare, make_stream, batch, num_grid
+        self.prepare_data_per_node = False  # nodes share the run folder
+
+    def prepare_data(self) -> None:
+        """Make what is missing in the run folder."""
+        self.prepare()
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
-        """Continue where the restored step counter stands."""
-        numbers = self.stream.stage.numbers
-        self.stream.start = self.trainer.global_step * sequences_per_step(numbers) if self.trainer else 0
-        return DataLoader(self.stream, batch_size=numbers.batch, collate_fn=partial(collate, pad=self.pad))
+        """Continue where the restored step counter stands, with this process's share of every step."""
+        stream, (rank, world) = self.make_stream(), self._rank()
+        numbers = stream.stage.numbers
+        stream.start = self.trainer.global_step * sequences_per_step(numbers) if self.trainer else 0
+        stream.share = (rank, world)
+        return DataLoader(stream, batch_size=self.batch, collate_fn=partial(collate, pad=stream.pad))
 
     def val_dataloader(self) -> DataLoader:
-        """Return one batch of picture numbers."""
-        return DataLoader(range(self.num_grid), batch_size=max(1, self.num_grid))
+        """Return one batch of picture numbers: this process's, as many as every other process has.
+
+        Under ZeRO 3 every forward pass takes all processes, so each must make equally many pictures.
+        """
+        rank, world = self._rank()
+        each = math.ceil(self.num_grid / world)
+        numbers = [min(rank + world * turn, self.num_grid - 1) for turn in range(each)]
+        return DataLoader(numbers, batch_size=max(1, each))

@@ -1,54 +1,33 @@
-"""The LightningModule: one stage of training; generation is its validation step.
-
-What it computes lives in plain functions above the class, so that everything can be tested without a Trainer.
-"""
+"""The LightningModule: one stage of training; generation is its validation step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from personalar.generator import Generator, Request
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
+from personalar.objective import sequence_loss
+from personalar.optimizer import make_optimizer
 from personalar.stage import Stage, lr_factor, parameter_groups
 from personalar.types import Sample
 
 
-def sequence_loss(
-    backend: ChameleonBackend,
-    identifier: Identifier,
-    batch: Mapping[str, Tensor],
-    *,
-    loss: str,
-    z_loss: float,
-) -> Tensor:
-    """Return the mean next-token cross-entropy over the supervised positions.
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What a stage works on."""
 
-    With loss="image_tokens" the choice is among the image codes, "the image split of the total vocabulary"
-    (arXiv 2504.13162, eq. 1), as in sampling; with "answer" it is among all of the vocabulary.
-
-    Args:
-        batch: "ids" (B, T) and "loss_mask" (B, T), true where a token is to be predicted.
-        z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-    """
-    ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
-    transformer = backend.transformer
-    hidden = transformer(identifier(ids, transformer.embed(ids)))  # (B, T, D)
-    rows = backend.tokenizer.image_rows if loss == "image_tokens" else None
-    logits = transformer.logits(
-        hidden[:, :-1][mask], rows
-    )  # (N, V or codes): the head sees supervised positions only
-    targets = ids[:, 1:][mask] - (rows.start if rows is not None else 0)
-    result = F.cross_entropy(logits, targets)
-    if z_loss:
-        result = result + z_loss * torch.logsumexp(logits, -1).square().mean()
-    return result
+    backend: ChameleonBackend
+    identifier: Identifier
+    weights: Mapping[str, nn.Parameter]
+    """Parameters of the backend's transformer that train in this stage, by name."""
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
@@ -62,47 +41,71 @@ class PersonalizationModule(L.LightningModule):
     def __init__(
         self,
         *,
-        backend: ChameleonBackend,
-        identifier: Identifier,
+        build: Callable[[], Network],
         stage: Stage,
-        weights: Mapping[str, nn.Parameter],
-        generator: Generator,
+        sampler: Callable[[Network], Generator],
         grid: Sequence[Request],
         loss: str,
         z_loss: float = 0.0,
+        optimizer: str = "adamw",
     ) -> None:
-        """Freeze all but `weights` (and the identifier, where the stage trains it).
+        """Hold the recipe; the network comes in `configure_model`, where it may be built cut up.
 
         Args:
-            weights: parameters of the backend that train in this stage, by name.
-            generator: makes the validation pictures from `backend` and `identifier`.
+            build: makes the network.
+            sampler: makes what draws the validation pictures.
             grid: what they are; a validation batch holds numbers into it.
         """
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable tensors only
-        self.backend, self.identifier = backend, identifier
-        self.stage, self.weights, self.generator = stage, dict(weights), generator
+        self.build, self.sampler, self.stage = build, sampler, stage
         self.grid, self.loss, self.z_loss = tuple(grid), loss, z_loss
+        self.optimizer_name = optimizer
+        self.network: Network | None = None
+
+    def configure_model(self) -> None:
+        """Build the network, once, and freeze all but what the stage trains."""
+        if self.network is not None:
+            return
+        self.network = network = self.build()
+        # Not the whole backend: the image tokenizer neither trains nor is it worth cutting up.
+        self.transformer, self.identifier = network.backend.transformer, network.identifier
         self.requires_grad_(False)
-        for parameter in self.weights.values():
+        for parameter in network.weights.values():
             parameter.requires_grad_(True)
-        identifier.requires_grad_(stage.trains.identifier)
+        self.identifier.requires_grad_(self.stage.trains.identifier)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch and log it."""
-        loss = sequence_loss(self.backend, self.identifier, batch, loss=self.loss, z_loss=self.z_loss)
-        self.log("train/loss", loss, batch_size=len(batch["ids"]))
+        """Return the loss of one batch and log it, averaged over processes."""
+        backend = self.network.backend
+        loss = sequence_loss(backend, self.identifier, batch, loss=self.loss, z_loss=self.z_loss)
+        self.log("train/loss", loss, batch_size=len(batch["ids"]), sync_dist=self.trainer.world_size > 1)
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
-        """Return the pictures of the grid that `batch` (B,) numbers."""
-        return self.generator.samples([self.grid[index] for index in batch.tolist()])
+        """Return the pictures of the grid, each process having made those that its `batch` (B,) numbers."""
+        with parametrize.cached():  # float32 copies are rounded once, not at every token
+            made = self.sampler(self.network).samples([self.grid[index] for index in batch.tolist()])
+        by_number = self._exchange(batch, made)
+        return [by_number[index] for index in sorted(by_number)]
+
+    def _exchange(self, batch: Tensor, made: list[Sample]) -> dict[int, Sample]:
+        """Return every process's pictures by number."""
+        own = dict(zip(batch.tolist(), made, strict=True))
+        if self.trainer.world_size == 1:
+            return own
+        parts: list[dict[int, Sample] | None] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, own)
+        return {index: sample for part in parts for index, sample in (part or {}).items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW over the stage's groups, and its schedule by step."""
-        groups = parameter_groups(self.stage, rows=self.identifier.rows, weights=self.weights.values())
+        groups = parameter_groups(
+            self.stage, rows=self.identifier.rows, weights=self.network.weights.values()
+        )
         numbers = self.stage.numbers
-        optimizer = torch.optim.AdamW(groups, betas=(numbers.betas[0], numbers.betas[1]))
+        betas = (numbers.betas[0], numbers.betas[1])
+        optimizer = make_optimizer(groups, betas=betas, name=self.optimizer_name)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, numbers=numbers))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

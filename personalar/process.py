@@ -28,6 +28,22 @@ def keep_memory() -> bool:
     return all([mallopt(option, value) == 1 for option, value in settings])
 
 
+def global_rank() -> int:
+    """Return this process's number among those of a run, as torchrun, SLURM or Lightning set it."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def local_rank() -> int:
+    """Return this process's number among those of this machine: the number of its GPU."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ from personalar.arguments import prepare_arguments
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
 from personalar.locate import obtain_model
-from personalar.process import keep_memory, set_torch_threads
+from personalar.process import global_rank, keep_memory, local_rank, set_torch_threads
 from personalar.subject import load_subject, validation_prompts
 from personalar.types import Subject
 
@@ -65,22 +65,32 @@ def request_of(config: RunConfig) -> dict[str, Any]:
 
 
 def open_session(
-    config: RunConfig, subject: Subject, folder: RunFolder, files: ModelFiles, *, started: float
+    config: RunConfig,
+    subject: Subject,
+    folder: RunFolder,
+    files: ModelFiles,
+    stages: list[tuple[Stage, str]],
+    *,
+    started: float,
 ) -> Session:
-    """Load the judges and gather what every phase needs."""
+    """Check the memory, load the judges and gather what every phase needs."""
     from hydra.utils import instantiate
 
     from personalar.callbacks.progress import Reporter
     from personalar.concept import base_fingerprint
+    from personalar.preflight import preflight
     from personalar.scoring.registry import load_scorers
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.session import Session
 
     set_torch_threads(config.trainer.threads)
-    device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
+    device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
+    leads = global_rank() == 0
     specs = validation_prompts(subject.noun, config.samples)
+    undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
+    plans = preflight(config, undone, files)
     scorer = None
-    if config.scorer.clip and config.scorer.dino:
+    if leads and config.scorer.clip and config.scorer.dino:
         scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
         scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs)
     return Session(
@@ -88,12 +98,13 @@ def open_session(
         subject=subject,
         specs=specs,
         folder=folder,
-        reporter=Reporter(enabled=int(os.environ.get("LOCAL_RANK", 0)) == 0),
+        reporter=Reporter(enabled=leads),
         decoder=instantiate(config.decoder.arguments, _convert_="all"),
         scorer=scorer,
         base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
         model_files=files,
         device=device,
+        plans=plans,
         started=started - folder.record.get("total_seconds", 0.0),
     )
 
@@ -154,10 +165,22 @@ def result_lines(run_dir: Path) -> list[str]:
     return [*lines, f"total: {total:.0f} s"] if total else lines
 
 
+def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
+    """Take part in training as a process above rank zero, which alone samples, scores and writes."""
+    from personalar.training import train_stage
+
+    # Decided before the first stage: none can end without this process.
+    for stage, start in [pair for pair in stages if not session.folder.has_concept(pair[0].name)]:
+        train_stage(session, stage, start=start, base_samples=[])
+
+
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
     from personalar.training import train_stage
 
+    if global_rank() > 0:
+        follow(session, stages)
+        return
     folder, reporter = session.folder, session.reporter
     record_start(session, command=command)
     samples = {"base": session.sample_and_score("base", [])}
@@ -175,6 +198,13 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
     finish(session)
 
 
+def check_overwrite(config: RunConfig) -> None:
+    """Raise ValueError where deleting the old run would race with other processes that look at it."""
+    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    if config.overwrite and started_outside and config.trainer.devices * config.trainer.num_nodes > 1:
+        raise ValueError("overwrite=true cannot be given to torchrun or srun: delete the run folder first")
+
+
 def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage, str]]] | None:
     """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
 
@@ -184,18 +214,22 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     started = time.perf_counter()
     subject = load_subject(config.subject)
     files = obtain_model(config.model, say=print)
-    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     from personalar.run_folder import RunFolder
     from personalar.session import learning_settings
 
     folder = RunFolder(run_dir)
+    if global_rank() > 0:
+        stages = selected_stages(config, folder)
+        return open_session(config, subject, folder, stages, started=started), stages
+    check_overwrite(config)
+    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
     stages = selected_stages(config, folder)
     if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
-    return open_session(config, subject, folder, files, started=started), stages
+    return open_session(config, subject, folder, files, stages, started=started), stages
 
 
 def launch(cfg: DictConfig) -> None:

@@ -36,7 +36,12 @@ class RunFolder:
         """Look at `path`; nothing is written yet."""
         self.path = path
         record = path / "run.json"
-        self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+        try:
+            self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+        except ValueError as error:
+            raise ValueError(
+                f"{record} is damaged ({error}): restore it, or delete the run folder"
+            ) from error
 
     def concept(self, stage: str) -> Path:
         """Where `stage` leaves its concept."""
@@ -61,6 +66,13 @@ class RunFolder:
         old, new = flatten(self.record.get("settings", {})), flatten(settings)
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         learned = (self.path / "images").exists() or (self.path / "stages").exists()
+        if learned and not self.record:
+            raise ValueError(
+                f"{self.path} holds pictures or stages but no run.json that says what they were made with: "
+                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
+            )
+        for partial in self.path.rglob(".*.tmp"):  # what a killed run was writing
+            partial.unlink(missing_ok=True)
         if learned and self.record and changed:
             told = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in changed[:4])
             raise ValueError(

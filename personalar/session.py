@@ -27,6 +27,7 @@ from personalar.generator import (
 )
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
+from personalar.memory import Workload
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.models.files import ModelFiles
 from personalar.png import save_png
@@ -65,6 +66,8 @@ class Session:
     """Name and fingerprint of the base."""
     model_files: ModelFiles
     device: str
+    plans: Mapping[str, Workload]
+    """What was picked so that each stage fits, by stage."""
     started: float
     """When the run began (`time.perf_counter`), less what earlier parts of it took."""
 
@@ -78,20 +81,40 @@ class Session:
         """For loggers."""
         return f"{self.config.model.name}-{self.subject.name}"
 
-    def load(self, stage: str) -> tuple[ChameleonBackend, Identifier | None]:
-        """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the base."""
+        return getattr(torch, self.config.model.dtype)
+
+    def load_base(self) -> ChameleonBackend:
+        """Return a fresh backend with the base's weights."""
         set_torch_threads(self.config.trainer.threads)
-        backend = load_backend(
+        return load_backend(
             self.model_files,
-            dtype=getattr(torch, self.config.model.dtype),
+            dtype=self.dtype,
             device=self.device,
             attention=self.config.trainer.attention,
         )
+
+    def load(self, stage: str) -> tuple[ChameleonBackend, Identifier | None]:
+        """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
+        backend = self.load_base()
         if stage == "base":
             return backend, None
         concept = Concept.load(self.folder.concept(stage))
         concept.check_base(**self.base)
         return backend, concept.apply(backend)
+
+    def new_concept(self, stage: str, **learned: Any) -> Concept:
+        """Return what `stage` learned of this run's subject on this run's base."""
+        subject = self.subject
+        return Concept(
+            base=self.base,
+            subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
+            stage=stage,
+            config=self.settings,
+            **learned,
+        )
 
     def generator(self, backend: ChameleonBackend, identifier: Identifier | None) -> Generator:
         """Return what makes pictures with this state of the model."""

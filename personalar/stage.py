@@ -95,6 +95,31 @@ def sequences_per_step(numbers: StageNumbers) -> int:
     return numbers.batch * numbers.accumulate
 
 
+def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
+    """Return (sequences per forward pass, forward passes per step) of each of `world` processes.
+
+    A step sees the same sequences whatever `world` is.
+
+    Raises:
+        ValueError: when the step's sequences cannot be shared out evenly.
+    """
+    if numbers.batch % world == 0:
+        return numbers.batch // world, numbers.accumulate
+    if numbers.accumulate % world == 0:
+        return numbers.batch, numbers.accumulate // world
+    raise ValueError(
+        f"{world} processes cannot share batch={numbers.batch} accumulate={numbers.accumulate} evenly: make "
+        f"one of them a multiple of {world}, or set trainer.devices to a divisor"
+    )
+
+
+def owner(number: int, numbers: StageNumbers, world: int) -> int:
+    """Return the process that sequence `number` of a stage belongs to."""
+    if numbers.batch % world == 0:
+        return number % numbers.batch % world
+    return number // numbers.batch % world
+
+
 def replay_count(numbers: StageNumbers) -> int:
     """Return how many sequences of a batch are replayed class images; at least one where replay is on."""
     if numbers.replay_ratio == 0:

@@ -7,35 +7,33 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
-from torch import nn
 
 from personalar.callbacks.progress import StageClock, StageProgress
 from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
-from personalar.concept import Concept
+from personalar.callbacks.watch import FiniteLoss, SamplingBudget, StepWatch
 from personalar.config import LoggerConfig
-from personalar.datamodule import (
-    Replay,
-    SequenceStream,
-    SubjectData,
-    cached_codes,
-    encode_photos,
-    stream_seed,
-)
-from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
-from personalar.models.backend import ChameleonBackend
-from personalar.models.lora import inject_lora, lora_files
-from personalar.module import PersonalizationModule
-from personalar.prompts import SUBJECT_TOKEN, fill, image_token_names
+from personalar.datamodule import SequenceStream, SubjectData
+from personalar.flops import peak_of, step_flops
+from personalar.memory import estimate, parameter_counts, peak
+from personalar.models.lora import lora_files
+from personalar.module import Network, PersonalizationModule
+from personalar.network import build_network, build_sharded_network
+from personalar.preflight import describe
+from personalar.preparation import prepare
+from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
-from personalar.stage import Stage, select_parameters
+from personalar.sharding import whole_copy
+from personalar.stage import Stage, sequences_per_step, share_of
+from personalar.strategy import make_strategy, shards_weights
 from personalar.types import Sample
 
 EXPECTED_WARNINGS = (
@@ -46,69 +44,15 @@ EXPECTED_WARNINGS = (
 )
 
 
-def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
-    """Return fresh rows for [V] and one token per photo."""
-    numbers = session.config.model.recipe.identifier
-    names = (SUBJECT_TOKEN, *image_token_names(len(session.subject.images)))
-    tokens = assign_tokens(names, backend.tokenizer.concept_ids)
-    table = backend.transformer.model.embed_tokens.weight
-    generator = torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier"))
-    rows = random_rows(table, len(names), generator=generator)
-    if numbers.init == "words":
-        words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
-        rows[:1] = word_row(table, words)
-    return Identifier(tokens=tokens, rows=rows).to(table.device)
-
-
-def choose_weights(backend: ChameleonBackend, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
-    """Return the transformer's parameters that train in `stage`; LoRA adapters are put in first."""
-    lora = stage.trains.lora
-    if lora.rank == 0:
-        return select_parameters(backend.transformer, stage.trains.parameters)
-    generator = torch.Generator().manual_seed(stream_seed(seed, "lora"))
-    return inject_lora(
-        backend.transformer, rank=lora.rank, every_n_layers=lora.every_n_layers, generator=generator
-    )
-
-
-def photo_codes(backend: ChameleonBackend, session: Session) -> list[torch.Tensor]:
-    """Return the codes of the photos' crops and copies, computed once per run folder."""
-    config, subject = session.config, session.subject
-    data = config.model.recipe.data
-    key = [
-        subject.fingerprint,
-        session.base,
-        data.crops_per_photo,
-        data.copies_per_photo,
-        data.crop_scale,
-        config.seed,
-    ]
-    return cached_codes(
-        session.folder.path / "cache" / "photo_codes.safetensors",
-        key,
-        lambda: encode_photos(backend, subject.images, data, seed=config.seed),
-    )
-
-
-def replay_images(backend: ChameleonBackend, session: Session, stage: Stage) -> Replay | None:
-    """Return class images made by the base (prior preservation), sampled once; None where unused.
-
-    NOTE: `backend` must still have the base's weights.
-    """
-    config, data = session.config, session.config.model.recipe.data
-    if stage.numbers.replay_ratio == 0 or not (data.replay_images and data.replay_prompts):
-        return None
-    templates = [data.replay_prompts[index % len(data.replay_prompts)] for index in range(data.replay_images)]
-    prompts = [fill(template, session.subject.noun) for template in templates]
-    seeds = [stream_seed(config.seed, "replay", index) % 2**31 for index in range(data.replay_images)]
-
-    def make() -> list[torch.Tensor]:
-        with session.reporter.phase("class images", len(prompts), "images") as advance:
-            return list(session.generator(backend, None).codes(prompts, seeds, advance).cpu())
-
-    key = [prompts, seeds, session.base, asdict(config.decoder)]
-    codes = cached_codes(session.folder.path / "cache" / "class_codes.safetensors", key, make)
-    return Replay(prompts=tuple(prompts), codes=tuple(codes))
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's remarks about what is meant to be out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        yield
 
 
 def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) -> list[Logger]:
@@ -140,16 +84,22 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
     """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
     config, folder, numbers = session.config.trainer, session.folder, stage.numbers
     every = session.config.samples.grid_every_steps
+    batch, accumulate = share_of(numbers, config.devices * config.num_nodes)
+    accumulate *= batch // session.plans[stage.name].batch  # a batch that did not fit is passed in parts
+    sharded = config.strategy.startswith("zero")
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
-        strategy=config.strategy,
-        precision=config.precision,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(config),
+        # DeepSpeed keeps float32 copies of what trains; elsewhere tensors keep their own types.
+        precision="bf16-true" if sharded and session.config.model.dtype == "bfloat16" else "32-true",
+        plugins=None if sharded else [AtomicCheckpointIO()],
         max_steps=numbers.steps,
         max_epochs=-1,
-        accumulate_grad_batches=numbers.accumulate,
+        accumulate_grad_batches=accumulate,
         gradient_clip_val=numbers.gradient_clip,
-        val_check_interval=every * numbers.accumulate if every else None,
+        val_check_interval=every * accumulate if every else None,
         check_val_every_n_epoch=None,
         limit_val_batches=1 if every else 0,
         num_sanity_val_steps=0,
@@ -157,6 +107,7 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
         logger=make_loggers(session.config.logger, folder.path / "logs", stage.name, session.run_name),
         callbacks=callbacks,
         default_root_dir=folder.path,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -166,85 +117,128 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
 
 def make_callbacks(session: Session, base_samples: list[Sample], advance, stage: Stage) -> list[L.Callback]:
     """Return progress, checkpoint, sample grid and (with a scorer) the curves of scores."""
-    folder = session.folder
+    folder, config = session.folder, session.config.trainer
     callbacks: list[L.Callback] = [
         StageProgress(advance),
         StageClock(),
         SampleGrid(folder=folder.path / "grids", base=folder.base_pictures(base_samples)),
-        ModelCheckpoint(
-            dirpath=folder.checkpoints(stage.name),
-            filename="last",
-            every_n_train_steps=session.config.trainer.checkpoint_every_steps,
-            enable_version_counter=False,
-            save_top_k=1,
-        ),
     ]
     if session.scorer is not None:
         callbacks.append(SubjectScores(session.scorer.score))
-    return callbacks
+    checkpoint = StageCheckpoint(
+        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
+    )
+    callbacks.append(SamplingBudget(session.config.samples.time_share))
+    callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
+    callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
+    return [*callbacks, checkpoint]  # last: it keeps what the others counted
+
+
+def stage_flops(session: Session, stage: Stage) -> float:
+    """Return the operations of one optimizer step of `stage`."""
+    work = session.plans[stage.name]
+    _, _, trained = parameter_counts(work)
+    return step_flops(
+        work.shape,
+        sequences=sequences_per_step(stage.numbers),
+        tokens=work.tokens,
+        image_tokens=work.image_tokens,
+        choices=work.choices,
+        trained=trained,
+    )
+
+
+def device_peak() -> float | None:
+    """Return the stated speed of this machine's GPU; None without one, or where it is not known."""
+    return peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def make_module(
+    session: Session, stage: Stage, start: str, trainer: L.Trainer | None
+) -> PersonalizationModule:
+    """Return the module of `stage`; its network is built once the processes of `trainer` have met."""
+    recipe = session.config.model.recipe
+
+    def build() -> Network:
+        concept, *_ = prepare(session, stage, start)
+        sharded = trainer is not None and shards_weights(trainer.strategy)
+        build = build_sharded_network if sharded else build_network
+        return build(session, stage, concept)
+
+    return PersonalizationModule(
+        build=build,
+        stage=stage,
+        sampler=lambda network: session.generator(network.backend, network.identifier),
+        grid=session.grid_requests(stage.name),
+        optimizer=session.plans[stage.name].optimizer,
+        loss=recipe.loss,
+        z_loss=recipe.z_loss,
+    )
+
+
+def make_data(session: Session, stage: Stage, start: str, module: PersonalizationModule) -> SubjectData:
+    """Return the data of `stage`; rank zero encodes photos and samples class images first."""
+    recipe = session.config.model.recipe
+
+    def make_stream() -> SequenceStream:
+        concept, codes, replay = prepare(session, stage, start)
+        return SequenceStream(
+            backend=module.network.backend, stage=stage, data=recipe.data, noun=session.subject.noun,
+            tokens=concept.tokens, photo_codes=codes, replay=replay, loss=recipe.loss,
+            seed=session.config.seed,
+        )  # fmt: skip
+
+    return SubjectData(
+        prepare=lambda: prepare(session, stage, start), make_stream=make_stream,
+        batch=session.plans[stage.name].batch, num_grid=len(module.grid),
+    )  # fmt: skip
 
 
 def train_stage(session: Session, stage: Stage, *, start: str, base_samples: list[Sample]) -> None:
-    """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes."""
-    backend, identifier = session.load(start)
-    identifier = identifier or new_identifier(backend, session)
-    codes = photo_codes(backend, session)
-    replay = replay_images(backend, session, stage)
-    weights = choose_weights(backend, stage, seed=session.config.seed)
-    recipe = session.config.model.recipe
-    grid = session.grid_requests(stage.name)
-    module = PersonalizationModule(
-        backend=backend, identifier=identifier, stage=stage, weights=weights,
-        loss=recipe.loss, z_loss=recipe.z_loss,
-        generator=session.generator(backend, identifier), grid=grid,
-    )  # fmt: skip
-    stream = SequenceStream(
-        backend=backend, stage=stage, data=recipe.data, noun=session.subject.noun, tokens=identifier.tokens,
-        photo_codes=codes, replay=replay, loss=recipe.loss, seed=session.config.seed,
-    )  # fmt: skip
-    data = SubjectData(stream=stream, num_grid=len(grid), pad=backend.tokenizer.pad)
-    fit(session, stage, module, data, base_samples)
-    state = {name: parameter.detach().cpu() for name, parameter in weights.items()}
-    lora = (
-        {f"lora/{name}": data for name, data in lora_files(backend.transformer).items()}
-        if stage.trains.lora.rank
-        else {}
-    )
-    Concept(
-        base=session.base,
-        subject={
-            "name": session.subject.name,
-            "noun": session.subject.noun,
-            "fingerprint": session.subject.fingerprint,
-        },
-        stage=stage.name,
-        tokens=identifier.tokens,
-        rows=identifier.rows.detach().cpu(),
-        weights={} if stage.trains.lora.rank else state,
-        lora=lora,
-        config=session.settings,
-    ).save(session.folder.concept(stage.name))
+    """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes.
 
-
-def fit(
-    session: Session,
-    stage: Stage,
-    module: PersonalizationModule,
-    data: SubjectData,
-    base_samples: list[Sample],
-) -> None:
-    """Run the stage's Trainer, from the last checkpoint if there is one, and note steps and seconds."""
-    last = session.folder.checkpoints(stage.name) / "last.ckpt"
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    All processes call it together; rank zero writes.
+    """
+    trainer_config = session.config.trainer
+    world = trainer_config.devices * trainer_config.num_nodes
+    last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
+    plan = session.plans[stage.name]
+    session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
     with session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps") as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
-        with warnings.catch_warnings():
-            for expected in EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", expected)
-            trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        module = make_module(session, stage, start, trainer)
+        learned = Learned()
+        trainer.callbacks.append(learned)
+        with quiet():
+            trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # W&B keeps one run per process open unless told otherwise
             logger.experiment.finish()
-    clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
-    session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))
+    if trainer.is_global_zero:
+        clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
+        session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))
+        concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **learned.parts)
+        concept.save(session.folder.concept(stage.name))
+    trainer.strategy.barrier()  # the next stage starts from this file on every process
+
+
+class Learned(L.Callback):
+    """Collects what a stage learned, from all processes, while its strategy is still up."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self.parts: dict[str, Any] = {}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather rows and weights; all processes take part."""
+        weights = {name: whole_copy(p) for name, p in pl_module.network.weights.items()}
+        lora = pl_module.stage.trains.lora.rank > 0
+        self.parts = {
+            "rows": whole_copy(pl_module.identifier.rows),
+            "weights": {} if lora else weights,
+            "lora": {
+                f"lora/{name}": data for name, data in lora_files(pl_module.transformer, weights).items()
+            }
+            if lora
+            else {},
+        }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
-from conftest_run import do_run, finished_run, session
+from conftest_run import do_run, finished_run, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
 from conftest_upstream import lumina_dir, lumina_files, vqgan_dir
 from hypothesis import settings
@@ -14,6 +14,7 @@ __all__ = [
     "finished_run",
     "lumina_dir",
     "lumina_files",
+    "run_overrides",
     "session",
     "tiny_backend",
     "tiny_model_dir",

@@ -52,6 +52,13 @@ def do_run(tiny_model_dir: Path, tiny_scorer_dir: Path) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="session")
+def run_overrides(tiny_model_dir: Path, tiny_scorer_dir: Path) -> list[str]:
+    """What `finished_run` was started with, for another process."""
+    where = [f"model.path={tiny_model_dir}", f"scorer.clip={tiny_scorer_dir / 'clip'}"]
+    return ["+subject=cat", *QUICK, *where, f"scorer.dino={tiny_scorer_dir / 'dino'}", "stage=both"]
+
+
+@pytest.fixture(scope="session")
 def finished_run(do_run: Callable[..., bool], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run; do not write into it."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"

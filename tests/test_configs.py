@@ -105,7 +105,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("model.recipe.loss=all", "allowed: image_tokens, answer"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
-        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, joint"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
         ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it belongs to JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),

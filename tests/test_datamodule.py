@@ -206,7 +206,25 @@ def test_seeds_differ_by_any_part() -> None:
     assert 0 <= stream_seed("x") < 2**63
 
 
+def test_pictures_of_a_step_are_those_of_its_sequences(tiny_backend) -> None:
+    made = stream(tiny_backend)
+    for step in range(5):
+        seen = {code for n in range(4) for code in codes_of(made.sequence(4 * step + n), tiny_backend)}
+        names = {1: "references/00.png", 2: "references/01.png", 9: "class images"}
+        assert made.pictures(step) == sorted(names[code] for code in seen)
+
+
+def test_processes_see_each_sequence_once(tiny_backend) -> None:
+    whole = stream(tiny_backend)
+    parts = [stream(tiny_backend), stream(tiny_backend)]
+    for rank, part in enumerate(parts):
+        part.share = (rank, 2)
+    sources = [iter(part) for part in parts]
+    drawn = [next(part) for _ in range(4) for part in sources]
+    assert drawn == [whole.sequence(n) for n in range(8)]
+
+
 def test_loaders(tiny_backend) -> None:
-    data = SubjectData(stream=stream(tiny_backend), num_grid=3, pad=1)
+    data = SubjectData(prepare=list, make_stream=lambda: stream(tiny_backend), batch=4, num_grid=3)
     assert next(iter(data.train_dataloader()))["ids"].shape[0] == 4
     assert [batch.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]

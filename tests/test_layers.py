@@ -13,10 +13,46 @@ PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
     5: ("run", "sample", "doctor", "export", "adopt", "bench"),
     4: ("report", "summary", "plot"),
-    3: ("module", "datamodule", "generator", "batching", "training", "session", "callbacks"),
-    2: ("stage", "identifier", "concept", "run_folder", "locate"),
+    3: (
+        "module",
+        "datamodule",
+        "generator",
+        "batching",
+        "training",
+        "session",
+        "callbacks",
+        "preparation",
+        "network",
+        "resume",
+        "preflight",
+        "sharding",
+        "strategy",
+    ),
+    2: (
+        "stage",
+        "identifier",
+        "concept",
+        "run_folder",
+        "objective",
+        "optimizer",
+        "blocks",
+        "memory",
+        "flops",
+        "locate",
+    ),
     1: ("subject", "photos", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
-    0: ("config", "commands", "compose", "recipe", "layout", "types", "process", "arguments", "__init__"),
+    0: (
+        "config",
+        "commands",
+        "compose",
+        "recipe",
+        "layout",
+        "machine",
+        "types",
+        "process",
+        "arguments",
+        "__init__",
+    ),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant
@@ -27,9 +63,9 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
 }
 ALLOWED = {
     "hydra": ("compose", "run", "sample", "doctor", "export", "adopt", "bench"),
-    "lightning": ("module", "datamodule", "training", "callbacks"),
+    "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume", "bench"),
     "transformers": ("models", "scoring", "bench"),
-    "deepspeed": (),
+    "deepspeed": ("sharding", "strategy"),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

@@ -14,7 +14,8 @@ from personalar.decoding.plain import PlainDecoder
 from personalar.generator import Generator
 from personalar.identifier import Identifier
 from personalar.models.backend import load_backend
-from personalar.module import PersonalizationModule, sequence_loss
+from personalar.module import Network, PersonalizationModule
+from personalar.objective import sequence_loss
 from personalar.recipe import StageNumbers
 from personalar.stage import Stage, select_parameters
 
@@ -47,15 +48,17 @@ def module(backend, identifier, *patterns: str, rows: bool = True) -> Personaliz
     trains = StageMethod(numbers="x", identifier=rows, parameters=list(patterns))
     numbers = StageNumbers(steps=10, batch=2, lr=1e-2, identifier_lr=0.1)
     weights = select_parameters(backend.transformer, patterns)
-    return PersonalizationModule(
-        backend=backend,
-        identifier=identifier,
+    made = PersonalizationModule(
+        build=lambda: Network(backend=backend, identifier=identifier, weights=weights),
         stage=Stage(name="transformer", trains=trains, numbers=numbers),
-        weights=weights,
-        generator=Generator(backend=backend, decoder=PlainDecoder(), identifier=identifier),
+        sampler=lambda network: Generator(
+            backend=network.backend, decoder=PlainDecoder(), identifier=network.identifier
+        ),
         grid=(),
         loss="image_tokens",
     )
+    made.configure_model()
+    return made
 
 
 def test_loss_is_the_cross_entropy_of_image_codes(backend, identifier, batch) -> None:
@@ -114,7 +117,7 @@ def test_a_checkpoint_holds_what_trains_and_loads_safely(backend, identifier, tm
     checkpoint = {"state_dict": trained.state_dict()}
     trained.on_save_checkpoint(checkpoint)
     assert set(checkpoint["state_dict"]) == {"identifier.rows"} | {
-        f"backend.transformer.model.layers.{layer}.self_attn.{part}_proj.weight"
+        f"transformer.model.layers.{layer}.self_attn.{part}_proj.weight"
         for layer in range(2)
         for part in "qkv"
     }

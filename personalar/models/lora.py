@@ -73,14 +73,21 @@ def has_lora(transformer: ChameleonTransformer) -> bool:
     return any(".lora_A." in name for name, _ in transformer.named_parameters())
 
 
-def lora_files(transformer: ChameleonTransformer) -> dict[str, bytes]:
-    """Return the adapter as PEFT's two files, by name. Raises ValueError when there is none."""
+def lora_files(
+    transformer: ChameleonTransformer, values: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, bytes]:
+    """Return the adapter as PEFT's two files, by name. Raises ValueError when there is none.
+
+    Args:
+        values: the adapter's tensors by parameter name; by default those in `transformer`.
+    """
     if not has_lora(transformer):
         raise ValueError("the transformer has no adapter to save: inject_lora first")
+    if values is None:
+        values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
     tensors = {
-        f"{_PREFIX}{name.replace('.default.', '.')}": parameter.detach().cpu().contiguous()
-        for name, parameter in transformer.named_parameters()
-        if ".lora_" in name
+        f"{_PREFIX}{name.replace('.default.', '.')}": tensor.cpu().contiguous()
+        for name, tensor in values.items()
     }
     with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
         transformer.peft_config["default"].save_pretrained(folder)

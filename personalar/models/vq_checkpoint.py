@@ -39,6 +39,14 @@ TAMING_NAMES = {
 }
 
 
+def vq_config(folder: Path) -> VQConfig:
+    """Return the shape of the image tokenizer that lies in `folder`; no tensor is read."""
+    if (folder / VQ_CHECKPOINT).is_file():
+        return read_numbers(folder / VQ_NUMBERS)
+    numbers = read_json(folder / "config.json")
+    return VQConfig.from_hf(numbers.get("vq_config", numbers))
+
+
 def load_vq(folder: Path, *, device: torch.device) -> VQModel:
     """Build the image tokenizer that lies in `folder` and fill it, in float32.
 
@@ -48,16 +56,15 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
     checkpoint = folder / VQ_CHECKPOINT
     if checkpoint.is_file():
         with torch.device("meta"):
-            vq = VQModel(read_numbers(folder / VQ_NUMBERS))
+            vq = VQModel(vq_config(folder))
         state = read_checkpoint(checkpoint)
         _check_decoder(state, checkpoint)
         check_fit(vq, {name: tensor.shape for name, tensor in state.items()}, where=checkpoint)
         fill(vq, state.items(), dtype=torch.float32, device=device)
         return vq
-    numbers = read_json(folder / "config.json")
-    inside = "vq_config" in numbers
+    inside = "vq_config" in read_json(folder / "config.json")
     with torch.device("meta"):
-        vq = VQModel(VQConfig.from_hf(numbers["vq_config"] if inside else numbers))
+        vq = VQModel(vq_config(folder))
     prefix = PREFIX if inside else ""
     shapes = read_shapes(folder)
     if inside and not any(name.startswith(PREFIX) for name in shapes):

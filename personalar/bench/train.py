@@ -1,0 +1,270 @@
+"""Training speed: `python -m personalar.bench train model=nano bench_stage=transformer steps=20 rounds=3`.
+
+The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written PyTorch loop over the same
+network, batches, loss and optimizer, and transformers' `Trainer` over the same take turns in every round, so
+that a busy neighbour meets all of them; ratios are medians over rounds. Other arguments are settings of
+`personalar.run`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import nn
+
+from personalar.callbacks.progress import Reporter
+from personalar.compose import conf_dir, read_config, register
+from personalar.datamodule import SequenceStream, collate
+from personalar.module import PersonalizationModule
+from personalar.objective import sequence_loss
+from personalar.process import keep_memory, peak_memory_bytes
+from personalar.session import Session
+from personalar.stage import Stage, sequences_per_step
+from personalar.training import (
+    device_peak,
+    make_callbacks,
+    make_data,
+    make_module,
+    make_trainer,
+    quiet,
+    stage_flops,
+)
+
+OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
+WARM_UP = 3
+
+
+def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split into the bench's own settings and those of a run."""
+    own, rest = dict(OWN), []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(argument)
+    if int(own["steps"]) <= WARM_UP:
+        raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
+    return own, rest
+
+
+def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage]:
+    """Return a session without judges and grids in `folder`, and the stage, which starts from the base."""
+    from hydra import compose, initialize_config_dir
+
+    from personalar.run import prepare
+
+    register()
+    subject = [] if any("subject=" in argument for argument in rest) else ["+subject=cat"]
+    fixed = ["scorer=none", "samples.grid_every_steps=0", *subject]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = read_config(compose("run", [*fixed, *rest]))
+    prepared = prepare(config, folder)
+    assert prepared is not None  # an empty folder holds no finished run
+    session, stages = prepared
+    names = [stage.name for stage, _ in stages]
+    if name not in names:
+        raise ValueError(f"bench_stage={name} is no stage of this method; allowed: {', '.join(names)}")
+    object.__setattr__(session, "reporter", Reporter(enabled=False))
+    stage = next(stage for stage, _ in stages if stage.name == name)
+    stage.numbers.steps = steps
+    return session, stage
+
+
+class StepClock(L.Callback):
+    """Notes when each optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._last = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """Note the time once the step is complete."""
+        if trainer.global_step > self._last:
+            self._last = trainer.global_step
+            _wait()
+            self.times.append(time.perf_counter())
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_per_step(times: list[float]) -> float:
+    """Return the median time between the ends of two steps, warm-up left out."""
+    return statistics.median(b - a for a, b in zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
+
+
+def ours(session: Session, stage: Stage) -> float:
+    """Return the seconds per step of a stage as `personalar.run` trains it."""
+    clock = StepClock()
+    trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
+    module = make_module(session, stage, "base", trainer)
+    with quiet():
+        trainer.fit(module, make_data(session, stage, "base", module))
+    return seconds_per_step(clock.times)
+
+
+def bare(session: Session, stage: Stage) -> tuple[PersonalizationModule, SequenceStream, torch.device]:
+    """Return the same network and sequences without Lightning around them."""
+    module = make_module(session, stage, "base", None)
+    data = make_data(session, stage, "base", module)
+    data.prepare_data()
+    module.configure_model()
+    return module, data.make_stream(), torch.device(session.device)
+
+
+def batches(session: Session, stage: Stage, stream: SequenceStream) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the batches of one pass each, as the program's loader makes them."""
+    sequences, size = iter(stream), session.plans[stage.name].batch
+    while True:
+        yield collate(list(islice(sequences, size)), pad=stream.pad)
+
+
+def by_hand(session: Session, stage: Stage) -> float:
+    """Return the seconds per step of the shortest loop that computes the same."""
+    module, stream, device = bare(session, stage)
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    source, times = batches(session, stage, stream), []
+    passes = sequences_per_step(stage.numbers) // session.plans[stage.name].batch
+    for _ in range(stage.numbers.steps):
+        optimizer.zero_grad()
+        for _ in range(passes):
+            batch = {name: tensor.to(device) for name, tensor in next(source).items()}
+            loss = sequence_loss(
+                module.network.backend, module.identifier, batch, loss=module.loss, z_loss=module.z_loss
+            )
+            (loss / passes).backward()
+        if stage.numbers.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(trained, stage.numbers.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        _wait()
+        times.append(time.perf_counter())
+    return seconds_per_step(times)
+
+
+class _Wrapped(nn.Module):
+    """The network as transformers' Trainer calls it."""
+
+    def __init__(self, module: PersonalizationModule) -> None:
+        super().__init__()
+        self.transformer, self.identifier = module.transformer, module.identifier
+        self._module = [module]  # in a list: its parameters are named already
+
+    def forward(self, ids: torch.Tensor, loss_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return {"loss"}."""
+        module = self._module[0]
+        batch = {"ids": ids, "loss_mask": loss_mask}
+        backend = module.network.backend
+        return {
+            "loss": sequence_loss(backend, self.identifier, batch, loss=module.loss, z_loss=module.z_loss)
+        }
+
+
+def transformers_trainer(session: Session, stage: Stage) -> float:
+    """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    module, stream, device = bare(session, stage)
+    configured = module.configure_optimizers()
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            _wait()
+            times.append(time.perf_counter())
+
+    size = session.plans[stage.name].batch
+    arguments = TrainingArguments(
+        output_dir=str(session.folder.path / "transformers"), max_steps=stage.numbers.steps, report_to="none",
+        per_device_train_batch_size=size, use_cpu=device.type == "cpu", disable_tqdm=True, logging_steps=1,
+        gradient_accumulation_steps=sequences_per_step(stage.numbers) // size, remove_unused_columns=False,
+        max_grad_norm=stage.numbers.gradient_clip or 0.0, dataloader_pin_memory=False,
+        save_steps=session.config.trainer.checkpoint_every_steps, save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(
+        model=_Wrapped(module), args=arguments, train_dataset=stream, callbacks=[Clock()],
+        data_collator=lambda sequences: collate(sequences, pad=stream.pad),
+        optimizers=(configured["optimizer"], configured["lr_scheduler"]["scheduler"]),
+    )  # fmt: skip
+    with quiet():
+        trainer.train()
+    return seconds_per_step(times)
+
+
+def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
+    """Run every contender in every round; return medians, ratios and what they were measured on."""
+    contenders: dict[str, Callable[[Session, Stage], float]] = {
+        "personalar": ours, "by hand": by_hand, "transformers Trainer": transformers_trainer,
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(int(own["rounds"])):
+        for name, contender in contenders.items():
+            with tempfile.TemporaryDirectory() as folder:
+                session, stage = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
+                seconds[name].append(contender(session, stage))
+    base, work = seconds["personalar"], session.plans[stage.name]
+    step = statistics.median(base)
+    tokens, flops, peak = (
+        sequences_per_step(stage.numbers) * work.tokens,
+        stage_flops(session, stage),
+        device_peak(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__, "model": session.config.model.name, "stage": stage.name,
+        "method": session.config.method.name, "batch": stage.numbers.batch, "tokens": work.tokens,
+        "seconds_per_step": {name: statistics.median(values) for name, values in seconds.items()},
+        "ours_over": {
+            name: statistics.median(a / b for a, b in zip(base, values, strict=True))
+            for name, values in seconds.items() if values is not base
+        },
+        "tokens_per_s": tokens / step,
+        "flops_per_s": flops / step,
+        "mfu": flops / step / peak if peak else None,
+        "peak_memory_gb": peak_memory_bytes() / 1e9,
+        "rounds": seconds,
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the result for people, in Markdown."""
+    lines = [
+        f"{result['model']}, stage {result['stage']}, method {result['method']}, batch {result['batch']} x "
+        f"{result['tokens']} tokens; {result['device']}; torch {result['torch']}",
+        "", "| | s/step (median) | personalar's time over it |", "|---|---|---|",
+    ]  # fmt: skip
+    for name, value in result["seconds_per_step"].items():
+        ratio = result["ours_over"].get(name)
+        lines.append(f"| {name} | {value:.4f} | {'' if ratio is None else f'{ratio:.3f}'} |")
+    mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
+    lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, "
+                  f"{result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
+                  f"peak memory {result['peak_memory_gb']:.2f} GB"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point: measure, print, write json."""
+    keep_memory()
+    own, rest = read_arguments(arguments)
+    result = measure(own, rest)
+    print(table(result))
+    if own["out"]:
+        Path(own["out"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(own["out"]).write_text(json.dumps(result, indent=1) + "\n")

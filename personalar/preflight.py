@@ -1,0 +1,149 @@
+"""Before any weight is read: does the run fit, with which settings, and what would make it fit."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import psutil
+import torch
+
+from personalar.config import RunConfig
+from personalar.memory import Workload, estimate, peak, sampling_bytes
+from personalar.models.files import ModelFiles, read_json
+from personalar.models.transformer import TransformerConfig
+from personalar.models.vq_checkpoint import vq_config
+from personalar.stage import Stage, share_of
+
+PROMPT_TOKENS = 64
+"""Room for the wrapped prompt; the longest training template takes about 40."""
+GB = 10**9
+
+
+def device_bytes(config: RunConfig) -> int:
+    """Return what a run may use on each device: `memory.gigabytes`, or all that the device has."""
+    if config.memory.gigabytes is not None:
+        return int(config.memory.gigabytes * GB)
+    if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return psutil.virtual_memory().total // config.trainer.devices
+
+
+def shards(strategy: str, world: int) -> tuple[int, int, int]:
+    """Return over how many processes weights, gradients and optimizer states are cut up."""
+    return {"zero2": (1, world, world), "zero3": (world,) * 3}.get(
+        strategy.removesuffix("_offload"), (1, 1, 1)
+    )
+
+
+def read_shape(files: ModelFiles, attention: str) -> tuple[TransformerConfig, int, int]:
+    """Return (transformer, side of the image in codes, number of codes) from a base's descriptions."""
+    numbers, vq = read_json(files.base / "config.json"), vq_config(files.vq)
+    shape = TransformerConfig.from_hf(numbers, attention=attention)
+    return shape, files.layout.resolution // vq.downsample, vq.num_embeddings
+
+
+def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
+    """Return what `stage` asks of one device, with nothing spared."""
+    shape, side, num_codes = read_shape(files, config.trainer.attention)
+    world = config.trainer.devices * config.trainer.num_nodes
+    answer = config.model.recipe.loss == "answer"
+    image_tokens = side * (side + 1) + 5
+    return Workload(
+        shape=shape,
+        dtype=getattr(torch, config.model.dtype),
+        patterns=tuple(stage.trains.parameters),
+        lora_rank=stage.trains.lora.rank,
+        lora_every=stage.trains.lora.every_n_layers,
+        base_bits=config.method.base_bits if stage.trains.lora.rank else 16,
+        batch=share_of(stage.numbers, world)[0],
+        tokens=PROMPT_TOKENS + image_tokens,
+        image_tokens=image_tokens if answer else side * side,
+        choices=shape.vocab_size if answer else num_codes,
+        recompute=bool(config.memory.recompute),
+        optimizer=config.memory.optimizer or "adamw",
+        shards=shards(config.trainer.strategy, world),
+        sample_batch=config.model.sampling.batch,
+        extra=4 * num_codes * 256 + 4 * 70_000_000 * (side * side >= 1024),
+    )
+
+
+def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
+    """Yield `work` and what may be done to make it smaller, the fastest first."""
+    yield work
+    parts = (
+        [n for n in range(work.batch - 1, 0, -1) if work.batch % n == 0] if config.memory.split_batch else []
+    )
+    recompute = [True] if config.memory.recompute is None else []
+    yield from (replace(work, batch=n) for n in parts)
+    yield from (replace(work, recompute=r, batch=n) for r in recompute for n in (work.batch, *parts))
+    if config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
+        yield replace(work, recompute=work.recompute or bool(recompute), batch=(parts or [work.batch])[-1],
+                      optimizer="adamw8bit")  # fmt: skip
+
+
+def table(items: Mapping[str, int]) -> str:
+    """Return the items in gigabytes, one line each, and their sum."""
+    rows = [*((name, size) for name, size in items.items() if size), ("sum", sum(items.values()))]
+    return "\n".join(f"  {name:18}{size / GB:9.3f} GB" for name, size in rows)
+
+
+def cheaper(work: Workload, limit: int) -> list[str]:
+    """Return the three changes nearest to what was asked that fit `limit`, as settings."""
+    small = replace(work, batch=1, recompute=True)
+    lora = replace(small, patterns=(), lora_rank=16, lora_every=1)
+    candidates: Sequence[tuple[str, Workload]] = (
+        ("memory.recompute=null memory.split_batch=true", small),
+        ("trainer=zero2 trainer.devices=2", replace(small, shards=(1, 2, 2))),
+        ("trainer=zero3 trainer.devices=2", replace(small, shards=(2, 2, 2))),
+        ("trainer=zero3 trainer.devices=8", replace(small, shards=(8, 8, 8))),
+        ("method=lora", lora),
+        ("method=embedding_only", replace(small, patterns=(), lora_rank=0)),
+        ("method=qlora (a GPU and bitsandbytes)", replace(lora, base_bits=4)),
+        ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=(4, 4, 4))),
+        ("trainer=zero3_offload trainer.devices=8", replace(small, shards=(64, 64, 10**6))),
+    )
+    fits = []
+    for setting, candidate in candidates:
+        needed = peak(estimate(candidate))
+        if needed <= limit and len(fits) < 3:
+            fits.append(f"  {setting}: {needed / GB:.2f} GB")
+    return fits
+
+
+def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> dict[str, Workload]:
+    """Return the settings of every stage that fit, by its name.
+
+    Raises:
+        ValueError: when a stage fits with none, with the items and the three nearest ways to fit.
+    """
+    limit, chosen = device_bytes(config), {}
+    for stage in stages:
+        asked = workload(config, stage, files)
+        for work in variants(asked, config):
+            items = estimate(work)
+            if peak(items) <= limit:
+                chosen[stage.name] = work
+                break
+        else:
+            ways = "\n".join(cheaper(asked, limit)) or "  none: this base needs a larger device"
+            allowed = f"memory={config.memory.name} allows {limit / GB:.2f} GB"
+            raise ValueError(
+                f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
+                f"each device, {allowed}:\n{table(items)}\nwhat fits:\n{ways}"
+            )
+        if (needed := peak(sampling_bytes(work))) > limit:
+            raise ValueError(
+                f"sampling {work.sample_batch} images together needs {needed / GB:.2f} GB, "
+                f"memory={config.memory.name} allows {limit / GB:.2f} GB:\n{table(sampling_bytes(work))}\n"
+                "set model.sampling.batch lower"
+            )
+    return chosen
+
+
+def describe(stage: str, work: Workload, needed: int) -> str:
+    """Return in one line what was picked and what it needs, in bytes."""
+    recompute = "blocks recomputed" if work.recompute else "nothing recomputed"
+    passes = f"{work.batch} sequences a pass, {recompute}, {work.optimizer}"
+    return f"memory {stage}: {needed / GB:.2f} GB expected; {passes}"

@@ -1,0 +1,105 @@
+"""What a stage needs before its model is built: codes of photos and class images, and where the rows start.
+
+Rank zero makes it and leaves it in the run folder; every process then reads it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+
+import torch
+
+from personalar.concept import RECORD_FILE, Concept
+from personalar.datamodule import Replay, cached_codes, encode_photos, stream_seed
+from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.models.backend import ChameleonBackend
+from personalar.prompts import SUBJECT_TOKEN, fill, image_token_names
+from personalar.session import Session
+from personalar.stage import Stage
+
+LoadBase = Callable[[], ChameleonBackend]
+
+
+def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
+    """Return fresh rows for [V] and one token per photo."""
+    numbers = session.config.model.recipe.identifier
+    names = (SUBJECT_TOKEN, *image_token_names(len(session.subject.images)))
+    tokens = assign_tokens(names, backend.tokenizer.concept_ids)
+    table = backend.transformer.model.embed_tokens.weight
+    generator = torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier"))
+    rows = random_rows(table, len(names), generator=generator)
+    if numbers.init == "words":
+        words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
+        rows[:1] = word_row(table, words)
+    return Identifier(tokens=tokens, rows=rows)
+
+
+def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
+    """Return the codes of the photos' crops and copies, computed once per run folder."""
+    config, subject = session.config, session.subject
+    data = config.model.recipe.data
+    key = [
+        subject.fingerprint,
+        session.base,
+        data.crops_per_photo,
+        data.copies_per_photo,
+        data.crop_scale,
+        config.seed,
+    ]
+    return cached_codes(
+        session.folder.path / "cache" / "photo_codes.safetensors",
+        key,
+        lambda: encode_photos(load(), subject.images, data, seed=config.seed),
+    )
+
+
+def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | None:
+    """Return class images made by the base (prior preservation), sampled once; None where unused."""
+    config, data = session.config, session.config.model.recipe.data
+    if stage.numbers.replay_ratio == 0 or not (data.replay_images and data.replay_prompts):
+        return None
+    templates = [data.replay_prompts[index % len(data.replay_prompts)] for index in range(data.replay_images)]
+    prompts = [fill(template, session.subject.noun) for template in templates]
+    seeds = [stream_seed(config.seed, "replay", index) % 2**31 for index in range(data.replay_images)]
+
+    def make() -> list[torch.Tensor]:
+        with session.reporter.phase("class images", len(prompts), "images") as advance:
+            return list(session.generator(load(), None).codes(prompts, seeds, advance).cpu())
+
+    key = [prompts, seeds, session.base, asdict(config.decoder)]
+    codes = cached_codes(session.folder.path / "cache" / "class_codes.safetensors", key, make)
+    return Replay(prompts=tuple(prompts), codes=tuple(codes))
+
+
+def first_concept(session: Session, load: LoadBase) -> Concept:
+    """Return the concept that the first stage starts from: untrained rows, drawn once per run folder."""
+    folder = session.folder.path / "cache" / "start"
+    if (folder / RECORD_FILE).is_file():
+        concept = Concept.load(folder)
+        if concept.subject["fingerprint"] == session.subject.fingerprint and concept.base == session.base:
+            return concept
+    identifier = new_identifier(load(), session)
+    concept = session.new_concept("base", tokens=identifier.tokens, rows=identifier.rows.detach().cpu())
+    concept.save(folder)
+    return concept
+
+
+def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
+    """Return the concept of stage `start`; for "base" the one with untrained rows."""
+    if start == "base":
+        return first_concept(session, load)
+    concept = Concept.load(session.folder.concept(start))
+    concept.check_base(**session.base)
+    return concept
+
+
+def prepare(session: Session, stage: Stage, start: str) -> tuple[Concept, list[torch.Tensor], Replay | None]:
+    """Return (start, photo codes, replay) of `stage`, from the run folder where they lie there already."""
+    load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
+    return (
+        start_concept(session, start, load),
+        photo_codes(session, load),
+        replay_images(session, stage, load),
+    )

@@ -1,0 +1,162 @@
+"""Checkpoints within a stage: a kill at any moment loses at most a few steps, and nothing else.
+
+A checkpoint counts once run.json names it, with a digest of its files; it is named after it is complete, and
+the one before is deleted after that. What run.json names must be there and be the very same, or the run
+stops: a stage never starts again in silence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from personalar.run_folder import RunFolder
+
+EXIT_TERMINATED = 143
+"""Exit code of a run that SIGTERM stopped after saving: 128 + 15, as a shell reports it."""
+_ENDS = 1 << 20
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a file is complete or absent; reads tensors only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save(checkpoint, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def digest_of(path: Path) -> str:
+    """Return a hash of a checkpoint (a file, or DeepSpeed's folder): names, sizes, ends of every file."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path.parent).as_posix()}:{size};".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_ENDS))
+            stream.seek(max(_ENDS, size - _ENDS))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str) -> Path | None:
+    """Return the checkpoint that `stage` goes on from; None where it has not saved one yet.
+
+    Raises:
+        FileNotFoundError: when the checkpoint that run.json names is gone.
+        ValueError: when it is not the one that was written, or needs as many processes as wrote it.
+    """
+    record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
+    if record is None:
+        return None
+    path = folder.checkpoints(stage) / record["file"]
+    afresh = "copy it back, or start afresh with overwrite=true"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {afresh}"
+        )
+    if digest_of(path) != record["digest"]:
+        raise ValueError(
+            f"{path} is not the checkpoint that this run wrote (damaged, or another run's): {afresh}"
+        )
+    sharded = "zero" in strategy or "zero" in record["strategy"]
+    if sharded and (record["world"], record["strategy"]) != (world, strategy):
+        raise ValueError(
+            f"{path} was saved by {record['world']} processes with trainer.strategy={record['strategy']}, "
+            f"now there are {world} with {strategy}: DeepSpeed's checkpoints fit only the same; set "
+            "trainer.devices and trainer.num_nodes as before, or start afresh with overwrite=true"
+        )
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class StageCheckpoint(L.Callback):
+    """Saves every few steps, and when SIGTERM asks the run to end."""
+
+    def __init__(self, *, folder: RunFolder, stage: str, strategy: str, every: int) -> None:
+        """Save into `folder` after every `every` optimizer steps."""
+        self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
+        self.terminated = self._ending = False
+        self._last_step = 0
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What run.json says about the last good checkpoint, or nothing."""
+        return self.folder.record.get("stages", {}).get(self.stage, {}).get("checkpoint", {})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note SIGTERM and obey it between two steps; Lightning's own handler saves nothing."""
+        self._last_step = trainer.global_step
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.terminated = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save where it is time, or where the run was asked to end."""
+        if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
+            return
+        self._last_step = trainer.global_step
+        self._ending = self._anyone_terminated(trainer)
+        if self._ending or trainer.global_step % self.every == 0:
+            self.save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
+        if self._ending:
+            raise SystemExit(EXIT_TERMINATED if trainer.is_global_zero else 0)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """The same, where no sampling follows."""
+        self.on_validation_start(trainer)
+
+    def _anyone_terminated(self, trainer: L.Trainer) -> bool:
+        """Tell whether any process was asked to end; all must answer alike, because saving takes all."""
+        if trainer.world_size == 1:
+            return self.terminated
+        flag = torch.tensor(int(self.terminated), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write a checkpoint, name it in run.json, delete those before."""
+        path = self.folder.checkpoints(self.stage) / f"step_{trainer.global_step:06d}.ckpt"
+        if trainer.is_global_zero:
+            _remove(path)  # half of one, from a run that was killed here
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return
+        self.folder.update_stage(
+            self.stage,
+            checkpoint={
+                "file": path.name,
+                "step": trainer.global_step,
+                "world": trainer.world_size,
+                "strategy": self.strategy,
+                "digest": digest_of(path),
+            },
+        )
+        for other in path.parent.iterdir():
+            if other != path:
+                _remove(other)

@@ -1,0 +1,174 @@
+"""Runs in processes of their own, forked from a server that has imported everything: they start at once."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PRELOAD = ["deepspeed", "lightning", "peft", "hydra", "personalar.training", "personalar.run", "processes"]
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(PRELOAD)
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
+    """Do what `python -m personalar.run` does, in this process; SystemExit passes through."""
+    import torch
+    from conftest_run import compose_config
+
+    from personalar.run import personalize, prepare
+
+    torch.set_num_threads(1)
+    prepared = prepare(compose_config(*overrides), run_dir)
+    if prepared is not None:
+        personalize(*prepared, command="test")
+
+
+def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: int) -> None:
+    """Do a run in which process `rank` is asked to end (SIGTERM) in its `call`-th forward pass."""
+    import signal
+
+    import personalar.module
+
+    whole, calls = personalar.module.sequence_loss, []
+
+    def interrupted(*args: object, **kwargs: object):
+        calls.append(1)
+        if len(calls) == call and os.environ["LOCAL_RANK"] == str(rank):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args, **kwargs)
+
+    personalar.module.sequence_loss = interrupted
+    run_once(run_dir, overrides)
+
+
+def run_killed(run_dir: Path, overrides: Sequence[str], moment: int, name: str) -> None:
+    """Do a run that gets signal `name` at its `moment`-th event.
+
+    Events are forward passes, batches of pictures, and three to a written file: half of it is on disk, all of
+    it is, it has its name.
+    """
+    import signal
+
+    import torch
+
+    import personalar.module
+    from personalar.generator import Generator
+
+    passed = []
+
+    def event() -> None:
+        passed.append(1)
+        if len(passed) == moment:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    def before(function: Callable) -> Callable:
+        def called(*args: object, **kwargs: object):
+            event()
+            return function(*args, **kwargs)
+
+        return called
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(data[: len(data) // 2])
+            stream.flush()
+            event()
+            return stream.write(data[len(data) // 2 :])
+
+    replace, save = os.replace, torch.save
+
+    def replaced(source: object, target: object) -> None:
+        event()
+        replace(source, target)
+        event()
+
+    def saved(value: object, path: Path) -> None:
+        path.write_bytes(b"half of a checkpoint")
+        save(value, path)
+
+    personalar.module.sequence_loss = before(personalar.module.sequence_loss)
+    Generator.codes = before(Generator.codes)
+    Path.write_bytes, os.replace, torch.save = write_bytes, replaced, saved
+    run_once(run_dir, overrides)
+
+
+def _enter(log: Path, environment: dict[str, str], work: Callable[..., None], arguments: tuple) -> None:
+    os.environ.update(environment)
+    with log.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        faulthandler.dump_traceback_later(230, file=sys.stderr)
+        try:
+            work(*arguments)
+        except SystemExit as stop:
+            sys.stdout.flush()
+            os._exit(int(stop.code or 0))
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        # Not the interpreter's own end: a peer that leaves first may make gloo's destructor wait.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def start(work: Callable[..., None], *arguments: object, log: Path, **environment: str):
+    """Start `work(*arguments)` in a fresh process; its output goes to `log`."""
+    process = _CONTEXT.Process(target=_enter, args=(log, environment, work, arguments))
+    process.start()
+    return process
+
+
+def run_together(
+    run_dir: Path,
+    *overrides: str,
+    world: int = 2,
+    timeout: float = 240,
+    work: Callable[..., None] = run_once,
+    arguments: tuple = (),
+    expected: Sequence[int] = (0, 0),
+) -> str:
+    """Do one run in `world` processes that meet over gloo; return what they said, after all have ended.
+
+    Raises:
+        AssertionError: when exit codes differ from `expected` or one did not end in time, with the output.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log = run_dir.parent / f"{run_dir.name}.log"
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world),
+        "NODE_RANK": "0",
+        "PYTHONHASHSEED": "0",
+    }
+    group = [
+        start(work, run_dir, overrides, *arguments, log=log, **common, LOCAL_RANK=str(rank))
+        for rank in range(world)
+    ]
+    for process in group:
+        process.join(timeout)
+    alive = [process for process in group if process.is_alive()]
+    for process in alive:
+        process.kill()
+    said = log.read_text()
+    codes = [process.exitcode for process in group]
+    assert not alive, f"a process hangs\n{said}"
+    assert codes == list(expected), f"exit codes {codes}\n{said}"
+    with contextlib.suppress(OSError):
+        log.unlink()
+    return said

@@ -1,0 +1,110 @@
+"""Two processes equal one: losses, learned tensors, resuming; nothing frozen is saved; nobody hangs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_run import QUICK, compose_config
+from processes import run_interrupted, run_together
+
+from personalar.concept import Concept
+from personalar.recipe import StageNumbers
+from personalar.resume import EXIT_TERMINATED, find_checkpoint
+from personalar.run_folder import RunFolder
+from personalar.stage import owner, share_of
+
+STRATEGIES = ["ddp", "zero2", "zero3", "zero3_offload"]
+
+
+def losses(run_dir: Path, stage: str) -> dict[int, float]:
+    """Return the loss by step over all parts of a resumed stage."""
+    found = {}
+    for path in sorted((run_dir / "logs" / stage).glob("part_*/metrics.csv")):
+        for row in csv.DictReader(path.open()):
+            if row.get("train/loss"):
+                found[int(row["step"])] = float(row["train/loss"])
+    return found
+
+
+def assert_same_learning(one: Path, two: Path) -> None:
+    for stage in ("embedding", "transformer"):
+        first, second = (Concept.load(path / "stages" / stage / "concept") for path in (one, two))
+        torch.testing.assert_close(second.rows, first.rows, atol=2e-4, rtol=1e-3)
+        assert second.weights.keys() == first.weights.keys() and second.tokens == first.tokens
+        for name, weight in first.weights.items():
+            torch.testing.assert_close(second.weights[name], weight, atol=2e-4, rtol=1e-3)
+        before, after = losses(one, stage), losses(two, stage)
+        assert before.keys() == after.keys() and len(before) == 4
+        assert all(abs(before[step] - after[step]) < 1e-3 for step in before)
+
+
+@pytest.mark.parametrize("strategy", [s if s != "zero3_offload" else pytest.param(s, marks=pytest.mark.slow)
+                                      for s in STRATEGIES])  # fmt: skip
+def test_two_interrupted_processes_equal_one_whole_run(
+    strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """SIGTERM reaches the second process alone in stage 2; both save, end, and go on when started again.
+
+    The grid has two pictures after one process took three: sampling takes both processes equally often.
+    """
+    overrides = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
+    overrides += ["trainer.accelerator=cpu", "trainer.attention=eager", "trainer.checkpoint_every_steps=100"]
+    overrides += ['samples.prompts=["a photo of a {}","a {} on the beach","a {} in the snow"]']
+    run_dir = tmp_path / "run"
+    run_together(
+        run_dir, *overrides, work=run_interrupted, arguments=(7, 1), expected=(EXIT_TERMINATED, 0)
+    )  # fmt: skip
+    folder = RunFolder(run_dir)
+    saved = folder.record["stages"]["transformer"]["checkpoint"]
+    assert (saved["step"], saved["world"], saved["strategy"]) == (3, 2, strategy)
+    assert_nothing_frozen(folder.checkpoints("transformer") / saved["file"], tiny_model_dir)
+    if strategy != "ddp":
+        with pytest.raises(
+            ValueError, match=rf"saved by 2 processes with trainer.strategy={strategy}, now there are 1"
+        ):
+            find_checkpoint(folder, "transformer", world=1, strategy=strategy)
+    run_together(run_dir, *overrides)
+    assert_same_learning(finished_run, run_dir)
+
+
+def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
+    """The checkpoint names what trains only, and is smaller than the base that it does not hold."""
+    trained = {f"transformer.model.layers.{n}.self_attn.{p}_proj.weight" for n in range(2) for p in "qkv"}
+    if checkpoint.is_file():
+        assert set(torch.load(checkpoint, weights_only=True)["state_dict"]) == {"identifier.rows", *trained}
+    else:
+        files = list(checkpoint.rglob("*model_states.pt"))
+        assert files
+        for file in files:
+            shapes = torch.load(file, weights_only=False)["param_shapes"]  # DeepSpeed's own objects
+            assert {name for group in shapes for name in group} == {"identifier.rows", *trained}
+    size = sum(file.stat().st_size for file in [checkpoint, *checkpoint.rglob("*")] if file.is_file())
+    assert size < (base / "base" / "model.safetensors").stat().st_size
+
+
+def test_processes_share_every_step() -> None:
+    by_batch = StageNumbers(steps=1, batch=4, accumulate=3, identifier_lr=0)
+    assert share_of(by_batch, 2) == (2, 3)
+    assert [owner(n, by_batch, 2) for n in range(6)] == [0, 1, 0, 1, 0, 1]
+    by_turn = StageNumbers(steps=1, batch=1, accumulate=8, identifier_lr=0)
+    assert share_of(by_turn, 4) == (1, 2)
+    assert [owner(n, by_turn, 4) for n in range(8)] == [0, 1, 2, 3] * 2
+    with pytest.raises(ValueError, match=r"3 processes cannot share batch=1 accumulate=8 evenly"):
+        share_of(by_turn, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.devices=2", "trainer=cpu is one process.*choose trainer=ddp, zero2"),
+        ("trainer.strategy=fsdp", "allowed: single, ddp, zero2, zero3, zero3_offload"),
+        ("trainer.accelerator=tpu", "allowed: cpu, gpu"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0 is out of range"),
+    ],
+)
+def test_impossible_trainers(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose_config("+subject=cat", override)

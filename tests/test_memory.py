@@ -1,0 +1,130 @@
+"""The estimate against measured allocations, the parameter counts of the paper, and what a profile picks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+from conftest_run import compose_config
+from torch.profiler import ProfilerActivity, profile
+
+from personalar.blocks import prepare_blocks
+from personalar.compose import package_path
+from personalar.memory import Workload, estimate, observe_pass, parameter_counts, peak
+from personalar.models.files import open_folder
+from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.objective import head_loss
+from personalar.preflight import preflight, workload
+from personalar.stage import resolve_stages
+
+QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
+SEVEN = Workload(
+    shape=TransformerConfig(), dtype=torch.bfloat16, patterns=QKV, batch=4, tokens=1110, image_tokens=1024,
+    choices=8192,
+)  # fmt: skip
+MIDDLE = replace(
+    SEVEN, dtype=torch.float32, batch=2, tokens=120, image_tokens=100, choices=2048,
+    shape=TransformerConfig(vocab_size=4096, hidden_size=256, intermediate_size=704, num_hidden_layers=12,
+                            num_attention_heads=4, num_key_value_heads=4),
+)  # fmt: skip
+
+
+def method(name: str) -> tuple:
+    config = compose_config("+subject=cat", f"method={name}", "model/recipe=paper")
+    return resolve_stages(config.method, config.model.recipe)
+
+
+def test_the_paper_trains_1610_6_million_parameters_at_7b() -> None:
+    stage = method("paper")[1]
+    frozen, _, trained = parameter_counts(replace(SEVEN, patterns=tuple(stage.trains.parameters)))
+    assert trained == 1_610_612_736 and 7.0e9 < frozen + trained < 7.1e9
+
+
+@pytest.mark.parametrize(
+    ("rank", "every", "millions"),
+    [(16, 1, 12.6), (16, 2, 6.3), (16, 4, 3.1), (64, 1, 50.3), (64, 2, 25.2), (64, 4, 12.6),
+     (256, 1, 201.3), (256, 2, 100.7), (256, 4, 50.3)],
+)  # fmt: skip
+def test_lora_has_the_sizes_of_the_papers_table_3(rank: int, every: int, millions: float) -> None:
+    trained = parameter_counts(replace(SEVEN, patterns=(), lora_rank=rank, lora_every=every))[2]
+    assert round(trained / 1e6, 1) == millions
+
+
+def test_methods_are_data() -> None:
+    assert [stage.name for stage in method("embedding_only")] == ["embedding"]
+    assert [stage.name for stage in method("joint")] == ["transformer"]
+    matrices, norms = 4 * 4096**2 + 3 * 4096 * 11008, 2 * 4096 + 4 * 32 * 128
+    full = parameter_counts(replace(SEVEN, patterns=tuple(method("full")[1].trains.parameters)))[2]
+    assert full == 32 * (matrices + norms)
+    assert method("qlora")[1].trains.lora.rank == 16
+    with pytest.raises(ValueError, match="base_bits=4 holds the base still"):
+        compose_config("+subject=cat", "method=paper", "method.base_bits=4")
+
+
+def allocated(work: Workload) -> int:
+    """Return the peak of what torch's allocator held in two real steps, weights included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        network = ChameleonTransformer(work.shape).requires_grad_(False)
+        names = [n for n, _ in network.named_parameters() if any(fnmatchcase(n, p) for p in work.patterns)]
+        weights = [network.get_parameter(name).requires_grad_(True) for name in names]
+        prepare_blocks(network, recompute=work.recompute, compiled=False)
+        rows = torch.zeros(work.identifier_rows, work.shape.hidden_size, requires_grad=True)
+        optimizer = torch.optim.AdamW([*weights, rows], fused=True)
+        for _ in range(2):
+            embeds = torch.randn(work.batch, work.tokens, work.shape.hidden_size) + rows[0]
+            hidden = network(embeds)[:, : work.image_tokens].flatten(0, 1)
+            targets = torch.zeros(len(hidden), dtype=torch.int64)
+            head_loss(hidden, network.lm_head.weight[: work.choices], targets).backward()
+            del hidden, embeds
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    current = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        current += event.nbytes()
+        highest = max(highest, current)
+    return highest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"patterns": ()}, {"recompute": True}, {"patterns": ("model.layers.*",), "batch": 1},
+     {"shape": replace(MIDDLE.shape, attention="eager")}],
+    ids=["qkv", "rows", "recompute", "full", "eager"],
+)  # fmt: skip
+def test_the_estimate_is_within_a_tenth_of_what_is_allocated(changes: dict) -> None:
+    """On a CPU torch's own record of allocations is exact; resident memory would count libraries too."""
+    work = replace(MIDDLE, **changes)
+    assert peak(estimate(work)) == pytest.approx(allocated(work), rel=0.1)
+
+
+def test_deep_models_are_a_straight_line_through_shallow_ones() -> None:
+    import personalar.memory
+
+    work = replace(MIDDLE, shape=replace(MIDDLE.shape, num_hidden_layers=20))
+    assert observe_pass(work) == pytest.approx(personalar.memory._observe(work), rel=0.02)
+
+
+def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
+    def plans(gigabytes: float, *more: str):
+        config = compose_config("+subject=cat", f"memory.gigabytes={gigabytes}", *more)
+        stages = resolve_stages(config.method, config.model.recipe)
+        return preflight(config, stages[1:], open_folder(package_path("package://nano")))["transformer"]
+
+    needed = peak(estimate(plans(100.0))) / 1e9
+    assert plans(100.0).batch == 12 and not plans(100.0).recompute
+    assert plans(needed * 0.8).batch < 12
+    config = compose_config("+subject=cat")
+    whole = workload(
+        config,
+        resolve_stages(config.method, config.model.recipe)[1],
+        open_folder(package_path("package://nano")),
+    )
+    least = peak(estimate(replace(whole, batch=1, recompute=True))) / 1e9
+    assert plans(least * 1.01).recompute
+    with pytest.raises(
+        ValueError, match=r"(?s)needs .* GB on each device.*optimizer states.*what fits:\n.*method="
+    ):
+        plans(least * 0.9)

@@ -1,0 +1,90 @@
+"""A loss in chunks equals the plain one, in value and gradient; what trains in float32 learns small steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest_backend import make_backend
+
+from personalar.blocks import prepare_blocks, quantize_base, require_bitsandbytes, train_in_float32
+from personalar.objective import head_loss
+from personalar.optimizer import make_optimizer
+from personalar.stage import select_parameters
+
+QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("at_once", [1, 50, 64, 10_000])
+def test_chunks_equal_the_plain_loss(at_once: int, z_loss: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(13, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(10, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(10, (13,), generator=generator)
+    logits = hidden @ weight.T
+    plain = F.cross_entropy(logits, targets) + z_loss * torch.logsumexp(logits, -1).square().mean()
+    expected = torch.autograd.grad(plain, (hidden, weight))
+    chunked = head_loss(hidden, weight, targets, z_loss=z_loss, logits_at_once=at_once)
+    torch.testing.assert_close(chunked, plain)
+    torch.testing.assert_close(torch.autograd.grad(chunked, (hidden, weight)), expected)
+
+
+def gradients(recompute: bool, compiled: bool = False) -> dict[str, torch.Tensor]:
+    backend = make_backend()
+    weights = select_parameters(backend.transformer, QKV)
+    for parameter in weights.values():
+        parameter.requires_grad_(True)
+    prepare_blocks(backend.transformer, recompute=recompute, compiled=compiled)
+    ids = torch.arange(70, 82)[None]
+    backend.transformer(backend.embed(ids)).square().mean().backward()
+    others = [
+        n for n, p in backend.named_parameters() if p.grad is not None and not n.endswith(tuple(weights))
+    ]
+    assert others == []  # a frozen matrix gets no gradient of its own
+    return {name: parameter.grad for name, parameter in weights.items()}
+
+
+def test_recomputing_changes_no_gradient() -> None:
+    plain, recomputed = gradients(recompute=False), gradients(recompute=True)
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
+    transformer = make_backend().transformer.to(torch.bfloat16)
+    weights = select_parameters(transformer, QKV)
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    embeds = transformer.embed(torch.arange(70, 82)[None])
+    expected = transformer(embeds)
+    train_in_float32(transformer, weights)
+    assert all(p.dtype == torch.float32 for p in weights.values())
+    assert torch.equal(transformer(embeds), expected)  # what the forward pass sees has not changed
+    for parameter in weights.values():
+        parameter.requires_grad_(True)
+    optimizer = make_optimizer(
+        [{"params": list(weights.values()), "lr": 5e-6}], betas=(0.9, 0.95), name="adamw"
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        transformer(embeds).float().square().mean().backward()
+        optimizer.step()
+    for name, parameter in weights.items():
+        moved = (parameter - before[name].float()).abs().max()
+        assert 5e-6 < moved < 1e-4
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: require_bitsandbytes("memory.optimizer=adamw8bit"),
+        lambda: make_optimizer([], betas=(0.9, 0.95), name="adamw8bit"),
+        lambda: quantize_base(make_backend().transformer),
+    ],
+)
+def test_what_needs_bitsandbytes_says_so(use, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"(optimizer=adamw8bit|base_bits=4) needs bitsandbytes.*pip install"
+    ):
+        use()

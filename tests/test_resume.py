@@ -1,0 +1,139 @@
+"""A run killed anywhere goes on by the same command and ends the same; a wrong checkpoint is an error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_interrupted, run_killed, run_once, start
+from test_run import same_result
+
+from personalar.resume import EXIT_TERMINATED, AtomicCheckpointIO, digest_of, find_checkpoint
+from personalar.run_folder import RunFolder
+
+KILLS = int(os.environ.get("PERSONALAR_KILLS", "3"))
+"""`make chaos` sets more."""
+
+
+def ended(work, *arguments, log: Path) -> int:
+    """Run `work(*arguments)` in a process of its own and return its exit code."""
+    process = start(work, *arguments, log=log, LOCAL_RANK="0", WORLD_SIZE="1")
+    process.join(200)
+    assert not process.is_alive(), log.read_text()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("round_", range(max(1, KILLS // 5)))
+def test_kills_anywhere_change_nothing(
+    round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path
+) -> None:
+    """Signals at random events, one after the other in the same run folder, until it is finished."""
+    rng = random.Random(f"{KILLS} {round_}")
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    for _ in range(min(5, KILLS)):
+        moment, name = rng.randrange(2, 60), rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"])
+        code = ended(run_killed, run_dir, run_overrides, moment, name, log=log)
+        # 255: the server that forks cannot always tell how a killed child ended; a failed one says 1
+        assert code in (0, -9, -15, 255, EXIT_TERMINATED), (
+            f"{name} at event {moment}: {code}\n{log.read_text()}"
+        )
+    assert ended(run_once, run_dir, run_overrides, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+    assert not list(run_dir.rglob(".*.tmp"))
+
+
+def test_sigterm_in_training_saves_the_step_and_says_143(
+    finished_run: Path, run_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
+    assert ended(run_interrupted, run_dir, rare, 3, 0, log=log) == 143, log.read_text()
+    saved = RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]
+    assert saved["step"] == 3 and saved["file"] == "step_000003.ckpt"
+    assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+
+
+def test_a_full_disk_stops_the_run_and_costs_nothing(
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = torch.save, []
+
+    def full(value: object, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(value, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        do_run(tmp_path / "run", "stage=both")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.record["stages"]["embedding"]["checkpoint"]["step"] == 2
+    assert [path.name for path in folder.checkpoints("embedding").iterdir()] == ["step_000002.ckpt"]
+    do_run(tmp_path / "run", "stage=both")
+    same_result(finished_run, tmp_path / "run")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> RunFolder:
+    """A run folder with a checkpoint of two ZeRO processes."""
+    folder = RunFolder(tmp_path)
+    path = folder.checkpoints("embedding") / "step_000004.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"x": torch.ones(3)}}, path)
+    facts = {"file": path.name, "step": 4, "world": 2, "strategy": "zero2", "digest": digest_of(path)}
+    folder.update_stage("embedding", checkpoint=facts)
+    return folder
+
+
+def test_the_checkpoint_that_was_written_is_found(saved: RunFolder) -> None:
+    path = find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+    assert path is not None and torch.load(path, weights_only=True)["state_dict"]["x"].sum() == 3
+    assert find_checkpoint(saved, "transformer", world=1, strategy="single") is None
+
+
+def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> None:
+    shutil.rmtree(saved.checkpoints("embedding"))
+    with pytest.raises(
+        FileNotFoundError, match=r"goes on from step 4, is gone: copy it back, or .*overwrite=true"
+    ):
+        find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+
+
+def test_a_foreign_or_damaged_checkpoint_is_an_error(saved: RunFolder) -> None:
+    path = saved.checkpoints("embedding") / "step_000004.ckpt"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(
+        ValueError, match=r"is not the checkpoint that this run wrote \(damaged, or another run's\)"
+    ):
+        find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+
+
+@pytest.mark.parametrize(("world", "strategy"), [(4, "zero2"), (2, "zero3"), (1, "single")])
+def test_deepspeed_resumes_with_the_same_processes_only(saved: RunFolder, world: int, strategy: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"saved by 2 processes .*zero2, now there are {world} with {strategy}"
+    ):
+        find_checkpoint(saved, "embedding", world=world, strategy=strategy)
+
+
+def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
+    record = saved.record["stages"]["embedding"]["checkpoint"]
+    saved.update_stage("embedding", checkpoint={**record, "strategy": "ddp"})
+    assert find_checkpoint(saved, "embedding", world=1, strategy="single") is not None
+
+
+def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"no run.json that says what they were made with"):
+        RunFolder(tmp_path).claim({}, overwrite=False)
+    (tmp_path / "run.json").write_text(json.dumps({"a": 1})[:-2])
+    with pytest.raises(ValueError, match=r"run.json is damaged"):
+        RunFolder(tmp_path)

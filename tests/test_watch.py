@@ -1,0 +1,86 @@
+"""What a run measures of itself, a loss that is no number, a sampling budget, and the count of operations."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import personalar.module
+from personalar.flops import peak_of, step_flops
+from personalar.models.transformer import TransformerConfig
+
+SEVEN = {"sequences": 4, "tokens": 1100, "image_tokens": 1100, "choices": 65536}
+
+
+def test_operations_at_7b_are_those_of_the_arithmetic() -> None:
+    """4 N D for rows alone, 2 more per trained weight, attention counted with its backward pass."""
+    rows = step_flops(TransformerConfig(), **SEVEN, trained=0)
+    assert rows == pytest.approx(123.2e12, rel=0.02)
+    qkv = step_flops(TransformerConfig(), **SEVEN, trained=1_610_612_736)
+    assert qkv - rows == pytest.approx(2 * 1_610_612_736 * 4400)
+    assert peak_of("NVIDIA H200") == 989e12 and peak_of("some CPU") is None
+
+
+def test_curves_of_a_run(finished_run: Path) -> None:
+    rows = [
+        row
+        for path in (finished_run / "logs" / "transformer").rglob("metrics.csv")
+        for row in csv.DictReader(path.open())
+    ]
+    columns = {name for row in rows for name, value in row.items() if value}
+    assert {
+        "watch/gradient_norm",
+        "watch/tokens_per_s",
+        "watch/peak_memory_gb",
+        "watch/v_distance",
+    } <= columns
+    assert {"watch/lr_weights", "watch/lr_identifier"} <= columns
+    distances = [float(row["watch/v_distance"]) for row in rows if row.get("watch/v_distance")]
+    assert distances[-1] > 0
+
+
+def test_a_loss_that_is_no_number_stops_with_what_led_to_it(do_run, tmp_path: Path, monkeypatch) -> None:
+    whole, calls = personalar.module.sequence_loss, []
+
+    def breaks(*args, **kwargs):
+        calls.append(1)
+        return whole(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(personalar.module, "sequence_loss", breaks)
+    with pytest.raises(FloatingPointError) as stopped:
+        do_run(tmp_path, "stage=embedding", "scorer=none")
+    message = str(stopped.value)
+    assert "the loss is nan at step 3 of stage embedding" in message and '"identifier": ' in message
+    assert "references/0" in message and "last good checkpoint: step_000002.ckpt" in message
+    concept = json.loads((tmp_path / "run.json").read_text())["stages"]["embedding"]
+    assert concept["checkpoint"]["step"] == 2 and not (tmp_path / "stages" / "embedding" / "concept").exists()
+
+
+def test_grids_beyond_their_share_of_the_time_are_left_out(do_run, tmp_path: Path) -> None:
+    do_run(tmp_path, "stage=embedding", "scorer=none", "samples.time_share=0", "samples.grid_every_steps=1")
+    made = sorted(path.name for path in (tmp_path / "grids").glob("embedding_*.png"))
+    assert made == ["embedding_00001.png"]  # the first is always made
+
+
+def test_the_bench_compares_in_one_run(
+    tiny_model_dir: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    from personalar.bench.train import main
+
+    out = tmp_path / "bench.json"
+    quick = ["experiment=quick", "trainer.threads=1", f"model.path={tiny_model_dir}"]
+    main(["steps=5", "rounds=1", f"out={out}", *quick])
+    result = json.loads(out.read_text())
+    assert set(result["seconds_per_step"]) == {"personalar", "by hand", "transformers Trainer"}
+    assert all(value > 0 for value in [*result["ours_over"].values(), result["tokens_per_s"]])
+    assert "| by hand |" in capsys.readouterr().out and torch.__version__ == result["torch"]
+    with pytest.raises(ValueError, match="must be more than the 3 that warm up"):
+        main(["steps=3"])
+    with pytest.raises(
+        ValueError, match="bench_stage=x is no stage of this method; allowed: embedding, transf"
+    ):
+        main(["bench_stage=x", "rounds=1", *quick])
