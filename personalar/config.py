@@ -174,6 +174,14 @@ class ScorerConfig:
     """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
     dino: str | None = None
     """Folder or hub id of a DINO-style vision transformer."""
+    dino_preprocess: str = "checkpoint"
+    """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
+    clip_text: str = "class"
+    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+
+    def __post_init__(self) -> None:
+        one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
+        one_of("scorer.clip_text", self.clip_text, ("class", "prompt"))
 
 
 @dataclass(kw_only=True)
@@ -183,16 +191,24 @@ class SamplesConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every prompt is sampled once per seed, the same at every stage."""
     prompts: list[str] | None = None
-    """Prompts with "{}" where the subject goes; null: the validation prompts of the noun."""
+    """Prompts with "{}" where the subject goes; null: those of `prompt_set`."""
+    prompt_set: str = "world"
+    """"world" (what the rendered world can show) or "dreambench" (the published 25)."""
     num_grid_prompts: int = 6
     """How many of the prompts the sample grids show."""
     grid_every_steps: int = 50
     """Steps between sample grids in training; 0: none."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
+    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds: PRES
+    and diversity), "unrelated" (other things: drift)."""
+    prior_images: int = 8
+    """Seeds of the kind "prior"."""
 
     def __post_init__(self) -> None:
+        one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
+        within("samples.prior_images", self.prior_images, 2)
         for kind in self.kinds:
-            one_of("samples.kinds", kind, ("subject", "class", "description"))
+            one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"samples.seeds={self.seeds} must be at least one seed, each once")
 
