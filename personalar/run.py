@@ -74,12 +74,17 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
 
     set_torch_threads(config.trainer.threads)
     device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
-    specs = validation_prompts(subject.noun, config.samples)
+    specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     model_path = package_path(config.model.path)
     scorer = None
     if config.scorer.clip and config.scorer.dino:
-        scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
-        scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs)
+        scorers = load_scorers(
+            config.scorer.clip,
+            config.scorer.dino,
+            device=device,
+            dino_preprocess=config.scorer.dino_preprocess,
+        )
+        scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs, text=config.scorer.clip_text)
     return Session(
         config=config,
         subject=subject,

@@ -15,13 +15,14 @@ LAYERS = {
     4: ("report", "summary", "plot"),
     3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
     2: ("stage", "identifier", "concept", "run_folder"),
-    1: ("subject", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
+    1: ("subject", "prompts", "dreambench", "bootstrap", "grid", "png", "models", "decoding", "scoring", "world"),
     0: ("config", "compose", "recipe", "types", "process", "arguments", "__init__"),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant
     ("subject", "world"),
     ("subject", "prompts"),
+    ("subject", "dreambench"),
     ("decoding", "models.base"),
 }
 ALLOWED = {
