@@ -199,8 +199,8 @@ class SamplesConfig:
     grid_every_steps: int = 50
     """Steps between sample grids in training; 0: none."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
-    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds: PRES
-    and diversity), "unrelated" (other things: drift)."""
+    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds:
+    PRES and diversity), "unrelated" (other things: drift)."""
     prior_images: int = 8
     """Seeds of the kind "prior"."""
 

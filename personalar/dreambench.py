@@ -19,14 +19,14 @@ COMMIT = "4f887af"
 ARCHIVE = f"https://github.com/google/dreambooth/archive/{COMMIT}.zip"
 CREDITS_FILE = "references_and_licenses.txt"
 ATTRIBUTION = (
-    "DreamBench photographs: N. Ruiz, Y. Li, V. Jampani, Y. Pritch, M. Rubinstein, K. Aberman (DreamBooth, CVPR 2023),\n"
-    "github.com/google/dreambooth, Creative Commons Attribution 4.0 International (CC BY 4.0); photographers and the\n"
-    f"licence of each picture: {CREDITS_FILE}"
-)  # fmt: skip
+    "DreamBench photographs: N. Ruiz, Y. Li, V. Jampani, Y. Pritch, M. Rubinstein, K. Aberman\n"
+    "(DreamBooth, CVPR 2023), github.com/google/dreambooth, Creative Commons Attribution 4.0\n"
+    f"International (CC BY 4.0); photographers and the licence of each picture: {CREDITS_FILE}"
+)
 LIVE_CLASSES = ("cat", "dog")
 SUBJECTS = {
-    "backpack": "backpack", "backpack_dog": "backpack", "bear_plushie": "stuffed animal", "berry_bowl": "bowl",
-    "can": "can", "candle": "candle", "cat": "cat", "cat2": "cat", "clock": "clock",
+    "backpack": "backpack", "backpack_dog": "backpack", "bear_plushie": "stuffed animal",
+    "berry_bowl": "bowl", "can": "can", "candle": "candle", "cat": "cat", "cat2": "cat", "clock": "clock",
     "colorful_sneaker": "sneaker", "dog": "dog", "dog2": "dog", "dog3": "dog", "dog5": "dog", "dog6": "dog",
     "dog7": "dog", "dog8": "dog", "duck_toy": "toy", "fancy_boot": "boot",
     "grey_sloth_plushie": "stuffed animal", "monster_toy": "toy", "pink_sunglasses": "glasses",
@@ -89,9 +89,9 @@ def dataset_folder(path: Path) -> Path:
         if any((folder / name).is_dir() for name in SUBJECTS):
             return folder
     raise FileNotFoundError(
-        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of a checkout of "
-        "google/dreambooth, or fetch it with python -m personalar.evaluate fetch benchmark=dreambench "
-        f"benchmark.path={path}"
+        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of a "
+        "checkout of google/dreambooth, or fetch it with "
+        f"python -m personalar.evaluate fetch benchmark=dreambench benchmark.path={path}"
     )
 
 

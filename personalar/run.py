@@ -84,7 +84,9 @@ def open_session(config: RunConfig, subject: Subject, folder: RunFolder, *, star
             device=device,
             dino_preprocess=config.scorer.dino_preprocess,
         )
-        scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs, text=config.scorer.clip_text)
+        scorer = SubjectScorer(
+            scorers.clip, scorers.dino, subject, prompts=specs, text=config.scorer.clip_text
+        )
     return Session(
         config=config,
         subject=subject,

@@ -29,8 +29,8 @@ from personalar.grid import draw_grid
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
-from personalar.prompts import unrelated_prompts
 from personalar.process import peak_memory_bytes, set_torch_threads
+from personalar.prompts import unrelated_prompts
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer

@@ -77,8 +77,8 @@ class Sample:
     prompt: str
     """The prompt as given to the model, with `[V]` where the identifier stands."""
     kind: SampleKind
-    """"subject" ("[V] cat"), "class" ("cat", shows drift), "description" (base only), "prior" (one class prompt
-    with many seeds) or "unrelated" (something else)."""
+    """"subject" ("[V] cat"), "class" ("cat", shows drift), "description" (base only), "prior" (one class
+    prompt with many seeds) or "unrelated" (something else)."""
     seed: int
     spec: PromptSpec
     image: Image

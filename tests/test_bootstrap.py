@@ -20,7 +20,7 @@ def test_the_interval_is_the_normal_one_for_many_values() -> None:
 
 def test_groups_that_differ_widen_the_interval() -> None:
     values = [[0.2] * 50, [0.4] * 50, [0.9] * 50]
-    alone = interval([sum(values, [])])
+    alone = interval([[value for group in values for value in group]])
     grouped = interval(values)
     assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
     assert grouped[0] == pytest.approx(0.2) and grouped[1] == pytest.approx(0.9)

@@ -1,4 +1,4 @@
-"""DreamBench: the published numbers of subjects and prompts, the folder's layout, the fetch command's archive."""
+"""DreamBench: the published counts, the folder's layout, the archive of the fetch command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_published_counts() -> None:
 def test_a_run_can_ask_for_them() -> None:
     config = SamplesConfig(prompt_set="dreambench")
     assert validation_prompts("dog", config, live=True) == dreambench_prompts(live=True)
-    with pytest.raises(ValueError, match="samples.prompt_set='x' is not known; allowed: world, dreambench"):
+    with pytest.raises(ValueError, match=r"samples.prompt_set='x' is not known; allowed: world, dreambench"):
         SamplesConfig(prompt_set="x")
 
 
@@ -47,11 +47,11 @@ def test_subjects_of_a_folder(tmp_path: Path) -> None:
         ("vase", "vase", False),
     ]
     assert [s.name for s in find_subjects(tmp_path / "dataset", ["vase"])] == ["vase"]
-    with pytest.raises(ValueError, match="subjects: 'dog4' is not in DreamBench; allowed: backpack"):
+    with pytest.raises(ValueError, match=r"subjects: 'dog4' is not in DreamBench; allowed: backpack"):
         find_subjects(tmp_path, ["dog4"])
-    with pytest.raises(FileNotFoundError, match="lacks can: fetch the whole data set"):
+    with pytest.raises(FileNotFoundError, match=r"lacks can: fetch the whole data set"):
         find_subjects(tmp_path, ["can"])
-    with pytest.raises(FileNotFoundError, match="holds no DreamBench subject.*evaluate fetch"):
+    with pytest.raises(FileNotFoundError, match=r"holds no DreamBench subject.*evaluate fetch"):
         find_subjects(tmp_path / "nowhere")
 
 
@@ -70,11 +70,11 @@ def test_fetch_unpacks_the_data_set_and_nothing_else(tmp_path: Path) -> None:
 
 def test_fetch_says_what_went_wrong(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("<html>")
-    with pytest.raises(ValueError, match="is not a zip archive"):
+    with pytest.raises(ValueError, match=r"is not a zip archive"):
         fetch(tmp_path, (tmp_path / "page").as_uri())
-    with pytest.raises(FileNotFoundError, match="could not fetch .*copy the folder dataset/"):
+    with pytest.raises(FileNotFoundError, match=r"could not fetch .*copy the folder dataset/"):
         fetch(tmp_path, (tmp_path / "nothing").as_uri())
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as made:
         made.writestr("repo/README.md", "readme")
-    with pytest.raises(ValueError, match="holds no folder dataset/"):
+    with pytest.raises(ValueError, match=r"holds no folder dataset/"):
         fetch(tmp_path, (tmp_path / "other.zip").as_uri())

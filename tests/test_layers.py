@@ -11,22 +11,42 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample"),
-    4: ("report", "summary", "plot"),
+    5: ("run", "sample", "evaluate", "compare"),
+    4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark"),
     3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
     2: ("stage", "identifier", "concept", "run_folder"),
-    1: ("subject", "prompts", "dreambench", "bootstrap", "grid", "png", "models", "decoding", "scoring", "world"),
-    0: ("config", "compose", "recipe", "types", "process", "arguments", "__init__"),
+    1: (
+        "subject",
+        "prompts",
+        "dreambench",
+        "bootstrap",
+        "grid",
+        "png",
+        "models",
+        "decoding",
+        "scoring",
+        "world",
+    ),
+    0: (
+        "config",
+        "compose",
+        "recipe",
+        "evaluate_config",
+        "dreambench",
+        "types",
+        "process",
+        "arguments",
+        "__init__",
+    ),
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant
     ("subject", "world"),
     ("subject", "prompts"),
-    ("subject", "dreambench"),
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample"),
+    "hydra": ("compose", "run", "sample", "evaluate"),
     "lightning": ("module", "datamodule", "training", "callbacks"),
     "transformers": ("models", "scoring"),
     "deepspeed": (),

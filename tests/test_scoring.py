@@ -14,7 +14,6 @@ from PIL import Image
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
-from personalar.scoring.metrics import MeanScores
 from personalar.scoring.preprocess import ImagePreprocessor
 from personalar.scoring.registry import load_scorers
 from personalar.scoring.score_file import merge_scores, read_scores

@@ -60,7 +60,7 @@ class ImagePreprocessor:
 
     @classmethod
     def resize_256_crop_224(cls) -> ImagePreprocessor:
-        """Return the evaluation transform of DINO's authors (ImageNet's usual one), whatever a folder says."""
+        """Return the evaluation transform of DINO's authors, ImageNet's usual one."""
         return cls(
             shortest_edge=256,
             size=None,
