@@ -43,7 +43,7 @@ class BenchmarkConfig:
         if self.kind == "dreambench" and self.path is None:
             raise ValueError(
                 "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
-                "layout; python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR fills one"
+                "layout; python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR gets it"
             )
 
 
