@@ -138,6 +138,21 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
     return done.returncode == 0
 
 
+def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads: int) -> list[BenchRun]:
+    """Do the runs of one subject in order, sharing the base's pictures; return those that failed."""
+    failed: list[BenchRun] = []
+    done: list[BenchRun] = []
+    for run in runs:
+        if done:
+            share_base(done[0].folder, run.folder)
+        log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
+        words = ["personalar.run", *run.overrides, f"hydra.run.dir={quoted(run.folder)}"]
+        succeeded = execute(words, log, gpu=gpu, threads=threads)
+        (done if succeeded else failed).append(run)
+        print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
+    return failed
+
+
 def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
     """Do every run, `config.jobs` subjects at a time; return those that failed. Failures stop nothing."""
     gpus: SimpleQueue[str | None] = SimpleQueue()
@@ -147,19 +162,13 @@ def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
     threads = max(1, available_cores() // config.jobs)
 
     def subject(name: str) -> list[BenchRun]:
-        failed: list[BenchRun] = []
-        done: list[BenchRun] = []
         gpu = gpus.get()
-        for run in (run for run in runs if run.subject == name):
-            if done:
-                share_base(done[0].folder, run.folder)
-            log = Path(config.out) / "logs" / f"{run.method}-{run.subject}.log"
-            words = ["personalar.run", *run.overrides, f"hydra.run.dir={quoted(run.folder)}"]
-            succeeded = execute(words, log, gpu=gpu, threads=threads)
-            (done if succeeded else failed).append(run)
-            print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
-        gpus.put(gpu)
-        return failed
+        try:
+            return run_subject(
+                [run for run in runs if run.subject == name], config.out, gpu=gpu, threads=threads
+            )
+        finally:
+            gpus.put(gpu)
 
     with ThreadPoolExecutor(config.jobs) as pool:
         return [

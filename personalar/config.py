@@ -162,7 +162,12 @@ class LoggerConfig:
     name: str = MISSING
     tensorboard: bool = False
     wandb_project: str | None = None
+    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
     wandb_offline: bool = False
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    """null: the name of the sweep's folder, in a sweep."""
+    wandb_tags: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -228,6 +233,8 @@ class RunConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     seed: int = 0
     """Of the identifier's start, the crops and the batches."""
+    objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
+    """What a sweeper is told: measures of the last stage in summary.json, "*" multiplies them."""
     overwrite: bool = False
     """Delete what an earlier run left in the run folder and start afresh."""
 

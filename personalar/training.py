@@ -21,6 +21,7 @@ from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
 from personalar.concept import Concept
 from personalar.config import LoggerConfig
+from personalar.dashboard import steps_before
 from personalar.datamodule import (
     Replay,
     SequenceStream,
@@ -111,7 +112,7 @@ def replay_images(backend: ChameleonBackend, session: Session, stage: Stage) -> 
     return Replay(prompts=tuple(prompts), codes=tuple(codes))
 
 
-def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) -> list[Logger]:
+def make_loggers(config: LoggerConfig, folder: Path, stage: str) -> list[Logger]:
     """Return the CSV logger and those that `logger=` asks for; all write below `folder`."""
     parts = len(list((folder / stage).glob("part_*")))  # a resumed stage must not empty its first part's file
     loggers: list[Logger] = [
@@ -122,17 +123,10 @@ def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) 
 
         loggers.append(TensorBoardLogger(folder, name=stage, version="tensorboard"))
     if config.wandb_project is not None:
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        loggers.append(
-            WandbLogger(
-                project=config.wandb_project,
-                save_dir=folder,
-                offline=config.wandb_offline,
-                group=run_name,
-                name=f"{run_name}-{stage}",
-            )
-        )
+        loggers.append(WandbLogger(experiment=wandb.run, prefix=stage))  # `dashboard.start` opened it
     return loggers
 
 
@@ -154,7 +148,7 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
         limit_val_batches=1 if every else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=make_loggers(session.config.logger, folder.path / "logs", stage.name, session.run_name),
+        logger=make_loggers(session.config.logger, folder.path / "logs", stage.name),
         callbacks=callbacks,
         default_root_dir=folder.path,
         enable_progress_bar=False,
@@ -170,7 +164,11 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
     callbacks: list[L.Callback] = [
         StageProgress(advance),
         StageClock(),
-        SampleGrid(folder=folder.path / "grids", base=folder.base_pictures(base_samples)),
+        SampleGrid(
+            folder=folder.path / "grids",
+            base=folder.base_pictures(base_samples),
+            first_step=steps_before(folder.record, stage.name),
+        ),
         ModelCheckpoint(
             dirpath=folder.checkpoints(stage.name),
             filename="last",
@@ -243,8 +241,5 @@ def fit(
             for expected in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", expected)
             trainer.fit(module, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):  # W&B keeps one run per process open unless told otherwise
-            logger.experiment.finish()
     clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
     session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))

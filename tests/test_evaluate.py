@@ -26,7 +26,7 @@ TINY = (
     "model.recipe.stages.joint={steps: 1, batch: 2, lr: 0.001, identifier_lr: 0.01}",
     "model.recipe.data.crops_per_photo=1",
     "model.recipe.data.copies_per_photo=1",
-    "samples.prompts=[a photo of a {}, a {} in the snow]",
+    "samples.prompts=['a photo of a {}', 'a {} in the snow']",
     "samples.prior_images=2",
     "samples.grid_every_steps=0",
     "trainer.threads=1",
@@ -163,9 +163,9 @@ def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     )
     assert own == ["task=calibrate", "benchmark=nanobench", "scorer.clip=x", "--cfg", "job"]
     assert for_runs == ["model=nano", "scorer.clip=x"]
-    with pytest.raises(ValueError, match="the benchmark names the subjects: use benchmark.subjects="):
+    with pytest.raises(ValueError, match=r"the benchmark names the subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
-    with pytest.raises(ValueError, match=r"trainer.thread is no setting.*did you mean threads"):
+    with pytest.raises(ValueError, match=r"trainer\.thread is no setting.*did you mean threads"):
         split_arguments(["benchmark=nanobench", "trainer.thread=1"])
 
 

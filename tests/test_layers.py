@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
     5: ("run", "sample", "evaluate", "compare"),
-    4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark"),
-    3: ("module", "datamodule", "generator", "training", "session", "callbacks"),
+    4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
+    3: ("module", "datamodule", "generator", "training", "session", "dashboard", "callbacks"),
     2: ("stage", "identifier", "concept", "run_folder"),
     1: (
         "subject",
@@ -46,7 +46,7 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample", "evaluate"),
+    "hydra": ("compose", "run", "sample", "evaluate", "sweep"),
     "lightning": ("module", "datamodule", "training", "callbacks"),
     "transformers": ("models", "scoring"),
     "deepspeed": (),
