@@ -48,7 +48,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         if key.split(".")[0] == "subject":
             raise ValueError("the benchmark names the subjects: use benchmark.subjects=[cat,dog]")
-        mine = word.startswith("-") or key.split(".")[0] in own_keys or key.startswith("hydra")
+        mine = word.startswith("-") or not equals or key.split(".")[0] in own_keys or key.startswith("hydra")
         if mine:
             own.append(word)
         if not mine or key.split(".")[0] == "scorer":

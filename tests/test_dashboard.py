@@ -50,7 +50,7 @@ def read_back(folder: Path) -> dict:
                 }
             elif kind == "history":
                 found["history"].append({
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    item.key or item.nested_key[0]: json.loads(item.value_json)
                     for item in record.history.item
                 })  # fmt: skip
             elif kind == "artifact":
