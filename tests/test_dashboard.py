@@ -92,7 +92,7 @@ def test_the_offline_run_holds_everything(wandb_run: Path) -> None:
 
 
 def test_the_table_lists_every_picture(wandb_run: Path) -> None:
-    (path,) = (wandb_run / "logs").rglob("pictures*.table.json")
+    (path,) = (wandb_run / "logs" / "wandb").glob("offline-run-*/files/media/table/pictures*.table.json")
     table = json.loads(path.read_text())
     assert table["columns"] == [
         "step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"
@@ -100,7 +100,11 @@ def test_the_table_lists_every_picture(wandb_run: Path) -> None:
     assert len(table["data"]) == len(list((wandb_run / "images").rglob("*.png")))
     steps = {row[1]: row[0] for row in table["data"]}
     assert steps == {"base": 0, "embedding": 4, "transformer": 8}
-    assert all(isinstance(row[6], float) and row[5]["_type"] == "image-file" for row in table["data"])
+    assert all(isinstance(row[6], float) for row in table["data"])
+    held = dict(read_back(wandb_run / "logs")["artifacts"])["run_table"]  # the pictures travel with the table
+    pictures = {path.read_bytes() for path in (wandb_run / "images").rglob("*.png")}
+    assert "pictures.table.json" in held
+    assert len(pictures) >= sum(name.startswith("media/images/") for name in held) > 5
 
 
 def test_no_secret_anywhere(wandb_run: Path) -> None:
