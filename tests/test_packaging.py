@@ -25,7 +25,7 @@ def constraints() -> dict[str, str]:
 
 def all_requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]]
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *sum(extras.values(), [])]]
 
 
 def test_compromised_releases_are_excluded():
