@@ -247,7 +247,8 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
-        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective))
+        searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
+        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective), searches=searches)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Bring our resolvers along to a launcher's process, which composes before it calls."""

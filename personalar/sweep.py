@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -57,17 +58,32 @@ def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objecti
     return values[0] if len(values) == 1 else values
 
 
-def keep_sweeping(job: Callable[[], Objective], run_dir: Path, count: int) -> Objective:
-    """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs."""
+def keep_sweeping(
+    job: Callable[[], Objective], run_dir: Path, count: int, *, searches: bool = False
+) -> Objective:
+    """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
+
+    Args:
+        searches: the sweeper learns from results (Optuna): it wants to hear of failures as exceptions, and
+            cannot use what is not a number.
+
+    Raises:
+        RuntimeError: the job failed and the sweeper searches.
+    """
     path = run_dir / ERROR_FILE
     path.unlink(missing_ok=True)
     try:
-        return job()
+        worth = job()
+        if searches and any(math.isnan(value) for value in np.atleast_1d(worth)):
+            raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
+        return worth
     except (Exception, SystemExit) as error:
         known = isinstance(error, SystemExit)
         run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
         print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
+        if searches:
+            raise RuntimeError(f"{error} ({path})") from None
         return math.nan if count == 1 else (math.nan,) * count
 
 

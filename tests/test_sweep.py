@@ -51,6 +51,10 @@ def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
 
     keep_sweeping(mistaken, tmp_path / "job", 1)
     assert (tmp_path / "job" / "error.txt").read_text() == "personalar.run: no such folder"
+    with pytest.raises(RuntimeError, match="no such folder"):  # Optuna marks the trial as failed
+        keep_sweeping(mistaken, tmp_path / "job", 1, searches=True)
+    with pytest.raises(RuntimeError, match=r"a search needs an objective.*choose a scorer"):
+        keep_sweeping(lambda: math.nan, tmp_path / "job", 1, searches=True)
     assert keep_sweeping(lambda: 0.5, tmp_path / "job", 1) == 0.5
     assert not (tmp_path / "job" / "error.txt").exists()
 
@@ -123,8 +127,8 @@ def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_s
 def test_optuna_is_told_the_objective(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
     done = sweep(
         tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
-        "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", "decoder.cfg_scale=choice(-1.0,1.0,2.0)",
-        "hydra.sweep.subdir=${hydra.job.num}",
+        "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", "decoder.temperature=choice(-1.0,1.0,0.5)",
+        "hydra.sweep.subdir=${hydra.job.num}", "hydra.sweeper.max_failure_rate=1.0",
     )  # fmt: skip
     assert (tmp_path / "sweep" / "optimization_results.yaml").is_file(), done.stderr[-3000:]
     assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()

@@ -2,7 +2,7 @@
 
 `python experiments/paper/run_all.py OUT` runs everything on `benchmark=nanobench`; settings after `--` go to
 `python -m personalar.evaluate`: `-- benchmark=dreambench benchmark.path=DIR scorer=dreambench trainer=gpu
-model=lumina_mgpt_7b_512`. What is finished is not repeated, so the command resumes. `--ranks` names the ranks that
+model=lumina_mgpt_7b_512`. What is finished is not repeated, so it resumes. `--ranks` names the ranks that
 stand for the paper's 16, 64 and 256. Writes OUT/tables.md.
 """
 
@@ -64,8 +64,8 @@ def tables(out: Path, ranks: list[int]) -> str:
     rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
     head = "| | published DINO | CLIP-I | CLIP-T | ours: fidelity | DINO | CLIP-I | CLIP-T | images |"
     lines = ["# The paper's tables, published and ours", "",
-             "Published: arXiv 2504.13162, Lumina-mGPT 7B on DreamBench. Ours: the base and benchmark of this run;",
-             "on another base or benchmark only the order of the rows can be compared, never the values."]  # fmt: skip
+             "Published: arXiv 2504.13162, Lumina-mGPT 7B on DreamBench. Ours: this base and benchmark;",
+             "elsewhere only the order of the rows can be compared, not the values."]  # fmt: skip
     for table in (1, 2, 3, 4):
         lines += ["", f"## Table {table}", "", head, "|---" * 9 + "|"]
         for row in (row for row in rows if row["table"] == table):
