@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +37,21 @@ def records(path: Path) -> Iterator[object]:
             yield record
 
 
+def whole(path: Path) -> list:
+    """Return the records of a finished run; W&B's own process writes the last ones in its own time."""
+    for _ in range(300):
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end after 30 s")
+
+
 def read_back(folder: Path) -> dict:
     """Return what the offline runs below `folder` hold, together."""
     found: dict = {"history": [], "config": {}, "artifacts": [], "summary": {}, "ids": []}
     for path in sorted(folder.rglob("*.wandb")):
-        for record in records(path):
+        for record in whole(path):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 found["ids"].append(record.run.run_id)

@@ -127,7 +127,8 @@ def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_s
 def test_optuna_is_told_the_objective(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
     done = sweep(
         tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
-        "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", "decoder.temperature=choice(-1.0,1.0,0.5)",
+        "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1",
+        "decoder.temperature=choice(-1.0,1.0,0.5)",
         "hydra.sweep.subdir=${hydra.job.num}", "hydra.sweeper.max_failure_rate=1.0",
     )  # fmt: skip
     assert (tmp_path / "sweep" / "optimization_results.yaml").is_file(), done.stderr[-3000:]
