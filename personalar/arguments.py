@@ -31,7 +31,7 @@ def _suggest(value: str, allowed: Iterable[str]) -> str:
 
 
 def _subject_help(conf: Path) -> str:
-    named = [name for name in group_options(conf, "subject") if name != "folder"]
+    named = [name for name in group_options(conf, "subject") if name not in ("folder", "dreambench")]
     return (
         f"allowed: {', '.join(named)}\n"
         "  python -m personalar.run +subject=cat stage=both\n"
@@ -107,7 +107,8 @@ def prepare_arguments(
             if not foreign_conf:
                 _check_choice(conf, key, value)
             subject_given |= key in ("subject", "experiment")
-            prepared.append(f"+{bare}" if key == "subject" else argument)
+            # a subject is added to the defaults; an experiment replaces the default null, with or without "+"
+            prepared.append({"subject": f"+{bare}", "experiment": bare}.get(key, argument))
             continue
         if "@" not in key and "/" not in key:
             check_key(key, schema)

@@ -21,6 +21,7 @@ from personalar.config import (
     SubjectConfig,
     TrainerConfig,
 )
+from personalar.evaluate_config import BenchmarkConfig, EvaluateConfig
 from personalar.recipe import RecipeConfig
 
 GROUPS: dict[str, Any] = {
@@ -34,6 +35,7 @@ GROUPS: dict[str, Any] = {
     "memory": MemoryConfig,
     "logger": LoggerConfig,
     "scorer": ScorerConfig,
+    "benchmark": BenchmarkConfig,
 }
 
 
@@ -52,13 +54,33 @@ def conf_dir() -> Path:
 
 def group_options(conf: Path, group: str) -> list[str]:
     """Return the named choices of a config group."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    names = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
+    return sorted(
+        name.as_posix() for name in names if f"{group}/{name.parent.as_posix()}" not in GROUPS
+    )  # a group inside a group (model/recipe) is its own; a folder inside (experiment/paper) is not
 
 
 def choices(conf: Path) -> str:
     """Return one line per config group with its choices, for --help."""
-    groups = sorted(path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir())
+    groups = [*GROUPS, "experiment"]
     return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
+
+
+def dreambench_class(path: str | None) -> str:
+    """Return the class of the DreamBench subject whose folder is `path`.
+
+    Raises:
+        ValueError: the folder has another name.
+    """
+    from personalar.dreambench import SUBJECTS
+
+    name = Path(path).resolve().name if path else None
+    if name not in SUBJECTS:
+        raise ValueError(
+            f"+subject=dreambench needs subject.path=DIR/NAME, a folder of DreamBench (got {path}); allowed "
+            f"names: {', '.join(SUBJECTS)}; for other photos use +subject=folder"
+        )
+    return SUBJECTS[name]
 
 
 def package_path(where: str) -> Path:
@@ -89,9 +111,11 @@ def register() -> None:
     store.store(name="doctor_schema", node=DoctorConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="adopt_schema", node=AdoptConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
     OmegaConf.register_new_resolver("choices", lambda: choices(conf_dir()), replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
     )
+    OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)

@@ -204,7 +204,12 @@ class LoggerConfig:
     name: str = MISSING
     tensorboard: bool = False
     wandb_project: str | None = None
+    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
     wandb_offline: bool = False
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    """null: the name of the sweep's folder, in a sweep."""
+    wandb_tags: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -216,6 +221,14 @@ class ScorerConfig:
     """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
     dino: str | None = None
     """Folder or hub id of a DINO-style vision transformer."""
+    dino_preprocess: str = "checkpoint"
+    """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
+    clip_text: str = "class"
+    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+
+    def __post_init__(self) -> None:
+        one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
+        one_of("scorer.clip_text", self.clip_text, ("class", "prompt"))
 
 
 @dataclass(kw_only=True)
@@ -225,7 +238,9 @@ class SamplesConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Every prompt is sampled once per seed, the same at every stage."""
     prompts: list[str] | None = None
-    """Prompts with "{}" where the subject goes; null: the validation prompts of the noun."""
+    """Prompts with "{}" where the subject goes; null: those of `prompt_set`."""
+    prompt_set: str = "world"
+    """"world" (what the rendered world can show) or "dreambench" (the published 25)."""
     num_grid_prompts: int = 6
     """How many of the prompts the sample grids show."""
     grid_every_steps: int = 50
@@ -233,11 +248,17 @@ class SamplesConfig:
     time_share: float = 0.3
     """Largest part of a stage's time that grids may take (0 to 1); what would go beyond is left out."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
+    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds:
+    PRES and diversity), "unrelated" (other things: drift)."""
+    prior_images: int = 8
+    """Seeds of the kind "prior"."""
 
     def __post_init__(self) -> None:
         within("samples.time_share", self.time_share, 0, 1)
+        one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
+        within("samples.prior_images", self.prior_images, 2)
         for kind in self.kinds:
-            one_of("samples.kinds", kind, ("subject", "class", "description"))
+            one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"samples.seeds={self.seeds} must be at least one seed, each once")
 
@@ -258,6 +279,8 @@ class RunConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     seed: int = 0
     """Of the identifier's start, the crops and the batches."""
+    objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
+    """What a sweeper is told: measures of the last stage in summary.json, "*" multiplies them."""
     overwrite: bool = False
     """Delete what an earlier run left in the run folder and start afresh."""
 

@@ -170,7 +170,10 @@ class SequenceStream(IterableDataset):
         ratio = self.data.image_token_ratio
         with_token = int((number + 1) * ratio) > int(number * ratio)  # exactly `ratio` of them, evenly spread
         return training_prompt(
-            template, self.noun, image_token=self.image_tokens[photo] if with_token else None
+            template,
+            self.noun,
+            image_token=self.image_tokens[photo] if with_token else None,
+            class_name=self.data.class_name,
         ), codes
 
     def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:

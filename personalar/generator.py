@@ -70,6 +70,7 @@ def requests_for(
     kinds: Sequence[SampleKind],
     noun: str,
     description: str | None,
+    class_name: bool = True,
 ) -> list[Request]:
     """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
@@ -80,7 +81,12 @@ def requests_for(
             seed=seed,
             spec=spec,
             prompt=sample_prompt(
-                spec, kind=kind, noun=noun, description=description, learned=stage != "base"
+                spec,
+                kind=kind,
+                noun=noun,
+                description=description,
+                learned=stage != "base",
+                class_name=class_name,
             ),
         )
         for kind in wanted

@@ -1,9 +1,10 @@
-"""Line charts as inline SVG: no plotting library, no script, sharp on every screen, coloured by the page."""
+"""Line and scatter charts as inline SVG: no plotting library, no script, sharp, coloured by the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 Point = tuple[float, float]
@@ -100,3 +101,61 @@ def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") ->
         "</svg>",
     ]
     return "".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One labelled point of a scatter chart, with its intervals where they are known."""
+
+    label: str
+    x: float
+    y: float
+    x_range: Point | None = None
+    y_range: Point | None = None
+    best: bool = False
+    """On the Pareto front: no other is better in both."""
+
+
+def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: str) -> str:
+    """Return an `<svg>` of labelled points with their intervals; the front is joined by a line.
+
+    Args:
+        marks: at least one.
+        title: read out by screen readers.
+    """
+    spans = (
+        [mark.x_range or (mark.x, mark.x) for mark in marks],
+        [mark.y_range or (mark.y, mark.y) for mark in marks],
+    )
+    x_ticks, y_ticks = (
+        nice_ticks(min(low for low, _ in span), max(high for _, high in span) + 1e-6) for span in spans
+    )
+
+    def x_of(x: float) -> float:
+        return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg class="chart scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f" aria-label={quoteattr(title)}>",
+        *_axes(x_ticks, y_ticks, x_of, y_of, x_title),
+        f'<text class="axis" x="4" y="10">{escape(y_title)}</text>',
+        _polyline([(m.x, m.y) for m in sorted(marks, key=lambda m: m.x) if m.best], x_of, y_of, "mean"),
+    ]
+    for mark, (left, right), (low, high) in zip(marks, *spans, strict=True):
+        x, y = x_of(mark.x), y_of(mark.y)
+        parts += [
+            f'<line class="whisker" x1="{x_of(left):.1f}" x2="{x_of(right):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(low):.1f}" y2="{y_of(high):.1f}"/>',
+            f'<circle class="{"best" if mark.best else "other"}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
+            _label_of(mark, x, y),
+        ]
+    return "".join([*parts, "</svg>"])
+
+
+def _label_of(mark: Mark, x: float, y: float) -> str:
+    """Write the label beside its point, on the side where there is room."""
+    anchor, shift = ("start", 8) if x < WIDTH * 0.62 else ("end", -8)
+    return f'<text x="{x + shift:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'

@@ -44,6 +44,19 @@ LIVE_NOUNS = frozenset(
 """Nouns of animals, for which accessory prompts make sense."""
 
 
+UNRELATED = (
+    "a photo of a teapot",
+    "a red car on the beach",
+    "a dog in the snow",
+    "a blue vase on top of a wooden floor",
+    "a cat in the jungle",
+    "a yellow boot with a mountain in the background",
+    "a clock with a city in the background",
+    "a green backpack on a cobblestone street",
+)
+"""Things that are not the subject."""
+
+
 def image_token_names(num_images: int) -> tuple[str, ...]:
     """Return "[S1]", "[S2]", ...: one name per training photo."""
     return tuple(f"[S{index + 1}]" for index in range(num_images))
@@ -59,24 +72,41 @@ def fill(text: str, phrase: str) -> str:
     return text.replace("{}", phrase)
 
 
-def training_prompt(template: str, noun: str, *, image_token: str | None = None) -> str:
+def training_prompt(
+    template: str, noun: str, *, image_token: str | None = None, class_name: bool = True
+) -> str:
     """Return the prompt of one training sequence of the subject."""
-    prompt = template.replace("{}", f"{SUBJECT_TOKEN} {noun}")
+    prompt = template.replace("{}", f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
     return f"{prompt} {image_token}" if image_token else prompt
 
 
 def sample_prompt(
-    spec: PromptSpec, *, kind: SampleKind, noun: str, description: str | None, learned: bool
+    spec: PromptSpec,
+    *,
+    kind: SampleKind,
+    noun: str,
+    description: str | None,
+    learned: bool,
+    class_name: bool = True,
 ) -> str:
     """Return the validation prompt that the model sees.
 
     Args:
         learned: whether the model knows [V]; the base does not, there a subject prompt names the class only.
+        class_name: whether the class stands after [V]; False where it was learned without.
     """
     if kind == "description":
         assert description is not None
         return fill(spec.text, description)
-    return fill(spec.text, f"{SUBJECT_TOKEN} {noun}" if kind == "subject" and learned else noun)
+    if kind == "subject" and learned:
+        return fill(spec.text, f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
+    return fill(spec.text, noun)
+
+
+def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
+    """Return prompts of other things in other places, without "{}": what the subject must not touch."""
+    things = [thing for thing in UNRELATED if noun.split()[-1] not in thing]
+    return tuple(PromptSpec(text=text, category="unrelated") for text in things)
 
 
 def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:

@@ -64,6 +64,8 @@ class DataNumbers:
 
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
     """Neutral training prompts; "{}" becomes "[V] <noun>"."""
+    class_name: bool = True
+    """Say the class after [V] ("[V] cat"), in training and in sampling; False: "[V]" alone."""
     image_token_ratio: float = 0.5
     """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
     prompt_dropout: float = 0.0

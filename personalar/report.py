@@ -247,7 +247,7 @@ def memory(size_bytes: float | None) -> str:
     return "–" if size_bytes is None else f"{size_bytes / 1e9:.1f} GB"
 
 
-def render(context: dict[str, Any]) -> str:
+def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
     """Return the page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -259,7 +259,7 @@ def render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, duration=duration, memory=memory)
-    return environment.get_template("report.html.j2").render(context)
+    return environment.get_template(template).render(context)
 
 
 def write_report(run_dir: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
@@ -26,6 +27,7 @@ from personalar.config import RunConfig
 from personalar.locate import obtain_model
 from personalar.process import global_rank, keep_memory, local_rank, set_torch_threads
 from personalar.subject import load_subject, validation_prompts
+from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
 from personalar.types import Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
@@ -86,13 +88,20 @@ def open_session(
     set_torch_threads(config.trainer.threads)
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
     leads = global_rank() == 0
-    specs = validation_prompts(subject.noun, config.samples)
+    specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
     plans = preflight(config, undone, files)
     scorer = None
     if leads and config.scorer.clip and config.scorer.dino:
-        scorers = load_scorers(config.scorer.clip, config.scorer.dino, device=device)
-        scorer = SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs)
+        scorers = load_scorers(
+            config.scorer.clip,
+            config.scorer.dino,
+            device=device,
+            dino_preprocess=config.scorer.dino_preprocess,
+        )
+        scorer = SubjectScorer(
+            scorers.clip, scorers.dino, subject, prompts=specs, text=config.scorer.clip_text
+        )
     return Session(
         config=config,
         subject=subject,
@@ -176,6 +185,7 @@ def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
 
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
+    from personalar.dashboard import dashboard
     from personalar.training import train_stage
 
     if global_rank() > 0:
@@ -183,19 +193,22 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
         return
     folder, reporter = session.folder, session.reporter
     record_start(session, command=command)
-    samples = {"base": session.sample_and_score("base", [])}
-    for stage in ("embedding", "transformer"):
-        pair = next((pair for pair in stages if pair[0].name == stage), None)
-        if pair is None and not folder.has_concept(stage):
-            continue
-        if folder.has_concept(stage):
-            reporter.say(f"stage {stage}: already learned")
-        elif pair is not None:
-            train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
-        folder.publish(stage)
-        samples[stage] = session.sample_and_score(stage, samples["base"])
-    reporter.say(f"overview: {session.draw_overview(samples)}")
-    finish(session)
+    with dashboard(session) as after:
+        samples = {"base": session.sample_and_score("base", [])}
+        after("base")
+        for stage in ("embedding", "transformer"):
+            pair = next((pair for pair in stages if pair[0].name == stage), None)
+            if pair is None and not folder.has_concept(stage):
+                continue
+            if folder.has_concept(stage):
+                reporter.say(f"stage {stage}: already learned")
+            elif pair is not None:
+                train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
+            folder.publish(stage)
+            samples[stage] = session.sample_and_score(stage, samples["base"])
+            after(stage)
+        reporter.say(f"overview: {session.draw_overview(samples)}")
+        finish(session)
 
 
 def check_overwrite(config: RunConfig) -> None:
@@ -232,16 +245,47 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     return open_session(config, subject, folder, files, stages, started=started), stages
 
 
-def launch(cfg: DictConfig) -> None:
-    """Run one composed configuration; a user's mistake ends in one sentence."""
+def run_one(cfg: DictConfig) -> Objective:
+    """Run one composed configuration and return its worth; a user's mistake ends in one sentence."""
     hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
     try:
-        prepared = prepare(read_config(cfg), Path(hydra_config.runtime.output_dir))
+        config = read_config(cfg)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            check_devices(config.trainer.devices)
+            os.environ.setdefault(
+                "WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name
+            )  # W&B's own name for it
+        prepared = prepare(config, run_dir)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"personalar.run: {error}") from None
     if prepared is not None:
         command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
         personalize(*prepared, command=shlex.join(command))
+    return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
+
+
+class Job:
+    """What Hydra calls with each composed configuration, here or in a launcher's process."""
+
+    def __call__(self, cfg: DictConfig) -> Objective:
+        """Run it; in a sweep a failure is kept and the sweep goes on."""
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode != RunMode.MULTIRUN:
+            return run_one(cfg)
+        run_dir = Path(hydra_config.runtime.output_dir)
+        searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
+        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective), searches=searches)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Bring our resolvers along to a launcher's process, which composes before it calls."""
+        return restore_job, ()
+
+
+def restore_job() -> Job:
+    """Return a job in a process that has not called `main`."""
+    register()
+    return Job()
 
 
 def main() -> None:
@@ -253,7 +297,13 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"personalar.run: {error}") from None
     register()
-    hydra.main(config_path=str(conf), config_name="run", version_base="1.3")(launch)()
+    from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
+
+    hydra.main(config_path=str(conf), config_name="run", version_base="1.3")(Job())()
+    if SweepReport.failed:
+        raise SystemExit(
+            f"personalar.run: {len(SweepReport.failed)} jobs failed: {', '.join(SweepReport.failed)}"
+        )
 
 
 if __name__ == "__main__":

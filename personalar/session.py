@@ -32,6 +32,7 @@ from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.models.files import ModelFiles
 from personalar.png import save_png
 from personalar.process import peak_memory_bytes, set_torch_threads
+from personalar.prompts import unrelated_prompts
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer
@@ -124,14 +125,21 @@ class Session:
     def requests(self, stage: str) -> list[Request]:
         """Return every picture that `stage` is judged by."""
         samples = self.config.samples
-        return requests_for(
-            stage,
-            self.specs,
-            seeds=samples.seeds,
-            kinds=samples.kinds,  # type: ignore[arg-type]  # checked by SamplesConfig
-            noun=self.subject.noun,
-            description=self.subject.description,
-        )
+        main = [kind for kind in samples.kinds if kind not in ("prior", "unrelated")]
+        wanted: list[tuple[Any, ...]] = [(main, self.specs, samples.seeds)]
+        if "prior" in samples.kinds:
+            prior = PromptSpec(text="a photo of a {}", category="prior")
+            wanted.append((["prior"], [prior], range(samples.prior_images)))
+        if "unrelated" in samples.kinds:
+            wanted.append((["unrelated"], unrelated_prompts(self.subject.noun), samples.seeds[:1]))
+        return [
+            request
+            for kinds, specs, seeds in wanted
+            for request in requests_for(
+                stage, specs, seeds=seeds, kinds=kinds, noun=self.subject.noun,
+                description=self.subject.description, class_name=self.config.model.recipe.data.class_name,
+            )
+        ]  # fmt: skip
 
     def grid_requests(self, stage: str) -> list[Request]:
         """Return the pictures of the grid: the subject in a few prompts, first seed."""
@@ -159,7 +167,7 @@ class Session:
     def sample_and_score(self, stage: str, base_samples: list[Sample]) -> list[Sample]:
         """Make all pictures of `stage` and judge them."""
         samples = self.sample(stage, base_samples)
-        self.score(stage, samples)
+        self.score(stage, samples, base_samples)
         self.note_cost()
         return samples
 
@@ -206,7 +214,7 @@ class Session:
         )
         return save_png(picture, self.folder.path / "grids" / "overview.png")
 
-    def score(self, stage: str, samples: list[Sample]) -> None:
+    def score(self, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
         """Judge `samples` and put the lines into scores.jsonl."""
         if self.scorer is None:
             return
@@ -217,6 +225,7 @@ class Session:
                 part = samples[start : start + batch]
                 lines += self.scorer.score(part)
                 advance(len(part))
+            lines += self.scorer.side_effects(samples, base_samples)
         merge_scores(self.folder.path / "scores.jsonl", lines)
 
     def save_references(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from personalar.config import SamplesConfig, SubjectConfig
+from personalar.dreambench import dreambench_prompts
 from personalar.photos import inspect_folder, print_table
 from personalar.prompts import LIVE_NOUNS, plain_prompts
 from personalar.types import PromptSpec, Subject, image_fingerprint
@@ -73,10 +74,12 @@ def load_subject(config: SubjectConfig) -> Subject:
     return _folder_subject(config) if config.kind == "folder" else _rendered_subject(config)
 
 
-def validation_prompts(noun: str, config: SamplesConfig) -> tuple[PromptSpec, ...]:
-    """Return the prompts of the configuration, or those of the benchmark for `noun`."""
+def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:
+    """Return the prompts of the configuration, or those of its prompt set for `noun`."""
     if config.prompts is not None:
         return plain_prompts(config.prompts)
+    if config.prompt_set == "dreambench":
+        return dreambench_prompts(live=live)
     from personalar.world.prompts import bench_prompts
 
     return tuple(bench_prompts(noun))

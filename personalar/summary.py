@@ -38,21 +38,29 @@ The run folder, as this module and `report.py` read it (everything optional but 
                 "embedding": {"steps": 300, "seconds": 31.0},
                 "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran
      "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
-                "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null}}  `SubjectScorer.bounds()`
+                "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
+                "photos": {"dino": 0.8, "clip_i": 0.9, "dino_max": 0.95, "images": 5} | null}}
 
 `summary.json`::
 
     {"subject", "model", "noun",
      "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
-                        "seconds", "accessory_accuracy", "class_dino", "images"}},
+                        "seconds", "accessory_accuracy", "class_dino", "images", "pres", "diversity", "drift",
+                        "nearest", "memorised", "intervals": {measure: [low, high]},
+                        "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
      "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
                      "images"} | null,       the best text description, sampled on the base
      "ceiling": {"dino", "clip_i", "images"} | null, "floor": {"dino", "clip_i", "images"} | null,
-     "total_seconds", "peak_memory_bytes"}
+     "photos": {"dino", "clip_i", "dino_max", "images"} | null,    the training photos among each other
+     "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
 
 A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
 the class and 1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on class
-prompts without the identifier. The means are over the images of kind "subject".
+prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness (DINO)
+of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far pictures
+of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean likeness
+to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the two
+closest photos lie to each other. `intervals` are 95 % bootstrap intervals over the images.
 """
 
 from __future__ import annotations
@@ -64,6 +72,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from personalar.bootstrap import interval
 from personalar.scoring.score_file import read_scores
 from personalar.types import STAGE_NAMES
 
@@ -139,6 +148,50 @@ def _measures(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
+    """Return the mean of one scorer's values."""
+    return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
+
+
+def _intervals(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, list[float] | None]:
+    """Return the 95 % interval of each mean over the images of one stage and kind."""
+    found: dict[str, list[float] | None] = {}
+    for scorer in ("dino", "clip_i", "clip_t"):
+        pair = interval([[line["value"] for line in _select(lines, scorer=scorer)]])
+        found[scorer] = list(pair) if pair else None
+    ends = [fidelity_of(end, bounds) for end in found["dino"] or ()]
+    found["fidelity"] = [float(end) for end in ends if end is not None] or None
+    return found
+
+
+def _categories(lines: Lines) -> dict[str, dict[str, Any]]:
+    """Return the means by what the prompts ask for: "recontext", "accessory", "property", "plain"."""
+    groups: dict[str, Lines] = {}
+    for line in lines:
+        groups.setdefault(line.get("category", "plain"), []).append(line)
+    return {
+        category: {
+            **{scorer: _value(group, scorer) for scorer in ("dino", "clip_i", "clip_t")},
+            "images": len({(line["prompt"], line["seed"]) for line in group}),
+        }
+        for category, group in sorted(groups.items())
+    }
+
+
+def _side_effects(lines: Lines, stage: str, bounds: dict[str, Any] | None) -> dict[str, Any]:
+    """Return prior preservation, diversity, drift and memorisation of one stage."""
+    nearest = [line["nearest"] for line in _select(lines, scorer="dino", stage=stage, kind="subject")
+               if "nearest" in line]  # fmt: skip
+    photos = (bounds or {}).get("photos")
+    return {
+        "pres": _value(lines, "dino", stage=stage, kind="prior"),
+        "diversity": _value(lines, "diversity", stage=stage),
+        "drift": _value(lines, "drift", stage=stage),
+        "nearest": mean(nearest),
+        "memorised": mean([value > photos["dino_max"] for value in nearest]) if photos else None,
+    }
+
+
 def _by_question(lines: Lines) -> dict[tuple[str, int], float]:
     """Return DINO by (template, seed), so that the same picture can be compared across stages."""
     return {(line.get("template", line["prompt"]), line["seed"]): line["value"] for line in lines}
@@ -176,7 +229,15 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         class_dino, class_drift = _class_drift(lines, stage, bounds)
         timing = {"steps": (ran or {}).get("steps"), "seconds": (ran or {}).get("seconds")}
         measures = _measures(subject_lines, bounds)
-        stages[stage] = {**measures, "class_dino": class_dino, "class_drift": class_drift, **timing}
+        stages[stage] = {
+            **measures,
+            "class_dino": class_dino,
+            "class_drift": class_drift,
+            **_side_effects(lines, stage, bounds),
+            **timing,
+            "intervals": _intervals(subject_lines, bounds),
+            "categories": _categories(subject_lines),
+        }
     described = _select(lines, stage="base", kind="description")
     return {
         "subject": run.get("subject"),
@@ -186,6 +247,8 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "description": _measures(described, bounds) if described else None,
         "ceiling": bounds.get("ceiling"),
         "floor": bounds.get("floor"),
+        "photos": bounds.get("photos"),
+        "scorers": run.get("scorers"),
         "total_seconds": run.get("total_seconds"),
         "peak_memory_bytes": run.get("peak_memory_bytes"),
     }

@@ -21,6 +21,7 @@ from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
 from personalar.callbacks.watch import FiniteLoss, SamplingBudget, StepWatch
 from personalar.config import LoggerConfig
+from personalar.dashboard import steps_before
 from personalar.datamodule import SequenceStream, SubjectData
 from personalar.flops import peak_of, step_flops
 from personalar.memory import estimate, parameter_counts, peak
@@ -55,7 +56,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) -> list[Logger]:
+def make_loggers(config: LoggerConfig, folder: Path, stage: str) -> list[Logger]:
     """Return the CSV logger and those that `logger=` asks for; all write below `folder`."""
     parts = len(list((folder / stage).glob("part_*")))  # a resumed stage must not empty its first part's file
     loggers: list[Logger] = [
@@ -66,17 +67,10 @@ def make_loggers(config: LoggerConfig, folder: Path, stage: str, run_name: str) 
 
         loggers.append(TensorBoardLogger(folder, name=stage, version="tensorboard"))
     if config.wandb_project is not None:
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        loggers.append(
-            WandbLogger(
-                project=config.wandb_project,
-                save_dir=folder,
-                offline=config.wandb_offline,
-                group=run_name,
-                name=f"{run_name}-{stage}",
-            )
-        )
+        loggers.append(WandbLogger(experiment=wandb.run, prefix=stage))  # `dashboard.start` opened it
     return loggers
 
 
@@ -104,7 +98,7 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
         limit_val_batches=1 if every else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=make_loggers(session.config.logger, folder.path / "logs", stage.name, session.run_name),
+        logger=make_loggers(session.config.logger, folder.path / "logs", stage.name),
         callbacks=callbacks,
         default_root_dir=folder.path,
         enable_checkpointing=False,
@@ -121,7 +115,11 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
     callbacks: list[L.Callback] = [
         StageProgress(advance),
         StageClock(),
-        SampleGrid(folder=folder.path / "grids", base=folder.base_pictures(base_samples)),
+        SampleGrid(
+            folder=folder.path / "grids",
+            base=folder.base_pictures(base_samples),
+            first_step=steps_before(folder.record, stage.name),
+        ),
     ]
     if session.scorer is not None:
         callbacks.append(SubjectScores(session.scorer.score))
@@ -211,9 +209,6 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
         trainer.callbacks.append(learned)
         with quiet():
             trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):  # W&B keeps one run per process open unless told otherwise
-            logger.experiment.finish()
     if trainer.is_global_zero:
         clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
         session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))

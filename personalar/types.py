@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a name for annotations only: importing this module loads no
 STAGE_NAMES: tuple[str, ...] = ("base", "embedding", "transformer")
 """The states of the model that a run samples and scores, in order."""
 
-SampleKind = Literal["subject", "class", "description"]
+SampleKind = Literal["subject", "class", "description", "prior", "unrelated"]
 
 
 def image_fingerprint(images: Iterable[Image]) -> str:
@@ -77,7 +77,8 @@ class Sample:
     prompt: str
     """The prompt as given to the model, with `[V]` where the identifier stands."""
     kind: SampleKind
-    """"subject" ("[V] cat"), "class" ("cat", shows drift) or "description" (base only)."""
+    """"subject" ("[V] cat"), "class" ("cat", shows drift), "description" (base only), "prior" (one class
+    prompt with many seeds) or "unrelated" (something else)."""
     seed: int
     spec: PromptSpec
     image: Image

@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from personalar.compose import GROUPS, conf_dir, group_options, read_config, register
 from personalar.config import RunConfig
+from personalar.evaluate_config import EvaluateConfig
 from personalar.stage import resolve_stages
 
 CONF = conf_dir()
-CHOICES = [(group, name) for group in (*GROUPS, "experiment") for name in group_options(CONF, group)]
+ALL_GROUPS = (*GROUPS, "experiment")
+CHOICES = [(group, name) for group in ALL_GROUPS for name in group_options(CONF, group)]
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def cat() -> DictConfig:
         return compose("run", ["+subject=cat"])
 
 
-GROUP_OPTIONS = {group: group_options(CONF, group) for group in (*GROUPS, "experiment")}
+GROUP_OPTIONS = {group: group_options(CONF, group) for group in ALL_GROUPS if group != "benchmark"}
 ROUNDS = max(map(len, GROUP_OPTIONS.values()))
 
 
@@ -41,6 +43,7 @@ def test_every_yaml_is_a_choice_or_a_command() -> None:
         "doctor",
         "export",
         "adopt",
+        "evaluate",
         "hydra_settings",
     }
 
@@ -49,7 +52,12 @@ def test_every_yaml_is_a_choice_or_a_command() -> None:
 def test_every_choice_composes(turn: int) -> None:
     """The k-th choice of every group at once: each YAML is met, in a dozen compositions."""
     chosen = {group: options[turn % len(options)] for group, options in GROUP_OPTIONS.items()}
-    photos = ["subject.path=photos/my dog", "subject.noun=dog"] if chosen["subject"] == "folder" else []
+    photos = {
+        "folder": ["subject.path=photos/my dog", "subject.noun=dog"],
+        "dreambench": ["subject.path=dataset/dog2"],
+    }.get(chosen["subject"], [])
+    if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
+        del chosen["method"], chosen["stage"]
     config = compose_config(
         f"+subject={chosen['subject']}",
         *[f"{group}={name}" for group, name in chosen.items() if group != "subject"],
@@ -58,14 +66,43 @@ def test_every_choice_composes(turn: int) -> None:
     assert isinstance(config, RunConfig)
     for group, name in chosen.items():
         part = config.model.recipe if group == "model/recipe" else getattr(config, group, None)
-        assert getattr(part, "name", name) == ("my dog" if name == "folder" else name)
+        named = {("subject", "folder"): "my dog", ("subject", "dreambench"): "dog2"}.get((group, name), name)
+        assert getattr(part, "name", named) == named
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: str(value))
 def test_every_yaml_says_its_command(group: str, name: str) -> None:
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
-    assert any(line.startswith("# python -m personalar.run") for line in lines[:2])
+    commands = ("# python -m personalar.run", "# python -m personalar.evaluate")
+    assert any(line.startswith(commands) for line in lines[:2])
     assert len(lines) <= 30
+
+
+@pytest.mark.parametrize("name", group_options(CONF, "benchmark"))
+def test_every_benchmark_composes(name: str) -> None:
+    config = compose_config(f"benchmark={name}", "benchmark.path=photos", name="evaluate")
+    assert isinstance(config, EvaluateConfig) and config.benchmark.name == name
+    assert config.out == f"outputs/{name}"
+
+
+def test_a_dreambench_subject_knows_its_class() -> None:
+    subject = compose_config("+subject=dreambench", "subject.path=data/wolf_plushie").subject
+    assert (subject.name, subject.noun, subject.kind) == ("wolf_plushie", "stuffed animal", "folder")
+
+
+def test_the_papers_experiments_differ_as_its_tables_do() -> None:
+    def stages(name: str):
+        config = compose_config("+subject=cat", f"experiment=paper/{name}")
+        return config, config.method.stages
+
+    assert compose_config("+subject=cat", "experiment=paper/embedding_only").stage.run == ["embedding"]
+    assert not stages("without_class_name")[0].model.recipe.data.class_name
+    assert stages("lora")[1]["transformer"].lora.rank == 16
+    assert (
+        list(stages("one_stage")[1]) == ["transformer"] and stages("one_stage")[1]["transformer"].identifier
+    )
+    assert not stages("dreambooth")[1]["transformer"].identifier
+    assert list(stages("two_stage")[1]) == ["embedding", "transformer"]
 
 
 def test_decoder_takes_the_models_sampling_numbers() -> None:
@@ -76,7 +113,7 @@ def test_decoder_takes_the_models_sampling_numbers() -> None:
 
 
 def test_twelve_subjects_and_ones_own_photos() -> None:
-    files = [path for path in (CONF / "subject").glob("*.yaml") if path.stem != "folder"]
+    files = [path for path in (CONF / "subject").glob("*.yaml") if path.stem not in ("folder", "dreambench")]
     nouns = {path.stem: OmegaConf.load(path).noun for path in files}
     assert len(nouns) == 12 and nouns["duck_toy"] == "duck toy" and nouns["robot_toy"] == "robot toy"
 
@@ -109,6 +146,10 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it belongs to JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),
+        ("samples.kinds=[y]", "allowed: subject, class, description, prior, unrelated"),
+        ("samples.prior_images=1", "samples.prior_images=1 is out of range; allowed: 2 to inf"),
+        ("scorer.dino_preprocess=x", "allowed: checkpoint, resize256_crop224"),
+        ("scorer.clip_text=x", "allowed: class, prompt"),
         ("subject.kind=video", "allowed: rendered, folder"),
     ],
 )  # fmt: skip

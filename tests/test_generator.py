@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from personalar import batching
 from personalar.batching import draw_in_batches
 from personalar.callbacks.sample_grid import grid_picture
-from personalar.callbacks.subject_scores import curves
+from personalar.callbacks.subject_scores import SubjectScores
 from personalar.decoding.plain import PlainDecoder
 from personalar.generator import (
     Generator,
@@ -187,9 +188,18 @@ def test_the_base_stands_above_the_tuned_model(generator) -> None:
 
 
 def test_means_are_named_for_curves() -> None:
+    logged: dict[str, float] = {}
     lines = [
-        {"scorer": "dino", "value": 1.0},
-        {"scorer": "dino", "value": 0.0},
-        {"scorer": "clip_t", "value": 0.3},
+        {"seed": 0, "scorer": "dino", "value": 1.0},
+        {"seed": 1, "scorer": "dino", "value": 0.0},
+        {"seed": 0, "scorer": "clip_t", "value": 0.3},
     ]
-    assert curves(lines) == {"val/dino": 0.5, "val/clip_t": 0.3}
+    module = SimpleNamespace(device="cpu", log_dict=logged.update)
+    callback = SubjectScores(lambda samples: lines)
+    for _ in range(2):  # the second validation begins afresh
+        callback.on_validation_batch_end(None, module, [])
+        callback.on_validation_epoch_end(None, module)
+        assert {name: round(float(value), 6) for name, value in logged.items()} == {
+            "val/dino": 0.5,
+            "val/clip_t": 0.3,
+        }

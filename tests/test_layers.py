@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "personalar"
 LAYERS = {
-    5: ("run", "sample", "doctor", "export", "adopt", "bench"),
-    4: ("report", "summary", "plot"),
+    5: ("run", "sample", "doctor", "export", "adopt", "bench", "evaluate", "compare"),
+    4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
     3: (
         "module",
         "datamodule",
@@ -20,6 +20,7 @@ LAYERS = {
         "batching",
         "training",
         "session",
+        "dashboard",
         "callbacks",
         "preparation",
         "network",
@@ -40,7 +41,7 @@ LAYERS = {
         "flops",
         "locate",
     ),
-    1: ("subject", "photos", "prompts", "grid", "png", "models", "decoding", "scoring", "world"),
+    1: ("subject", "photos", "prompts", "bootstrap", "grid", "png", "models", "decoding", "scoring", "world"),
     0: (
         "config",
         "commands",
@@ -48,6 +49,8 @@ LAYERS = {
         "recipe",
         "layout",
         "machine",
+        "evaluate_config",
+        "dreambench",
         "types",
         "process",
         "arguments",
@@ -62,7 +65,7 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt", "bench"),
+    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt", "bench", "evaluate", "sweep"),
     "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume", "bench"),
     "transformers": ("models", "scoring", "bench"),
     "deepspeed": ("sharding", "strategy"),

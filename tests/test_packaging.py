@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def constraints() -> dict[str, str]:
 
 def all_requirements() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    return [Requirement(text) for text in [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]]
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *chain(*extras.values())]]
 
 
 def test_compromised_releases_are_excluded():

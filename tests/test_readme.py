@@ -26,7 +26,8 @@ COMMANDS = sorted(
         line
         for path in DOCUMENTS
         for line in shell_lines(path)
-        if line.startswith("python -m personalar.") and "--help" not in line
+        if line.startswith(("python -m personalar.run", "python -m personalar.sample"))
+        and not any(word in line for word in ("--help", "hydra/launcher", "hydra/sweeper"))  # extras
     }
 )
 
@@ -58,6 +59,31 @@ def compose(command: str):
             config_name=name, overrides=[a for a in arguments if not a.startswith("hydra.")]
         )
     return read_config(composed)
+
+
+EVALUATIONS = sorted(
+    {
+        line
+        for path in DOCUMENTS
+        for line in shell_lines(path)
+        if line.startswith("python -m personalar.evaluate")
+    }
+)
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_evaluations_compose(command):
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from personalar.compose import conf_dir, read_config, register
+    from personalar.evaluate import split_arguments
+
+    own, for_runs = split_arguments(shlex.split(command)[3:])
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert read_config(hydra_compose(config_name="evaluate", overrides=own)).benchmark.name
+    assert all("=" in word for word in for_runs)
 
 
 def test_there_are_commands_to_check():

@@ -11,14 +11,13 @@ import torch
 from conftest_scoring import SCORER_PX, make_tiny_clip
 from PIL import Image
 
-from personalar.scoring.base import mean_similarity
+from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
-from personalar.scoring.metrics import MeanScores
 from personalar.scoring.preprocess import ImagePreprocessor
 from personalar.scoring.registry import load_scorers
 from personalar.scoring.score_file import merge_scores, read_scores
-from personalar.scoring.subject_scorer import SubjectScorer, plain_text
+from personalar.scoring.subject_scorer import SubjectScorer, class_text
 from personalar.scoring.weights import resolve_folder
 from personalar.types import PromptSpec, Sample, Subject
 
@@ -32,6 +31,7 @@ class TableClip:
     """Features looked up by colour and text, so that every score is known in advance."""
 
     name = "table"
+    preprocessing = "none"
     texts: ClassVar = {"a cat in the snow": (1, 0, 0), "a cat on the beach": (0, 1, 0), "a cat": (0, 0, 1)}
 
     def image_features(self, images):
@@ -181,8 +181,10 @@ def test_bounds_come_from_other_things_and_unseen_views():
     assert scorer.bounds() == {
         "floor": {"dino": 0.0, "clip_i": 0.0, "images": 1},
         "ceiling": {"dino": 0.5, "clip_i": 0.5, "images": 1},
+        "photos": {"dino": 0.0, "clip_i": 0.0, "dino_max": 0.0, "images": 2},
     }
-    assert SubjectScorer(TableClip(), TableDino(), subject()).bounds() == {"floor": None, "ceiling": None}
+    one = SubjectScorer(TableClip(), TableDino(), subject(images=(plain(1, 0, 0),))).bounds()
+    assert one == {"floor": None, "ceiling": None, "photos": None}
 
 
 def test_scoring_the_references_themselves(tiny_scorer_dir):
@@ -199,23 +201,50 @@ def test_scoring_the_references_themselves(tiny_scorer_dir):
         ("a photo of [V] cat [S3]", "a photo of cat"),
         ("[V] cat", "cat"),
         ("a cat [Vx]", "a cat [Vx]"),
+        ("a [V] in the snow", "a cat in the snow"),  # trained without the class name
     ],
 )
-def test_clip_never_sees_the_identifier(prompt, text):
-    assert plain_text(prompt) == text
+def test_clip_reads_the_class_for_the_identifier(prompt, text):
+    assert class_text(prompt, "cat") == text
 
 
-def test_mean_scores_count_every_line_once():
-    lines = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BEACH)).score(
-        [sample(SNOW, plain(1, 0, 0)), sample(BEACH, plain(3, 0, 4))]
-    )
-    metric, other = MeanScores(), MeanScores()
-    metric.update(lines[:3])
-    other.update(lines[3:])
-    metric.sums += other.sums  # what torchmetrics does across processes
-    metric.counts += other.counts
-    found = {measure: round(float(value), 6) for measure, value in metric.compute().items()}
-    assert found == {"dino": 0.4, "clip_i": 0.4, "clip_t": 0.5, "context_accuracy": 0.5}
+def test_clip_reads_the_very_prompt_when_told_so():
+    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BARE), text="prompt")
+    assert scorer.score([sample(SNOW, plain(1, 0, 0))])[2]["clip_text"] == "a [V] cat in the snow"
+    assert scorer.describe()["clip_text"] == "prompt"
+
+
+def test_the_nearest_training_photo_is_named():
+    scorer = SubjectScorer(TableClip(), TableDino(), subject())
+    line = scorer.score([sample(BARE, plain(0, 4, 3))])[0]
+    assert (line["nearest"], line["nearest_reference"]) == (0.8, 1)
+
+
+def test_diversity_and_drift_have_their_closed_form():
+    scorer = SubjectScorer(TableClip(), TableDino(), subject())
+
+    def other(kind: str, seed: int, *rgb: int) -> Sample:
+        return Sample(stage="embedding", prompt="a cat", kind=kind, seed=seed, spec=BARE, image=plain(*rgb))
+
+    priors = [other("prior", 0, 1, 0, 0), other("prior", 1, 1, 0, 0), other("prior", 2, 0, 1, 0)]
+    lines = scorer.side_effects([*priors, other("unrelated", 0, 3, 4, 0)], [other("unrelated", 0, 1, 0, 0)])
+    assert [(line["scorer"], line["value"]) for line in lines] == [
+        ("diversity", 0.5),
+        ("diversity", 0.5),
+        ("diversity", 1.0),
+        ("drift", 0.4),
+    ]
+    assert scorer.side_effects(priors[:1], []) == []
+    with pytest.raises(ValueError, match="needs at least 2; got 1"):
+        similarity_between(torch.ones(1, 3))
+
+
+def test_the_evaluation_transform_of_dinos_authors_is_named(tiny_scorer_dir):
+    dino = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino").dino
+    assert dino.preprocessing.startswith("shorter side 32, bicubic, centre crop 32x32")
+    fixed = ImagePreprocessor.resize_256_crop_224()
+    assert fixed([picture(0, (300, 200))]).shape == (1, 3, 224, 224)
+    assert fixed.describe().startswith("shorter side 256, bicubic, centre crop 224x224, times 0.00392157")
 
 
 def test_scores_of_the_same_image_replace_each_other(tmp_path):

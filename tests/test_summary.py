@@ -64,9 +64,39 @@ def test_means_fidelity_and_accuracies():
         "images": 3,
         "class_dino": 0.0,
         "class_drift": None,  # nothing to compare with on the base
+        "pres": None,
+        "diversity": None,
+        "drift": None,
+        "nearest": None,
+        "memorised": None,
         "steps": 7,
         "seconds": 1.5,
+        "intervals": {"dino": [0.6, 0.8], "clip_i": None, "clip_t": [0.1, 0.3], "fidelity": [0.25, 0.75]},
+        "categories": {"plain": {"dino": 0.7, "clip_i": None, "clip_t": 0.2, "images": 3}},
     }
+
+
+def test_side_effects_are_told_apart_by_kind_and_scorer():
+    bounds = {**BOUNDS, "photos": {"dino": 0.7, "dino_max": 0.8}}
+    lines = [
+        line("embedding", "subject", 0.6, nearest=0.9),
+        line("embedding", "subject", 0.6, seed=1, nearest=0.7, category="recontext"),
+        line("embedding", "prior", 0.4),
+        line("embedding", "prior", 0.2, scorer="diversity"),
+        line("embedding", "unrelated", 0.1, scorer="drift"),
+        line("embedding", "unrelated", 0.9),
+    ]
+    stage = summarise({"bounds": bounds}, lines)["stages"]["embedding"]
+    found = {name: stage[name] for name in ("pres", "diversity", "drift", "nearest", "memorised", "dino")}
+    assert found == {
+        "pres": 0.4,
+        "diversity": 0.2,
+        "drift": 0.1,
+        "nearest": 0.8,
+        "memorised": 0.5,
+        "dino": 0.6,
+    }
+    assert list(stage["categories"]) == ["plain", "recontext"]
 
 
 def test_class_drift_compares_the_same_prompts_and_seeds():

@@ -26,12 +26,19 @@ def grid_picture(
     return draw_grid(rows, column_titles=columns, row_titles=names, title=title)
 
 
+def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
+    """Add one overview picture to the `samples` panel, at `step` of its slider."""
+    import wandb
+
+    run.log({"samples": wandb.Image(str(path), caption=caption), "samples_step": step})
+
+
 class SampleGrid(L.Callback):
     """Writes `grids/{stage}_{step}.png` from the validation step's samples."""
 
-    def __init__(self, *, folder: Path, base: Mapping[tuple[str, int], Image]) -> None:
-        """Draw into `folder`, beside the pictures of `base`."""
-        self.folder, self.base = folder, dict(base)
+    def __init__(self, *, folder: Path, base: Mapping[tuple[str, int], Image], first_step: int = 0) -> None:
+        """Draw into `folder`, beside the pictures of `base`; `first_step`: steps of the stages before."""
+        self.folder, self.base, self.first_step = folder, dict(base), first_step
         self._samples: list[Sample] = []
 
     def on_validation_batch_end(
@@ -50,4 +57,6 @@ class SampleGrid(L.Callback):
         path = save_png(picture, self.folder / f"{stage}_{step:05d}.png")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # W&B
-                logger.log_image(key="samples", images=[str(path)], step=step)
+                log_grid(
+                    logger.experiment, path, step=self.first_step + step, caption=f"{stage}, step {step}"
+                )

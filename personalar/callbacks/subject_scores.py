@@ -13,24 +13,23 @@ from personalar.types import Sample
 Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
-def curves(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean of every measure of `lines`, named `val/{measure}`."""
-    means = MeanScores()
-    means.update(lines)
-    return {f"val/{measure}": float(mean) for measure, mean in means.compute().items()}
-
-
 class SubjectScores(L.Callback):
-    """Logs `val/dino`, `val/clip_i`, `val/clip_t` and the zero-shot accuracies of each validation batch."""
+    """Logs `val/dino`, `val/clip_i`, `val/clip_t` and the zero-shot accuracies, over all processes."""
 
     def __init__(self, score: Score) -> None:
         """Judge with `score`: samples to lines of scores.jsonl."""
         self.score = score
+        self.means = MeanScores()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Score the subject's samples of a batch."""
-        samples = [sample for sample in outputs if sample.kind == "subject"]
-        if samples:
-            pl_module.log_dict(curves(self.score(samples)), batch_size=len(samples))
+        self.means.to(pl_module.device)  # where the collective that joins the processes wants it
+        self.means.update(self.score([sample for sample in outputs if sample.kind == "subject"]))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Join the processes and log; each of them logs the same numbers."""
+        means = self.means.compute()
+        self.means.reset()
+        pl_module.log_dict({f"val/{measure}": mean.float() for measure, mean in means.items()})

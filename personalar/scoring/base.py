@@ -17,6 +17,8 @@ class ImageTextScorer(Protocol):
 
     name: str
     """Checkpoint and the hash of its weights; stands in every result."""
+    preprocessing: str
+    """How pictures are prepared, in one line; stands in every result."""
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
         """Return (B, D)."""
@@ -31,6 +33,7 @@ class ImageScorer(Protocol):
     """Pictures in a space where the same thing lies close together (DINO)."""
 
     name: str
+    preprocessing: str
 
     def features(self, images: Sequence[Image]) -> Tensor:
         """Return (B, D)."""
@@ -43,3 +46,16 @@ def mean_similarity(features: Tensor, references: Tensor) -> Tensor:
     The paper's rule (arXiv 2504.13162, section 5.1): the mean over *all* references, then over images.
     """
     return (features @ references.T).mean(dim=1)
+
+
+def similarity_between(features: Tensor) -> Tensor:
+    """Return (B,): the mean cosine of each of `features` (B, D) with all the others, itself left out.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"similarity between pictures needs at least 2; got {count}")
+    cosines = features @ features.T
+    return (cosines.sum(dim=1) - cosines.diagonal()) / (count - 1)

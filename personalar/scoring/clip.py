@@ -33,6 +33,7 @@ class ClipScorer:
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.preprocess = ImagePreprocessor.from_folder(folder)
+        self.preprocessing = self.preprocess.describe()
         self.model = load_model(CLIPModel, folder).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

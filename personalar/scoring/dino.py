@@ -24,16 +24,29 @@ class DinoScorer:
     Args:
         path: a folder, a hub id ("owner/name@revision") or "package://nano/dino".
         batch_size: pictures in one forward.
+        preprocess: "checkpoint" (its preprocessor_config.json) or "resize256_crop224".
     """
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        preprocess: str = "checkpoint",
+    ) -> None:
         from transformers import AutoModel
 
         folder = resolve_folder(path)
         self.name = weights_name(path, folder)
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.preprocess = ImagePreprocessor.from_folder(folder)
+        self.preprocess = (
+            ImagePreprocessor.from_folder(folder)
+            if preprocess == "checkpoint"
+            else ImagePreprocessor.resize_256_crop_224()
+        )
+        self.preprocessing = self.preprocess.describe()
         # The pooler is a head for classification that DINO checkpoints do not have and we do not read.
         self.model = load_model(AutoModel, folder, optional=("pooler.",)).to(self.device)
 

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePreprocessor:
@@ -54,6 +57,35 @@ class ImagePreprocessor:
             mean=tuple(found["image_mean"]) if found.get("do_normalize", True) else (0.0, 0.0, 0.0),
             std=tuple(found["image_std"]) if found.get("do_normalize", True) else (1.0, 1.0, 1.0),
         )
+
+    @classmethod
+    def resize_256_crop_224(cls) -> ImagePreprocessor:
+        """Return the evaluation transform of DINO's authors, ImageNet's usual one."""
+        return cls(
+            shortest_edge=256,
+            size=None,
+            crop=(224, 224),
+            resample=3,
+            scale=1 / 255,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+        )
+
+    def describe(self) -> str:
+        """Return one line that names every step, for the record of a result."""
+        steps = []
+        if self.shortest_edge is not None:
+            steps.append(f"shorter side {self.shortest_edge}")
+        elif self.size is not None:
+            steps.append(f"resize {self.size[0]}x{self.size[1]}")
+        if steps:
+            steps.append(RESAMPLING.get(self.resample, f"resample {self.resample}"))
+        if self.crop is not None:
+            steps.append(f"centre crop {self.crop[0]}x{self.crop[1]}")
+        steps.append(f"times {self.scale:.6g}")
+        steps.append("mean " + " ".join(f"{value:g}" for value in self.mean))
+        steps.append("std " + " ".join(f"{value:g}" for value in self.std))
+        return ", ".join(steps)
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return (B, 3, H, W) float32, normalised."""

@@ -16,12 +16,22 @@ class Scorers:
     dino: ImageScorer
 
     def names(self) -> dict[str, str]:
-        """Return the checkpoints, as `run.json` records them."""
-        return {"clip": self.clip.name, "dino": self.dino.name}
+        """Return checkpoints and preprocessing, as `run.json` records them."""
+        return {
+            "clip": self.clip.name,
+            "dino": self.dino.name,
+            "clip_preprocessing": self.clip.preprocessing,
+            "dino_preprocessing": self.dino.preprocessing,
+        }
 
 
 def load_scorers(
-    clip_path: str | Path, dino_path: str | Path, *, device: str = "cpu", batch_size: int = 64
+    clip_path: str | Path,
+    dino_path: str | Path,
+    *,
+    device: str = "cpu",
+    batch_size: int = 64,
+    dino_preprocess: str = "checkpoint",
 ) -> Scorers:
     """Load both networks; see `weights.resolve_folder` for what a path may be."""
     from personalar.scoring.clip import ClipScorer
@@ -29,5 +39,5 @@ def load_scorers(
 
     return Scorers(
         clip=ClipScorer(clip_path, device=device, batch_size=batch_size),
-        dino=DinoScorer(dino_path, device=device, batch_size=batch_size),
+        dino=DinoScorer(dino_path, device=device, batch_size=batch_size, preprocess=dino_preprocess),
     )

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity
+from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity, similarity_between
 from personalar.types import PromptSpec, Sample, Subject
 
-_IDENTIFIER = re.compile(r"\s*\[(?:V|S\d+)\]")
+_IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
 
-def plain_text(prompt: str) -> str:
-    """Return `prompt` without the identifier: CLIP has never seen "[V]"."""
-    return _IDENTIFIER.sub("", prompt).strip()
+def class_text(prompt: str, noun: str) -> str:
+    """Return `prompt` with the class in the place of "[V] cat" or "[V]": CLIP has never seen "[V]"."""
+    named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
+    return _IMAGE_TOKEN.sub("", named).strip()
 
 
 class SubjectScorer:
@@ -36,6 +37,7 @@ class SubjectScorer:
     Args:
         prompts: all prompts of the evaluation; they are the alternatives of the zero-shot accuracies.
             Empty: the prompts of the samples in a call are.
+        text: what CLIP-T reads: "class" (the class for "[V] cat") or "prompt" (the very words).
     """
 
     def __init__(
@@ -45,25 +47,38 @@ class SubjectScorer:
         subject: Subject,
         *,
         prompts: Sequence[PromptSpec] = (),
+        text: str = "class",
     ) -> None:
         self.clip = clip
         self.dino = dino
         self.subject = subject
         self.prompts = tuple(prompts)
+        self.text = text
         self.dino_references = dino.features(subject.images)  # (R, D)
         self.clip_references = clip.image_features(subject.images)  # (R, D')
         self._known_texts: dict[tuple[str, ...], Tensor] = {}
 
     def describe(self) -> dict[str, str]:
-        """Return which checkpoints judge."""
-        return {"clip": self.clip.name, "dino": self.dino.name}
+        """Return which checkpoints judge, how pictures are prepared and what CLIP-T reads."""
+        return {
+            "clip": self.clip.name,
+            "dino": self.dino.name,
+            "clip_preprocessing": self.clip.preprocessing,
+            "dino_preprocessing": self.dino.preprocessing,
+            "clip_text": self.text,
+        }
 
     def bounds(self) -> dict[str, dict[str, float] | None]:
-        """Return the likeness of other things of the class (floor) and of unseen views (ceiling).
+        """Return the likeness of other things of the class (floor), of unseen views (ceiling), of the photos.
 
-        Photographs have neither, so both are None.
+        Photographs have neither floor nor ceiling (None). "photos": the photos among each other, each with
+        all the others; "dino_max" is their closest pair. A single photo has none.
         """
-        return {"floor": self._likeness(self.subject.others), "ceiling": self._likeness(self.subject.holdout)}
+        return {
+            "floor": self._likeness(self.subject.others),
+            "ceiling": self._likeness(self.subject.holdout),
+            "photos": self._photos(),
+        }
 
     def score(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """Return three lines for each sample.
@@ -74,9 +89,13 @@ class SubjectScorer:
             return []
         images = [sample.image for sample in samples]
         clip_images = self.clip.image_features(images)  # (B, D')
-        texts = [plain_text(sample.prompt) for sample in samples]
+        dino_images = self.dino.features(images)  # (B, D)
+        texts = [
+            class_text(sample.prompt, self.subject.noun) if self.text == "class" else sample.prompt
+            for sample in samples
+        ]
         values = {
-            "dino": mean_similarity(self.dino.features(images), self.dino_references),
+            "dino": mean_similarity(dino_images, self.dino_references),
             "clip_i": mean_similarity(clip_images, self.clip_references),
             "clip_t": (clip_images * self.clip.text_features(texts)).sum(dim=1),
         }
@@ -85,11 +104,49 @@ class SubjectScorer:
             for index, sample in enumerate(samples)
             for scorer in ("dino", "clip_i", "clip_t")
         ]
+        nearest, which = (dino_images @ self.dino_references.T).max(dim=1)
+        for index, line in enumerate(lines[::3]):
+            line["nearest"], line["nearest_reference"] = round(float(nearest[index]), 6), int(which[index])
         specs = self.prompts or tuple(sample.spec for sample in samples)
         for index, line in enumerate(lines[2::3]):
             line["clip_text"] = texts[index]
             line.update(self._obedience(samples[index].spec, clip_images[index], specs))
         return lines
+
+    def side_effects(self, samples: Sequence[Sample], base: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Return what pictures say about each other, where there are such pictures.
+
+        "diversity": of each "prior" sample, the mean DINO distance (1 - cosine) to the others of its prompt.
+        "drift": of each "unrelated" sample, the CLIP distance to the base's picture of that prompt and seed.
+
+        Args:
+            base: the base's samples; empty where `samples` are them.
+        """
+        lines = []
+        priors = [sample for sample in samples if sample.kind == "prior"]
+        if len(priors) > 1:
+            distances = 1 - similarity_between(self.dino.features([sample.image for sample in priors]))
+            lines += [_line(*pair, "diversity") for pair in zip(priors, distances.tolist(), strict=True)]
+        before = {(s.prompt, s.seed): s.image for s in base if s.kind == "unrelated"}
+        others = [s for s in samples if s.kind == "unrelated" and (s.prompt, s.seed) in before]
+        if others:
+            now = self.clip.image_features([sample.image for sample in others])
+            then = self.clip.image_features([before[sample.prompt, sample.seed] for sample in others])
+            distances = 1 - (now * then).sum(dim=1)
+            lines += [_line(*pair, "drift") for pair in zip(others, distances.tolist(), strict=True)]
+        return lines
+
+    def _photos(self) -> dict[str, float] | None:
+        if len(self.subject.images) < 2:
+            return None
+        pairs = self.dino_references @ self.dino_references.T
+        pairs.fill_diagonal_(-1)
+        return {
+            "dino": float(similarity_between(self.dino_references).mean()),
+            "clip_i": float(similarity_between(self.clip_references).mean()),
+            "dino_max": float(pairs.max()),
+            "images": len(self.subject.images),
+        }
 
     def _likeness(self, images: Sequence) -> dict[str, float] | None:
         if not images:
@@ -128,6 +185,10 @@ class SubjectScorer:
         if texts not in self._known_texts:
             self._known_texts[texts] = self.clip.text_features(texts)
         return self._known_texts[texts]
+
+
+def _line(sample: Sample, value: float, scorer: str) -> dict[str, Any]:
+    return {**_identity(sample), "scorer": scorer, "value": round(value, 6)}
 
 
 def _identity(sample: Sample) -> dict[str, Any]:

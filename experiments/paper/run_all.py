@@ -1,0 +1,114 @@
+"""The paper's tables 1 to 4 on any base, with the published rows beside ours.
+
+`python experiments/paper/run_all.py OUT` runs everything on `benchmark=nanobench`; settings after `--` go to
+`python -m personalar.evaluate`: `-- benchmark=dreambench benchmark.path=DIR scorer=dreambench trainer=gpu
+model=lumina_mgpt_7b_512`. What is finished is not repeated, so it resumes. `--ranks` names the ranks that
+stand for the paper's 16, 64 and 256. Writes OUT/tables.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PUBLISHED = Path(__file__).with_name("published.jsonl")
+MAIN = ("two_stage", "embedding_only", "without_class_name", "one_stage", "dreambooth")
+PAPER_RANKS = (16, 64, 256)
+MEASURES = ("dino", "clip_i", "clip_t")
+
+
+def evaluate(out: Path, methods: tuple[str, ...], words: list[str]) -> int:
+    """Run the benchmark command; return its exit code. It resumes, so a failure costs only what failed."""
+    command = [sys.executable, "-m", "personalar.evaluate", f"benchmark.methods=[{','.join(methods)}]"]
+    return subprocess.run([*command, f"out='{out}'", *words], check=False).returncode
+
+
+def means(out: Path, experiment: str) -> dict | None:
+    """Return the record of an experiment's row in a finished benchmark, or None."""
+    titles = {
+        "two_stage": "two stages", "embedding_only": "textual inversion", "one_stage": "one stage",
+        "without_class_name": "two stages, no class name", "lora": "two stages, LoRA",
+        "dreambooth": "one-stage DreamBooth",
+    }  # fmt: skip
+    path = out / "comparison.jsonl"
+    if not path.is_file():
+        return None
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return next((record for record in records if record["row"] == titles[experiment]), None)
+
+
+def lora_folder(out: Path, rank: int, every: int) -> Path:
+    return out / f"lora_r{rank}_n{every}"
+
+
+def ours(out: Path, row: dict, ranks: list[int]) -> dict | None:
+    """Return our record for a published row, or None where nothing was run for it."""
+    if row["experiment"] is None:
+        return None
+    if row["experiment"] == "lora":
+        rank = ranks[PAPER_RANKS.index(row["rank"])]
+        return means(lora_folder(out, rank, row["every_n_layers"]), "lora")
+    return means(out / "main", row["experiment"])
+
+
+def cell(record: dict | None, name: str) -> str:
+    if record is None or record.get(name) is None:
+        return "–"
+    ends = record.get(f"{name}_interval")
+    return f"{record[name]:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def tables(out: Path, ranks: list[int]) -> str:
+    """Return tables 1 to 4 in Markdown, and our baselines that the paper only argues about."""
+    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
+    head = "| | published DINO | CLIP-I | CLIP-T | ours: fidelity | DINO | CLIP-I | CLIP-T | images |"
+    lines = ["# The paper's tables, published and ours", "",
+             "Published: arXiv 2504.13162, Lumina-mGPT 7B on DreamBench. Ours: this base and benchmark;",
+             "elsewhere only the order of the rows can be compared, not the values."]  # fmt: skip
+    for table in (1, 2, 3, 4):
+        lines += ["", f"## Table {table}", "", head, "|---" * 9 + "|"]
+        for row in (row for row in rows if row["table"] == table):
+            found = ours(out, row, ranks)
+            published = [cell(row, name) for name in MEASURES]
+            mine = [cell(found, name) for name in ("fidelity", *MEASURES)]
+            images = str(found["images"]) if found else "–"
+            lines.append("| " + " | ".join([row["row"], *published, *mine, images]) + " |")
+    lines += ["", "## Baselines on this base (the paper has no table of them)", "", head, "|---" * 9 + "|"]
+    for name in ("one_stage", "dreambooth"):
+        found = means(out / "main", name)
+        mine = [cell(found, measure) for measure in ("fidelity", *MEASURES)]
+        lines.append(f"| {name} | – | – | – | {' | '.join(mine)} | {found['images'] if found else '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--ranks", type=int, nargs=3, default=list(PAPER_RANKS), help="for the paper's 16 64 256"
+    )
+    parser.add_argument("--only-tables", action="store_true", help="write the tables of what is finished")
+    parser.add_argument("words", nargs="*", help="settings of personalar.evaluate, after --")
+    args = parser.parse_args()
+    failures = 0
+    if not args.only_tables:
+        failures += evaluate(args.out / "main", MAIN, args.words) != 0
+        for rank in args.ranks:
+            for every in (1, 2, 4):
+                adapter = "method.stages.transformer.lora"
+                extra = [f"{adapter}.rank={rank}", f"{adapter}.every_n_layers={every}"]
+                failures += (
+                    evaluate(lora_folder(args.out, rank, every), ("lora",), [*args.words, *extra]) != 0
+                )
+    text = tables(args.out, args.ranks)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "tables.md").write_text(text)
+    print(text)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How sure a mean is: bootstrap intervals, and whether one run beats another on the same pictures.
+
+Values come in groups (a subject's pictures). A draw takes groups with replacement, then values within each,
+so that an interval over subjects knows how few subjects there were; with one group only its values vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+Groups = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean difference with its 95 % interval and the two-sided bootstrap p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def group_mean(groups: Groups) -> float | None:
+    """Return the mean of the groups' means; None without values."""
+    means = [sum(group) / len(group) for group in groups if group]
+    return sum(means) / len(means) if means else None
+
+
+def resample(groups: Groups, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Return (draws,): the mean of the groups' means in each bootstrap draw.
+
+    Raises:
+        ValueError: there is no value at all.
+    """
+    filled = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
+    if not filled:
+        raise ValueError("a bootstrap needs at least one value; got none")
+    rng = np.random.default_rng(seed)
+    table = np.zeros((len(filled), max(map(len, filled))))
+    for row, group in enumerate(filled):
+        table[row, : len(group)] = group
+    sizes = np.array([len(group) for group in filled])
+    total = np.zeros(draws)
+    for _ in filled:
+        rows = rng.integers(0, len(filled), draws)
+        columns = (rng.random((draws, table.shape[1])) * sizes[rows, None]).astype(int)
+        used = np.arange(table.shape[1]) < sizes[rows, None]  # as many values as the group holds
+        total += (table[rows[:, None], columns] * used).sum(axis=1) / sizes[rows]
+    return total / len(filled)
+
+
+def interval(groups: Groups, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Return (low, high) of the mean; None where fewer than two values leave nothing to vary."""
+    if sum(map(len, groups)) < 2:
+        return None
+    tail = (1 - level) / 2
+    low, high = np.quantile(resample(groups), [tail, 1 - tail])
+    return round(float(low), 6), round(float(high), 6)
+
+
+def difference(pairs: Groups) -> Difference | None:
+    """Return how far the paired differences lie from zero; None for fewer than two pairs.
+
+    Args:
+        pairs: by group, the difference of the two runs on one prompt and seed.
+    """
+    if sum(map(len, pairs)) < 2:
+        return None
+    means = resample(pairs)
+    low, high = np.quantile(means, [0.025, 0.975])
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    mean = group_mean(pairs)
+    assert mean is not None
+    p = min(1.0, 2 * (float(beyond) + 1) / (len(means) + 1))
+    return Difference(mean=mean, low=float(low), high=float(high), p=p)

@@ -1,0 +1,31 @@
+"""Compare finished runs: `python -m personalar.compare DIR... [--out comparison]`.
+
+DIR is a run folder, or a folder of runs (a sweep's, a benchmark's). Writes one page, one picture and one
+table; nothing is sampled or scored again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m personalar.compare", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the result")
+    given = parser.parse_args(arguments)
+    from personalar.comparison import markdown
+    from personalar.comparison_page import compare_folders
+
+    try:
+        records = compare_folders(given.folders, given.out)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"personalar.compare: {error}") from None
+    print(markdown(records))
+    print(f"page: {given.out / 'comparison.html'}")
+
+
+if __name__ == "__main__":
+    main()

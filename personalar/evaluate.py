@@ -1,0 +1,163 @@
+"""Evaluate methods on a benchmark: `python -m personalar.evaluate benchmark=nanobench`.
+
+    python -m personalar.evaluate benchmark=nanobench             every subject by every method, one table
+    python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR     get the photographs
+    python -m personalar.evaluate calibrate benchmark=dreambench benchmark.path=DIR scorer=dreambench
+    python -m personalar.evaluate table benchmark=nanobench             the table again, from what is finished
+
+Settings of personalar.run (model=..., trainer=...) go to every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from personalar.arguments import prepare_arguments
+from personalar.compose import conf_dir, read_config, register
+from personalar.config import RunConfig
+from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, fetch, find_subjects
+from personalar.evaluate_config import EvaluateConfig
+from personalar.recipe import one_of
+
+TASKS = ("benchmark", "calibrate", "fetch", "table")
+
+
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (arguments of this command, overrides for every run).
+
+    The first plain word is the task. A scorer is for both.
+
+    Raises:
+        ValueError: an unknown task or setting, with what is allowed.
+    """
+    own_keys = {field.name for field in dataclasses.fields(EvaluateConfig)}
+    own: list[str] = []
+    for_runs: list[str] = []
+    for index, word in enumerate(words):
+        key, equals, _ = word.lstrip("+~").partition("=")
+        if index == 0 and not equals and not word.startswith("-"):
+            one_of("task", word, TASKS)
+            own.append(f"task={word}")
+            continue
+        if key.split(".")[0] == "subject":
+            raise ValueError("the benchmark names the subjects: use benchmark.subjects=[cat,dog]")
+        mine = word.startswith("-") or not equals or key.split(".")[0] in own_keys or key.startswith("hydra")
+        if mine:
+            own.append(word)
+        if not mine or key.split(".")[0] == "scorer":
+            for_runs.append(word)
+    conf = conf_dir()
+    own = prepare_arguments(own, schema=EvaluateConfig, conf=conf, needs_subject=False)
+    return own, prepare_arguments(for_runs, schema=RunConfig, conf=conf, needs_subject=False)
+
+
+def fetch_photos(config: EvaluateConfig) -> None:
+    """Download the data set into `benchmark.path` and show whose it is."""
+    path, url = config.benchmark.path, config.benchmark.url
+    if not path or not url:
+        raise ValueError(f"benchmark={config.benchmark.name} has nothing to fetch; allowed: dreambench")
+    print(ATTRIBUTION)
+    count = fetch(Path(path).expanduser(), url)
+    print(f"{count} files in {path}; photographers and licences: {Path(path) / CREDITS_FILE}")
+
+
+def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
+    """Return the photographs of every subject, opened."""
+    from personalar.subject import find_photos, read_photo
+
+    if config.benchmark.kind != "dreambench":
+        raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
+    print(ATTRIBUTION)
+    found = find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects)
+    return {s.name: [read_photo(path) for path in find_photos(s.folder)] for s in found}
+
+
+def calibrate(config: EvaluateConfig) -> bool:
+    """Score real photographs against each other, compare with the published row, write calibration.json."""
+    from personalar.scoring.calibrate import real_images_row, verdict
+    from personalar.scoring.registry import load_scorers
+    from personalar.summary import write_text_atomically
+
+    subjects = photographs(config)
+    if config.scorer.clip is None or config.scorer.dino is None:
+        raise ValueError("calibrate needs judges: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
+    scorers = load_scorers(
+        config.scorer.clip, config.scorer.dino, dino_preprocess=config.scorer.dino_preprocess
+    )
+    row = real_images_row(scorers, subjects)
+    passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
+    path = Path(config.out) / "calibration.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}
+    write_text_atomically(path, json.dumps(facts, indent=1) + "\n")
+    for name, value in row["scorers"].items():
+        print(f"{name}: {value}")
+    print(f"{row['photos']} photos of {len(row['subjects'])} subjects: DINO {row['dino']:.4f}, "
+          f"CLIP-I {row['clip_i']:.4f}\n{sentence}\nwritten: {path}")  # fmt: skip
+    return passed
+
+
+def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_table: bool = False) -> None:
+    """Do what is not done yet, then write the tables.
+
+    Raises:
+        SystemExit: after the table, when runs failed.
+    """
+    from personalar.benchmark import launch_all, plan, run_all, write_results
+    from personalar.comparison import markdown, verdicts
+
+    runs = plan(config, overrides)
+    if config.benchmark.kind == "dreambench":
+        print(ATTRIBUTION)
+    failed = [] if only_table else (launch_all if config.launcher else run_all)(runs, config)
+    records = write_results(runs, config)
+    reference = next(record["row"] for record in records if not record["versus"])
+    print(markdown(records), *verdicts(records, reference), sep="\n")
+    print(f"page: {Path(config.out) / 'comparison.html'}")
+    if failed:
+        names = ", ".join(f"{run.method} {run.subject}" for run in failed)
+        raise SystemExit(f"personalar.evaluate: {len(failed)} of {len(runs)} runs failed ({names}); "
+                         f"see {config.out}/logs; the same command does them again")  # fmt: skip
+
+
+def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
+    """Do the task that the configuration names; a user's mistake ends in one sentence."""
+    try:
+        if config.task == "fetch":
+            fetch_photos(config)
+        elif config.task == "calibrate":
+            if not calibrate(config):
+                raise SystemExit(1)
+        else:
+            run_benchmark(config, overrides, only_table=config.task == "table")
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"personalar.evaluate: {error}") from None
+
+
+def main() -> None:
+    """Entry point: settings of this command and of its runs are told apart, then Hydra composes."""
+    try:
+        sys.argv[1:], overrides = split_arguments(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(f"personalar.evaluate: {error}") from None
+    register()
+
+    def launch(cfg: DictConfig) -> None:
+        try:
+            config = read_config(cfg)
+        except ValueError as error:
+            raise SystemExit(f"personalar.evaluate: {error}") from None
+        evaluate(config, overrides)
+
+    hydra.main(config_path=str(conf_dir()), config_name="evaluate", version_base="1.3")(launch)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Several runs from one command (`-m`): what a run is worth, and what happens when one of them fails.
+
+A job that fails leaves `error.txt` in its folder and counts as not a number; the others go on, and the
+command ends with a table of those that finished, a comparison page, and a non-zero exit code.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+Objective = float | tuple[float, ...]
+ERROR_FILE = "error.txt"
+
+
+def check_devices(devices: Any) -> None:
+    """Refuse a sweep over runs with more than one device.
+
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    if devices != 1:
+        raise ValueError(
+            f"-m with trainer.devices={devices} is refused: each process of a distributed run starts with "
+            "this command line and would begin a sweep of its own; sweep with trainer.devices=1 (one run for "
+            "each GPU: hydra/launcher=submitit_slurm), or run the settings one after the other without -m"
+        )
+
+
+def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:
+    """Return what a sweeper is to maximise: measures of the last stage, "*" multiplies them.
+
+    Returns:
+        One number, or one for each name; not a number where a measure was not taken (scorer=none).
+
+    Raises:
+        ValueError: a name that summary.json does not know.
+    """
+    measures = list(summary["stages"].values())[-1]
+    known = {name for name, value in measures.items() if not isinstance(value, dict)}
+
+    def value(name: str) -> float:
+        factors = [factor.strip() for factor in name.split("*")]
+        unknown = [factor for factor in factors if factor not in known]
+        if unknown:
+            raise ValueError(f"objective: {unknown[0]!r} is no measure; allowed: {', '.join(sorted(known))}")
+        found = [measures[factor] for factor in factors]
+        return math.nan if None in found else math.prod(found)
+
+    values = tuple(value(name) for name in names)
+    return values[0] if len(values) == 1 else values
+
+
+def keep_sweeping(
+    job: Callable[[], Objective], run_dir: Path, count: int, *, searches: bool = False
+) -> Objective:
+    """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
+
+    Args:
+        searches: the sweeper learns from results (Optuna): it wants to hear of failures as exceptions, and
+            cannot use what is not a number.
+
+    Raises:
+        RuntimeError: the job failed and the sweeper searches.
+    """
+    path = run_dir / ERROR_FILE
+    path.unlink(missing_ok=True)
+    try:
+        worth = job()
+        if searches and any(math.isnan(value) for value in np.atleast_1d(worth)):
+            raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
+        return worth
+    except (Exception, SystemExit) as error:
+        known = isinstance(error, SystemExit)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
+        print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
+        if searches:
+            raise RuntimeError(f"{error} ({path})") from None
+        return math.nan if count == 1 else (math.nan,) * count
+
+
+class SweepReport(Callback):
+    """Hydra's callback around a sweep: refuses what cannot work, and tells at the end how it went."""
+
+    failed: tuple[str, ...] = ()
+    """Of the last sweep, the folders of the jobs that failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check before the first job starts."""
+        try:
+            check_devices(config.trainer.devices)
+        except ValueError as error:
+            raise SystemExit(f"personalar.run: {error}") from None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare the runs that finished, name those that failed."""
+        from personalar.comparison import find_runs, markdown, rows_of_runs
+        from personalar.comparison_page import write_comparison
+
+        folder = Path(config.hydra.sweep.dir)
+        SweepReport.failed = tuple(str(path.parent) for path in sorted(folder.rglob(ERROR_FILE)))
+        if any(folder.rglob("summary.json")):
+            runs = [run for run in find_runs(folder) if (run / "summary.json").is_file()]
+            print(markdown(write_comparison(rows_of_runs(runs, folder), folder, title=folder.name)))
+            print(f"page: {folder / 'comparison.html'}")

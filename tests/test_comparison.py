@@ -1,0 +1,129 @@
+"""Comparisons: rows of runs, paired differences, the Pareto front, and one page that fetches nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from synthetic_run import PROMPTS, make_run
+from test_report import parse
+
+from personalar.compare import main
+from personalar.comparison import (
+    Row,
+    compare_rows,
+    find_runs,
+    markdown,
+    pareto_front,
+    read_states,
+    rows_of_runs,
+    table,
+    verdicts,
+)
+from personalar.comparison_page import compare_folders
+from personalar.plot import Mark, scatter_chart
+from personalar.scoring.score_file import merge_scores, read_scores
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> Path:
+    """A folder of two runs of the same subject; the second draws 0.1 DINO nearer to it."""
+    root = tmp_path_factory.mktemp("runs")
+    make_run(root / "plain", seeds=(0, 1))
+    make_run(root / "better", seeds=(0, 1))
+    path = root / "better" / "scores.jsonl"
+    merge_scores(
+        path,
+        [
+            {**line, "value": line["value"] + 0.1}
+            for line in read_scores(path)
+            if line["scorer"] == "dino" and line["stage"] == "transformer"
+        ],
+    )
+    return root
+
+
+def test_a_row_for_each_run_in_its_last_stage(two_runs: Path) -> None:
+    rows = rows_of_runs(find_runs(two_runs), two_runs)
+    assert [row.title for row in rows] == ["better", "plain"]
+    assert {state.stage for row in rows for state in row.states} == {"transformer"}
+    better, plain = table(rows, rows[1])
+    assert better["dino"] == pytest.approx(plain["dino"] + 0.1)
+    assert better["fidelity"] == pytest.approx(plain["fidelity"] + 0.25)  # floor .5, ceiling .9
+    low, high = better["dino_interval"]
+    assert low < better["dino"] < high and better["images"] == 2 * len(PROMPTS)
+    assert better["versus"]["likeness"]["mean"] == pytest.approx(0.25)
+    assert better["versus"]["likeness"]["low"] > 0 and better["versus"]["clip_t"]["mean"] == 0
+    assert plain["versus"] == {}
+    (sentence,) = verdicts([better, plain], "plain")
+    assert "better against plain: likeness +0.250" in sentence
+    assert "CLIP-T +0.000 [+0.000, +0.000], p=1.000 (within luck)" in sentence
+    assert "| better | 1 | 12 | " in markdown([better, plain])
+
+
+def test_a_single_run_compares_its_stages(two_runs: Path) -> None:
+    rows = rows_of_runs(find_runs(two_runs / "plain"))
+    assert [row.title for row in rows] == ["base", "base description", "embedding", "transformer"]
+
+
+def test_only_pictures_that_both_drew_are_compared(two_runs: Path, tmp_path: Path) -> None:
+    few = make_run(tmp_path / "few", prompts=PROMPTS[:2])
+    rows = [Row(title=name, states=(read_states(run)[("transformer", "subject")],))
+            for name, run in (("few", few), ("plain", two_runs / "plain"))]  # fmt: skip
+    found = compare_rows(*rows, "dino")
+    assert found is not None and abs(found.mean) < 0.1
+    other = make_run(tmp_path / "dog", noun="dog")
+    dog = Row(title="dog", states=(read_states(other)[("transformer", "subject")],))
+    assert compare_rows(dog, rows[1], "dino") is None  # another subject: nothing in common
+
+
+def test_photographs_are_compared_by_dino(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "photos", rendered=False)
+    record = table(rows_of_runs([run]))[-1]
+    assert record["fidelity"] is None and record["versus"]["likeness"]["mean"] > 0.2
+    assert "DINO" in markdown([record]) and "fidelity" not in markdown([record])
+
+
+def test_the_pareto_front() -> None:
+    assert pareto_front([(1, 1), (2, 0), (0, 2), (1, 0), (0, 0), (1, 1)]) == [(0, 2), (1, 1), (2, 0)]
+    assert pareto_front([]) == []
+
+
+def test_the_scatter_chart_marks_its_front() -> None:
+    marks = [Mark(label="<a>", x=0.2, y=0.5, x_range=(0.1, 0.3), best=True), Mark(label="b", x=0.2, y=0.4)]
+    chart = scatter_chart(marks, title="t", x_title="x", y_title="y")
+    parse(chart)
+    assert chart.count('class="best"') == 1 and "&lt;a&gt;" in chart and "nan" not in chart
+    parse(scatter_chart(marks[:1], title="t", x_title="x", y_title="y"))
+
+
+def test_the_page_is_one_file_with_lazy_pictures(two_runs: Path, tmp_path: Path) -> None:
+    compare_folders([two_runs], tmp_path)
+    text = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    page = parse(text)
+    assert page.images == 2 * len(PROMPTS)  # six of the twelve prompts and seeds, two runs
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"url\(|@import|<link|https?://", text)
+    assert "<small>[" in text and "<svg" in text
+    lines = (tmp_path / "comparison.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == ["better", "plain"]
+    assert Image.open(tmp_path / "comparison.png").width > 300
+    assert (tmp_path / "comparison.md").read_text().startswith("# Comparison")
+
+
+def test_the_command_prints_the_table_and_its_mistakes(two_runs: Path, tmp_path: Path, capsys) -> None:
+    main([str(two_runs / "plain"), str(two_runs / "better"), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "| subjects | images | fidelity | CLIP-I |" in printed and "comparison.html" in printed
+    with pytest.raises(SystemExit, match=r"holds no run \(no run\.json in it or below\)"):
+        main([str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+
+
+def test_comparing_needs_no_torch() -> None:
+    code = "import sys, personalar.comparison; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,154 @@
+"""W&B: an offline run read back: config, curves, panel, table, references, artifact, no secret."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from personalar.config import LoggerConfig
+from personalar.dashboard import steps_after, steps_before
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
+def records(path: Path) -> Iterator[object]:
+    """Yield the protobuf records of a .wandb file: a LevelDB log, 32 KiB blocks after a 7-byte header."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def whole(path: Path) -> list:
+    """Return the records of a finished run; W&B's own process writes the last ones in its own time."""
+    for _ in range(300):
+        found = list(records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end after 30 s")
+
+
+def read_back(folder: Path) -> dict:
+    """Return what the offline runs below `folder` hold, together."""
+    found: dict = {"history": [], "config": {}, "artifacts": [], "summary": {}, "ids": []}
+    for path in sorted(folder.rglob("*.wandb")):
+        for record in whole(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                found["ids"].append(record.run.run_id)
+                found["group"], found["tags"] = record.run.run_group, list(record.run.tags)
+                found["config"] |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
+            elif kind == "history":
+                found["history"].append({
+                    item.key or item.nested_key[0]: json.loads(item.value_json)
+                    for item in record.history.item
+                })  # fmt: skip
+            elif kind == "artifact":
+                found["artifacts"].append(
+                    (record.artifact.type, [e.path for e in record.artifact.manifest.contents])
+                )
+            elif kind == "summary":
+                found["summary"] |= {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.summary.update
+                }
+    return found
+
+
+@pytest.fixture(scope="module")
+def wandb_run(do_run, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("wandb") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", SECRET)
+        patch.setenv("WANDB_RUN_GROUP", "my-sweep")
+        do_run(run_dir, "logger=wandb", "logger.wandb_offline=true", "logger.wandb_tags=[first]")
+    return run_dir
+
+
+def test_the_offline_run_holds_everything(wandb_run: Path) -> None:
+    found = read_back(wandb_run / "logs")
+    assert found["config"]["subject"]["noun"] == "cat" and found["config"]["logger"]["wandb_tags"] == [
+        "first"
+    ]
+    assert found["group"] == "my-sweep" and {"first", "nano", "paper", "cat"} <= set(found["tags"])
+    curves = {name for line in found["history"] for name in line}
+    assert {"embedding-train/loss", "transformer-train/loss", "transformer-val/dino"} <= curves
+    panel = [line["samples_step"] for line in found["history"] if "samples" in line]
+    assert panel[0] == 0 and panel == sorted(panel) and panel[-1] == 8 and len(set(panel)) > 3
+    assert sum("references" in line for line in found["history"]) == 1
+    assert found["summary"]["transformer/dino"] is not None
+    kinds = {kind: files for kind, files in found["artifacts"]}
+    assert "concept.json" in kinds["concept"]
+
+
+def test_the_table_lists_every_picture(wandb_run: Path) -> None:
+    (path,) = (wandb_run / "logs" / "wandb").glob("offline-run-*/files/media/table/pictures*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == [
+        "step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"
+    ]  # fmt: skip
+    assert len(table["data"]) == len(list((wandb_run / "images").rglob("*.png")))
+    steps = {row[1]: row[0] for row in table["data"]}
+    assert steps == {"base": 0, "embedding": 4, "transformer": 8}
+    assert all(isinstance(row[6], float) for row in table["data"])
+    held = dict(read_back(wandb_run / "logs")["artifacts"])["run_table"]  # the pictures travel with the table
+    pictures = {path.read_bytes() for path in (wandb_run / "images").rglob("*.png")}
+    assert "pictures.table.json" in held
+    assert len(pictures) >= sum(name.startswith("media/images/") for name in held) > 5
+
+
+def test_no_secret_anywhere(wandb_run: Path) -> None:
+    files = [path for path in wandb_run.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert not [name for name in LoggerConfig.__dataclass_fields__ if "key" in name or "secret" in name]
+
+
+def test_an_interrupted_run_keeps_its_id_and_its_references(wandb_run: Path, do_run, tmp_path: Path) -> None:
+    copy = shutil.copytree(wandb_run, tmp_path / "run", symlinks=True)
+    record = json.loads((copy / "run.json").read_text())
+    del record["finished"]
+    (copy / "run.json").write_text(json.dumps(record))
+    (first,) = {*read_back(copy / "logs")["ids"]}
+    shutil.rmtree(copy / "logs")
+    do_run(copy, "logger=wandb", "logger.wandb_offline=true", "logger.wandb_tags=[first]")
+    again = read_back(copy / "logs")
+    assert {*again["ids"]} == {first}
+    assert not any("references" in line for line in again["history"])
+
+
+def test_without_an_account_it_stays_on_this_machine(do_run, tmp_path: Path, monkeypatch, capsys) -> None:
+    import wandb
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(type(wandb.api), "api_key", None)
+    do_run(tmp_path, "logger=wandb", "stage=embedding", "scorer=none")
+    assert "no account on this machine" in capsys.readouterr().out
+    assert list((tmp_path / "logs" / "wandb").glob("offline-run-*"))
+    assert (tmp_path / "report.html").is_file() and list((tmp_path / "logs").rglob("metrics.csv"))
+
+
+def test_the_slider_counts_the_steps_of_all_stages() -> None:
+    record = {"stages": {"base": {"steps": 0}, "embedding": {"steps": 80}, "transformer": {"steps": 100}}}
+    assert [steps_before(record, s) for s in ("base", "embedding", "transformer")] == [0, 0, 80]
+    assert [steps_after(record, s) for s in ("base", "embedding", "transformer")] == [0, 80, 180]

@@ -1,0 +1,61 @@
+"""MeanScores: the paper's order of means, every picture once, one process or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from personalar.scoring.metrics import MeanScores
+
+
+def line(value: float, *, subject: str | None = None, seed: int = 0, scorer: str = "dino", **more) -> dict:
+    common = {"stage": "embedding", "kind": "subject", "prompt": "a cat", "seed": seed, "scorer": scorer}
+    return {**common, "value": value, **({"subject": subject} if subject else {}), **more}
+
+
+def compute(lines: list[dict]) -> dict[str, float]:
+    metric = MeanScores()
+    metric.update(lines)
+    return {measure: round(float(value), 6) for measure, value in metric.compute().items()}
+
+
+def test_images_first_then_subjects() -> None:
+    lines = [line(0.2, subject="cat"), line(0.4, subject="cat", seed=1), line(0.9, subject="dog")]
+    assert compute(lines) == {"dino": 0.6}
+    assert compute([line(0.2), line(0.4, seed=1), line(0.9, seed=2)]) == {"dino": 0.5}
+
+
+def test_questions_count_as_one_or_zero() -> None:
+    lines = [line(0.3, scorer="clip_t", context_top1=True)]
+    lines += [line(0.1, scorer="clip_t", seed=1, context_top1=False)]
+    assert compute(lines) == {"clip_t": 0.2, "context_accuracy": 0.5}
+
+
+def test_a_picture_scored_twice_counts_once_and_nothing_is_no_mean() -> None:
+    assert compute([line(0.2), line(0.4, seed=1), line(0.4, seed=1)]) == {"dino": 0.3}
+    assert compute([]) == {}
+    with pytest.raises(ValueError, match="not in"):
+        compute([line(0.2, scorer="unknown")])
+
+
+def _process(rank: int, file: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=3)
+    metric = MeanScores()
+    share = {0: [line(0.2), line(0.4, seed=1)], 1: [line(0.4, seed=1), line(0.9, seed=2)]}
+    if rank in share:  # the third process has no picture at all
+        metric.update(share[rank])
+    torch.save(metric.compute(), f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    for rank in range(3):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert {k: round(float(v), 6) for k, v in found.items()} == {"dino": 0.5}

@@ -1,0 +1,135 @@
+"""Sweeps: what a run is worth, a failing job, more than one device, and real sweeps through the launchers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest_run import compose_config
+from PIL import Image
+from test_cli import command
+
+from personalar.run import Job
+from personalar.sweep import SweepReport, check_devices, keep_sweeping, objective_value
+
+SUMMARY = {"stages": {"base": {"dino": 0.1}, "transformer": {"dino": 0.5, "clip_t": 0.4, "intervals": {}}}}
+TINY = (
+    "model.recipe.stages.embedding.steps=1", "model.recipe.stages.embedding.batch=1",
+    "model.recipe.stages.transformer.steps=1", "model.recipe.stages.transformer.batch=1",
+    "model.recipe.data.crops_per_photo=0", "model.recipe.data.copies_per_photo=1",
+    "model.recipe.stages.transformer.replay_ratio=0", "samples.grid_every_steps=0",
+    "samples.prompts=['a {}']", "samples.kinds=[subject]", "trainer.threads=1",
+)  # fmt: skip
+
+
+def test_the_objective_is_a_product_of_measures_of_the_last_stage() -> None:
+    assert objective_value(SUMMARY, ["dino*clip_t"]) == pytest.approx(0.2)
+    assert objective_value(SUMMARY, ["dino", "clip_t"]) == (0.5, 0.4)
+    unscored = {"stages": {"base": {"dino": None, "clip_t": None}}}
+    assert math.isnan(objective_value(unscored, ["dino*clip_t"]))
+    with pytest.raises(ValueError, match="objective: 'fidelty' is no measure; allowed: clip_t, dino"):
+        objective_value(SUMMARY, ["fidelty"])
+    assert compose_config("+subject=cat").objective == ["dino*clip_t"]
+
+
+def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
+    def dies() -> float:
+        raise RuntimeError("out of memory")
+
+    assert math.isnan(keep_sweeping(dies, tmp_path / "job", 1))
+    assert "Traceback" in (tmp_path / "job" / "error.txt").read_text()
+    assert "FAILED, the sweep goes on: out of memory" in capsys.readouterr().out
+    assert len(keep_sweeping(dies, tmp_path / "job", 2)) == 2
+
+    def mistaken() -> float:
+        raise SystemExit("personalar.run: no such folder")
+
+    keep_sweeping(mistaken, tmp_path / "job", 1)
+    assert (tmp_path / "job" / "error.txt").read_text() == "personalar.run: no such folder"
+    with pytest.raises(RuntimeError, match="no such folder"):  # Optuna marks the trial as failed
+        keep_sweeping(mistaken, tmp_path / "job", 1, searches=True)
+    with pytest.raises(RuntimeError, match=r"a search needs an objective.*choose a scorer"):
+        keep_sweeping(lambda: math.nan, tmp_path / "job", 1, searches=True)
+    assert keep_sweeping(lambda: 0.5, tmp_path / "job", 1) == 0.5
+    assert not (tmp_path / "job" / "error.txt").exists()
+
+
+def test_more_than_one_device_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"-m with trainer\.devices=2 is refused.*sweep of its own"):
+        check_devices(2)
+    check_devices(1)
+    config = SimpleNamespace(trainer=SimpleNamespace(devices=4))
+    with pytest.raises(SystemExit, match="is refused"):
+        SweepReport().on_multirun_start(config)
+
+
+def test_a_job_travels_to_another_process() -> None:
+    assert isinstance(pickle.loads(pickle.dumps(Job())), Job)
+
+
+def test_the_command_refuses_a_sweep_over_devices(tmp_path: Path) -> None:
+    done = command(tmp_path, "personalar.run", "-m", "+subject=cat", "trainer=ddp", "seed=0,1")
+    assert done.returncode == 1 and "is refused: each process" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "sweeps").exists()
+
+
+def sweep(tmp_path: Path, model: Path, scorers: Path, *overrides: str):
+    """Run a sweep over one grey photo."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")
+    judges = [f"scorer.{name}={scorers / name}" for name in ("clip", "dino")]
+    subject = ("+subject=folder", f"subject.path={tmp_path / 'photos'}", "subject.noun=dog")
+    return command(
+        tmp_path, "personalar.run", "-m", *subject, f"model.path={model}", *judges, *TINY,
+        f"hydra.sweep.dir={tmp_path / 'sweep'}", *overrides,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_by_three_with_joblib(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install personalar[joblib]")
+    done = sweep(
+        tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
+        "seed=0,1", "decoder.cfg_scale=1,2,3", "hydra.sweep.subdir=${seed}-${decoder.cfg_scale}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json"))
+    assert found == [f"{seed}-{scale}" for seed in (0, 1) for scale in ("1.0", "2.0", "3.0")]
+    lines = (tmp_path / "sweep" / "comparison.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == found
+    assert (tmp_path / "sweep" / "comparison.html").is_file() and "| 1-3.0 |" in done.stdout
+
+
+@pytest.mark.slow
+def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install personalar[submitit]")
+    done = sweep(
+        tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/launcher=submitit_local",
+        "hydra.launcher.timeout_min=5", "decoder.temperature=-1,1", "hydra.sweep.subdir=${hydra.job.num}",
+        "objective=[dino,clip_t]",
+    )  # fmt: skip
+    assert done.returncode == 1 and "1 jobs failed" in done.stderr, done.stderr[-3000:]
+    assert (tmp_path / "sweep" / "0" / "error.txt").is_file()
+    assert (tmp_path / "sweep" / "1" / "summary.json").is_file()
+    assert "comparison.html" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="pip install personalar[optuna]",
+)
+def test_optuna_is_told_the_objective(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
+    done = sweep(
+        tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1",
+        "decoder.temperature=choice(-1.0,1.0,0.5)",
+        "hydra.sweep.subdir=${hydra.job.num}", "hydra.sweeper.max_failure_rate=1.0",
+    )  # fmt: skip
+    assert (tmp_path / "sweep" / "optimization_results.yaml").is_file(), done.stderr[-3000:]
+    assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
