@@ -69,7 +69,8 @@ def test_everything_that_is_imported_is_declared():
         "PIL",
         "hydra",
         "huggingface_hub",
-    }  # pillow, hydra-core; the hub is transformers'
+        "bitsandbytes",
+    }  # pillow, hydra-core; the hub is transformers'; the extra `quantized`
     for path in (ROOT / "personalar").rglob("*.py"):
         assert imported_names(path) <= declared | sys.stdlib_module_names, path
 
