@@ -1,12 +1,28 @@
-"""The knobs of the small commands: doctor, export, adopt. Those of run and sample stand in config.py."""
+"""The knobs of the smaller commands: sample, doctor, export, adopt. Those of run stand in config.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from personalar.config import ModelConfig, TrainerConfig
+from personalar.config import DecoderConfig, ModelConfig, TrainerConfig
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """`python -m personalar.sample`."""
+
+    concept: str = MISSING
+    """A concept folder, or a run folder that holds one."""
+    prompts: list[str] = MISSING
+    """Prompts with [V] where the subject's name goes: "a photo of [V] cat in the snow"."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    out: str = "samples"
+    """Folder for the PNG files."""
+    model: ModelConfig = MISSING
+    decoder: DecoderConfig = MISSING
+    trainer: TrainerConfig = MISSING
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
+from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
 from personalar.config import (
     DecoderConfig,
     LoggerConfig,
@@ -15,7 +15,6 @@ from personalar.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
-    SampleConfig,
     ScorerConfig,
     StageSelection,
     SubjectConfig,

@@ -297,19 +297,3 @@ class RunConfig:
                 f"stage={missing[0]} does not exist in method={self.method.name}; allowed: both, "
                 f"{', '.join(self.method.stages)}"
             )
-
-
-@dataclass(kw_only=True)
-class SampleConfig:
-    """`python -m personalar.sample`."""
-
-    concept: str = MISSING
-    """A concept folder, or a run folder that holds one."""
-    prompts: list[str] = MISSING
-    """Prompts with [V] where the subject's name goes: "a photo of [V] cat in the snow"."""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    out: str = "samples"
-    """Folder for the PNG files."""
-    model: ModelConfig = MISSING
-    decoder: DecoderConfig = MISSING
-    trainer: TrainerConfig = MISSING

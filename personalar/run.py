@@ -151,7 +151,7 @@ def record_start(session: Session, *, command: str) -> None:
 def finish(session: Session) -> None:
     """Write the summary and the report, and say where they are."""
     from personalar.report import write_report
-    from personalar.summary import write_summary
+    from personalar.summary import result_lines, write_summary
 
     folder = session.folder
     session.note_cost()
@@ -160,18 +160,6 @@ def finish(session: Session) -> None:
     session.reporter.say(f"report: {write_report(folder.path)}")
     for line in result_lines(folder.path):
         session.reporter.say(line)
-
-
-def result_lines(run_dir: Path) -> list[str]:
-    """Return the table of a finished run, from its summary.json."""
-    summary = json.loads((run_dir / "summary.json").read_text())
-    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
-    lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
-    for stage, values in summary["stages"].items():
-        cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
-        lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
-    total = summary.get("total_seconds")
-    return [*lines, f"total: {total:.0f} s"] if total else lines
 
 
 def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
@@ -240,6 +228,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     stages = selected_stages(config, folder)
     if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+        from personalar.summary import result_lines
+
         print("\n".join(result_lines(run_dir)))
         return None
     return open_session(config, subject, folder, files, stages, started=started), stages

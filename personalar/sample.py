@@ -15,8 +15,8 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, read_config, register
-from personalar.config import SampleConfig
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN

@@ -270,3 +270,15 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
     summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
     write_text_atomically(run_dir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary
+
+
+def result_lines(run_dir: Path) -> list[str]:
+    """Return the table of a finished run, from its summary.json."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
+    lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
+    for stage, values in summary["stages"].items():
+        cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
+        lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
+    total = summary.get("total_seconds")
+    return [*lines, f"total: {total:.0f} s"] if total else lines

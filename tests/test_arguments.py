@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from personalar.arguments import check_key, prepare_arguments
+from personalar.commands import SampleConfig
 from personalar.compose import conf_dir
-from personalar.config import RunConfig, SampleConfig
+from personalar.config import RunConfig
 
 
 def prepare(*arguments: str) -> list[str]:

@@ -178,6 +178,8 @@ class Toy:
         shape = (2, CODES + 4, CODES + 4, CODES)  # prompt or not, token before, token, next code
         self.table = torch.randn(shape, generator=generator) * spread
 
+    unconditional_prompt = ()
+
     def grammar(self, h: int, w: int) -> list[int | None]:
         return [BOI, *([None] * w + [NEWLINE]) * h, EOI]
 

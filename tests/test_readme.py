@@ -38,9 +38,9 @@ def compose(command: str):
     from hydra import initialize_config_dir
 
     from personalar.arguments import prepare_arguments
-    from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig
+    from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
     from personalar.compose import conf_dir, read_config, register
-    from personalar.config import RunConfig, SampleConfig
+    from personalar.config import RunConfig
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")

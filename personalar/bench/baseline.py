@@ -67,15 +67,16 @@ class Baseline:
         """Return codes (B, h, w) for prompts of one length."""
         grammar = backend.grammar(*grid)
         prefix = grammar[: grammar.index(None)]
+        alone = [*backend.unconditional_prompt, *prefix]
         body = image_body(backend, grid)
         start = len(prompts[0]) + len(prefix)
         both = self.static and self.sampling.guided
         rows = [[*prompt, *prefix] for prompt in prompts]
         mask = [[1] * start for _ in prompts]
-        pad = start - len(prefix)
+        pad = start - len(alone)
         if both:
-            rows += [[backend.tokenizer.pad] * pad + prefix for _ in prompts]
-            mask += [[0] * pad + [1] * len(prefix) for _ in prompts]
+            rows += [[backend.tokenizer.pad] * pad + alone for _ in prompts]
+            mask += [[0] * pad + [1] * len(alone) for _ in prompts]
         own = (backend, body, start)
         step = self._guided_draw(*own, seeds) if self.static else self._legal(*own)
         torch.manual_seed(seeds[0])
@@ -84,7 +85,7 @@ class Baseline:
             attention_mask=torch.tensor(mask, device=backend.device),
             max_new_tokens=len(body),
             logits_processor=[step],
-            **(self._static() if self.static else self._own_sampling(prefix, len(prompts))),
+            **(self._static() if self.static else self._own_sampling(alone, len(prompts))),
         )
         free = [start + i for i, forced in enumerate(body) if forced is None]
         return ids[: len(prompts), free].view(len(prompts), *grid) - backend.code_offset
@@ -92,7 +93,7 @@ class Baseline:
     def _static(self) -> dict[str, Any]:
         return {"do_sample": False, "cache_implementation": "static"}
 
-    def _own_sampling(self, prefix: list[int], batch: int) -> dict[str, Any]:
+    def _own_sampling(self, alone: list[int], batch: int) -> dict[str, Any]:
         """Return `generate`'s own names of the sampling settings."""
         settings: dict[str, Any] = {
             "do_sample": True,
@@ -101,7 +102,7 @@ class Baseline:
             "temperature": self.sampling.temperature,
         }
         if self.sampling.guided:
-            negative = torch.tensor([prefix] * batch, device=self.model.device)
+            negative = torch.tensor([alone] * batch, device=self.model.device)
             settings |= {"guidance_scale": self.sampling.cfg_scale, "negative_prompt_ids": negative}
         return settings
 

@@ -22,8 +22,8 @@ from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import Baseline
 from personalar.bench.decode_table import BASELINES, PROMPT, Contender, machine, summary, table
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
+from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, package_path, read_config, register
-from personalar.config import SampleConfig
 from personalar.generator import Generator
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
