@@ -126,6 +126,7 @@ class SequenceStream(IterableDataset):
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
         trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
         self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
+        self.replay_prompt_dropout = data.replay_prompt_dropout
 
     def __iter__(self) -> Iterator[TrainingSequence]:
         """Yield this process's sequences from number `start` on, forever."""
@@ -142,10 +143,11 @@ class SequenceStream(IterableDataset):
         num_replayed = replay_count(self.stage.numbers) if self.replay is not None else 0
         num_subject = self.stage.numbers.batch - num_replayed
         if slot >= num_subject:
-            prompt, codes = self._replayed(generator)
+            (prompt, codes), dropout = self._replayed(generator), self.replay_prompt_dropout
         else:
-            prompt, codes = self._subject(step * num_subject + slot, generator)
-        if _uniform(generator) < self.prompt_dropout:
+            own = step * num_subject + slot
+            (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
+        if _uniform(generator) < dropout:
             return self.protocol.unconditional_ids(codes, loss=self.loss)
         return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
 

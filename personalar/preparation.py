@@ -30,6 +30,8 @@ def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
     table = backend.transformer.model.embed_tokens.weight
     generator = torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier"))
     rows = random_rows(table, len(names), generator=generator)
+    if numbers.init == "names":
+        rows[:1] = random_rows(table[list(backend.tokenizer.concept_ids)], 1, generator=generator)
     if numbers.init == "words":
         words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)

@@ -69,7 +69,9 @@ class DataNumbers:
     image_token_ratio: float = 0.5
     """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
     prompt_dropout: float = 0.0
-    """Chance that a sequence loses its prompt (the context of classifier-free guidance)."""
+    """Chance that a subject's sequence loses its prompt (the context of classifier-free guidance)."""
+    replay_prompt_dropout: float = 0.0
+    """The same for replayed class images: guidance's context goes on meaning "any of the class"."""
     crops_per_photo: int = 0
     """Randomly shifted and scaled copies of each photo."""
     copies_per_photo: int = 1
@@ -89,6 +91,7 @@ class DataNumbers:
             raise ValueError(f"data.templates={self.templates} must each hold {{}} where '[V] <noun>' goes")
         within("image_token_ratio", self.image_token_ratio, 0, 1)
         within("prompt_dropout", self.prompt_dropout, 0, 1)
+        within("replay_prompt_dropout", self.replay_prompt_dropout, 0, 1)
         within("crops_per_photo", self.crops_per_photo, 0)
         within("copies_per_photo", self.copies_per_photo, 0)
         within("crops_per_photo + copies_per_photo", self.crops_per_photo + self.copies_per_photo, 1)
@@ -101,12 +104,13 @@ class IdentifierNumbers:
     """Where the identifier rows start."""
 
     init: str = "random"
-    """"random" (the vocabulary's mean and deviation) or "words" (the mean of `words`, for [V] only)."""
+    """"random" (the vocabulary's mean and deviation), "names" (for [V] the mean and deviation of the reserved
+    ids' rows, where a base's pretraining gave those a meaning) or "words" (for [V] the mean of `words`)."""
     words: list[str] = field(default_factory=list)
     """Words whose embeddings start [V] when init=words."""
 
     def __post_init__(self) -> None:
-        one_of("identifier.init", self.init, ("random", "words"))
+        one_of("identifier.init", self.init, ("random", "names", "words"))
         if self.init == "words" and not self.words:
             raise ValueError("identifier.init=words needs words: identifier.words=[orange,striped]")
 

@@ -1,13 +1,15 @@
 """Put what was trained into the package.
 
 `python experiments/nano_base/package.py VQ BASE SCORERS personalar/nano`.
-float16 safetensors in Hugging Face folders; the throw-away map of `[V]` stays behind.
+float16 safetensors in Hugging Face folders. The throw-away map of `[V]` stays behind, but for the reserved ids:
+their embeddings become names of individuals drawn at random, which show where a new name may begin.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from train_base import base_config, load_vq
 
@@ -15,6 +17,14 @@ from personalar.models.backend import ChameleonBackend, save_backend
 from personalar.models.protocol import ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer
+from personalar.world.scene import CLASSES, identity_vector, sample_instance
+
+
+def random_identities(count: int) -> torch.Tensor:
+    """The parameters (count, 26) of individuals that no picture showed."""
+    rng = np.random.default_rng(15)
+    drawn = [identity_vector(sample_instance(str(rng.choice(CLASSES)), rng)) for _ in range(count)]
+    return torch.from_numpy(np.stack(drawn))
 
 
 def main() -> None:
@@ -33,6 +43,10 @@ def main() -> None:
     layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("model.layers."))
     transformer = ChameleonTransformer(base_config(tokens.vocab_size, width, layers))
     transformer.load_state_dict(weights)
+    with torch.no_grad():
+        ids, names = list(tokens.concept_ids), random_identities(len(tokens.concept_ids))
+        embeddings = transformer.model.embed_tokens.weight
+        embeddings[ids] = names @ state["identify.weight"].T + state["identify.bias"]
     protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square")
     save_backend(
         ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out
