@@ -200,7 +200,7 @@ def read_row(path: Path) -> Tensor:
     tensors = _tensors(path, path.read_bytes())
     if len(tensors) != 1:
         raise ValueError(
-            f"{path} holds {len(tensors)} keys ({', '.join(tensors)}); one learned row is expected"
+            f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
         )
     (row,) = tensors.values()
     if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):

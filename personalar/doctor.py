@@ -62,7 +62,7 @@ def devices(trainer: TrainerConfig) -> Finding:
         lines.append(f"gpu: none that torch {torch.__version__} can use")
     lines.append(
         f"trainer={trainer.name}: {trainer.accelerator}, {trainer.devices} device(s), "
-        f"strategy {trainer.strategy}, {trainer.precision}"
+        f"strategy {trainer.strategy}"
     )
     problem = None
     if trainer.accelerator in ("gpu", "cuda") and count < trainer.devices:

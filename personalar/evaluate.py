@@ -70,13 +70,13 @@ def fetch_photos(config: EvaluateConfig) -> None:
 
 def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
     """Return the photographs of every subject, opened."""
-    from personalar.subject import find_photos, read_photo
+    from personalar.subject import read_folder
 
     if config.benchmark.kind != "dreambench":
         raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
     print(ATTRIBUTION)
     found = find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects)
-    return {s.name: [read_photo(path) for path in find_photos(s.folder)] for s in found}
+    return {s.name: read_folder(s.folder) for s in found}
 
 
 def calibrate(config: EvaluateConfig) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ class StageCheckpoint(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note SIGTERM and obey it between two steps; Lightning's own handler saves nothing."""
         self._last_step = trainer.global_step
-        signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
+            signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: Any) -> None:
         self.terminated = True

@@ -66,7 +66,9 @@ class RunFolder:
         old, new = flatten(self.record.get("settings", {})), flatten(settings)
         changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         learned = (self.path / "images").exists() or (self.path / "stages").exists()
-        if learned and not self.record:
+        # Pictures of the base alone may be another run's, copied: they do not depend on what is learned.
+        others = {path.name for path in self.path.glob("images/*")} - {"base"}
+        if (others or (self.path / "stages").exists()) and not self.record:
             raise ValueError(
                 f"{self.path} holds pictures or stages but no run.json that says what they were made with: "
                 "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"

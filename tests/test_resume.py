@@ -131,7 +131,9 @@ def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
 
 
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "base").mkdir(parents=True)
+    RunFolder(tmp_path).claim({}, overwrite=False)  # the base's may be copied from another run
+    (tmp_path / "images" / "embedding").mkdir()
     with pytest.raises(ValueError, match=r"no run.json that says what they were made with"):
         RunFolder(tmp_path).claim({}, overwrite=False)
     (tmp_path / "run.json").write_text(json.dumps({"a": 1})[:-2])

@@ -1,8 +1,8 @@
 """Put what was trained into the package.
 
 `python experiments/nano_base/package.py VQ BASE SCORERS personalar/nano`.
-float16 safetensors in Hugging Face folders. The throw-away map of `[V]` stays behind, but for the reserved ids:
-their embeddings become names of individuals drawn at random, which show where a new name may begin.
+float16 safetensors in Hugging Face folders. The throw-away map of `[V]` stays behind; the reserved ids get
+the names of individuals drawn at random, which show where a new name may begin.
 """
 
 import argparse

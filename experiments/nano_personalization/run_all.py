@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("extra", nargs="*", help="overrides for every run, after --")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [(subject, seed) for seed in args.seeds for subject in args.subjects]
     with ThreadPoolExecutor(args.jobs) as pool:
