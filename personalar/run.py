@@ -221,7 +221,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     folder = RunFolder(run_dir)
     if global_rank() > 0:
         stages = selected_stages(config, folder)
-        return open_session(config, subject, folder, stages, started=started), stages
+        return open_session(config, subject, folder, files, stages, started=started), stages
     check_overwrite(config)
     print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
