@@ -6,7 +6,7 @@ import importlib
 import sys
 from pathlib import Path
 
-HELPERS = ("__init__", "__main__", "baseline", "decode_table", "random_weights", "roofline")
+HELPERS = ("__init__", "__main__", "baseline", "decode_table", "random_weights", "roofline", "settings")
 
 
 def main() -> None:

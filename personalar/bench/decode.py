@@ -22,6 +22,7 @@ from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import Baseline
 from personalar.bench.decode_table import BASELINES, PROMPT, Contender, machine, summary, table
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
+from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, package_path, read_config, register
 from personalar.generator import Generator
@@ -49,14 +50,8 @@ def read_settings(arguments: list[str]) -> Settings:
     Raises:
         ValueError: for what is not known, with what is allowed.
     """
-    own = {"decoder": "plain", "batch": "1,16", "runs": "5", "weights": "model", "out": ""}
-    rest = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            rest.append(argument)
+    defaults = {"decoder": "plain", "batch": "1,16", "runs": "5", "weights": "model", "out": ""}
+    own, rest = split_own(arguments, defaults)
     rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
     names = own["decoder"].split(",")
     for name in names:

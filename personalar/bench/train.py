@@ -22,6 +22,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from personalar.bench.settings import split_own
 from personalar.callbacks.progress import Reporter
 from personalar.compose import conf_dir, read_config, register
 from personalar.datamodule import SequenceStream, collate
@@ -46,13 +47,7 @@ WARM_UP = 3
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split into the bench's own settings and those of a run."""
-    own, rest = dict(OWN), []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            rest.append(argument)
+    own, rest = split_own(arguments, OWN)
     if int(own["steps"]) <= WARM_UP:
         raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
     return own, rest

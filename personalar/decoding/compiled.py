@@ -29,19 +29,16 @@ class CompiledDecoder(PlainDecoder):
 
     Args:
         bucket: slots by which the length of cache that a step reads is rounded up.
-        cfg_scale, top_k, top_p, temperature: see `Sampling`.
+        sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
     def __init__(
         self,
         *,
         bucket: int = 128,
-        cfg_scale: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
+        **sampling: float,
     ) -> None:
-        super().__init__(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
+        super().__init__(**sampling)  # type: ignore[arg-type]
         if bucket < 1:
             raise ValueError(f"bucket={bucket} must be at least 1 slot")
         self.bucket = bucket

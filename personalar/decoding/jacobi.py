@@ -29,7 +29,7 @@ class JacobiDecoder(PlainDecoder):
         max_batch: images decoded this way at once. For more, a forward's time grows with its tokens and plain
             decoding is faster: "gumbel" then decodes plainly, which gives the same images; the others decode
             `max_batch` at a time.
-        cfg_scale, top_k, top_p, temperature: see `Sampling`.
+        sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
     def __init__(
@@ -39,12 +39,9 @@ class JacobiDecoder(PlainDecoder):
         init: str = "above",
         coupling: str = "gumbel",
         max_batch: int = 1,
-        cfg_scale: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
+        **sampling: float,
     ) -> None:
-        super().__init__(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
+        super().__init__(**sampling)  # type: ignore[arg-type]
         if window < 2:
             raise ValueError(f"window={window} must be at least 2; decoder=plain draws one code at a time")
         if max_batch < 1:
