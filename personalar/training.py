@@ -202,13 +202,13 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
     plan = session.plans[stage.name]
     session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
-    with session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps") as advance:
+    phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
+    with quiet(), phase as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
         module = make_module(session, stage, start, trainer)
         learned = Learned()
         trainer.callbacks.append(learned)
-        with quiet():
-            trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
+        trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
         session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))
