@@ -52,7 +52,7 @@ class Reporter:
             nonlocal last_note
             progress.update(task, advance=count)
             pace = progress.tasks[0].completed / max(1e-9, time.perf_counter() - started)
-            last_note = note or f"{pace:.2g} {unit}/s"
+            last_note = note or f"{pace:.{1 if pace < 10 else 0}f} {unit}/s"
             progress.update(task, note=last_note)
 
         with progress:
