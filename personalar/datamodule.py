@@ -169,7 +169,7 @@ class SequenceStream(IterableDataset):
         pool = self.photo_codes[photo]
         codes = pool[int(_uniform(generator, 0, len(pool)))]
         template = self.data.templates[int(_uniform(generator, 0, len(self.data.templates)))]
-        ratio = self.data.image_token_ratio
+        ratio = self.stage.numbers.image_token_ratio
         with_token = int((number + 1) * ratio) > int(number * ratio)  # exactly `ratio` of them, evenly spread
         return training_prompt(
             template,

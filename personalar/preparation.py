@@ -13,29 +13,25 @@ import torch
 
 from personalar.concept import RECORD_FILE, Concept
 from personalar.datamodule import Replay, cached_codes, encode_photos, stream_seed
-from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.identifier import Identifier
+from personalar.identifier_start import start_identifier
 from personalar.models.backend import ChameleonBackend
-from personalar.prompts import SUBJECT_TOKEN, fill, image_token_names
+from personalar.prompts import fill
 from personalar.session import Session
 from personalar.stage import Stage
 
 LoadBase = Callable[[], ChameleonBackend]
 
 
-def new_identifier(backend: ChameleonBackend, session: Session) -> Identifier:
+def new_identifier(session: Session, load: LoadBase) -> Identifier:
     """Return fresh rows for [V] and one token per photo."""
-    numbers = session.config.model.recipe.identifier
-    names = (SUBJECT_TOKEN, *image_token_names(len(session.subject.images)))
-    tokens = assign_tokens(names, backend.tokenizer.concept_ids)
-    table = backend.transformer.model.embed_tokens.weight
-    generator = torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier"))
-    rows = random_rows(table, len(names), generator=generator)
-    if numbers.init == "names":
-        rows[:1] = random_rows(table[list(backend.tokenizer.concept_ids)], 1, generator=generator)
-    if numbers.init == "words":
-        words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
-        rows[:1] = word_row(table, words)
-    return Identifier(tokens=tokens, rows=rows)
+    return start_identifier(
+        load(),
+        session.config.model.recipe.identifier,
+        noun=session.subject.noun,
+        photos=[views[-1] for views in photo_codes(session, load)],  # unchanged copies come after the crops
+        generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
+    )
 
 
 def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
@@ -82,7 +78,7 @@ def first_concept(session: Session, load: LoadBase) -> Concept:
         concept = Concept.load(folder)
         if concept.subject["fingerprint"] == session.subject.fingerprint and concept.base == session.base:
             return concept
-    identifier = new_identifier(load(), session)
+    identifier = new_identifier(session, load)
     concept = session.new_concept("base", tokens=identifier.tokens, rows=identifier.rows.detach().cpu())
     concept.save(folder)
     return concept

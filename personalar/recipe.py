@@ -47,6 +47,8 @@ class StageNumbers:
     """Largest gradient norm over everything that trains; null: no clipping."""
     replay_ratio: float = 0.0
     """Part of each batch that is class images made by the base itself (prior preservation), 0 to 1."""
+    image_token_ratio: float = 0.5
+    """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
 
     def __post_init__(self) -> None:
         within("steps", self.steps, 1)
@@ -55,6 +57,7 @@ class StageNumbers:
         within("lr", self.lr, 0)
         within("identifier_lr", self.identifier_lr, 0)
         within("replay_ratio", self.replay_ratio, 0, 0.9)
+        within("image_token_ratio", self.image_token_ratio, 0, 1)
         one_of("schedule", self.schedule, ("linear", "constant"))
 
 
@@ -66,8 +69,6 @@ class DataNumbers:
     """Neutral training prompts; "{}" becomes "[V] <noun>"."""
     class_name: bool = True
     """Say the class after [V] ("[V] cat"), in training and in sampling; False: "[V]" alone."""
-    image_token_ratio: float = 0.5
-    """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
     prompt_dropout: float = 0.0
     """Chance that a subject's sequence loses its prompt (the context of classifier-free guidance)."""
     replay_prompt_dropout: float = 0.0
@@ -89,7 +90,6 @@ class DataNumbers:
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
             raise ValueError(f"data.templates={self.templates} must each hold {{}} where '[V] <noun>' goes")
-        within("image_token_ratio", self.image_token_ratio, 0, 1)
         within("prompt_dropout", self.prompt_dropout, 0, 1)
         within("replay_prompt_dropout", self.replay_prompt_dropout, 0, 1)
         within("crops_per_photo", self.crops_per_photo, 0)
@@ -104,13 +104,14 @@ class IdentifierNumbers:
     """Where the identifier rows start."""
 
     init: str = "random"
-    """"random" (the vocabulary's mean and deviation), "names" (for [V] the mean and deviation of the reserved
-    ids' rows, where a base's pretraining gave those a meaning) or "words" (for [V] the mean of `words`)."""
+    """"random" (the vocabulary's mean and deviation), "words" (for [V] the mean of `words`) or, where a
+    base's pretraining gave its reserved ids a meaning, "names" (for [V] their rows' mean and deviation) or
+    "nearest" (for [V] the one of their rows under which the photos are likeliest)."""
     words: list[str] = field(default_factory=list)
     """Words whose embeddings start [V] when init=words."""
 
     def __post_init__(self) -> None:
-        one_of("identifier.init", self.init, ("random", "names", "words"))
+        one_of("identifier.init", self.init, ("random", "names", "nearest", "words"))
         if self.init == "words" and not self.words:
             raise ValueError("identifier.init=words needs words: identifier.words=[orange,striped]")
 

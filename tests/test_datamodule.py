@@ -78,8 +78,9 @@ def test_shares_of_replay_and_image_tokens(tiny_backend) -> None:
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0), (0.5, 20), (1.0, 40)])
 def test_the_ratio_of_image_tokens_is_exact(tiny_backend, ratio: float, share: int) -> None:
-    data = DataNumbers(templates=["a {}"], image_token_ratio=ratio)
-    made = stream(tiny_backend, data=data, replay=False)
+    numbers = dataclasses.replace(NUMBERS, image_token_ratio=ratio)
+    stage = Stage(name="transformer", trains=WEIGHTS, numbers=numbers)
+    made = stream(tiny_backend, stage=stage, replay=False)
     own = {made.tokens["[S1]"], made.tokens["[S2]"]}
     assert sum(bool(own & set(made.sequence(i).ids)) for i in range(40)) == share
 

@@ -23,6 +23,7 @@ LAYERS = {
         "dashboard",
         "callbacks",
         "preparation",
+        "identifier_start",
         "network",
         "resume",
         "preflight",

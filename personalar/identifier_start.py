@@ -1,0 +1,66 @@
+"""Where the identifier rows start: at random, at words, or at the reserved id that fits the photos best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from personalar.datamodule import collate
+from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.models.backend import ChameleonBackend
+from personalar.objective import sequence_loss
+from personalar.prompts import SUBJECT_TOKEN, image_token_names, training_prompt
+from personalar.recipe import IdentifierNumbers
+
+
+def start_identifier(
+    backend: ChameleonBackend,
+    numbers: IdentifierNumbers,
+    *,
+    noun: str,
+    photos: Sequence[Tensor],
+    generator: torch.Generator,
+) -> Identifier:
+    """Return fresh rows for [V] and one token per photo.
+
+    Args:
+        photos: codes (h, w) of each photo.
+    """
+    names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
+    tokens = assign_tokens(names, backend.tokenizer.concept_ids)
+    table = backend.transformer.model.embed_tokens.weight
+    known = table[list(backend.tokenizer.concept_ids)]
+    rows = random_rows(table, len(names), generator=generator)
+    if numbers.init == "names":
+        rows[:1] = random_rows(known, 1, generator=generator)
+    if numbers.init == "nearest":
+        rows[:1] = nearest_row(backend, known, noun=noun, photos=photos)
+    if numbers.init == "words":
+        words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
+        rows[:1] = word_row(table, words)
+    return Identifier(tokens=tokens, rows=rows)
+
+
+@torch.no_grad()
+def nearest_row(backend: ChameleonBackend, rows: Tensor, *, noun: str, photos: Sequence[Tensor]) -> Tensor:
+    """Return (1, D), that of `rows` (K, D) as [V] under which codes of `photos` are likeliest.
+
+    Where pretraining gave reserved ids a meaning, as names of things it saw, this begins with the thing that
+    is most like the subject. It costs one forward pass over the photos for each row.
+    """
+    tokens = {SUBJECT_TOKEN: backend.tokenizer.concept_ids[0]}
+    prompt = training_prompt("a photo of a {}", noun, image_token=None)
+    sequences = [
+        backend.protocol.training_ids(prompt, codes, tokens, loss="image_tokens") for codes in photos
+    ]
+    batch = {
+        name: data.to(rows.device) for name, data in collate(sequences, pad=backend.tokenizer.pad).items()
+    }
+
+    def loss(row: Tensor) -> float:
+        identifier = Identifier(tokens=tokens, rows=row[None].float()).to(rows.device)
+        return float(sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0))
+
+    return min(rows, key=loss)[None].float()

@@ -1,0 +1,55 @@
+"""Where [V] starts: from words, from the reserved ids' rows, or from the one that fits the photos."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalar.datamodule import collate
+from personalar.identifier import Identifier
+from personalar.identifier_start import nearest_row, start_identifier
+from personalar.objective import sequence_loss
+from personalar.recipe import IdentifierNumbers
+
+
+def photos() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, 16, (4, 4), generator=generator) for _ in range(2)]
+
+
+def start(backend, **numbers) -> Identifier:
+    generator = torch.Generator().manual_seed(0)
+    return start_identifier(
+        backend, IdentifierNumbers(**numbers), noun="cat", photos=photos(), generator=generator
+    )
+
+
+def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend) -> None:
+    rows = torch.randn(
+        6, tiny_backend.transformer.config.hidden_size, generator=torch.Generator().manual_seed(1)
+    )
+    tokens = {"[V]": tiny_backend.tokenizer.concept_ids[0]}
+    ids = [tiny_backend.protocol.training_ids("a photo of a [V] cat", p, tokens) for p in photos()]
+    batch = collate(ids, pad=tiny_backend.tokenizer.pad)
+    losses = [
+        sequence_loss(
+            tiny_backend, Identifier(tokens=tokens, rows=row[None]), batch, loss="image_tokens", z_loss=0.0
+        ).item()
+        for row in rows
+    ]
+    assert len({round(loss, 4) for loss in losses}) > 1
+    found = nearest_row(tiny_backend, rows, noun="cat", photos=photos())
+    assert torch.equal(found, rows[losses.index(min(losses))][None])
+
+
+def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(tiny_backend) -> None:
+    table = tiny_backend.transformer.model.embed_tokens.weight
+    nearest, random = start(tiny_backend, init="nearest"), start(tiny_backend)
+    assert list(nearest.tokens) == ["[V]", "[S1]", "[S2]"]
+    assert any(torch.equal(nearest.rows[0], table[index]) for index in tiny_backend.tokenizer.concept_ids)
+    assert torch.equal(nearest.rows[1:], random.rows[1:])
+
+
+@pytest.mark.parametrize("init", ["random", "names", "nearest"])
+def test_a_start_is_a_function_of_its_seed(tiny_backend, init: str) -> None:
+    assert torch.equal(start(tiny_backend, init=init).rows, start(tiny_backend, init=init).rows)
