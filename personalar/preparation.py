@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from itertools import cycle
 
 import torch
 
@@ -17,6 +18,7 @@ from personalar.identifier import Identifier
 from personalar.identifier_start import start_identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.prompts import fill
+from personalar.recipe import DataNumbers
 from personalar.session import Session
 from personalar.stage import Stage
 
@@ -53,13 +55,20 @@ def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
     )
 
 
+def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:
+    """Return the prompt of every class image to make, all kinds in turn; animals have kinds of their own."""
+    asked = [*data.replay_prompts, *(data.replay_prompts_live if live else [])]
+    return [
+        fill(template, noun) for template, _ in zip(cycle(asked), range(data.replay_images), strict=False)
+    ]
+
+
 def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | None:
     """Return class images made by the base (prior preservation), sampled once; None where unused."""
     config, data = session.config, session.config.model.recipe.data
-    if stage.numbers.replay_ratio == 0 or not (data.replay_images and data.replay_prompts):
+    prompts = class_prompts(data, noun=session.subject.noun, live=session.subject.live)
+    if stage.numbers.replay_ratio == 0 or not prompts:
         return None
-    templates = [data.replay_prompts[index % len(data.replay_prompts)] for index in range(data.replay_images)]
-    prompts = [fill(template, session.subject.noun) for template in templates]
     seeds = [stream_seed(config.seed, "replay", index) % 2**31 for index in range(data.replay_images)]
 
     def make() -> list[torch.Tensor]:

@@ -84,6 +84,8 @@ class DataNumbers:
     trains (each copy another)."""
     replay_prompts: list[str] = field(default_factory=list)
     """Prompts of the replayed class images; "{}" becomes the noun."""
+    replay_prompts_live: list[str] = field(default_factory=list)
+    """More of them for animals."""
     replay_images: int = 0
     """How many class images the base makes for replay."""
 

@@ -109,7 +109,7 @@ def test_decoder_takes_the_models_sampling_numbers() -> None:
     for name in group_options(CONF, "decoder"):
         composed = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
         decoder = instantiate(composed.decoder.arguments)
-        assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (3.0, 5)
+        assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (2.0, 5)
 
 
 def test_twelve_subjects_and_ones_own_photos() -> None:
