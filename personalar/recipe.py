@@ -49,6 +49,9 @@ class StageNumbers:
     """Part of each batch that is class images made by the base itself (prior preservation), 0 to 1."""
     image_token_ratio: float = 0.5
     """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
+    also_train: list[str] = field(default_factory=list)
+    """Patterns of parameters to train besides the method's: a small base needs more than attention's
+    projections to take in a new thing."""
 
     def __post_init__(self) -> None:
         within("steps", self.steps, 1)

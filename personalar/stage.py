@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,9 +41,18 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
                 f"allowed: {', '.join(recipe.stages)}"
             )
     return tuple(
-        Stage(name=name, trains=stage, numbers=recipe.stages[stage.numbers])
+        Stage(
+            name=name,
+            trains=_with_more(stage, recipe.stages[stage.numbers]),
+            numbers=recipe.stages[stage.numbers],
+        )
         for name, stage in method.stages.items()
     )
+
+
+def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
+    """Return what a stage trains: what the method says, and what the base needs besides."""
+    return replace(stage, parameters=[*stage.parameters, *numbers.also_train])
 
 
 def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:

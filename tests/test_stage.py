@@ -62,3 +62,13 @@ def test_numbers_that_the_recipe_lacks() -> None:
     method = MethodConfig(name="m", stages={"embedding": StageMethod(numbers="fast")})
     with pytest.raises(ValueError, match=r"'fast' is not in model\.recipe\.stages; allowed: slow"):
         resolve_stages(method, RecipeConfig(name="r", stages={"slow": NUMBERS}))
+
+
+def test_a_base_may_train_more_than_the_method_says() -> None:
+    method = MethodConfig(
+        name="paper", stages={"transformer": StageMethod(numbers="x", parameters=["*.q_proj.weight"])}
+    )
+    numbers = dataclasses.replace(NUMBERS, also_train=["*.o_proj.weight"])
+    (stage,) = resolve_stages(method, RecipeConfig(name="r", stages={"x": numbers}))
+    assert stage.trains.parameters == ["*.q_proj.weight", "*.o_proj.weight"]
+    assert method.stages["transformer"].parameters == ["*.q_proj.weight"]
