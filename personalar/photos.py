@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,8 +74,9 @@ def inspect_folder(folder: Path) -> list[Photo]:
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"subject.path={folder} {what}: give a folder with a few photos of one thing")
     _register_heif()
-    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding leaves Python's lock alone
-        return mark_twins(pool.map(inspect_file, sorted(folder.iterdir())))
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing leave Python's lock alone
+        photos = list(pool.map(inspect_file, sorted(folder.iterdir())))
+        return mark_twins(photos, list(pool.map(_looks, photos)))
 
 
 def inspect_file(path: Path) -> Photo:
@@ -143,14 +144,18 @@ def print_table(photos: Iterable[Photo]) -> None:
     Console().print(table)
 
 
-def mark_twins(photos: Iterable[Photo]) -> list[Photo]:
-    """Skip exact copies of an earlier photo; note those that look alike."""
+def mark_twins(photos: Sequence[Photo], looks: Sequence[tuple[str, int] | None]) -> list[Photo]:
+    """Skip exact copies of an earlier photo; note those that look alike.
+
+    Args:
+        looks: of each photo, a hash of its pixels and its `difference_hash`; None where it is skipped.
+    """
     seen: dict[str, Path] = {}
     hashes: list[tuple[int, Path]] = []
     marked = []
-    for photo in photos:
-        if photo.image is not None:
-            pixels, own = image_fingerprint([photo.image]), difference_hash(photo.image)
+    for photo, look in zip(photos, looks, strict=True):
+        if look is not None:
+            pixels, own = look
             near = next((path for other, path in hashes if (own ^ other).bit_count() <= NEAR_BITS), None)
             if pixels in seen:
                 notes = (f"the same picture as {seen[pixels].name}",)
@@ -161,6 +166,10 @@ def mark_twins(photos: Iterable[Photo]) -> list[Photo]:
             hashes.append((own, photo.path))
         marked.append(photo)
     return marked
+
+
+def _looks(photo: Photo) -> tuple[str, int] | None:
+    return photo.image and (image_fingerprint([photo.image]), difference_hash(photo.image))
 
 
 def difference_hash(image: Image.Image) -> int:
