@@ -48,6 +48,7 @@ LAYERS = {
         "compose",
         "recipe",
         "layout",
+        "selection",
         "machine",
         "evaluate_config",
         "dreambench",
