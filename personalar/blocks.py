@@ -71,7 +71,7 @@ def require_bitsandbytes(knob: str) -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"{knob} needs bitsandbytes, which is not installed: pip install \"personalar[quantized]\", or "
+            f'{knob} needs bitsandbytes, which is not installed: pip install "personalar[quantized]", or '
             "choose another value"
         ) from error
     return bitsandbytes

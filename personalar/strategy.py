@@ -81,7 +81,7 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
 
 
 def gradient_norm(strategy: _Base) -> float | None:
-    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None under other strategies.
+    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None without DeepSpeed.
 
     DeepSpeed takes the gradients away from the parameters, so nobody else can tell.
     """

@@ -35,7 +35,7 @@ from personalar.preflight import describe
 from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
-from personalar.stage import Stage, sequences_per_step, share_of
+from personalar.stage import Stage, describe_steps, sequences_per_step, share_of
 from personalar.strategy import make_strategy, shards_weights
 from personalar.types import Sample
 
@@ -246,6 +246,9 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
     plan = session.plans[stage.name]
     session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
+    recipe, photos = session.config.model.recipe, len(session.subject.images)
+    replayed = bool(recipe.data.replay_images and recipe.data.replay_prompts)
+    session.reporter.say(describe_steps(stage, recipe.name, photos, replayed=replayed))
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))

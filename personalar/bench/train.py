@@ -53,8 +53,11 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, rest
 
 
-def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage]:
-    """Return a session without judges and grids in `folder`, and the stage, which starts from the base."""
+def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage, int]:
+    """Return a session without judges and grids in `folder`, the stage, and how long the recipe makes it.
+
+    The stage starts from the base and has `steps` steps.
+    """
     from hydra import compose, initialize_config_dir
 
     from personalar.run import prepare
@@ -72,8 +75,8 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Se
         raise ValueError(f"bench_stage={name} is no stage of this method; allowed: {', '.join(names)}")
     object.__setattr__(session, "reporter", Reporter(enabled=False))
     stage = next(stage for stage, _ in stages if stage.name == name)
-    stage.numbers.steps = steps
-    return session, stage
+    asked, stage.numbers.steps = stage.numbers.steps, steps
+    return session, stage, asked
 
 
 class StepClock(L.Callback):
@@ -210,7 +213,7 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     for _ in range(int(own["rounds"])):
         for name, contender in contenders.items():
             with tempfile.TemporaryDirectory() as folder:
-                session, stage = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
+                session, stage, asked = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
                 seconds[name].append(contender(session, stage))
     base, work = seconds["personalar"], session.plans[stage.name]
     step = statistics.median(base)
@@ -230,6 +233,8 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
             for name, values in seconds.items() if values is not base
         },
         "tokens_per_s": tokens / step,
+        "stage_steps": asked,
+        "stage_minutes": asked * step / 60,
         "flops_per_s": flops / step,
         "mfu": flops / step / peak if peak else None,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
@@ -250,7 +255,9 @@ def table(result: dict[str, Any]) -> str:
     mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
     lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, "
                   f"{result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
-                  f"peak memory {result['peak_memory_gb']:.2f} GB"]  # fmt: skip
+                  f"peak memory {result['peak_memory_gb']:.2f} GB; "
+                  f"{result['stage_minutes']:.1f} minutes for the {result['stage_steps']} steps of this "
+                  f"stage of a subject, pictures left out"]  # fmt: skip
     return "\n".join(lines)
 
 
