@@ -11,9 +11,11 @@ import torch
 from conftest_backend import make_backend
 
 from personalar.blocks import prepare_blocks, quantize_base
+from personalar.models.backend import save_backend
 from personalar.optimizer import make_optimizer
 
 NO_COMPILER = shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None
+WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes' CPU code wants multiples of 64
 QUANTIZED = 'bitsandbytes is not installed: pip install "personalar[quantized]"'
 
 
@@ -78,12 +80,12 @@ def test_states_in_8_bits_follow_those_in_32() -> None:
     state = optimizer.state[parameter]
     assert state["state1"].dtype == state["state2"].dtype == torch.uint8
     error = (found["adamw8bit"] - found["adamw"]).abs()
-    assert error.mean() < 0.01 and found["adamw"].abs().mean() > 0.2
+    assert error.mean() < 0.1 * found["adamw"].abs().mean()
 
 
 def test_four_bits_hold_the_matrices_nearly() -> None:
     library = pytest.importorskip("bitsandbytes", reason=QUANTIZED)
-    transformer = make_backend().transformer
+    transformer = make_backend(**WIDE).transformer
     linear = transformer.model.layers[0].self_attn.q_proj
     before = linear.weight.detach().clone()
     names = {name for name, _ in transformer.named_modules()}
@@ -92,14 +94,24 @@ def test_four_bits_hold_the_matrices_nearly() -> None:
     small = transformer.model.layers[0].self_attn.q_proj
     assert small.weight.dtype == torch.uint8 and small.weight.numel() == before.numel() // 2
     after = library.functional.dequantize_4bit(small.weight, small.weight.quant_state).float()
-    assert (after - before).abs().mean() < 0.1 * before.abs().mean()
+    assert (after - before).abs().mean() < 0.12 * before.abs().mean()
+    embeds = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
+    once = transformer(embeds)
+    with torch.inference_mode():
+        transformer(embeds)  # sampling packs the matrices for a CPU
+    torch.testing.assert_close(transformer(embeds), once, atol=2e-2 * float(once.abs().max()), rtol=0)
 
 
 @pytest.mark.slow
 def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> None:
     """method=qlora and memory.optimizer=adamw8bit, both stages, on a CPU: it learns and leaves an adapter."""
     pytest.importorskip("bitsandbytes", reason=QUANTIZED)
-    overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", "scorer=none"]
-    do_run(tmp_path, *overrides, "model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2")
-    assert all(loss == loss for stage in ("embedding", "transformer") for loss in losses(tmp_path, stage))
-    assert (tmp_path / "concept" / "lora" / "adapter_model.safetensors").is_file()
+    base = save_backend(make_backend(**WIDE), tmp_path / "model", dtype=torch.float32)
+    overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", f"model.path={base}"]
+    do_run(
+        tmp_path / "run", *overrides, "model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"
+    )
+    assert all(
+        loss == loss for stage in ("embedding", "transformer") for loss in losses(tmp_path / "run", stage)
+    )
+    assert (tmp_path / "run" / "concept" / "lora" / "adapter_model.safetensors").is_file()
