@@ -96,10 +96,14 @@ def test_four_bits_hold_the_matrices_nearly() -> None:
     after = library.functional.dequantize_4bit(small.weight, small.weight.quant_state).float()
     assert (after - before).abs().mean() < 0.12 * before.abs().mean()
     embeds = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
-    once = transformer(embeds)
-    with torch.inference_mode():
-        transformer(embeds)  # sampling packs the matrices for a CPU
-    torch.testing.assert_close(transformer(embeds), once, atol=2e-2 * float(once.abs().max()), rtol=0)
+    gradients = []
+    for _ in range(2):  # also after sampling, where bitsandbytes would pack the matrices for a CPU
+        inside = embeds.clone().requires_grad_()
+        transformer(inside).square().mean().backward()
+        gradients.append(inside.grad)
+        with torch.no_grad():
+            transformer.eval()(embeds)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.slow
@@ -108,10 +112,8 @@ def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> N
     pytest.importorskip("bitsandbytes", reason=QUANTIZED)
     base = save_backend(make_backend(**WIDE), tmp_path / "model", dtype=torch.float32)
     overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", f"model.path={base}"]
-    do_run(
-        tmp_path / "run", *overrides, "model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"
-    )
-    assert all(
-        loss == loss for stage in ("embedding", "transformer") for loss in losses(tmp_path / "run", stage)
-    )
-    assert (tmp_path / "run" / "concept" / "lora" / "adapter_model.safetensors").is_file()
+    overrides += ["model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"]
+    run_dir = tmp_path / "run"
+    do_run(run_dir, *overrides)
+    assert len(set(losses(run_dir, "transformer"))) == 4
+    assert (run_dir / "concept" / "lora" / "adapter_model.safetensors").is_file()
