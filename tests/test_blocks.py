@@ -40,11 +40,12 @@ def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[flo
         loss = transformer(embeds).square().mean()
         loss.backward()
         optimizer.step()
-        found.append(float(loss))
+        found.append(loss.item())
     return found, [parameter.grad for parameter in chosen]
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
@@ -56,6 +57,7 @@ def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
 def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) -> None:
     """Losses of both stages are those of the run without; sampling goes the plain way."""
