@@ -71,7 +71,7 @@ def require_bitsandbytes(knob: str) -> Any:
         import bitsandbytes
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"{knob} needs bitsandbytes, which is not installed: pip install bitsandbytes (NVIDIA GPU), or "
+            f'{knob} needs bitsandbytes, which is not installed: pip install "personalar[quantized]", or '
             "choose another value"
         ) from error
     return bitsandbytes
@@ -92,5 +92,7 @@ def quantize_base(transformer: ChameleonTransformer) -> None:
                 weight = library.nn.Params4bit(
                     linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
                 )
-                small.weight = weight.to(linear.weight.device)  # moving to a GPU is what quantises
+                # On a CPU, sampling would pack the matrix in a form that lets no gradient through (0.50.2).
+                small.support_avx512bf16_for_cpu = False
+                small.weight = weight.to(linear.weight.device)  # moving to a device is what quantises
                 setattr(part, name, small)

@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from personalar.layout import ProtocolConfig
-from personalar.machine import MemoryConfig, TrainerConfig
+from personalar.machine import LoggerConfig, MemoryConfig, TrainerConfig
 from personalar.recipe import RecipeConfig, one_of, within
+from personalar.selection import SelectionConfig
 
 
 @dataclass(kw_only=True)
@@ -198,21 +199,6 @@ class DecoderConfig:
 
 
 @dataclass(kw_only=True)
-class LoggerConfig:
-    """Where curves go besides the CSV files, which are always written."""
-
-    name: str = MISSING
-    tensorboard: bool = False
-    wandb_project: str | None = None
-    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
-    wandb_offline: bool = False
-    wandb_entity: str | None = None
-    wandb_group: str | None = None
-    """null: the name of the sweep's folder, in a sweep."""
-    wandb_tags: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
 class ScorerConfig:
     """The judges; both null: no scores."""
 
@@ -277,6 +263,7 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     seed: int = 0
     """Of the identifier's start, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
@@ -297,3 +284,8 @@ class RunConfig:
                 f"stage={missing[0]} does not exist in method={self.method.name}; allowed: both, "
                 f"{', '.join(self.method.stages)}"
             )
+        self.selection.check(
+            scored=bool(self.scorer.clip and self.scorer.dino),
+            scorer=self.scorer.name,
+            every=self.samples.grid_every_steps,
+        )

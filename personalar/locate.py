@@ -7,7 +7,8 @@ how large, where they will be kept and how much room is there. `HF_HUB_OFFLINE=1
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +37,34 @@ def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
     """
     if (found := offline_model(config)) is not None:
         return found
-    parts = hub_parts(config)
-    told = statement(config, parts)
-    if reason := obstacle(parts):
-        raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
-    say(f"{told}\ndownloading now")
-    return _assemble(config, [part if part.folder else _download(part) for part in parts])
+    with one_at_a_time():
+        if (found := offline_model(config)) is not None:  # another process fetched it meanwhile
+            return found
+        parts = hub_parts(config)
+        told = statement(config, parts)
+        if reason := obstacle(parts):
+            raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
+        say(f"{told}\ndownloading now")
+        return _assemble(config, [part if part.folder else _download(part) for part in parts])
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one process of a machine at a time look for room and download; the others wait, then look again.
+
+    The hub locks each file it writes, so two downloads cannot spoil each other. But a second process would
+    count the disk as too full for what the first has half fetched, and say everything twice. A process that
+    fails lets the next one try, which then fails with its own message: nobody waits for the dead.
+    """
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.utils import WeakFileLock
+
+    if is_offline_mode():
+        yield
+        return
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(cache_folder() / ".personalar.lock"):
+        yield
 
 
 def offline_model(config: ModelConfig) -> ModelFiles | None:

@@ -1,8 +1,9 @@
-"""The machine's side of a run: where it computes, over how many processes, in how much memory."""
+"""The machine's side of a run: where it computes, over how many processes, in how much memory, and where its
+curves go."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -68,3 +69,18 @@ class MemoryConfig:
         within("memory.gigabytes", self.gigabytes, 0.001)
         if self.optimizer is not None:
             one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """Where curves go besides the CSV files, which are always written."""
+
+    name: str = MISSING
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
+    wandb_offline: bool = False
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    """null: the name of the sweep's folder, in a sweep."""
+    wandb_tags: list[str] = field(default_factory=list)

@@ -100,7 +100,7 @@ def cheaper(work: Workload, limit: int) -> list[str]:
         ("trainer=zero3 trainer.devices=8", replace(small, shards=(8, 8, 8))),
         ("method=lora", lora),
         ("method=embedding_only", replace(small, patterns=(), lora_rank=0)),
-        ("method=qlora (a GPU and bitsandbytes)", replace(lora, base_bits=4)),
+        ('method=qlora (pip install "personalar[quantized]")', replace(lora, base_bits=4)),
         ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=(4, 4, 4))),
         ("trainer=zero3_offload trainer.devices=8", replace(small, shards=(64, 64, 10**6))),
     )

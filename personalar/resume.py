@@ -94,9 +94,17 @@ def _remove(path: Path) -> None:
 class StageCheckpoint(L.Callback):
     """Saves every few steps, and when SIGTERM asks the run to end."""
 
-    def __init__(self, *, folder: RunFolder, stage: str, strategy: str, every: int) -> None:
-        """Save into `folder` after every `every` optimizer steps."""
+    def __init__(
+        self, *, folder: RunFolder, stage: str, strategy: str, every: int, selects: bool = False
+    ) -> None:
+        """Save into `folder` after every `every` optimizer steps.
+
+        Args:
+            selects: sample grids decide which step is kept. A step that has one is then saved after it, with
+                what it decided, because Lightning does not make a grid again when it goes on from that step.
+        """
         self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
+        self.selects, self._owed = selects, False
         self.terminated = self._ending = False
         self._last_step = 0
 
@@ -121,6 +129,15 @@ class StageCheckpoint(L.Callback):
         self._last_step = trainer.global_step
         self._ending = self._anyone_terminated(trainer)
         if self._ending or trainer.global_step % self.every == 0:
+            batch_idx = trainer.fit_loop.total_batch_idx
+            self._owed = self.selects and (batch_idx + 1) % trainer.val_check_batch == 0
+            if not self._owed:
+                self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save what waited for the grid."""
+        if self._owed:
+            self._owed = False
             self.save(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:

@@ -43,12 +43,18 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that determine what is learned, as plain values."""
     model = asdict(config.model)
     model.pop("photo_warning")
+    chooses = {}
+    if config.selection.selects:  # then what is compared, and by whom, decides what is left
+        compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
+        samples = {name: getattr(config.samples, name) for name in compared}
+        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": asdict(config.scorer)}}
     return {
         "model": model,
         "subject": asdict(config.subject),
         "method": asdict(config.method),
         "decoder": asdict(config.decoder),
         "seed": config.seed,
+        **chooses,
     }
 
 

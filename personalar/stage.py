@@ -122,6 +122,20 @@ def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
     )
 
 
+def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
+    """Return in one line how many steps `stage` takes, by which rule, and how often it sees each photo.
+
+    The paper (arXiv 2504.13162) gives its steps for subjects of 4 to 6 photos and no rule by their number.
+    """
+    numbers, name = stage.numbers, stage.trains.numbers
+    own = numbers.batch - (replay_count(numbers) if replayed else 0)
+    seen = numbers.steps * numbers.accumulate * own / photos
+    return (
+        f"steps {stage.name}: {numbers.steps}, the recipe's (model.recipe.stages.{name}.steps of {recipe}) "
+        f"whatever the number of photos; each of {photos} is seen about {seen:.0f} times"
+    )
+
+
 def owner(number: int, numbers: StageNumbers, world: int) -> int:
     """Return the process that sequence `number` of a stage belongs to."""
     if numbers.batch % world == 0:

@@ -80,6 +80,17 @@ def make_strategy(config: TrainerConfig) -> Strategy | str:
     )
 
 
+def gradient_norm(strategy: _Base) -> float | None:
+    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None without DeepSpeed.
+
+    DeepSpeed takes the gradients away from the parameters, so nobody else can tell.
+    """
+    if not isinstance(strategy, ZeroStrategy):
+        return None
+    norm = strategy.deepspeed_engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
 def shards_weights(strategy: _Base) -> bool:
     """Tell whether no process holds the whole model (ZeRO 3)."""
     return isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3

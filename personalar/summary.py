@@ -36,7 +36,8 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "scorers": {"clip": "...", "dino": "..."} | null,   which checkpoints judged (`describe()`)
      "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
                 "embedding": {"steps": 300, "seconds": 31.0},
-                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran
+                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran; where a rule
+                                picked a step also "selected_step": 50, "selected_by": {"val/product": .2}
      "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
                 "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
                 "photos": {"dino": 0.8, "clip_i": 0.9, "dino_max": 0.95, "images": 5} | null}}
@@ -45,8 +46,8 @@ The run folder, as this module and `report.py` read it (everything optional but 
 
     {"subject", "model", "noun",
      "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
-                        "seconds", "accessory_accuracy", "class_dino", "images", "pres", "diversity", "drift",
-                        "nearest", "memorised", "intervals": {measure: [low, high]},
+                        "selected_step", "seconds", "accessory_accuracy", "class_dino", "images", "pres",
+                        "diversity", "drift", "nearest", "memorised", "intervals": {measure: [low, high]},
                         "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
      "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
                      "images"} | null,       the best text description, sampled on the base
@@ -55,12 +56,13 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
 
 A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
-the class and 1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on class
-prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness (DINO)
-of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far pictures
-of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean likeness
-to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the two
-closest photos lie to each other. `intervals` are 95 % bootstrap intervals over the images.
+the class and 1 for the thing itself; `selected_step` is the step that a rule picked, null where the last one
+was kept unasked (`selection.rule=last`); `class_drift` is the rise, since the base, of the same measure on
+class prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness
+(DINO) of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far
+pictures of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean
+likeness to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the
+two closest photos lie to each other. `intervals` are 95 % bootstrap intervals over the images.
 """
 
 from __future__ import annotations
@@ -227,7 +229,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         if ran is None and not subject_lines:
             continue
         class_dino, class_drift = _class_drift(lines, stage, bounds)
-        timing = {"steps": (ran or {}).get("steps"), "seconds": (ran or {}).get("seconds")}
+        timing = {name: (ran or {}).get(name) for name in ("steps", "selected_step", "seconds")}
         measures = _measures(subject_lines, bounds)
         stages[stage] = {
             **measures,

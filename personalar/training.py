@@ -6,6 +6,7 @@ Stages meet on disk only, so two commands with one stage each compute what one c
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,24 +17,25 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from personalar.callbacks.best_step import BestStep, Patience
+from personalar.callbacks.learned import Learned
 from personalar.callbacks.progress import StageClock, StageProgress
 from personalar.callbacks.sample_grid import SampleGrid
 from personalar.callbacks.subject_scores import SubjectScores
 from personalar.callbacks.watch import FiniteLoss, SamplingBudget, StepWatch
+from personalar.concept import Concept
 from personalar.config import LoggerConfig
 from personalar.dashboard import steps_before
 from personalar.datamodule import SequenceStream, SubjectData
 from personalar.flops import peak_of, step_flops
 from personalar.memory import estimate, parameter_counts, peak
-from personalar.models.lora import lora_files
 from personalar.module import Network, PersonalizationModule
 from personalar.network import build_network, build_sharded_network
 from personalar.preflight import describe
 from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
-from personalar.sharding import whole_copy
-from personalar.stage import Stage, sequences_per_step, share_of
+from personalar.stage import Stage, describe_steps, sequences_per_step, share_of
 from personalar.strategy import make_strategy, shards_weights
 from personalar.types import Sample
 
@@ -121,15 +123,57 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
             first_step=steps_before(folder.record, stage.name),
         ),
     ]
-    if session.scorer is not None:
-        callbacks.append(SubjectScores(session.scorer.score))
+    selection, judged = session.config.selection, session.config.scorer.clip and session.config.scorer.dino
+    if judged:  # also above rank zero, which alone has the judges
+        callbacks.append(SubjectScores(session.scorer and session.scorer.score, selection))
     checkpoint = StageCheckpoint(
-        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
-    )
-    callbacks.append(SamplingBudget(session.config.samples.time_share))
+        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps,
+        selects=selection.selects,
+    )  # fmt: skip
+    if selection.selects:  # every grid is made: which steps compete must not depend on the clock
+        callbacks += selecting(session, stage)
+    else:
+        callbacks.append(SamplingBudget(session.config.samples.time_share))
     callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
     callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
     return [*callbacks, checkpoint]  # last: it keeps what the others counted
+
+
+def selecting(session: Session, stage: Stage) -> list[L.Callback]:
+    """Return what keeps the best step of `stage` and, with patience, ends it early."""
+    selection = session.config.selection
+
+    def save(folder: Path, **learned: Any) -> None:
+        session.new_concept(stage.name, **learned).save(folder)
+
+    best = BestStep(
+        folder=session.folder.path / "stages" / stage.name / "best", rule=selection.rule,
+        last_step=stage.numbers.steps, save=save,
+    )  # fmt: skip
+    if selection.patience is None:
+        return [best]
+    return [best, Patience(rule=selection.rule, patience=selection.patience)]
+
+
+def leave_concept(session: Session, stage: Stage, trainer: L.Trainer, module: PersonalizationModule) -> None:
+    """Write what `stage` leaves, the kept step's concept or else the last one's; rank zero calls it."""
+    found = {type(callback): callback for callback in trainer.callbacks}
+    best, steps = found.get(BestStep), trainer.global_step
+    facts: dict[str, Any] = {"steps": steps, "seconds": round(found[StageClock].seconds, 3)}
+    if best is None:
+        learned = {"tokens": module.identifier.tokens, **found[Learned].parts}
+        concept = session.new_concept(stage.name, **learned)
+    else:
+        concept = Concept.load(best.kept(best.step))
+        facts |= {"selected_step": best.step, "selected_by": {best.metric: round(best.value, 6)}}
+        session.reporter.say(
+            f"stage {stage.name}: step {best.step} of {steps} kept, {best.metric} {best.value:.4f} is the "
+            f"highest of {best.grids} grids"
+        )
+    session.folder.update_stage(stage.name, **facts)
+    concept.save(session.folder.concept(stage.name))
+    if best is not None:
+        shutil.rmtree(best.folder)
 
 
 def stage_flops(session: Session, stage: Stage) -> float:
@@ -202,38 +246,15 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
     plan = session.plans[stage.name]
     session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
+    recipe, photos = session.config.model.recipe, len(session.subject.images)
+    replayed = bool(recipe.data.replay_images and recipe.data.replay_prompts)
+    session.reporter.say(describe_steps(stage, recipe.name, photos, replayed=replayed))
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
         trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
         module = make_module(session, stage, start, trainer)
-        learned = Learned()
-        trainer.callbacks.append(learned)
+        trainer.callbacks.append(Learned())
         trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
-        clock = next(callback for callback in trainer.callbacks if isinstance(callback, StageClock))
-        session.folder.update_stage(stage.name, steps=trainer.global_step, seconds=round(clock.seconds, 3))
-        concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **learned.parts)
-        concept.save(session.folder.concept(stage.name))
+        leave_concept(session, stage, trainer, module)
     trainer.strategy.barrier()  # the next stage starts from this file on every process
-
-
-class Learned(L.Callback):
-    """Collects what a stage learned, from all processes, while its strategy is still up."""
-
-    def __init__(self) -> None:
-        """Hold nothing yet."""
-        self.parts: dict[str, Any] = {}
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather rows and weights; all processes take part."""
-        weights = {name: whole_copy(p) for name, p in pl_module.network.weights.items()}
-        lora = pl_module.stage.trains.lora.rank > 0
-        self.parts = {
-            "rows": whole_copy(pl_module.identifier.rows),
-            "weights": {} if lora else weights,
-            "lora": {
-                f"lora/{name}": data for name, data in lora_files(pl_module.transformer, weights).items()
-            }
-            if lora
-            else {},
-        }

@@ -19,13 +19,13 @@ from personalar.stage import owner, share_of
 STRATEGIES = ["ddp", "zero2", "zero3", "zero3_offload"]
 
 
-def losses(run_dir: Path, stage: str) -> dict[int, float]:
-    """Return the loss by step over all parts of a resumed stage."""
+def curve(run_dir: Path, stage: str, name: str = "train/loss") -> dict[int, float]:
+    """Return a logged value by step over all parts of a resumed stage."""
     found = {}
     for path in sorted((run_dir / "logs" / stage).glob("part_*/metrics.csv")):
         for row in csv.DictReader(path.open()):
-            if row.get("train/loss"):
-                found[int(row["step"])] = float(row["train/loss"])
+            if row.get(name):
+                found[int(row["step"])] = float(row[name])
     return found
 
 
@@ -36,9 +36,10 @@ def assert_same_learning(one: Path, two: Path) -> None:
         assert second.weights.keys() == first.weights.keys() and second.tokens == first.tokens
         for name, weight in first.weights.items():
             torch.testing.assert_close(second.weights[name], weight, atol=2e-4, rtol=1e-3)
-        before, after = losses(one, stage), losses(two, stage)
-        assert before.keys() == after.keys() and len(before) == 4
-        assert all(abs(before[step] - after[step]) < 1e-3 for step in before)
+        for name, tolerance in (("train/loss", 1e-3), ("watch/gradient_norm", 2e-2)):
+            before, after = curve(one, stage, name), curve(two, stage, name)
+            assert before.keys() == after.keys() and len(before) == 4
+            assert after == pytest.approx(before, abs=tolerance, rel=1e-3)
 
 
 @pytest.mark.parametrize("strategy", [s if s != "zero3_offload" else pytest.param(s, marks=pytest.mark.slow)

@@ -189,17 +189,17 @@ def test_the_base_stands_above_the_tuned_model(generator) -> None:
 
 def test_means_are_named_for_curves() -> None:
     logged: dict[str, float] = {}
-    lines = [
-        {"seed": 0, "scorer": "dino", "value": 1.0},
-        {"seed": 1, "scorer": "dino", "value": 0.0},
-        {"seed": 0, "scorer": "clip_t", "value": 0.3},
-    ]
+    values = [(0, "dino", 1.0), (1, "dino", 0.0), (0, "clip_t", 0.2), (1, "clip_t", 0.4)]
+    lines = [{"prompt": "a cat", "seed": n, "scorer": name, "value": value} for n, name, value in values]
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda told: told))
     module = SimpleNamespace(device="cpu", log_dict=logged.update)
     callback = SubjectScores(lambda samples: lines)
     for _ in range(2):  # the second validation begins afresh
-        callback.on_validation_batch_end(None, module, [])
-        callback.on_validation_epoch_end(None, module)
+        callback.on_validation_batch_end(trainer, module, [])
+        callback.on_validation_epoch_end(trainer, module)
         assert {name: round(float(value), 6) for name, value in logged.items()} == {
             "val/dino": 0.5,
             "val/clip_t": 0.3,
+            "val/harmonic": round((2 / (1 / 1 + 1 / 0.6) + 2 / (1 / 0.5 + 1 / 0.7)) / 2, 6),
+            "val/product": 0.15,
         }

@@ -49,6 +49,7 @@ LAYERS = {
         "compose",
         "recipe",
         "layout",
+        "selection",
         "machine",
         "evaluate_config",
         "dreambench",

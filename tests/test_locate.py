@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -124,6 +125,25 @@ def test_it_is_said_and_then_downloaded(cache: Path, fake_download: list[str]) -
     ]
     obtain_model(model(), say=pytest.fail)
     assert len(fake_download) == 2
+
+
+def test_processes_that_start_together_download_once(cache: Path, fake_download: list[str]) -> None:
+    """Each holds a lock of its own on the same file, as processes do; who comes second finds all there."""
+    config, said = model(), []
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: obtain_model(config, say=said.append), range(3)))
+    assert len(said) == 1 and len(fake_download) == 2
+    assert not any(files.missing() for files in found)
+
+
+def test_nobody_waits_for_a_process_that_failed(cache: Path, fake_download, monkeypatch) -> None:
+    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 0)
+    config = model()
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(obtain_model, config, say=pytest.fail) for _ in range(2)]
+    for one in tries:
+        with pytest.raises(FileNotFoundError, match="not enough room"):
+            one.result()
 
 
 def test_only_what_lacks_is_downloaded(cache: Path, fake_download: list[str], vqgan_dir: Path) -> None:

@@ -85,6 +85,6 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
 def test_what_needs_bitsandbytes_says_so(use, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"(optimizer=adamw8bit|base_bits=4) needs bitsandbytes.*pip install"
+        ModuleNotFoundError, match=r"(optimizer=adamw8bit|base_bits=4) needs bitsandbytes.*\[quantized\]"
     ):
         use()

@@ -11,6 +11,7 @@ from personalar.config import MethodConfig, StageMethod
 from personalar.recipe import RecipeConfig, StageNumbers
 from personalar.stage import (
     Stage,
+    describe_steps,
     lr_factor,
     parameter_groups,
     replay_count,
@@ -56,6 +57,17 @@ def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: in
 
 def test_a_step_sees_batch_times_accumulate() -> None:
     assert sequences_per_step(NUMBERS) == 24
+
+
+def test_steps_are_told_with_their_rule() -> None:
+    numbers = StageNumbers(steps=150, batch=12, accumulate=2, identifier_lr=0.01, replay_ratio=0.35)
+    stage = Stage(name="transformer", trains=StageMethod(numbers="transformer"), numbers=numbers)
+    said = describe_steps(stage, "nano", 5, replayed=True)  # 4 of 12 are class images
+    assert said.startswith(
+        "steps transformer: 150, the recipe's (model.recipe.stages.transformer.steps of nano)"
+    )
+    assert said.endswith("each of 5 is seen about 480 times")
+    assert "about 720 times" in describe_steps(stage, "nano", 5, replayed=False)
 
 
 def test_numbers_that_the_recipe_lacks() -> None:

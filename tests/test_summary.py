@@ -70,6 +70,7 @@ def test_means_fidelity_and_accuracies():
         "nearest": None,
         "memorised": None,
         "steps": 7,
+        "selected_step": None,
         "seconds": 1.5,
         "intervals": {"dino": [0.6, 0.8], "clip_i": None, "clip_t": [0.1, 0.3], "fidelity": [0.25, 0.75]},
         "categories": {"plain": {"dino": 0.7, "clip_i": None, "clip_t": 0.2, "images": 3}},

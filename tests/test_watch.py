@@ -77,7 +77,10 @@ def test_the_bench_compares_in_one_run(
     result = json.loads(out.read_text())
     assert set(result["seconds_per_step"]) == {"personalar", "by hand", "transformers Trainer"}
     assert all(value > 0 for value in [*result["ours_over"].values(), result["tokens_per_s"]])
-    assert "| by hand |" in capsys.readouterr().out and torch.__version__ == result["torch"]
+    said = capsys.readouterr().out
+    assert "| by hand |" in said and "minutes for the 4 steps of this stage of a subject" in said
+    assert result["stage_minutes"] == pytest.approx(4 / 60 * result["seconds_per_step"]["personalar"])
+    assert torch.__version__ == result["torch"]
     with pytest.raises(ValueError, match="must be more than the 3 that warm up"):
         main(["steps=3"])
     with pytest.raises(

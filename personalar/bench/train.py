@@ -2,13 +2,15 @@
 
 The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written PyTorch loop over the same
 network, batches, loss and optimizer, and transformers' `Trainer` over the same take turns in every round, so
-that a busy neighbour meets all of them; ratios are medians over rounds. Other arguments are settings of
-`personalar.run`.
+that a busy neighbour meets all of them; ratios are medians over rounds. Beside the time that passes stands
+this process's time at work: on a CPU with busy neighbours the latter can be compared, the former mostly tells
+how much they left. Other arguments are settings of `personalar.run`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -43,6 +45,7 @@ from personalar.training import (
 
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
 WARM_UP = 3
+Moment = tuple[float, float]
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -53,8 +56,11 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, rest
 
 
-def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage]:
-    """Return a session without judges and grids in `folder`, and the stage, which starts from the base."""
+def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage, int]:
+    """Return a session without judges and grids in `folder`, the stage, and how long the recipe makes it.
+
+    The stage starts from the base and has `steps` steps.
+    """
     from hydra import compose, initialize_config_dir
 
     from personalar.run import prepare
@@ -72,36 +78,39 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Se
         raise ValueError(f"bench_stage={name} is no stage of this method; allowed: {', '.join(names)}")
     object.__setattr__(session, "reporter", Reporter(enabled=False))
     stage = next(stage for stage, _ in stages if stage.name == name)
-    stage.numbers.steps = steps
-    return session, stage
+    asked, stage.numbers.steps = stage.numbers.steps, steps
+    return session, stage, asked
 
 
 class StepClock(L.Callback):
     """Notes when each optimizer step ended."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[Moment] = []
         self._last = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Note the time once the step is complete."""
         if trainer.global_step > self._last:
             self._last = trainer.global_step
-            _wait()
-            self.times.append(time.perf_counter())
+            self.times.append(now())
 
 
-def _wait() -> None:
+def now() -> Moment:
+    """Return the time, and this process's time at work, once the GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
-def seconds_per_step(times: list[float]) -> float:
-    """Return the median time between the ends of two steps, warm-up left out."""
-    return statistics.median(b - a for a, b in zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
+def seconds_per_step(times: list[Moment]) -> Moment:
+    """Return the median time, and time at work, between the ends of two steps, warm-up left out."""
+    pairs = list(zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
+    passed, worked = (statistics.median(b[clock] - a[clock] for a, b in pairs) for clock in (0, 1))
+    return passed, worked
 
 
-def ours(session: Session, stage: Stage) -> float:
+def ours(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
     trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
@@ -127,7 +136,7 @@ def batches(session: Session, stage: Stage, stream: SequenceStream) -> Iterator[
         yield collate(list(islice(sequences, size)), pad=stream.pad)
 
 
-def by_hand(session: Session, stage: Stage) -> float:
+def by_hand(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of the shortest loop that computes the same."""
     module, stream, device = bare(session, stage)
     configured = module.configure_optimizers()
@@ -147,8 +156,7 @@ def by_hand(session: Session, stage: Stage) -> float:
             torch.nn.utils.clip_grad_norm_(trained, stage.numbers.gradient_clip)
         optimizer.step()
         schedule.step()
-        _wait()
-        times.append(time.perf_counter())
+        times.append(now())
     return seconds_per_step(times)
 
 
@@ -170,18 +178,17 @@ class _Wrapped(nn.Module):
         }
 
 
-def transformers_trainer(session: Session, stage: Stage) -> float:
+def transformers_trainer(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     module, stream, device = bare(session, stage)
     configured = module.configure_optimizers()
-    times: list[float] = []
+    times: list[Moment] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            _wait()
-            times.append(time.perf_counter())
+            times.append(now())
 
     size = session.plans[stage.name].batch
     arguments = TrainingArguments(
@@ -201,19 +208,35 @@ def transformers_trainer(session: Session, stage: Stage) -> float:
     return seconds_per_step(times)
 
 
+def medians(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return each contender's median over the rounds."""
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+def ratios(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return how much longer than each of the others we take: the median of the rounds' ratios."""
+    ours = values["personalar"]
+    return {
+        name: statistics.median(a / b for a, b in zip(ours, found, strict=True))
+        for name, found in values.items() if found is not ours
+    }  # fmt: skip
+
+
 def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     """Run every contender in every round; return medians, ratios and what they were measured on."""
-    contenders: dict[str, Callable[[Session, Stage], float]] = {
+    contenders: dict[str, Callable[[Session, Stage], Moment]] = {
         "personalar": ours, "by hand": by_hand, "transformers Trainer": transformers_trainer,
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    rounds: dict[str, list[Moment]] = {name: [] for name in contenders}
     for _ in range(int(own["rounds"])):
         for name, contender in contenders.items():
             with tempfile.TemporaryDirectory() as folder:
-                session, stage = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
-                seconds[name].append(contender(session, stage))
-    base, work = seconds["personalar"], session.plans[stage.name]
-    step = statistics.median(base)
+                session, stage, asked = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
+                rounds[name].append(contender(session, stage))
+    seconds, worked = (
+        {name: [m[clock] for m in found] for name, found in rounds.items()} for clock in (0, 1)
+    )
+    work, step = session.plans[stage.name], statistics.median(seconds["personalar"])
     tokens, flops, peak = (
         sequences_per_step(stage.numbers) * work.tokens,
         stage_flops(session, stage),
@@ -224,16 +247,15 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__, "model": session.config.model.name, "stage": stage.name,
         "method": session.config.method.name, "batch": stage.numbers.batch, "tokens": work.tokens,
-        "seconds_per_step": {name: statistics.median(values) for name, values in seconds.items()},
-        "ours_over": {
-            name: statistics.median(a / b for a, b in zip(base, values, strict=True))
-            for name, values in seconds.items() if values is not base
-        },
+        "seconds_per_step": medians(seconds), "ours_over": ratios(seconds),
+        "work_seconds_per_step": medians(worked), "our_work_over": ratios(worked),
         "tokens_per_s": tokens / step,
+        "stage_steps": asked,
+        "stage_minutes": asked * step / 60,
         "flops_per_s": flops / step,
         "mfu": flops / step / peak if peak else None,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
-        "rounds": seconds,
+        "rounds": seconds, "work_rounds": worked, "load_average": os.getloadavg(),
     }  # fmt: skip
 
 
@@ -242,15 +264,19 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, stage {result['stage']}, method {result['method']}, batch {result['batch']} x "
         f"{result['tokens']} tokens; {result['device']}; torch {result['torch']}",
-        "", "| | s/step (median) | personalar's time over it |", "|---|---|---|",
+        "", "| | s/step (median) | personalar's over it | at work, s/step | personalar's over it |",
+        "|---|---|---|---|---|",
     ]  # fmt: skip
     for name, value in result["seconds_per_step"].items():
-        ratio = result["ours_over"].get(name)
-        lines.append(f"| {name} | {value:.4f} | {'' if ratio is None else f'{ratio:.3f}'} |")
+        over, work_over = (result[key].get(name, "") for key in ("ours_over", "our_work_over"))
+        cells = [name, value, over, result["work_seconds_per_step"][name], work_over]
+        lines.append("| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else c for c in cells) + " |")
     mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
     lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, "
                   f"{result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
-                  f"peak memory {result['peak_memory_gb']:.2f} GB"]  # fmt: skip
+                  f"peak memory {result['peak_memory_gb']:.2f} GB; "
+                  f"{result['stage_minutes']:.1f} minutes for the {result['stage_steps']} steps of this "
+                  f"stage of a subject, pictures left out"]  # fmt: skip
     return "\n".join(lines)
 
 

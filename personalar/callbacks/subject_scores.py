@@ -8,28 +8,37 @@ from typing import Any
 import lightning as L
 
 from personalar.scoring.metrics import MeanScores
+from personalar.selection import SelectionConfig, rule_values
 from personalar.types import Sample
 
 Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
 class SubjectScores(L.Callback):
-    """Logs `val/dino`, `val/clip_i`, `val/clip_t` and the zero-shot accuracies, over all processes."""
+    """Logs `val/dino`, `val/clip_i`, `val/clip_t`, the zero-shot accuracies and what selection compares.
 
-    def __init__(self, score: Score) -> None:
-        """Judge with `score`: samples to lines of scores.jsonl."""
-        self.score = score
-        self.means = MeanScores()
+    Every process has all pictures of a grid (`PersonalizationModule.validation_step`), rank zero alone has
+    judges: it scores, the others are told, and all log the same numbers.
+    """
+
+    def __init__(self, score: Score | None, selection: SelectionConfig | None = None) -> None:
+        """Judge with `score`: samples to lines of scores.jsonl; None above rank zero."""
+        self.score, self.selection = score, selection or SelectionConfig()
+        self.lines: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Score the subject's samples of a batch."""
-        self.means.to(pl_module.device)  # where the collective that joins the processes wants it
-        self.means.update(self.score([sample for sample in outputs if sample.kind == "subject"]))
+        if self.score is not None:
+            self.lines += self.score([sample for sample in outputs if sample.kind == "subject"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Join the processes and log; each of them logs the same numbers."""
-        means = self.means.compute()
-        self.means.reset()
-        pl_module.log_dict({f"val/{measure}": mean.float() for measure, mean in means.items()})
+        """Take the means, tell all processes and log."""
+        lines, self.lines = self.lines, []
+        means = MeanScores(sync_on_compute=False)  # rank zero has all pictures; the others have no lines
+        means.update(lines)
+        values = {measure: float(mean) for measure, mean in means.compute().items()}
+        values |= rule_values(lines, self.selection)
+        told = trainer.strategy.broadcast(values)
+        pl_module.log_dict({f"val/{measure}": value for measure, value in told.items()})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from personalar.process import peak_memory_bytes
+from personalar.strategy import gradient_norm
 
 
 class StepWatch(L.Callback):
@@ -54,6 +55,8 @@ class StepWatch(L.Callback):
         }
         if self.peak is not None:
             values["watch/mfu"] = self.flops / seconds / self.peak / trainer.world_size
+        if (norm := gradient_norm(trainer.strategy)) is not None:
+            values["watch/gradient_norm"] = norm
         row = self._row(pl_module)
         if row is not None and self._start is not None:
             values["watch/v_distance"] = float((row - self._start).norm())
@@ -65,7 +68,7 @@ class StepWatch(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
-        """Log the gradient's norm before clipping (DeepSpeed, which clips by itself, keeps its own)."""
+        """Log the gradient's norm before clipping (DeepSpeed's is logged after the step)."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if gradients:
             pl_module.log(

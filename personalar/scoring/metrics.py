@@ -46,8 +46,9 @@ class MeanScores(Metric):
     measures: list[Tensor]
     values: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        """Take torchmetrics' own `options`, such as `sync_on_compute`."""
+        super().__init__(**options)
         self.set_dtype(torch.float64)  # also of the empty state that a process without pictures sends
         for state in ("images", "subjects", "measures", "values"):
             self.add_state(state, [], dist_reduce_fx="cat")

@@ -1,0 +1,32 @@
+"""What a stage has learned by now, gathered from all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from personalar.models.lora import lora_files
+from personalar.sharding import whole_copy
+
+
+def learned_parts(pl_module: L.LightningModule) -> dict[str, Any]:
+    """Return the rows, weights and adapter of a `Concept`; all processes take part."""
+    weights = {name: whole_copy(p) for name, p in pl_module.network.weights.items()}
+    rows = whole_copy(pl_module.identifier.rows)
+    if pl_module.stage.trains.lora.rank == 0:
+        return {"rows": rows, "weights": weights, "lora": {}}
+    files = lora_files(pl_module.transformer, weights)
+    return {"rows": rows, "weights": {}, "lora": {f"lora/{name}": data for name, data in files.items()}}
+
+
+class Learned(L.Callback):
+    """Collects what a stage learned, from all processes, while its strategy is still up."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self.parts: dict[str, Any] = {}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather rows and weights; all processes take part."""
+        self.parts = learned_parts(pl_module)

@@ -1,0 +1,121 @@
+"""What is done to the blocks before training: compiled, in four bits, with an 8-bit optimizer."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_backend import make_backend
+
+from personalar.blocks import prepare_blocks, quantize_base
+from personalar.models.backend import save_backend
+from personalar.optimizer import make_optimizer
+
+NO_COMPILER = shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None
+WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes' CPU code wants multiples of 64
+QUANTIZED = 'bitsandbytes is not installed: pip install "personalar[quantized]"'
+
+
+def losses(run_dir: Path, stage: str) -> list[float]:
+    """Return the training losses of a stage in order."""
+    (path,) = (run_dir / "logs" / stage).glob("part_*/metrics.csv")
+    return [float(row["train/loss"]) for row in csv.DictReader(path.open()) if row.get("train/loss")]
+
+
+def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[float], list[torch.Tensor]]:
+    """Return losses and the last gradients of three steps on the attention's projections."""
+    transformer = make_backend().transformer
+    prepare_blocks(transformer, recompute=recompute, compiled=compiled)
+    chosen = [p for name, p in transformer.named_parameters() if "q_proj" in name]
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    optimizer = make_optimizer([{"params": chosen, "lr": 1e-3}], betas=(0.9, 0.999), name="adamw")
+    embeds = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = transformer(embeds).square().mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found, [parameter.grad for parameter in chosen]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+@pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
+    plain, gradients = train_a_little(compiled=False)
+    fused, others = train_a_little(compiled=True, recompute=recompute)
+    assert fused == pytest.approx(plain, rel=1e-5) and len(set(plain)) == 3
+    for one, two in zip(gradients, others, strict=True):
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+@pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
+def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) -> None:
+    """Losses of both stages are those of the run without; sampling goes the plain way."""
+    do_run(tmp_path, "stage=both", "scorer=none", "trainer.compile_blocks=true")
+    for stage in ("embedding", "transformer"):
+        assert losses(tmp_path, stage) == pytest.approx(losses(finished_run, stage), rel=1e-4)
+
+
+def test_states_in_8_bits_follow_those_in_32() -> None:
+    """Tensors below 4096 numbers stay in 32 bits."""
+    pytest.importorskip("bitsandbytes", reason=QUANTIZED)
+    goal = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name in ("adamw", "adamw8bit"):
+        parameter = torch.nn.Parameter(torch.zeros(64, 128))
+        optimizer = make_optimizer([{"params": [parameter], "lr": 1e-2}], betas=(0.9, 0.95), name=name)
+        for _ in range(30):
+            optimizer.zero_grad()
+            (parameter - goal).square().sum().backward()
+            optimizer.step()
+        found[name] = parameter.detach()
+    state = optimizer.state[parameter]
+    assert state["state1"].dtype == state["state2"].dtype == torch.uint8
+    error = (found["adamw8bit"] - found["adamw"]).abs()
+    assert error.mean() < 0.1 * found["adamw"].abs().mean()
+
+
+def test_four_bits_hold_the_matrices_nearly() -> None:
+    library = pytest.importorskip("bitsandbytes", reason=QUANTIZED)
+    transformer = make_backend(**WIDE).transformer
+    linear = transformer.model.layers[0].self_attn.q_proj
+    before = linear.weight.detach().clone()
+    names = {name for name, _ in transformer.named_modules()}
+    quantize_base(transformer)
+    assert {name for name, _ in transformer.named_modules()} == names
+    small = transformer.model.layers[0].self_attn.q_proj
+    assert small.weight.dtype == torch.uint8 and small.weight.numel() == before.numel() // 2
+    after = library.functional.dequantize_4bit(small.weight, small.weight.quant_state).float()
+    assert (after - before).abs().mean() < 0.12 * before.abs().mean()
+    embeds = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for _ in range(2):  # also after sampling, where bitsandbytes would pack the matrices for a CPU
+        inside = embeds.clone().requires_grad_()
+        transformer(inside).square().mean().backward()
+        gradients.append(inside.grad)
+        with torch.no_grad():
+            transformer.eval()(embeds)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> None:
+    """method=qlora and memory.optimizer=adamw8bit, both stages, on a CPU: it learns and leaves an adapter."""
+    pytest.importorskip("bitsandbytes", reason=QUANTIZED)
+    base = save_backend(make_backend(**WIDE), tmp_path / "model", dtype=torch.float32)
+    overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", f"model.path={base}"]
+    overrides += ["model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"]
+    run_dir = tmp_path / "run"
+    do_run(run_dir, *overrides)
+    assert len(set(losses(run_dir, "transformer"))) == 4
+    assert (run_dir / "concept" / "lora" / "adapter_model.safetensors").is_file()
