@@ -45,7 +45,7 @@ def rows_alone(run: Path, threads: int) -> dict:
         for s in config.samples.seeds
         for spec in specs
     ]
-    decoder = PlainDecoder(cfg_scale=3.0, top_p=0.95)
+    decoder = PlainDecoder(cfg_scale=config.decoder.cfg_scale, top_p=config.decoder.top_p)
     samples = Generator(backend=backend, decoder=decoder, identifier=identifier).samples(requests)
     dino = DinoScorer("package://nano/dino")
     references = dino.features(subject.train)
