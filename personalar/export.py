@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.commands import ExportConfig
 from personalar.compose import conf_dir, read_config, register
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder
@@ -69,20 +70,16 @@ def _write_checkpoint(config: ExportConfig, concept, files, folder: Path) -> Pat
 
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence."""
-    try:
+    with told("personalar.export"):
         for path in write_export(read_config(cfg)):
             print(path)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.export: {error}") from None
 
 
 def main() -> None:
     """Entry point."""
     conf = conf_dir()
-    try:
+    with told("personalar.export"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=ExportConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.export: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="export", version_base="1.3")(launch)()
 

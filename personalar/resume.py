@@ -30,15 +30,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file is complete or absent; reads tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: the disk is full, or refuses; torch's own error would hide that.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
             os.replace(temporary, path)
+        except (RuntimeError, OSError) as error:
+            if (refused := _refusal(error)) is None:
+                raise
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """Return the operating system's error behind `error`, which torch raised while it was handling that."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__context__
+    return error
 
 
 def digest_of(path: Path) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, read_config, register
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN
@@ -108,24 +109,20 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
 
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence."""
-    try:
+    with told("personalar.sample"):
         config = read_config(cfg)
         folder = concept_folder(config.concept)
         for note in check_prompts(config.prompts, [SUBJECT_TOKEN]):
             print(note)
         write_samples(config, folder)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.sample: {error}") from None
 
 
 def main() -> None:
     """Entry point."""
     keep_memory()
     conf = conf_dir()
-    try:
+    with told("personalar.sample"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.sample: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="sample", version_base="1.3")(launch)()
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 PRELOAD = ["deepspeed", "lightning", "peft", "hydra", "personalar.training", "personalar.run", "processes"]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,12 +30,15 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
     import torch
     from conftest_run import compose_config
 
+    from personalar.process import global_rank
     from personalar.run import personalize, prepare
+    from personalar.run_lock import locked
 
     torch.set_num_threads(1)
-    prepared = prepare(compose_config(*overrides), run_dir)
-    if prepared is not None:
-        personalize(*prepared, command="test")
+    with locked(run_dir, leads=global_rank() == 0):
+        prepared = prepare(compose_config(*overrides), run_dir)
+        if prepared is not None:
+            personalize(*prepared, command="test")
 
 
 def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: int) -> None:
@@ -96,9 +100,12 @@ def run_killed(run_dir: Path, overrides: Sequence[str], moment: int, name: str) 
         replace(source, target)
         event()
 
-    def saved(value: object, path: Path) -> None:
-        path.write_bytes(b"half of a checkpoint")
-        save(value, path)
+    def saved(value: object, stream: IO[bytes]) -> None:
+        stream.write(b"half of a checkpoint")
+        stream.flush()
+        event()
+        stream.seek(0)
+        save(value, stream)
 
     personalar.module.sequence_loss = before(personalar.module.sequence_loss)
     Generator.codes = before(Generator.codes)

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -65,12 +66,12 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
 ) -> None:
     save, calls = torch.save, []
 
-    def full(value: object, path: Path) -> None:
-        calls.append(path)
+    def full(value: object, stream: IO[bytes]) -> None:
+        calls.append(stream)
         if len(calls) == 2:
-            Path(path).write_bytes(b"half")
+            stream.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(value, path)
+        save(value, stream)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
