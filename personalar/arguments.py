@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.compose import group_options
+from personalar.targets import check_arguments
 
 SHOW_FLAGS = (
     "--help",
@@ -94,6 +95,7 @@ def prepare_arguments(
     Raises:
         ValueError: for an unknown setting, an unknown choice, or a missing subject, with what is allowed.
     """
+    check_arguments(arguments)
     groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
     foreign_conf = any(a.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for a in arguments)
     prepared, subject_given = [], False

@@ -22,6 +22,7 @@ from personalar.config import (
 )
 from personalar.evaluate_config import BenchmarkConfig, EvaluateConfig
 from personalar.recipe import RecipeConfig
+from personalar.targets import check_targets
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -92,8 +93,9 @@ def read_config(cfg: DictConfig) -> Any:
     """Return the typed configuration (`RunConfig` or `SampleConfig`).
 
     Raises:
-        ValueError: when a value is missing, out of range or contradicts another.
+        ValueError: when a value is missing, out of range, contradicts another or would run foreign code.
     """
+    check_targets(OmegaConf.to_container(cfg, resolve=False))
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")

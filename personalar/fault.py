@@ -16,6 +16,8 @@ OURS = ("personalar", "omegaconf", "hydra")
 """Packages whose ValueErrors are written for the person at the keyboard."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
+"""Packages whose errors mean that the other side did not answer."""
 OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
 GOES_ON = "what was finished is kept, and the same command goes on from there"
 
@@ -34,6 +36,9 @@ def told(command: str) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str | None:
     """Return what to tell a person about `error`; None where only a developer can mend it."""
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the network was lost ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses what is on this machine"
     if isinstance(error, OSError):
         return _system(error)
     if isinstance(error, ValueError | FloatingPointError) and _raised_by(error) in OURS:
@@ -80,9 +85,5 @@ def _system(error: OSError) -> str:
         return (
             f"{what} is in the way ({reason}): move it, or choose another folder "
             "(hydra.run.dir=DIR for a run, out=DIR elsewhere)"
-        )
-    if isinstance(error, ConnectionError | TimeoutError):
-        return (
-            f"the network was lost ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses only what is on this machine"
         )
     return f"{what}: {reason}; {GOES_ON} once that is mended"

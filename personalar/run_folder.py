@@ -38,7 +38,9 @@ class RunFolder:
         record = path / "run.json"
         try:
             self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-        except ValueError as error:
+            if not isinstance(self.record, dict) or not isinstance(self.record.get("stages", {}), dict):
+                raise ValueError("no object with stages")
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{record} is damaged ({error}): restore it, or delete the run folder"
             ) from error
