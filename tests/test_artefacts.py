@@ -222,7 +222,10 @@ def test_rows_of_another_kind(whole: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", [ROWS_FILE, WEIGHTS_FILE, "lora/adapter_model.safetensors"])
-def test_a_pickle_in_the_place_of_tensors(tiny_backend, whole: Path, tmp_path: Path, name: str) -> None:
+def test_a_pickle_in_the_place_of_tensors(
+    tiny_backend, whole: Path, tmp_path: Path, name: str, record_property
+) -> None:
+    record_property("inputs", 2)
     bomb = tmp_path / "exploded"
     for data in (pickle.dumps(Bomb(bomb)), torch_pickle(Bomb(bomb), tmp_path)):
         (whole / name).write_bytes(data)
@@ -392,7 +395,8 @@ def prepare(*arguments: str) -> list[str]:
     "name", ["os.system", "builtins.exec", "personalar.decoding.sampling.Sampling", "subprocess.run",
              "personalar.decoding.plain.PlainDecoder.__init__", "personalar.run.main", "hydra.utils.call"]
 )  # fmt: skip
-def test_a_target_that_is_no_seam_of_ours(name: str, tmp_path: Path) -> None:
+def test_a_target_that_is_no_seam_of_ours(name: str, tmp_path: Path, record_property) -> None:
+    record_property("inputs", 6)
     with pytest.raises(ValueError, match=r"_target_='.*' is refused.*allowed: a decoder \(personalar\.dec"):
         prepare(f"decoder._target_={name}")
     with pytest.raises(ValueError, match=r"is refused.*allowed: a decoder"):

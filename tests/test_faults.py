@@ -62,7 +62,9 @@ def assert_finished_stays(before: dict[str, bytes], run_dir: Path) -> dict[str, 
     return now
 
 
-def test_a_disk_that_is_full_again_and_again(do_run, finished_run: Path, small_disk: Path) -> None:
+def test_a_disk_that_is_full_again_and_again(
+    do_run, finished_run: Path, small_disk: Path, record_property
+) -> None:
     """Room grows by 64 KiB after each failure: it fills at many places, and no work is lost at any."""
     run_dir, kept, said, size = small_disk / "run", {}, [], 256
     for _ in range(60):
@@ -76,6 +78,7 @@ def test_a_disk_that_is_full_again_and_again(do_run, finished_run: Path, small_d
             assert not [path for path in run_dir.rglob(".*.tmp") if path.stat().st_size > 1 << 16]
             size += 64
             remount(small_disk, f"size={size}k")
+    record_property("inputs", len(said))
     assert len(said) >= 3
     for line in said:
         assert re.search(r"could not be written \(No space left on device\): what was finished is kept", line)
@@ -187,8 +190,11 @@ KILLS = [
 """Where, at which of its events in that process, and how; one after the other in one run folder."""
 
 
-def test_kills_in_every_phase(run_overrides: list[str], finished_run: Path, tmp_path: Path) -> None:
+def test_kills_in_every_phase(
+    run_overrides: list[str], finished_run: Path, tmp_path: Path, record_property
+) -> None:
     """Eight kills in one run folder, each in a named phase; the lock of a killed run blocks nobody."""
+    record_property("inputs", len(KILLS))
     run_dir, log, kept = tmp_path / "run", tmp_path / "log", {}
     for place, count, name in KILLS:
         code = ended(run_killed_in, run_dir, run_overrides, place, count, name, log=log)

@@ -113,7 +113,8 @@ def test_the_longest_prompt_is_drawn_and_one_more_is_not(tiny_backend) -> None:
         encode_prompts(tiny_backend, [f"{fits}\x01"], None)
 
 
-def test_odd_prompts_are_drawn(tiny_backend) -> None:
+def test_odd_prompts_are_drawn(tiny_backend, record_property) -> None:
+    record_property("inputs", len(ODD) + len(SPECIAL))
     from personalar.decoding.plain import PlainDecoder
 
     identifier = Identifier(tokens=NAMES, rows=torch.zeros(3, 32))

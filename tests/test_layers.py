@@ -50,6 +50,7 @@ LAYERS = {
         "commands",
         "compose",
         "recipe",
+        "ranges",
         "layout",
         "machine",
         "evaluate_config",

@@ -32,11 +32,12 @@ def ended(work, *arguments, log: Path) -> int:
 
 @pytest.mark.parametrize("round_", range(max(1, KILLS // 5)))
 def test_kills_anywhere_change_nothing(
-    round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path
+    round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path, record_property
 ) -> None:
     """Signals at random events, one after the other in the same run folder, until it is finished."""
     rng = random.Random(f"{KILLS} {round_}")
     run_dir, log = tmp_path / "run", tmp_path / "log"
+    record_property("inputs", min(5, KILLS))
     for _ in range(min(5, KILLS)):
         moment, name = rng.randrange(2, 60), rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"])
         code = ended(run_killed, run_dir, run_overrides, moment, name, log=log)
