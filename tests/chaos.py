@@ -23,7 +23,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = (
     "tests/test_run_lock.py", "tests/test_faults.py", "tests/test_resume.py", "tests/test_photos.py",
-    "tests/test_concept.py", "tests/test_artefacts.py", "tests/test_hostile_prompts.py", "tests/test_knobs.py",
+    "tests/test_concept.py", "tests/test_artefacts.py", "tests/test_hostile_prompts.py",
+    "tests/test_knobs.py",
     "tests/test_locate.py::test_what_the_hub_can_answer",
     "tests/test_locate.py::test_a_full_disk_is_told_before_the_download",
     "tests/test_generator.py::test_out_of_memory_halves_the_batch_and_goes_on",
@@ -31,23 +32,69 @@ FILES = (
     "tests/test_dashboard.py::test_without_an_account_it_stays_on_this_machine",
 )  # fmt: skip
 ROWS = (  # the first pattern that a test's name matches; what is tried; what must come of it
-    ("test_run_lock", "a second run in one folder, a lock left by a killed one", "the second ends in one sentence"),
-    ("kills|sigterm", "SIGKILL and SIGTERM, at random events and in every phase", "ends byte for byte the same"),
-    ("disk|write_that_fails|too_large", "full disks and file limits, at every kind of file", "nothing finished lost; goes on"),
-    ("cannot_be_written|becomes_read_only|system_refuses", "folders and files that may not be written", "one sentence"),
-    ("clock", "a clock set back, files from the future", "ends byte for byte the same"),
-    ("network|hub_can|wandb|account", "lost networks: W&B, the hub", "offline, or one sentence"),
-    ("memory", "too little memory, in sampling and in training", "halves, or names the knobs; goes on"),
-    ("diverged|no_number", "a loss that is no number", "stops before the step, last good one named"),
-    ("test_photos", "photos: formats, sizes, damage, duplicates, links", "used with a note, or one sentence"),
-    ("checkpoint|deepspeed|ddp_resumes|record_of|record_that_names|run_record", "checkpoints and run.json: damaged, foreign, hostile", "one sentence; no code runs"),
-    ("target|yaml|seams", "_target_ and strangers' YAML", "refused, seams named; no code runs"),
-    ("test_artefacts|test_concept|test_resume", "concept folders and bases: cut, flipped, hostile", "one sentence; no write elsewhere"),
-    ("test_hostile_prompts", "prompts: special names, control signs, 10,000 characters, any script", "text, or one sentence"),
-    ("misspelt", "misspelt settings", "the nearest right one named"),
-    ("test_knobs", "values of another type, out of range, contradictory", "one sentence with what is allowed"),
-    ("", "others", "as their tests say"),
+    ("test_photos",
+     "photos: formats, sizes, damage, duplicates, links",
+     "used with a note, or one sentence"),
+    ("test_hostile_prompts",
+     "prompts: special names, control signs, 10,000 characters, any script",
+     "text, or one sentence"),
+    ("misspelt",
+     "misspelt settings",
+     "the nearest right one named"),
+    ("test_knobs",
+     "values of another type, out of range, contradictory",
+     "one sentence with what is allowed"),
+    ("test_run_lock",
+     "a second run in one folder, a lock left by a killed one",
+     "the second ends in one sentence"),
+    ("kills|sigterm",
+     "SIGKILL and SIGTERM, at random events and in every phase",
+     "ends byte for byte the same"),
+    ("disk|write_that_fails|too_large",
+     "full disks and file limits, at every kind of file",
+     "nothing finished lost; goes on"),
+    ("cannot_be_written|becomes_read_only|system_refuses",
+     "folders and files that may not be written",
+     "one sentence"),
+    ("clock",
+     "a clock set back, files from the future",
+     "ends byte for byte the same"),
+    ("network|hub_can|wandb|account",
+     "lost networks: W&B, the hub",
+     "offline, or one sentence"),
+    ("memory",
+     "too little memory, in sampling and in training",
+     "halves, or names the knobs; goes on"),
+    ("diverged|no_number",
+     "a loss that is no number",
+     "stops before the step, last good one named"),
+    ("checkpoint|deepspeed|ddp_resumes|record_of|record_that_names|run_record",
+     "checkpoints and run.json: damaged, foreign, hostile",
+     "one sentence; no code runs"),
+    ("target|yaml|seams",
+     "_target_ and strangers' YAML",
+     "refused, seams named; no code runs"),
+    ("test_artefacts|test_concept|test_resume",
+     "concept folders and bases: cut, flipped, hostile",
+     "one sentence; no write elsewhere"),
+    ("",
+     "others",
+     "as their tests say"),
 )  # fmt: skip
+
+
+HEAD = (
+    "# What was tried to break it",
+    "",
+    "Written by one command; do not edit. Every row is a kind of fault or input; a test *holds* when what",
+    "must come of it came. An input is one damaged file, kill, prompt, value or photo; property tests count",
+    "examples.",
+    "",
+)
+TABLE = (
+    "| tried | must come of it | tests | inputs | held | failed | skipped |",
+    "|---|---|---:|---:|---:|---:|---:|",
+)
 
 
 @dataclass
@@ -74,7 +121,7 @@ class Counter:
             return
         if report.when == "teardown":
             return
-        pattern = next(pattern for pattern, *_ in ROWS if re.search(pattern, report.nodeid))
+        pattern = next(pattern for pattern, *_ in ROWS if re.search(pattern, report.nodeid.split("[")[0]))
         row = self.rows[pattern]
         row.tests += 1
         row.inputs += inputs_of(report)
@@ -117,14 +164,9 @@ def commit() -> str:
     )
 
 
-def page(counter: Counter, *, command: str, seconds: float, kills: int) -> str:
+def page(counter: Counter, *, command: str, seconds: float) -> str:
     """Return docs/reliability.md."""
-    lines = [
-        "# What was tried to break it", "",
-        "Written by one command; do not edit. Every row is a kind of fault or input; a test *holds* when what must",
-        "come of it came. An input is one damaged file, kill, prompt, value or photo; property tests count examples.", "",
-        "| tried | must come of it | tests | inputs | held | failed | skipped |", "|---|---|---:|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    lines = [*HEAD, *TABLE]
     total = Tally()
     for pattern, what, outcome in ROWS:
         row = counter.rows[pattern]
@@ -138,10 +180,14 @@ def page(counter: Counter, *, command: str, seconds: float, kills: int) -> str:
     lines += [f"| **all** | | {numbers} |", ""]
     lines += [f"Failed: `{name}`" for name in counter.failures]
     lines += [
-        f"- Command: `{command}` (random kills: {kills})", f"- Commit: {commit()}", f"- Machine: {machine()}",
-        f"- Date: {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes", "",
-        "Where mounting a small disk is not allowed (not root), the tests that need one are skipped and counted so.", "",
-    ]  # fmt: skip
+        f"- Command: `make chaos`, which runs `{command}`",
+        f"- Commit: {commit()}",
+        f"- Machine: {machine()}",
+        f"- Date: {datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes",
+        "",
+        "Where mounting a small disk is not allowed (not root), the tests that need one are skipped.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -157,8 +203,8 @@ def main() -> None:
     code = pytest.main(
         ["-q", "--hypothesis-show-statistics", "-p", "no:cacheprovider", *FILES, *more], [counter]
     )
-    command = f"make chaos KILLS={given.kills}" if not more else f"python tests/chaos.py {' '.join(more)}"
-    text = page(counter, command=command, seconds=time.perf_counter() - started, kills=given.kills)
+    command = f"python tests/chaos.py --kills {given.kills} {' '.join(more)}".strip()
+    text = page(counter, command=command, seconds=time.perf_counter() - started)
     given.out.write_text(text, encoding="utf-8")
     print(f"page: {given.out}")
     sys.exit(code)
