@@ -8,6 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 KILLS ?= 20
+JOBS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help run test chaos lint format audit licences clean
@@ -30,7 +31,7 @@ test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
 	$(VENV)/bin/python -m pytest -q
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
-	$(VENV)/bin/python tests/chaos.py --kills $(KILLS)
+	$(VENV)/bin/python tests/chaos.py --kills $(KILLS) --jobs $(JOBS)
 
 lint: $(VENV)/.installed  ## check style
 	$(VENV)/bin/python -m ruff check .

@@ -4,6 +4,7 @@
     lora/                           the adapter as PEFT wrote it, where stage 2 trained one
     checkpoint/                     with checkpoint=true: the whole transformer, learned weights in it, shards
                                     and norms as Lumina-mGPT's own code reads them
+    README.md                       the model card: use, provenance, hashes, with a head for Hugging Face
 
 `personalar.adopt` makes a concept of the first two again.
 """
@@ -32,6 +33,7 @@ def write_export(config: ExportConfig) -> list[Path]:
         FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together.
     """
     from personalar.concept import Concept, base_fingerprint, save_row, write_atomic
+    from personalar.model_card import write_card
 
     concept, out = Concept.load(concept_folder(config.concept)), Path(config.out).expanduser()
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
@@ -48,7 +50,7 @@ def write_export(config: ExportConfig) -> list[Path]:
             f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of "
             "these files; checkpoint=true writes all of it"
         )
-    return paths
+    return [*paths, write_card(concept, out)]
 
 
 def _write_checkpoint(config: ExportConfig, concept, files, folder: Path) -> Path:

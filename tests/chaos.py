@@ -1,6 +1,6 @@
 """Every fault and every bad input that is tried, in one command: `make chaos` writes docs/reliability.md.
 
-    python tests/chaos.py [--out docs/reliability.md] [--kills 20] [pytest arguments]
+    python tests/chaos.py [--out docs/reliability.md] [--kills 20] [--jobs 1]
 
 A page is measured, never written by hand: counts come from the tests as they ran.
 """
@@ -8,12 +8,15 @@ A page is measured, never written by hand: counts come from the tests as they ra
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +24,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = (
-    "tests/test_run_lock.py", "tests/test_faults.py", "tests/test_resume.py", "tests/test_photos.py",
-    "tests/test_concept.py", "tests/test_artefacts.py", "tests/test_hostile_prompts.py",
-    "tests/test_knobs.py",
-    "tests/test_locate.py::test_what_the_hub_can_answer",
-    "tests/test_locate.py::test_a_full_disk_is_told_before_the_download",
-    "tests/test_generator.py::test_out_of_memory_halves_the_batch_and_goes_on",
-    "tests/test_watch.py::test_a_loss_that_is_no_number_stops_with_what_led_to_it",
-    "tests/test_dashboard.py::test_without_an_account_it_stays_on_this_machine",
-)  # fmt: skip
+PARTS = (  # run side by side with --jobs
+    ("tests/test_faults.py",),
+    ("tests/test_resume.py",),
+    (
+        "tests/test_run_lock.py",
+        "tests/test_photos.py",
+        "tests/test_concept.py",
+        "tests/test_artefacts.py",
+        "tests/test_hostile_prompts.py",
+        "tests/test_knobs.py",
+        "tests/test_locate.py::test_what_the_hub_can_answer",
+        "tests/test_locate.py::test_a_full_disk_is_told_before_the_download",
+        "tests/test_generator.py::test_out_of_memory_halves_the_batch_and_goes_on",
+        "tests/test_watch.py::test_a_loss_that_is_no_number_stops_with_what_led_to_it",
+        "tests/test_dashboard.py::test_without_an_account_it_stays_on_this_machine",
+    ),
+)
 ROWS = (  # the first pattern that a test's name matches; what is tried; what must come of it
     ("test_photos",
      "photos: formats, sizes, damage, duplicates, links",
@@ -191,23 +201,63 @@ def page(counter: Counter, *, command: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
+def run_part(number: int) -> None:
+    """Run one of `PARTS` in this process and print what it counted as the last line."""
+    counter = Counter()
+    arguments = ["-q", "--hypothesis-show-statistics", "-p", "no:cacheprovider", *PARTS[number]]
+    code = pytest.main(arguments, [counter])
+    rows = {pattern: vars(tally) for pattern, tally in counter.rows.items()}
+    print(json.dumps({"code": int(code), "rows": rows, "failures": counter.failures}))
+
+
+def start_part(number: int) -> Counter:
+    """Run one of `PARTS` in a process of its own and return what it counted."""
+    words = [sys.executable, __file__, "--part", str(number)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout, done.stderr, sep="\n", flush=True)
+    counter = Counter()
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        told = {"code": 1, "rows": {}, "failures": [f"part {number} ended without a count"]}
+    for pattern, numbers in told["rows"].items():
+        counter.rows[pattern] = Tally(**numbers)
+    counter.failures = told["failures"]
+    counter.failures += [f"part {number} ended with {told['code']}"] * (told["code"] not in (0, 1))
+    return counter
+
+
+def together(parts: Sequence[Counter]) -> Counter:
+    """Return the sum."""
+    counter = Counter()
+    for part in parts:
+        counter.failures += part.failures
+        for pattern, tally in part.rows.items():
+            for name, number in vars(tally).items():
+                setattr(counter.rows[pattern], name, getattr(counter.rows[pattern], name) + number)
+    return counter
+
+
 def main() -> None:
-    """Run the tests and write the page; the exit code is pytest's."""
+    """Run the tests and write the page; the exit code is 1 when something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reliability.md")
     parser.add_argument("--kills", type=int, default=20)
-    given, more = parser.parse_known_args()
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part is not None:
+        run_part(given.part)
+        return
     os.environ["PERSONALAR_KILLS"] = str(given.kills)
-    os.chdir(ROOT)
-    counter, started = Counter(), time.perf_counter()
-    code = pytest.main(
-        ["-q", "--hypothesis-show-statistics", "-p", "no:cacheprovider", *FILES, *more], [counter]
-    )
-    command = f"python tests/chaos.py --kills {given.kills} {' '.join(more)}".strip()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(given.jobs) as pool:
+        counter = together(list(pool.map(start_part, range(len(PARTS)))))
+    command = f"python tests/chaos.py --kills {given.kills} --jobs {given.jobs}"
     text = page(counter, command=command, seconds=time.perf_counter() - started)
     given.out.write_text(text, encoding="utf-8")
     print(f"page: {given.out}")
-    sys.exit(code)
+    sys.exit(1 if counter.failures else 0)
 
 
 if __name__ == "__main__":

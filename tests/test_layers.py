@@ -35,6 +35,7 @@ LAYERS = {
         "identifier",
         "concept",
         "concept_check",
+        "model_card",
         "run_folder",
         "run_lock",
         "objective",
