@@ -148,7 +148,7 @@ def inputs_of(report: pytest.TestReport) -> int:
         if name == "inputs":
             return int(value)
         if "hypothesis" in name:
-            return max(1, sum(map(int, re.findall(r"(\d+) (?:passing|failing) examples", str(value)))))
+            return max(1, sum(map(int, re.findall(r"(\d+) (?:passing|failing)", str(value)))))
     return 1
 
 
@@ -250,6 +250,8 @@ def main() -> None:
         run_part(given.part)
         return
     os.environ["PERSONALAR_KILLS"] = str(given.kills)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads wait for each other on a busy machine
     started = time.perf_counter()
     with ThreadPoolExecutor(given.jobs) as pool:
         counter = together(list(pool.map(start_part, range(len(PARTS)))))
