@@ -127,11 +127,11 @@ class Counter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test when it was called, or when it could not be."""
-        if report.when != "call" and report.passed:
-            return
-        if report.when == "teardown":
-            return
         pattern = next(pattern for pattern, *_ in ROWS if re.search(pattern, report.nodeid.split("[")[0]))
+        if report.when == "teardown":  # where hypothesis tells how many examples there were
+            self.rows[pattern].inputs += max(0, examples_of(report) - 1)
+        if report.when == "teardown" or (report.when != "call" and report.passed):
+            return
         row = self.rows[pattern]
         row.tests += 1
         row.inputs += inputs_of(report)
@@ -143,13 +143,14 @@ class Counter:
 
 
 def inputs_of(report: pytest.TestReport) -> int:
-    """Return how many inputs a test tried: its own count, its examples, or the one that it is."""
-    for name, value in report.user_properties:
-        if name == "inputs":
-            return int(value)
-        if "hypothesis" in name:
-            return max(1, sum(map(int, re.findall(r"(\d+) (?:passing|failing)", str(value)))))
-    return 1
+    """Return how many inputs a test says it tried, or the one that it is."""
+    return next((int(value) for name, value in report.user_properties if name == "inputs"), 1)
+
+
+def examples_of(report: pytest.TestReport) -> int:
+    """Return how many examples a property test was given, none for another test."""
+    told = str(getattr(report, "_hypothesis_stats", ""))  # where --hypothesis-show-statistics keeps it
+    return sum(map(int, re.findall(r"(\d+) (?:passing|failing)", told)))
 
 
 def machine() -> str:
