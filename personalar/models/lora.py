@@ -169,7 +169,7 @@ def _check_adapter(
         f"use_rslora={config.get('use_rslora')!r:.40}": config.get("use_rslora", True) is True,
     }  # fmt: skip
     if wrong := [told for told, fine in problems.items() if not fine]:
-        raise ValueError(f"the adapter does not suit this base ({', '.join(wrong)}): another architecture")
+        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
     if strange := [n for n, t in saved.items() if not (t.is_floating_point() and torch.isfinite(t).all())]:
         raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
 
