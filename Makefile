@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 KILLS ?= 20
-JOBS ?= 1
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test chaos lint format audit licences clean
