@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.commands import AdoptConfig
 from personalar.compose import conf_dir, read_config, register
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.prompts import SUBJECT_TOKEN
 
@@ -87,21 +88,17 @@ def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
 
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence."""
-    try:
+    with told("personalar.adopt"):
         config: AdoptConfig = read_config(cfg)
         concept = adopt(config, obtain_model(config.model, say=print))
         print(concept.save(Path(config.out).expanduser()))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.adopt: {error}") from None
 
 
 def main() -> None:
     """Entry point."""
     conf = conf_dir()
-    try:
+    with told("personalar.adopt"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=AdoptConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.adopt: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="adopt", version_base="1.3")(launch)()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from personalar.compose import group_options
+from personalar.targets import check_arguments
 
 SHOW_FLAGS = (
     "--help",
@@ -23,6 +25,13 @@ SHOW_FLAGS = (
     "--shell-completion",
     "-sc",
 )
+
+KINDS = {
+    int: (r"[+-]?\d[\d_]*", "a whole number"),
+    float: (r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", "a number"),
+    bool: (r"true|false|yes|no|on|off|y|n|1|0", "true or false"),
+}
+"""How a value of each type is written, as a pattern and in words."""
 
 
 def _suggest(value: str, allowed: Iterable[str]) -> str:
@@ -62,8 +71,12 @@ def _inner_type(hint: Any) -> Any:
     return arguments[0] if type(None) in typing.get_args(hint) and len(arguments) == 1 else hint
 
 
-def check_key(key: str, schema: type) -> None:
-    """Raise ValueError, naming the allowed keys, when `key` (a.b.c) is no setting of `schema`."""
+def check_key(key: str, schema: type) -> Any:
+    """Return the type of the setting `key` (a.b.c) of `schema`.
+
+    Raises:
+        ValueError: there is no such setting; the allowed ones are named.
+    """
     hint: Any = schema
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -71,14 +84,34 @@ def check_key(key: str, schema: type) -> None:
             hint = _inner_type(typing.get_args(hint)[1])
             continue
         if not dataclasses.is_dataclass(hint):
-            return
+            return Any
         hints = typing.get_type_hints(hint)
         if part not in hints:
             where = ".".join(parts[:depth]) or "the command"
             names = [f.name for f in dataclasses.fields(hint)]
             allowed = f"{_suggest(part, names)}\nallowed: {', '.join(names)}"
             raise ValueError(f"{key} is no setting: {where} has no {part!r}{allowed}")
-        hint = _inner_type(hints[part])
+        hint = hints[part] if depth == len(parts) - 1 else _inner_type(hints[part])
+    return hint
+
+
+def check_value(key: str, text: str, hint: Any) -> None:
+    """Raise ValueError unless `text` can be a value of type `hint`; Hydra reads lists and formulas."""
+    if any(sign in text for sign in "(*[${'\""):
+        return
+    kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
+    if dataclasses.is_dataclass(kind) or typing.get_origin(kind) in (list, dict):
+        if text == "null" and may_lack:
+            return
+        form = "a list, as [a,b]" if typing.get_origin(kind) is list else f"what it holds, as {key}.x=..."
+        raise ValueError(f"{key}={text!r} is no value; allowed: {form}")
+    if kind not in KINDS:
+        return
+    for choice in text.split(","):
+        if (choice == "null" and may_lack) or re.fullmatch(KINDS[kind][0], choice.strip(), re.IGNORECASE):
+            continue
+        allowed = f"{KINDS[kind][1]}{', or null' if may_lack else ''}"
+        raise ValueError(f"{key}={choice!r} is no value; allowed: {allowed}")
 
 
 def prepare_arguments(
@@ -94,6 +127,7 @@ def prepare_arguments(
     Raises:
         ValueError: for an unknown setting, an unknown choice, or a missing subject, with what is allowed.
     """
+    check_arguments(arguments)
     groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
     foreign_conf = any(a.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for a in arguments)
     prepared, subject_given = [], False
@@ -111,7 +145,7 @@ def prepare_arguments(
             prepared.append({"subject": f"+{bare}", "experiment": bare}.get(key, argument))
             continue
         if "@" not in key and "/" not in key:
-            check_key(key, schema)
+            check_value(key, value, check_key(key, schema))
         prepared.append(argument)
     shows_only = any(argument.split("=")[0] in SHOW_FLAGS for argument in arguments)
     given = [argument.lstrip("+~").partition("=")[0] for argument in arguments]

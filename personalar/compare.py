@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from personalar.fault import told
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
@@ -19,10 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     from personalar.comparison import markdown
     from personalar.comparison_page import compare_folders
 
-    try:
+    with told("personalar.compare"):
         records = compare_folders(given.folders, given.out)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.compare: {error}") from None
     print(markdown(records))
     print(f"page: {given.out / 'comparison.html'}")
 

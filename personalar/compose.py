@@ -21,7 +21,10 @@ from personalar.config import (
     TrainerConfig,
 )
 from personalar.evaluate_config import BenchmarkConfig, EvaluateConfig
-from personalar.recipe import RecipeConfig
+from personalar.ranges import check_ranges
+from personalar.recipe import RecipeConfig, one_of
+from personalar.targets import check_targets
+from personalar.types import STAGE_NAMES
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -36,6 +39,13 @@ GROUPS: dict[str, Any] = {
     "scorer": ScorerConfig,
     "benchmark": BenchmarkConfig,
 }
+
+
+MEASURES = (
+    "dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy", "images", "class_dino",
+    "class_drift", "pres", "diversity", "drift", "nearest", "memorised", "steps", "seconds",
+)  # fmt: skip
+"""What summary.json says of a stage in one number: what an objective may be made of."""
 
 
 def conf_dir() -> Path:
@@ -88,15 +98,28 @@ def package_path(where: str) -> Path:
     return Path(__file__).resolve().parent / inside if inside != where else Path(where).expanduser()
 
 
+def check_names(values: dict[str, Any]) -> None:
+    """Raise ValueError for names in lists that would be passed over in silence, or met at the very end."""
+    for name in values.get("stage", {}).get("run", []):
+        one_of("stage.run", name, STAGE_NAMES[1:])
+    for product in values.get("objective", []):
+        for factor in str(product).split("*"):
+            one_of("objective", factor.strip(), MEASURES)
+
+
 def read_config(cfg: DictConfig) -> Any:
     """Return the typed configuration (`RunConfig` or `SampleConfig`).
 
     Raises:
-        ValueError: when a value is missing, out of range or contradicts another.
+        ValueError: when a value is missing, out of range, contradicts another or would run foreign code.
     """
+    check_targets(OmegaConf.to_container(cfg, resolve=False))
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+    values = OmegaConf.to_container(cfg, resolve=True)
+    check_ranges(values)
+    check_names(values)
     return OmegaConf.to_object(cfg)
 
 

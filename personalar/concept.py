@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from personalar import __version__
+from personalar.concept_check import join_rows, parse_record, read_tensors
 from personalar.identifier import Identifier
 from personalar.models.lora import load_lora, merge_lora
+from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer
 
 FORMAT_VERSION = 1
@@ -41,14 +41,18 @@ class HasTransformer(Protocol):
     """What a concept needs of a backend."""
 
     transformer: ChameleonTransformer
+    tokenizer: Tokenizer
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:  # half a file would take the room that lacks
+        temporary.unlink(missing_ok=True)
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:
@@ -100,6 +104,8 @@ class Concept:
 
     def save(self, folder: Path) -> Path:
         """Write the folder, `concept.json` last; return it."""
+        if (folder / "lora").is_symlink():
+            raise ValueError(f"{folder / 'lora'} is a link: nothing is written outside of a concept's folder")
         (folder / RECORD_FILE).unlink(missing_ok=True)
         rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
         files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
@@ -130,20 +136,18 @@ class Concept:
             FileNotFoundError: when it holds no concept.
             ValueError: when it was written by another format version, is damaged or holds NaN.
         """
-        record = _read_record(folder)
+        allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
+        record = parse_record(folder / RECORD_FILE, version=FORMAT_VERSION, files=allowed, needed=ROWS_FILE)
         files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
-        rows = _tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
-        if set(rows) != set(record["identifier"]):
-            raise ValueError(
-                f"{folder}: rows {sorted(rows)} do not match names {sorted(record['identifier'])}"
-            )
-        weights = _tensors(folder / WEIGHTS_FILE, files.pop(WEIGHTS_FILE)) if WEIGHTS_FILE in files else {}
+        rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
+        changed = files.pop(WEIGHTS_FILE, None)
+        weights = {} if changed is None else read_tensors(folder / WEIGHTS_FILE, changed)
         return cls(
             base=record["base"],
             subject=record["subject"],
             stage=record["stage"],
             tokens=record["identifier"],
-            rows=torch.cat([rows[name] for name in record["identifier"]]),
+            rows=join_rows(folder / ROWS_FILE, rows, record["identifier"]),
             weights=weights,
             lora=files,
             config=record["config"],
@@ -170,6 +174,7 @@ class Concept:
             raise ValueError(
                 f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
             )
+        _check_ids(self.tokens, backend)
         device = next(iter(parameters.values())).device
         with torch.no_grad():
             for name, tensor in self.weights.items():
@@ -197,7 +202,7 @@ def read_row(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise FileNotFoundError(f"embeds={path} does not exist: give a learned_embeds.safetensors")
-    tensors = _tensors(path, path.read_bytes())
+    tensors = read_tensors(path, path.read_bytes())
     if len(tensors) != 1:
         raise ValueError(
             f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
@@ -208,6 +213,15 @@ def read_row(path: Path) -> Tensor:
             f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
         )
     return row.reshape(1, -1).float()
+
+
+def _check_ids(tokens: Mapping[str, int], backend: HasTransformer) -> None:
+    """Refuse ids that mean something already: a row in their place would change every prompt or picture."""
+    foreign = {name: index for name, index in tokens.items() if index not in backend.tokenizer.concept_ids}
+    if foreign:
+        raise ValueError(
+            f"the concept takes the ids {foreign}, which this base has not reserved for names: another base"
+        )
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -221,26 +235,6 @@ def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Par
             raise ValueError(f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {expected}")
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no concept: {RECORD_FILE} is missing (a finished run has it in concept/)"
-        )
-    try:
-        record = json.loads(path.read_bytes())
-        version = record["format_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): make the concept again") from error
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format_version {version}, this program reads {FORMAT_VERSION}")
-    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
-    missing = {"base", "subject", "stage", "identifier", "config", "files"} - set(record)
-    if missing or not {ROWS_FILE} <= set(record["files"]) <= allowed:
-        raise ValueError(f"{path} is damaged: it lacks {sorted(missing) or ROWS_FILE} or names foreign files")
-    return record
-
-
 def _read_checked(folder: Path, name: str, digest: str) -> bytes:
     path = folder / name
     if not path.is_file():
@@ -249,14 +243,3 @@ def _read_checked(folder: Path, name: str, digest: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(f"{path} differs from what {RECORD_FILE} says: truncated or changed, copy it again")
     return data
-
-
-def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        tensors = load_safetensors(data)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error})") from error
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinity; the training diverged, use a lower lr")
-    return tensors

@@ -39,7 +39,8 @@ def steps_after(record: Mapping[str, Any], stage: str) -> int:
 def start(session: Session) -> Any:
     """Return a W&B run for the folder, a new one or the one that an interrupted command began.
 
-    Without an account the run is kept offline, and a line says how to upload it.
+    Without an account, or where W&B cannot be reached, the run is kept offline, and a line says how to upload
+    it.
     """
     import wandb
 
@@ -49,9 +50,32 @@ def start(session: Session) -> Any:
     offline = config.wandb_offline or wandb.api.api_key is None
     if offline and not config.wandb_offline:
         session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")
+    try:
+        run = _open(session, offline=offline)
+    except wandb.errors.CommError as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        session.reporter.say(f"W&B: cannot be used now ({reason}); the run is kept offline")
+        offline = True
+        wandb.teardown()  # its process holds the run's id still
+        run = _open(session, offline=offline)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+    run.define_metric("samples_step")
+    run.define_metric("samples", step_metric="samples_step")
+    if offline:
+        kept = Path(run.dir).parent
+        session.reporter.say(f"W&B: offline in {kept.parent}; upload it with: wandb sync {kept}")
+    return run
+
+
+def _open(session: Session, *, offline: bool) -> Any:
+    """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError where it cannot be reached."""
+    import wandb
+
+    config, folder = session.config.logger, session.folder
     logs = folder.path / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
+    return wandb.init(
         project=config.wandb_project,
         entity=config.wandb_entity,
         id=folder.record["wandb_id"],
@@ -69,15 +93,6 @@ def start(session: Session) -> Any:
         config=asdict(session.config),
         settings=wandb.Settings(console="off", silent=True),
     )
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step")
-    run.define_metric("samples_step")
-    run.define_metric("samples", step_metric="samples_step")
-    if offline:
-        session.reporter.say(
-            f"W&B: offline in {logs / 'wandb'}; upload it with: wandb sync {Path(run.dir).parent}"
-        )
-    return run
 
 
 def log_references(run: Any, folder: RunFolder) -> None:

@@ -20,6 +20,7 @@ from personalar.arguments import prepare_arguments
 from personalar.commands import DoctorConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import ModelConfig, TrainerConfig
+from personalar.fault import told
 from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, statement
 from personalar.process import available_cores
 
@@ -131,10 +132,8 @@ def _memory_bytes() -> int:
 
 def launch(cfg: DictConfig) -> None:
     """Examine one configuration."""
-    try:
+    with told("personalar.doctor"):
         findings = examine(read_config(cfg))
-    except ValueError as error:
-        raise SystemExit(f"personalar.doctor: {error}") from None
     print(report(findings))
     if any(finding.problem for finding in findings):
         raise SystemExit(1)
@@ -143,10 +142,8 @@ def launch(cfg: DictConfig) -> None:
 def main() -> None:
     """Entry point."""
     conf = conf_dir()
-    try:
+    with told("personalar.doctor"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=DoctorConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.doctor: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="doctor", version_base="1.3")(launch)()
 

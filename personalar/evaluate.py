@@ -24,6 +24,7 @@ from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
 from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, fetch, find_subjects
 from personalar.evaluate_config import EvaluateConfig
+from personalar.fault import told
 from personalar.recipe import one_of
 
 TASKS = ("benchmark", "calibrate", "fetch", "table")
@@ -129,7 +130,7 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_tabl
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     """Do the task that the configuration names; a user's mistake ends in one sentence."""
-    try:
+    with told("personalar.evaluate"):
         if config.task == "fetch":
             fetch_photos(config)
         elif config.task == "calibrate":
@@ -137,23 +138,17 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
                 raise SystemExit(1)
         else:
             run_benchmark(config, overrides, only_table=config.task == "table")
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.evaluate: {error}") from None
 
 
 def main() -> None:
     """Entry point: settings of this command and of its runs are told apart, then Hydra composes."""
-    try:
+    with told("personalar.evaluate"):
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
-    except ValueError as error:
-        raise SystemExit(f"personalar.evaluate: {error}") from None
     register()
 
     def launch(cfg: DictConfig) -> None:
-        try:
+        with told("personalar.evaluate"):
             config = read_config(cfg)
-        except ValueError as error:
-            raise SystemExit(f"personalar.evaluate: {error}") from None
         evaluate(config, overrides)
 
     hydra.main(config_path=str(conf_dir()), config_name="evaluate", version_base="1.3")(launch)()

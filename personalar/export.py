@@ -4,6 +4,7 @@
     lora/                           the adapter as PEFT wrote it, where stage 2 trained one
     checkpoint/                     with checkpoint=true: the whole transformer, learned weights in it, shards
                                     and norms as Lumina-mGPT's own code reads them
+    README.md                       the model card: use, provenance, hashes, with a head for Hugging Face
 
 `personalar.adopt` makes a concept of the first two again.
 """
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.commands import ExportConfig
 from personalar.compose import conf_dir, read_config, register
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder
@@ -31,6 +33,7 @@ def write_export(config: ExportConfig) -> list[Path]:
         FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together.
     """
     from personalar.concept import Concept, base_fingerprint, save_row, write_atomic
+    from personalar.model_card import write_card
 
     concept, out = Concept.load(concept_folder(config.concept)), Path(config.out).expanduser()
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
@@ -47,7 +50,7 @@ def write_export(config: ExportConfig) -> list[Path]:
             f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of "
             "these files; checkpoint=true writes all of it"
         )
-    return paths
+    return [*paths, write_card(concept, out)]
 
 
 def _write_checkpoint(config: ExportConfig, concept, files, folder: Path) -> Path:
@@ -69,20 +72,16 @@ def _write_checkpoint(config: ExportConfig, concept, files, folder: Path) -> Pat
 
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence."""
-    try:
+    with told("personalar.export"):
         for path in write_export(read_config(cfg)):
             print(path)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.export: {error}") from None
 
 
 def main() -> None:
     """Entry point."""
     conf = conf_dir()
-    try:
+    with told("personalar.export"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=ExportConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.export: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="export", version_base="1.3")(launch)()
 

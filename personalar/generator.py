@@ -23,6 +23,7 @@ from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.models.preprocess import to_uint8
 from personalar.png import load_sample, sample_filename, save_sample
+from personalar.prompt_check import encode_prompts
 from personalar.prompts import sample_prompt
 from personalar.types import PromptSpec, Sample, SampleKind
 
@@ -118,7 +119,7 @@ class Generator:
     ) -> None:
         """Sample at the model's own (square) size, at most `batch` images at a time."""
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
-        # On a CPU both would want the same cores, and threads that wait for each other are ten times slower.
+        # On a CPU both want the same cores, and threads that wait for each other are ten times slower.
         self.overlap = backend.device.type == "cuda"
         """Turn codes into pictures while the next codes are drawn."""
 
@@ -129,7 +130,7 @@ class Generator:
         side = protocol.config.resolution
         grid = protocol.code_shape(side, side)
         tokens = self.identifier.tokens if self.identifier is not None else None
-        ids = [protocol.prompt_ids(prompt, side, side, tokens) for prompt in prompts]
+        ids = encode_prompts(self.backend, prompts, tokens)
         length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
         count = Count(progress)
 

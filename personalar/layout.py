@@ -6,6 +6,7 @@ Plain numbers, without torch: they stand in `protocol.json` of a model folder or
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from string import Formatter
 
 from personalar.recipe import one_of
 
@@ -55,3 +56,13 @@ class ProtocolConfig:
             )
         if "{prompt}" not in self.prompt_template:
             raise ValueError(f"layout.prompt_template={self.prompt_template!r} must contain {{prompt}}")
+        try:
+            self.prompt_template.format(width=1, height=1, prompt="")
+            fields = [name for _, name, *_ in Formatter().parse(self.prompt_template) if name is not None]
+        except (ValueError, LookupError, AttributeError):
+            fields = [""]
+        if not set(fields) <= {"width", "height", "prompt"}:
+            raise ValueError(
+                f"layout.prompt_template={self.prompt_template!r} is refused; allowed: {{width}}, {{height}} "
+                "and {prompt}"
+            )

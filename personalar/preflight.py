@@ -9,7 +9,7 @@ from dataclasses import replace
 import psutil
 import torch
 
-from personalar.config import RunConfig
+from personalar.config import RunConfig, TrainerConfig
 from personalar.memory import Workload, estimate, peak, sampling_bytes
 from personalar.models.files import ModelFiles, read_json
 from personalar.models.transformer import TransformerConfig
@@ -19,6 +19,17 @@ from personalar.stage import Stage, share_of
 PROMPT_TOKENS = 64
 """Room for the wrapped prompt; the longest training template takes about 40."""
 GB = 10**9
+
+
+def check_devices(trainer: TrainerConfig) -> None:
+    """Raise ValueError unless this machine has the GPUs that `trainer` asks for."""
+    if trainer.accelerator != "gpu":
+        return
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found == 0:
+        raise ValueError(f"trainer={trainer.name} needs a GPU, and torch sees none: choose trainer=cpu")
+    if trainer.devices > found:
+        raise ValueError(f"trainer.devices={trainer.devices} is out of range; allowed: 1 to {found} here")
 
 
 def device_bytes(config: RunConfig) -> int:
@@ -118,6 +129,7 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
     Raises:
         ValueError: when a stage fits with none, with the items and the three nearest ways to fit.
     """
+    check_devices(config.trainer)
     limit, chosen = device_bytes(config), {}
     for stage in stages:
         asked = workload(config, stage, files)

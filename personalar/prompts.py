@@ -57,6 +57,16 @@ UNRELATED = (
 """Things that are not the subject."""
 
 
+def check_text(text: str, knob: str) -> None:
+    """Raise ValueError unless `text`, a value of `knob`, can be written down as UTF-8."""
+    for position, sign in enumerate(text):
+        if "\ud800" <= sign <= "\udfff":
+            raise ValueError(
+                f"{knob} holds {text[:60]!r}, whose character {position + 1} (U+{ord(sign):04X}) is half of "
+                "a pair and no text: type it again, in UTF-8"
+            )
+
+
 def image_token_names(num_images: int) -> tuple[str, ...]:
     """Return "[S1]", "[S2]", ...: one name per training photo."""
     return tuple(f"[S{index + 1}]" for index in range(num_images))
@@ -113,9 +123,12 @@ def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
     """Return prompts from the configuration, which say nothing about what they ask for.
 
     Raises:
-        ValueError: when a text has no "{}" for the subject.
+        ValueError: when there is none, or one has no "{}" for the subject or is no text.
     """
+    if not texts:
+        raise ValueError("samples.prompts=[] holds no prompt: write 'a {} in the snow'")
     for text in texts:
+        check_text(text, "samples.prompts")
         if "{}" not in text:
             raise ValueError(f"samples.prompts holds {text!r} without {{}}: write 'a {{}} in the snow'")
     return tuple(PromptSpec(text=text, category="plain") for text in texts)

@@ -7,6 +7,7 @@ fill them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from omegaconf import MISSING
 
@@ -14,7 +15,9 @@ from omegaconf import MISSING
 def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is among `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{knob}={value!r} is not known; allowed: {', '.join(allowed)}")
+        near = get_close_matches(str(value), allowed, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
 
 
 def within(knob: str, value: float | None, low: float, high: float = float("inf")) -> None:

@@ -133,9 +133,8 @@ def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict
 def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     """Return (step, train/loss) of a stage, in order; a resumed part replaces what it repeats."""
     losses: dict[float, float] = {}
-    for path in sorted(
-        (run_dir / "logs" / stage).rglob("metrics.csv"), key=lambda path: path.stat().st_mtime
-    ):
+    parts = (run_dir / "logs" / stage).rglob("metrics.csv")
+    for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):  # part_2, part_10
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 if row.get("step") and row.get("train/loss"):

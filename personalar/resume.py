@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import re
 import shutil
 import signal
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,11 @@ from personalar.run_folder import RunFolder
 
 EXIT_TERMINATED = 143
 """Exit code of a run that SIGTERM stopped after saving: 128 + 15, as a shell reports it."""
+NAME = re.compile(r"step_\d{6,12}\.ckpt")
+"""What a checkpoint may be called, and what is deleted once there is a newer one."""
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
+              AttributeError, AssertionError, OverflowError)  # fmt: skip
+"""What torch raises over a file that is no checkpoint."""
 _ENDS = 1 << 20
 
 
@@ -30,15 +38,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file is complete or absent; reads tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: the disk is full, or refuses; torch's own error would hide that.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            torch.save(checkpoint, temporary)
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
             os.replace(temporary, path)
+        except (RuntimeError, OSError) as error:
+            if (refused := _refusal(error)) is None:
+                raise
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read tensors and plain values; other objects, which could run code, are never made.
+
+        Raises:
+            ValueError: the file is damaged or holds other objects.
+        """
+        try:
+            with warnings.catch_warnings():  # torch warns of a strange pickle before it refuses it
+                warnings.simplefilter("ignore", UserWarning)
+                return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+        except UNREADABLE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(
+                f"{path} cannot be read as tensors alone ({reason}): it is damaged, or holds objects that "
+                "would run code; copy it back, or start afresh with overwrite=true"
+            ) from error
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """Return the operating system's error behind `error`, which torch raised while it was handling that."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__context__
+    return error
 
 
 def digest_of(path: Path) -> str:
@@ -64,8 +105,9 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
     record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
     if record is None:
         return None
-    path = folder.checkpoints(stage) / record["file"]
     afresh = "copy it back, or start afresh with overwrite=true"
+    _check_entry(record, folder.path / "run.json")
+    path = folder.checkpoints(stage) / record["file"]
     if not path.exists():
         raise FileNotFoundError(
             f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {afresh}"
@@ -82,6 +124,18 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
             "trainer.devices and trainer.num_nodes as before, or start afresh with overwrite=true"
         )
     return path
+
+
+def _check_entry(record: Any, where: Path) -> None:
+    """Raise ValueError unless run.json's entry on a checkpoint is one that we wrote."""
+    kinds = {"file": str, "step": int, "world": int, "strategy": str, "digest": str}
+    if not isinstance(record, dict) or not all(type(record.get(n)) is kind for n, kind in kinds.items()):
+        raise ValueError(f"{where} is damaged (checkpoint): restore it, or delete the run folder")
+    if not NAME.fullmatch(record["file"]):
+        raise ValueError(
+            f"{where} names a checkpoint {record['file']!r:.80} outside of the run folder: restore it, or "
+            "delete the run folder"
+        )
 
 
 def _remove(path: Path) -> None:
@@ -177,5 +231,5 @@ class StageCheckpoint(L.Callback):
             },
         )
         for other in path.parent.iterdir():
-            if other != path:
+            if other != path and NAME.fullmatch(other.name):
                 _remove(other)

@@ -24,8 +24,10 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.process import global_rank, keep_memory, local_rank, set_torch_threads
+from personalar.run_lock import locked
 from personalar.subject import load_subject, validation_prompts
 from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
 from personalar.types import Subject
@@ -236,10 +238,10 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
 
 
 def run_one(cfg: DictConfig) -> Objective:
-    """Run one composed configuration and return its worth; a user's mistake ends in one sentence."""
+    """Run one composed configuration and return its worth; what a person can mend ends in one sentence."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    try:
+    with told("personalar.run"), locked(run_dir, leads=global_rank() == 0):
         config = read_config(cfg)
         if hydra_config.mode == RunMode.MULTIRUN:
             check_devices(config.trainer.devices)
@@ -247,12 +249,10 @@ def run_one(cfg: DictConfig) -> Objective:
                 "WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name
             )  # W&B's own name for it
         prepared = prepare(config, run_dir)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.run: {error}") from None
-    if prepared is not None:
-        command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
-        personalize(*prepared, command=shlex.join(command))
-    return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
+        if prepared is not None:
+            command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
+            personalize(*prepared, command=shlex.join(command))
+        return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
 
 
 class Job:
@@ -282,10 +282,8 @@ def main() -> None:
     """Entry point: check the arguments, then let Hydra compose the configuration."""
     keep_memory()
     conf = conf_dir()
-    try:
+    with told("personalar.run"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=RunConfig, conf=conf, needs_subject=True)
-    except ValueError as error:
-        raise SystemExit(f"personalar.run: {error}") from None
     register()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.concept import RECORD_FILE, Concept, write_atomic
+from personalar.model_card import write_card
 from personalar.types import Sample
 
 OWN = ("run.json", "stages", "cache", "images", "grids", "concept", "references", "logs")
@@ -38,7 +39,9 @@ class RunFolder:
         record = path / "run.json"
         try:
             self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-        except ValueError as error:
+            if not isinstance(self.record, dict) or not isinstance(self.record.get("stages", {}), dict):
+                raise ValueError("no object with stages")
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{record} is damaged ({error}): restore it, or delete the run folder"
             ) from error
@@ -103,8 +106,11 @@ class RunFolder:
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
 
     def publish(self, stage: str) -> Path:
-        """Make the concept of `stage` the run's result, `concept/`; return that folder."""
-        return Concept.load(self.concept(stage)).save(self.path / "concept")
+        """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
+        concept = Concept.load(self.concept(stage))
+        folder = concept.save(self.path / "concept")
+        write_card(concept, folder)
+        return folder
 
     def base_pictures(self, samples: list[Sample]) -> dict[tuple[str, int], Any]:
         """Return the base's subject pictures by (prompt template, seed), for grids."""

@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from personalar.arguments import prepare_arguments
 from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, read_config, register
+from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
-from personalar.prompts import SUBJECT_TOKEN
+from personalar.prompts import SUBJECT_TOKEN, check_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,16 +43,18 @@ def concept_folder(where: str) -> Path:
     )
 
 
-def check_prompts(prompts: list[str], names: list[str]) -> list[str]:
+def check_words(prompts: list[str], names: list[str]) -> list[str]:
     """Return notes about prompts that do not name the subject.
 
     Raises:
-        ValueError: when there is no prompt, or an empty one.
+        ValueError: when there is no prompt, or one that is empty or no text.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
             f"prompts={prompts} must hold at least one prompt, such as 'a photo of {SUBJECT_TOKEN} cat'"
         )
+    for prompt in prompts:
+        check_text(prompt, "prompts")
     silent = [prompt for prompt in prompts if not any(name in prompt for name in names)]
     return [
         f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun"
@@ -70,6 +73,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.models.backend import load_backend
     from personalar.png import sample_filename, save_png
     from personalar.process import set_torch_threads
+    from personalar.prompt_check import check_prompts
 
     set_torch_threads(config.trainer.threads)
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
@@ -86,6 +90,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         decoder=instantiate(config.decoder.arguments, _convert_="all"),
         batch=config.model.sampling.batch,
     )
+    check_prompts(generator, config.prompts)
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     batches = [wanted[start : start + generator.batch] for start in range(0, len(wanted), generator.batch)]
@@ -108,24 +113,20 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
 
 def launch(cfg: DictConfig) -> None:
     """Run one configuration; what a user can get wrong ends in one sentence."""
-    try:
+    with told("personalar.sample"):
         config = read_config(cfg)
         folder = concept_folder(config.concept)
-        for note in check_prompts(config.prompts, [SUBJECT_TOKEN]):
+        for note in check_words(config.prompts, [SUBJECT_TOKEN]):
             print(note)
         write_samples(config, folder)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.sample: {error}") from None
 
 
 def main() -> None:
     """Entry point."""
     keep_memory()
     conf = conf_dir()
-    try:
+    with told("personalar.sample"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
-    except ValueError as error:
-        raise SystemExit(f"personalar.sample: {error}") from None
     register()
     hydra.main(config_path=str(conf), config_name="sample", version_base="1.3")(launch)()
 

@@ -32,6 +32,7 @@ from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.models.files import ModelFiles
 from personalar.png import save_png
 from personalar.process import peak_memory_bytes, set_torch_threads
+from personalar.prompt_check import check_prompts
 from personalar.prompts import unrelated_prompts
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
@@ -162,6 +163,8 @@ class Session:
         found: list[Sample] = []
         with self.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
             generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
+            if generator is not None:
+                check_prompts(generator, [request.prompt for request in requests])
             for index, made in enumerate(
                 generate_files(batches, generator, self.folder.path, provenance=provenance, progress=advance)
             ):

@@ -9,8 +9,11 @@ from PIL import Image
 from personalar.config import SamplesConfig, SubjectConfig
 from personalar.dreambench import dreambench_prompts
 from personalar.photos import inspect_folder, print_table
-from personalar.prompts import LIVE_NOUNS, plain_prompts
+from personalar.prompts import LIVE_NOUNS, check_text, plain_prompts
 from personalar.types import PromptSpec, Subject, image_fingerprint
+
+LONGEST = 120
+"""Characters of a name, a class or a description; more would crowd the rest out of a prompt."""
 
 
 def read_folder(folder: Path) -> tuple[Image.Image, ...]:
@@ -65,12 +68,26 @@ def _rendered_subject(config: SubjectConfig) -> Subject:
     )
 
 
+def _check_words(config: SubjectConfig) -> None:
+    """Refuse words that would break every prompt and file name they go into."""
+    for knob, text in (("noun", config.noun), ("name", config.name), ("description", config.description)):
+        if text is None:
+            continue
+        check_text(text, f"subject.{knob}")
+        if not text.strip() or len(text) > LONGEST or not text.isprintable():
+            raise ValueError(
+                f"subject.{knob}={text[:60]!r} must be plain words, at least one and at most {LONGEST} "
+                "characters on one line"
+            )
+
+
 def load_subject(config: SubjectConfig) -> Subject:
     """Render or read the subject; every photo is opened here, so that nothing fails later.
 
     Raises:
         FileNotFoundError, ValueError: when the folder or a photo in it cannot be used.
     """
+    _check_words(config)
     return _folder_subject(config) if config.kind == "folder" else _rendered_subject(config)
 
 

@@ -16,6 +16,10 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from personalar.fault import told
+from personalar.process import global_rank
+from personalar.run_lock import check_run_folder
+
 Objective = float | tuple[float, ...]
 ERROR_FILE = "error.txt"
 
@@ -88,17 +92,21 @@ def keep_sweeping(
 
 
 class SweepReport(Callback):
-    """Hydra's callback around a sweep: refuses what cannot work, and tells at the end how it went."""
+    """Hydra's callback around runs: refuses what cannot work, and tells at a sweep's end how it went."""
 
     failed: tuple[str, ...] = ()
     """Of the last sweep, the folders of the jobs that failed."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look at the run folder before Hydra writes into it."""
+        with told("personalar.run"):
+            check_run_folder(Path(config.hydra.run.dir), leads=global_rank() == 0)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check before the first job starts."""
-        try:
+        with told("personalar.run"):
             check_devices(config.trainer.devices)
-        except ValueError as error:
-            raise SystemExit(f"personalar.run: {error}") from None
+            check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the runs that finished, name those that failed."""

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 PRELOAD = ["deepspeed", "lightning", "peft", "hydra", "personalar.training", "personalar.run", "processes"]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,12 +30,15 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
     import torch
     from conftest_run import compose_config
 
+    from personalar.process import global_rank
     from personalar.run import personalize, prepare
+    from personalar.run_lock import locked
 
     torch.set_num_threads(1)
-    prepared = prepare(compose_config(*overrides), run_dir)
-    if prepared is not None:
-        personalize(*prepared, command="test")
+    with locked(run_dir, leads=global_rank() == 0):
+        prepared = prepare(compose_config(*overrides), run_dir)
+        if prepared is not None:
+            personalize(*prepared, command="test")
 
 
 def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: int) -> None:
@@ -52,6 +56,42 @@ def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: in
         return whole(*args, **kwargs)
 
     personalar.module.sequence_loss = interrupted
+    run_once(run_dir, overrides)
+
+
+def run_killed_in(run_dir: Path, overrides: Sequence[str], place: str, count: int, name: str) -> None:
+    """Do a run that gets signal `name` at event `count` in `place`: a stage, "sampling" or "scoring"."""
+    import signal
+
+    import personalar.module
+    import personalar.training
+    from personalar.generator import Generator
+    from personalar.scoring.subject_scorer import SubjectScorer
+
+    training: list[str] = []
+    met: list[str] = []
+
+    def before(function: Callable, where: str | None) -> Callable:
+        def called(*args: object, **kwargs: object):
+            if training or where:
+                met.append(training[-1] if training else str(where))
+                if met[-1] == place and met.count(place) == count:
+                    os.kill(os.getpid(), getattr(signal, name))
+            return function(*args, **kwargs)
+
+        return called
+
+    train = personalar.training.train_stage
+
+    def train_stage(session: object, stage: Any, **kwargs: object) -> None:
+        training.append(stage.name)
+        train(session, stage, **kwargs)
+        training.pop()
+
+    personalar.training.train_stage = train_stage
+    personalar.module.sequence_loss = before(personalar.module.sequence_loss, None)
+    Generator.codes = before(Generator.codes, "sampling")
+    SubjectScorer.score = before(SubjectScorer.score, "scoring")
     run_once(run_dir, overrides)
 
 
@@ -96,9 +136,12 @@ def run_killed(run_dir: Path, overrides: Sequence[str], moment: int, name: str) 
         replace(source, target)
         event()
 
-    def saved(value: object, path: Path) -> None:
-        path.write_bytes(b"half of a checkpoint")
-        save(value, path)
+    def saved(value: object, stream: IO[bytes]) -> None:
+        stream.write(b"half of a checkpoint")
+        stream.flush()
+        event()
+        stream.seek(0)
+        save(value, stream)
 
     personalar.module.sequence_loss = before(personalar.module.sequence_loss)
     Generator.codes = before(Generator.codes)

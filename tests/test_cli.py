@@ -94,9 +94,9 @@ def test_sample_says_what_it_needs(tmp_path: Path, arguments: list[str], message
 
 
 def test_prompts_of_the_sample_command() -> None:
-    from personalar.sample import check_prompts
+    from personalar.sample import check_words
 
-    assert check_prompts(["a [V] cat"], ["[V]"]) == []
-    assert "does not name the subject" in check_prompts(["a cat"], ["[V]"])[0]
+    assert check_words(["a [V] cat"], ["[V]"]) == []
+    assert "does not name the subject" in check_words(["a cat"], ["[V]"])[0]
     with pytest.raises(ValueError, match="must hold at least one prompt"):
-        check_prompts([], ["[V]"])
+        check_words([], ["[V]"])

@@ -58,7 +58,8 @@ def adopting(embeds: Path, out: Path, *overrides: str) -> AdoptConfig:
 def test_a_row_of_one_key(tiny_model_dir: Path, tmp_path: Path) -> None:
     concept = concept_on(open_folder(tiny_model_dir), 32)
     concept.save(tmp_path / "concept")
-    (path,) = write_export(exporting(tmp_path, tmp_path / "out"))
+    path, card = write_export(exporting(tmp_path, tmp_path / "out"))
+    assert card.name == "README.md"
     assert path.name == "learned_embeds.safetensors"
     with safe_open(path, framework="pt") as opened:
         assert list(opened.keys()) == ["[V]"] and opened.metadata() == {"format": "pt"}
@@ -73,6 +74,7 @@ def test_out_and_in_again_draws_the_same_pictures(tiny_model_dir: Path, tmp_path
     paths = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
     assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [
         "learned_embeds.safetensors", "lora/adapter_config.json", "lora/adapter_model.safetensors",
+        "README.md",
     ]  # fmt: skip
     where = [f"lora={tmp_path / 'out' / 'lora'}", f"model.path={tiny_model_dir}", "name=rex"]
     adopted = adopt(adopting(paths[0], tmp_path / "in", *where), files)
@@ -113,7 +115,7 @@ def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path:
     concept.save(tmp_path / "concept")
     where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
     where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
-    *_, folder = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
     save_vqgan(folder, lumina_backend().vq)
     merged, learned = load_backend(open_folder(folder, layout=LUMINA)), load_backend(lumina_files)
     identifier = concept.apply(learned)
@@ -180,7 +182,7 @@ def test_both_commands(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys
     row = "embeds=out/learned_embeds.safetensors"
     monkeypatch.setattr(sys, "argv", ["adopt", row, "noun=cat", "out=in", f"model.path={tiny_model_dir}"])
     personalar.adopt.main()
-    assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "in"]
+    assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md", "in"]
     assert Concept.load(tmp_path / "in").subject["noun"] == "cat"
     for module, arguments, message in (
         (personalar.export, ["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),

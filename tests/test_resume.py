@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -31,11 +32,12 @@ def ended(work, *arguments, log: Path) -> int:
 
 @pytest.mark.parametrize("round_", range(max(1, KILLS // 5)))
 def test_kills_anywhere_change_nothing(
-    round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path
+    round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path, record_property
 ) -> None:
     """Signals at random events, one after the other in the same run folder, until it is finished."""
     rng = random.Random(f"{KILLS} {round_}")
     run_dir, log = tmp_path / "run", tmp_path / "log"
+    record_property("inputs", min(5, KILLS))
     for _ in range(min(5, KILLS)):
         moment, name = rng.randrange(2, 60), rng.choice(["SIGKILL", "SIGKILL", "SIGTERM"])
         code = ended(run_killed, run_dir, run_overrides, moment, name, log=log)
@@ -65,12 +67,12 @@ def test_a_full_disk_stops_the_run_and_costs_nothing(
 ) -> None:
     save, calls = torch.save, []
 
-    def full(value: object, path: Path) -> None:
-        calls.append(path)
+    def full(value: object, stream: IO[bytes]) -> None:
+        calls.append(stream)
         if len(calls) == 2:
-            Path(path).write_bytes(b"half")
+            stream.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(value, path)
+        save(value, stream)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):

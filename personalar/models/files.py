@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from personalar.layout import ProtocolConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -62,7 +65,7 @@ def shard_names(folder: Path) -> list[str]:
     if not index.is_file():
         return [WEIGHTS]
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
         raise ValueError(f"{index} has no weight_map: copy it again")
     return sorted(set(shards.values()))
 
@@ -155,4 +158,7 @@ def read_layout(path: Path) -> ProtocolConfig:
     if unknown:
         allowed = sorted(ProtocolConfig.__dataclass_fields__)
         raise ValueError(f"{path} has unknown keys {unknown}; allowed are {allowed}")
-    return ProtocolConfig(**values)
+    try:  # typed: a text in the place of a number is told here and not where it is first used
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProtocolConfig), values))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]})") from error

@@ -21,6 +21,7 @@ from torch import nn
 from personalar.models.transformer import ChameleonTransformer
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
 
 
@@ -46,9 +47,7 @@ def inject_lora(
     """
     if rank < 1 or every_n_layers < 1:
         raise ValueError(f"lora rank={rank} and every_n_layers={every_n_layers} must be at least 1")
-    unknown = sorted(
-        set(targets) - {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    )
+    unknown = sorted(set(targets) - PROJECTIONS)
     if unknown or not targets:
         raise ValueError(f"lora targets {unknown or list(targets)} are not projections of the transformer")
     layers = list(range(0, transformer.config.num_hidden_layers, every_n_layers))
@@ -114,14 +113,15 @@ def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> 
         saved = from_safetensors(files[WEIGHTS_FILE])
         config: dict[str, Any] = json.loads(files[CONFIG_FILE])
         kept = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the adapter is damaged ({error!r}); save it again") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(
             "the adapter is not plain LoRA (peft_type LORA, no DoRA, no bias); it cannot be loaded"
         )
     optional = ("layers_to_transform", "layers_pattern", "use_rslora")
     kept |= {key: config[key] for key in optional if config.get(key)}
+    _check_adapter(kept, saved, transformer)
     parameters = _inject(transformer, kept)
     expected = {f"{_PREFIX}{name.replace('.default.', '.')}": p for name, p in parameters.items()}
     wrong = sorted(set(saved) ^ set(expected))
@@ -148,6 +148,30 @@ def remove_lora(transformer: ChameleonTransformer) -> None:
         setattr(transformer.get_submodule(parent), child, module.get_base_layer())
     if hasattr(transformer, "peft_config"):
         del transformer.peft_config
+
+
+def _check_adapter(
+    config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: ChameleonTransformer
+) -> None:
+    """Raise ValueError for numbers that PEFT should not be given, before it makes anything of them."""
+    layers, targets = config.get("layers_to_transform", []), config["target_modules"]
+    depth, width = transformer.config.num_hidden_layers, transformer.lm_head.weight.shape[1]
+    problems = {
+        f"r={config['r']!r:.40}": type(config["r"]) is int and 1 <= config["r"] <= width,
+        f"lora_alpha={config['lora_alpha']!r:.40}": type(config["lora_alpha"]) in (int, float)
+        and abs(config["lora_alpha"]) < 1e6,
+        f"target_modules={targets!r:.80}": isinstance(targets, list) and bool(targets)
+        and all(isinstance(name, str) for name in targets) and set(targets) <= PROJECTIONS,
+        f"layers_to_transform={layers!r:.80}": isinstance(layers, list)
+        and all(type(layer) is int and 0 <= layer < depth for layer in layers),
+        f"layers_pattern={config.get('layers_pattern')!r:.40}": config.get("layers_pattern", "layers")
+        in ("layers", ["layers"]),
+        f"use_rslora={config.get('use_rslora')!r:.40}": config.get("use_rslora", True) is True,
+    }  # fmt: skip
+    if wrong := [told for told, fine in problems.items() if not fine]:
+        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
+    if strange := [n for n, t in saved.items() if not (t.is_floating_point() and torch.isfinite(t).all())]:
+        raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
 
 
 def _inject(transformer: ChameleonTransformer, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:

@@ -102,7 +102,15 @@ class Tokenizer:
         return self._size_ids.index(size_id) + 1
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out."""
+        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out.
+
+        Raises:
+            ValueError: it holds half of a surrogate pair, which no encoding can write.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text[:60]!r} is no text ({error.reason}): type it again, in UTF-8") from error
         cuts = [0, *(match.start() + 1 for match in _SPECIAL_ANYWHERE.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)

@@ -44,8 +44,10 @@ def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     merged = {tuple(line[key] for key in KEY): line for line in [*read_scores(path), *lines]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(
-        "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values()), encoding="utf-8"
-    )
-    os.replace(temporary, path)
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values())
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:  # half a file would take the room that lacks
+        temporary.unlink(missing_ok=True)
     return len(merged)

@@ -1,0 +1,120 @@
+"""What a stranger's concept folder may hold: plain facts and finite tensors, at the places known for them.
+
+Hashes tell an accident from a whole folder; they cannot tell a friend from a foe, who writes them too. So
+every fact that is used later is looked at here, before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
+"""Names that may stand for a learned row: a shorter one could hide in anybody's prompt."""
+FACTS: dict[str, tuple[str, ...]] = {
+    "base": ("name", "fingerprint"),
+    "subject": ("name", "noun", "fingerprint"),
+}
+LARGEST_JSON = 16 << 20
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def parse_record(path: Path, *, version: int, files: Collection[str], needed: str) -> dict[str, Any]:
+    """Return the content of a concept.json.
+
+    Args:
+        version: the format's number that this program reads.
+        files: names of all files that it may list.
+        needed: the one that it must list.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, of another version, or says what it may not.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent} holds no concept: {path.name} is missing (a finished run has it in concept/)"
+        )
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is damaged: it is larger than any {path.name} is")
+    try:
+        record = json.loads(path.read_bytes())
+        found = record["format_version"]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r:.200}): make the concept again") from error
+    if found != version:
+        raise ValueError(f"{path} has format_version {found!r:.40}, this program reads {version}")
+    if problem := _problem(record, files, needed):
+        raise ValueError(f"{path} is damaged: {problem}; make the concept again")
+    return record
+
+
+def _problem(record: Mapping[str, Any], files: Collection[str], needed: str) -> str | None:
+    """Return what is wrong with a record, or None."""
+    missing = {*FACTS, "stage", "identifier", "config", "files"} - set(record)
+    if missing:
+        return f"it lacks {sorted(missing)}"
+    for fact, names in FACTS.items():
+        if not _texts(record[fact]) or not set(names) <= set(record[fact]):
+            return f"{fact} must hold the texts {', '.join(names)}"
+    if not isinstance(record["stage"], str) or not isinstance(record["config"], dict):
+        return "stage must be a text and config an object"
+    if not _texts(record["files"]) or not {needed} <= set(record["files"]) <= set(files):
+        return f"it lacks {needed} or names foreign files"
+    return _identifier_problem(record["identifier"])
+
+
+def _identifier_problem(tokens: Any) -> str | None:
+    if not isinstance(tokens, dict) or "[V]" not in tokens:
+        return "identifier must name [V]"
+    if strange := [name for name in tokens if not NAME.fullmatch(name)]:
+        return f"identifier names {strange[0]!r:.40}; only [V] and [S1], [S2], ... can be learned"
+    if not all(type(index) is int and index >= 0 for index in tokens.values()):
+        return "identifier must give ids, whole numbers from 0"
+    if len(set(tokens.values())) != len(tokens):
+        return "identifier gives two names one id"
+    return None
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+def read_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file's bytes.
+
+    Raises:
+        ValueError: they are none, of whole numbers, or hold NaN.
+    """
+    try:
+        tensors = load_safetensors(data)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path} is no safetensors file ({error!s:.200})") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{path}: {name} holds {tensor.dtype}, not floating-point weights")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} holds NaN or infinity; the training diverged, use a lower lr")
+    return tensors
+
+
+def join_rows(path: Path, rows: Mapping[str, Tensor], names: Collection[str]) -> Tensor:
+    """Return (K, D), one row per name in their order.
+
+    Raises:
+        ValueError: the names are others, or a row is not (1, D).
+    """
+    if set(rows) != set(names):
+        raise ValueError(f"{path.parent}: rows {sorted(rows)} do not match names {sorted(names)}")
+    shapes = {tuple(rows[name].shape) for name in names}
+    if len(shapes) != 1 or any(len(shape) != 2 or shape[0] != 1 for shape in shapes):
+        raise ValueError(f"{path}: rows have shapes {sorted(shapes)}, expected (1, width) each")
+    return torch.cat([rows[name] for name in names])

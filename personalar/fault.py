@@ -1,0 +1,89 @@
+"""What ends a command: anything that a person can mend is told in one sentence with what to do.
+
+The rest is a mistake of ours and keeps its traceback, as everything does with HYDRA_FULL_ERROR=1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OURS = ("personalar", "omegaconf", "hydra")
+"""Packages whose ValueErrors are written for the person at the keyboard."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
+"""Packages whose errors mean that the other side did not answer."""
+OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
+GOES_ON = "what was finished is kept, and the same command goes on from there"
+
+
+@contextmanager
+def told(command: str) -> Iterator[None]:
+    """Run the block; what a person can mend ends it in one sentence and exit code 1."""
+    try:
+        yield
+    except Exception as error:
+        text = sentence(error)
+        if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        raise SystemExit(f"{command}: {text}") from None
+
+
+def sentence(error: BaseException) -> str | None:
+    """Return what to tell a person about `error`; None where only a developer can mend it."""
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the network was lost ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses what is on this machine"
+    if isinstance(error, OSError):
+        return _system(error)
+    if isinstance(error, ValueError | FloatingPointError) and _raised_by(error) in OURS:
+        return str(error)
+    if out_of_memory(error):
+        reason = (str(error).strip().splitlines() or ["all is taken"])[0][:120]
+        return (
+            f"not enough memory ({reason}): {GOES_ON}; let it need less with memory.gigabytes=N (what is "
+            "free), memory.recompute=true, or a trainer that shares the work (trainer=zero3, "
+            "trainer=zero3_offload); docs/memory.md has the numbers"
+        )
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory, of the host or of a device, did not suffice."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the package whose code raised `error`."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "").split(".")[0] if frames else ""
+
+
+def _system(error: OSError) -> str:
+    """Return the sentence for what the operating system refused."""
+    if error.errno is None:
+        return str(error)  # ours, or a library's own words
+    where = error.filename2 or error.filename
+    what = str(where) if where else "a file"
+    reason = os.strerror(error.errno)
+    if error.errno in FULL:
+        return f"{what} could not be written ({reason}): {GOES_ON} once there is room"
+    if error.errno in FORBIDDEN:
+        return (
+            f"{what} may not be written or read ({reason}): change its rights, or choose another folder "
+            f"(hydra.run.dir=DIR for a run, out=DIR elsewhere); {GOES_ON}"
+        )
+    if error.errno in OCCUPIED:
+        return (
+            f"{what} is in the way ({reason}): move it, or choose another folder "
+            "(hydra.run.dir=DIR for a run, out=DIR elsewhere)"
+        )
+    return f"{what}: {reason}; {GOES_ON} once that is mended"

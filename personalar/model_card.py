@@ -1,0 +1,148 @@
+"""The README.md beside a concept: what it is for, what it is not for, what it was made of, and its hashes.
+
+Its head is what the Hugging Face hub reads. Everything comes from the concept itself; a stranger's facts are
+quoted as values and never as markup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from personalar.concept import Concept, write_atomic
+
+CARD_FILE = "README.md"
+OWN_LICENCE = "apache-2.0"
+"""Of the base that comes with this program."""
+BODY = """\
+# {subject}, learned by personalar
+
+What `[V]` means to **{base}**: {kind}, learned from {photos} photos of one {noun}. It needs that very base
+(fingerprint `{fingerprint}`) and does nothing without it.
+
+```bash
+python -m personalar.sample concept=DIR 'prompts=["a photo of [V] {noun} in the snow"]'
+```
+
+## Intended use
+
+Pictures of this one subject in other places, poses and styles, by people who may use its likeness: for play,
+for research on personalization, for drafts that are marked as generated.
+
+## Out of scope
+
+- People without their consent, children that are not yours, and pictures that pass for photographs.
+- Works, brands and designs whose owners have not agreed.
+- Anything that the base's licence rules out: {licence}
+- Evidence, identification, or any use in which a wrong picture does harm: likeness is approximate.
+
+It has its base's prejudices and gaps; personalization neither finds nor removes them. There is no watermark:
+pictures carry prompt, seed, base and concept in their PNG metadata, which are easily stripped.
+
+## Provenance
+
+{facts}
+
+## Files
+
+{files}
+"""
+
+
+def plain(value: Any, most: int = 120) -> str:
+    """Return `value` as words that no markup can hide in."""
+    return re.sub(r"[^\w .,;+()/-]", " ", str(value))[:most].strip() or "unknown"
+
+
+def origin(concept: Concept) -> tuple[str | None, str]:
+    """Return (hub id of the base or None, its licence in one line)."""
+    model = concept.config.get("model")
+    model = model if isinstance(model, dict) else {}
+    hub = model.get("hub")
+    if isinstance(hub, dict) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(hub.get("repo"))):
+        return str(hub["repo"]), plain(hub.get("licence"))
+    if str(model.get("path")).startswith("package://"):
+        return None, OWN_LICENCE
+    return None, "that of the base, which this concept does not know"
+
+
+def head(concept: Concept) -> str:
+    """Return the YAML between the two lines of dashes."""
+    repo, licence = origin(concept)
+    method = "lora" if concept.lora else "textual-inversion"
+    values: dict[str, Any] = {
+        "library_name": "personalar",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "personalization", "autoregressive", method],
+        "inference": False,
+        "license": licence if licence == OWN_LICENCE else "other",
+    }
+    if licence != OWN_LICENCE:
+        values |= {"license_name": "of-the-base-model"}
+    if repo is not None:
+        values |= {
+            "license_link": f"https://huggingface.co/{repo}",
+            "base_model": repo,
+            "base_model_relation": "adapter",
+        }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def facts(concept: Concept) -> str:
+    """Return where it comes from, one line each."""
+    config = concept.config
+    method = config.get("method")
+    known: Mapping[str, Any] = {
+        "base": concept.base["name"],
+        "base fingerprint (sha256)": concept.base["fingerprint"],
+        "base repository": origin(concept)[0] or "none; it came from a folder or with the program",
+        "subject": concept.subject["name"],
+        "fingerprint of the photos": concept.subject["fingerprint"],
+        "learned up to stage": concept.stage,
+        "method": method.get("name") if isinstance(method, dict) else None,
+        "seed": config.get("seed"),
+        "changed tensors": len(concept.weights),
+    }
+    lines = [f"- {name}: {plain(value)}" for name, value in known.items() if value is not None]
+    return "\n".join([*lines, f"- learned names: `{', '.join(concept.tokens)}`"])
+
+
+def model_card(concept: Concept, folder: Path) -> str:
+    """Return the card of `concept`, with a hash for every file that lies in `folder`."""
+    files = sorted(
+        path for path in folder.rglob("*")
+        if path.is_file() and path.name != CARD_FILE and not path.name.startswith(".")
+    )  # fmt: skip
+    hashes = [f"- `{path.relative_to(folder).as_posix()}` sha256 `{digest(path)}`" for path in files]
+    kind = "rows of the embedding table"
+    kind += " and a LoRA adapter" if concept.lora else " and changed weights" if concept.weights else ""
+    body = BODY.format(
+        subject=plain(concept.subject["name"]),
+        base=plain(concept.base["name"]),
+        kind=kind,
+        photos=len(concept.tokens) - 1,
+        noun=plain(concept.subject["noun"]),
+        fingerprint=plain(concept.base["fingerprint"])[:12],
+        licence=origin(concept)[1],
+        facts=facts(concept),
+        files="\n".join(hashes),
+    )
+    return f"---\n{head(concept)}---\n\n{body}"
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, read in parts: a checkpoint's shards are larger than memory."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_card(concept: Concept, folder: Path) -> Path:
+    """Write the card into `folder`, beside the files it tells of; return its path."""
+    path = folder / CARD_FILE
+    write_atomic(path, model_card(concept, folder).encode())
+    return path

@@ -1,0 +1,77 @@
+"""One run at a time in a run folder: a second one ends at once and says which process is in its way.
+
+The operating system holds the lock (flock, by the library filelock) and lets go of it when the process ends,
+however it ends: what a killed run left behind blocks nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".lock"
+
+
+def in_use(run_dir: Path) -> str:
+    """Return what to tell a person whose run would be the second in `run_dir`."""
+    try:
+        holder = json.loads((run_dir / LOCK_FILE).read_text())
+        host, pid = str(holder["host"]), int(holder["pid"])
+    except (OSError, ValueError, TypeError, KeyError):  # the other one has not written its name yet
+        host, pid = "this or another machine", 0
+    who = f"process {pid} on {host}" if pid else f"another process on {host}"
+    ending = f"end it with `kill {pid}` on {host}" if pid else "end it"
+    return (
+        f"{run_dir} is in use by {who}: wait for it, or {ending} (it saves, and this command then goes on); "
+        "to run beside it choose another folder with hydra.run.dir=DIR"
+    )
+
+
+@contextmanager
+def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
+    """Keep other runs out of `run_dir` while the block runs.
+
+    Args:
+        leads: whether this is the process of rank zero; the others of its run take no lock.
+
+    Raises:
+        ValueError: another run is at work there, with its host and process.
+    """
+    if not leads:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(in_use(run_dir)) from None
+    try:
+        holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        (run_dir / LOCK_FILE).write_text(holder)
+        yield
+    finally:
+        lock.release()
+
+
+def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
+    """Make `run_dir` and try it, before anything is written there that another run may hold dear.
+
+    Raises:
+        ValueError: another run is at work there.
+        OSError: it cannot be made or written.
+    """
+    if not leads:
+        return
+    with locked(run_dir):
+        probe = run_dir / f".probe.{os.getpid()}.tmp"
+        try:
+            probe.write_bytes(bytes(1 << 16))
+        finally:
+            probe.unlink(missing_ok=True)

@@ -1,0 +1,431 @@
+"""Strangers' concepts, checkpoints, YAML: an error in one sentence, never code, never a write elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest_run import compose_config
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from test_concept import NAME, make
+from test_export import adapter
+
+from personalar.arguments import prepare_arguments
+from personalar.commands import ExportConfig
+from personalar.compose import conf_dir
+from personalar.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
+from personalar.config import RunConfig
+from personalar.export import write_export
+from personalar.layout import ProtocolConfig
+from personalar.models.files import read_layout
+from personalar.models.lora import load_lora
+from personalar.resume import AtomicCheckpointIO, digest_of, find_checkpoint
+from personalar.run_folder import RunFolder
+
+REFUSED = (ValueError, FileNotFoundError)
+SLOW_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A concept folder with all kinds of files."""
+    return make(lora=adapter()).save(tmp_path / "concept")
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    record = json.loads((folder / RECORD_FILE).read_text())
+    (folder / RECORD_FILE).write_text(json.dumps(record | changes))
+
+
+def rehash(folder: Path) -> None:
+    """What a foe does: the hashes are those of the changed files."""
+    record = json.loads((folder / RECORD_FILE).read_text())
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in record["files"]}
+    rewrite(folder, files=files)
+
+
+def one_sentence(error: BaseException) -> None:
+    assert isinstance(error, REFUSED), repr(error)
+    assert 10 < len(str(error)) < 900 and str(error).count("\n") < 3, str(error)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(REFUSED) as stopped:
+        Concept.load(folder)
+    one_sentence(stopped.value)
+    return str(stopped.value)
+
+
+@SLOW_FIXTURE
+@given(name=st.sampled_from([RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, "lora/adapter_model.safetensors"]), part=st.floats(0, 0.999))  # fmt: skip  # noqa: E501
+def test_truncated_anywhere(whole: Path, name: str, part: float) -> None:
+    data = (whole / name).read_bytes()
+    try:
+        (whole / name).write_bytes(data[: int(part * len(data))])
+        refused(whole)
+    finally:
+        (whole / name).write_bytes(data)
+
+
+@SLOW_FIXTURE
+@given(name=st.sampled_from([ROWS_FILE, WEIGHTS_FILE, "lora/adapter_config.json"]), part=st.floats(0, 0.999), bit=st.integers(0, 7))  # fmt: skip  # noqa: E501
+def test_a_flipped_bit_anywhere(whole: Path, name: str, part: float, bit: int) -> None:
+    data = (whole / name).read_bytes()
+    changed = bytearray(data)
+    changed[int(part * len(data))] ^= 1 << bit
+    try:
+        (whole / name).write_bytes(changed)
+        assert "truncated or changed" in refused(whole)
+    finally:
+        (whole / name).write_bytes(data)
+
+
+@SLOW_FIXTURE
+@given(part=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_a_changed_byte_with_its_hash(tiny_backend, whole: Path, part: float, byte: int) -> None:
+    """Without the help of hashes: either it loads and applies as numbers, or it is refused in a sentence."""
+    kept = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    path = whole / ROWS_FILE
+    changed = bytearray(kept[path])
+    changed[int(part * len(changed))] = byte
+    try:
+        path.write_bytes(changed)
+        rehash(whole)
+        Concept.load(whole)
+    except REFUSED as error:
+        one_sentence(error)
+    finally:
+        for file, data in kept.items():
+            file.write_bytes(data)
+
+
+@SLOW_FIXTURE
+@given(data=st.data())
+def test_any_value_for_any_fact(tiny_model_dir: Path, whole: Path, data: st.DataObject) -> None:
+    kept = (whole / RECORD_FILE).read_bytes()
+    record = json.loads(kept)
+    fact = data.draw(st.sampled_from(sorted(record)))
+    if data.draw(st.booleans()) and isinstance(record[fact], dict) and record[fact]:
+        record[fact][data.draw(st.sampled_from(sorted(record[fact])))] = data.draw(JSON)
+    else:
+        record[fact] = data.draw(JSON)
+    try:
+        (whole / RECORD_FILE).write_text(json.dumps(record))
+        concept = Concept.load(whole)
+        concept.check_base(name="nano", fingerprint="abc")
+    except REFUSED as error:
+        one_sentence(error)
+    finally:
+        (whole / RECORD_FILE).write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, '{"format_version": 1}', "\xff\xfe", "{}" * 9]
+)
+def test_a_record_that_is_none(whole: Path, text: str) -> None:
+    (whole / RECORD_FILE).write_text(text, encoding="latin-1")
+    refused(whole)
+
+
+FOREIGN = [
+    "/etc/passwd",
+    "../../x",
+    "lora/../../x",
+    "..",
+    ".",
+    "",
+    "concept.json",
+    "x.pt",
+    "lora\\..\\x",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_file_names(whole: Path, name: str) -> None:
+    record = json.loads((whole / RECORD_FILE).read_text())
+    rewrite(whole, files={**record["files"], name: "0" * 64})
+    assert "names foreign files" in refused(whole)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "message"),
+    [
+        ({"[V]": 80, "a": 81}, r"identifier names 'a'; only \[V\]"),
+        ({"[V]": 80, "": 81}, "identifier names ''"),
+        ({"[V]": 80, "[S1]": 80}, "two names one id"),
+        ({"[V]": -1, "[S1]": 81}, "whole numbers from 0"),
+        ({"[V]": True, "[S1]": 81}, "whole numbers from 0"),
+        ({"[S1]": 81}, r"must name \[V\]"),
+        ([], r"must name \[V\]"),
+    ],
+)
+def test_names_that_would_change_prompts(whole: Path, identifier: object, message: str) -> None:
+    rewrite(whole, identifier=identifier)
+    with pytest.raises(ValueError, match=message):
+        Concept.load(whole)
+
+
+@pytest.mark.parametrize("index", [0, 3, 70, 10**9])
+def test_ids_that_mean_something_already(tiny_backend, index: int) -> None:
+    """A row in the place of begin-of-image or of a word would change the sequence's structure."""
+    with pytest.raises(ValueError, match=r"takes the ids .*not reserved for names"):
+        make(weights={}, tokens={"[V]": index, "[S1]": 81}).apply(tiny_backend)
+
+
+ROWS = {
+    "not a number": torch.full((1, 32), float("nan")),
+    "infinity": torch.full((1, 32), float("inf")),
+    "whole numbers": torch.ones(1, 32, dtype=torch.int64),
+    "complex": torch.ones(1, 32, dtype=torch.complex64),
+    "eight bits": torch.ones(1, 32).to(torch.float8_e4m3fn),
+    "no dimension": torch.tensor(1.0),
+    "one dimension": torch.ones(32),
+    "two rows": torch.ones(2, 32),
+    "three dimensions": torch.ones(1, 32, 1),
+    "other widths": torch.ones(1, 31),
+    "empty": torch.ones(0, 32),
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_rows_of_another_kind(whole: Path, what: str) -> None:
+    (whole / ROWS_FILE).write_bytes(save({"[V]": ROWS[what], "[S1]": torch.ones(1, 32)}))
+    rehash(whole)
+    refused(whole)
+
+
+@pytest.mark.parametrize("name", [ROWS_FILE, WEIGHTS_FILE, "lora/adapter_model.safetensors"])
+def test_a_pickle_in_the_place_of_tensors(
+    tiny_backend, whole: Path, tmp_path: Path, name: str, record_property
+) -> None:
+    record_property("inputs", 2)
+    bomb = tmp_path / "exploded"
+    for data in (pickle.dumps(Bomb(bomb)), torch_pickle(Bomb(bomb), tmp_path)):
+        (whole / name).write_bytes(data)
+        rehash(whole)
+        with pytest.raises(ValueError, match=r"no safetensors file|adapter is damaged"):
+            concept = Concept.load(whole)
+            load_lora(tiny_backend.transformer, {n.rpartition("/")[2]: d for n, d in concept.lora.items()})
+        assert not bomb.exists()
+
+
+def torch_pickle(value: object, folder: Path) -> bytes:
+    torch.save(value, folder / "pickled")
+    return (folder / "pickled").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 10**12}, {"r": 0}, {"r": "2"}, {"r": None}, {"lora_alpha": "x"}, {"lora_alpha": float("inf")},
+        {"target_modules": "(a+)+$"}, {"target_modules": []}, {"target_modules": [[]]},
+        {"target_modules": ["lm_head"]}, {"layers_to_transform": [99]}, {"layers_to_transform": ["0"]},
+        {"layers_pattern": "(x+)+"}, {"use_rslora": "yes"}, {"peft_type": "LOHA"}, {"use_dora": True},
+        {"bias": "all"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_an_adapter(tiny_backend, changes: dict[str, object]) -> None:
+    files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
+    config = json.loads(files["adapter_config.json"])
+    files["adapter_config.json"] = json.dumps(config | changes).encode()
+    before = [name for name, _ in tiny_backend.transformer.named_parameters()]
+    with pytest.raises(ValueError, match="adapter") as stopped:
+        load_lora(tiny_backend.transformer, files)
+    one_sentence(stopped.value)
+    assert [name for name, _ in tiny_backend.transformer.named_parameters()] == before
+
+
+def test_an_adapter_of_nan(tiny_backend) -> None:
+    from safetensors.torch import load
+
+    files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
+    tensors = load(files["adapter_model.safetensors"])
+    tensors[min(tensors)].fill_(float("nan"))
+    with pytest.raises(ValueError, match="holds NaN, infinity or whole numbers"):
+        load_lora(tiny_backend.transformer, files | {"adapter_model.safetensors": save(tensors)})
+
+
+def test_another_base_another_revision_another_shape(tiny_backend, whole: Path) -> None:
+    concept = Concept.load(whole)
+    for name, fingerprint in (("other", "xyz"), ("nano", "another revision")):
+        with pytest.raises(ValueError, match="was learned on base 'nano'"):
+            concept.check_base(name=name, fingerprint=fingerprint)
+    with pytest.raises(ValueError, match="has shape"):
+        make(weights={NAME: torch.zeros(32, 31)}).apply(tiny_backend)
+
+
+def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -> None:
+    blobs = Path(shutil.copytree(whole, tmp_path / "blobs"))
+    for path in [path for path in whole.rglob("*") if path.is_file()]:  # as the hub's cache has it
+        path.unlink()
+        path.symlink_to(blobs / path.relative_to(whole))
+    concept = Concept.load(whole)
+    before = {path: path.read_bytes() for path in blobs.rglob("*") if path.is_file()}
+    make(rows=torch.zeros(2, 32)).save(whole)
+    assert {path: path.read_bytes() for path in blobs.rglob("*") if path.is_file()} == before
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "trap").mkdir()
+    (tmp_path / "trap" / "lora").symlink_to(outside)
+    with pytest.raises(ValueError, match="nothing is written outside"):
+        concept.save(tmp_path / "trap")
+    assert not list(outside.iterdir())
+    (whole / RECORD_FILE).unlink()
+    (whole / RECORD_FILE).symlink_to("/dev/zero")
+    refused(whole)
+    os.remove(whole / RECORD_FILE)
+    os.mkfifo(whole / RECORD_FILE)  # reading it would wait for ever
+    refused(whole)
+
+
+def test_a_target_in_a_concepts_config_is_a_plain_value(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(os, "system", called.append)
+    bomb = {"_target_": "os.system", "command": "true"}
+    make(weights={}, config={"decoder": bomb, "a": [bomb]}).save(tmp_path / "c")
+    config: ExportConfig = compose_config(
+        f"concept={tmp_path / 'c'}", f"out={tmp_path / 'out'}", name="export"
+    )
+    assert write_export(config) and Concept.load(tmp_path / "c").config["decoder"] == bomb
+    assert not called
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "truncated", "text", "empty"])
+def test_a_checkpoint_that_would_run_code(tmp_path: Path, kind: str) -> None:
+    bomb, path = tmp_path / "exploded", tmp_path / "step_000002.ckpt"
+    good = torch_pickle({"state_dict": {"x": torch.ones(3)}}, tmp_path)
+    path.write_bytes({"pickle": pickle.dumps(Bomb(bomb)), "torch": torch_pickle(Bomb(bomb), tmp_path),
+                      "truncated": good[:-40], "text": b"x" * 99, "empty": b""}[kind])  # fmt: skip
+    for asked in ({}, {"weights_only": False}):
+        with pytest.raises(ValueError, match="cannot be read as tensors alone") as stopped:
+            AtomicCheckpointIO().load_checkpoint(path, **asked)
+        one_sentence(stopped.value)
+    assert not bomb.exists()
+
+
+@given(part=st.floats(0, 0.999), byte=st.integers(0, 255))
+@SLOW_FIXTURE
+def test_a_changed_byte_in_a_checkpoint(tmp_path: Path, part: float, byte: int) -> None:
+    path = tmp_path / "step_000002.ckpt"
+    changed = bytearray(torch_pickle({"state_dict": {"x": torch.ones(300)}, "step": 2}, tmp_path))
+    changed[int(part * len(changed))] = byte
+    path.write_bytes(changed)
+    try:
+        AtomicCheckpointIO().load_checkpoint(path)
+    except REFUSED as error:
+        one_sentence(error)
+
+
+@pytest.mark.parametrize("file", ["../../../x.ckpt", "/etc/passwd", "step_1.ckpt", "", "step_000002.ckpt/.."])
+def test_a_record_that_names_a_checkpoint_elsewhere(tmp_path: Path, file: str) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "x.ckpt").write_bytes(b"x")
+    facts = {"step": 2, "world": 1, "strategy": "single", "digest": digest_of(tmp_path / "x.ckpt")}
+    folder.update_stage("embedding", checkpoint={"file": file, **facts})
+    with pytest.raises(ValueError, match=r"outside of the run folder: restore it"):
+        find_checkpoint(folder, "embedding", world=1, strategy="single")
+
+
+@pytest.mark.parametrize("entry", [3, [], "x", {"file": 3}, {"file": "step_000002.ckpt"}])
+def test_a_record_of_checkpoints_that_is_none(tmp_path: Path, entry: object) -> None:
+    folder = RunFolder(tmp_path)
+    folder.update_stage("embedding", checkpoint=entry)
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(checkpoint\)"):
+        find_checkpoint(folder, "embedding", world=1, strategy="single")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"stages": 3}', "[" * 100_000, '"x"'])
+def test_a_run_record_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*delete the run folder"):
+        RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"grid_px": "x"}, {"grid_px": None}, {"ids": 3}, {"ids": {"a": "b"}}, {"buckets": 3}, {"resolution": -1},
+     {"prompt_template": "{prompt.__class__}"}, {"prompt_template": "{prompt}{0}"},
+     {"prompt_template": "{prompt}{secret}"}, {"prompt_template": "{prompt"}, {"z_loss_weight": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_a_layout_of_a_stranger(tmp_path: Path, changes: dict[str, object]) -> None:
+    (tmp_path / "protocol.json").write_text(json.dumps(changes))
+    with pytest.raises(ValueError) as stopped:
+        read_layout(tmp_path / "protocol.json")
+    one_sentence(stopped.value)
+    (tmp_path / "protocol.json").write_text("{}")
+    assert read_layout(tmp_path / "protocol.json") == ProtocolConfig()
+
+
+def prepare(*arguments: str) -> list[str]:
+    return prepare_arguments(arguments, schema=RunConfig, conf=conf_dir(), needs_subject=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.exec", "personalar.decoding.sampling.Sampling", "subprocess.run",
+             "personalar.decoding.plain.PlainDecoder.__init__", "personalar.run.main", "hydra.utils.call"]
+)  # fmt: skip
+def test_a_target_that_is_no_seam_of_ours(name: str, tmp_path: Path, record_property) -> None:
+    record_property("inputs", 6)
+    with pytest.raises(ValueError, match=r"_target_='.*' is refused.*allowed: a decoder \(personalar\.dec"):
+        prepare(f"decoder._target_={name}")
+    with pytest.raises(ValueError, match=r"is refused.*allowed: a decoder"):
+        compose_config("+subject=cat", f"decoder._target_={name}")
+    with pytest.raises(ValueError, match=r"is refused.*allowed: a decoder"):
+        prepare("+hydra.callbacks.x={_target_: " + name + "}")
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "mine.yaml").write_text(f"_target_: {name}\n")
+    for flags in ([f"--config-dir={tmp_path}"], ["--config-dir", str(tmp_path)], ["-cd", str(tmp_path)]):
+        with pytest.raises(ValueError, match=r"mine\.yaml: _target_='.*' is refused"):
+            prepare(*flags, "+subject=cat")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hydra:\n  callbacks:\n    x: {_target_: os.system, command: ls}\n", "a: [{_target_: os.system}]\n",
+     "hydra:\n  job_logging:\n    handlers: {x: {(): os.system}}\n", "x: &a {_target_: os.system}\ny: *a\n",
+     "_target_: ${oc.env:EVIL}\n", "hydra:\n  searchpath: [file:///tmp]\n", "a: [\n"],
+)  # fmt: skip
+def test_a_strangers_yaml_is_read_before_hydra_obeys_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.yaml.*(is refused|is no YAML)"):
+        prepare(f"--config-dir={tmp_path}", "+subject=cat")
+
+
+def test_seams_are_open() -> None:
+    arguments = ["decoder._target_=personalar.decoding.naive.NaiveDecoder", "hydra/launcher=joblib"]
+    assert prepare(*arguments) == arguments
+    for name in ("plain", "jacobi", "compiled"):
+        assert compose_config("+subject=cat", f"decoder={name}").decoder.arguments["_target_"]
+    with pytest.raises(ValueError, match="is refused"):
+        prepare("--experimental-rerun=x.pickle")

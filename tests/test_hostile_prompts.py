@@ -1,0 +1,140 @@
+"""Whatever is typed as a prompt: text, or an error in one sentence; never another structure or a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_backend import make_tokenizer
+from conftest_run import compose_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from personalar.config import SubjectConfig
+from personalar.generator import Generator
+from personalar.identifier import Identifier
+from personalar.models.protocol import Protocol, ProtocolConfig
+from personalar.png import read_png_metadata, sample_filename, save_png
+from personalar.prompt_check import encode_prompts, longest_prompt
+from personalar.prompts import plain_prompts
+from personalar.sample import check_words
+from personalar.subject import load_subject
+
+TOKENIZER = make_tokenizer()
+PROTOCOL = Protocol(TOKENIZER, ProtocolConfig(grid_px=16, resolution=32, buckets="square"), downsample=8)
+NAMES = dict(zip(("[V]", "[S1]", "[S2]"), TOKENIZER.concept_ids, strict=False))
+SPECIAL = ["<s>", "</s>", "<pad>", "<eoss>", "<racm3:break>", "<reserved08706>", "<reserved08799>",
+           "<image>",
+           "<|image|>", "<sentinel:3>", "IMGIMGAZ", "IMGIMGBCZ", "<reserved09004>"]  # fmt: skip
+ODD = ["\x00", "\x1b[31m", "\u202e", "\u200f", "שלום", "مرحبا", "👩‍👩‍👧‍👦", "🏳️‍🌈", "\ufeff", "\u2028",
+       "\r\n", "\t",
+       "{", "}", "{prompt}", "%s", "a\u0301" * 9, "\U0010ffff", "\ufffe",
+       "[V", "V]", "[V]", "[S1]", "[S12]"]  # fmt: skip
+PIECES = st.one_of(st.sampled_from(SPECIAL + ODD), st.text(max_size=8))
+ANYTHING = st.lists(PIECES, max_size=12).map("".join)
+
+
+def is_text(prompt: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in prompt)
+
+
+@settings(max_examples=300)
+@given(ANYTHING)
+def test_the_structure_stays(prompt: str) -> None:
+    """BOS, text and learned names only, SEP; names count as often as they stand there."""
+    if not is_text(prompt):
+        with pytest.raises(ValueError, match="is no text"):
+            PROTOCOL.prompt_ids(prompt, 32, 32, NAMES)
+        return
+    for names in ({}, NAMES):
+        ids = PROTOCOL.prompt_ids(prompt, 32, 32, names)
+        assert ids[0] == TOKENIZER.bos and ids[-1] == TOKENIZER.sep
+        special = [index for index in ids[1:-1] if TOKENIZER.is_special(index)]
+        assert set(special) <= set(names.values())
+        assert len(special) == sum(prompt.count(name) for name in names)
+    codes = torch.zeros(4, 4, dtype=torch.int64)
+    assert torch.equal(PROTOCOL.parse_image(PROTOCOL.training_ids(prompt, codes, NAMES).ids), codes)
+
+
+@settings(max_examples=300)
+@given(ANYTHING)
+def test_the_sample_command_takes_it_or_says_why_not(prompt: str) -> None:
+    try:
+        notes = check_words([prompt], ["[V]"])
+    except ValueError as error:
+        assert not prompt.strip() or not is_text(prompt)
+        assert str(error).isprintable() and len(str(error)) < 500
+    else:
+        assert prompt.strip() and is_text(prompt)
+        assert bool(notes) == ("[V]" not in prompt) and all(note.isprintable() for note in notes)
+
+
+@given(ANYTHING)
+def test_prompts_of_a_run_are_taken_or_refused(prompt: str) -> None:
+    try:
+        assert plain_prompts([prompt])[0].text == prompt
+    except ValueError as error:
+        assert "{}" not in prompt or not is_text(prompt), error
+
+
+@given(ANYTHING.filter(is_text))
+def test_file_names_are_plain(prompt: str) -> None:
+    name = sample_filename("subject", prompt, 0)
+    assert name.isascii() and name == Path(name).name and len(name) < 120 and " " not in name
+
+
+@pytest.mark.parametrize("prompt", [odd for odd in ODD if is_text(odd)], ids=ascii)
+def test_a_picture_keeps_its_prompt(prompt: str, tmp_path: Path) -> None:
+    path = save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"prompt": f"a {prompt} cat"})
+    assert read_png_metadata(path)["prompt"] == f"a {prompt} cat"
+
+
+def test_ten_thousand_characters_are_refused_before_anything_is_drawn(tiny_backend, monkeypatch) -> None:
+    drawn = []
+    generator = Generator(backend=tiny_backend, decoder=lambda *_, **__: drawn.append(1))
+    allowed = longest_prompt(tiny_backend)
+    assert allowed == 256 - len(tiny_backend.grammar(4, 4))
+    long = "a cat, " * 1429
+    with pytest.raises(
+        ValueError, match=rf"has \d{{4,5}} tokens .* can read {allowed} before .*: shorten it"
+    ):
+        generator.codes(["a cat", long], [0, 1])
+    assert not drawn
+
+
+def test_the_longest_prompt_is_drawn_and_one_more_is_not(tiny_backend) -> None:
+    allowed = longest_prompt(tiny_backend)
+    least = len(encode_prompts(tiny_backend, [""], None)[0])
+    fits = "\x01" * (allowed - least)  # one token each
+    assert len(encode_prompts(tiny_backend, [fits], None)[0]) == allowed
+    with pytest.raises(ValueError, match=rf"has {allowed + 1} tokens"):
+        encode_prompts(tiny_backend, [f"{fits}\x01"], None)
+
+
+def test_odd_prompts_are_drawn(tiny_backend, record_property) -> None:
+    record_property("inputs", len(ODD) + len(SPECIAL))
+    from personalar.decoding.plain import PlainDecoder
+
+    identifier = Identifier(tokens=NAMES, rows=torch.zeros(3, 32))
+    generator = Generator(backend=tiny_backend, decoder=PlainDecoder(), identifier=identifier, batch=64)
+    prompts = [*ODD, *SPECIAL]
+    assert len(generator.images(prompts, range(len(prompts)))) == len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("knob", "text"),
+    [("noun", ""), ("noun", "  "), ("noun", "cat\ndog"), ("noun", "x" * 10_000), ("noun", "\x00"),
+     ("noun", "\ud800"), ("description", "\x1b[31m"), ("name", "\u202e"), ("description", "")],
+)  # fmt: skip
+def test_words_of_a_subject(knob: str, text: str, tmp_path: Path) -> None:
+    words = {"name": "rex", "noun": "dog", "description": None} | {knob: text}
+    with pytest.raises(ValueError, match=rf"subject\.{knob}") as stopped:
+        load_subject(SubjectConfig(kind="folder", path=str(tmp_path), **words))
+    assert str(stopped.value).isprintable() and len(str(stopped.value)) < 400
+
+
+def test_no_prompt_at_all() -> None:
+    with pytest.raises(ValueError, match=r"samples\.prompts=\[\] holds no prompt"):
+        plain_prompts(compose_config("+subject=cat", "samples.prompts=[]").samples.prompts)

@@ -1,0 +1,198 @@
+"""Every knob with a wrong value: the answer names it, says what is allowed, comes before anything loads."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf, open_dict
+from test_cli import command
+from test_configs import cat
+
+from personalar.arguments import prepare_arguments
+from personalar.compose import MEASURES, conf_dir, read_config
+from personalar.config import HubFiles, RunConfig
+from personalar.evaluate_config import EvaluateConfig
+from personalar.layout import ProtocolConfig
+from personalar.ranges import MANY, range_of
+
+KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
+"""A key of each mapping, to reach what lies in it."""
+ENUMERATIONS = {  # of RunConfig; each says what is allowed
+    "model.dtype", "model.recipe.stages.embedding.schedule", "model.recipe.data.crop", "model.recipe.loss",
+    "model.recipe.identifier.init", "subject.kind", "trainer.accelerator", "trainer.strategy",
+    "trainer.attention", "memory.optimizer", "scorer.dino_preprocess", "scorer.clip_text",
+    "samples.prompt_set", "trainer.threads",
+}  # fmt: skip
+
+
+def inner(hint: Any) -> Any:
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    return parts[0] if type(None) in typing.get_args(hint) else hint
+
+
+def knobs(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (a.b.c, type) of every setting below `schema`."""
+    for name, hint in typing.get_type_hints(schema).items():
+        kind, knob = inner(hint), f"{prefix}{name}"
+        if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
+            yield from knobs(typing.get_args(kind)[1], f"{knob}.{KEYS[knob]}.")
+        elif dataclasses.is_dataclass(kind):
+            yield from knobs(kind, f"{knob}.")
+        else:
+            yield knob, hint
+
+
+KNOBS = dict(knobs(RunConfig))
+NUMBERS = [knob for knob, hint in KNOBS.items()
+           if inner(hint) in (int, float, list[int], list[float])]  # fmt: skip
+WRONG = {int: ["wide", "1.5", "true", "1e3", "", "--1", "0x1"], float: ["wide", "true", "", "1,x", "1.2.3"],
+         bool: ["maybe", "2", "wide", ""]}  # fmt: skip
+
+
+def answer(*arguments: str) -> str:
+    """Return what a command is told about `arguments`, as `personalar.run` checks them."""
+    with pytest.raises(ValueError) as stopped:
+        prepare_arguments(["+subject=cat", *arguments], schema=RunConfig, conf=conf_dir(), needs_subject=True)
+        composed = copy.deepcopy(cat())
+        with open_dict(composed):
+            composed.model.layout = OmegaConf.structured(ProtocolConfig())
+            for name in ("hub", "vq_hub"):
+                composed.model[name] = OmegaConf.structured(
+                    HubFiles(repo="a/b", licence="x", files=["*"], gigabytes=1.0)
+                )
+        read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist(list(arguments))))
+    return str(stopped.value)
+
+
+def test_there_are_as_many_knobs_as_before() -> None:
+    assert len(KNOBS) > 90 and len(NUMBERS) > 35
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_a_misspelt_knob(knob: str, record_property) -> None:
+    """A letter too many, at the end and in the middle: the right name is proposed, all names are listed."""
+    record_property("inputs", 2)
+    last = knob.rpartition(".")[2]
+    for wrong in (f"{last}q", f"{last[:1]}{last}"):
+        said = answer(f"{knob.removesuffix(last)}{wrong}=1")
+        assert "is no setting" in said and f"has no {wrong!r}" in said, said
+        assert f"did you mean {last}?" in said or len(last) < 3, said
+        assert last in said.split("allowed: ")[1]
+
+
+@pytest.mark.parametrize("knob", [knob for knob, hint in KNOBS.items() if inner(hint) in WRONG])
+def test_a_value_of_another_type(knob: str, record_property) -> None:
+    hint = KNOBS[knob]
+    record_property("inputs", len(WRONG[inner(hint)]))
+    for value in WRONG[inner(hint)]:
+        said = answer(f"{knob}={value}")
+        words = {int: "a whole number", float: "a number", bool: "true or false"}[inner(hint)]
+        assert re.search(rf"^{re.escape(knob)}='.*' is no value; allowed: {words}", said), said
+        assert said.endswith("or null") == (inner(hint) is not hint)
+    if inner(hint) is hint:
+        assert "is no value" in answer(f"{knob}=null")
+
+
+@pytest.mark.parametrize("knob", [k for k, hint in KNOBS.items() if typing.get_origin(inner(hint)) is list])
+def test_a_word_in_the_place_of_a_list(knob: str) -> None:
+    assert answer(f"{knob}=wide") == f"{knob}='wide' is no value; allowed: a list, as [a,b]"
+
+
+@pytest.mark.parametrize("knob", NUMBERS)
+def test_a_number_out_of_range(knob: str, record_property) -> None:
+    """Below, above, and not finite; the smallest allowed value is named."""
+    found = range_of(knob)
+    assert found is not None, f"{knob} is not in personalar/ranges.py"
+    low, high = found
+    hint = inner(KNOBS[knob])
+    listed = typing.get_origin(hint) is list
+    whole = (typing.get_args(hint)[0] if listed else hint) is int
+    values = [math.floor(low) - 1, *([math.ceil(high) + 1] if high < MANY else [])]
+    values += [] if whole else ["nan", "inf", "-inf"]
+    record_property("inputs", len(values))
+    for value in values:
+        text = f"[{value},0.5]" if listed and knob.endswith("betas") else f"[{value}]" if listed else value
+        said = answer(f"{knob}={text}")
+        assert said.startswith(f"{knob}=") and "is out of range; allowed: " in said, said
+
+
+@pytest.mark.parametrize("knob", sorted(ENUMERATIONS))
+def test_a_word_that_is_not_known(knob: str) -> None:
+    said = answer(f"{knob}=wide")
+    assert knob.rpartition(".")[2] in said and "is not known; allowed: " in said, said
+
+
+def test_every_enumeration_is_tried() -> None:
+    """A text field whose docstring lists quoted words is one; those listed above are all of them."""
+    assert set(KNOBS) >= ENUMERATIONS
+    with pytest.raises(ValueError, match=r"trainer\.accelerator='gpv' is not known; did you mean gpu"):
+        raise ValueError(answer("trainer.accelerator=gpv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer.strategy=single", "trainer.devices=2"], "choose trainer=ddp, zero2, zero3"),
+        (["method.stages.transformer.lora.rank=4"], "trains either parameters or lora"),
+        (["method.base_bits=4"], "train with lora.rank, not parameters"),
+        (["method.base_bits=8"], "allowed: 4, 16"),
+        (["decoder.window=16"], "does not suit PlainDecoder"),
+        (["model.recipe.identifier.init=words"], "needs words"),
+        (["model.recipe.data.crops_per_photo=0", "model.recipe.data.copies_per_photo=0"], "copies_per_photo"),
+        (["model.layout.structure=flat", "model.layout.buckets=aspect"], "needs layout.buckets=square"),
+        (["model.layout.resolution=100", "model.layout.grid_px=33"], "must be a multiple of layout.grid_px"),
+        (["model.recipe.stages.embedding.betas=[0.9]"], r"betas=\[0.9\] must hold 2 numbers"),
+        (["samples.seeds=[]"], "at least one seed"),
+        (["stage.run=[embeding]"], r"stage\.run='embeding' is not known; did you mean embedding\?"),
+        (["objective=[dinoo*clip_t]"], "objective='dinoo' is not known; did you mean dino"),
+        (["objective=['']"], "objective='' is not known; allowed: dino"),
+        (["model.recipe=3"], r"allowed: what it holds, as model\.recipe\.x="),
+    ],
+)
+def test_values_that_contradict(arguments: list[str], message: str) -> None:
+    assert re.search(message, answer(*arguments)), answer(*arguments)
+
+
+def test_every_measure_may_be_an_objective(finished_run: Path) -> None:
+    stages = json.loads((finished_run / "summary.json").read_text())["stages"]
+    known = {name for name, value in stages["transformer"].items() if not isinstance(value, dict)}
+    assert known == set(MEASURES)
+
+
+def test_the_other_commands_numbers_have_ranges_too() -> None:
+    KEYS.setdefault("benchmark.published", "dino")
+    for knob, hint in knobs(EvaluateConfig):
+        assert inner(hint) not in (int, float) or range_of(knob), knob
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["trainer.devices=wide", "model.recipe.stages.embedding.lr=nan", "trainer.accelerator=gpv", "sead=3",
+     "decoder._target_=os.system", "samples.seeds=[x]"],
+)  # fmt: skip
+def test_on_the_command_line_it_is_one_answer(argument: str, tmp_path: Path) -> None:
+    done = command(tmp_path, "personalar.run", "+subject=cat", argument)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert argument.split("=")[0].rpartition(".")[2] in done.stderr and len(done.stderr.splitlines()) < 9
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".safetensors")]
+
+
+def test_a_gpu_that_is_not_there(session) -> None:
+    import torch
+
+    from personalar.preflight import check_devices
+
+    trainer = dataclasses.replace(session.config.trainer, name="gpu", accelerator="gpu", devices=999,
+                                  strategy="ddp")  # fmt: skip
+    with pytest.raises(ValueError, match=r"trainer=gpu needs a GPU|trainer\.devices=999 is out of range"):
+        check_devices(trainer)
+    assert torch.cuda.device_count() < 999

@@ -1,0 +1,88 @@
+"""The card beside a concept: a head that the hub reads, hashes that are right, nobody's markup."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest_run import compose_config
+from test_concept import make
+from test_export import adapter, exporting
+
+from personalar.concept import Concept
+from personalar.export import write_export
+from personalar.model_card import CARD_FILE, model_card, write_card
+from personalar.session import learning_settings
+
+
+def parts(card: str) -> tuple[dict, str]:
+    """Return the head's values and the body."""
+    _, head, body = card.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def check_hashes(folder: Path, body: str) -> list[str]:
+    told = dict(re.findall(r"- `(.+)` sha256 `([0-9a-f]{64})`", body))
+    for name, digest in told.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    return sorted(told)
+
+
+def test_a_run_leaves_a_card_and_a_concept_that_loads(finished_run: Path) -> None:
+    folder = finished_run / "concept"
+    head, body = parts((folder / CARD_FILE).read_text())
+    assert head["license"] in ("apache-2.0", "other") and head["pipeline_tag"] == "text-to-image"
+    assert head["library_name"] == "personalar" and "base_model" not in head  # from a folder: no repository
+    for title in ("Intended use", "Out of scope", "Provenance", "Files"):
+        assert f"## {title}\n" in body
+    concept = Concept.load(folder)
+    assert concept.base["fingerprint"] in body and f"from {len(concept.tokens) - 1} photos of one cat" in body
+    names = check_hashes(folder, body)
+    assert names == ["concept.json", "learned_embeds.safetensors", "weights.safetensors"]
+
+
+def test_a_base_of_the_hub_is_named_with_its_licence(tmp_path: Path) -> None:
+    config = learning_settings(compose_config("+subject=cat", "model=lumina_mgpt_7b_512"))
+    head, body = parts(model_card(make(config=config), tmp_path))
+    assert head["base_model"] == "Alpha-VLLM/Lumina-mGPT-7B-512" and head["license"] == "other"
+    assert head["license_link"] == "https://huggingface.co/Alpha-VLLM/Lumina-mGPT-7B-512"
+    assert "non-commercial research" in body and "- method: paper" in body
+    head, _ = parts(model_card(make(config=learning_settings(compose_config("+subject=cat"))), tmp_path))
+    assert head["license"] == "apache-2.0"
+
+
+def test_every_export_has_one(tmp_path: Path) -> None:
+    make(weights={}, lora=adapter()).save(tmp_path / "concept")
+    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    head, body = parts(card.read_text())
+    assert card == tmp_path / "out" / CARD_FILE and "lora" in head["tags"]
+    assert check_hashes(tmp_path / "out", body) == [
+        "learned_embeds.safetensors", "lora/adapter_config.json", "lora/adapter_model.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "evil",
+    ["<script>alert(1)</script>", "[x](javascript:alert)", "a\n---\nlicense: mit\n", "` `", "{base}", "\x00"],
+)  # fmt: skip
+def test_a_strangers_facts_are_words(evil: str, tmp_path: Path) -> None:
+    concept = make(
+        base={"name": evil, "fingerprint": evil},
+        subject={"name": evil, "noun": evil, "fingerprint": evil},
+        stage=evil,
+        config={
+            "model": {"hub": {"repo": "a/b\nlicense: mit", "licence": evil}},
+            "seed": evil,
+            "method": evil,
+        },
+    )
+    head, body = parts(model_card(concept, tmp_path))
+    assert head["license"] == "other" and "base_model" not in head
+    for sign in ("<script", "](", "\n---", "{base}", "\x00", "` `"):
+        assert sign not in body
+    concept.save(tmp_path)
+    write_card(concept, tmp_path)
+    Concept.load(tmp_path)
