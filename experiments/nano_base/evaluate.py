@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=NANO)
     parser.add_argument("--prompts", type=int, default=240)
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--grid", type=Path, default=None)
