@@ -222,12 +222,12 @@ def gather(run_dir: Path) -> dict[str, Any]:
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """Return `value` for a table; a dash when it was not measured."""
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:{'+' if sign else ''}z.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
     """Return a share in per cent."""
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else f"{value:z.0%}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
