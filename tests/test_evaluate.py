@@ -244,3 +244,17 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         evaluate(config(*common[:3], "scorer=none"), [])
     with pytest.raises(SystemExit, match="benchmark=nanobench has nothing to fetch"):
         evaluate(config("task=fetch"), [])
+
+
+def test_a_launcher_does_the_subjects_of_a_method_as_one_sweep(
+    tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    out = tmp_path / "bench"
+    settings = config(
+        "launcher=joblib", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage]", f"out={out}"
+    )
+    judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
+    evaluate(settings, [f"model.path={tiny_model_dir}", *judges, *TINY])
+    assert {path.parent.name for path in out.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
+    assert (out / "logs" / "two_stage.log").is_file() and "two stages" in (out / "comparison.md").read_text()
