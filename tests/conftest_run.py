@@ -16,7 +16,8 @@ from personalar.session import Session
 from personalar.subject import load_subject
 from personalar.types import Subject
 
-QUICK = ["experiment=quick", "trainer.threads=1", "trainer.checkpoint_every_steps=2"]
+PAPERS = "model.recipe.stages.transformer.also_train=[]"  # q, k and v, as the method says
+QUICK = ["experiment=quick", PAPERS, "trainer.threads=1", "trainer.checkpoint_every_steps=2"]
 
 
 def compose_config(*overrides: str, name: str = "run") -> RunConfig:
