@@ -34,7 +34,7 @@ def test_ready_on_a_cpu(tiny_model_dir: Path) -> None:
         f"{tiny_model_dir}/base",
     ):
         assert part in text, part
-    assert "32 px, square sizes, guidance 3, top-k 0, top-p 0.95, temperature 1" in text
+    assert "32 px, square sizes, guidance 2, top-k 0, top-p 0.95, temperature 1" in text
 
 
 def test_missing_files_are_described(tmp_path: Path) -> None:

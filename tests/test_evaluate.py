@@ -148,7 +148,7 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x' is not known; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, fetch, table"),
-        (["jobs=0"], "jobs=0 is out of range; allowed: 1 to inf"),
+        (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*evaluate fetch"),
     ],
 )
