@@ -12,7 +12,7 @@ from omegaconf import II, MISSING
 
 from personalar.layout import ProtocolConfig
 from personalar.machine import LoggerConfig, MemoryConfig, TrainerConfig
-from personalar.recipe import RecipeConfig, one_of, within
+from personalar.recipe import RecipeConfig, one_of
 from personalar.selection import SelectionConfig
 
 
@@ -111,10 +111,6 @@ class LoraConfig:
     every_n_layers: int = 1
     """Adapters on every n-th layer (the paper's N)."""
 
-    def __post_init__(self) -> None:
-        within("lora.rank", self.rank, 0)
-        within("lora.every_n_layers", self.every_n_layers, 1)
-
 
 @dataclass(kw_only=True)
 class StageMethod:
@@ -187,10 +183,6 @@ class DecoderConfig:
         if self.init is not None:
             one_of("decoder.init", self.init, ("random", "left", "above", "newline"))
             one_of("decoder.coupling", self.coupling, ("gumbel", "maximal", "independent"))
-            within("decoder.window", self.window, 2)
-            within("decoder.max_batch", self.max_batch, 1)
-        if self.bucket is not None:
-            within("decoder.bucket", self.bucket, 1)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -240,9 +232,7 @@ class SamplesConfig:
     """Seeds of the kind "prior"."""
 
     def __post_init__(self) -> None:
-        within("samples.time_share", self.time_share, 0, 1)
         one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
-        within("samples.prior_images", self.prior_images, 2)
         for kind in self.kinds:
             one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

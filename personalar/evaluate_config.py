@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from personalar.config import ScorerConfig
-from personalar.recipe import one_of, within
+from personalar.recipe import one_of
 
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images for each prompt: arXiv 2504.13162 draws one (750 in all), DreamBooth four (3000)."""
@@ -37,7 +37,6 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))
-        within("benchmark.tolerance", self.tolerance, 0, 1)
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
         if self.kind == "dreambench" and self.path is None:
@@ -71,4 +70,3 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, ("benchmark", "calibrate", "fetch", "table"))
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
-        within("jobs", self.jobs, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from personalar.recipe import one_of, within
+from personalar.recipe import one_of
 
 
 @dataclass(kw_only=True)
@@ -37,9 +37,6 @@ class TrainerConfig:
         one_of("trainer.attention", self.attention, ("eager", "sdpa"))
         one_of("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
         one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
-        within("trainer.devices", self.devices, 1)
-        within("trainer.num_nodes", self.num_nodes, 1)
-        within("trainer.checkpoint_every_steps", self.checkpoint_every_steps, 1)
         if self.strategy == "single" and self.devices * self.num_nodes > 1:
             raise ValueError(
                 f"trainer={self.name} is one process, got trainer.devices={self.devices} "
@@ -66,7 +63,6 @@ class MemoryConfig:
     """Pass a batch in smaller parts where it does not fit; the optimizer's step sees the same sequences."""
 
     def __post_init__(self) -> None:
-        within("memory.gigabytes", self.gigabytes, 0.001)
         if self.optimizer is not None:
             one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))
 

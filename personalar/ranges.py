@@ -1,6 +1,6 @@
 """What every number of the configuration may be, on one page: smallest and largest value by knob.
 
-Checked on what is composed, before anything is loaded; the dataclasses check again what a caller gives them.
+Checked on what is composed, before anything is loaded. The dataclasses check names and what contradicts what.
 """
 
 from __future__ import annotations

@@ -20,12 +20,6 @@ def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
 
 
-def within(knob: str, value: float | None, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless `value` lies in [low, high] or is None."""
-    if value is not None and not low <= value <= high:
-        raise ValueError(f"{knob}={value} is out of range; allowed: {low:g} to {high:g}")
-
-
 @dataclass(kw_only=True)
 class StageNumbers:
     """How long and how fast one stage trains. AdamW with weight decay 0 is Adam."""
@@ -57,13 +51,6 @@ class StageNumbers:
     projections to take in a new thing."""
 
     def __post_init__(self) -> None:
-        within("steps", self.steps, 1)
-        within("batch", self.batch, 1)
-        within("accumulate", self.accumulate, 1)
-        within("lr", self.lr, 0)
-        within("identifier_lr", self.identifier_lr, 0)
-        within("replay_ratio", self.replay_ratio, 0, 0.9)
-        within("image_token_ratio", self.image_token_ratio, 0, 1)
         one_of("schedule", self.schedule, ("linear", "constant"))
 
 
@@ -98,12 +85,8 @@ class DataNumbers:
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
             raise ValueError(f"data.templates={self.templates} must each hold {{}} where '[V] <noun>' goes")
-        within("prompt_dropout", self.prompt_dropout, 0, 1)
-        within("replay_prompt_dropout", self.replay_prompt_dropout, 0, 1)
-        within("crops_per_photo", self.crops_per_photo, 0)
-        within("copies_per_photo", self.copies_per_photo, 0)
-        within("crops_per_photo + copies_per_photo", self.crops_per_photo + self.copies_per_photo, 1)
-        within("crop_scale", self.crop_scale, 0.1, 1)
+        if self.crops_per_photo + self.copies_per_photo < 1:
+            raise ValueError("data.crops_per_photo and data.copies_per_photo are 0: one must be at least 1")
         one_of("data.crop", self.crop, ("center", "random"))
 
 
@@ -140,4 +123,3 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         one_of("recipe.loss", self.loss, ("image_tokens", "answer"))
-        within("recipe.z_loss", self.z_loss, 0)

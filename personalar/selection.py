@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from personalar.recipe import one_of, within
+from personalar.recipe import one_of
 
 RULES = ("last", "harmonic", "product")
 
@@ -35,8 +35,6 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         one_of("selection.rule", self.rule, RULES)
         one_of("selection.likeness", self.likeness, ("dino", "clip_i"))
-        within("selection.likeness_weight", self.likeness_weight, 0, 1)
-        within("selection.patience", self.patience, 1)
         if self.patience is not None and not self.selects:
             raise ValueError(
                 "selection.patience ends a stage by a rule's values, and selection.rule=last looks at none: "
