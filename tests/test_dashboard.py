@@ -78,6 +78,9 @@ def read_back(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def wandb_run(do_run, tmp_path_factory) -> Path:
+    import wandb
+
+    wandb.teardown()  # W&B reads the environment once a process: an earlier test may have made it do so
     run_dir = tmp_path_factory.mktemp("wandb") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", SECRET)
