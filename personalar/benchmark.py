@@ -21,10 +21,12 @@ from queue import SimpleQueue
 
 from personalar.comparison import Row, State, is_run, read_states
 from personalar.comparison_page import write_comparison
-from personalar.compose import conf_dir, group_options
+from personalar.compose import compose_run, conf_dir, group_options
 from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.process import available_cores
+from personalar.reuse import FIRST, SHARED, copy_files
+from personalar.settings import learning_settings, stage_settings
 from personalar.summary import write_text_atomically
 from personalar.types import STAGE_NAMES
 
@@ -48,6 +50,8 @@ class BenchRun:
     folder: Path
     overrides: tuple[str, ...]
     """Of personalar.run, complete."""
+    first_stage: str | None = None
+    """The settings of its first stage, as text: runs of a subject with the same learn it once."""
 
 
 def quoted(value: object) -> str:
@@ -98,23 +102,38 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
     seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
     common = (f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]")
     methods = {method: method_overrides(method) for method in config.benchmark.methods}
+    subjects = subject_overrides(config.benchmark)
+    anyone = next(iter(subjects.values()))  # methods differ alike for every subject
+    starts = {method: first_stage((*anyone, *how, *common, *extra)) for method, how in methods.items()}
     return [
         BenchRun(
             method=method,
             subject=subject,
             folder=Path(config.out) / method / subject,
             overrides=(*who, *how, *common, *extra),
+            first_stage=starts[method],
         )
-        for subject, who in subject_overrides(config.benchmark).items()
+        for subject, who in subjects.items()
         for method, how in methods.items()
     ]
 
 
-def share_base(source: Path, target: Path) -> None:
-    """Copy the base's pictures of a finished run: they depend on base, prompt and seed, not on the method."""
-    pictures = source / "images" / "base"
-    if pictures.is_dir() and not is_run(target):
-        shutil.copytree(pictures, target / "images" / "base", dirs_exist_ok=True)
+def first_stage(overrides: Sequence[str]) -> str | None:
+    """Return what the first stage of a run with these `overrides` depends on, as text; None: no stage 1."""
+    settings = stage_settings(learning_settings(compose_run(overrides)), FIRST)
+    return settings and json.dumps(settings, sort_keys=True, default=str)
+
+
+def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
+    """Bring what earlier runs of the subject have made into a folder that is not begun; return overrides.
+
+    Pictures of the base do not depend on the method; a stage 1 that would be the same is taken over.
+    """
+    if not done or is_run(run.folder):
+        return ()
+    copy_files(done[0].folder, run.folder, SHARED)
+    same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
+    return (f"reuse={quoted(same[0].folder)}",) if same else ()
 
 
 def visible_gpus() -> list[str]:
@@ -139,14 +158,13 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
 
 
 def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads: int) -> list[BenchRun]:
-    """Do the runs of one subject in order, sharing the base's pictures; return those that failed."""
+    """Do the runs of one subject in order, sharing what they have in common; return those that failed."""
     failed: list[BenchRun] = []
     done: list[BenchRun] = []
     for run in runs:
-        if done:
-            share_base(done[0].folder, run.folder)
+        shared = share(done, run)
         log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
-        words = ["personalar.run", *run.overrides, f"hydra.run.dir={quoted(run.folder)}"]
+        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quoted(run.folder)}"]
         succeeded = execute(words, log, gpu=gpu, threads=threads)
         (done if succeeded else failed).append(run)
         print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)

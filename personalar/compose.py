@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def read_config(cfg: DictConfig) -> Any:
     check_ranges(values)
     check_names(values)
     return OmegaConf.to_object(cfg)
+
+
+def compose_run(overrides: Sequence[str]) -> RunConfig:
+    """Return the typed configuration of personalar.run with `overrides`, without running it."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return read_config(compose("run", overrides=list(overrides)))
 
 
 def register() -> None:

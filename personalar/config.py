@@ -258,6 +258,8 @@ class RunConfig:
     """Of the identifier's start, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
     """What a sweeper is told: measures of the last stage in summary.json, "*" multiplies them."""
+    reuse: str | None = None
+    """Folder of a run whose stage 1 is taken over, where this run would learn the same; null: learn it."""
     overwrite: bool = False
     """Delete what an earlier run left in the run folder and start afresh."""
 

@@ -25,9 +25,9 @@ from personalar.arguments import prepare_arguments
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
 from personalar.fault import told
-from personalar.locate import obtain_model
+from personalar.locate import obtain_model, offline_model
 from personalar.process import global_rank, keep_memory, local_rank, set_torch_threads
-from personalar.run_lock import locked
+from personalar.run_lock import check_started_alone, locked
 from personalar.subject import load_subject, validation_prompts
 from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
 from personalar.types import Subject
@@ -201,13 +201,6 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
         finish(session)
 
 
-def check_overwrite(config: RunConfig) -> None:
-    """Raise ValueError where deleting the old run would race with other processes that look at it."""
-    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
-    if config.overwrite and started_outside and config.trainer.devices * config.trainer.num_nodes > 1:
-        raise ValueError("overwrite=true cannot be given to torchrun or srun: delete the run folder first")
-
-
 def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage, str]]] | None:
     """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
 
@@ -215,18 +208,22 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         ValueError, FileNotFoundError: with what to do.
     """
     started = time.perf_counter()
+    found = offline_model(config.model)  # a folder that is no model is said at once
     subject = load_subject(config.subject)
-    files = obtain_model(config.model, say=print)
+    files = found or obtain_model(config.model, say=print)  # photos before a download
+    from personalar.reuse import take_over
     from personalar.run_folder import RunFolder
-    from personalar.session import learning_settings
+    from personalar.settings import learning_settings
 
     folder = RunFolder(run_dir)
     if global_rank() > 0:
         stages = selected_stages(config, folder)
         return open_session(config, subject, folder, files, stages, started=started), stages
-    check_overwrite(config)
+    check_started_alone(config)
     print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
+    if config.reuse:
+        print(take_over(config, folder, weights=files.weights(), subject=subject))
     stages = selected_stages(config, folder)
     if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,8 @@ from personalar.prompts import unrelated_prompts
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer
+from personalar.settings import learning_settings
 from personalar.types import PromptSpec, Sample, Subject
-
-
-def learning_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that determine what is learned, as plain values."""
-    model = asdict(config.model)
-    model.pop("photo_warning")
-    chooses = {}
-    if config.selection.selects:  # then what is compared, and by whom, decides what is left
-        compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
-        samples = {name: getattr(config.samples, name) for name in compared}
-        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": asdict(config.scorer)}}
-    return {
-        "model": model,
-        "subject": asdict(config.subject),
-        "method": asdict(config.method),
-        "decoder": asdict(config.decoder),
-        "seed": config.seed,
-        **chooses,
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

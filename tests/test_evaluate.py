@@ -12,7 +12,7 @@ from PIL import Image
 from test_scoring import TableClip, TableDino, plain
 
 import personalar.benchmark
-from personalar.benchmark import plan, quoted, share_base, visible_gpus
+from personalar.benchmark import BenchRun, plan, quoted, share, visible_gpus
 from personalar.evaluate import evaluate, split_arguments
 from personalar.evaluate_config import EvaluateConfig
 from personalar.run import personalize, prepare
@@ -119,7 +119,9 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
     with pytest.raises(
         SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
     ):
-        evaluate(settings, ["model.recipe.loss=nonsense"])
+        evaluate(settings, ["stage=transformer"])  # without a stage 1
+    with pytest.raises(SystemExit, match="recipe.loss='nonsense' is not known; allowed: image_tokens"):
+        evaluate(settings, ["model.recipe.loss=nonsense"])  # once, before any run
     evaluate(settings, [])
     assert "CC BY 4.0" in capsys.readouterr().out
     assert (tmp_path / "out" / "references_and_licenses.txt").read_text() == "credits"
@@ -174,8 +176,10 @@ def test_the_base_is_shared_but_a_begun_run_is_left_alone(tmp_path: Path) -> Non
         (tmp_path / name / "images" / "base").mkdir(parents=True)
     (tmp_path / "one" / "images" / "base" / "a.png").write_bytes(b"picture")
     (tmp_path / "three" / "run.json").write_text("{}")
+    runs = {name: BenchRun(method=name, subject="cat", folder=tmp_path / name, overrides=())
+            for name in ("one", "two", "three")}  # fmt: skip
     for name in ("two", "three"):
-        share_base(tmp_path / "one", tmp_path / name)
+        assert share([runs["one"]], runs[name]) == ()
     found = [len(list((tmp_path / name / "images" / "base").iterdir())) for name in ("two", "three")]
     assert found == [1, 0]
 

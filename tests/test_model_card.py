@@ -15,7 +15,7 @@ from test_export import adapter, exporting
 from personalar.concept import Concept
 from personalar.export import write_export
 from personalar.model_card import CARD_FILE, model_card, write_card
-from personalar.session import learning_settings
+from personalar.settings import learning_settings
 
 
 def parts(card: str) -> tuple[dict, str]:

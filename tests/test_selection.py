@@ -20,7 +20,7 @@ from personalar.generator import Generator
 from personalar.report import write_report
 from personalar.run_folder import RunFolder
 from personalar.selection import SelectionConfig, harmonic, rule_values
-from personalar.session import learning_settings
+from personalar.settings import learning_settings
 
 FIVE = ["stage=embedding", "model.recipe.stages.embedding.steps=5"]
 FIVE += ["model.recipe.stages.embedding.schedule=constant", "samples.grid_every_steps=2"]

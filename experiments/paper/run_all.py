@@ -3,7 +3,8 @@
 `python experiments/paper/run_all.py OUT` runs everything on `benchmark=nanobench`; settings after `--` go to
 `python -m personalar.evaluate`: `-- benchmark=dreambench benchmark.path=DIR scorer=dreambench trainer=gpu
 model=lumina_mgpt_7b_512`. What is finished is not repeated, so it resumes. `--ranks` names the ranks that
-stand for the paper's 16, 64 and 256. Writes OUT/tables.md.
+stand for the paper's 16, 64 and 256; `--lora-subjects cat vase` keeps table 3 to a few subjects, all of which
+start from their stage 1 in table 1. Writes OUT/tables.md.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 PUBLISHED = Path(__file__).with_name("published.jsonl")
-MAIN = ("two_stage", "embedding_only", "without_class_name", "one_stage", "dreambooth")
+MAIN = ("two_stage", "without_class_name", "one_stage", "dreambooth")
 PAPER_RANKS = (16, 64, 256)
 MEASURES = ("dino", "clip_i", "clip_t")
 
@@ -27,7 +28,7 @@ def evaluate(out: Path, methods: tuple[str, ...], words: list[str]) -> int:
 def means(out: Path, experiment: str) -> dict | None:
     """Return the record of an experiment's row in a finished benchmark, or None."""
     titles = {
-        "two_stage": "two stages", "embedding_only": "textual inversion", "one_stage": "one stage",
+        "two_stage": "two stages", "embedding_only": "textual inversion (stage 1)", "one_stage": "one stage",
         "without_class_name": "two stages, no class name", "lora": "two stages, LoRA",
         "dreambooth": "one-stage DreamBooth",
     }  # fmt: skip
@@ -39,7 +40,29 @@ def means(out: Path, experiment: str) -> dict | None:
 
 
 def lora_folder(out: Path, rank: int, every: int) -> Path:
-    return out / f"lora_r{rank}_n{every}"
+    return out / "table3" / f"lora_r{rank}_n{every}"
+
+
+def full_matrices(out: Path, only: list[str], words: list[str]) -> int:
+    """Table 3's last row, on its subjects: the runs of table 1 once more, without running anything."""
+    folder = out / "table3" / "full"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "two_stage"
+    if not link.is_symlink():
+        link.symlink_to(Path("..", "..", "main", "two_stage"))
+    return evaluate(folder, ("two_stage",), [*only, *words])
+
+
+def table3(out: Path, ranks: list[int], subjects: list[str] | None, words: list[str]) -> int:
+    """Run LoRA at every rank and spacing; return how many of them failed."""
+    only = [f"benchmark.subjects=[{','.join(subjects)}]"] if subjects else []
+    first = f"reuse='{out / 'main' / 'two_stage'}/${{subject.name}}'"
+    failures = full_matrices(out, only, words) != 0
+    for rank, every in ((rank, every) for rank in ranks for every in (1, 2, 4)):
+        adapter = "method.stages.transformer.lora"
+        extra = [f"{adapter}.rank={rank}", f"{adapter}.every_n_layers={every}", first]
+        failures += evaluate(lora_folder(out, rank, every), ("lora",), [*only, *words, *extra]) != 0
+    return failures
 
 
 def ours(out: Path, row: dict, ranks: list[int]) -> dict | None:
@@ -49,7 +72,7 @@ def ours(out: Path, row: dict, ranks: list[int]) -> dict | None:
     if row["experiment"] == "lora":
         rank = ranks[PAPER_RANKS.index(row["rank"])]
         return means(lora_folder(out, rank, row["every_n_layers"]), "lora")
-    return means(out / "main", row["experiment"])
+    return means(out / "table3" / "full" if row["table"] == 3 else out / "main", row["experiment"])
 
 
 def cell(record: dict | None, name: str) -> str:
@@ -90,19 +113,14 @@ def main() -> None:
     parser.add_argument(
         "--ranks", type=int, nargs=3, default=list(PAPER_RANKS), help="for the paper's 16 64 256"
     )
+    parser.add_argument("--lora-subjects", nargs="+", help="table 3 on these alone")
     parser.add_argument("--only-tables", action="store_true", help="write the tables of what is finished")
     parser.add_argument("words", nargs="*", help="settings of personalar.evaluate, after --")
     args = parser.parse_args()
     failures = 0
     if not args.only_tables:
         failures += evaluate(args.out / "main", MAIN, args.words) != 0
-        for rank in args.ranks:
-            for every in (1, 2, 4):
-                adapter = "method.stages.transformer.lora"
-                extra = [f"{adapter}.rank={rank}", f"{adapter}.every_n_layers={every}"]
-                failures += (
-                    evaluate(lora_folder(args.out, rank, every), ("lora",), [*args.words, *extra]) != 0
-                )
+        failures += table3(args.out.resolve(), args.ranks, args.lora_subjects, args.words)
     text = tables(args.out, args.ranks)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "tables.md").write_text(text)

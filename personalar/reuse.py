@@ -1,0 +1,80 @@
+"""The first stage of another run, taken over: several recipes of stage 2 learn the word once.
+
+`reuse=DIR` copies what a finished stage of the run in DIR left, after checking that this run would have
+learned the same: equal settings, base and photos. Pictures and codes that depend on no more come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from personalar.concept import RECORD_FILE, Concept, base_fingerprint, write_atomic
+from personalar.config import RunConfig
+from personalar.run_folder import RunFolder, flatten
+from personalar.settings import learning_settings, stage_settings
+from personalar.types import Subject
+
+FIRST = "embedding"
+SHARED = ("images/base", "cache/photo_codes.safetensors", "cache/class_codes.safetensors")
+"""What depends on base, photos, prompts and seeds alone; the codes carry their own key."""
+
+
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Copy files and folders by name, each file whole or not at all; what is absent is passed over."""
+    for name in names:
+        found = source / name
+        for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
+            if path.is_file():
+                write_atomic(target / path.relative_to(source), path.read_bytes())
+
+
+def differences(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
+    """Return "name old -> new" for every setting of the first stage that is not the same."""
+    if not theirs or not ours:
+        return ["the method has no first stage"]
+    old, new = flatten(theirs), flatten(ours)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+
+
+def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:
+    """Copy the first stage of the run in `config.reuse` into `folder`; return what was done.
+
+    Args:
+        weights: files of the base.
+
+    Raises:
+        FileNotFoundError: there is no finished first stage.
+        ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
+    """
+    if folder.has_concept(FIRST):
+        return f"stage {FIRST}: lies here already"
+    source, settings = Path(config.reuse or "").expanduser(), learning_settings(config)
+    other = RunFolder(source)
+    if not other.has_concept(FIRST):
+        raise FileNotFoundError(
+            f"reuse={source} holds no finished stage 1 ({other.concept(FIRST)}): name the folder of a run "
+            f"that went through stage={FIRST}, or leave reuse out"
+        )
+    concept = Concept.load(other.concept(FIRST))
+    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
+    changed = differences(stage_settings(other.record["settings"], FIRST), stage_settings(settings, FIRST))
+    if concept.subject["fingerprint"] != subject.fingerprint:
+        changed.append("other photos")
+    if changed:
+        raise ValueError(
+            f"reuse={source}: this run would not learn the same stage 1 ({', '.join(changed[:4])}"
+            f"{', ...' if len(changed) > 4 else ''}): leave reuse out, or make these the same"
+        )
+    folder.update(settings=settings)
+    facts = other.record.get("stages", {}).get(FIRST, {})
+    folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
+    copy_files(source, folder.path, (*SHARED, f"images/{FIRST}", f"logs/{FIRST}"))
+    stage = str(other.concept(FIRST).relative_to(source))
+    record = f"{stage}/{RECORD_FILE}"
+    parts = tuple(str(path.relative_to(source)) for path in (source / stage).rglob("*"))
+    copy_files(source, folder.path, tuple(part for part in parts if part != record))
+    copy_files(source, folder.path, (record,))  # last: with it the stage is finished
+    return f"stage {FIRST}: taken over from {source}"

@@ -1,0 +1,44 @@
+"""Which settings determine a result: what a run, and what its first stage alone, is a function of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from personalar.config import RunConfig
+
+
+def learning_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that determine what is learned, as plain values."""
+    model = asdict(config.model)
+    model.pop("photo_warning")
+    chooses = {}
+    if config.selection.selects:  # then what is compared, and by whom, decides what is left
+        compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
+        samples = {name: getattr(config.samples, name) for name in compared}
+        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": asdict(config.scorer)}}
+    return {
+        "model": model,
+        "subject": asdict(config.subject),
+        "method": asdict(config.method),
+        "decoder": asdict(config.decoder),
+        "seed": config.seed,
+        **chooses,
+    }
+
+
+def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    """Return what of `learning_settings` the first stage of a method depends on; None where it is not first.
+
+    A run with the same ones, on the same base and photos, would learn the same stage.
+    """
+    method, model = settings["method"], settings["model"]
+    if next(iter(method["stages"]), None) != stage:
+        return None
+    chosen, recipe = method["stages"][stage], model["recipe"]
+    mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
+    return {
+        **settings,
+        "model": {**model, "recipe": mine},
+        "method": {"stage": chosen, "base_bits": method["base_bits"]},
+    }
