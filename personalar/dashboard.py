@@ -91,8 +91,22 @@ def _open(session: Session, *, offline: bool) -> Any:
         ],
         dir=logs,
         config=asdict(session.config),
-        settings=wandb.Settings(console="off", silent=True),
+        settings=wandb.Settings(
+            console="off", silent=True, finish_timeout=config.wandb_upload_seconds, finish_timeout_raises=True
+        ),
     )
+
+
+def finish(run: Any, session: Session, *, exit_code: int = 0) -> None:
+    """End the W&B run; where the network was lost, say how to upload the rest, and go on."""
+    kept = Path(run.dir).parent
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        session.reporter.say(
+            f"W&B: not all was uploaded within logger.wandb_upload_seconds="
+            f"{session.config.logger.wandb_upload_seconds} (network lost?); it is kept: wandb sync {kept}"
+        )
 
 
 def log_references(run: Any, folder: RunFolder) -> None:
@@ -131,8 +145,30 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
     return rows
 
 
-def log_results(run: Any, session: Session) -> None:
-    """Log the table of all pictures, the means, and the concept."""
+def send_results(run: Any, session: Session) -> None:
+    """Log what a finished run has; what a lost network keeps from W&B stays in the folder, and is said."""
+    import wandb
+
+    log_means(run, session.folder)
+    try:
+        log_pictures_and_concept(run, session)
+    except wandb.errors.CommError as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        session.reporter.say(
+            f"W&B: the table of pictures and the concept were not sent ({reason}); both lie in "
+            f"{session.folder.path}: report.html, concept/"
+        )
+
+
+def log_means(run: Any, folder: RunFolder) -> None:
+    """Put the means of `summary.json` into the run's summary."""
+    for stage, measures in json.loads((folder.path / "summary.json").read_text())["stages"].items():
+        means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
+        run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
+
+
+def log_pictures_and_concept(run: Any, session: Session) -> None:
+    """Log the table of all pictures, and the concept as an artifact; both ask the server first."""
     import wandb
 
     folder = session.folder
@@ -142,9 +178,6 @@ def log_results(run: Any, session: Session) -> None:
             *[wandb.Image(str(row["image"])) if name == "image" else row[name] for name in COLUMNS]
         )
     run.log({"pictures": table})
-    for stage, measures in json.loads((folder.path / "summary.json").read_text())["stages"].items():
-        means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
-        run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
     if (folder.path / "concept").is_dir():
         artifact = wandb.Artifact(f"concept-{session.run_name}", type="concept", metadata=session.base)
         artifact.add_dir(str(folder.path / "concept"))
@@ -167,8 +200,8 @@ def dashboard(session: Session) -> Iterator[Callable[[str], None]]:
     try:
         log_references(run, session.folder)
         yield after
-        log_results(run, session)
+        send_results(run, session)
     except BaseException:
-        run.finish(exit_code=1)
+        finish(run, session, exit_code=1)
         raise
-    run.finish()
+    finish(run, session)

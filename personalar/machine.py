@@ -80,3 +80,5 @@ class LoggerConfig:
     wandb_group: str | None = None
     """null: the name of the sweep's folder, in a sweep."""
     wandb_tags: list[str] = field(default_factory=list)
+    wandb_upload_seconds: int = 600
+    """How long the end of a run waits for W&B to take what is left; 0: until it has. What stays is kept."""

@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "samples.grid_every_steps": (0, MANY),
     "samples.time_share": (0, 1),
     "samples.prior_images": (2, MANY),
+    "logger.wandb_upload_seconds": (0, MANY),
     "selection.likeness_weight": (0, 1),
     "selection.patience": (1, MANY),
     "model.hub.gigabytes": (0, MANY),

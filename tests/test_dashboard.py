@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -155,3 +158,54 @@ def test_the_slider_counts_the_steps_of_all_stages() -> None:
     record = {"stages": {"base": {"steps": 0}, "embedding": {"steps": 80}, "transformer": {"steps": 100}}}
     assert [steps_before(record, s) for s in ("base", "embedding", "transformer")] == [0, 0, 80]
     assert [steps_after(record, s) for s in ("base", "embedding", "transformer")] == [0, 80, 180]
+
+
+USER = {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+PROJECT = {"id": "p", "name": "personalar", "entity": {"id": "e", "name": "me"}}
+BUCKET = {"id": "b", "name": "b", "displayName": "b", "description": "", "config": "{}", "sweepName": None,
+          "historyLineCount": 0, "project": PROJECT}  # fmt: skip
+ANSWERS = {"Viewer": {"viewer": USER}, "UpsertBucket": {"upsertBucket": {"inserted": True, "bucket": BUCKET}}}
+
+
+class LeavingServer(ThreadingHTTPServer):
+    """As much of a W&B server as a run needs to begin; then the network is gone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = ANSWERS.get(asked.get("operationName"), {})
+            if "upsertBucket" in data:
+                BUCKET["name"] = asked["variables"]["name"]
+            answer = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+            if "upsertBucket" in data:
+                threading.Thread(target=self.server.leave).start()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    def leave(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeypatch, capsys) -> None:
+    import wandb
+
+    server = LeavingServer(("127.0.0.1", 0), LeavingServer.Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    run_dir = tmp_path / "run"
+    do_run(run_dir, "logger=wandb", "logger.wandb_upload_seconds=2", "stage=embedding")
+    said = capsys.readouterr().out
+    kept = re.search(r"not all was uploaded within logger\.wandb_upload_seconds=2 .*wandb sync (\S+)", said)
+    assert "W&B: the table of pictures and the concept were not sent" in said
+    assert kept is not None and (run_dir / "report.html").is_file()
+    (path,) = Path(kept.group(1)).glob("*.wandb")
+    kinds = [record.WhichOneof("record_type") for record in records(path)]
+    assert kinds.count("history") >= 4 and "summary" in kinds  # all of it lies there, to be uploaded

@@ -120,7 +120,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
         SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
     ):
         evaluate(settings, ["stage=transformer"])  # without a stage 1
-    with pytest.raises(SystemExit, match="recipe.loss='nonsense' is not known; allowed: image_tokens"):
+    with pytest.raises(SystemExit, match=r"recipe\.loss='nonsense' is not known; allowed: image_tokens"):
         evaluate(settings, ["model.recipe.loss=nonsense"])  # once, before any run
     evaluate(settings, [])
     assert "CC BY 4.0" in capsys.readouterr().out
