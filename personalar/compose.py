@@ -127,9 +127,15 @@ def read_config(cfg: DictConfig) -> Any:
 def compose_run(overrides: Sequence[str]) -> RunConfig:
     """Return the typed configuration of personalar.run with `overrides`, without running it."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return read_config(compose("run", overrides=list(overrides)))
+    state = GlobalHydra.instance()
+    outer, state.hydra = state.hydra, None  # another command's, whose configuration is composed already
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return read_config(compose("run", overrides=list(overrides)))
+    finally:
+        state.hydra = outer
 
 
 def register() -> None:

@@ -7,6 +7,7 @@ stops: a stage never starts again in silence.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -15,6 +16,8 @@ import shutil
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,22 @@ def _refusal(error: BaseException | None) -> OSError | None:
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__context__
     return error
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Say that the disk is full where torch's writer (DeepSpeed's checkpoints) keeps the reason to itself.
+
+    Raises:
+        OSError: in place of the writer's RuntimeError, when the disk of `path` has no room left.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        there = next(parent for parent in path.parents if parent.exists())
+        if shutil.disk_usage(there).free >= _ENDS:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def digest_of(path: Path) -> str:
@@ -217,7 +236,8 @@ class StageCheckpoint(L.Callback):
         if trainer.is_global_zero:
             _remove(path)  # half of one, from a run that was killed here
         trainer.strategy.barrier()
-        trainer.save_checkpoint(path)
+        with full_disk_named(path):
+            trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
         self.folder.update_stage(

@@ -59,6 +59,24 @@ def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: in
     run_once(run_dir, overrides)
 
 
+def run_filling(run_dir: Path, overrides: Sequence[str], save: int) -> None:
+    """Do a run in which the disk of `run_dir` is full when DeepSpeed writes its `save`-th checkpoint."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    write, saves = DeepSpeedEngine.save_checkpoint, []
+
+    def full(engine: DeepSpeedEngine, *args: object, **kwargs: object):
+        saves.append(1)
+        if len(saves) == save and os.environ["LOCAL_RANK"] == "0":
+            with contextlib.suppress(OSError), (run_dir / "ballast").open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(4096))
+        return write(engine, *args, **kwargs)
+
+    DeepSpeedEngine.save_checkpoint = full
+    run_once(run_dir, overrides)
+
+
 def run_killed_in(run_dir: Path, overrides: Sequence[str], place: str, count: int, name: str) -> None:
     """Do a run that gets signal `name` at event `count` in `place`: a stage, "sampling" or "scoring"."""
     import signal

@@ -39,6 +39,11 @@ def test_mistakes_end_in_one_sentence_at_once(tmp_path: Path, arguments: list[st
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_benchmark_composes_its_runs_beside_its_own_configuration(tmp_path: Path) -> None:
+    done = command(tmp_path, "personalar.evaluate", "table", "benchmark=nanobench", "out=here")
+    assert done.returncode == 1 and "no finished run in here" in done.stderr
+
+
 def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
     code = (
         "import sys, personalar.run as run\n"

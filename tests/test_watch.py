@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import personalar.module
 from personalar.flops import peak_of, step_flops
 from personalar.models.transformer import TransformerConfig
 
@@ -41,23 +40,6 @@ def test_curves_of_a_run(finished_run: Path) -> None:
     assert {"watch/lr_weights", "watch/lr_identifier"} <= columns
     distances = [float(row["watch/v_distance"]) for row in rows if row.get("watch/v_distance")]
     assert distances[-1] > 0
-
-
-def test_a_loss_that_is_no_number_stops_with_what_led_to_it(do_run, tmp_path: Path, monkeypatch) -> None:
-    whole, calls = personalar.module.sequence_loss, []
-
-    def breaks(*args, **kwargs):
-        calls.append(1)
-        return whole(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1.0)
-
-    monkeypatch.setattr(personalar.module, "sequence_loss", breaks)
-    with pytest.raises(FloatingPointError) as stopped:
-        do_run(tmp_path, "stage=embedding", "scorer=none")
-    message = str(stopped.value)
-    assert "the loss is nan at step 3 of stage embedding" in message and '"identifier": ' in message
-    assert "references/0" in message and "last good checkpoint: step_000002.ckpt" in message
-    concept = json.loads((tmp_path / "run.json").read_text())["stages"]["embedding"]
-    assert concept["checkpoint"]["step"] == 2 and not (tmp_path / "stages" / "embedding" / "concept").exists()
 
 
 def test_grids_beyond_their_share_of_the_time_are_left_out(do_run, tmp_path: Path) -> None:
