@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--lora-subjects", nargs="+", help="table 3 on these alone")
     parser.add_argument("--only-tables", action="store_true", help="write the tables of what is finished")
     parser.add_argument("words", nargs="*", help="settings of personalar.evaluate, after --")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     failures = 0
     if not args.only_tables:
         failures += evaluate(args.out / "main", MAIN, args.words) != 0
