@@ -43,6 +43,9 @@ def sentence(error: BaseException) -> str | None:
         return _system(error)
     if isinstance(error, ValueError | FloatingPointError) and _raised_by(error) in OURS:
         return str(error)
+    if left_alone(error):
+        reason = str(error).strip().splitlines()[0][:160]
+        return f"another process of this run has ended ({reason}): its own message says why; {GOES_ON}"
     if out_of_memory(error):
         reason = (str(error).strip().splitlines() or ["all is taken"])[0][:120]
         return (
@@ -51,6 +54,12 @@ def sentence(error: BaseException) -> str | None:
             "trainer=zero3_offload); docs/memory.md has the numbers"
         )
     return None
+
+
+def left_alone(error: BaseException) -> bool:
+    """Tell whether the processes of a distributed run could not speak with each other any more."""
+    backend = type(error).__name__ in ("DistBackendError", "DistNetworkError")
+    return backend or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def out_of_memory(error: BaseException) -> bool:

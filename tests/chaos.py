@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = (  # run side by side with --jobs
     ("tests/test_faults.py",),
-    ("tests/test_resume.py", "tests/test_full_disk_sharded.py"),
+    ("tests/test_resume.py", "tests/test_faults_together.py"),
     (
         "tests/test_run_lock.py",
         "tests/test_photos.py",
@@ -57,7 +57,7 @@ ROWS = (  # the first pattern that a test's name matches; what is tried; what mu
     ("test_run_lock",
      "a second run in one folder, a lock left by a killed one",
      "the second ends in one sentence"),
-    ("kills|sigterm",
+    ("kills|sigterm|process_that_dies",
      "SIGKILL and SIGTERM, at random events and in every phase",
      "ends byte for byte the same"),
     ("disk|write_that_fails|too_large",

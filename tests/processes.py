@@ -41,8 +41,10 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
             personalize(*prepared, command="test")
 
 
-def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: int) -> None:
-    """Do a run in which process `rank` is asked to end (SIGTERM) in its `call`-th forward pass."""
+def run_interrupted(
+    run_dir: Path, overrides: Sequence[str], call: int, rank: int, name: str = "SIGTERM"
+) -> None:
+    """Do a run in which process `rank` gets signal `name` in its `call`-th forward pass."""
     import signal
 
     import personalar.module
@@ -52,7 +54,7 @@ def run_interrupted(run_dir: Path, overrides: Sequence[str], call: int, rank: in
     def interrupted(*args: object, **kwargs: object):
         calls.append(1)
         if len(calls) == call and os.environ["LOCAL_RANK"] == str(rank):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), getattr(signal, name))
         return whole(*args, **kwargs)
 
     personalar.module.sequence_loss = interrupted

@@ -1,0 +1,53 @@
+"""Faults of a run that two processes share: both end, nothing finished is lost, the same command goes on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest_run import QUICK
+from processes import run_filling, run_interrupted, run_together
+from test_distributed import assert_same_learning
+from test_faults import remount, small_disk
+
+from personalar.fault import sentence
+from personalar.run_folder import RunFolder
+
+__all__ = ["small_disk"]
+
+
+def overrides_of(model: Path, trainer: str) -> list[str]:
+    words = ["+subject=cat", *QUICK, f"model.path={model}", "scorer=none", f"trainer={trainer}"]
+    return [*words, "trainer.accelerator=cpu", "trainer.attention=eager"]
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "zero2"])
+def test_a_process_that_dies(trainer: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path) -> None:
+    """The one that is left must not wait for ever."""
+    overrides, run_dir = overrides_of(tiny_model_dir, trainer), tmp_path / "run"
+    said = run_together(
+        run_dir, *overrides, work=run_interrupted, arguments=(7, 1, "SIGKILL"), expected=(1, -9)
+    )
+    (raised,) = re.findall(r"^RuntimeError: (.*gloo.*)$", said, re.MULTILINE)
+    told = sentence(RuntimeError(raised))
+    assert told is not None and told.startswith("another process of this run has ended (")
+    assert RunFolder(run_dir).record["stages"]["transformer"]["checkpoint"]["step"] == 2
+    run_together(run_dir, *overrides)
+    assert_same_learning(finished_run, run_dir)
+
+
+def test_a_disk_that_is_full_when_deepspeed_saves(
+    tiny_model_dir: Path, finished_run: Path, small_disk: Path
+) -> None:
+    overrides = overrides_of(tiny_model_dir, "zero2")
+    remount(small_disk, "size=32m")
+    said = run_together(small_disk, *overrides, work=run_filling, arguments=(2,), expected=(1, 1))
+    assert "No space left on device" in said
+    folder = RunFolder(small_disk)
+    saved = folder.record["stages"]["embedding"]["checkpoint"]
+    assert saved["step"] == 2 and (folder.checkpoints("embedding") / saved["file"]).is_dir()
+    (small_disk / "ballast").unlink()
+    run_together(small_disk, *overrides)  # goes on from step 2, as the curve that is compared says
+    assert len(list((small_disk / "logs" / "embedding").glob("part_*"))) == 2
+    assert_same_learning(finished_run, small_disk)
