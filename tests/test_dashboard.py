@@ -198,6 +198,7 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     server = LeavingServer(("127.0.0.1", 0), LeavingServer.Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     wandb.teardown()
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run_dir = tmp_path / "run"
