@@ -20,6 +20,8 @@ class SampleConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     out: str = "samples"
     """Folder for the PNG files."""
+    watermark: str | None = None
+    """Up to 16 bytes of text to hide in the pixels, if they are 256 a side or more; null: none."""
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING

@@ -74,6 +74,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.png import sample_filename, save_png
     from personalar.process import set_torch_threads
     from personalar.prompt_check import check_prompts
+    from personalar.watermark import check_watermark, mark
 
     set_torch_threads(config.trainer.threads)
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
@@ -91,6 +92,8 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         batch=config.model.sampling.batch,
     )
     check_prompts(generator, config.prompts)
+    if config.watermark is not None:
+        check_watermark(config.watermark, side=backend.protocol.config.resolution)
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     batches = [wanted[start : start + generator.batch] for start in range(0, len(wanted), generator.batch)]
@@ -100,6 +103,9 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         for (prompt, seed), image in zip(asked, pictures, strict=True):
             facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
             path = Path(config.out) / sample_filename("subject", prompt, seed)
+            if config.watermark is not None:
+                image = mark(image, config.watermark)
+                facts["watermark"] = config.watermark
             paths.append(save_png(image, path, facts))
         return paths
 

@@ -73,8 +73,9 @@ def test_everything_that_is_imported_is_declared():
         "hydra",
         "huggingface_hub",
         "bitsandbytes",
+        "imwatermark",
         "yaml",
-    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extra `quantized`
+    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized` and `watermark`
     for path in (ROOT / "personalar").rglob("*.py"):
         assert imported_names(path) <= declared | sys.stdlib_module_names, path
 

@@ -1,0 +1,88 @@
+"""The invisible mark: read back from what was marked, refused where it cannot be, absent unless asked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest_run import compose_config
+from PIL import Image, ImageOps
+
+from personalar.png import read_png_metadata
+from personalar.sample import write_samples
+from personalar.watermark import check_watermark, mark, read_mark
+
+
+def picture(side: int = 512) -> Image.Image:
+    """Something like a photograph: soft shapes and a little grain."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side))
+    grain = rng.normal(0, 4, (side, side, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("text", "side", "message"),
+    [
+        ("", 512, "allowed are 1 to 16 bytes of printable text .it has 0"),
+        ("longer than sixteen", 512, "it has 19"),
+        ("ä" * 9, 512, "it has 18"),
+        ("a\nb", 512, "printable"),
+        ("personalar", 96, "at least 256 pixels a side, and this base makes 96"),
+    ],
+)
+def test_what_cannot_be_hidden(text: str, side: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_watermark(text, side=side)
+
+
+def test_a_missing_library_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "imwatermark", None)
+    with pytest.raises(ValueError, match=r'pip install "personalar\[watermark\]"'):
+        check_watermark("personalar", side=512)
+
+
+def test_a_base_of_small_pictures_refuses_before_it_samples(
+    finished_run: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    config = compose_config(
+        f"concept={finished_run}", "prompts=[a]", f"model.path={tiny_model_dir}", "watermark=personalar",
+        f"out={tmp_path / 'out'}", name="sample",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="at least 256 pixels a side"):
+        write_samples(config, finished_run / "concept")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_written_picture_is_marked(
+    finished_run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The tiny model's pictures are too small for the library, so another mark stands in for it."""
+    monkeypatch.setattr("personalar.watermark.check_watermark", lambda text, side: None)
+    monkeypatch.setattr("personalar.watermark.mark", lambda image, text: ImageOps.invert(image))
+    pixels, facts = [], []
+    for words in ([], ["watermark=ours"]):
+        config = compose_config(
+            f"concept={finished_run}", 'prompts=["a [V] cat"]', "seeds=[0,1]", f"model.path={tiny_model_dir}",
+            f"out={tmp_path / 'out'}", *words, name="sample",
+        )  # fmt: skip
+        paths = write_samples(config, finished_run / "concept")
+        pixels.append([np.asarray(Image.open(path)) for path in paths])
+        facts.append([read_png_metadata(path).get("watermark") for path in paths])
+    assert facts == [[None, None], ["ours", "ours"]]
+    for plain, marked in zip(*pixels, strict=True):
+        np.testing.assert_array_equal(255 - plain, marked)
+
+
+def test_what_is_hidden_is_read() -> None:
+    pytest.importorskip("imwatermark", reason='pip install "personalar[watermark]"')
+    plain = picture()
+    for text in ("personalar", "Ω", "0123456789abcdef"):
+        marked = mark(plain, text)
+        assert read_mark(marked) == text
+        assert read_mark(marked.resize((384, 384)).resize((512, 512))) == text
+    error = np.square(np.asarray(marked, dtype=float) - np.asarray(plain)).mean()
+    assert 10 * np.log10(255**2 / error) > 33  # decibels: nobody sees it
+    assert read_mark(plain) is None and read_mark(picture(64)) is None
