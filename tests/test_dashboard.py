@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from personalar.config import LoggerConfig
 from personalar.dashboard import steps_after, steps_before
@@ -210,3 +211,22 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     (path,) = Path(kept.group(1)).glob("*.wandb")
     kinds = [record.WhichOneof("record_type") for record in records(path)]
     assert kinds.count("history") >= 4 and "summary" in kinds  # all of it lies there, to be uploaded
+
+
+def test_tensorboard_holds_curves_and_grids(do_run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    do_run(
+        tmp_path,
+        "logger=tensorboard",
+        "stage=embedding",
+        "samples.grid_every_steps=2",
+        "samples.time_share=1",
+    )
+    events = EventAccumulator(str(tmp_path / "logs" / "embedding" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [0, 1, 2, 3]
+    grids = events.Images("samples")
+    assert [event.step for event in grids] == [2, 4]
+    with Image.open(tmp_path / "grids" / "embedding_00004.png") as picture:
+        assert (grids[-1].width, grids[-1].height) == picture.size

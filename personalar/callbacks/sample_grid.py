@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL.Image import Image
 
 from personalar.grid import draw_grid
@@ -56,6 +58,9 @@ class SampleGrid(L.Callback):
         picture = grid_picture(samples, self.base, label=f"step {step}", title=f"{stage}, step {step}")
         path = save_png(picture, self.folder / f"{stage}_{step:05d}.png")
         for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
             if hasattr(logger, "log_image"):  # W&B
                 log_grid(
                     logger.experiment, path, step=self.first_step + step, caption=f"{stage}, step {step}"
