@@ -11,7 +11,9 @@ Point = tuple[float, float]
 Scale = Callable[[float], float]
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 42
+LETTER = (6.6, 12.5)
+"""About the width and the height of a letter of a label."""
 
 
 def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
@@ -128,7 +130,8 @@ def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: s
         [mark.y_range or (mark.y, mark.y) for mark in marks],
     )
     x_ticks, y_ticks = (
-        nice_ticks(min(low for low, _ in span), max(high for _, high in span) + 1e-6) for span in spans
+        nice_ticks(min(low for low, _ in span), max(high for _, high in span) + 1e-6, count=6)
+        for span in spans
     )
 
     def x_of(x: float) -> float:
@@ -150,12 +153,37 @@ def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: s
             f'<line class="whisker" x1="{x_of(left):.1f}" x2="{x_of(right):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
             f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{y_of(low):.1f}" y2="{y_of(high):.1f}"/>',
             f'<circle class="{"best" if mark.best else "other"}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
-            _label_of(mark, x, y),
         ]
+    points = [(x_of(mark.x), y_of(mark.y)) for mark in marks]
+    for mark, (x, y), (left, base) in zip(
+        marks, points, place_labels([mark.label for mark in marks], points), strict=True
+    ):
+        middle = base - LETTER[1] / 3
+        if abs(middle - y) > LETTER[1]:  # too far from its point to be read as its own
+            end = left if left > x else left + LETTER[0] * len(mark.label)
+            parts.append(
+                f'<line class="whisker" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>'
+            )
+        parts.append(f'<text x="{left:.1f}" y="{base:.1f}">{escape(mark.label)}</text>')
     return "".join([*parts, "</svg>"])
 
 
-def _label_of(mark: Mark, x: float, y: float) -> str:
-    """Write the label beside its point, on the side where there is room."""
-    anchor, shift = ("start", 8) if x < WIDTH * 0.62 else ("end", -8)
-    return f'<text x="{x + shift:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:
+    """Return where each label begins (left end, baseline), as near to its point as no other is in the way."""
+    taken: list[tuple[float, float, float]] = []
+    places = []
+    for label, (x, y) in zip(labels, points, strict=True):
+        width = LETTER[0] * len(label)
+        left = x + 10 if x < WIDTH * 0.62 else x - 10 - width
+        steps = (step * sign for step in range(2 * len(labels) + 1) for sign in (1, -1))
+        spots = (y + LETTER[1] / 3 + LETTER[1] * step for step in steps)
+        free = (
+            spot for spot in spots
+            if LETTER[1] < spot < HEIGHT - BOTTOM
+            and not any(left < end and start < left + width and abs(spot - line) < LETTER[1]
+                        for start, end, line in taken)
+        )  # fmt: skip
+        base = next(free, y)
+        taken.append((left, left + width, base))
+        places.append((left, base))
+    return places

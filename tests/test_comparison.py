@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from personalar.comparison import (
     verdicts,
 )
 from personalar.comparison_page import compare_folders
-from personalar.plot import Mark, scatter_chart
+from personalar.plot import HEIGHT, LETTER, Mark, place_labels, scatter_chart
 from personalar.scoring.score_file import merge_scores, read_scores
 
 
@@ -92,6 +93,15 @@ def test_photographs_are_compared_by_dino(tmp_path: Path) -> None:
 def test_the_pareto_front() -> None:
     assert pareto_front([(1, 1), (2, 0), (0, 2), (1, 0), (0, 0), (1, 1)]) == [(0, 2), (1, 1), (2, 0)]
     assert pareto_front([]) == []
+
+
+def test_labels_of_points_that_lie_together_stay_apart() -> None:
+    labels = ["two stages", "one stage", "one-stage DreamBooth", "two stages, LoRA", "far away"]
+    places = place_labels(labels, [(100, 40), (101, 41), (96, 41), (99, 44), (400, 150)])
+    for (one, (x, y)), (two, (u, v)) in combinations(zip(labels, places, strict=True), 2):
+        side_by_side = x + LETTER[0] * len(one) <= u or u + LETTER[0] * len(two) <= x
+        assert side_by_side or abs(y - v) >= LETTER[1], (one, two)
+    assert all(LETTER[1] < y < HEIGHT for _, y in places) and places[4][0] < 400  # left of its point
 
 
 def test_the_scatter_chart_marks_its_front() -> None:
