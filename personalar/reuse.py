@@ -6,13 +6,12 @@ learned the same: equal settings, base and photos. Pictures and codes that depen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from personalar.concept import RECORD_FILE, Concept, base_fingerprint, write_atomic
 from personalar.config import RunConfig
-from personalar.run_folder import RunFolder, flatten
+from personalar.run_folder import RunFolder, differences, first_few
 from personalar.settings import learning_settings, stage_settings
 from personalar.types import Subject
 
@@ -28,15 +27,6 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
         for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
             if path.is_file():
                 write_atomic(target / path.relative_to(source), path.read_bytes())
-
-
-def differences(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
-    """Return "name old -> new" for every setting of the first stage that is not the same."""
-    if not theirs or not ours:
-        return ["the method has no first stage"]
-    old, new = flatten(theirs), flatten(ours)
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 
 
 def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:
@@ -60,13 +50,14 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
         )
     concept = Concept.load(other.concept(FIRST))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
-    changed = differences(stage_settings(other.record["settings"], FIRST), stage_settings(settings, FIRST))
+    theirs, ours = (stage_settings(each, FIRST) for each in (other.record["settings"], settings))
+    changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
     if concept.subject["fingerprint"] != subject.fingerprint:
         changed.append("other photos")
     if changed:
         raise ValueError(
-            f"reuse={source}: this run would not learn the same stage 1 ({', '.join(changed[:4])}"
-            f"{', ...' if len(changed) > 4 else ''}): leave reuse out, or make these the same"
+            f"reuse={source}: this run would not learn the same stage 1 ({first_few(changed)}): "
+            "leave reuse out, or make these the same"
         )
     folder.update(settings=settings)
     facts = other.record.get("stages", {}).get(FIRST, {})

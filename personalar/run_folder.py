@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return "name old -> new" for every nested setting that is not the same."""
+    before, after = flatten(old), flatten(new)
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
+
+
+def first_few(items: Sequence[str], most: int = 4) -> str:
+    """Join items for a message, which need not hold all of them."""
+    return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
 
 
 class RunFolder:
@@ -66,8 +78,7 @@ class RunFolder:
         """
         if overwrite:
             self.clear()
-        old, new = flatten(self.record.get("settings", {})), flatten(settings)
-        changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        changed = differences(self.record.get("settings", {}), settings)
         learned = (self.path / "images").exists() or (self.path / "stages").exists()
         # Pictures of the base alone may be another run's, copied: they do not depend on what is learned.
         others = {path.name for path in self.path.glob("images/*")} - {"base"}
@@ -79,9 +90,8 @@ class RunFolder:
         for partial in self.path.rglob(".*.tmp"):  # what a killed run was writing
             partial.unlink(missing_ok=True)
         if learned and self.record and changed:
-            told = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in changed[:4])
             raise ValueError(
-                f"{self.path} holds a run with other settings ({told}{', ...' if len(changed) > 4 else ''}): "
+                f"{self.path} holds a run with other settings ({first_few(changed)}): "
                 "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
             )
 

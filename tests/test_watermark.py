@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from personalar.png import read_png_metadata
 from personalar.sample import write_samples
-from personalar.watermark import check_watermark, mark, read_mark
+from personalar.watermark import check_watermark, main, mark, read_mark
 
 
 def picture(side: int = 512) -> Image.Image:
@@ -86,3 +86,13 @@ def test_what_is_hidden_is_read() -> None:
     error = np.square(np.asarray(marked, dtype=float) - np.asarray(plain)).mean()
     assert 10 * np.log10(255**2 / error) > 33  # decibels: nobody sees it
     assert read_mark(plain) is None and read_mark(picture(64)) is None
+
+
+def test_the_command_that_reads_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    picture(64).save(tmp_path / "small.png")  # too small to hold one: no library is asked
+    monkeypatch.setattr(sys, "argv", ["watermark", str(tmp_path / "small.png")])
+    main()
+    assert "no mark found" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["watermark", str(tmp_path / "none.png")])
+    with pytest.raises(SystemExit, match=r"personalar\.watermark: .*none\.png: No such file"):
+        main()

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from personalar.benchmark import TITLES
+
 PUBLISHED = Path(__file__).with_name("published.jsonl")
 MAIN = ("two_stage", "without_class_name", "one_stage", "dreambooth")
 PAPER_RANKS = (16, 64, 256)
@@ -27,16 +29,13 @@ def evaluate(out: Path, methods: tuple[str, ...], words: list[str]) -> int:
 
 def means(out: Path, experiment: str) -> dict | None:
     """Return the record of an experiment's row in a finished benchmark, or None."""
-    titles = {
-        "two_stage": "two stages", "embedding_only": "textual inversion (stage 1)", "one_stage": "one stage",
-        "without_class_name": "two stages, no class name", "lora": "two stages, LoRA",
-        "dreambooth": "one-stage DreamBooth",
-    }  # fmt: skip
+    # Embeddings alone are the stage 1 of two stages: nobody runs them twice.
+    state = ("two_stage", "embedding") if experiment == "embedding_only" else (experiment, "transformer")
     path = out / "comparison.jsonl"
     if not path.is_file():
         return None
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return next((record for record in records if record["row"] == titles[experiment]), None)
+    return next((record for record in records if record["row"] == TITLES[state]), None)
 
 
 def lora_folder(out: Path, rank: int, every: int) -> Path:

@@ -25,7 +25,8 @@ IDENTIFIER = "[V]"
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
 # Those that wear something come more often: hat, scarf and glasses in six colours each want many examples.
 # So do backpacks, whose pattern and pockets the base was slowest to learn.
-_CLASS_ODDS = [1.6 if noun in HEADS else 2.0 if noun == "backpack" else 1.0 for noun in CLASSES]
+_MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
+_CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
 _CLASS_ODDS = [odds / sum(_CLASS_ODDS) for odds in _CLASS_ODDS]
 _OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
 
