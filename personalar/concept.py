@@ -110,7 +110,8 @@ class Concept:
         rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
         files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
         if self.weights:
-            files[WEIGHTS_FILE] = save_safetensors(dict(self.weights), metadata={"format": "pt"})
+            weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+            files[WEIGHTS_FILE] = save_safetensors(weights, metadata={"format": "pt"})
         for stale in {WEIGHTS_FILE, *LORA_FILES} - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():

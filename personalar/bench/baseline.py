@@ -17,7 +17,10 @@ from personalar.models.backend import ChameleonBackend
 
 
 def hf_model(backend: ChameleonBackend) -> Any:
-    """Return transformers' Chameleon with the weights of `backend`, shared, not copied."""
+    """Return transformers' Chameleon with the weights of `backend`, lying in memory as it would load them.
+
+    Weights that lie so already are shared, not copied.
+    """
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     numbers = {k: v for k, v in backend.transformer.config.to_hf().items() if k != "model_type"}
@@ -26,7 +29,8 @@ def hf_model(backend: ChameleonBackend) -> Any:
     config = ChameleonConfig(**numbers, vocabulary_map={"<image>": backend.tokenizer.boi}, vq_config=small)
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
-    model.load_state_dict(backend.transformer.state_dict(), strict=False, assign=True)
+    weights = {name: tensor.contiguous() for name, tensor in backend.transformer.state_dict().items()}
+    model.load_state_dict(weights, strict=False, assign=True)
     model.model.vqmodel = None
     rotary = type(model.model.rotary_emb)  # a buffer that no checkpoint holds
     model.model.rotary_emb = rotary(config).to(backend.device)

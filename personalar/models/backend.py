@@ -17,6 +17,7 @@ from personalar.models.cache import KVCache
 from personalar.models.checkpoint import load_strict, write_tensors
 from personalar.models.export import hf_config
 from personalar.models.files import ModelFiles, open_folder, read_json, write_bytes, write_json
+from personalar.models.linear import lay_columns
 from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
@@ -166,6 +167,7 @@ def load_backend(
             transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
         # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
         load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
+        lay_columns(transformer.model)  # not the head, which is cut to the rows that are asked for
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)

@@ -11,18 +11,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from personalar.models.low_bits import LowBits
+
+Table = Tensor | LowBits
+"""Keys or values of one layer, (B, Hkv, L, hd)."""
+Slots = slice | Tensor
+"""Where a forward writes: a window of slots, or slots (T,), or (B, T)."""
+
 
 class KVCache:
-    """Preallocated keys and values, `num_layers` tensors of (B, Hkv, L, hd) each.
+    """Preallocated keys and values, `num_layers` tables of (B, Hkv, L, hd) each.
 
     Args:
-        keys, values: the storage, one tensor per layer.
+        keys, values: the storage, one table per layer.
         cos, sin: rotary factors of every slot, (B, 1, L, hd) or (1, 1, L, hd).
         pad: number of empty slots at the left of each row, (B,) int64.
     """
 
     def __init__(
-        self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, pad: Tensor
+        self, *, keys: list[Table], values: list[Table], cos: Tensor, sin: Tensor, pad: Tensor
     ) -> None:
         self.keys, self.values = keys, values
         self.cos, self.sin = cos, sin
@@ -30,7 +37,7 @@ class KVCache:
         self.length = 0
         """Slots written so far; the next token goes to this slot."""
         self._by_position: tuple[Tensor, Tensor] | None = None
-        self._visible = keys[0].new_zeros(len(pad), 1, 1, self.capacity)
+        self._visible = cos.new_zeros(len(pad), 1, 1, self.capacity)
         self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
 
     @property
@@ -83,9 +90,9 @@ class KVCache:
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, Hkv, T, hd) at the write position of `layer`; return all it holds up to there."""
         window = self._window(key.shape[2])
-        self.keys[layer][:, :, window] = key
-        self.values[layer][:, :, window] = value
-        return self.keys[layer][:, :, : window.stop], self.values[layer][:, :, : window.stop]
+        put(self.keys[layer], window, key)
+        put(self.values[layer], window, value)
+        return read(self.keys[layer], window.stop), read(self.values[layer], window.stop)
 
     def advance(self, num_tokens: int) -> None:
         """Move the write position, after all layers have written."""
@@ -142,16 +149,44 @@ class CacheWindow:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, Hkv, T, hd) in the slots of `layer`; return all slots below the end."""
-        stored = self._cache.keys[layer], self._cache.values[layer]
-        for table, new in zip(stored, (key, value), strict=True):
-            if self._slots.ndim == 1:
-                table.index_copy_(2, self._slots, new)
-            else:
-                table.transpose(1, 2)[self._rows, self._slots] = new.transpose(1, 2)
-        return stored[0][:, :, : self._end], stored[1][:, :, : self._end]
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        put(keys, self._slots, key)
+        put(values, self._slots, value)
+        return read(keys, self._end), read(values, self._end)
 
     def advance(self, num_tokens: int) -> None:
         """Leave the write position alone: the caller says where every forward writes."""
+
+
+def new_table(like: Tensor, shape: tuple[int, ...], form: str, *, upright: bool = False) -> Table:
+    """Allocate a table of `shape` (B, Hkv, L, hd) on the device and in the precision of `like`.
+
+    Args:
+        form: "exact", or a name of `low_bits.FORMATS`.
+        upright: let a channel's numbers of all slots lie side by side, not a slot's of all channels.
+    """
+    table = like.new_zeros(shape)
+    table = table.mT.contiguous().mT if upright else table
+    return table if form == "exact" else LowBits(table, form)
+
+
+def put(table: Table, slots: Slots, new: Tensor) -> None:
+    """Write vectors (B, Hkv, T, hd) into `slots` of a table."""
+    if isinstance(table, LowBits):
+        for part, piece in table.parts(new):
+            put(part, slots, piece)
+    elif isinstance(slots, slice):
+        table[:, :, slots] = new
+    elif slots.ndim == 1:
+        table.index_copy_(2, slots, new)
+    else:
+        rows = torch.arange(len(slots), device=slots.device)[:, None]
+        table.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
+
+
+def read(table: Table, end: int) -> Tensor:
+    """Return all vectors of a table below slot `end`, (B, Hkv, end, hd)."""
+    return table.read(end) if isinstance(table, LowBits) else table[:, :, :end]
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

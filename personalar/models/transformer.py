@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personalar.models.cache import KVCache
+from personalar.models.cache import KVCache, new_table
+from personalar.models.linear import Linear, linear
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
@@ -103,9 +104,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D) over its last axis."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -158,10 +157,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.eager = config.attention == "eager"
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = Linear(config.hidden_size, kv_size)
+        self.v_proj = Linear(config.hidden_size, kv_size)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size)
         self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
         self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
 
@@ -184,9 +183,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
@@ -230,8 +229,10 @@ class ChameleonTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.cache_format = "exact"
+        """How caches keep keys and values: exact, or a name of `low_bits.FORMATS`, which is lossy."""
         self.model = Stack(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, *, std: float = 0.02) -> None:
@@ -260,7 +261,9 @@ class ChameleonTransformer(nn.Module):
         positions = (torch.arange(capacity, device=weight.device)[None] - pad[:, None]).clamp_min(0)
         cos, sin = self.rotary(positions, weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
-        keys, values = ([weight.new_zeros(shape) for _ in self.model.layers] for _ in range(2))
+        eager = config.attention == "eager"  # which multiplies by transposed keys: let those lie row by row
+        keys = [new_table(weight, shape, self.cache_format, upright=eager) for _ in self.model.layers]
+        values = [new_table(weight, shape, self.cache_format) for _ in self.model.layers]
         return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
 
     def forward(
@@ -279,12 +282,9 @@ class ChameleonTransformer(nn.Module):
             mask: additive, broadcastable to (B, H, T, S); by default causal, or what the cache says.
         """
         num_tokens = embeds.shape[1]
-        if positions is not None:
-            rotary = self.rotary(positions, embeds.dtype)
-        elif cache is not None:
-            rotary = cache.rotary(num_tokens)
-        else:
-            rotary = self.rotary(torch.arange(num_tokens, device=embeds.device)[None], embeds.dtype)
+        if positions is None and cache is None:
+            positions = torch.arange(num_tokens, device=embeds.device)[None]
+        rotary = self.rotary(positions, embeds.dtype) if positions is not None else cache.rotary(num_tokens)
         if mask is None and cache is not None:
             mask = cache.mask(num_tokens)
         hidden = embeds
@@ -297,4 +297,4 @@ class ChameleonTransformer(nn.Module):
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
         weight = self.lm_head.weight if rows is None else self.lm_head.weight[rows]
-        return F.linear(hidden, weight).float()
+        return linear(hidden, weight).float()

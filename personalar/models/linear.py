@@ -1,0 +1,107 @@
+"""Products with weight matrices, by the library inside PyTorch that is faster on the CPU at hand.
+
+`F.linear` computes float32 by MKL, which runs at half the speed of oneDNN on AMD's cores (EPYC of family 26,
+one thread, 2700 x 256 x 704, torch 2.13: 84 and 190 GFLOP/s) and reads a weight that lies row by row slowly
+when there are few rows to multiply (2 rows: 55 us, and 35 us where it lies column by column). oneDNN is what
+`torch.compile` calls for the same product. Everything that is not float32 on an x86 CPU takes `F.linear`, and
+so does everything when `torch.backends.mkldnn.enabled` is False.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEW_ROWS = 4
+"""Below so many rows, oneDNN's preparations cost more than it saves."""
+
+
+def _has_onednn() -> bool:
+    known = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+    return known and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_HAS_ONEDNN = _has_onednn()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without a bias, computed by `linear`."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return linear(x, self.weight)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return `F.linear(x, weight)`, (..., in) times (out, in)."""
+    if not _suits(x, weight):
+        return F.linear(x, weight)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _OneDNN.apply(x, weight)
+    return _product(x, weight)
+
+
+def lay_columns(network: nn.Module) -> None:
+    """Make every `Linear` weight of `network` lie in memory column by column, where that is faster to read.
+
+    Values, shapes and names stay; who copies into such a weight keeps its layout.
+    """
+    for module in network.modules():
+        if isinstance(module, Linear) and _HAS_ONEDNN and _plain_float32(module.weight):
+            module.weight.data = module.weight.data.t().contiguous().t()
+
+
+def lay_rows(network: nn.Module) -> None:
+    """Undo `lay_columns`: DeepSpeed sends weights between processes, and can only send rows."""
+    for module in network.modules():
+        if isinstance(module, Linear):
+            module.weight.data = module.weight.data.contiguous()
+
+
+def _plain_float32(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _HAS_ONEDNN
+        and type(weight) in (Tensor, nn.Parameter)  # a library's own kind of tensor computes by itself
+        and _plain_float32(x)
+        and _plain_float32(weight)
+        and x.numel() >= FEW_ROWS * x.shape[-1]
+        and (weight.is_contiguous() or weight.t().is_contiguous())  # others take oneDNN's slow path
+        and torch.backends.mkldnn.enabled
+        and not torch.compiler.is_compiling()  # the compiler chooses its own
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class _OneDNN(torch.autograd.Function):
+    """The product with its two gradients; only what they need is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        for_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        if x is None:
+            return for_x, None
+        rows, given = gradient.flatten(0, -2), x.flatten(0, -2)
+        if weight.is_contiguous():
+            return for_x, _product(rows.t(), given.t())
+        return for_x, _product(given.t(), rows.t()).t()  # a gradient lies as its weight does

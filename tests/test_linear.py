@@ -1,0 +1,132 @@
+"""Products with weights: equal to PyTorch's own, gradients too, whatever way the weight lies in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest_backend import make_backend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from personalar.models import linear as module
+from personalar.models.linear import FEW_ROWS, Linear, lay_columns, lay_rows, linear
+
+needs_onednn = pytest.mark.skipif(not module._HAS_ONEDNN, reason="oneDNN on an x86 CPU")
+
+
+def columns(weight: Tensor) -> Tensor:
+    return weight.t().contiguous().t()
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    torch.backends.mkldnn.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(True)
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lead=st.lists(st.integers(1, 9), min_size=0, max_size=3),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    by_columns=st.booleans(),
+    learns=st.sampled_from(["both", "weight", "input"]),
+)
+def test_equals_pytorch(lead: list[int], sizes: tuple[int, int], by_columns: bool, learns: str) -> None:
+    generator = torch.Generator().manual_seed(sum(lead) + sizes[0])
+    x = torch.randn(*lead, sizes[0], generator=generator)
+    weight = torch.randn(sizes[1], sizes[0], generator=generator)
+    weight = columns(weight) if by_columns else weight
+    x.requires_grad_(learns != "weight")
+    weight.requires_grad_(learns != "input")
+    ours, theirs = linear(x, weight), F.linear(x, weight)
+    assert close(ours, theirs)
+    back = torch.randn(ours.shape, generator=generator)
+    wanted = [tensor for tensor in (x, weight) if tensor.requires_grad]
+    for a, b in zip(
+        torch.autograd.grad(ours, wanted, back), torch.autograd.grad(theirs, wanted, back), strict=True
+    ):
+        assert close(a, b)
+    with torch.no_grad():
+        assert torch.equal(linear(x, weight), ours)
+
+
+@needs_onednn
+def test_who_takes_which_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    product = module._product
+    monkeypatch.setattr(module, "_product", lambda x, w: calls.append(tuple(x.shape)) or product(x, w))
+    weight = torch.randn(8, 8)
+    linear(torch.randn(FEW_ROWS, 8), weight)
+    assert calls == [(FEW_ROWS, 8)]
+    linear(torch.randn(FEW_ROWS - 1, 8), weight)  # too few rows
+    linear(torch.randn(9, 8, dtype=torch.float64), weight.double())
+    linear(torch.randn(9, 8), columns(torch.randn(20, 8))[3:9])  # rows cut out of columns
+    with without_onednn():
+        linear(torch.randn(9, 8), weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(9, 8), weight).dtype == torch.bfloat16
+    linear(torch.randn(0, 8), weight)
+    assert len(calls) == 1
+
+
+@needs_onednn
+def test_a_frozen_weight_keeps_no_input() -> None:
+    x, weight = torch.randn(9, 5, requires_grad=True), torch.randn(4, 5)
+    kept = [tensor for tensor in linear(x, weight).grad_fn.saved_tensors if tensor is not None]
+    assert [tuple(tensor.shape) for tensor in kept] == [(4, 5)]
+
+
+@needs_onednn
+def test_columns_change_nothing_but_where_numbers_lie() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ours, self.other = Linear(6, 4), nn.Linear(6, 4)
+
+    network = Two()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    lay_columns(network)
+    assert network.ours.weight.t().is_contiguous() and network.other.weight.is_contiguous()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True, lr=0.1)
+    network.ours(torch.randn(9, 6)).sum().backward()
+    assert network.ours.weight.grad.stride() == network.ours.weight.stride()
+    optimizer.step()
+    assert network.ours.weight.t().is_contiguous()
+    lay_rows(network)
+    assert network.ours.weight.is_contiguous()
+    half = Linear(6, 4).bfloat16()
+    lay_columns(half)
+    assert half.weight.is_contiguous()
+
+
+def test_fused_adamw_does_not_mind_columns() -> None:
+    start, gradient = torch.randn(7, 5), torch.randn(7, 5)
+    rows, laid = nn.Parameter(start.clone()), nn.Parameter(columns(start))
+    for parameter in (rows, laid):
+        optimizer = torch.optim.AdamW([parameter], fused=True, lr=0.1)
+        for _ in range(3):
+            parameter.grad = gradient.clone() if parameter is rows else columns(gradient)
+            optimizer.step()
+    assert torch.allclose(rows, laid, atol=1e-6)
+
+
+@needs_onednn
+def test_a_base_computes_the_same_by_either_library() -> None:
+    backend = make_backend()
+    ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    hidden = backend.forward(backend.embed(ids))
+    with without_onednn():
+        assert torch.allclose(backend.forward(backend.embed(ids)), hidden, atol=1e-4)
