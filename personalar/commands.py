@@ -7,6 +7,23 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from personalar.config import DecoderConfig, ModelConfig, TrainerConfig
+from personalar.recipe import one_of
+
+FORMATS = ("exact", "int8", "fp8")
+
+
+@dataclass(kw_only=True)
+class LossyConfig:
+    """What takes less memory and changes the pictures; all off by default."""
+
+    cache: str = "exact"
+    """Keys and values: exact, int8 or fp8."""
+    weights: str = "exact"
+    """Matrices of the blocks: exact, int8 or fp8 (torchao)."""
+
+    def __post_init__(self) -> None:
+        one_of("lossy.cache", self.cache, FORMATS)
+        one_of("lossy.weights", self.weights, FORMATS)
 
 
 @dataclass(kw_only=True)
@@ -22,6 +39,7 @@ class SampleConfig:
     """Folder for the PNG files."""
     watermark: str | None = None
     """Up to 16 bytes of text to hide in the pixels, if they are 256 a side or more; null: none."""
+    lossy: LossyConfig = field(default_factory=LossyConfig)
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING

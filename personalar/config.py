@@ -167,11 +167,16 @@ class DecoderConfig:
     """decoder=jacobi: gumbel (the images of decoder=plain), maximal, or independent."""
     max_batch: int | None = None
     """decoder=jacobi: images decoded speculatively at once; see docs/sampling.md for larger batches."""
+    relax: int | None = None
+    """decoder=jacobi: codes like a draft that lend it their probability, lossy; 0: exact."""
+    relax_distance: float | None = None
+    """decoder=jacobi: how much they may lend in all (a total variation)."""
     bucket: int | None = None
     """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
 
     def __post_init__(self) -> None:
-        own = {"JacobiDecoder": ("window", "init", "coupling", "max_batch"), "CompiledDecoder": ("bucket",)}
+        jacobi = ("window", "init", "coupling", "max_batch", "relax", "relax_distance")
+        own = {"JacobiDecoder": jacobi, "CompiledDecoder": ("bucket",)}
         for target, names in own.items():
             for name in names:
                 if (getattr(self, name) is None) == self._target_.endswith(target):
@@ -270,6 +275,11 @@ class RunConfig:
                     f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
+        if self.decoder.relax:
+            raise ValueError(
+                f"decoder.relax={self.decoder.relax} is lossy: it belongs to personalar.sample, since a "
+                "run's scores are those of exact pictures; set decoder.relax=0"
+            )
         missing = [name for name in self.stage.run if name not in self.method.stages]
         if missing and self.stage.name != "both":
             raise ValueError(

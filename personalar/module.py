@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -74,6 +74,10 @@ class PersonalizationModule(L.LightningModule):
         for parameter in network.weights.values():
             parameter.requires_grad_(True)
         self.identifier.requires_grad_(self.stage.trains.identifier)
+
+    def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Let the optimizer move `weights` in place of the network's own."""
+        self.network = replace(self.network, weights=weights)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch and log it, averaged over processes."""

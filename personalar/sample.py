@@ -25,7 +25,7 @@ from personalar.prompts import SUBJECT_TOKEN, check_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from personalar.generator import Ask
+    from personalar.generator import Ask, Generator
 
 
 def concept_folder(where: str) -> Path:
@@ -62,21 +62,16 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     ]
 
 
-def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
-    """Sample every prompt with every seed and write the PNG files; return their paths."""
+def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
+    """Return what draws the concept's pictures, and in words what about them is lossy ("": nothing)."""
     import torch
     from hydra.utils import instantiate
 
-    from personalar.callbacks.progress import Reporter
     from personalar.concept import Concept, base_fingerprint
     from personalar.generator import Generator
+    from personalar.lossy import make_lossy
     from personalar.models.backend import load_backend
-    from personalar.png import sample_filename, save_png
-    from personalar.process import set_torch_threads
-    from personalar.prompt_check import check_prompts
-    from personalar.watermark import check_watermark, mark
 
-    set_torch_threads(config.trainer.threads)
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = load_backend(
@@ -91,9 +86,27 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         decoder=instantiate(config.decoder.arguments, _convert_="all"),
         batch=config.model.sampling.batch,
     )
+    lossy = make_lossy(backend, cache=config.lossy.cache, weights=config.lossy.weights)
+    if config.decoder.relax:
+        lossy.append(f"drafts relaxed by {config.decoder.relax} codes")
+    return generator, ", ".join(lossy)
+
+
+def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
+    """Sample every prompt with every seed and write the PNG files; return their paths."""
+    from personalar.callbacks.progress import Reporter
+    from personalar.png import sample_filename, save_png
+    from personalar.process import set_torch_threads
+    from personalar.prompt_check import check_prompts
+    from personalar.watermark import check_watermark, mark
+
+    set_torch_threads(config.trainer.threads)
+    generator, lossy = open_generator(config, folder)
+    if lossy:
+        print(f"lossy: {lossy}; python -m personalar.bench lossy measures what that changes")
     check_prompts(generator, config.prompts)
     if config.watermark is not None:
-        check_watermark(config.watermark, side=backend.protocol.config.resolution)
+        check_watermark(config.watermark, side=generator.backend.protocol.config.resolution)
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     batches = [wanted[start : start + generator.batch] for start in range(0, len(wanted), generator.batch)]
@@ -103,6 +116,8 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         for (prompt, seed), image in zip(asked, pictures, strict=True):
             facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
             path = Path(config.out) / sample_filename("subject", prompt, seed)
+            if lossy:
+                facts["lossy"] = lossy
             if config.watermark is not None:
                 image = mark(image, config.watermark)
                 facts["watermark"] = config.watermark

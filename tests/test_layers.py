@@ -46,6 +46,7 @@ LAYERS = {
         "memory",
         "flops",
         "locate",
+        "lossy",
     ),
     1: (
         "subject",

@@ -74,8 +74,9 @@ def test_everything_that_is_imported_is_declared():
         "huggingface_hub",
         "bitsandbytes",
         "imwatermark",
+        "torchao",
         "yaml",
-    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized` and `watermark`
+    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `watermark`, `lossy`
     for path in (ROOT / "personalar").rglob("*.py"):
         assert imported_names(path) <= declared | sys.stdlib_module_names, path
 

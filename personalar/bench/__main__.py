@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
 
-HELPERS = ("__init__", "__main__", "baseline", "decode_table", "random_weights", "roofline", "settings")
+MEASUREMENTS = ("decode", "lossy", "memory", "train")
 
 
 def main() -> None:
     """Entry point."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in names:
-        raise SystemExit(f"personalar.bench: {name!r} is no measurement; allowed: {', '.join(names)}")
+    if name not in MEASUREMENTS:
+        raise SystemExit(f"personalar.bench: {name!r} is no measurement; allowed: {', '.join(MEASUREMENTS)}")
     try:
         importlib.import_module(f"personalar.bench.{name}").main(sys.argv[2:])
     except (ValueError, FileNotFoundError) as error:

@@ -195,7 +195,11 @@ def run(settings: Settings) -> dict[str, Any]:
                 generator = Generator(backend=backend, decoder=contender.draw)
                 measure(contender, generator, Path(name), turn=turn)
     rows = [summary(contender, field, backend, bandwidth) for contender in field]
-    return {"machine": machine(backend), "settings": describe(settings, config, bandwidth), "rows": rows}
+    return {
+        "machine": machine(backend.device),
+        "settings": describe(settings, config, bandwidth),
+        "rows": rows,
+    }
 
 
 def describe(settings: Settings, config: SampleConfig, bandwidth: float) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
-def machine(backend: ChameleonBackend) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Return what the numbers depend on besides the program."""
-    cuda = backend.device.type == "cuda"
+    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(backend.device) if cuda else processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "load_average": Path("/proc/loadavg").read_text().split()[0]
         if Path("/proc/loadavg").exists()

@@ -1,10 +1,10 @@
 """Training speed: `python -m personalar.bench train model=nano bench_stage=transformer steps=20 rounds=3`.
 
 The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written PyTorch loop over the same
-network, batches, loss and optimizer, and transformers' `Trainer` over the same take turns in every round, so
-that a busy neighbour meets all of them; ratios are medians over rounds. Beside the time that passes stands
-this process's time at work: on a CPU with busy neighbours the latter can be compared, the former mostly tells
-how much they left. Other arguments are settings of `personalar.run`.
+network, batches, loss and optimizer, and transformers' `Trainer` over the same and over transformers' own
+class take turns in every round, so that a busy neighbour meets all of them; ratios are medians over rounds.
+Beside the time that passes stands this process's time at work: on a CPU with busy neighbours the latter can
+be compared, the former mostly tells how much they left. Other arguments are settings of `personalar.run`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,8 +21,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
 
+from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
+from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.settings import split_own
 from personalar.callbacks.progress import Reporter
 from personalar.compose import conf_dir, read_config, register
@@ -44,8 +44,6 @@ from personalar.training import (
 )
 
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
-WARM_UP = 3
-Moment = tuple[float, float]
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -96,20 +94,6 @@ class StepClock(L.Callback):
             self.times.append(now())
 
 
-def now() -> Moment:
-    """Return the time, and this process's time at work, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-def seconds_per_step(times: list[Moment]) -> Moment:
-    """Return the median time, and time at work, between the ends of two steps, warm-up left out."""
-    pairs = list(zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
-    passed, worked = (statistics.median(b[clock] - a[clock] for a, b in pairs) for clock in (0, 1))
-    return passed, worked
-
-
 def ours(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
@@ -136,6 +120,20 @@ def batches(session: Session, stage: Stage, stream: SequenceStream) -> Iterator[
         yield collate(list(islice(sequences, size)), pad=stream.pad)
 
 
+def their_trainer(session: Session, stage: Stage) -> Moment:
+    """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
+    module, stream, _ = bare(session, stage)
+    with quiet():
+        return trainer_seconds(Ours(module), module, stream, session, stage)
+
+
+def their_trainer_and_model(session: Session, stage: Stage) -> Moment:
+    """Return the seconds per step of transformers' Trainer on transformers' own class, same weights."""
+    module, stream, _ = bare(session, stage)
+    with quiet():
+        return trainer_seconds(Theirs(module, stage), module, stream, session, stage)
+
+
 def by_hand(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of the shortest loop that computes the same."""
     module, stream, device = bare(session, stage)
@@ -160,54 +158,6 @@ def by_hand(session: Session, stage: Stage) -> Moment:
     return seconds_per_step(times)
 
 
-class _Wrapped(nn.Module):
-    """The network as transformers' Trainer calls it."""
-
-    def __init__(self, module: PersonalizationModule) -> None:
-        super().__init__()
-        self.transformer, self.identifier = module.transformer, module.identifier
-        self._module = [module]  # in a list: its parameters are named already
-
-    def forward(self, ids: torch.Tensor, loss_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return {"loss"}."""
-        module = self._module[0]
-        batch = {"ids": ids, "loss_mask": loss_mask}
-        backend = module.network.backend
-        return {
-            "loss": sequence_loss(backend, self.identifier, batch, loss=module.loss, z_loss=module.z_loss)
-        }
-
-
-def transformers_trainer(session: Session, stage: Stage) -> Moment:
-    """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    module, stream, device = bare(session, stage)
-    configured = module.configure_optimizers()
-    times: list[Moment] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(now())
-
-    size = session.plans[stage.name].batch
-    arguments = TrainingArguments(
-        output_dir=str(session.folder.path / "transformers"), max_steps=stage.numbers.steps, report_to="none",
-        per_device_train_batch_size=size, use_cpu=device.type == "cpu", disable_tqdm=True, logging_steps=1,
-        gradient_accumulation_steps=sequences_per_step(stage.numbers) // size, remove_unused_columns=False,
-        max_grad_norm=stage.numbers.gradient_clip or 0.0, dataloader_pin_memory=False,
-        save_steps=session.config.trainer.checkpoint_every_steps, save_strategy="no",
-    )  # fmt: skip
-    trainer = Trainer(
-        model=_Wrapped(module), args=arguments, train_dataset=stream, callbacks=[Clock()],
-        data_collator=lambda sequences: collate(sequences, pad=stream.pad),
-        optimizers=(configured["optimizer"], configured["lr_scheduler"]["scheduler"]),
-    )  # fmt: skip
-    with quiet():
-        trainer.train()
-    return seconds_per_step(times)
-
-
 def medians(values: dict[str, list[float]]) -> dict[str, float]:
     """Return each contender's median over the rounds."""
     return {name: statistics.median(found) for name, found in values.items()}
@@ -225,7 +175,8 @@ def ratios(values: dict[str, list[float]]) -> dict[str, float]:
 def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     """Run every contender in every round; return medians, ratios and what they were measured on."""
     contenders: dict[str, Callable[[Session, Stage], Moment]] = {
-        "personalar": ours, "by hand": by_hand, "transformers Trainer": transformers_trainer,
+        "personalar": ours, "by hand": by_hand, "transformers Trainer, our network": their_trainer,
+        "transformers Trainer, its own network": their_trainer_and_model,
     }  # fmt: skip
     rounds: dict[str, list[Moment]] = {name: [] for name in contenders}
     for _ in range(int(own["rounds"])):

@@ -34,6 +34,22 @@ def stays(q: Tensor, p: Tensor, drafts: Tensor, uniform: Tensor) -> Tensor:
     return uniform * p.gather(-1, index)[..., 0] < q.gather(-1, index)[..., 0]
 
 
+def relaxed(q: Tensor, drafts: Tensor, near: Tensor, *, distance: float) -> Tensor:
+    """Return q (B, W, K) with the probability of codes that look like a draft moved onto it: **lossy**.
+
+    Codes count from the nearest on, as long as what they give stays below `distance`, which so bounds the
+    total variation between q and what is returned (LANTERN, arXiv 2410.03355, section 3).
+
+    Args:
+        near: (K, k) the codes nearest to each, nearest first, itself left out.
+    """
+    close = near[drafts]  # (B, W, k)
+    mass = q.gather(-1, close)
+    mass = torch.where(mass.cumsum(-1) < distance, mass, 0.0)
+    moved = q.scatter_add(-1, close, -mass).scatter_add(-1, drafts[..., None], mass.sum(-1, keepdim=True))
+    return moved.clamp_min(0.0)  # rounding
+
+
 def redraw(
     q: Tensor, p: Tensor, drafts: Tensor, drafted: Tensor, noise: Tensor, *, everywhere: bool
 ) -> Tensor:

@@ -3,7 +3,7 @@
 Images of a batch go at their own pace; newlines are drafts that are always right. `coupling` holds the rules,
 `draft` the first drafts. With coupling "gumbel" the image is that of plain decoding, code for code; with the
 others it is another draw from the same distribution, and depends on window and first drafts too, but never on
-the batch.
+the batch. Only `relax` makes it lossy.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class JacobiDecoder(PlainDecoder):
         max_batch: images decoded this way at once. For more, a forward's time grows with its tokens and plain
             decoding is faster: "gumbel" then decodes plainly, which gives the same images; the others decode
             `max_batch` at a time.
+        relax: how many of the codes that look most like a draft lend it their probability, so that it stays
+            more often; 0 is exact. **Lossy**; not for "gumbel", which looks at no probabilities.
+        relax_distance: how much of it they may lend in all, see `coupling.relaxed`.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
@@ -39,6 +42,8 @@ class JacobiDecoder(PlainDecoder):
         init: str = "above",
         coupling: str = "gumbel",
         max_batch: int = 1,
+        relax: int = 0,
+        relax_distance: float = 0.1,
         **sampling: float,
     ) -> None:
         super().__init__(**sampling)  # type: ignore[arg-type]
@@ -46,10 +51,15 @@ class JacobiDecoder(PlainDecoder):
             raise ValueError(f"window={window} must be at least 2; decoder=plain draws one code at a time")
         if max_batch < 1:
             raise ValueError(f"max_batch={max_batch} must be at least 1")
+        if relax < 0 or not 0 < relax_distance <= 1:
+            raise ValueError(f"relax={relax} must be at least 0, relax_distance={relax_distance} in (0, 1]")
+        if relax and coupling == "gumbel":
+            raise ValueError(f"relax={relax} needs coupling=maximal or independent; gumbel is always exact")
         for name, value, allowed in (("init", init, INITS), ("coupling", coupling, COUPLINGS)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
         self.window, self.init, self.coupling, self.max_batch = window, init, coupling, max_batch
+        self.relax, self.relax_distance = relax, relax_distance
 
     def draw(
         self,
@@ -63,6 +73,7 @@ class JacobiDecoder(PlainDecoder):
         if batch > self.max_batch and self.coupling == "gumbel":
             return super().draw(backend, request, identifier, progress)
         sizes = [h * w for h, w in request.grids]
+        near = backend.nearest_codes(self.relax) if self.relax else None
         images: list[Tensor] = []
         done = 0
         for start in range(0, batch, self.max_batch):
@@ -71,8 +82,9 @@ class JacobiDecoder(PlainDecoder):
                 prompts=request.prompts[part], grid=request.grids[part], seeds=request.seeds[part]
             )
             window = Window(
-                backend, some, self.sampling, size=self.window, init=self.init, coupling=self.coupling
-            )
+                backend, some, self.sampling, size=self.window, init=self.init, coupling=self.coupling,
+                near=near, distance=self.relax_distance,
+            )  # fmt: skip
             for final in window.passes(identifier):
                 if progress is not None:
                     progress(done + final, sum(sizes))

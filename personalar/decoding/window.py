@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from personalar.decoding.coupling import count_final, redraw
+from personalar.decoding.coupling import count_final, redraw, relaxed
 from personalar.decoding.draft import first_drafts
 from personalar.decoding.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.decoding.schedule import image_schedule, prefill
@@ -74,9 +74,13 @@ class Window:
         size: int,
         init: str,
         coupling: str,
+        near: Tensor | None = None,
+        distance: float = 0.0,
     ) -> None:
+        """Lay out the batch; `near` and `distance` make it lossy, see `coupling.relaxed`."""
         self._backend, self._sampling = backend, sampling
         self._size, self._init, self._coupling = size, init, coupling
+        self._near, self._distance = near, distance
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
         if sampling.guided:
@@ -182,13 +186,17 @@ class Window:
             draws = self._sampling.draw(logits, self._noise[rows, index])
         else:
             law = self._sampling.law(logits)
+            drafted = is_code & (self._offset(tokens) < self._size - 1)
+            if self._near is not None:
+                moved = relaxed(law, drafts, self._near, distance=self._distance)
+                law = torch.where(drafted[..., None], moved, law)
             before = self._laws.gather(1, index[..., None].expand(-1, -1, self._num_codes))
             before = torch.where(fresh[..., None], one_hot(drafts, self._num_codes).to(law.dtype), before)
             draws = redraw(
                 law,
                 before,
                 drafts,
-                is_code & (self._offset(tokens) < self._size - 1),
+                drafted,
                 gumbel_noise(self._seeds, index + number * PASS, self._num_codes + 1),
                 everywhere=self._coupling == "maximal",
             )

@@ -110,6 +110,10 @@ class Backend(Protocol):
         """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if there is one."""
         ...
 
+    def nearest_codes(self, count: int) -> Tensor:
+        """Return the `count` other codes that look most like each image code, (K, count) int64."""
+        ...
+
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         ...

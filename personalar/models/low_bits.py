@@ -16,9 +16,10 @@ FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 def pack(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Return `x` (..., hd) as bytes (..., hd) int8, and the scales (..., 1) in the precision of `x`."""
     storage, largest = FORMATS[name]
-    scale = (x.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float16).tiny)
+    scale = (x.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(x.dtype).tiny)
     scaled = x / scale
-    low = scaled.round() if storage == torch.int8 else scaled.clamp(-largest, largest)
+    low = scaled.round() if storage == torch.int8 else scaled
+    low = low.clamp(-largest, largest)  # bfloat16 rounds 127 to 128, which int8 turns around
     return low.to(storage).view(torch.int8), scale
 
 

@@ -1,0 +1,97 @@
+"""What one would train with without personalar: transformers' `Trainer`, on our network and on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from personalar.bench.baseline import hf_model
+from personalar.bench.clock import Moment, now, seconds_per_step
+from personalar.datamodule import SequenceStream, collate
+from personalar.module import PersonalizationModule
+from personalar.objective import sequence_loss
+from personalar.session import Session
+from personalar.stage import Stage, select_parameters, sequences_per_step
+
+
+class Ours(nn.Module):
+    """Our network and loss as transformers' Trainer calls them."""
+
+    def __init__(self, module: PersonalizationModule) -> None:
+        super().__init__()
+        self.transformer, self.identifier = module.transformer, module.identifier
+        self._module = [module]  # in a list: its parameters are named already
+
+    def forward(self, ids: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+        """Return {"loss"}."""
+        module = self._module[0]
+        batch = {"ids": ids, "loss_mask": loss_mask}
+        backend = module.network.backend
+        return {
+            "loss": sequence_loss(backend, self.identifier, batch, loss=module.loss, z_loss=module.z_loss)
+        }
+
+
+class Theirs(nn.Module):
+    """transformers' own Chameleon with the same weights and its own loss, over all of the vocabulary.
+
+    The parameters that train are those of the stage, by the same names; its logits of image codes, which
+    that class would mask, are left alone.
+    """
+
+    def __init__(self, module: PersonalizationModule, stage: Stage) -> None:
+        """Take over the weights of `module`; its optimizer is over this network's parameters from now on.
+
+        Raises:
+            ValueError: for a stage of adapters, which that class does not have.
+        """
+        super().__init__()
+        if stage.trains.lora.rank:
+            raise ValueError("bench train compares whole matrices; choose a method without LoRA")
+        backend = module.network.backend
+        self.model = hf_model(backend)
+        self.model.config._attn_implementation = backend.transformer.config.attention
+        self.model.requires_grad_(False)
+        self.identifier = module.identifier
+        weights = select_parameters(self.model, stage.trains.parameters)
+        for parameter in weights.values():
+            parameter.requires_grad_(True)
+        module.use_weights(weights)
+
+    def forward(self, ids: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+        """Return {"loss"}."""
+        embeds = self.identifier(ids, self.model.get_input_embeddings()(ids))
+        labels = ids.masked_fill(~loss_mask, -100)
+        return {"loss": self.model(inputs_embeds=embeds, labels=labels, use_cache=False).loss}
+
+
+def trainer_seconds(
+    model: nn.Module, module: PersonalizationModule, stream: SequenceStream, session: Session, stage: Stage
+) -> Moment:
+    """Return the seconds per step of transformers' Trainer on `model` with the optimizer of `module`."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    configured = module.configure_optimizers()
+    times: list[Moment] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(now())
+
+    size = session.plans[stage.name].batch
+    arguments = TrainingArguments(
+        output_dir=str(session.folder.path / "transformers"), max_steps=stage.numbers.steps, report_to="none",
+        per_device_train_batch_size=size, use_cpu=torch.device(session.device).type == "cpu",
+        gradient_accumulation_steps=sequences_per_step(stage.numbers) // size, remove_unused_columns=False,
+        max_grad_norm=stage.numbers.gradient_clip or 0.0, dataloader_pin_memory=False, disable_tqdm=True,
+        save_steps=session.config.trainer.checkpoint_every_steps, save_strategy="no", logging_steps=1,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=stream, callbacks=[Clock()],
+        data_collator=lambda sequences: collate(sequences, pad=stream.pad),
+        optimizers=(configured["optimizer"], configured["lr_scheduler"]["scheduler"]),
+    )  # fmt: skip
+    trainer.train()
+    return seconds_per_step(times)
