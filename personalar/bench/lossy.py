@@ -45,8 +45,8 @@ MODES: dict[str, tuple[str, tuple[str, ...]]] = {
     "relaxed_32": ("jacobi_maximal", (*JACOBI, "decoder.relax=32", "decoder.relax_distance=0.3")),
 }
 """Name -> its exact twin, and the settings of `personalar.sample` that choose it."""
-PLACES = ("in the snow", "on the beach", "in the forest", "on the grass")
-NOUNS = ("cat", "dog", "car", "teapot", "robot", "vase")
+PLACES = ("in the snow", "on the beach", "in the jungle", "on a cobblestone street")
+NOUNS = ("cat", "dog", "car", "teapot", "backpack", "vase")
 PROMPTS = tuple(f"a photo of a {noun} {place}" for place, noun in product(PLACES, NOUNS))
 OWN = {"modes": ",".join(MODES), "images": "48", "scorer": "nano", "out": ""}
 

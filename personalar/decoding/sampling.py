@@ -133,8 +133,9 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     codes = torch.arange(num_codes, device=seeds.device)
     place = _mix(_mix(seeds[:, None]) + positions)  # (B, P)
     bits = _shift_right(_mix(place[:, :, None] + codes * _ODD), 32)  # (B, P, K), 32 random bits
-    uniform = ((bits.float() + 0.5) * 2.0**-32).clamp_max(1.0 - 2.0**-24)  # in (0, 1), fine near 0 ...
-    return -torch.log(-torch.log1p(-uniform))  # ... and so fine where the noise is large
+    # In place, because these are the largest tensors of a step: in (0, 1), fine near 0 ...
+    uniform = bits.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()  # ... and so fine where the noise is large
 
 
 def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
@@ -151,10 +152,10 @@ def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:
 def _mix(x: Tensor) -> Tensor:
     """Hash int64 to int64: the finaliser of splitmix64 (Steele et al. 2014), products modulo 2 ** 64."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ _shift_right(x, shift)) * factor
-    return x ^ _shift_right(x, 31)
+        x = _shift_right(x, shift).bitwise_xor_(x).mul_(factor)
+    return _shift_right(x, 31).bitwise_xor_(x)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     # `>>` repeats the sign bit, which a hash must not
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

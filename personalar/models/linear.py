@@ -66,16 +66,16 @@ def lay_rows(network: nn.Module) -> None:
 
 
 def _plain_float32(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return tensor.is_cpu and tensor.dtype == torch.float32
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
-        _HAS_ONEDNN
+        x.numel() >= FEW_ROWS * x.shape[-1]
+        and _HAS_ONEDNN
         and type(weight) in (Tensor, nn.Parameter)  # a library's own kind of tensor computes by itself
         and _plain_float32(x)
         and _plain_float32(weight)
-        and x.numel() >= FEW_ROWS * x.shape[-1]
         and (weight.is_contiguous() or weight.t().is_contiguous())  # others take oneDNN's slow path
         and torch.backends.mkldnn.enabled
         and not torch.compiler.is_compiling()  # the compiler chooses its own

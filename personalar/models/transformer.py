@@ -171,7 +171,8 @@ class Attention(nn.Module):
         query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
         key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
         value = self.v_proj(x).view(split).transpose(1, 2)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)  # (B, heads, T, hd)
+        turned = rotate(torch.cat((query, key), dim=1), *rotary)  # (B, H + K, T, hd)
+        query, key = turned.tensor_split((query.shape[1],), dim=1)
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
         out = attend(query, key, value, mask, eager=self.eager)
@@ -258,8 +259,8 @@ class ChameleonTransformer(nn.Module):
     def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
         """Allocate a cache of `capacity` tokens for rows that are left-padded by `pad` (B,) slots."""
         config, weight = self.config, self.lm_head.weight
-        positions = (torch.arange(capacity, device=weight.device)[None] - pad[:, None]).clamp_min(0)
-        cos, sin = self.rotary(positions, weight.dtype)
+        slots = torch.arange(capacity, device=weight.device)
+        cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
         eager = config.attention == "eager"  # which multiplies by transposed keys: let those lie row by row
         keys = [new_table(weight, shape, self.cache_format, upright=eager) for _ in self.model.layers]
@@ -285,8 +286,7 @@ class ChameleonTransformer(nn.Module):
         if positions is None and cache is None:
             positions = torch.arange(num_tokens, device=embeds.device)[None]
         rotary = self.rotary(positions, embeds.dtype) if positions is not None else cache.rotary(num_tokens)
-        if mask is None and cache is not None:
-            mask = cache.mask(num_tokens)
+        mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
         hidden = embeds
         for layer in self.model.layers:
             hidden = layer(hidden, rotary, mask, cache)
