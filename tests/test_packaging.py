@@ -73,7 +73,7 @@ def test_everything_that_is_imported_is_declared():
         "hydra",
         "huggingface_hub",
         "bitsandbytes",
-        "imwatermark",
+        "pywt",
         "torchao",
         "yaml",
     }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `watermark`, `lossy`
