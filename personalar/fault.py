@@ -41,7 +41,8 @@ def sentence(error: BaseException) -> str | None:
         return f"the network was lost ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses what is on this machine"
     if isinstance(error, OSError):
         return _system(error)
-    if isinstance(error, ValueError | FloatingPointError) and _raised_by(error) in OURS:
+    told_by_us = isinstance(error, ValueError | FloatingPointError | ModuleNotFoundError)
+    if told_by_us and _raised_by(error) in OURS:
         return str(error)
     if left_alone(error):
         reason = str(error).strip().splitlines()[0][:160]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import psutil
 import torch
 
+from personalar.blocks import require_bitsandbytes
 from personalar.config import RunConfig, TrainerConfig
 from personalar.memory import Workload, estimate, peak, sampling_bytes
 from personalar.models.files import ModelFiles, read_json
@@ -123,13 +124,23 @@ def cheaper(work: Workload, limit: int) -> list[str]:
     return fits
 
 
+def check_libraries(config: RunConfig) -> None:
+    """Raise ModuleNotFoundError, naming the knob, where a library that will be needed is not installed."""
+    if config.method.base_bits == 4:
+        require_bitsandbytes("method.base_bits=4")
+    if config.memory.optimizer == "adamw8bit":
+        require_bitsandbytes("memory.optimizer=adamw8bit")
+
+
 def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> dict[str, Workload]:
     """Return the settings of every stage that fit, by its name.
 
     Raises:
         ValueError: when a stage fits with none, with the items and the three nearest ways to fit.
+        ModuleNotFoundError: when a library is missing.
     """
     check_devices(config.trainer)
+    check_libraries(config)
     limit, chosen = device_bytes(config), {}
     for stage in stages:
         asked = workload(config, stage, files)

@@ -301,6 +301,19 @@ def test_a_diverged_loss_is_one_sentence(do_run, tmp_path: Path, monkeypatch) ->
     assert not (tmp_path / "run" / "stages" / "embedding" / "concept").exists()
 
 
+@pytest.mark.parametrize("words", [["method=qlora"], ["memory.optimizer=adamw8bit"]])
+def test_a_missing_library_is_told_before_anything_is_learned(
+    do_run, tmp_path: Path, words: list[str], monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with (
+        pytest.raises(SystemExit, match=r'needs bitsandbytes.*pip install "personalar\[quantized\]"'),
+        told("personalar.run"),
+    ):
+        do_run(tmp_path, *words)
+    assert not (tmp_path / "stages").exists()
+
+
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
     assert sentence(KeyError("x")) is None and sentence(RuntimeError("shapes")) is None
     assert sentence(ValueError("raised by no package of ours")) is None
