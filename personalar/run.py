@@ -234,7 +234,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     return open_session(config, subject, folder, files, stages, started=started), stages
 
 
-def run_one(cfg: DictConfig) -> Objective:
+def run_one(cfg: DictConfig) -> Objective | None:
     """Run one composed configuration and return its worth; what a person can mend ends in one sentence."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -249,13 +249,15 @@ def run_one(cfg: DictConfig) -> Objective:
         if prepared is not None:
             command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
             personalize(*prepared, command=shlex.join(command))
+        if global_rank():  # another process writes the summary, perhaps later, and is the one that is asked
+            return None
         return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
 
 
 class Job:
     """What Hydra calls with each composed configuration, here or in a launcher's process."""
 
-    def __call__(self, cfg: DictConfig) -> Objective:
+    def __call__(self, cfg: DictConfig) -> Objective | None:
         """Run it; in a sweep a failure is kept and the sweep goes on."""
         hydra_config = HydraConfig.get()
         if hydra_config.mode != RunMode.MULTIRUN:
