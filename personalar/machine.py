@@ -33,6 +33,11 @@ class TrainerConfig:
     checkpoint_every_steps: int = 25
     """How much of a stage a kill can cost."""
 
+    @property
+    def torch_device(self) -> str:
+        """The accelerator by torch's name."""
+        return "cuda" if self.accelerator == "gpu" else self.accelerator
+
     def __post_init__(self) -> None:
         one_of("trainer.attention", self.attention, ("eager", "sdpa"))
         one_of("trainer.accelerator", self.accelerator, ("cpu", "gpu"))

@@ -77,7 +77,7 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     backend = load_backend(
         files,
         dtype=getattr(torch, config.model.dtype),
-        device="cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator,
+        device=config.trainer.torch_device,
         attention=config.trainer.attention,
     )
     generator = Generator(

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from test_decoding import TEXTS, prompts
 from torch import Tensor
 
+from personalar import commands
 from personalar.bench import lossy as bench
+from personalar.bench.clock import counted_forwards
 from personalar.decoding.coupling import relaxed
 from personalar.decoding.jacobi import JacobiDecoder
 from personalar.decoding.plain import PlainDecoder
@@ -119,13 +121,8 @@ def test_nearest_codes_are_those_of_the_codebook(tiny_backend: ChameleonBackend)
 
 
 def forwards(backend: ChameleonBackend, decoder: PlainDecoder) -> int:
-    calls: list[int] = []
-    forward = backend.forward
-    backend.forward = lambda *a, **k: calls.append(1) or forward(*a, **k)
-    try:
+    with counted_forwards(backend) as calls:
         decoder(backend, prompts(backend, *TEXTS), (6, 6), [1, 2, 3])
-    finally:
-        del backend.forward
     return len(calls)
 
 
@@ -158,6 +155,7 @@ def test_a_run_is_never_lossy() -> None:
 
 @pytest.mark.parametrize("knob", ["cache", "weights"])
 def test_an_unknown_format_is_named(knob: str) -> None:
+    assert ("exact", *FORMATS) == commands.FORMATS
     with pytest.raises(Exception, match=rf"lossy.{knob}='?int4'?.*exact, int8, fp8"):
         compose_config("concept=none", "prompts=[a]", f"lossy.{knob}=int4", name="sample")
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 
 from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import Baseline
+from personalar.bench.clock import counted_forwards
 from personalar.bench.decode_table import BASELINES, PROMPT, Contender, machine, summary, table
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
@@ -103,11 +102,13 @@ def measure(contender: Contender, generator: Generator, folder: Path, *, turn: i
     reset_peak(backend.device)
     synchronize(backend.device)
     started, cpu = time.perf_counter(), time.process_time()
-    with counted(contender, backend):
+    owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
+    with counted_forwards(owner) as calls:
         codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
     synchronize(backend.device)
     drawn = time.perf_counter()
     contender.cpu_s.append(time.process_time() - cpu)
+    contender.steps.append(len(calls))
     for index, picture in enumerate(generator.pictures(codes)):
         save_png(picture, folder / f"{index}.png")
     contender.decode_s.append(drawn - started)
@@ -150,19 +151,6 @@ def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]
     ]
 
 
-@contextmanager
-def counted(contender: Contender, backend: ChameleonBackend) -> Iterator[None]:
-    """Count forwards; steps of a captured graph pass the counter by."""
-    owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
-    original, calls = owner.forward, []
-    owner.forward = lambda *a, **k: calls.append(1) or original(*a, **k)
-    try:
-        yield
-    finally:
-        del owner.forward  # the class's own again
-    contender.steps.append(len(calls))
-
-
 def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:
     """Run once and keep only how long it took: compiling and capturing happen here."""
     measure(contender, generator, folder, turn=0)
@@ -175,7 +163,7 @@ def run(settings: Settings) -> dict[str, Any]:
     """Measure everything; return one record."""
     config = compose_sample(settings.decoders[0], settings.rest)
     set_torch_threads(config.trainer.threads)
-    device = "cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator
+    device = config.trainer.torch_device
     dtype = getattr(torch, config.model.dtype)
     if settings.weights == "random_7b":
         from personalar.bench.random_weights import random_7b

@@ -20,6 +20,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from personalar.arguments import prepare_arguments
+from personalar.bench.clock import counted_forwards
 from personalar.bench.decode import compose_sample
 from personalar.bench.decode_table import machine
 from personalar.bench.settings import split_own
@@ -33,18 +34,18 @@ from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.process import keep_memory, set_torch_threads
 from personalar.scoring.registry import load_scorers
 
-JACOBI = ("decoder=jacobi", "decoder.coupling=maximal")
-MODES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "exact": ("", ()),
-    "cache_int8": ("exact", ("lossy.cache=int8",)),
-    "cache_fp8": ("exact", ("lossy.cache=fp8",)),
-    "weights_int8": ("exact", ("lossy.weights=int8",)),
-    "weights_fp8": ("exact", ("lossy.weights=fp8",)),
-    "jacobi_maximal": ("", JACOBI),
-    "relaxed_8": ("jacobi_maximal", (*JACOBI, "decoder.relax=8", "decoder.relax_distance=0.1")),
-    "relaxed_32": ("jacobi_maximal", (*JACOBI, "decoder.relax=32", "decoder.relax_distance=0.3")),
+MAXIMAL = "decoder.coupling=maximal"
+MODES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "exact": ("", "plain", ()),
+    "cache_int8": ("exact", "plain", ("lossy.cache=int8",)),
+    "cache_fp8": ("exact", "plain", ("lossy.cache=fp8",)),
+    "weights_int8": ("exact", "plain", ("lossy.weights=int8",)),
+    "weights_fp8": ("exact", "plain", ("lossy.weights=fp8",)),
+    "jacobi_maximal": ("", "jacobi", (MAXIMAL,)),
+    "relaxed_8": ("jacobi_maximal", "jacobi", (MAXIMAL, "decoder.relax=8", "decoder.relax_distance=0.1")),
+    "relaxed_32": ("jacobi_maximal", "jacobi", (MAXIMAL, "decoder.relax=32", "decoder.relax_distance=0.3")),
 }
-"""Name -> its exact twin, and the settings of `personalar.sample` that choose it."""
+"""Name -> its exact twin, its decoder, and further settings of `personalar.sample`."""
 PLACES = ("in the snow", "on the beach", "in the jungle", "on a cobblestone street")
 NOUNS = ("cat", "dog", "car", "teapot", "backpack", "vase")
 PROMPTS = tuple(f"a photo of a {noun} {place}" for place, noun in product(PLACES, NOUNS))
@@ -86,9 +87,8 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def compose_mode(name: str, rest: list[str]) -> SampleConfig:
     """Return the settings of `personalar.sample` that choose a way."""
-    given = MODES[name][1]
-    decoder = "jacobi" if JACOBI[0] in given else "plain"
-    return compose_sample(decoder, [*rest, *(word for word in given if not word.startswith("decoder="))])
+    _, decoder, words = MODES[name]
+    return compose_sample(decoder, [*rest, *words])
 
 
 def asks(count: int) -> list[tuple[str, int]]:
@@ -129,11 +129,6 @@ def held_bytes(tensor: Tensor) -> int:
     return sum(held_bytes(getattr(tensor, name)) for name in names) if names else tensor.nbytes
 
 
-def device_of(config: SampleConfig) -> torch.device:
-    """Return where a way is measured."""
-    return torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
-
-
 def draw(config: SampleConfig, count: int, twin: Drawn | None) -> Drawn:
     """Make the pictures of one way, and the laws on its twin's codes (or its own)."""
     from hydra.utils import instantiate
@@ -141,7 +136,7 @@ def draw(config: SampleConfig, count: int, twin: Drawn | None) -> Drawn:
     backend = load_backend(
         obtain_model(config.model, say=lambda _: None),
         dtype=getattr(torch, config.model.dtype),
-        device=device_of(config),
+        device=config.trainer.torch_device,
         attention=config.trainer.attention,
     )
     make_lossy(backend, cache=config.lossy.cache, weights=config.lossy.weights)
@@ -149,13 +144,10 @@ def draw(config: SampleConfig, count: int, twin: Drawn | None) -> Drawn:
         backend=backend, decoder=instantiate(config.decoder.arguments), batch=config.model.sampling.batch
     )
     prompts, seeds = zip(*asks(count), strict=True)
-    calls: list[int] = []
-    forward = backend.forward
-    backend.forward = lambda *a, **k: calls.append(1) or forward(*a, **k)
     started = time.perf_counter()
-    codes = generator.codes(prompts, seeds)
+    with counted_forwards(backend) as calls:
+        codes = generator.codes(prompts, seeds)
     seconds = time.perf_counter() - started
-    del backend.forward  # the class's own again
     at_once = getattr(generator.decoder, "max_batch", generator.batch)
     grammar = backend.grammar(*codes.shape[1:])
     return Drawn(
@@ -220,7 +212,12 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         twin = made.get(MODES[name][0])
         made[name] = draw(compose_mode(name, rest), count, twin)
         rows.append(compare(name, made[name], twin or made[name], judges, prompts))
-    return {"machine": machine(device_of(config)), "model": config.model.name, "images": count, "rows": rows}
+    return {
+        "machine": machine(torch.device(config.trainer.torch_device)),
+        "model": config.model.name,
+        "images": count,
+        "rows": rows,
+    }
 
 
 def load_judges(name: str) -> Any:

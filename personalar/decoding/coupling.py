@@ -38,7 +38,7 @@ def relaxed(q: Tensor, drafts: Tensor, near: Tensor, *, distance: float) -> Tens
     """Return q (B, W, K) with the probability of codes that look like a draft moved onto it: **lossy**.
 
     Codes count from the nearest on, as long as what they give stays below `distance`, which so bounds the
-    total variation between q and what is returned (LANTERN, arXiv 2410.03355, section 3).
+    total variation between q and what is returned (after LANTERN, arXiv 2410.03355).
 
     Args:
         near: (K, k) the codes nearest to each, nearest first, itself left out.

@@ -1,7 +1,7 @@
 """Products with weight matrices, by the library inside PyTorch that is faster on the CPU at hand.
 
 `F.linear` computes float32 by MKL, which runs at half the speed of oneDNN on AMD's cores (EPYC of family 26,
-one thread, 2700 x 256 x 704, torch 2.13: 84 and 190 GFLOP/s) and reads a weight that lies row by row slowly
+one thread, 2700 x 256 x 704, torch 2.13: 88 and 195 GFLOP/s) and reads a weight that lies row by row slowly
 when there are few rows to multiply (2 rows: 55 us, and 35 us where it lies column by column). oneDNN is what
 `torch.compile` calls for the same product. Everything that is not float32 on an x86 CPU takes `F.linear`, and
 so does everything when `torch.backends.mkldnn.enabled` is False.
