@@ -63,10 +63,16 @@ def test_the_bench_compares_in_one_run(
     said = capsys.readouterr().out
     assert "| by hand |" in said and "minutes for the 4 steps of this stage of a subject" in said
     assert result["stage_minutes"] == pytest.approx(4 / 60 * result["seconds_per_step"]["personalar"])
+    assert result["subject_minutes"] > result["stage_minutes"]
+    assert f"{result['subject_minutes']:.1f} minutes per subject end to end" in said
     assert torch.__version__ == result["torch"]
     with pytest.raises(ValueError, match="must be more than the 3 that warm up"):
         main(["steps=3"])
     with pytest.raises(
         ValueError, match="bench_stage=x is no stage of this method; allowed: embedding, transf"
     ):
-        main(["bench_stage=x", "rounds=1", *quick])
+        main(["bench_stage=x", "rounds=1", "end_to_end=false", *quick])
+    with pytest.raises(ValueError, match="end_to_end=maybe must be true or false"):
+        main(["end_to_end=maybe"])
+    with pytest.raises(ValueError, match=r"(?s)the whole run failed.*subject.path=nowhere"):
+        main(["+subject=folder", "subject.path=nowhere", "subject.noun=cat", *quick])

@@ -4,7 +4,9 @@ The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written 
 network, batches, loss and optimizer, and transformers' `Trainer` over the same and over transformers' own
 class take turns in every round, so that a busy neighbour meets all of them; ratios are medians over rounds.
 Beside the time that passes stands this process's time at work: on a CPU with busy neighbours the latter can
-be compared, the former mostly tells how much they left. Other arguments are settings of `personalar.run`.
+be compared, the former mostly tells how much they left. Before all that the command learns a whole subject,
+which gives minutes from end to end (`end_to_end=false` leaves it out). Other arguments are settings of
+`personalar.run`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.settings import split_own
@@ -43,7 +46,7 @@ from personalar.training import (
     stage_flops,
 )
 
-OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
+OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "end_to_end": "true", "out": ""}
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -51,6 +54,8 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     own, rest = split_own(arguments, OWN)
     if int(own["steps"]) <= WARM_UP:
         raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
+    if own["end_to_end"] not in ("true", "false"):
+        raise ValueError(f"end_to_end={own['end_to_end']} must be true or false")
     return own, rest
 
 
@@ -64,10 +69,9 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Se
     from personalar.run import prepare
 
     register()
-    subject = [] if any("subject=" in argument for argument in rest) else ["+subject=cat"]
-    fixed = ["scorer=none", "samples.grid_every_steps=0", *subject]
+    fixed = ["scorer=none", "samples.grid_every_steps=0"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = read_config(compose("run", [*fixed, *rest]))
+        config = read_config(compose("run", [*fixed, *end_to_end.with_subject(rest)]))
     prepared = prepare(config, folder)
     assert prepared is not None  # an empty folder holds no finished run
     session, stages = prepared
@@ -173,7 +177,9 @@ def ratios(values: dict[str, list[float]]) -> dict[str, float]:
 
 
 def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
-    """Run every contender in every round; return medians, ratios and what they were measured on."""
+    """Run a subject, then every contender in every round; return medians, ratios and what they ran on."""
+    # First, while this process holds no memory of the device.
+    subject_minutes = end_to_end.minutes(rest) if own["end_to_end"] == "true" else None
     contenders: dict[str, Callable[[Session, Stage], Moment]] = {
         "personalar": ours, "by hand": by_hand, "transformers Trainer, our network": their_trainer,
         "transformers Trainer, its own network": their_trainer_and_model,
@@ -203,6 +209,7 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "tokens_per_s": tokens / step,
         "stage_steps": asked,
         "stage_minutes": asked * step / 60,
+        "subject_minutes": subject_minutes,
         "flops_per_s": flops / step,
         "mfu": flops / step / peak if peak else None,
         "peak_memory_gb": peak_memory_bytes() / 1e9,
@@ -228,6 +235,8 @@ def table(result: dict[str, Any]) -> str:
                   f"peak memory {result['peak_memory_gb']:.2f} GB; "
                   f"{result['stage_minutes']:.1f} minutes for the {result['stage_steps']} steps of this "
                   f"stage of a subject, pictures left out"]  # fmt: skip
+    if result["subject_minutes"] is not None:
+        lines[-1] += f"; {result['subject_minutes']:.1f} minutes per subject end to end"
     return "\n".join(lines)
 
 
