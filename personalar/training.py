@@ -5,6 +5,7 @@ Stages meet on disk only, so two commands with one stage each compute what one c
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import warnings
@@ -241,20 +242,29 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
 
     All processes call it together; rank zero writes.
     """
-    trainer_config = session.config.trainer
-    world = trainer_config.devices * trainer_config.num_nodes
-    last = find_checkpoint(session.folder, stage.name, world=world, strategy=trainer_config.strategy)
-    plan = session.plans[stage.name]
+    config, plan = session.config.trainer, session.plans[stage.name]
+    world = config.devices * config.num_nodes
+    last = find_checkpoint(session.folder, stage.name, world=world, strategy=config.strategy)
     session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
     recipe, photos = session.config.model.recipe, len(session.subject.images)
     replayed = bool(recipe.data.replay_images and recipe.data.replay_prompts)
     session.reporter.say(describe_steps(stage, recipe.name, photos, replayed=replayed))
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
-        trainer = make_trainer(session, stage, make_callbacks(session, base_samples, advance, stage))
-        module = make_module(session, stage, start, trainer)
-        trainer.callbacks.append(Learned())
-        trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
+        fit(session, stage, start, make_callbacks(session, base_samples, advance, stage), last)
+    # Trainer, module and callbacks hold each other. Until they are collected, the network and the optimizer's
+    # states stay on the device, where the next phase loads the base: with a 7B the two do not fit.
+    gc.collect()
+
+
+def fit(
+    session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None
+) -> None:
+    """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
+    trainer = make_trainer(session, stage, callbacks)
+    module = make_module(session, stage, start, trainer)
+    trainer.callbacks.append(Learned())
+    trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         leave_concept(session, stage, trainer, module)
     trainer.strategy.barrier()  # the next stage starts from this file on every process

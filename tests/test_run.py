@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 import personalar.module
+import personalar.session
 from personalar.concept import Concept
 from personalar.png import read_png_metadata
 
@@ -122,3 +125,26 @@ def test_photos_run_with_an_honest_warning(do_run, tmp_path: Path, capsys) -> No
     run = json.loads((run_dir / "run.json").read_text())
     assert run["warnings"] and run["rendered"] is False and run["live"] is True
     assert json.loads((run_dir / "summary.json").read_text())["floor"] is None
+
+
+@pytest.mark.parametrize("method", ["paper", "lora"])
+def test_one_network_at_a_time_is_in_memory(
+    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
+    load, alive, found = personalar.session.load_backend, weakref.WeakSet(), []
+
+    def watched(*args, **kwargs):
+        found.append(len(alive))
+        backend = load(*args, **kwargs)
+        alive.add(backend.transformer)
+        return backend
+
+    monkeypatch.setattr(personalar.session, "load_backend", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        do_run(tmp_path / "run", f"method={method}", "model.recipe.stages.lora.steps=2")
+    finally:
+        gc.enable()
+    assert len(found) >= 5 and set(found) == {0} and not alive
