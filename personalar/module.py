@@ -75,6 +75,11 @@ class PersonalizationModule(L.LightningModule):
             parameter.requires_grad_(True)
         self.identifier.requires_grad_(self.stage.trains.identifier)
 
+    def release(self) -> None:
+        """Let go of the network, when training is over; the identifier stays."""
+        self.network = None
+        del self.transformer
+
     def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Let the optimizer move `weights` in place of the network's own."""
         self.network = replace(self.network, weights=weights)

@@ -26,7 +26,7 @@ from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
 from personalar.fault import told
 from personalar.locate import obtain_model, offline_model
-from personalar.process import global_rank, keep_memory, local_rank, set_torch_threads
+from personalar.process import global_rank, keep_memory, local_rank, prepare_torch
 from personalar.run_lock import check_started_alone, locked
 from personalar.subject import load_subject, validation_prompts
 from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
@@ -87,7 +87,7 @@ def open_session(
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.session import Session
 
-    set_torch_threads(config.trainer.threads)
+    prepare_torch(config.trainer.threads)
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
     leads = global_rank() == 0
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)

@@ -96,11 +96,11 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
     from personalar.callbacks.progress import Reporter
     from personalar.png import sample_filename, save_png
-    from personalar.process import set_torch_threads
+    from personalar.process import prepare_torch
     from personalar.prompt_check import check_prompts
     from personalar.watermark import check_watermark, mark
 
-    set_torch_threads(config.trainer.threads)
+    prepare_torch(config.trainer.threads)
     generator, lossy = open_generator(config, folder)
     if lossy:
         print(f"lossy: {lossy}; python -m personalar.bench lossy measures what that changes")

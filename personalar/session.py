@@ -31,7 +31,7 @@ from personalar.memory import Workload
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.models.files import ModelFiles
 from personalar.png import save_png
-from personalar.process import peak_memory_bytes, set_torch_threads
+from personalar.process import peak_memory_bytes, prepare_torch
 from personalar.prompt_check import check_prompts
 from personalar.prompts import unrelated_prompts
 from personalar.run_folder import RunFolder
@@ -78,7 +78,7 @@ class Session:
 
     def load_base(self) -> ChameleonBackend:
         """Return a fresh backend with the base's weights."""
-        set_torch_threads(self.config.trainer.threads)
+        prepare_torch(self.config.trainer.threads)
         return load_backend(
             self.model_files,
             dtype=self.dtype,

@@ -252,14 +252,12 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
         fit(session, stage, start, make_callbacks(session, base_samples, advance, stage), last)
-    # Trainer, module and callbacks hold each other. Until they are collected, the network and the optimizer's
-    # states stay on the device, where the next phase loads the base: with a 7B the two do not fit.
+    # Trainer, data and callbacks hold each other and the network. Until they are collected it stays on the
+    # device, where the next phase loads the base: two of a 7B do not fit.
     gc.collect()
 
 
-def fit(
-    session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None
-) -> None:
+def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None) -> None:
     """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
     trainer = make_trainer(session, stage, callbacks)
     module = make_module(session, stage, start, trainer)

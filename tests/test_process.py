@@ -5,8 +5,16 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
-from personalar.process import available_cores, busy_cores, choose_threads, keep_memory, peak_memory_bytes
+from personalar.process import (
+    available_cores,
+    busy_cores,
+    choose_threads,
+    keep_memory,
+    peak_memory_bytes,
+    prepare_torch,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,13 @@ def test_a_given_number_wins(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert choose_threads("auto", busy=0.0, cores=8) == 3
     assert choose_threads(5, busy=9.0, cores=8) == 5
+
+
+def test_float32_is_float32_on_a_gpu_too(monkeypatch) -> None:
+    """The defaults of PyTorch would round what a convolution multiplies, and photos would get other codes."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    prepare_torch(torch.get_num_threads())
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_measurements_are_sane() -> None:

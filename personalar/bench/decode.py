@@ -27,7 +27,7 @@ from personalar.compose import conf_dir, package_path, read_config, register
 from personalar.generator import Generator
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
-from personalar.process import set_torch_threads
+from personalar.process import prepare_torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:
 def run(settings: Settings) -> dict[str, Any]:
     """Measure everything; return one record."""
     config = compose_sample(settings.decoders[0], settings.rest)
-    set_torch_threads(config.trainer.threads)
+    prepare_torch(config.trainer.threads)
     device = config.trainer.torch_device
     dtype = getattr(torch, config.model.dtype)
     if settings.weights == "random_7b":

@@ -31,7 +31,7 @@ from personalar.generator import Generator
 from personalar.locate import obtain_model
 from personalar.lossy import make_lossy
 from personalar.models.backend import ChameleonBackend, load_backend
-from personalar.process import keep_memory, set_torch_threads
+from personalar.process import keep_memory, prepare_torch
 from personalar.scoring.registry import load_scorers
 
 MAXIMAL = "decoder.coupling=maximal"
@@ -203,7 +203,7 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     chosen = [name for name in MODES if name in own["modes"].split(",")]
     names = [name for name in MODES if name in chosen or name in {MODES[each][0] for each in chosen}]
     config = compose_mode(names[0], rest)
-    set_torch_threads(config.trainer.threads)
+    prepare_torch(config.trainer.threads)
     judges = load_judges(own["scorer"])
     prompts = [prompt for prompt, _ in asks(count)]
     made: dict[str, Drawn] = {}
