@@ -10,8 +10,23 @@ import torch
 
 from personalar.models.base import Backend
 
-SPARE = 0.8  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
+SPARE = 0.9  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
+Progress = Callable[[int], None]
+"""Called with the number of images that were drawn since the last call."""
 Result = TypeVar("Result")
+
+
+class Count:
+    """Tells `progress` how many more images are done, each once, however often a batch is begun."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._done = progress, 0
+
+    def reach(self, images: int) -> None:
+        """Say that `images` are done in all."""
+        if self._progress is not None and images > self._done:
+            self._progress(images - self._done)
+        self._done = max(self._done, images)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -41,13 +56,22 @@ def largest_batch(limit: int, backend: Backend, *, rows: int, length: int) -> in
     return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))
 
 
+def even(count: int, at_once: int) -> int:
+    """Return the size of the fewest equal parts of `count`, at most `at_once`; the last may be smaller.
+
+    A batch of a new size costs `decoder=compiled` new graphs, and a small one is as slow as a large one.
+    """
+    parts = max(1, -(-count // at_once))
+    return -(-count // parts)
+
+
 def draw_in_batches(draw: Callable[[slice], Result], count: int, at_once: int) -> list[Result]:
     """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory does not suffice.
 
     Raises what `draw` raised when not even one image fits.
     """
     results: list[Result] = []
-    start = 0
+    start, at_once = 0, even(count, at_once)
     while start < count:
         part = slice(start, min(count, start + at_once))
         try:

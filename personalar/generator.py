@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalar.batching import draw_in_batches, largest_batch
+from personalar.batching import Count, Progress, draw_in_batches, largest_batch
 from personalar.decoding.sampling import Sampling
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
@@ -27,8 +27,6 @@ from personalar.prompt_check import encode_prompts
 from personalar.prompts import sample_prompt
 from personalar.types import PromptSpec, Sample, SampleKind
 
-Progress = Callable[[int], None]
-"""Called with the number of images that were drawn since the last call."""
 Ask = tuple[str, int]
 """Prompt and seed: with the weights, all that a picture depends on."""
 Finished = TypeVar("Finished")
@@ -126,28 +124,39 @@ class Generator:
     @torch.inference_mode()
     def codes(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
-        protocol = self.backend.protocol
-        side = protocol.config.resolution
-        grid = protocol.code_shape(side, side)
-        tokens = self.identifier.tokens if self.identifier is not None else None
-        ids = encode_prompts(self.backend, prompts, tokens)
-        length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
-        count = Count(progress)
+        ids, count = self._ids(prompts), Count(progress)
 
         def draw(part: slice) -> Tensor:
             some = ids[part]
             return self.decoder(
                 self.backend,
                 some,
-                grid,
+                self.grid,
                 list(seeds[part]),
                 identifier=self.identifier,
                 progress=lambda done, total: count.reach(part.start + done * len(some) // total),
             )
 
+        return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids)))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Codes (h, w) of a picture."""
+        protocol = self.backend.protocol
+        return protocol.code_shape(protocol.config.resolution, protocol.config.resolution)
+
+    def fitting_batch(self, prompts: Sequence[str]) -> int:
+        """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""
+        return self._fitting(self._ids(prompts))
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        tokens = self.identifier.tokens if self.identifier is not None else None
+        return encode_prompts(self.backend, prompts, tokens)
+
+    def _fitting(self, ids: list[list[int]]) -> int:
+        length = max(map(len, ids), default=0) + len(self.backend.grammar(*self.grid))
         rows = 2 if self.decoder.sampling.guided else 1
-        at_once = largest_batch(self.batch, self.backend, rows=rows, length=length)
-        return torch.cat(draw_in_batches(draw, len(ids), at_once))
+        return largest_batch(self.batch, self.backend, rows=rows, length=length)
 
     @torch.inference_mode()
     def pictures(self, codes: Tensor) -> list[Image.Image]:
@@ -211,19 +220,6 @@ class Generator:
         """Make what is asked for; the same prompt and seed is sampled once."""
         asked = unique(requests)
         return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
-
-
-class Count:
-    """Tells `progress` how many more images are done, each once, however often a batch is begun."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._done = progress, 0
-
-    def reach(self, images: int) -> None:
-        """Say that `images` are done in all."""
-        if self._progress is not None and images > self._done:
-            self._progress(images - self._done)
-        self._done = max(self._done, images)
 
 
 def drawn(codes: Tensor) -> torch.cuda.Event | None:

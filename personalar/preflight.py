@@ -20,6 +20,8 @@ from personalar.stage import Stage, share_of
 PROMPT_TOKENS = 64
 """Room for the wrapped prompt; the longest training template takes about 40."""
 GB = 10**9
+SAMPLING_SHARE = 0.9
+"""Of the device, for weights, keys and values; what else a step of sampling needs is small."""
 
 
 def check_devices(trainer: TrainerConfig) -> None:
@@ -156,13 +158,33 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
                 f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
                 f"each device, {allowed}:\n{table(items)}\nwhat fits:\n{ways}"
             )
-        if (needed := peak(sampling_bytes(work))) > limit:
-            raise ValueError(
-                f"sampling {work.sample_batch} images together needs {needed / GB:.2f} GB, "
-                f"memory={config.memory.name} allows {limit / GB:.2f} GB:\n{table(sampling_bytes(work))}\n"
-                "set model.sampling.batch lower"
-            )
     return chosen
+
+
+def sampling_work(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
+    """Return the work of drawing as many images together as fit, at most `model.sampling.batch`.
+
+    It depends on the device, not on what is free there now: a resumed run cuts its pictures alike.
+
+    Raises:
+        ValueError: when a single image does not fit, with the items.
+    """
+    work, limit = workload(config, stage, files), device_bytes(config)
+    one = sampling_bytes(replace(work, sample_batch=1))
+    if peak(one) > limit:
+        raise ValueError(
+            f"sampling an image needs {peak(one) / GB:.2f} GB, memory={config.memory.name} allows "
+            f"{limit / GB:.2f} GB:\n{table(one)}\nchoose a smaller base or a larger device"
+        )
+    image = peak(sampling_bytes(replace(work, sample_batch=2))) - peak(one)
+    more = int((SAMPLING_SHARE * limit - peak(one)) // image)
+    return replace(work, sample_batch=max(1, min(work.sample_batch, 1 + more)))
+
+
+def describe_sampling(work: Workload) -> str:
+    """Return in one line how many images are drawn together and what that needs."""
+    needed = peak(sampling_bytes(work)) / GB
+    return f"memory sampling: {needed:.2f} GB expected; {work.sample_batch} images together"
 
 
 def describe(stage: str, work: Workload, needed: int) -> str:

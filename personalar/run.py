@@ -82,7 +82,7 @@ def open_session(
 
     from personalar.callbacks.progress import Reporter
     from personalar.concept import base_fingerprint
-    from personalar.preflight import preflight
+    from personalar.preflight import preflight, sampling_work
     from personalar.scoring.registry import load_scorers
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.session import Session
@@ -116,6 +116,7 @@ def open_session(
         model_files=files,
         device=device,
         plans=plans,
+        sampling=sampling_work(config, stages[0][0], files),
         started=started - folder.record.get("total_seconds", 0.0),
     )
 
@@ -123,6 +124,7 @@ def open_session(
 def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concept import package_versions
+    from personalar.preflight import describe_sampling
 
     config, subject = session.config, session.subject
     rendered = config.subject.kind == "rendered"
@@ -146,6 +148,7 @@ def record_start(session: Session, *, command: str) -> None:
         scorers=session.scorer.describe() if session.scorer else {},
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
     )
+    session.reporter.say(describe_sampling(session.sampling))
     session.folder.update_stage("base", steps=0, seconds=0.0)
     session.save_references()
 

@@ -94,6 +94,7 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
 
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
+    from personalar.batching import even
     from personalar.callbacks.progress import Reporter
     from personalar.png import sample_filename, save_png
     from personalar.process import prepare_torch
@@ -109,7 +110,8 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         check_watermark(config.watermark, side=generator.backend.protocol.config.resolution)
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
-    batches = [wanted[start : start + generator.batch] for start in range(0, len(wanted), generator.batch)]
+    size = even(len(wanted), generator.fitting_batch(config.prompts))
+    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
 
     def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
         paths = []

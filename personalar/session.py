@@ -58,6 +58,8 @@ class Session:
     device: str
     plans: Mapping[str, Workload]
     """What was picked so that each stage fits, by stage."""
+    sampling: Workload
+    """The same for sampling; `sample_batch` images are drawn together."""
     started: float
     """When the run began (`time.perf_counter`), less what earlier parts of it took."""
 
@@ -108,7 +110,7 @@ class Session:
 
     def generator(self, backend: ChameleonBackend, identifier: Identifier | None) -> Generator:
         """Return what makes pictures with this state of the model."""
-        batch = self.config.model.sampling.batch
+        batch = self.sampling.sample_batch
         return Generator(backend=backend, decoder=self.decoder, identifier=identifier, batch=batch)
 
     def requests(self, stage: str) -> list[Request]:
@@ -140,7 +142,7 @@ class Session:
     def sample(self, stage: str, base_samples: list[Sample]) -> list[Sample]:
         """Make (or find) all pictures of `stage`; the grid comes first and is drawn at once."""
         requests, grid = self.requests(stage), self.grid_requests(stage)
-        batches = chunks(requests, self.config.model.sampling.batch, first=grid)
+        batches = chunks(requests, self.sampling.sample_batch, first=grid)
         provenance = self.provenance(stage)
         found: list[Sample] = []
         with self.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from personalar import batching
 from personalar.batching import draw_in_batches
@@ -152,6 +154,15 @@ def test_the_batch_fits_the_free_memory(tiny_backend, monkeypatch) -> None:
     assert batching.largest_batch(64, tiny_backend, **sizes) == 64
     monkeypatch.undo()
     assert batching.free_bytes(torch.device("cpu")) > 2**20
+
+
+@given(count=st.integers(0, 500), at_once=st.integers(1, 200))
+def test_parts_are_few_and_alike(count: int, at_once: int) -> None:
+    """So that a compiled decoder captures its graphs once, and no batch is wasted on two pictures."""
+    size = batching.even(count, at_once)
+    parts = [min(size, count - start) for start in range(0, count, size)] if count else []
+    assert size <= at_once and len(parts) == -(-count // at_once)
+    assert not parts or max(parts) - parts[-1] < max(2, len(parts))
 
 
 def test_batches_do_not_depend_on_what_exists() -> None:

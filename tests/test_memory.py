@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from personalar.blocks import prepare_blocks
 from personalar.compose import package_path
-from personalar.memory import Workload, estimate, observe_pass, parameter_counts, peak
+from personalar.memory import Workload, estimate, observe_pass, parameter_counts, peak, sampling_bytes
 from personalar.models.files import open_folder
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.objective import head_loss
-from personalar.preflight import preflight, workload
+from personalar.preflight import preflight, sampling_work, workload
 from personalar.stage import resolve_stages
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
@@ -125,7 +125,30 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
         open_folder(package_path("package://nano")),
     )
     least = peak(estimate(replace(whole, batch=1, recompute=True))) / 1e9
-    assert plans(least * 1.01, "model.sampling.batch=1").recompute
+    assert plans(least * 1.01).recompute
     three_ways = r"what fits:\n(  \S.*: [\d.]+ GB\n?){3}$"
     with pytest.raises(ValueError, match=rf"(?s)needs .* GB on each device.*optimizer states.*{three_ways}"):
-        plans(least * 0.9, "model.sampling.batch=1")
+        plans(least * 0.9)
+
+
+def test_sampling_takes_as_many_images_as_fit() -> None:
+    def together(gigabytes: float, *more: str) -> Workload:
+        config = compose_config("+subject=cat", f"memory.gigabytes={gigabytes}", *more)
+        stage = resolve_stages(config.method, config.model.recipe)[0]
+        return sampling_work(config, stage, open_folder(package_path("package://nano")))
+
+    assert together(100.0).sample_batch == 16
+    assert together(100.0, "model.sampling.batch=70").sample_batch == 70
+    one = peak(sampling_bytes(replace(together(100.0), sample_batch=1))) / 1e9
+    some = together(one * 1.5, "model.sampling.batch=1000")
+    assert 1 < some.sample_batch < 1000
+    assert (
+        peak(sampling_bytes(some))
+        <= 0.9 * 1.5e9 * one
+        < peak(sampling_bytes(replace(some, sample_batch=some.sample_batch + 1)))
+    )
+    assert together(one * 1.01).sample_batch == 1
+    with pytest.raises(
+        ValueError, match=r"(?s)sampling an image needs .* GB, memory=device .*weights"
+    ):
+        together(one * 0.99)
