@@ -55,9 +55,9 @@ def prepare_blocks(transformer: ChameleonTransformer, *, recompute: bool, compil
 def _training_forward(plain: Any, *, recompute: bool, compiled: bool) -> Any:
     block = torch.compile(plain) if compiled else plain
 
-    def forward(x: Tensor, rotary: Any, mask: Any, cache: Any) -> Tensor:
-        if cache is not None or not torch.is_grad_enabled():
-            return plain(x, rotary, mask, cache)
+    def forward(x: Tensor, rotary: Any, mask: Any, store: Any) -> Tensor:
+        if store is not None or not torch.is_grad_enabled():
+            return plain(x, rotary, mask, store)
         if recompute:
             return checkpoint(block, x, rotary, mask, None, use_reentrant=False)
         return block(x, rotary, mask, None)

@@ -10,9 +10,9 @@ import torch
 from conftest_backend import TINY_TRANSFORMER, TINY_VQ
 from test_decoding import GRID, TEXTS, prompts
 
-from personalar.bench.baseline import Baseline, hf_model
+from personalar.bench.baseline import BASELINES, Baseline, hf_model
 from personalar.bench.decode import read_settings, run
-from personalar.bench.decode_table import BASELINES, table
+from personalar.bench.decode_table import table
 from personalar.bench.random_weights import random_backend
 from personalar.bench.roofline import copy_bandwidth, step_bytes
 from personalar.decoding.plain import PlainDecoder
@@ -66,16 +66,33 @@ def test_one_run_measures_everything(tiny_model_dir: Path, monkeypatch: pytest.M
     record = run(read_settings([*arguments, "trainer.threads=1", "decoder.window=5"]))
     rows = record["rows"]
     assert [(row["decoder"], row["batch"]) for row in rows] == [
-        (name, batch) for batch in (1, 2) for name in ("plain", "jacobi", *BASELINES)
+        (name, batch) for batch in (1, 2) for name in ("plain", "jacobi", *BASELINES.values())
     ]
     plain, jacobi, generate, static = (row["steps"] for row in rows[:4])
     assert (plain, static) == (16, 19) and jacobi <= 16  # newlines are steps of their own in transformers
     assert generate == 2 * 19  # and guidance is a second forward
     assert rows[5]["steps"] == 16  # two images: jacobi decodes plainly
     assert all(row["decode_s_p10"] <= row["decode_s"] <= row["decode_s_p90"] for row in rows)
-    assert rows[2][f"x {BASELINES[0]}, batch 1"] == rows[7][f"x {BASELINES[1]}, batch 2"] == 1.0
+    assert rows[2]["x transformers generate, batch 1"] == 1.0
+    assert rows[7]["x transformers static, batched CFG, batch 2"] == 1.0
     assert json.loads(json.dumps(record)) == record
     assert table(record).count("\n") == 1 + len(rows)
+
+
+def test_what_does_not_fit_is_a_row_and_not_the_end(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Baseline, *args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory") if self.static else ValueError("no such cache")
+
+    monkeypatch.setattr(Baseline, "__call__", fails)
+    record = run(read_settings([f"model.path={tiny_model_dir}", "batch=2", "runs=1", "trainer.threads=1"]))
+    assert [row.get("failed") for row in record["rows"]] == [
+        None, "failed: ValueError: no such cache", "out of memory",
+    ]  # fmt: skip
+    assert "| transformers static, batched CFG | 2 | out of memory |" in table(record)
+    alone = run(read_settings([f"model.path={tiny_model_dir}", "batch=2", "runs=1", "baselines=none"]))
+    assert [row["decoder"] for row in alone["rows"]] == ["plain"] and " | - | - | " in table(alone)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,7 @@ def test_one_run_measures_everything(tiny_model_dir: Path, monkeypatch: pytest.M
         (["batch=0"], "must be numbers from 1, such as batch=1,16"),
         (["runs=x"], "must be numbers from 1"),
         (["weights=tiny"], "weights='tiny' is not known; allowed: model, random_7b"),
+        (["baselines=static,vllm"], "has vllm; allowed: generate, static or none"),
         (["modle=nano"], "modle is no setting"),
         (["decoder=plane"], "decoder='plane' is not known"),
         (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest_backend import make_backend
 from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
+from torch._inductor.compile_fx import compile_fx
 
 from personalar.decoding.compiled import CompiledDecoder
 from personalar.decoding.plain import PlainDecoder
@@ -26,8 +28,8 @@ class Uncompiled(CompiledDecoder):
         return True
 
     @staticmethod
-    def lower(step: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        return step
+    def lower(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
@@ -97,18 +99,29 @@ def test_setting_errors() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS[1:3])
-def test_the_step_is_one_graph(tiny_backend: ChameleonBackend, settings: dict[str, float]) -> None:
-    """The tracer finds no break in the step; what it makes of it is left to the GPU."""
+def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
+    """The compiler is asked a few times, not once for every layer, and the images are those of plain."""
+    backend, compiled = make_backend(num_hidden_layers=5), []
 
-    class Traced(Uncompiled):
+    class Compiled(Uncompiled):
         @staticmethod
-        def lower(step: Callable[[int, int], None]) -> Callable[[int, int], None]:
-            return torch.compile(step.__call__, fullgraph=True, backend="eager")
+        def lower(function: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(function, fullgraph=True, backend=count)
 
-    ids = prompts(tiny_backend, *TEXTS[:2])
-    codes = Traced(bucket=16, **settings)(tiny_backend, ids, GRID, [1, 2])
-    assert torch.equal(codes, PlainDecoder(**settings)(tiny_backend, ids, GRID, [1, 2]))
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(graph)
+        return compile_fx(graph, inputs)
+
+    torch._dynamo.reset()
+    decoder, plain = Compiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
+    for batch in (1, 2, 3, 5):
+        ids, seeds = prompts(backend, *[TEXTS[i % 3] for i in range(batch)]), list(range(batch))
+        for grids in (GRID, (6, 6), [MIXED[i % 3] for i in range(batch)]):
+            pairs = zip(decoder(backend, ids, grids, seeds), plain(backend, ids, grids, seeds), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+    assert decoder.captures > len(compiled) > 8, "torch's own limit would have ended this"
+    assert len(compiled) <= 4 * 2 * 3, "batches x widths x (one length, any length, all of the cache)"
+    assert not any("forward" in vars(block) for block in backend.blocks)
 
 
 @pytest.mark.gpu

@@ -193,7 +193,7 @@ class Toy:
     def forward(self, embeds: Tensor, cache: KVCache) -> Tensor:
         num_tokens = embeds.shape[1]
         mask = cache.mask(num_tokens)[:, 0].expand(-1, num_tokens, -1)  # (R, T, end)
-        stored, _ = cache.write(0, embeds[:, None], embeds[:, None])
+        stored, _ = cache.store(0, num_tokens).write(embeds[:, None], embeds[:, None])
         cache.advance(num_tokens)
         slots = torch.where(mask == 0, torch.arange(mask.shape[-1]), -1).amax(-1)  # where each token lies
         seen = stored[:, 0, :, 0]

@@ -148,7 +148,5 @@ def test_sampling_takes_as_many_images_as_fit() -> None:
         < peak(sampling_bytes(replace(some, sample_batch=some.sample_batch + 1)))
     )
     assert together(one * 1.01).sample_batch == 1
-    with pytest.raises(
-        ValueError, match=r"(?s)sampling an image needs .* GB, memory=device .*weights"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)sampling an image needs .* GB, memory=device .*weights"):
         together(one * 0.99)

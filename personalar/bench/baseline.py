@@ -15,6 +15,9 @@ from personalar.decoding.plain import NoiseAhead
 from personalar.decoding.sampling import Sampling
 from personalar.models.backend import ChameleonBackend
 
+BASELINES = {"generate": "transformers generate", "static": "transformers static, batched CFG"}
+"""The two that our decoders are compared with; the second has a static cache, guidance in one batch."""
+
 
 def hf_model(backend: ChameleonBackend) -> Any:
     """Return transformers' Chameleon with the weights of `backend`, lying in memory as it would load them.
@@ -62,7 +65,7 @@ class Baseline:
 
     def __init__(self, backend: ChameleonBackend, sampling: Sampling, *, static: bool) -> None:
         self.model, self.sampling, self.static = hf_model(backend), sampling, static
-        self.name = "transformers static, batched CFG" if static else "transformers generate"
+        self.name = BASELINES["static" if static else "generate"]
 
     @torch.no_grad()
     def __call__(
@@ -93,6 +96,11 @@ class Baseline:
         )
         free = [start + i for i, forced in enumerate(body) if forced is None]
         return ids[: len(prompts), free].view(len(prompts), *grid) - backend.code_offset
+
+    def forget(self) -> None:
+        """Free the static cache and the programs that transformers keeps."""
+        vars(self.model).pop("_cache", None)
+        torch._dynamo.reset()
 
     def _static(self) -> dict[str, Any]:
         return {"do_sample": False, "cache_implementation": "static"}

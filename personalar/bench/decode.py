@@ -1,12 +1,15 @@
 """Sampling speed: `python -m personalar.bench decode model=nano decoder=plain,jacobi batch=1,16`.
 
-Every decoder and both baselines take turns in every round, so that a busy neighbour meets all of them; ratios
-are medians over rounds. Other arguments are settings of `personalar.sample` (`decoder.window=32`,
-`trainer=gpu`). `weights=random_7b` takes the 7B's shape with random weights in place of a checkpoint.
+On a CPU every decoder and both baselines take turns in every round, so that a busy neighbour meets all of
+them; on a GPU they come one after the other, because the caches of two need not fit. Ratios are medians over
+rounds. Other arguments are settings of `personalar.sample` (`decoder.window=32`, `trainer=gpu`).
+`weights=random_7b` takes the 7B's shape with random weights in place of a checkpoint, `baselines=static` or
+`baselines=none` leaves out the slow ones.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
@@ -17,9 +20,9 @@ from typing import Any
 import torch
 
 from personalar.arguments import prepare_arguments
-from personalar.bench.baseline import Baseline
+from personalar.bench.baseline import BASELINES, Baseline
 from personalar.bench.clock import counted_forwards
-from personalar.bench.decode_table import BASELINES, PROMPT, Contender, machine, summary, table
+from personalar.bench.decode_table import PROMPT, Contender, machine, summary, table
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
@@ -35,6 +38,7 @@ class Settings:
     """What to measure."""
 
     decoders: list[str]
+    baselines: list[str]
     batches: list[int]
     runs: int
     weights: str
@@ -50,6 +54,7 @@ def read_settings(arguments: list[str]) -> Settings:
         ValueError: for what is not known, with what is allowed.
     """
     defaults = {"decoder": "plain", "batch": "1,16", "runs": "5", "weights": "model", "out": ""}
+    defaults["baselines"] = ",".join(BASELINES)
     own, rest = split_own(arguments, defaults)
     rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
     names = own["decoder"].split(",")
@@ -65,8 +70,15 @@ def read_settings(arguments: list[str]) -> Settings:
         )
     if own["weights"] not in ("model", "random_7b"):
         raise ValueError(f"weights={own['weights']!r} is not known; allowed: model, random_7b")
+    baselines = [] if own["baselines"] == "none" else own["baselines"].split(",")
+    if unknown := set(baselines) - set(BASELINES):
+        raise ValueError(
+            f"baselines={own['baselines']} has {', '.join(sorted(unknown))}; allowed: "
+            f"{', '.join(BASELINES)} or none"
+        )
     return Settings(
         decoders=names,
+        baselines=baselines,
         batches=[int(number) for number in own["batch"].split(",")],
         runs=int(own["runs"]),
         weights=own["weights"],
@@ -141,14 +153,50 @@ def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]
     for name in settings.decoders:
         draws[name] = instantiate(compose_sample(name, settings.rest).decoder.arguments)
     sampling = next(iter(draws.values())).sampling
-    for static in (False, True):
-        baseline = Baseline(backend, sampling, static=static)
+    for name in settings.baselines:
+        baseline = Baseline(backend, sampling, static=name == "static")
         draws[baseline.name] = baseline
     return [
         Contender(name=name, batch=batch, draw=draw)
         for batch in settings.batches
         for name, draw in draws.items()
     ]
+
+
+def measure_all(settings: Settings, field: list[Contender], backend: ChameleonBackend, folder: Path) -> None:
+    """Warm up and measure every contender; one that runs out of memory, or a baseline that fails, says so."""
+    together = backend.device.type != "cuda"
+    for group in [field] if together else [[contender] for contender in field]:
+        for turn in range(-1, settings.runs):
+            for contender in group:
+                generator = Generator(backend=backend, decoder=contender.draw)
+                if not contender.failed:
+                    attempt(contender, generator, folder, turn=turn)
+        for contender in group:
+            contender.draw.forget()
+        release_memory(backend.device)
+
+
+def attempt(contender: Contender, generator: Generator, folder: Path, *, turn: int) -> None:
+    """Measure one turn, turn -1 being the warm-up; keep why it failed."""
+    try:
+        if turn < 0:
+            warm_up(contender, generator, folder)
+        else:
+            measure(contender, generator, folder, turn=turn)
+    except torch.OutOfMemoryError:
+        contender.failed = "out of memory"
+    except Exception as error:
+        if not isinstance(contender.draw, Baseline):
+            raise
+        contender.failed = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:
@@ -175,13 +223,7 @@ def run(settings: Settings) -> dict[str, Any]:
     field = contenders(settings, backend)
     bandwidth = copy_bandwidth(backend.device)
     with tempfile.TemporaryDirectory() as name:
-        for contender in field:
-            generator = Generator(backend=backend, decoder=contender.draw)
-            warm_up(contender, generator, Path(name))
-        for turn in range(settings.runs):
-            for contender in field:
-                generator = Generator(backend=backend, decoder=contender.draw)
-                measure(contender, generator, Path(name), turn=turn)
+        measure_all(settings, field, backend, Path(name))
     rows = [summary(contender, field, backend, bandwidth) for contender in field]
     return {
         "machine": machine(backend.device),
@@ -210,8 +252,8 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(record["machine"] | record["settings"], indent=1))
     print(table(record))
     for row in record["rows"]:
-        if (key := f"x {BASELINES[0]}, batch 1") in row and row["batch"] > 1:
-            print(f"{row['decoder']}, batch {row['batch']}: {row[key]:.2f} times {BASELINES[0]} at batch 1")
+        if (key := f"x {BASELINES['generate']}, batch 1") in row and row["batch"] > 1:
+            print(f"{row['decoder']}, batch {row['batch']}: {row[key]:.2f} times {key.removeprefix('x ')}")
     if settings.out is not None:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")

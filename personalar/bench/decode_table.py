@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from personalar.bench.baseline import BASELINES
 from personalar.bench.roofline import step_bytes
 from personalar.models.backend import ChameleonBackend
 
 PROMPT = "a photo of a cat in the snow"
-BASELINES = ("transformers generate", "transformers static, batched CFG")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +35,8 @@ class Contender:
     first_s: float = 0.0
     """The first run, with compiling and capturing."""
     peak_bytes: int = 0
+    failed: str = ""
+    """Why it could not be measured."""
 
 
 def processor() -> str:
@@ -63,6 +65,8 @@ def summary(
     contender: Contender, everyone: list[Contender], backend: ChameleonBackend, bandwidth: float
 ) -> dict[str, Any]:
     """Return one row of the table."""
+    if contender.failed:
+        return {"decoder": contender.name, "batch": contender.batch, "failed": contender.failed}
     side = backend.protocol.config.resolution
     h, w = backend.protocol.code_shape(side, side)
     grammar = len(backend.grammar(h, w))
@@ -88,9 +92,9 @@ def summary(
         "bytes_per_step": read,
         "roofline_fraction": h * w * read / bandwidth / decode,
     }
-    for name in BASELINES:
+    for name in BASELINES.values():
         for other in everyone:
-            if other.name == name and other.batch in (batch, 1):
+            if other.name == name and other.batch in (batch, 1) and not other.failed:
                 for kind, mine, theirs in (
                     ("x", contender.decode_s, other.decode_s),
                     ("cpu x", contender.cpu_s, other.cpu_s),
@@ -101,6 +105,12 @@ def summary(
     return row
 
 
+def ratio(row: dict[str, Any], kind: str, name: str) -> str:
+    """Return how many times as fast a row is as the baseline `name` at its batch, or - without that one."""
+    value = row.get(f"{kind} {name}, batch {row['batch']}")
+    return "-" if value is None else f"{value:.2f}"
+
+
 def table(record: dict[str, Any]) -> str:
     """Return the record as a Markdown table."""
     lines = [
@@ -109,14 +119,15 @@ def table(record: dict[str, Any]) -> str:
         "|" + "---|" * 14,
     ]
     for row in record["rows"]:
-        ratios = [
-            row[f"{kind} {name}, batch {row['batch']}"] for kind in ("x", "cpu x") for name in BASELINES
-        ]
+        if "failed" in row:
+            lines.append(f"| {row['decoder']} | {row['batch']} | {row['failed']} |" + " |" * 11)
+            continue
+        ratios = [ratio(row, kind, name) for kind in ("x", "cpu x") for name in BASELINES.values()]
         lines.append(
             f"| {row['decoder']} | {row['batch']} | {row['steps']:.0f} | {row['ms_per_step']:.2f} "
             f"| {row['decode_s']:.2f} ({row['decode_s_p10']:.2f}-{row['decode_s_p90']:.2f}) "
             f"| {row['images_per_s']:.2f} | {row['peak_mb']:.0f} | {row['first_run_extra_s']:.1f} "
-            f"| {100 * row['roofline_fraction']:.1f} % | {ratios[0]:.2f} | {ratios[1]:.2f} "
-            f"| {row['cpu_s']:.2f} | {ratios[2]:.2f} | {ratios[3]:.2f} |"
+            f"| {100 * row['roofline_fraction']:.1f} % | {ratios[0]} | {ratios[1]} "
+            f"| {row['cpu_s']:.2f} | {ratios[2]} | {ratios[3]} |"
         )
     return "\n".join(lines)

@@ -75,6 +75,11 @@ class ChameleonBackend(nn.Module):
         """The id of image code 0."""
         return self.tokenizer.code_offset
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers of the transformer."""
+        return self.transformer.model.layers
+
     def preprocess(
         self,
         image: Image.Image,

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 Progress = Callable[[int, int], None]
 """Called with (codes done, codes in all) of the images being decoded, about once per row of codes."""
@@ -67,6 +67,11 @@ class Backend(Protocol):
     @property
     def code_offset(self) -> int:
         """The id of image code 0; codes are one block of ids in order."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated parts of the network, all of one class: `decoder=compiled` compiles its `forward`."""
         ...
 
     def preprocess(

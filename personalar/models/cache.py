@@ -8,6 +8,8 @@ depends on the slot only and is computed once, when the cache is made.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,25 @@ Table = Tensor | LowBits
 """Keys or values of one layer, (B, Hkv, L, hd)."""
 Slots = slice | Tensor
 """Where a forward writes: a window of slots, or slots (T,), or (B, T)."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What one layer needs of a cache in one forward: its tables, where to write, and how far to read.
+
+    Layers differ in nothing but the tensors in it, so that a program compiled for one serves all.
+    """
+
+    keys: Table
+    values: Table
+    slots: Slots
+    end: int
+
+    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, Hkv, T, hd) in the slots; return all vectors below the end, (B, Hkv, end, hd)."""
+        put(self.keys, self.slots, key)
+        put(self.values, self.slots, value)
+        return read(self.keys, self.end), read(self.values, self.end)
 
 
 class KVCache:
@@ -87,12 +108,10 @@ class KVCache:
         allowed = (slots[None, :] <= rows[:, None]) & (visible == 0)  # (B, 1, T, end)
         return _additive(allowed | (slots[None, :] == rows[:, None]), visible.dtype)
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, Hkv, T, hd) at the write position of `layer`; return all it holds up to there."""
-        window = self._window(key.shape[2])
-        put(self.keys[layer], window, key)
-        put(self.values[layer], window, value)
-        return read(self.keys[layer], window.stop), read(self.values[layer], window.stop)
+    def store(self, layer: int, num_tokens: int) -> Store:
+        """Return where `layer` keeps the next `num_tokens` tokens, and all that it holds up to there."""
+        window = self._window(num_tokens)
+        return Store(self.keys[layer], self.values[layer], window, window.stop)
 
     def advance(self, num_tokens: int) -> None:
         """Move the write position, after all layers have written."""
@@ -147,12 +166,9 @@ class CacheWindow:
         rows = self._slots[:, None] if self._slots.ndim == 1 else self._slots[:, None, :, None]
         return self._visible.masked_fill(slots > rows, float("-inf"))
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, Hkv, T, hd) in the slots of `layer`; return all slots below the end."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        put(keys, self._slots, key)
-        put(values, self._slots, value)
-        return read(keys, self._end), read(values, self._end)
+    def store(self, layer: int, num_tokens: int) -> Store:
+        """Return where `layer` keeps the tokens, and all slots below the end."""
+        return Store(self._cache.keys[layer], self._cache.values[layer], self._slots, self._end)
 
     def advance(self, num_tokens: int) -> None:
         """Leave the write position alone: the caller says where every forward writes."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personalar.models.cache import KVCache, new_table
+from personalar.models.cache import KVCache, Store, new_table
 from personalar.models.linear import Linear, linear
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
@@ -151,9 +151,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.eager = config.attention == "eager"
         kv_size = config.num_key_value_heads * config.head_dim
@@ -164,7 +163,7 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
         self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         batch, num_tokens, _ = x.shape
         split = (batch, num_tokens, -1, self.head_dim)
@@ -173,8 +172,8 @@ class Attention(nn.Module):
         value = self.v_proj(x).view(split).transpose(1, 2)
         turned = rotate(torch.cat((query, key), dim=1), *rotary)  # (B, H + K, T, hd)
         query, key = turned.tensor_split((query.shape[1],), dim=1)
-        if cache is not None:
-            key, value = cache.write(self.layer, key, value)
+        if store is not None:
+            key, value = store.write(key, value)
         out = attend(query, key, value, mask, eager=self.eager)
         return self.o_proj(out.transpose(1, 2).reshape(batch, num_tokens, -1))
 
@@ -196,21 +195,21 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """One block: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_after = config.swin_norm
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         if self.norm_after:
-            x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, mask, cache)))
+            x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, mask, store)))
             return x + self.dropout(self.post_attention_layernorm(self.mlp(x)))
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, store))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -220,7 +219,7 @@ class Stack(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -288,8 +287,9 @@ class ChameleonTransformer(nn.Module):
         rotary = self.rotary(positions, embeds.dtype) if positions is not None else cache.rotary(num_tokens)
         mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
         hidden = embeds
-        for layer in self.model.layers:
-            hidden = layer(hidden, rotary, mask, cache)
+        for index, layer in enumerate(self.model.layers):
+            store = cache.store(index, num_tokens) if cache is not None else None
+            hidden = layer(hidden, rotary, mask, store)
         if cache is not None:
             cache.advance(num_tokens)
         return self.model.norm(hidden)
