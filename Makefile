@@ -28,7 +28,7 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 	$(VENV)/bin/python -m personalar.run +subject=$(SUBJECT) stage=both
 
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
 	$(VENV)/bin/python tests/chaos.py --kills $(KILLS) --jobs $(JOBS)

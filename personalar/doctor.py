@@ -21,7 +21,7 @@ from personalar.commands import DoctorConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import ModelConfig, TrainerConfig
 from personalar.fault import told
-from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, statement
+from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, pin, statement
 from personalar.process import available_cores
 
 PACKAGES = (
@@ -93,12 +93,24 @@ def model_files(model: ModelConfig) -> Finding:
         f"model={model.name}: {len(sizes)} weight file(s), {total / 1e9:.2f} GB, {model.dtype} when loaded"
     ]
     lines += [f"transformer: {files.base}", f"image tokenizer: {files.vq}"]
+    lines += pins(model)
     sampling = model.sampling
     lines.append(
         f"{files.layout.resolution} px, {files.layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
     )
     return Finding(title="model", lines=tuple(lines))
+
+
+def pins(model: ModelConfig) -> list[str]:
+    """Return, for each repository whose branch was downloaded, which commit that was and how to keep it."""
+    pinned = pin(model)
+    pairs = [("hub", model.hub, pinned.hub), ("vq_hub", model.vq_hub, pinned.vq_hub)]
+    return [
+        f"{now.repo}: {asked.revision} is this commit; model.{name}.revision={now.revision} keeps it"
+        for name, asked, now in pairs
+        if asked and now and asked.revision != now.revision
+    ]
 
 
 def disk() -> Finding:

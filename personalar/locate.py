@@ -6,10 +6,11 @@ how large, where they will be kept and how much room is there. `HF_HUB_OFFLINE=1
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from personalar.compose import package_path
@@ -77,6 +78,30 @@ def offline_model(config: ModelConfig) -> ModelFiles | None:
         return _local(config)
     parts = hub_parts(config)
     return None if any(part.folder is None for part in parts) else _assemble(config, parts)
+
+
+def pin(config: ModelConfig) -> ModelConfig:
+    """Return `config` with each revision as the commit that lies in the hub's cache.
+
+    A branch such as "main" is then, for a run and in what it leaves, what it was when it was downloaded.
+    """
+    if config.path is not None:
+        return config
+    commits = {
+        part.hub.repo: part.folder.name
+        for part in hub_parts(config)
+        if part.folder is not None and is_commit(part.folder.name)
+    }
+    hub, vq_hub = (
+        replace(one, revision=commits.get(one.repo, one.revision)) if one is not None else None
+        for one in (config.hub, config.vq_hub)
+    )
+    return replace(config, hub=hub, vq_hub=vq_hub)
+
+
+def is_commit(revision: str) -> bool:
+    """Tell whether `revision` names one state of a repository, and not a branch, which moves."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def hub_parts(config: ModelConfig) -> list[Part]:

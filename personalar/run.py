@@ -25,7 +25,7 @@ from personalar.arguments import prepare_arguments
 from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig
 from personalar.fault import told
-from personalar.locate import obtain_model, offline_model
+from personalar.locate import obtain_model, offline_model, pin
 from personalar.process import global_rank, keep_memory, local_rank, prepare_torch
 from personalar.run_lock import check_started_alone, locked
 from personalar.subject import load_subject, validation_prompts
@@ -95,12 +95,8 @@ def open_session(
     plans = preflight(config, undone, files)
     scorer = None
     if leads and config.scorer.clip and config.scorer.dino:
-        scorers = load_scorers(
-            config.scorer.clip,
-            config.scorer.dino,
-            device=device,
-            dino_preprocess=config.scorer.dino_preprocess,
-        )
+        own = config.scorer
+        scorers = load_scorers(own.clip, own.dino, device=device, dino_preprocess=own.dino_preprocess)
         scorer = SubjectScorer(
             scorers.clip, scorers.dino, subject, prompts=specs, text=config.scorer.clip_text
         )
@@ -214,6 +210,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     found = offline_model(config.model)  # a folder that is no model is said at once
     subject = load_subject(config.subject)
     files = found or obtain_model(config.model, say=print)  # photos before a download
+    config.model = pin(config.model)
     from personalar.reuse import take_over
     from personalar.run_folder import RunFolder
     from personalar.settings import learning_settings

@@ -14,7 +14,8 @@ from conftest_upstream import LUMINA
 from huggingface_hub import constants, errors
 
 from personalar.config import ModelConfig
-from personalar.locate import free_bytes, hub_parts, obtain_model, offline_model
+from personalar.doctor import model_files
+from personalar.locate import free_bytes, hub_parts, obtain_model, offline_model, pin
 from personalar.models.files import ModelFiles
 
 COMMIT = "a" * 40
@@ -218,6 +219,21 @@ def test_our_folder_without_its_parts(tiny_model_dir: Path, tmp_path: Path) -> N
         obtain_model(model("nano", f"model.path={part}"), say=pytest.fail)
     for name in ("base/config.json", "vq/config.json", "vq/model.safetensors"):
         assert str(part / name) in str(error.value)
+
+
+def test_a_branch_becomes_the_commit_that_was_downloaded(
+    cache: Path, lumina_dir: Path, vqgan_dir: Path
+) -> None:
+    config = model("lumina_mgpt_7b_512")
+    assert pin(config) == config  # nothing is there yet
+    fill(cache, config, lumina_dir, vqgan_dir)
+    pinned = pin(config)
+    assert pinned.hub.revision == pinned.vq_hub.revision == COMMIT
+    assert config.hub.revision == "main" and pin(pinned) == pinned
+    told = "\n".join(model_files(config).lines)
+    assert f"Lumina-mGPT-7B-512: main is this commit; model.hub.revision={COMMIT} keeps it" in told
+    assert f"model.vq_hub.revision={COMMIT} keeps it" in told
+    assert pin(model("lumina_mgpt_7b_512", f"model.path={lumina_dir}")).hub.revision == "main"
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:

@@ -65,7 +65,10 @@ def test_the_bench_compares_in_one_run(
     assert result["stage_minutes"] == pytest.approx(4 / 60 * result["seconds_per_step"]["personalar"])
     assert result["subject_minutes"] > result["stage_minutes"]
     assert f"{result['subject_minutes']:.1f} minutes per subject end to end" in said
-    assert torch.__version__ == result["torch"]
+    assert torch.__version__ == result["torch"] and all(v > 0 for v in result["peak_memory_gb"].values())
+    main(["steps=4", "rounds=1", "end_to_end=false", f"out={out}", "method=lora", *quick])
+    assert "| transformers Trainer, its own network | failed: ValueError: " in capsys.readouterr().out
+    assert set(json.loads(out.read_text())["ours_over"]) == {"by hand", "transformers Trainer, our network"}
     with pytest.raises(ValueError, match="must be more than the 3 that warm up"):
         main(["steps=3"])
     with pytest.raises(

@@ -9,7 +9,6 @@ rounds. Other arguments are settings of `personalar.sample` (`decoder.window=32`
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 import time
@@ -23,6 +22,7 @@ from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import BASELINES, Baseline
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode_table import PROMPT, Contender, machine, summary, table
+from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
@@ -128,23 +128,6 @@ def measure(contender: Contender, generator: Generator, folder: Path, *, turn: i
     contender.peak_bytes = max(contender.peak_bytes, peak_bytes(backend.device))
 
 
-def reset_peak(device: torch.device) -> None:
-    """Begin to watch the peak of memory."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (watch := Path("/proc/self/clear_refs")).exists():
-        watch.write_text("5")  # resets VmHWM
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the most memory since `reset_peak`: of tensors on a GPU, of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-
-
 def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]:
     """Return everything that takes part."""
     from hydra.utils import instantiate
@@ -184,19 +167,10 @@ def attempt(contender: Contender, generator: Generator, folder: Path, *, turn: i
             warm_up(contender, generator, folder)
         else:
             measure(contender, generator, folder, turn=turn)
-    except torch.OutOfMemoryError:
-        contender.failed = "out of memory"
     except Exception as error:
-        if not isinstance(contender.draw, Baseline):
+        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(contender.draw, Baseline):
             raise
-        contender.failed = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        contender.failed = reason(error)
 
 
 def warm_up(contender: Contender, generator: Generator, folder: Path) -> None:

@@ -27,13 +27,14 @@ import torch
 from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
+from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
 from personalar.callbacks.progress import Reporter
 from personalar.compose import conf_dir, read_config, register
 from personalar.datamodule import SequenceStream, collate
 from personalar.module import PersonalizationModule
 from personalar.objective import sequence_loss
-from personalar.process import keep_memory, peak_memory_bytes
+from personalar.process import keep_memory
 from personalar.session import Session
 from personalar.stage import Stage, sequences_per_step
 from personalar.training import (
@@ -46,6 +47,7 @@ from personalar.training import (
     stage_flops,
 )
 
+Contender = Callable[[Session, Stage], Moment]
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "end_to_end": "true", "out": ""}
 
 
@@ -164,7 +166,7 @@ def by_hand(session: Session, stage: Stage) -> Moment:
 
 def medians(values: dict[str, list[float]]) -> dict[str, float]:
     """Return each contender's median over the rounds."""
-    return {name: statistics.median(found) for name, found in values.items()}
+    return {name: statistics.median(found) for name, found in values.items() if found}
 
 
 def ratios(values: dict[str, list[float]]) -> dict[str, float]:
@@ -172,24 +174,46 @@ def ratios(values: dict[str, list[float]]) -> dict[str, float]:
     ours = values["personalar"]
     return {
         name: statistics.median(a / b for a, b in zip(ours, found, strict=True))
-        for name, found in values.items() if found is not ours
+        for name, found in values.items() if found is not ours and len(found) == len(ours)
     }  # fmt: skip
+
+
+def attempt(contender: Contender, session: Session, stage: Stage) -> tuple[Moment | None, int, str]:
+    """Return (seconds per step, peak bytes, why it could not be measured); of us nothing is forgiven."""
+    device, found, failed = torch.device(session.device), None, ""
+    reset_peak(device)
+    try:
+        found = contender(session, stage)
+    except Exception as error:
+        if contender is ours:
+            raise
+        failed = reason(error)
+    peak = peak_bytes(device)
+    release_memory(device)  # trainers hold themselves: the next contender's network would lie beside theirs
+    return found, peak, failed
 
 
 def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     """Run a subject, then every contender in every round; return medians, ratios and what they ran on."""
     # First, while this process holds no memory of the device.
     subject_minutes = end_to_end.minutes(rest) if own["end_to_end"] == "true" else None
-    contenders: dict[str, Callable[[Session, Stage], Moment]] = {
+    contenders: dict[str, Contender] = {
         "personalar": ours, "by hand": by_hand, "transformers Trainer, our network": their_trainer,
         "transformers Trainer, its own network": their_trainer_and_model,
     }  # fmt: skip
     rounds: dict[str, list[Moment]] = {name: [] for name in contenders}
-    for _ in range(int(own["rounds"])):
-        for name, contender in contenders.items():
-            with tempfile.TemporaryDirectory() as folder:
-                session, stage, asked = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
-                rounds[name].append(contender(session, stage))
+    peaks, failed = dict.fromkeys(contenders, 0), {}
+    for name, contender in list(contenders.items()) * int(own["rounds"]):
+        if name in failed:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            session, stage, asked = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
+            moment, peak_memory, why = attempt(contender, session, stage)
+        peaks[name] = max(peaks[name], peak_memory)
+        if moment is None:
+            failed[name] = why
+        else:
+            rounds[name].append(moment)
     seconds, worked = (
         {name: [m[clock] for m in found] for name, found in rounds.items()} for clock in (0, 1)
     )
@@ -212,7 +236,7 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "subject_minutes": subject_minutes,
         "flops_per_s": flops / step,
         "mfu": flops / step / peak if peak else None,
-        "peak_memory_gb": peak_memory_bytes() / 1e9,
+        "peak_memory_gb": {name: size / 1e9 for name, size in peaks.items()}, "failed": failed,
         "rounds": seconds, "work_rounds": worked, "load_average": os.getloadavg(),
     }  # fmt: skip
 
@@ -222,17 +246,18 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, stage {result['stage']}, method {result['method']}, batch {result['batch']} x "
         f"{result['tokens']} tokens; {result['device']}; torch {result['torch']}",
-        "", "| | s/step (median) | personalar's over it | at work, s/step | personalar's over it |",
-        "|---|---|---|---|---|",
+        "", "| | s/step (median) | personalar's over it | at work, s/step | personalar's over it | peak GB |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, value in result["seconds_per_step"].items():
         over, work_over = (result[key].get(name, "") for key in ("ours_over", "our_work_over"))
         cells = [name, value, over, result["work_seconds_per_step"][name], work_over]
+        cells.append(f"{result['peak_memory_gb'][name]:.2f}")
         lines.append("| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else c for c in cells) + " |")
+    lines += [f"| {name} | {why} |" + " |" * 4 for name, why in result["failed"].items()]
     mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
     lines += ["", f"{result['tokens_per_s']:.0f} tokens/s, "
                   f"{result['flops_per_s'] / 1e12:.3f} TFLOP/s ({mfu}), "
-                  f"peak memory {result['peak_memory_gb']:.2f} GB; "
                   f"{result['stage_minutes']:.1f} minutes for the {result['stage_steps']} steps of this "
                   f"stage of a subject, pictures left out"]  # fmt: skip
     if result["subject_minutes"] is not None:

@@ -1,0 +1,40 @@
+"""The most memory that one contender of a measurement needs, apart from those before it."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to watch the peak of memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (watch := Path("/proc/self/clear_refs")).exists():
+        watch.write_text("5")  # resets VmHWM
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory since `reset_peak`: of tensors on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def reason(error: Exception) -> str:
+    """Return in one line why something could not be measured."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    first = (str(error).splitlines() or [""])[0]
+    return f"failed: {type(error).__name__}: {first}"
