@@ -11,6 +11,7 @@ from conftest_backend import make_backend
 from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch._inductor.compile_fx import compile_fx
 
+from personalar.blocks import train_in_float32
 from personalar.decoding.compiled import CompiledDecoder
 from personalar.decoding.plain import PlainDecoder
 from personalar.models.backend import ChameleonBackend
@@ -91,6 +92,25 @@ def test_without_a_gpu_it_says_so_and_decodes_plainly(tiny_backend: ChameleonBac
     with pytest.warns(UserWarning, match="decoder=compiled needs a CUDA device, got cpu"):
         codes = CompiledDecoder()(tiny_backend, ids, GRID, [1])
     assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1]))
+
+
+def test_a_network_in_training_is_decoded_plainly() -> None:
+    """The rounded copies of its float32 weights live for one call: a graph would read what is gone."""
+    backend, decoder = make_backend().bfloat16(), Uncompiled(cfg_scale=2.0)
+    ids = prompts(backend, TEXTS[0])
+    first = decoder(backend, ids, GRID, [1])
+    assert backend.lies_still and decoder.captures > 0
+    captures, weights = decoder.captures, dict(backend.transformer.named_parameters())
+    train_in_float32(backend.transformer, {name: weights[name] for name in list(weights)[3:6]})
+    assert not backend.lies_still
+    assert torch.equal(decoder(backend, ids, GRID, [1]), first) and decoder.captures == captures
+
+
+def test_weights_that_are_cut_up_are_decoded_plainly() -> None:
+    backend, decoder = make_backend(), Uncompiled()
+    next(backend.transformer.parameters()).ds_id = 0  # as DeepSpeed marks them
+    decoder(backend, prompts(backend, TEXTS[0]), GRID, [1])
+    assert not backend.lies_still and decoder.captures == 0
 
 
 def test_setting_errors() -> None:

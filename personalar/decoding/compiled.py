@@ -72,6 +72,8 @@ class CompiledDecoder(PlainDecoder):
                 stacklevel=4,
             )
             return super().draw(backend, request, identifier, progress)
+        if not backend.lies_still:  # a network in training, for a few pictures; its graphs would not hold
+            return super().draw(backend, request, identifier, progress)
         with torch.inference_mode(False), torch.no_grad():  # buffers outlive the caller's inference mode
             schedule = plan(backend, request, guided=self.sampling.guided)
             step = self._step(backend, schedule)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from personalar.models.cache import KVCache
 from personalar.models.checkpoint import load_strict, write_tensors
@@ -79,6 +80,13 @@ class ChameleonBackend(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The layers of the transformer."""
         return self.transformer.model.layers
+
+    @property
+    def lies_still(self) -> bool:
+        """Whether weights are read where they lie: not while float32 ones are rounded for every use, or are
+        cut up over processes (ZeRO 3) and gathered."""
+        modules, weights = self.transformer.modules(), self.transformer.parameters()
+        return not any(map(is_parametrized, modules)) and not any(hasattr(w, "ds_id") for w in weights)
 
     def preprocess(
         self,

@@ -74,6 +74,11 @@ class Backend(Protocol):
         """The repeated parts of the network, all of one class: `decoder=compiled` compiles its `forward`."""
         ...
 
+    @property
+    def lies_still(self) -> bool:
+        """Whether `forward` reads every weight at one address, call after call: what captured graphs need."""
+        ...
+
     def preprocess(
         self,
         image: Image.Image,
