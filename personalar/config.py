@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from personalar.layout import ProtocolConfig
-from personalar.machine import LoggerConfig, MemoryConfig, TrainerConfig
+from personalar.machine import ACCELERATORS, LoggerConfig, MemoryConfig, TrainerConfig
 from personalar.recipe import RecipeConfig, one_of
 from personalar.selection import SelectionConfig
 
@@ -60,6 +60,8 @@ class ModelConfig:
     layout: ProtocolConfig | None = None
     """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
     dtype: str = "float32"
+    accelerator: str = "cpu"
+    """What trainer=auto takes: "cpu", "gpu", or "auto", a GPU if torch sees one."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     sampling: SamplingNumbers = field(default_factory=SamplingNumbers)
     photo_warning: str | None = None
@@ -67,6 +69,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        one_of("model.accelerator", self.accelerator, ACCELERATORS)
         if self.path is None and self.hub is None:
             raise ValueError(f"model={self.name} says nowhere where its weights are: set model.path=DIR")
 

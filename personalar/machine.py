@@ -10,6 +10,8 @@ from omegaconf import MISSING
 
 from personalar.recipe import one_of
 
+ACCELERATORS = ("cpu", "gpu", "auto")
+
 
 @dataclass(kw_only=True)
 class TrainerConfig:
@@ -17,7 +19,7 @@ class TrainerConfig:
 
     name: str = MISSING
     accelerator: str = "cpu"
-    """"cpu" or "gpu"."""
+    """"cpu", "gpu", or "auto", which becomes one of them: gpu if torch sees one."""
     devices: int = 1
     """Processes on each machine."""
     num_nodes: int = 1
@@ -25,7 +27,7 @@ class TrainerConfig:
     strategy: str = "single"
     """"single" process, "ddp" (whole copies), or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host)."""
     attention: str = "sdpa"
-    """"eager" (explicit softmax; its backward is much faster on a CPU) or "sdpa"."""
+    """"eager" (explicit softmax; its backward is much faster on a CPU), "sdpa", or "auto": what suits."""
     threads: Any = "auto"
     """Torch threads; auto: all cores of an idle machine, 1 on a busy one, where more are ten times slower."""
     compile_blocks: bool = False
@@ -39,8 +41,12 @@ class TrainerConfig:
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def __post_init__(self) -> None:
-        one_of("trainer.attention", self.attention, ("eager", "sdpa"))
-        one_of("trainer.accelerator", self.accelerator, ("cpu", "gpu"))
+        one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
+        one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        if self.accelerator == "auto":
+            self.accelerator = "gpu" if _sees_gpu() else "cpu"
+        if self.attention == "auto":
+            self.attention = "eager" if self.accelerator == "cpu" else "sdpa"
         one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
         if self.strategy == "single" and self.devices * self.num_nodes > 1:
             raise ValueError(
@@ -51,6 +57,12 @@ class TrainerConfig:
             raise ValueError(
                 f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"
             )
+
+
+def _sees_gpu() -> bool:
+    import torch  # seconds, which a mistake in the command line need not wait for
+
+    return torch.cuda.is_available()
 
 
 @dataclass(kw_only=True)

@@ -220,7 +220,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         stages = selected_stages(config, folder)
         return open_session(config, subject, folder, files, stages, started=started), stages
     check_started_alone(config)
-    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name}, in {run_dir}")
+    where = f"on the {config.trainer.accelerator.upper()}, in {run_dir}"
+    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name} {where}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))

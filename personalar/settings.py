@@ -11,7 +11,8 @@ from personalar.config import RunConfig
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that determine what is learned, as plain values."""
     model = asdict(config.model)
-    model.pop("photo_warning")
+    for name in ("photo_warning", "accelerator"):
+        model.pop(name)
     chooses = {}
     if config.selection.selects:  # then what is compared, and by whom, decides what is left
         compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")

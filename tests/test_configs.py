@@ -130,7 +130,8 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
     ("override", "message"),
     [
         ("trainer.threads=0", "trainer.threads=0 is out of range; allowed: 1 to 4096"),
-        ("trainer.attention=flash", "allowed: eager, sdpa"),
+        ("trainer.attention=flash", "allowed: eager, sdpa, auto"),
+        ("model.accelerator=tpu", "allowed: cpu, gpu, auto"),
         ("model.dtype=int8", "allowed: float32, bfloat16, float16"),
         ("model.recipe.stages.embedding.steps=0", "embedding.steps=0 is out of range; allowed: 1 and more"),
         ("model.recipe.stages.embedding.schedule=cosine", "allowed: linear, constant"),
@@ -189,3 +190,26 @@ def test_every_setting_is_used_by_some_code() -> None:
     unused = [name for name in names(RunConfig) if f".{name}" not in code]
     # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate).
     assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature"}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen)
+
+    def where(*words: str) -> tuple[str, str]:
+        trainer = compose_config("+subject=cat", *words).trainer
+        return trainer.accelerator, trainer.attention
+
+    large = "model=lumina_mgpt_7b_512"
+    assert where() == where(large, "trainer=cpu") == ("cpu", "eager")
+    assert (
+        where(large) == where("trainer.accelerator=auto") == (("gpu", "sdpa") if seen else ("cpu", "eager"))
+    )
+    assert where("trainer=gpu") == ("gpu", "sdpa")
+    assert where(large, "trainer.attention=eager")[1] == "eager"
+    for command in ("sample", "doctor"):
+        words = ["concept=x", "prompts=[x]"] if command == "sample" else []
+        trainer = compose_config(large, *words, name=command).trainer
+        assert trainer.torch_device == ("cuda" if seen else "cpu")

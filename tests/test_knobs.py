@@ -27,7 +27,8 @@ from personalar.ranges import MANY, range_of
 KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
 """A key of each mapping, to reach what lies in it."""
 ENUMERATIONS = {  # of RunConfig; each says what is allowed
-    "model.dtype", "model.recipe.stages.embedding.schedule", "model.recipe.data.crop", "model.recipe.loss",
+    "model.dtype", "model.accelerator", "model.recipe.stages.embedding.schedule", "model.recipe.data.crop",
+    "model.recipe.loss",
     "model.recipe.identifier.init", "subject.kind", "trainer.accelerator", "trainer.strategy",
     "trainer.attention", "memory.optimizer", "scorer.dino_preprocess", "scorer.clip_text",
     "samples.prompt_set", "trainer.threads",
