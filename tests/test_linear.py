@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from personalar.models import linear as module
-from personalar.models.linear import FEW_ROWS, Linear, lay_columns, lay_rows, linear
+from personalar.models.linear import Linear, lay_columns, lay_rows, linear
 
+FEW_ROWS = 4
 needs_onednn = pytest.mark.skipif(not module._HAS_ONEDNN, reason="oneDNN on an x86 CPU")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_rows_everywhere() -> Iterator[None]:
+    """oneDNN for small products too, whatever processor this is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FEW_ROWS", FEW_ROWS)
+        yield
 
 
 def columns(weight: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 `F.linear` computes float32 by MKL, which runs at half the speed of oneDNN on AMD's cores (EPYC of family 26,
 one thread, 2700 x 256 x 704, torch 2.13: 88 and 195 GFLOP/s) and reads a weight that lies row by row slowly
 when there are few rows to multiply (2 rows: 55 us, and 35 us where it lies column by column). oneDNN is what
-`torch.compile` calls for the same product. Everything that is not float32 on an x86 CPU takes `F.linear`, and
-so does everything when `torch.backends.mkldnn.enabled` is False.
+`torch.compile` calls for the same product. Without AVX-512 the two are level, and oneDNN is taken for many
+rows only (`FEW_ROWS`). Everything that is not float32 on an x86 CPU takes `F.linear`, and so does everything
+when `torch.backends.mkldnn.enabled` is False.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 4
-"""Below so many rows, oneDNN's preparations cost more than it saves."""
+FEW_ROWS = 4 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 128
+"""Below so many rows oneDNN's preparations cost more than it saves. Without AVX-512 MKL is no slower on AMD's
+cores (EPYC of family 25, one thread, 32 x 256 x 256: 79 us, oneDNN 136; 384 x 704 x 256: 2.5 and 2.0 ms)."""
 
 
 def _has_onednn() -> bool:
