@@ -12,15 +12,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.models.backend import ChameleonBackend, is_sharded, load_backend
 from personalar.models.checkpoint import expand_norm, read_tensors
 from personalar.models.files import ModelFiles, read_json
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-
-
-def is_sharded(parameter: nn.Parameter) -> bool:
-    """Tell whether `parameter` is cut up over the processes."""
-    return hasattr(parameter, "ds_id")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from personalar.models.backend import is_sharded
 from personalar.process import peak_memory_bytes
 from personalar.strategy import gradient_norm
 
@@ -79,7 +80,7 @@ class StepWatch(L.Callback):
     def _row(pl_module: L.LightningModule) -> Tensor | None:
         """Return [V]'s row; None where no process has it whole (ZeRO 3)."""
         rows = pl_module.identifier.rows
-        return rows.detach()[0].float().clone() if rows.numel() and not hasattr(rows, "ds_id") else None
+        return rows.detach()[0].float().clone() if rows.numel() and not is_sharded(rows) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the start in the checkpoint, so that a resumed stage measures from there."""

@@ -5,10 +5,10 @@ filled and little more. Buffers and weights stay where they are: graphs are capt
 batch, and hold for other prompts and for a subject's weights that are copied in. Where there is no CUDA
 device the decoder says so and decodes plainly; the images are the same.
 
-The compiler sees one block and its program serves all of them: a model of 32 is ready 32 times sooner than
-when it is compiled as a whole. How a code is drawn is not compiled: it costs little, and the noise keeps its
-bits. (Hashing multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens:
-what torch.compile made of it for a CPU looped for ever.)
+The compiler sees one block and its program serves all of them, so that what it takes does not grow with their
+number. How a code is drawn is not compiled: it costs little, and the noise keeps its bits. (Its hash
+multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens: what torch.compile made of it
+for a CPU looped for ever.)
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class CompiledDecoder(PlainDecoder):
                 stacklevel=4,
             )
             return super().draw(backend, request, identifier, progress)
-        if not backend.lies_still:  # a network in training, for a few pictures; its graphs would not hold
+        if (
+            not backend.has_fixed_addresses
+        ):  # a network in training, for a few pictures; its graphs would not hold
             return super().draw(backend, request, identifier, progress)
         with torch.inference_mode(False), torch.no_grad():  # buffers outlive the caller's inference mode
             schedule = plan(backend, request, guided=self.sampling.guided)

@@ -29,6 +29,11 @@ from personalar.models.vq_checkpoint import load_vq
 VQ_PIXELS_AT_ONCE = 2**22  # 16 images of 512x512; bounds the memory of convolutions at full resolution
 
 
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Tell whether `parameter` is cut up over processes (DeepSpeed's ZeRO 3)."""
+    return hasattr(parameter, "ds_id")
+
+
 class ChameleonBackend(nn.Module):
     """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
 
@@ -82,11 +87,11 @@ class ChameleonBackend(nn.Module):
         return self.transformer.model.layers
 
     @property
-    def lies_still(self) -> bool:
+    def has_fixed_addresses(self) -> bool:
         """Whether weights are read where they lie: not while float32 ones are rounded for every use, or are
         cut up over processes (ZeRO 3) and gathered."""
         modules, weights = self.transformer.modules(), self.transformer.parameters()
-        return not any(map(is_parametrized, modules)) and not any(hasattr(w, "ds_id") for w in weights)
+        return not any(map(is_parametrized, modules)) and not any(map(is_sharded, weights))
 
     def preprocess(
         self,

@@ -75,7 +75,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def lies_still(self) -> bool:
+    def has_fixed_addresses(self) -> bool:
         """Whether `forward` reads every weight at one address, call after call: what captured graphs need."""
         ...
 
