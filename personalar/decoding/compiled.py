@@ -7,8 +7,8 @@ device the decoder says so and decodes plainly; the images are the same.
 
 The compiler sees one block and its program serves all of them, so that what it takes does not grow with their
 number. How a code is drawn is not compiled: it costs little, and the noise keeps its bits. (Its hash
-multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens: what torch.compile made of it
-for a CPU looped for ever.)
+multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens: what torch.compile
+made of it for a CPU looped for ever.)
 """
 
 from __future__ import annotations
