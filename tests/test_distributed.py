@@ -100,7 +100,7 @@ def test_processes_share_every_step() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.devices=2", "trainer=cpu is one process.*choose trainer=ddp, zero2"),
+        ("trainer.devices=2", "trainer=auto is one process.*choose trainer=ddp, zero2"),
         ("trainer.strategy=fsdp", "allowed: single, ddp, zero2, zero3, zero3_offload"),
         ("trainer.accelerator=tpu", "allowed: cpu, gpu"),
         ("trainer.num_nodes=0", "trainer.num_nodes=0 is out of range"),
