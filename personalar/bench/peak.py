@@ -1,4 +1,8 @@
-"""The most memory that one contender of a measurement needs, apart from those before it."""
+"""The most memory that one contender of a measurement needs.
+
+On a GPU apart from those before it. On a CPU `keep_memory` lets the process hold on to what they had, so that
+it is the most so far.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory since `reset_peak`: of tensors on a GPU, of the process elsewhere."""
+    """Return the most memory since `reset_peak`: of tensors on a GPU, of the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
