@@ -30,7 +30,7 @@ from personalar.compose import conf_dir, package_path, read_config, register
 from personalar.generator import Generator
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
-from personalar.process import prepare_torch
+from personalar.process import keep_memory, prepare_torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +222,7 @@ def describe(settings: Settings, config: SampleConfig, bandwidth: float) -> dict
 def main(arguments: list[str]) -> None:
     """Measure, print the table, and write the JSON beside it."""
     settings = read_settings(arguments)
+    keep_memory()
     record = run(settings)
     print(json.dumps(record["machine"] | record["settings"], indent=1))
     print(table(record))

@@ -146,12 +146,21 @@ def prefill(
 ) -> Tensor:
     """Run `rows`, left-padded to one length, and `more` ids (R, T') into `cache`; return (R, T + T', D).
 
+    Equal rows are run once: all unconditional ones, and the images of one prompt.
     The identifier acts here only: codes are never identifiers.
     """
     longest = max(map(len, rows))
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
     ids = ids if more is None else torch.cat((ids, more), dim=1)
+    places = [rows.index(row) for row in rows]  # where a row is met first
+    first = sorted(set(places))
+    shared = more is None and len(first) < len(rows)
+    if shared:
+        ids = ids[first]
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)
-    return backend.forward(embeds, cache=cache)
+    if not shared:
+        return backend.forward(embeds, cache=cache)
+    twins = torch.tensor([first.index(place) for place in places], device=backend.device)
+    return backend.forward(embeds, cache=cache.shared(first, twins))[twins]

@@ -38,6 +38,13 @@ class Cache(Protocol):
         """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: it is empty."""
         ...
 
+    def shared(self, rows: Sequence[int], twins: Tensor) -> Any:
+        """Return what `Backend.forward` takes as cache to run `rows` alone, for all that equal them.
+
+        `twins` (B,) int64 names the one of `rows` that every row equals.
+        """
+        ...
+
     def at(self, slots: Tensor, end: int) -> Any:
         """Return what `Backend.forward` takes as cache to write `slots` and read below `end`."""
         ...

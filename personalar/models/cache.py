@@ -8,6 +8,7 @@ depends on the slot only and is computed once, when the cache is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +124,10 @@ class KVCache:
             raise ValueError(f"the cache holds {self.length} tokens, cannot forget {num_tokens} of them")
         self.length -= num_tokens
 
+    def shared(self, rows: Sequence[int], twins: Tensor) -> SharedRows:
+        """Return a view for one forward of `rows` alone, written for all rows: row i as `rows[twins[i]]`."""
+        return SharedRows(self, torch.tensor(rows, device=twins.device), twins)
+
     def at(self, slots: Tensor, end: int) -> CacheWindow:
         """Return a view for one forward that writes `slots`, (T,) or (B, T) int64, and reads below `end`.
 
@@ -138,6 +143,44 @@ class KVCache:
                 "make it as long as the prompt and the image together"
             )
         return slice(self.length, end)
+
+
+@dataclass(frozen=True)
+class SharedStore:
+    """A layer's part of `SharedRows`."""
+
+    store: Store
+    rows: Tensor
+    twins: Tensor
+
+    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (len(rows), Hkv, T, hd) for every row; return what the rows hold below the end."""
+        key, value = self.store.write(key[self.twins], value[self.twins])
+        return key[self.rows], value[self.rows]
+
+
+class SharedRows:
+    """A forward's view of some rows of a cache, whose tokens all others have too."""
+
+    def __init__(self, cache: KVCache, rows: Tensor, twins: Tensor) -> None:
+        self._cache, self._rows, self._twins = cache, rows, twins
+
+    def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of the next slots, (len(rows) or 1, 1, T, hd)."""
+        cos, sin = self._cache.rotary(num_tokens)
+        return (cos, sin) if len(cos) == 1 else (cos[self._rows], sin[self._rows])
+
+    def mask(self, num_tokens: int) -> Tensor:
+        """Return the additive attention mask, (len(rows), 1, 1 or T, length + T)."""
+        return self._cache.mask(num_tokens)[self._rows]
+
+    def store(self, layer: int, num_tokens: int) -> SharedStore:
+        """Return where `layer` keeps the tokens."""
+        return SharedStore(self._cache.store(layer, num_tokens), self._rows, self._twins)
+
+    def advance(self, num_tokens: int) -> None:
+        """Move the cache's write position, after all layers have written."""
+        self._cache.advance(num_tokens)
 
 
 class CacheWindow:
@@ -174,15 +217,13 @@ class CacheWindow:
         """Leave the write position alone: the caller says where every forward writes."""
 
 
-def new_table(like: Tensor, shape: tuple[int, ...], form: str, *, upright: bool = False) -> Table:
+def new_table(like: Tensor, shape: tuple[int, ...], form: str) -> Table:
     """Allocate a table of `shape` (B, Hkv, L, hd) on the device and in the precision of `like`.
 
     Args:
         form: "exact", or a name of `low_bits.FORMATS`.
-        upright: let a channel's numbers of all slots lie side by side, not a slot's of all channels.
     """
     table = like.new_zeros(shape)
-    table = table.mT.contiguous().mT if upright else table
     return table if form == "exact" else LowBits(table, form)
 
 
@@ -192,7 +233,7 @@ def put(table: Table, slots: Slots, new: Tensor) -> None:
         for part, piece in table.parts(new):
             put(part, slots, piece)
     elif isinstance(slots, slice):
-        table[:, :, slots] = new
+        table.narrow(2, slots.start, slots.stop - slots.start).copy_(new)
     elif slots.ndim == 1:
         table.index_copy_(2, slots, new)
     else:
@@ -202,7 +243,7 @@ def put(table: Table, slots: Slots, new: Tensor) -> None:
 
 def read(table: Table, end: int) -> Tensor:
     """Return all vectors of a table below slot `end`, (B, Hkv, end, hd)."""
-    return table.read(end) if isinstance(table, LowBits) else table[:, :, :end]
+    return table.read(end) if isinstance(table, LowBits) else table.narrow(2, 0, end)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

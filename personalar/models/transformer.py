@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personalar.models.attend import attend
 from personalar.models.cache import KVCache, Store, new_table
 from personalar.models.linear import Linear, linear
 
@@ -126,28 +127,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, eager: bool) -> Tensor:
-    """Return softmax(q k^T / sqrt(hd) + mask) v.
-
-    Args:
-        query: (B, H, T, hd); key, value: (B, K, S, hd), K divides H.
-        mask: additive, broadcastable to (B, H, T, S); None means causal, and then S must equal T.
-        eager: spell it out instead of calling the fused kernel.
-    """
-    if not eager:
-        grouped = key.shape[1] != query.shape[1]
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
-        )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if mask is None:
-        mask = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + mask
-    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-
-
 class Attention(nn.Module):
     """Self-attention with normalised queries and keys."""
 
@@ -202,7 +181,7 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_after = config.swin_norm
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
@@ -261,8 +240,7 @@ class ChameleonTransformer(nn.Module):
         slots = torch.arange(capacity, device=weight.device)
         cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
-        eager = config.attention == "eager"  # which multiplies by transposed keys: let those lie row by row
-        keys = [new_table(weight, shape, self.cache_format, upright=eager) for _ in self.model.layers]
+        keys = [new_table(weight, shape, self.cache_format) for _ in self.model.layers]
         values = [new_table(weight, shape, self.cache_format) for _ in self.model.layers]
         return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
 

@@ -1,0 +1,40 @@
+"""Attention proper: what queries make of keys and values.
+
+Shapes: B batch, T queries, S keys, H query heads, K key/value heads, hd head size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, eager: bool) -> Tensor:
+    """Return softmax(q k^T / sqrt(hd) + mask) v, (B, H, T, hd).
+
+    Args:
+        query: (B, H, T, hd); key, value: (B, K, S, hd), K divides H.
+        mask: additive, broadcastable to (B, H, T, S); None means causal, and then S must equal T.
+        eager: spell it out instead of calling the fused kernel.
+    """
+    if not eager:
+        grouped = key.shape[1] != query.shape[1]
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if mask is None:
+        mask = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
+    query = query * query.shape[-1] ** -0.5
+    scores = (_one_query(query, key) if query.shape[2] == 1 else query @ key.mT) + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.bmm(weights.flatten(0, 1), value.flatten(0, 1)).view_as(query)
+
+
+def _one_query(query: Tensor, key: Tensor) -> Tensor:
+    """Return `query @ key.mT`, (B, H, 1, S), with the keys at the left: so a CPU reads them as they lie."""
+    products = torch.bmm(key.flatten(0, 1), query.flatten(0, 1).mT)  # (B H, S, 1)
+    return products.view(*query.shape[:2], 1, -1)
