@@ -152,15 +152,12 @@ def prefill(
     longest = max(map(len, rows))
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
     ids = ids if more is None else torch.cat((ids, more), dim=1)
-    places = [rows.index(row) for row in rows]  # where a row is met first
-    first = sorted(set(places))
-    shared = more is None and len(first) < len(rows)
-    if shared:
-        ids = ids[first]
+    first = [i for i, row in enumerate(rows) if more is not None or row not in rows[:i]]  # where a row is new
+    ids = ids[first]
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)
-    if not shared:
+    if len(first) == len(rows):
         return backend.forward(embeds, cache=cache)
-    twins = torch.tensor([first.index(place) for place in places], device=backend.device)
+    twins = torch.tensor([first.index(rows.index(row)) for row in rows], device=backend.device)
     return backend.forward(embeds, cache=cache.shared(first, twins))[twins]
