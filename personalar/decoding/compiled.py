@@ -72,9 +72,7 @@ class CompiledDecoder(PlainDecoder):
                 stacklevel=4,
             )
             return super().draw(backend, request, identifier, progress)
-        if (
-            not backend.has_fixed_addresses
-        ):  # a network in training, for a few pictures; its graphs would not hold
+        if not backend.has_fixed_addresses:  # in training, for a few pictures: graphs would not hold
             return super().draw(backend, request, identifier, progress)
         with torch.inference_mode(False), torch.no_grad():  # buffers outlive the caller's inference mode
             schedule = plan(backend, request, guided=self.sampling.guided)
