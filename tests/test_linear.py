@@ -20,11 +20,12 @@ FEW_ROWS = 4
 needs_onednn = pytest.mark.skipif(not module._HAS_ONEDNN, reason="oneDNN on an x86 CPU")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def few_rows_everywhere() -> Iterator[None]:
-    """oneDNN for small products too, whatever processor this is."""
+@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["avx512", "avx2"])
+def either_processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to a weight's gradient, and oneDNN for small products, whatever processor this is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "FEW_ROWS", FEW_ROWS)
+        patch.setattr(module, "AVX512", request.param)
         yield
 
 

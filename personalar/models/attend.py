@@ -26,12 +26,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if mask is None:
-        mask = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
-    query = query * query.shape[-1] ** -0.5
-    scores = (_one_query(query, key) if query.shape[2] == 1 else query @ key.mT) + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = _scores(query, key, mask).softmax(-1, dtype=torch.float32).to(query.dtype)
     return torch.bmm(weights.flatten(0, 1), value.flatten(0, 1)).view_as(query)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Return q k^T / sqrt(hd) + mask, (B, H, T, S)."""
+    scale = query.shape[-1] ** -0.5
+    if mask is None:
+        later = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
+        scores = torch.baddbmm(later, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+        return scores.unflatten(0, query.shape[:2])
+    products = _one_query(query, key) if query.shape[2] == 1 else query @ key.mT
+    return torch.add(mask, products, alpha=scale)
 
 
 def _one_query(query: Tensor, key: Tensor) -> Tensor:

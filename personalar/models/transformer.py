@@ -3,7 +3,7 @@
 Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. What that class
 cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows.
 There are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
-Shapes: B batch, T tokens, D width, H query heads, K key/value heads, hd head size, V vocabulary.
+Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from personalar.models.attend import attend
 from personalar.models.cache import KVCache, Store, new_table
 from personalar.models.linear import Linear, linear
+from personalar.models.norm import rms_norm
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
@@ -105,7 +106,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D) over its last axis."""
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        return self.weight * rms_norm(x.float(), self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -123,8 +124,7 @@ class HeadNorm(nn.Module):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply RoPE (rotate-half form) to (B, heads, T, hd); `sin` carries the sign of the swapped halves."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
@@ -143,9 +143,9 @@ class Attention(nn.Module):
         self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
-        batch, num_tokens, _ = x.shape
-        split = (batch, num_tokens, -1, self.head_dim)
+        """Map (N, D) to (N, D)."""
+        num_tokens = rotary[0].shape[2]
+        split = (len(x) // num_tokens, num_tokens, -1, self.head_dim)
         query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
         key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
         value = self.v_proj(x).view(split).transpose(1, 2)
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         if store is not None:
             key, value = store.write(key, value)
         out = attend(query, key, value, mask, eager=self.eager)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, num_tokens, -1))
+        return self.o_proj(out.transpose(1, 2).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -167,7 +167,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
+        """Map (N, D) to (N, D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -184,7 +184,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
+        """Map (N, D) to (N, D)."""
         if self.norm_after:
             x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, mask, store)))
             return x + self.dropout(self.post_attention_layernorm(self.mlp(x)))
@@ -264,13 +264,13 @@ class ChameleonTransformer(nn.Module):
             positions = torch.arange(num_tokens, device=embeds.device)[None]
         rotary = self.rotary(positions, embeds.dtype) if positions is not None else cache.rotary(num_tokens)
         mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
-        hidden = embeds
+        hidden = embeds.flatten(0, 1)
         for index, layer in enumerate(self.model.layers):
             store = cache.store(index, num_tokens) if cache is not None else None
             hidden = layer(hidden, rotary, mask, store)
         if cache is not None:
             cache.advance(num_tokens)
-        return self.model.norm(hidden)
+        return self.model.norm(hidden).view(embeds.shape)
 
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
