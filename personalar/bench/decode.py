@@ -115,7 +115,7 @@ def measure(contender: Contender, generator: Generator, folder: Path, *, turn: i
     synchronize(backend.device)
     started, cpu = time.perf_counter(), time.process_time()
     owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
-    with counted_forwards(owner) as calls:
+    with counted_forwards(owner) as calls, torch.inference_mode():  # as `personalar.sample` draws
         codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
     synchronize(backend.device)
     drawn = time.perf_counter()

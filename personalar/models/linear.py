@@ -1,11 +1,15 @@
 """Products with weight matrices, by the library inside PyTorch that is faster on the CPU at hand.
 
-`F.linear` computes float32 by MKL, which runs at half the speed of oneDNN on AMD's cores (EPYC of family 26,
-one thread, 2700 x 256 x 704, torch 2.13: 88 and 195 GFLOP/s) and reads a weight that lies row by row slowly
-when there are few rows to multiply (2 rows: 55 us, and 35 us where it lies column by column). oneDNN is what
-`torch.compile` calls for the same product. Without AVX-512 the two are level, oneDNN is taken for many rows
-only (`FEW_ROWS`), and a weight's gradient is left to MKL. Everything that is not float32 on an x86 CPU takes
-`F.linear`, and so does everything when `torch.backends.mkldnn.enabled` is False.
+`F.linear` computes float32 by MKL. On AMD's cores with AVX-512 (EPYC of family 26, one thread, torch 2.13)
+that is half the speed of oneDNN (2700 x 256 x 704: 88 and 195 GFLOP/s), and slow where a few rows meet a
+weight that lies row by row (2 rows: 55 us, and 35 us where it lies column by column). There weights lie by
+columns, and all but a few rows go to oneDNN, which is what `torch.compile` calls too.
+
+Without AVX-512 (EPYC of family 25, two threads) the two are level, but for a weight's gradient, which is left
+to MKL, and a few rows are faster the other way round (`TURNED_ROWS`). So there weights lie by rows.
+
+Everything that is not float32 on an x86 CPU takes `F.linear`, and so does everything when
+`torch.backends.mkldnn.enabled` is False.
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FEW_ROWS = 4 if AVX512 else 128
 """Below so many rows oneDNN's preparations cost more than it saves. Without AVX-512 MKL is no slower on AMD's
 cores (EPYC of family 25, one thread, 32 x 256 x 256: 79 us, oneDNN 136; 384 x 704 x 256: 2.5 and 2.0 ms)."""
+TURNED_ROWS = range(2, 5) if torch.backends.mkl.is_available() and not AVX512 else range(0)
+"""So many rows are multiplied from the right, W x^T, where nothing is learned. All weights of the nano base
+once, two threads: 2 rows 1.5 ms, x W^T 2.8 by columns and 3.1 by rows; 4 rows 2.1, 3.1 and 4.6. At 8 rows it
+is level, beyond it loses; one row is a product with a vector, fast either way."""
 
 
 def _has_onednn() -> bool:
@@ -44,11 +52,13 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return `F.linear(x, weight)`, (..., in) times (out, in)."""
-    if not _suits(x, weight):
+    turned = x.ndim == 2 and len(x) in TURNED_ROWS
+    if not (turned or x.numel() >= FEW_ROWS * x.shape[-1]) or not _suits(x, weight):
         return F.linear(x, weight)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _OneDNN.apply(x, weight)
-    return _product(x, weight)
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if turned:
+        return F.linear(x, weight) if learns else torch.mm(weight, x.t()).t().contiguous()
+    return _OneDNN.apply(x, weight) if learns else _product(x, weight)
 
 
 def lay_columns(network: nn.Module) -> None:
@@ -57,7 +67,7 @@ def lay_columns(network: nn.Module) -> None:
     Values, shapes and names stay; who copies into such a weight keeps its layout.
     """
     for module in network.modules():
-        if isinstance(module, Linear) and _HAS_ONEDNN and _plain_float32(module.weight):
+        if isinstance(module, Linear) and AVX512 and _HAS_ONEDNN and _plain_float32(module.weight):
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
@@ -74,8 +84,7 @@ def _plain_float32(tensor: Tensor) -> bool:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.numel() >= FEW_ROWS * x.shape[-1]
-        and _HAS_ONEDNN
+        _HAS_ONEDNN
         and type(weight) in (Tensor, nn.Parameter)  # a library's own kind of tensor computes by itself
         and _plain_float32(x)
         and _plain_float32(weight)
