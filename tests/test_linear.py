@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from personalar.models import linear as module
 from personalar.models.linear import Linear, lay_columns, lay_rows, linear
 
-FEW_ROWS = 4
-needs_onednn = pytest.mark.skipif(not module._HAS_ONEDNN, reason="oneDNN on an x86 CPU")
+FEW_ROWS = module.FEW_ROWS
 
 
 @pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["avx512", "avx2"])
-def either_processor(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways to a weight's gradient, and oneDNN for small products, whatever processor this is."""
+def onednn(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Both kinds of processor, whatever this one is: whether oneDNN is taken."""
+    if request.param and not module._has_onednn():
+        pytest.skip("oneDNN on an x86 CPU")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "FEW_ROWS", FEW_ROWS)
-        patch.setattr(module, "AVX512", request.param)
-        patch.setattr(module, "TURNED_ROWS", range(0) if request.param else range(2, FEW_ROWS))
-        yield
+        patch.setattr(module, "_TAKES_ONEDNN", request.param)
+        patch.setattr(module, "TURNED_ROWS", range(0) if request.param else range(2, 5))
+        yield request.param
 
 
 def columns(weight: Tensor) -> Tensor:
@@ -73,14 +73,13 @@ def test_equals_pytorch(lead: list[int], sizes: tuple[int, int], by_columns: boo
         assert close(linear(x, weight), ours) and linear(x, weight).is_contiguous()
 
 
-@needs_onednn
-def test_who_takes_which_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_takes_which_library(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
     calls: list[tuple[int, ...]] = []
     product = module._product
     monkeypatch.setattr(module, "_product", lambda x, w: calls.append(tuple(x.shape)) or product(x, w))
     weight = torch.randn(8, 8)
     linear(torch.randn(FEW_ROWS, 8), weight)
-    assert calls == [(FEW_ROWS, 8)]
+    assert calls == ([(FEW_ROWS, 8)] if onednn else [])
     linear(torch.randn(FEW_ROWS - 1, 8), weight)  # too few rows
     linear(torch.randn(9, 8, dtype=torch.float64), weight.double())
     linear(torch.randn(9, 8), columns(torch.randn(20, 8))[3:9])  # rows cut out of columns
@@ -89,10 +88,9 @@ def test_who_takes_which_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(torch.randn(9, 8), weight).dtype == torch.bfloat16
     linear(torch.randn(0, 8), weight)
-    assert len(calls) == 1
+    assert len(calls) == onednn
 
 
-@needs_onednn
 def test_a_few_rows_are_multiplied_from_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[tuple[int, ...]] = []
     product = torch.mm
@@ -107,16 +105,23 @@ def test_a_few_rows_are_multiplied_from_the_right(monkeypatch: pytest.MonkeyPatc
     assert len(sides) == len(module.TURNED_ROWS)
 
 
-@needs_onednn
-def test_a_frozen_weight_keeps_no_input() -> None:
+@pytest.mark.skipif(not module._has_onednn(), reason="oneDNN on an x86 CPU")
+def test_a_frozen_weight_keeps_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TAKES_ONEDNN", True)
     x, weight = torch.randn(9, 5, requires_grad=True), torch.randn(4, 5)
     kept = [tensor for tensor in linear(x, weight).grad_fn.saved_tensors if tensor is not None]
     assert [tuple(tensor.shape) for tensor in kept] == [(4, 5)]
 
 
-@needs_onednn
+def test_without_onednn_weights_stay_as_they_lie(onednn: bool) -> None:
+    layer = Linear(6, 4)
+    lay_columns(layer)
+    assert layer.weight.is_contiguous() != onednn
+
+
+@pytest.mark.skipif(not module._has_onednn(), reason="oneDNN on an x86 CPU")
 def test_columns_change_nothing_but_where_numbers_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AVX512", True)
+    monkeypatch.setattr(module, "_TAKES_ONEDNN", True)
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -151,7 +156,6 @@ def test_fused_adamw_does_not_mind_columns() -> None:
     assert torch.allclose(rows, laid, atol=1e-6)
 
 
-@needs_onednn
 def test_a_base_computes_the_same_by_either_library() -> None:
     backend = make_backend()
     ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))

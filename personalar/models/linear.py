@@ -5,8 +5,9 @@ that is half the speed of oneDNN (2700 x 256 x 704: 88 and 195 GFLOP/s), and slo
 weight that lies row by row (2 rows: 55 us, and 35 us where it lies column by column). There weights lie by
 columns, and all but a few rows go to oneDNN, which is what `torch.compile` calls too.
 
-Without AVX-512 (EPYC of family 25, two threads) the two are level, but for a weight's gradient, which is left
-to MKL, and a few rows are faster the other way round (`TURNED_ROWS`). So there weights lie by rows.
+Without AVX-512 (EPYC of family 25, two threads) the two are level, but for a weight's gradient, where oneDNN
+takes 1.2 to 1.7 times as long. There all is left to MKL, weights lie by rows, and a few rows are multiplied the
+other way round (`TURNED_ROWS`).
 
 Everything that is not float32 on an x86 CPU takes `F.linear`, and so does everything when
 `torch.backends.mkldnn.enabled` is False.
@@ -22,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-FEW_ROWS = 4 if AVX512 else 128
-"""Below so many rows oneDNN's preparations cost more than it saves. Without AVX-512 MKL is no slower on AMD's
-cores (EPYC of family 25, one thread, 32 x 256 x 256: 79 us, oneDNN 136; 384 x 704 x 256: 2.5 and 2.0 ms)."""
+FEW_ROWS = 4
+"""Below so many rows oneDNN's preparations cost more than it saves."""
 TURNED_ROWS = range(2, 5) if torch.backends.mkl.is_available() and not AVX512 else range(0)
 """So many rows are multiplied from the right, W x^T, where nothing is learned. All weights of the nano base
 once, two threads: 2 rows 1.5 ms, x W^T 2.8 by columns and 3.1 by rows; 4 rows 2.1, 3.1 and 4.6. At 8 rows it
@@ -36,7 +36,7 @@ def _has_onednn() -> bool:
     return known and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-_HAS_ONEDNN = _has_onednn()
+_TAKES_ONEDNN = AVX512 and _has_onednn()
 
 
 class Linear(nn.Linear):
@@ -53,7 +53,8 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return `F.linear(x, weight)`, (..., in) times (out, in)."""
     turned = x.ndim == 2 and len(x) in TURNED_ROWS
-    if not (turned or x.numel() >= FEW_ROWS * x.shape[-1]) or not _suits(x, weight):
+    onednn = _TAKES_ONEDNN and x.numel() >= FEW_ROWS * x.shape[-1]
+    if not (turned or onednn) or not _suits(x, weight):
         return F.linear(x, weight)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if turned:
@@ -67,7 +68,7 @@ def lay_columns(network: nn.Module) -> None:
     Values, shapes and names stay; who copies into such a weight keeps its layout.
     """
     for module in network.modules():
-        if isinstance(module, Linear) and AVX512 and _HAS_ONEDNN and _plain_float32(module.weight):
+        if isinstance(module, Linear) and _TAKES_ONEDNN and _plain_float32(module.weight):
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
@@ -84,8 +85,7 @@ def _plain_float32(tensor: Tensor) -> bool:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
-        _HAS_ONEDNN
-        and type(weight) in (Tensor, nn.Parameter)  # a library's own kind of tensor computes by itself
+        type(weight) in (Tensor, nn.Parameter)  # a library's own kind of tensor computes by itself
         and _plain_float32(x)
         and _plain_float32(weight)
         and (weight.is_contiguous() or weight.t().is_contiguous())  # others take oneDNN's slow path
@@ -115,14 +115,5 @@ class _OneDNN(torch.autograd.Function):
             return for_x, None
         rows, given = gradient.flatten(0, -2), x.flatten(0, -2)
         if weight.is_contiguous():
-            return for_x, _sum_of_outer(rows, given)
-        return for_x, _sum_of_outer(given, rows).t()  # a gradient lies as its weight does
-
-
-def _sum_of_outer(left: Tensor, right: Tensor) -> Tensor:
-    """Return `left.t() @ right`, (N, a) and (N, b): a weight's gradient.
-
-    Without AVX-512 oneDNN takes 1.2 to 1.7 times as long as MKL here (EPYC of family 25, two threads,
-    2700 rows; 256 x 256: 5.3 and 3.2 ms; 256 x 704: 9.3 to 12.5 and 7.5 ms).
-    """
-    return _product(left.t(), right.t()) if AVX512 else left.t() @ right
+            return for_x, _product(rows.t(), given.t())
+        return for_x, _product(given.t(), rows.t()).t()  # a gradient lies as its weight does
