@@ -17,8 +17,9 @@ from personalar.models.transformer import ChameleonTransformer
 IDS = torch.tensor([[0, 70, 5, 9, 30, 200]])
 
 
+@torch.no_grad()
 def hidden(transformer: ChameleonTransformer) -> torch.Tensor:
-    return transformer(transformer.embed(IDS)).detach()
+    return transformer(transformer.embed(IDS))
 
 
 def adapted(seed: int = 1, **numbers: int) -> tuple[ChameleonBackend, dict[str, torch.nn.Parameter]]:
