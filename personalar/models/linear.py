@@ -53,6 +53,8 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return `F.linear(x, weight)`, (..., in) times (out, in)."""
+    if torch.compiler.is_compiling():  # the compiler chooses its own
+        return F.linear(x, weight)
     turned = x.ndim == 2 and len(x) in TURNED_ROWS
     onednn = _TAKES_ONEDNN and x.numel() >= FEW_ROWS * x.shape[-1]
     if not (turned or onednn) or not _suits(x, weight):
@@ -91,7 +93,6 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and _plain_float32(weight)
         and (weight.is_contiguous() or weight.t().is_contiguous())  # others take oneDNN's slow path
         and torch.backends.mkldnn.enabled
-        and not torch.compiler.is_compiling()  # the compiler chooses its own
         and not torch.is_autocast_enabled("cpu")
     )
 
