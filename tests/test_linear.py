@@ -71,7 +71,8 @@ def test_equals_pytorch(lead: list[int], sizes: tuple[int, int], by_columns: boo
     ):
         assert close(a, b)
     with torch.no_grad():
-        assert close(linear(x, weight), ours)
+        turned = x.ndim == 2 and len(x) in module.TURNED_ROWS  # sums in another order
+        assert (close if turned else torch.equal)(linear(x, weight), ours)
 
 
 def test_who_takes_which_library(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:

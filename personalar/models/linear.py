@@ -29,7 +29,7 @@ TURNED_ROWS = range(2, 65) if torch.backends.mkl.is_available() and not AVX512 e
 """So many rows are multiplied from the right, W x^T, where nothing is learned; the result is a view that lies
 column by column. Two threads, weights from memory: 704 x 256 with 8 rows 122 us in place of 200, with 32 rows
 228 and 268, 1024 x 1024 with 64 rows 1.4 and 1.7 ms. One row is a product with a vector, fast either way. x^T
-has to be turned by a view: 2 rows that lie by columns take three times as long."""
+has to be turned by a view: 2 rows that lie by columns take 2.6 times as long."""
 
 
 def _has_onednn() -> bool:

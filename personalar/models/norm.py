@@ -1,4 +1,4 @@
-"""The root-mean-square norm: on a CPU by few calls, where `F.rms_norm` makes nine."""
+"""The root-mean-square norm: on a CPU by fewer calls than `F.rms_norm` makes, forth and back."""
 
 from __future__ import annotations
 
