@@ -11,6 +11,7 @@ import torch
 from personalar.models.base import Backend
 
 SPARE = 0.9  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
+PICTURES_AT_ONCE = 4  # made from codes together, beside the drawing; two suffice to keep a CPU busy
 Progress = Callable[[int], None]
 """Called with the number of images that were drawn since the last call."""
 Result = TypeVar("Result")
@@ -41,16 +42,14 @@ def free_bytes(device: torch.device) -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def largest_batch(limit: int, backend: Backend, *, rows: int, length: int) -> int:
+def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length: int) -> int:
     """Return how many images to draw together: `limit`, or fewer if their keys and values do not fit.
 
     Args:
+        free: bytes they may take.
         rows: sequences of one image, two with guidance.
         length: tokens of the longest.
     """
-    free = free_bytes(backend.device)
-    if free is None:
-        return limit
     token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
     token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
     return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))

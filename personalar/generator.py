@@ -8,35 +8,36 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from personalar.batching import Count, Progress, draw_in_batches, largest_batch
+from personalar.batching import PICTURES_AT_ONCE, Count, Progress, draw_in_batches, free_bytes, largest_batch
 from personalar.decoding.sampling import Sampling
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.models.preprocess import to_uint8
 from personalar.png import load_sample, sample_filename, save_sample
 from personalar.prompt_check import encode_prompts
-from personalar.prompts import sample_prompt
-from personalar.types import PromptSpec, Sample, SampleKind
+from personalar.request import Ask, Request, as_samples, unique
+from personalar.types import Sample
 
-Ask = tuple[str, int]
-"""Prompt and seed: with the weights, all that a picture depends on."""
 Finished = TypeVar("Finished")
-PICTURES_AT_ONCE = 4  # decoded from codes together; two suffice to keep a CPU busy, 512 px keep a GPU busy
 
 
 class Decoder(Protocol):
     """What samples codes; see `personalar.decoding`."""
 
     sampling: Sampling
+
+    def forget(self) -> None:
+        """Free what outlives a call."""
+        ...
 
     def __call__(
         self,
@@ -48,60 +49,6 @@ class Decoder(Protocol):
         progress: Callable[[int, int], None] | None = None,
     ) -> Any:
         """Return codes (B, h, w) for B prompts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One image to make: a `Sample` that does not exist yet."""
-
-    stage: str
-    prompt: str
-    kind: SampleKind
-    seed: int
-    spec: PromptSpec
-
-
-def requests_for(
-    stage: str,
-    specs: Sequence[PromptSpec],
-    *,
-    seeds: Sequence[int],
-    kinds: Sequence[SampleKind],
-    noun: str,
-    description: str | None,
-    class_name: bool = True,
-) -> list[Request]:
-    """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
-    wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
-    return [
-        Request(
-            stage=stage,
-            kind=kind,
-            seed=seed,
-            spec=spec,
-            prompt=sample_prompt(
-                spec,
-                kind=kind,
-                noun=noun,
-                description=description,
-                learned=stage != "base",
-                class_name=class_name,
-            ),
-        )
-        for kind in wanted
-        for seed in seeds
-        for spec in specs
-    ]
-
-
-def pick_grid_prompts(specs: Sequence[PromptSpec], count: int) -> list[PromptSpec]:
-    """Pick `count` prompts for a picture, taking turns between the categories."""
-    by_category = [
-        list(group) for _, group in groupby(sorted(specs, key=lambda s: s.category), lambda s: s.category)
-    ]
-    by_category.sort(key=lambda group: specs.index(group[0]))
-    turns = [group[k] for k in range(max(map(len, by_category))) for group in by_category if k < len(group)]
-    return turns[:count]
 
 
 class Generator:
@@ -120,6 +67,7 @@ class Generator:
         # On a CPU both want the same cores, and threads that wait for each other are ten times slower.
         self.overlap = backend.device.type == "cuda"
         """Turn codes into pictures while the next codes are drawn."""
+        self._drawing = Lock()
 
     @torch.inference_mode()
     def codes(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
@@ -137,7 +85,8 @@ class Generator:
                 progress=lambda done, total: count.reach(part.start + done * len(some) // total),
             )
 
-        return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids)))
+        with self._drawing:
+            return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids)))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -156,7 +105,23 @@ class Generator:
     def _fitting(self, ids: list[list[int]]) -> int:
         length = max(map(len, ids), default=0) + len(self.backend.grammar(*self.grid))
         rows = 2 if self.decoder.sampling.guided else 1
-        return largest_batch(self.batch, self.backend, rows=rows, length=length)
+        if self._free is None:
+            return self.batch
+        return largest_batch(self.batch, self.backend, free=self._free, rows=rows, length=length)
+
+    @cached_property
+    def _free(self) -> int | None:
+        """Bytes for drawing, beside what turns codes into pictures; None where nobody says.
+
+        As it was before the first picture: later it depends on how far the pictures before have come and on
+        what the decoder keeps, and batches would be cut in another way every time.
+        """
+        free = free_bytes(self.backend.device)
+        return None if free is None else free - self.backend.decode_bytes(PICTURES_AT_ONCE, self.grid)
+
+    def close(self) -> None:
+        """Free what the decoder keeps from batch to batch; the next batch makes it anew."""
+        self.decoder.forget()
 
     @torch.inference_mode()
     def pictures(self, codes: Tensor) -> list[Image.Image]:
@@ -209,17 +174,33 @@ class Generator:
     ) -> Finished:
         """Make pictures on this thread's own stream, after `ready`."""
         if ready is None:  # not a GPU
-            return finish(asked, self.pictures(codes))
-        stream = torch.cuda.Stream(codes.device)
+            return finish(asked, self._pictures_beside(codes))
+        stream = picture_stream(codes.device)
         with torch.cuda.stream(stream):
             stream.wait_event(ready)
             codes.record_stream(stream)
-            return finish(asked, self.pictures(codes))
+            return finish(asked, self._pictures_beside(codes))
+
+    def _pictures_beside(self, codes: Tensor) -> list[Image.Image]:
+        """Turn codes into pictures; where what is drawn meanwhile leaves no memory for that, after it."""
+        try:
+            return self.pictures(codes)
+        except torch.OutOfMemoryError:
+            pass  # only below, the tensors that the exception holds are gone
+        with self._drawing:
+            torch.cuda.empty_cache()
+            return self.pictures(codes)
 
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
         """Make what is asked for; the same prompt and seed is sampled once."""
         asked = unique(requests)
         return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
+
+
+@cache
+def picture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which codes become pictures: one, as each keeps the memory that it once used."""
+    return torch.cuda.Stream(device)
 
 
 def drawn(codes: Tensor) -> torch.cuda.Event | None:
@@ -229,30 +210,6 @@ def drawn(codes: Tensor) -> torch.cuda.Event | None:
     event = torch.cuda.Event()
     event.record()
     return event
-
-
-def unique(requests: Sequence[Request]) -> list[Ask]:
-    """Return what is to be drawn for `requests`: every prompt and seed once."""
-    return list(dict.fromkeys((request.prompt, request.seed) for request in requests))
-
-
-def as_samples(
-    requests: Sequence[Request], asked: Sequence[Ask], pictures: Sequence[Image.Image]
-) -> list[Sample]:
-    """Hand the pictures of `asked` to the requests that asked for them."""
-    made = dict(zip(asked, pictures, strict=True))
-    return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
-
-
-def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
-    """Cut `requests` into batches of `size`, those of `first` in a batch of their own before all.
-
-    The cut does not depend on what exists already: a resumed run decodes the same batches.
-    """
-    head = list(first)
-    rest = [request for request in requests if request not in head]
-    rest.sort(key=lambda request: (request.seed, request.prompt))  # equal prompts of two kinds side by side
-    return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def _file(request: Request, run_dir: Path) -> Path:

@@ -63,6 +63,8 @@ class Workload:
     """Images sampled together (with guidance: twice as many sequences)."""
     extra: int = 0
     """Bytes of other networks on the device (the image tokenizer)."""
+    pictures: int = 0
+    """Bytes of turning codes into pictures, beside those networks."""
 
 
 class _Adapted(nn.Module):
@@ -209,6 +211,7 @@ def sampling_bytes(work: Workload) -> dict[str, int]:
     return {
         "weights": (frozen + trained) * width,
         "keys and values": 2 * work.sample_batch * work.tokens * remembered,
+        "codes to pictures": work.pictures,
         "other networks": work.extra,
     }
 

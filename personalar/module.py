@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from personalar.generator import Generator, Request
+from personalar.generator import Generator
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.objective import sequence_loss
 from personalar.optimizer import make_optimizer
+from personalar.request import Request
 from personalar.stage import Stage, lr_factor, parameter_groups
 from personalar.types import Sample
 
@@ -93,8 +95,9 @@ class PersonalizationModule(L.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
         """Return the pictures of the grid, each process having made those that its `batch` (B,) numbers."""
-        with parametrize.cached():  # float32 copies are rounded once, not at every token
-            made = self.sampler(self.network).samples([self.grid[index] for index in batch.tolist()])
+        # Cached: float32 copies are rounded once, not at every token. Closed: training wants the memory.
+        with parametrize.cached(), closing(self.sampler(self.network)) as generator:
+            made = generator.samples([self.grid[index] for index in batch.tolist()])
         by_number = self._exchange(batch, made)
         return [by_number[index] for index in sorted(by_number)]
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 import psutil
 import torch
 
+from personalar.batching import PICTURES_AT_ONCE
 from personalar.blocks import require_bitsandbytes
 from personalar.config import RunConfig, TrainerConfig
 from personalar.memory import Workload, estimate, peak, sampling_bytes
 from personalar.models.files import ModelFiles, read_json
 from personalar.models.transformer import TransformerConfig
+from personalar.models.vq import VQConfig, VQModel
 from personalar.models.vq_checkpoint import vq_config
 from personalar.stage import Stage, share_of
 
@@ -51,16 +53,23 @@ def shards(strategy: str, world: int) -> tuple[int, int, int]:
     )
 
 
-def read_shape(files: ModelFiles, attention: str) -> tuple[TransformerConfig, int, int]:
-    """Return (transformer, side of the image in codes, number of codes) from a base's descriptions."""
-    numbers, vq = read_json(files.base / "config.json"), vq_config(files.vq)
-    shape = TransformerConfig.from_hf(numbers, attention=attention)
-    return shape, files.layout.resolution // vq.downsample, vq.num_embeddings
+def read_shape(files: ModelFiles, attention: str) -> tuple[TransformerConfig, VQConfig]:
+    """Return what transformer and image tokenizer look like, from a base's descriptions."""
+    numbers = read_json(files.base / "config.json")
+    return TransformerConfig.from_hf(numbers, attention=attention), vq_config(files.vq)
+
+
+def network_bytes(vq: VQConfig) -> int:
+    """Return what the image tokenizer's weights take; they are float32 whatever the base is."""
+    with torch.device("meta"):
+        return sum(parameter.nbytes for parameter in VQModel(vq).parameters())
 
 
 def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
     """Return what `stage` asks of one device, with nothing spared."""
-    shape, side, num_codes = read_shape(files, config.trainer.attention)
+    shape, vq = read_shape(files, config.trainer.attention)
+    resolution, num_codes = files.layout.resolution, vq.num_embeddings
+    side = resolution // vq.downsample
     world = config.trainer.devices * config.trainer.num_nodes
     answer = config.model.recipe.loss == "answer"
     image_tokens = side * (side + 1) + 5
@@ -79,7 +88,8 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         optimizer=config.memory.optimizer or "adamw",
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
-        extra=4 * num_codes * 256 + 4 * 70_000_000 * (side * side >= 1024),
+        extra=network_bytes(vq),
+        pictures=vq.decode_bytes(PICTURES_AT_ONCE, resolution**2),
     )
 
 

@@ -6,6 +6,7 @@ Rank zero makes it and leaves it in the run folder; every process then reads it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle
@@ -72,8 +73,9 @@ def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | No
     seeds = [stream_seed(config.seed, "replay", index) % 2**31 for index in range(data.replay_images)]
 
     def make() -> list[torch.Tensor]:
-        with session.reporter.phase("class images", len(prompts), "images") as advance:
-            return list(session.generator(load(), None).codes(prompts, seeds, advance).cpu())
+        phase = session.reporter.phase("class images", len(prompts), "images")
+        with phase as advance, closing(session.generator(load(), None)) as generator:
+            return list(generator.codes(prompts, seeds, advance).cpu())
 
     key = [prompts, seeds, session.base, asdict(config.decoder)]
     codes = cached_codes(session.folder.path / "cache" / "class_codes.safetensors", key, make)

@@ -86,17 +86,21 @@ def choose_threads(setting: Any, *, busy: float, cores: int) -> int:
 
 
 def prepare_torch(setting: Any) -> None:
-    """Choose the number of torch threads by what others leave free right now (`choose_threads`), and let
-    float32 be float32 on a GPU too.
+    """Choose the number of torch threads by what others leave free right now (`choose_threads`), and of
+    what a GPU could do what suits us.
 
     There PyTorch rounds what goes into float32 convolutions to 10 of 23 bits (TF32) unless told not to. Image
     tokenizer and judges are float32 so that codes and scores depend little on the machine.
+
+    On Hopper and newer it may take cuDNN for attention, which prepares itself anew for every shape (tenths of
+    a second, as others measured): in sampling every step has a length of its own.
     """
     import torch
 
     busy = busy_cores() if setting == "auto" else 0.0
     torch.set_num_threads(choose_threads(setting, busy=busy, cores=available_cores()))
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def peak_memory_bytes() -> int:

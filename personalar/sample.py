@@ -25,7 +25,8 @@ from personalar.prompts import SUBJECT_TOKEN, check_text
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from personalar.generator import Ask, Generator
+    from personalar.generator import Generator
+    from personalar.request import Ask
 
 
 def concept_folder(where: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,7 @@ from personalar.callbacks.progress import Reporter
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.concept import RECORD_FILE, Concept
 from personalar.config import RunConfig
-from personalar.generator import (
-    Decoder,
-    Generator,
-    Request,
-    chunks,
-    generate_files,
-    have_files,
-    pick_grid_prompts,
-    requests_for,
-)
+from personalar.generator import Decoder, Generator, generate_files, have_files
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
 from personalar.memory import Workload
@@ -34,6 +26,7 @@ from personalar.png import save_png
 from personalar.process import peak_memory_bytes, prepare_torch
 from personalar.prompt_check import check_prompts
 from personalar.prompts import unrelated_prompts
+from personalar.request import Request, chunks, pick_grid_prompts, requests_for
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer
@@ -147,14 +140,16 @@ class Session:
         found: list[Sample] = []
         with self.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
             generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
-            if generator is not None:
-                check_prompts(generator, [request.prompt for request in requests])
-            for index, made in enumerate(
-                generate_files(batches, generator, self.folder.path, provenance=provenance, progress=advance)
-            ):
-                found += made
-                if index == 0 and grid:
-                    self.draw_grid(stage, found[: len(grid)], base_samples or found)
+            with closing(generator) if generator is not None else nullcontext():
+                if generator is not None:
+                    check_prompts(generator, [request.prompt for request in requests])
+                files = generate_files(
+                    batches, generator, self.folder.path, provenance=provenance, progress=advance
+                )
+                for index, made in enumerate(files):
+                    found += made
+                    if index == 0 and grid:
+                        self.draw_grid(stage, found[: len(grid)], base_samples or found)
         return found
 
     def sample_and_score(self, stage: str, base_samples: list[Sample]) -> list[Sample]:

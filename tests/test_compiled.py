@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from personalar.blocks import train_in_float32
 from personalar.decoding.compiled import CompiledDecoder
 from personalar.decoding.plain import PlainDecoder
 from personalar.models.backend import ChameleonBackend
+from personalar.module import PersonalizationModule
+from personalar.session import Session
 
 MIXED = [(4, 4), (2, 6), (6, 2)]
 
@@ -104,6 +108,47 @@ def test_a_network_in_training_is_decoded_plainly() -> None:
     train_in_float32(backend.transformer, {name: weights[name] for name in list(weights)[3:6]})
     assert not backend.has_fixed_addresses
     assert torch.equal(decoder(backend, ids, GRID, [1]), first) and decoder.captures == captures
+
+
+def test_what_a_failed_start_leaves_is_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory while the buffers are made: the same batch again starts from nothing."""
+    backend, decoder = make_backend(), Uncompiled()
+    ids = prompts(backend, TEXTS[0])
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(backend, "new_cache", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+        decoder(backend, ids, GRID, [1])
+    assert torch.equal(decoder(backend, ids, GRID, [1]), PlainDecoder()(backend, ids, GRID, [1]))
+
+
+@pytest.mark.filterwarnings("ignore:.*resuming.*")
+def test_a_run_holds_no_graph_when_it_loads_and_trains(
+    do_run: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs hold their network and a cache that may fill the device: a second one would not fit beside."""
+    made: list[CompiledDecoder] = []
+    captures: list[int] = []
+    for name in ("can_capture", "lower"):
+        monkeypatch.setattr(CompiledDecoder, name, staticmethod(getattr(Uncompiled, name)))
+
+    def capture(self: CompiledDecoder, run: Callable[[], None], rewind: Callable[[], None]) -> object:
+        made.append(self)
+        run()
+        rewind()
+        return run
+
+    def held(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            captures.append(len(made))
+            assert all(decoder._buffers is None and not decoder._replays for decoder in made)
+            return function(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(CompiledDecoder, "capture", capture)
+    monkeypatch.setattr(Session, "load_base", held(Session.load_base))
+    monkeypatch.setattr(PersonalizationModule, "training_step", held(PersonalizationModule.training_step))
+    assert do_run(tmp_path / "run", "stage=both", "decoder=compiled", "samples.grid_every_steps=1")
+    assert len(set(captures)) > 3  # captured anew by pictures, class images and grids
 
 
 def test_weights_that_are_cut_up_are_decoded_plainly() -> None:

@@ -11,19 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import personalar.generator as generator_module
 from personalar import batching
 from personalar.batching import draw_in_batches
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.callbacks.subject_scores import SubjectScores
 from personalar.decoding.plain import PlainDecoder
-from personalar.generator import (
-    Generator,
-    chunks,
-    generate_files,
-    have_files,
-    pick_grid_prompts,
-    requests_for,
-)
+from personalar.generator import Generator, generate_files, have_files
+from personalar.request import chunks, pick_grid_prompts, requests_for
 from personalar.types import PromptSpec
 
 SPECS = (
@@ -145,15 +140,51 @@ def test_other_errors_and_one_image_too_many_are_raised(tiny_backend) -> None:
 def test_the_batch_fits_the_free_memory(tiny_backend, monkeypatch) -> None:
     sizes = {"rows": 2, "length": 50}
     token_bytes = 2 * 2 * 32 * 4  # two layers, keys and values, 32 channels, float32
-    monkeypatch.setattr(batching, "free_bytes", lambda device: int(10.5 * token_bytes * 100 / batching.SPARE))
-    assert batching.largest_batch(64, tiny_backend, **sizes) == 10
-    assert batching.largest_batch(4, tiny_backend, **sizes) == 4
-    monkeypatch.setattr(batching, "free_bytes", lambda device: 0)
-    assert batching.largest_batch(64, tiny_backend, **sizes) == 1
-    monkeypatch.setattr(batching, "free_bytes", lambda device: None)
-    assert batching.largest_batch(64, tiny_backend, **sizes) == 64
-    monkeypatch.undo()
+    free = int(10.5 * token_bytes * 100 / batching.SPARE)
+    assert batching.largest_batch(64, tiny_backend, free=free, **sizes) == 10
+    assert batching.largest_batch(4, tiny_backend, free=free, **sizes) == 4
+    assert batching.largest_batch(64, tiny_backend, free=-1, **sizes) == 1
     assert batching.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_batches_are_cut_by_the_memory_before_the_first(tiny_backend, monkeypatch) -> None:
+    """Later it holds what turns the pictures before into pixels, and what a decoder keeps."""
+    decoder = Hungry(RuntimeError("shapes"))
+    for free, size in ((None, 2), (0, 1)):
+        images = Generator(backend=tiny_backend, decoder=decoder, batch=2)
+        monkeypatch.setattr(generator_module, "free_bytes", lambda device, free=free: free)
+        assert images.fitting_batch(["a cat"] * 4) == size
+        monkeypatch.setattr(generator_module, "free_bytes", lambda device: 2**40)
+        assert images.fitting_batch(["a cat"] * 4) == size
+        decoder.batches.clear()
+        images.codes(["a cat"] * 4, range(4))
+        assert decoder.batches == [size] * (4 // size)
+
+
+def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatch) -> None:
+    images = Generator(backend=tiny_backend, decoder=PlainDecoder(), batch=64)
+    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, images.grid)
+    token_bytes = 2 * 2 * 32 * 4
+    length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*images.grid))
+    free = decoding + int(7.5 * token_bytes * length / batching.SPARE)
+    monkeypatch.setattr(generator_module, "free_bytes", lambda device: free)
+    assert images.fitting_batch(["a cat"]) == 7
+
+
+def test_pictures_that_find_no_memory_wait_for_the_drawing(generator, monkeypatch) -> None:
+    whole, tried = generator.pictures, []
+
+    def pictures(codes):
+        tried.append(generator._drawing.locked())
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(codes)
+
+    monkeypatch.setattr(generator, "overlap", True)
+    monkeypatch.setattr(generator, "pictures", pictures)
+    made = list(generator.stream([[("a cat", 1)], [("a dog", 2)]], lambda asked, pictures: pictures))
+    assert tried[1] and len(tried) == 3
+    assert made[0][0].tobytes() == generator.images(["a cat"], [1])[0].tobytes()
 
 
 @given(count=st.integers(0, 500), at_once=st.integers(1, 200))

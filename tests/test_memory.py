@@ -8,13 +8,23 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 from conftest_run import compose_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from personalar.blocks import prepare_blocks
 from personalar.compose import package_path
-from personalar.memory import Workload, estimate, observe_pass, parameter_counts, peak, sampling_bytes
+from personalar.memory import (
+    Allocations,
+    Workload,
+    estimate,
+    observe_pass,
+    parameter_counts,
+    peak,
+    sampling_bytes,
+)
 from personalar.models.files import open_folder
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.vq import VQConfig, VQModel, images_at_once
 from personalar.objective import head_loss
 from personalar.preflight import preflight, sampling_work, workload
 from personalar.stage import resolve_stages
@@ -129,6 +139,17 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
     three_ways = r"what fits:\n(  \S.*: [\d.]+ GB\n?){3}$"
     with pytest.raises(ValueError, match=rf"(?s)needs .* GB on each device.*optimizer states.*{three_ways}"):
         plans(least * 0.9)
+
+
+@pytest.mark.parametrize("side", [512, 768, 1024])
+def test_what_turning_codes_into_pictures_takes(side: int) -> None:
+    config = VQConfig()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        vq = VQModel(config).requires_grad_(False)
+        with Allocations(vq) as observed:
+            images = min(4, images_at_once(side**2))
+            vq.decode(torch.zeros(images, side // 16, side // 16, dtype=torch.int64))
+    assert observed.peak < 2.8e9 and config.decode_bytes(4, side**2) == pytest.approx(observed.peak, rel=0.01)
 
 
 def test_sampling_takes_as_many_images_as_fit() -> None:

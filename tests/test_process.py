@@ -39,6 +39,13 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch) -> None:
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
+def test_attention_is_never_prepared_anew_for_every_length() -> None:
+    """cuDNN's would be: in sampling no two steps have the same."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    prepare_torch(torch.get_num_threads())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_measurements_are_sane() -> None:
     assert 0 <= busy_cores(0.05) <= 1024 and available_cores() >= 1
     assert peak_memory_bytes() > 1e6

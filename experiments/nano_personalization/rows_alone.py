@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from personalar.compose import package_path
 from personalar.concept import Concept
 from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator, Request
+from personalar.generator import Generator
 from personalar.models.backend import load_backend
 from personalar.prompts import sample_prompt
+from personalar.request import Request
 from personalar.scoring.dino import DinoScorer
 from personalar.world.prompts import bench_prompts
 from personalar.world.subjects import rendered_subject

@@ -15,7 +15,7 @@ from personalar.models.vq import VQConfig
 
 
 def main(folder: str) -> None:
-    """Write the folder; takes 28 GB of host memory and some minutes."""
+    """Write the folder; takes about 70 GB of host memory and some minutes."""
     shape, vq = TransformerConfig(), VQConfig()
     text = LUMINA_PROMPT.format(width=512, height=512, prompt="a photo of a dog")
     tokenizer = Tokenizer(

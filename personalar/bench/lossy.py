@@ -23,6 +23,7 @@ from personalar.arguments import prepare_arguments
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode import compose_sample
 from personalar.bench.decode_table import machine
+from personalar.bench.roofline import synchronize
 from personalar.bench.settings import split_own
 from personalar.bootstrap import difference
 from personalar.commands import SampleConfig
@@ -147,6 +148,7 @@ def draw(config: SampleConfig, count: int, twin: Drawn | None) -> Drawn:
     started = time.perf_counter()
     with counted_forwards(backend) as calls:
         codes = generator.codes(prompts, seeds)
+        synchronize(backend.device)
     seconds = time.perf_counter() - started
     at_once = getattr(generator.decoder, "max_batch", generator.batch)
     grammar = backend.grammar(*codes.shape[1:])

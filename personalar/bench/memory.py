@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import torch
 
+from personalar.batching import PICTURES_AT_ONCE
 from personalar.memory import Workload, estimate, peak, sampling_bytes
 from personalar.models.transformer import TransformerConfig
+from personalar.models.vq import VQConfig
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
 METHODS = {
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> None:
     work = Workload(
         shape=TransformerConfig(), dtype=torch.bfloat16, patterns=(), batch=given["batch"],
         tokens=side * (side + 1) + 5 + PROMPT_TOKENS, image_tokens=side * side, choices=8192, sample_batch=4,
+        pictures=VQConfig().decode_bytes(PICTURES_AT_ONCE, given["resolution"] ** 2),
     )  # fmt: skip
     columns = ("frozen weights", "trained weights", "gradients", "optimizer states", "logits", "activations")
     print(f"| method, batch {work.batch} x {work.tokens} tokens | {' | '.join(columns)} | sum | recomputed |")

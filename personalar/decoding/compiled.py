@@ -55,6 +55,8 @@ class CompiledDecoder(PlainDecoder):
         self._replays: dict[tuple[int, int], Replay]
         self._pool: Any
         self._buffers: Step | None
+        self._stream: torch.cuda.Stream | None = None
+        """Where graphs are captured: one, as each keeps the memory that it once used."""
         self.forget()
 
     def draw(
@@ -98,16 +100,16 @@ class CompiledDecoder(PlainDecoder):
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
         """Return what repeats `run`; `rewind` undoes a run."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        beside = self._stream = self._stream or torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
             for _ in range(2):  # compiles, and lets libraries allocate
                 run()
                 rewind()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         # One pool for all, as they never run at once; thread_local, as pictures are decoded beside it.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=beside, capture_error_mode="thread_local"):
             run()
         self._pool = graph.pool()
         rewind()
@@ -120,8 +122,8 @@ class CompiledDecoder(PlainDecoder):
         key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
         if key != self._key:
             self.forget()
-            self._key = key
             self._buffers = Step(backend, schedule, self.sampling, bucket=self.bucket)
+            self._key = key  # last: what runs out of memory leaves nothing that looks complete
         return self._buffers
 
     def forget(self) -> None:

@@ -17,6 +17,9 @@ class NaiveDecoder:
     ) -> None:
         self.sampling = Sampling(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
 
+    def forget(self) -> None:
+        """Free what outlives a call; here nothing does."""
+
     @torch.no_grad()
     def __call__(
         self,

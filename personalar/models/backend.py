@@ -23,10 +23,8 @@ from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel
+from personalar.models.vq import VQConfig, VQModel, images_at_once
 from personalar.models.vq_checkpoint import load_vq
-
-VQ_PIXELS_AT_ONCE = 2**22  # 16 images of 512x512; bounds the memory of convolutions at full resolution
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -115,7 +113,7 @@ class ChameleonBackend(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
         pixels = to_model_range(images.to(self.device))
-        at_once = max(1, VQ_PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))
+        at_once = images_at_once(images.shape[2] * images.shape[3])
         return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
 
     @torch.no_grad()
@@ -123,9 +121,14 @@ class ChameleonBackend(nn.Module):
         """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
         if codes.ndim != 3:
             raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (B, h, w)")
-        at_once = max(1, VQ_PIXELS_AT_ONCE // (codes[0].numel() * self.vq.config.downsample**2))
+        at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
         pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
         return (torch.cat(pixels) + 1.0) / 2.0
+
+    def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
+        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
+        config = self.vq.config
+        return config.decode_bytes(images, grid[0] * grid[1] * config.downsample**2)
 
     def grammar(self, h: int, w: int) -> list[int | None]:
         """Return the ids of an image of (h, w) codes, None where a code is free; see `Protocol.grammar`."""
