@@ -64,10 +64,12 @@ def even(count: int, at_once: int) -> int:
     return -(-count // parts)
 
 
-def draw_in_batches(draw: Callable[[slice], Result], count: int, at_once: int) -> list[Result]:
+def draw_in_batches(
+    draw: Callable[[slice], Result], count: int, at_once: int, *, smallest: int = 1
+) -> list[Result]:
     """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory does not suffice.
 
-    Raises what `draw` raised when not even one image fits.
+    Raises what `draw` raised when not even `smallest` images fit.
     """
     results: list[Result] = []
     start, at_once = 0, even(count, at_once)
@@ -76,9 +78,9 @@ def draw_in_batches(draw: Callable[[slice], Result], count: int, at_once: int) -
         try:
             results.append(draw(part))
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if at_once == 1 or not _out_of_memory(error):
+            if at_once <= smallest or not _out_of_memory(error):
                 raise
-            at_once = max(1, (part.stop - part.start) // 2)
+            at_once = max(smallest, (part.stop - part.start) // 2)
         else:
             start = part.stop
             continue

@@ -60,9 +60,13 @@ class Generator:
         backend: ChameleonBackend,
         decoder: Decoder,
         identifier: Identifier | None = None,
-        batch: int = 16,
+        batch: int | None = 16,
     ) -> None:
-        """Sample at the model's own (square) size, at most `batch` images at a time."""
+        """Sample at the model's own (square) size, at most `batch` images at a time.
+
+        None is for processes that share a network: all together, whatever memory is free, so that every
+        process runs equally many passes.
+        """
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
         # On a CPU both want the same cores, and threads that wait for each other are ten times slower.
         self.overlap = backend.device.type == "cuda"
@@ -86,7 +90,8 @@ class Generator:
             )
 
         with self._drawing:
-            return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids)))
+            smallest = len(ids) if self.batch is None else 1
+            return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids), smallest=smallest))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -103,6 +108,8 @@ class Generator:
         return encode_prompts(self.backend, prompts, tokens)
 
     def _fitting(self, ids: list[list[int]]) -> int:
+        if self.batch is None:
+            return len(ids)
         length = max(map(len, ids), default=0) + len(self.backend.grammar(*self.grid))
         rows = 2 if self.decoder.sampling.guided else 1
         if self._free is None:

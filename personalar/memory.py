@@ -33,6 +33,10 @@ NF4_BYTES = (
 SHALLOW = (4, 8)
 """Layers of the two models; multiples of the paper's spacings of adapters."""
 PROJECTIONS = "model.layers.*_proj.weight"
+LIVE_PARAMETERS = 10**9
+"""So many at most does DeepSpeed keep whole where weights are cut up (stage3_max_live_parameters)."""
+OFFLOADED = 10**12
+"""As a number of shards: nothing of it stays on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class Workload:
     recompute: bool = False
     optimizer: str = "adamw"
     shards: tuple[int, int, int] = (1, 1, 1)
-    """Over how many processes weights, gradients and optimizer states are cut up."""
+    """Over how many processes weights, gradients and optimizer states are cut up, or `OFFLOADED`."""
     sample_batch: int = 1
     """Images sampled together (with guidance: twice as many sequences)."""
     extra: int = 0
@@ -136,7 +140,9 @@ def parameter_counts(work: Workload) -> tuple[int, int, int]:
 def observe_pass(work: Workload) -> int:
     """Return the peak bytes that one forward and backward pass adds to the parameters, gradients among them.
 
-    Layers are alike, so a deep model's peak is a straight line through those of two shallow ones.
+    All gradients are there from the start: those of the passes before, or of the step before, which Lightning
+    deletes after the forward pass. Layers are alike, so a deep model's peak is a straight line through those
+    of two shallow ones.
     """
     deep = work.shape.num_hidden_layers
     if deep <= max(SHALLOW) + 2:
@@ -161,6 +167,9 @@ def _observe(work: Workload) -> int:
                 setattr(layer.self_attn, name, _Adapted(getattr(layer.self_attn, name), work.lora_rank))
         prepare_blocks(network, recompute=work.recompute, compiled=False)
         with Allocations(network) as observed:
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
             embeds = torch.empty(work.batch, work.tokens, work.shape.hidden_size, dtype=work.dtype)
             hidden = network(embeds.requires_grad_(True))[:, : work.image_tokens]
             targets = torch.empty(work.batch * work.image_tokens, dtype=torch.int64)
@@ -181,7 +190,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @cache
 def estimate(work: Workload) -> dict[str, int]:
-    """Return the peak memory of training in bytes by item, and "sampling" beside them (see `peak`)."""
+    """Return the peak memory of training in bytes by item."""
     frozen, matrices, trained = parameter_counts(work)
     width = torch.finfo(work.dtype).bits // 8
     rows = work.identifier_rows * work.shape.hidden_size
@@ -192,8 +201,10 @@ def estimate(work: Workload) -> dict[str, int]:
     logits = min(work.batch * work.image_tokens * work.choices, LOGITS_AT_ONCE) * FLOAT32
     activations = max(observed - own_gradients, 0)
     base = int(frozen * width - small) // weights
+    gathered = min(frozen + trained, LIVE_PARAMETERS) * width if weights > 1 else 0
     return {
         "frozen weights": base,
+        "gathered weights": gathered,
         "trained weights": (trained + rows) * FLOAT32 // weights,
         "gradients": (own_gradients + rows * FLOAT32) // gradients,
         "optimizer states": (trained + rows) * STATE_BYTES[work.optimizer] // states,

@@ -123,4 +123,5 @@ class PersonalizationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen base out of the checkpoint."""
-        checkpoint["state_dict"] = {name: tensor.clone() for name, tensor in trainable_state(self).items()}
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in trainable_state(self).items()}
+        checkpoint["state_dict"] = state

@@ -12,7 +12,7 @@ import torch
 from personalar.batching import PICTURES_AT_ONCE
 from personalar.blocks import require_bitsandbytes
 from personalar.config import RunConfig, TrainerConfig
-from personalar.memory import Workload, estimate, peak, sampling_bytes
+from personalar.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
 from personalar.models.files import ModelFiles, read_json
 from personalar.models.transformer import TransformerConfig
 from personalar.models.vq import VQConfig, VQModel
@@ -22,6 +22,8 @@ from personalar.stage import Stage, share_of
 PROMPT_TOKENS = 64
 """Room for the wrapped prompt; the longest training template takes about 40."""
 GB = 10**9
+DEVICE_SHARE = 0.95
+"""Of a GPU; the rest is CUDA's own, and what its allocator cannot use."""
 SAMPLING_SHARE = 0.9
 """Of the device, for weights, keys and values; what else a step of sampling needs is small."""
 
@@ -42,15 +44,29 @@ def device_bytes(config: RunConfig) -> int:
     if config.memory.gigabytes is not None:
         return int(config.memory.gigabytes * GB)
     if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
+        return int(DEVICE_SHARE * torch.cuda.get_device_properties(0).total_memory)
     return psutil.virtual_memory().total // config.trainer.devices
 
 
 def shards(strategy: str, world: int) -> tuple[int, int, int]:
     """Return over how many processes weights, gradients and optimizer states are cut up."""
-    return {"zero2": (1, world, world), "zero3": (world,) * 3}.get(
-        strategy.removesuffix("_offload"), (1, 1, 1)
-    )
+    cut = {"zero2": (1, world, world), "zero3": (world,) * 3, "zero3_offload": (OFFLOADED,) * 3}
+    return cut.get(strategy, (1, 1, 1))
+
+
+def check_host(config: RunConfig, work: Workload) -> None:
+    """Raise ValueError where what `zero3_offload` leaves with the host does not fit there."""
+    if config.trainer.strategy != "zero3_offload":
+        return
+    items = estimate(replace(work, shards=(config.trainer.devices * config.trainer.num_nodes,) * 3))
+    kept = ("frozen weights", "trained weights", "gradients", "optimizer states")
+    needed, there = config.trainer.devices * sum(items[name] for name in kept), psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"trainer=zero3_offload keeps {needed / GB:.2f} GB in this machine's memory, which has "
+            f"{there / GB:.2f} GB: choose trainer=zero3 with more GPUs, more machines "
+            "(trainer.num_nodes), or method=lora"
+        )
 
 
 def read_shape(files: ModelFiles, attention: str) -> tuple[TransformerConfig, VQConfig]:
@@ -119,14 +135,14 @@ def cheaper(work: Workload, limit: int) -> list[str]:
     lora = replace(small, patterns=(), lora_rank=16, lora_every=1)
     candidates: Sequence[tuple[str, Workload]] = (
         ("memory.recompute=null memory.split_batch=true", small),
-        ("trainer=zero2 trainer.devices=2", replace(small, shards=(1, 2, 2))),
-        ("trainer=zero3 trainer.devices=2", replace(small, shards=(2, 2, 2))),
-        ("trainer=zero3 trainer.devices=8", replace(small, shards=(8, 8, 8))),
+        ("trainer=zero2 trainer.devices=2", replace(small, shards=shards("zero2", 2))),
+        ("trainer=zero3 trainer.devices=2", replace(small, shards=shards("zero3", 2))),
+        ("trainer=zero3 trainer.devices=8", replace(small, shards=shards("zero3", 8))),
         ("method=lora", lora),
         ("method=embedding_only", replace(small, patterns=(), lora_rank=0)),
         ('method=qlora (pip install "personalar[quantized]")', replace(lora, base_bits=4)),
-        ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=(4, 4, 4))),
-        ("trainer=zero3_offload trainer.devices=8", replace(small, shards=(64, 64, 10**6))),
+        ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=shards("zero3", 4))),
+        ("trainer=zero3_offload trainer.devices=8", replace(small, shards=shards("zero3_offload", 8))),
     )
     fits = []
     for setting, candidate in candidates:
@@ -159,6 +175,7 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
         for work in variants(asked, config):
             items = estimate(work)
             if peak(items) <= limit:
+                check_host(config, work)
                 chosen[stage.name] = work
                 break
         else:

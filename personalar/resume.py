@@ -195,6 +195,16 @@ class StageCheckpoint(L.Callback):
     def _note(self, *_: Any) -> None:
         self.terminated = True
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count passes as this run does: with other processes, or less memory, a step has another number."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        for counts in (progress["current"], progress["total"]):
+            more = done - counts["processed"]
+            counts |= {name: counts[name] + more for name in ("ready", "started", "processed", "completed")}
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Save where it is time, or where the run was asked to end."""
         if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
@@ -214,8 +224,11 @@ class StageCheckpoint(L.Callback):
             self.save(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
-        if self._ending:
+        """End here where asked to: the last step is logged by now, and sampling would cost minutes.
+
+        A step that is saved after its grid gets it first: else it would be lost.
+        """
+        if self._ending and not self._owed:
             raise SystemExit(EXIT_TERMINATED if trainer.is_global_zero else 0)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:

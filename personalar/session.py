@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from personalar.callbacks.progress import Reporter
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.concept import RECORD_FILE, Concept
 from personalar.config import RunConfig
+from personalar.decoding.plain import PlainDecoder
 from personalar.generator import Decoder, Generator, generate_files, have_files
 from personalar.grid import draw_grid
 from personalar.identifier import Identifier
@@ -103,6 +104,9 @@ class Session:
 
     def generator(self, backend: ChameleonBackend, identifier: Identifier | None) -> Generator:
         """Return what makes pictures with this state of the model."""
+        if backend.is_cut_up:  # jacobi's passes depend on the picture, and a batch on what memory is free
+            plain = PlainDecoder(**asdict(self.decoder.sampling))
+            return Generator(backend=backend, decoder=plain, identifier=identifier, batch=None)
         batch = self.sampling.sample_batch
         return Generator(backend=backend, decoder=self.decoder, identifier=identifier, batch=batch)
 

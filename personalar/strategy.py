@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from lightning.pytorch.strategies.strategy import Strategy as _Base
+from torch import Tensor
 
 from personalar.config import TrainerConfig
 
@@ -48,6 +51,14 @@ class ZeroStrategy(DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
 
+class ZeroPrecision(DeepSpeedPrecision):
+    """Lightning's DeepSpeedPrecision, under which a step of several passes has the mean gradient."""
+
+    def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass; Lightning has divided the loss by the passes, DeepSpeed would once more."""
+        super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+
 def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration; Lightning adds accumulation, clipping and precision."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
@@ -67,16 +78,32 @@ def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_strategy(config: TrainerConfig) -> Strategy | str:
-    """Return Lightning's strategy for `trainer.strategy`."""
+def make_environment() -> list[SLURMEnvironment]:
+    """Return the plugin that a SLURM job needs; elsewhere, and under torchrun in such a job, none.
+
+    On SIGUSR1 Lightning would write a checkpoint of its own into the run folder, and begin the next stage
+    from it. SIGTERM, and the same command again, are this program's way.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def make_strategy(config: TrainerConfig, dtype: str) -> Strategy | str:
+    """Return Lightning's strategy for `trainer.strategy`; `dtype` is the base's."""
     if config.strategy == "ddp":
-        return DDPStrategy(timeout=PATIENCE)
+        # Else there are two copies of all gradients.
+        return DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)
     if config.strategy == "single":
         return "auto"
     stage = 2 if config.strategy == "zero2" else 3
     offload = config.strategy == "zero3_offload"
     return ZeroStrategy(
-        config=zero_config(stage, offload=offload), timeout=PATIENCE, exclude_frozen_parameters=True
+        config=zero_config(stage, offload=offload),
+        timeout=PATIENCE,
+        exclude_frozen_parameters=True,
+        # DeepSpeed keeps float32 copies of what trains.
+        precision_plugin=ZeroPrecision("bf16-true" if dtype == "bfloat16" else "32-true"),
     )
 
 
@@ -89,6 +116,19 @@ def gradient_norm(strategy: _Base) -> float | None:
         return None
     norm = strategy.deepspeed_engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def let_go(strategy: _Base) -> None:
+    """Let DeepSpeed's engine and the network that it holds be collected, once a stage has ended.
+
+    Its list of the modules that are at work is global, and ends with the network in it.
+    """
+    if not isinstance(strategy, ZeroStrategy):
+        return
+    from deepspeed.runtime.zero import parameter_offload
+
+    strategy.deepspeed_engine.destroy()
+    parameter_offload.FWD_MODULE_STACK.clear()
 
 
 def shards_weights(strategy: _Base) -> bool:

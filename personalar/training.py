@@ -37,7 +37,7 @@ from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
 from personalar.stage import Stage, describe_steps, sequences_per_step, share_of
-from personalar.strategy import make_strategy, shards_weights
+from personalar.strategy import let_go, make_environment, make_strategy, shards_weights
 from personalar.types import Sample
 
 EXPECTED_WARNINGS = (
@@ -88,10 +88,8 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=make_strategy(config),
-        # DeepSpeed keeps float32 copies of what trains; elsewhere tensors keep their own types.
-        precision="bf16-true" if sharded and session.config.model.dtype == "bfloat16" else "32-true",
-        plugins=None if sharded else [AtomicCheckpointIO()],
+        strategy=make_strategy(config, session.config.model.dtype),
+        plugins=[*make_environment(), *([] if sharded else [AtomicCheckpointIO()])],
         max_steps=numbers.steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
@@ -266,3 +264,4 @@ def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback],
     if trainer.is_global_zero:
         leave_concept(session, stage, trainer, module)
     trainer.strategy.barrier()  # the next stage starts from this file on every process
+    let_go(trainer.strategy)

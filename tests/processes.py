@@ -41,6 +41,17 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
             personalize(*prepared, command="test")
 
 
+def run_and_look(run_dir: Path, overrides: Sequence[str]) -> None:
+    """Do a run, and raise AssertionError where a network or an engine outlives it."""
+    import gc
+
+    run_once(run_dir, overrides)
+    gc.collect()
+    names = [type(found).__name__ for found in gc.get_objects()]
+    alive = [name for name in names if name in ("DeepSpeedEngine", "ChameleonTransformer", "AdamW")]
+    assert not alive, alive
+
+
 def run_interrupted(
     run_dir: Path, overrides: Sequence[str], call: int, rank: int, name: str = "SIGTERM"
 ) -> None:

@@ -44,6 +44,10 @@ class FarTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"FarTensor({self.inner!r})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be written like a GPU's tensor: as numbers, which are read to the CPU."""
+        return self.inner.__reduce_ex__(protocol)
+
     def tolist(self) -> list[Any]:
         """Read all of it, which is a wait."""
         return self.cpu().tolist()
@@ -76,6 +80,8 @@ class _Mode(TorchDispatchMode):
         here = asked.type == NAME if asked is not None else bool(far)
         if func not in CROSSING and far:
             self._check(func, given)
+        if isinstance(kwargs.get("generator"), torch.Generator) and here:  # there is none but the CPU's
+            raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
         if func is aten.copy_.default:
             here = isinstance(args[0], FarTensor)
         if far and (func is aten._local_scalar_dense.default or not here or self._counts(func, args)):

@@ -23,6 +23,7 @@ from second_device import NAME, FarTensor, second_device
 from test_compiled import Uncompiled
 from test_decoding import TEXTS, prompts
 
+import personalar.module
 import personalar.training
 from personalar.concept import Concept
 from personalar.decoding.jacobi import JacobiDecoder
@@ -179,6 +180,33 @@ def test_a_whole_run(
     base = {p.name: p.read_bytes() for p in (tmp_path / "near" / "images" / "base").glob("*.png")}
     assert base == {p.name: p.read_bytes() for p in (tmp_path / "far" / "images" / "base").glob("*.png")}
     assert (tmp_path / "far" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stage_goes_on(
+    tiny_model_dir: Path, tmp_path: Path, far_trainer: Callable, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A checkpoint is read to the host; what of it belongs on the device comes there."""
+    words = [f"model.path={tiny_model_dir}", "scorer=none", f"method={method}", *METHODS[method]]
+    words += ["trainer.checkpoint_every_steps=1"]
+    loss, calls = personalar.module.sequence_loss, []
+
+    def killed(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) in (2, 4):  # in the second step of each stage
+            raise RuntimeError("killed")
+        return loss(*args, **kwargs)
+
+    with second_device(), far_trainer():
+        whole = learn(tmp_path / "whole", NAME, *words)
+        monkeypatch.setattr(personalar.module, "sequence_loss", killed)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="killed"):
+                learn(tmp_path / "parts", NAME, *words)
+        parts = learn(tmp_path / "parts", NAME, *words)
+    assert len(calls) == 6
+    for name, learned in tensors(whole).items():
+        assert torch.equal(tensors(parts)[name], learned), name
 
 
 def test_the_network_stays_where_it_is(tiny_model_dir: Path, tmp_path: Path, far_trainer: Callable) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import QUICK, compose_config
-from processes import run_interrupted, run_together
+from processes import run_and_look, run_interrupted, run_together
 
 from personalar.concept import Concept
 from personalar.recipe import StageNumbers
@@ -67,8 +67,24 @@ def test_two_interrupted_processes_equal_one_whole_run(
             ValueError, match=rf"saved by 2 processes with trainer.strategy={strategy}, now there are 1"
         ):
             find_checkpoint(folder, "transformer", world=1, strategy=strategy)
-    run_together(run_dir, *overrides)
+    run_together(run_dir, *overrides, work=run_and_look)
     assert_same_learning(finished_run, run_dir)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_step_of_several_passes_has_the_mean_gradient(
+    strategy: str, do_run, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Whoever divides by the number of passes, it happens once: clipping acts on what is logged."""
+    steps = "model.recipe.stages.embedding"
+    passes = ["stage=embedding", f"{steps}.batch=1", f"{steps}.accumulate=4", f"{steps}.steps=2"]
+    passes += ["scorer=none", "samples.grid_every_steps=0", "samples.kinds=[subject]"]
+    do_run(tmp_path / "one", *passes)
+    words = dict(word.split("=", 1) for word in [*QUICK, f"model.path={tiny_model_dir}", *passes])
+    words |= {"trainer": strategy, "trainer.accelerator": "cpu", "trainer.attention": "eager"}
+    run_together(tmp_path / "two", "+subject=cat", *(f"{name}={value}" for name, value in words.items()))
+    norms = [curve(tmp_path / name, "embedding", "watch/gradient_norm") for name in ("one", "two")]
+    assert len(norms[0]) == 2 and norms[1] == pytest.approx(norms[0], rel=1e-2)
 
 
 def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:

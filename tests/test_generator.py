@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from personalar import batching
 from personalar.batching import draw_in_batches
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.callbacks.subject_scores import SubjectScores
+from personalar.decoding.jacobi import JacobiDecoder
 from personalar.decoding.plain import PlainDecoder
 from personalar.generator import Generator, generate_files, have_files
 from personalar.request import chunks, pick_grid_prompts, requests_for
@@ -159,6 +161,21 @@ def test_batches_are_cut_by_the_memory_before_the_first(tiny_backend, monkeypatc
         decoder.batches.clear()
         images.codes(["a cat"] * 4, range(4))
         assert decoder.batches == [size] * (4 // size)
+
+
+def test_processes_that_share_a_network_run_equally_many_passes(session, tiny_backend, monkeypatch) -> None:
+    """Jacobi's passes depend on the picture, batches on the memory that one process has free."""
+    session = replace(session, decoder=JacobiDecoder(cfg_scale=2.0, top_k=20))
+    assert session.generator(tiny_backend, None).decoder is session.decoder
+    monkeypatch.setattr(type(tiny_backend), "is_cut_up", True)
+    images = session.generator(tiny_backend, None)
+    monkeypatch.setattr(generator_module, "free_bytes", lambda device: 0)
+    assert images.fitting_batch(["a cat"] * 40) == 40
+    assert type(images.decoder) is PlainDecoder and images.decoder.sampling == session.decoder.sampling
+    hungry = Generator(backend=tiny_backend, decoder=Hungry(torch.OutOfMemoryError("CUDA")), batch=None)
+    with pytest.raises(torch.OutOfMemoryError):
+        hungry.codes(["a cat"] * 4, range(4))
+    assert hungry.decoder.batches == [4]
 
 
 def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest_run import compose_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+import personalar.preflight
 from personalar.blocks import prepare_blocks
 from personalar.compose import package_path
 from personalar.memory import (
@@ -74,7 +76,10 @@ def test_methods_are_data() -> None:
 
 
 def allocated(work: Workload) -> int:
-    """Return the peak of what torch's allocator held in two real steps, weights included."""
+    """Return the peak of what torch's allocator held in two real steps of two passes, weights included.
+
+    Gradients are deleted when Lightning does it: after a step's first forward pass.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         network = ChameleonTransformer(work.shape).requires_grad_(False)
         names = [n for n, _ in network.named_parameters() if any(fnmatchcase(n, p) for p in work.patterns)]
@@ -82,14 +87,17 @@ def allocated(work: Workload) -> int:
         prepare_blocks(network, recompute=work.recompute, compiled=False)
         rows = torch.zeros(work.identifier_rows, work.shape.hidden_size, requires_grad=True)
         optimizer = torch.optim.AdamW([*weights, rows], fused=True)
-        for _ in range(2):
+        for turn in range(4):
             embeds = torch.randn(work.batch, work.tokens, work.shape.hidden_size) + rows[0]
             hidden = network(embeds)[:, : work.image_tokens].flatten(0, 1)
             targets = torch.zeros(len(hidden), dtype=torch.int64)
-            head_loss(hidden, network.lm_head.weight[: work.choices], targets).backward()
-            del hidden, embeds
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = head_loss(hidden, network.lm_head.weight[: work.choices], targets)
+            if turn % 2 == 0:
+                optimizer.zero_grad()
+            loss.backward()
+            del hidden, embeds, loss
+            if turn % 2:
+                optimizer.step()
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
     current = highest = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
@@ -139,6 +147,33 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
     three_ways = r"what fits:\n(  \S.*: [\d.]+ GB\n?){3}$"
     with pytest.raises(ValueError, match=rf"(?s)needs .* GB on each device.*optimizer states.*{three_ways}"):
         plans(least * 0.9)
+
+
+def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """zero3_offload fits a small device, where the host holds what the device does not."""
+    monkeypatch.setattr(personalar.preflight, "check_devices", lambda trainer: None)
+    monkeypatch.setattr(
+        personalar.preflight, "read_shape", lambda files, attention: (TransformerConfig(), VQConfig())
+    )
+    files = Mock(layout=Mock(resolution=512))
+
+    def plan(method: str, host: float) -> None:
+        monkeypatch.setattr(
+            personalar.preflight.psutil, "virtual_memory", lambda: Mock(total=int(host * 1e9))
+        )
+        words = ["model=lumina_mgpt_7b_512", f"method={method}", "memory=24gb"]
+        config = compose_config("+subject=cat", *words, "trainer=zero3_offload", "trainer.devices=2")
+        preflight(config, resolve_stages(config.method, config.model.recipe), files)
+
+    plan("full", 120)
+    plan("paper", 40)
+    with pytest.raises(ValueError, match=r"zero3_offload keeps 104\.\d+ GB .* which has 90\.00 GB: choose"):
+        plan("full", 90)
+
+
+def test_weights_that_are_gathered_count() -> None:
+    items = [estimate(replace(SEVEN, shards=(n, n, n))) for n in (1, 4)]
+    assert items[0]["gathered weights"] == 0 and items[1]["gathered weights"] == 2 * 10**9
 
 
 @pytest.mark.parametrize("side", [512, 768, 1024])

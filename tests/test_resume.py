@@ -7,15 +7,20 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
+from conftest_run import QUICK, compose_config
 from processes import run_interrupted, run_killed, run_once, start
 from test_run import same_result
 
+import personalar.module
+from personalar.concept import Concept
 from personalar.resume import EXIT_TERMINATED, AtomicCheckpointIO, digest_of, find_checkpoint
+from personalar.run import personalize, prepare
 from personalar.run_folder import RunFolder
 
 KILLS = int(os.environ.get("PERSONALAR_KILLS", "3"))
@@ -130,6 +135,32 @@ def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
     record = saved.record["stages"]["embedding"]["checkpoint"]
     saved.update_stage("embedding", checkpoint={**record, "strategy": "ddp"})
     assert find_checkpoint(saved, "embedding", world=1, strategy="single") is not None
+
+
+def test_a_step_may_have_other_passes_when_it_goes_on(
+    do_run, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less memory, or another number of processes: a step sees its own sequences, all and once."""
+    words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
+    words += ["model.recipe.stages.embedding.batch=4", "model.recipe.stages.embedding.steps=5"]
+    do_run(tmp_path / "whole", *words)
+    loss, calls = personalar.module.sequence_loss, []
+
+    def killed(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(personalar.module, "sequence_loss", killed)
+        do_run(tmp_path / "parts", *words)  # a checkpoint at step 2
+    config = compose_config("+subject=cat", *QUICK, f"model.path={tiny_model_dir}", *words)
+    session, stages = prepare(config, tmp_path / "parts")
+    plans = {name: replace(plan, batch=1) for name, plan in session.plans.items()}
+    personalize(replace(session, plans=plans), stages, command="test")
+    whole, parts = (Concept.load(tmp_path / name / "concept") for name in ("whole", "parts"))
+    torch.testing.assert_close(parts.rows, whole.rows, atol=1e-5, rtol=1e-4)
 
 
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import personalar.module
 from personalar.concept import Concept
 from personalar.generator import Generator
 from personalar.report import write_report
+from personalar.resume import EXIT_TERMINATED
 from personalar.run_folder import RunFolder
 from personalar.selection import SelectionConfig, harmonic, rule_values
 from personalar.settings import learning_settings
@@ -136,6 +139,32 @@ def events(monkeypatch: pytest.MonkeyPatch, dies_at: int) -> list[int]:
     monkeypatch.setattr(personalar.module, "sequence_loss", before(personalar.module.sequence_loss))
     monkeypatch.setattr(Generator, "codes", before(Generator.codes))
     return count
+
+
+def test_sigterm_at_a_step_with_a_grid_costs_nothing(
+    do_run, selected_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a step is saved after its grid, which is drawn before the process ends."""
+    whole, calls, handler = personalar.module.sequence_loss, [], signal.getsignal(signal.SIGTERM)
+
+    def terminated(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args, **kwargs)
+
+    overrides = [*BY_RULE, "trainer.checkpoint_every_steps=100"]
+    try:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr(personalar.module, "sequence_loss", terminated)
+            do_run(tmp_path / "run", *overrides)
+        assert ended.value.code == EXIT_TERMINATED and len(calls) == 2
+        assert RunFolder(tmp_path / "run").record["stages"]["embedding"]["checkpoint"]["step"] == 2
+        do_run(tmp_path / "run", *overrides)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert grid_values(tmp_path / "run") == grid_values(selected_run)
+    same_result(selected_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("dies_at", range(3, 11))

@@ -17,6 +17,7 @@ from test_distributed import assert_same_learning
 from personalar.config import RunConfig
 from personalar.process import global_rank, local_rank
 from personalar.run_folder import RunFolder
+from personalar.strategy import make_environment
 
 GUIDE = Path(__file__).parent.parent / "docs" / "multi_gpu.md"
 ENDS_WITHIN_S = 120
@@ -80,6 +81,18 @@ def composed(command: str) -> RunConfig:
     """Return what the words after `personalar.run` of a command configure."""
     words = shlex.split(command)
     return compose_config(*words[words.index("personalar.run") + 1 :])
+
+
+def test_a_slurm_job_is_stopped_and_started_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's own way would begin the next stage from the checkpoint of the one before."""
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    assert make_environment() == []
+    for name, value in (("SLURM_NTASKS", "2"), ("SLURM_NTASKS_PER_NODE", "2"), ("SLURM_JOB_NAME", "train")):
+        monkeypatch.setenv(name, value)
+    (environment,) = make_environment()
+    assert environment.auto_requeue is False
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun within a SLURM job
+    assert make_environment() == []
 
 
 def test_the_guides_commands_start_as_many_processes_as_they_configure() -> None:

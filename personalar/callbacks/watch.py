@@ -78,9 +78,11 @@ class StepWatch(L.Callback):
 
     @staticmethod
     def _row(pl_module: L.LightningModule) -> Tensor | None:
-        """Return [V]'s row; None where no process has it whole (ZeRO 3)."""
+        """Return [V]'s row on the CPU, where a checkpoint's lies too; None where no process has it whole."""
         rows = pl_module.identifier.rows
-        return rows.detach()[0].float().clone() if rows.numel() and not is_sharded(rows) else None
+        if not rows.numel() or is_sharded(rows):
+            return None
+        return rows.detach()[0].to("cpu", torch.float32, copy=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the start in the checkpoint, so that a resumed stage measures from there."""

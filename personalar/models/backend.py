@@ -88,8 +88,12 @@ class ChameleonBackend(nn.Module):
     def has_fixed_addresses(self) -> bool:
         """Whether weights are read where they lie: not while float32 ones are rounded for every use, or are
         cut up over processes (ZeRO 3) and gathered."""
-        modules, weights = self.transformer.modules(), self.transformer.parameters()
-        return not any(map(is_parametrized, modules)) and not any(map(is_sharded, weights))
+        return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
+
+    @property
+    def is_cut_up(self) -> bool:
+        """Whether no process holds all weights (ZeRO 3): every pass then takes all processes."""
+        return any(map(is_sharded, self.transformer.parameters()))
 
     def preprocess(
         self,

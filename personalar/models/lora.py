@@ -62,7 +62,9 @@ def inject_lora(
     for name, parameter in parameters.items():
         if ".lora_A." in name:
             bound = parameter.shape[1] ** -0.5  # PEFT's own start: kaiming uniform with a = sqrt(5)
-            start = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+            # The device and type are named because Lightning and DeepSpeed change the defaults here.
+            start = torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
+            start = start * 2 * bound - bound
             parameter.data.copy_(start)
     return parameters
 
