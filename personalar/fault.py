@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,9 +25,12 @@ GOES_ON = "what was finished is kept, and the same command goes on from there"
 
 @contextmanager
 def told(command: str) -> Iterator[None]:
-    """Run the block; what a person can mend ends it in one sentence and exit code 1."""
+    """Run the block; what a person can mend ends it in one sentence and exit code 1, Ctrl-C in 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; {GOES_ON}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         text = sentence(error)
         if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -25,10 +25,11 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from personalar.process import global_rank
 from personalar.run_folder import RunFolder
 
-EXIT_TERMINATED = 143
-"""Exit code of a run that SIGTERM stopped after saving: 128 + 15, as a shell reports it."""
+EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+"""Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
 """What a checkpoint may be called, and what is deleted once there is a newer one."""
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
@@ -165,7 +166,7 @@ def _remove(path: Path) -> None:
 
 
 class StageCheckpoint(L.Callback):
-    """Saves every few steps, and when SIGTERM asks the run to end."""
+    """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end."""
 
     def __init__(
         self, *, folder: RunFolder, stage: str, strategy: str, every: int, selects: bool = False
@@ -178,7 +179,8 @@ class StageCheckpoint(L.Callback):
         """
         self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
         self.selects, self._owed = selects, False
-        self.terminated = self._ending = False
+        self.asked = self._ending = 0
+        """The signal that asked this process, or any of them, to end; 0: none did."""
         self._last_step = 0
 
     @property
@@ -187,13 +189,20 @@ class StageCheckpoint(L.Callback):
         return self.folder.record.get("stages", {}).get(self.stage, {}).get("checkpoint", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note SIGTERM and obey it between two steps; Lightning's own handler saves nothing."""
+        """Note SIGTERM and Ctrl-C and obey them between two steps; Lightning's own handlers save nothing."""
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
-            signal.signal(signal.SIGTERM, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._note)
 
-    def _note(self, *_: Any) -> None:
-        self.terminated = True
+    def _note(self, number: int, *_: Any) -> None:
+        if number == self.asked == signal.SIGINT:  # a second time: at once
+            raise SystemExit(EXIT_INTERRUPTED)
+        if number == signal.SIGINT and global_rank() == 0:
+            print(
+                "interrupted: this step is finished and saved; press Ctrl-C again to end at once", flush=True
+            )
+        self.asked = number
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -210,7 +219,7 @@ class StageCheckpoint(L.Callback):
         if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
             return
         self._last_step = trainer.global_step
-        self._ending = self._anyone_terminated(trainer)
+        self._ending = self._anyone_asked(trainer)
         if self._ending or trainer.global_step % self.every == 0:
             batch_idx = trainer.fit_loop.total_batch_idx
             self._owed = self.selects and (batch_idx + 1) % trainer.val_check_batch == 0
@@ -229,19 +238,19 @@ class StageCheckpoint(L.Callback):
         A step that is saved after its grid gets it first: else it would be lost.
         """
         if self._ending and not self._owed:
-            raise SystemExit(EXIT_TERMINATED if trainer.is_global_zero else 0)
+            raise SystemExit(128 + self._ending if trainer.is_global_zero else 0)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """The same, where no sampling follows."""
         self.on_validation_start(trainer)
 
-    def _anyone_terminated(self, trainer: L.Trainer) -> bool:
-        """Tell whether any process was asked to end; all must answer alike, because saving takes all."""
+    def _anyone_asked(self, trainer: L.Trainer) -> int:
+        """Return the signal that asked any process to end; all must answer alike, because saving takes all."""
         if trainer.world_size == 1:
-            return self.terminated
-        flag = torch.tensor(int(self.terminated), device=trainer.strategy.root_device)
+            return self.asked
+        flag = torch.tensor(self.asked, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        return int(flag)
 
     def save(self, trainer: L.Trainer) -> None:
         """Write a checkpoint, name it in run.json, delete those before."""

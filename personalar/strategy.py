@@ -121,14 +121,18 @@ def gradient_norm(strategy: _Base) -> float | None:
 def let_go(strategy: _Base) -> None:
     """Let DeepSpeed's engine and the network that it holds be collected, once a stage has ended.
 
-    Its list of the modules that are at work is global, and ends with the network in it.
+    Under ZeRO 3 a global list of modules at work ends with the network in it, and so does a method's cache.
     """
     if not isinstance(strategy, ZeroStrategy):
         return
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     strategy.deepspeed_engine.destroy()
     parameter_offload.FWD_MODULE_STACK.clear()
+    methods = vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values()
+    for cell in (cell for method in methods for cell in getattr(method, "__closure__", None) or ()):
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 def shards_weights(strategy: _Base) -> bool:

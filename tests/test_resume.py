@@ -7,9 +7,11 @@ import json
 import os
 import random
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +21,15 @@ from test_run import same_result
 
 import personalar.module
 from personalar.concept import Concept
-from personalar.resume import EXIT_TERMINATED, AtomicCheckpointIO, digest_of, find_checkpoint
+from personalar.fault import told
+from personalar.resume import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    AtomicCheckpointIO,
+    StageCheckpoint,
+    digest_of,
+    find_checkpoint,
+)
 from personalar.run import personalize, prepare
 from personalar.run_folder import RunFolder
 
@@ -65,6 +75,36 @@ def test_sigterm_in_training_saves_the_step_and_says_143(
     assert saved["step"] == 3 and saved["file"] == "step_000003.ckpt"
     assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
+
+
+def test_ctrl_c_in_training_saves_the_step_and_says_130(
+    finished_run: Path, run_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
+    assert ended(run_interrupted, run_dir, rare, 3, 0, "SIGINT", log=log) == EXIT_INTERRUPTED, log.read_text()
+    assert "interrupted: this step is finished and saved; press Ctrl-C again" in log.read_text()
+    assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
+    assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = StageCheckpoint(folder=Mock(), stage="embedding", strategy="single", every=1)
+    callback._note(signal.SIGINT)
+    assert "press Ctrl-C again" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as at_once:
+        callback._note(signal.SIGINT)
+    assert at_once.value.code == EXIT_INTERRUPTED
+
+
+def test_ctrl_c_elsewhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as interrupted, told("personalar.run"):
+        raise KeyboardInterrupt
+    assert interrupted.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == (
+        "personalar.run: interrupted; what was finished is kept, and the same command goes on from there\n"
+    )
 
 
 def test_a_full_disk_stops_the_run_and_costs_nothing(
