@@ -199,9 +199,7 @@ class StageCheckpoint(L.Callback):
         if number == self.asked == signal.SIGINT:  # a second time: at once
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
-            print(
-                "interrupted: this step is finished and saved; press Ctrl-C again to end at once", flush=True
-            )
+            print("interrupted: this step is finished and saved; Ctrl-C again ends at once", flush=True)
         self.asked = number
 
     def on_load_checkpoint(
@@ -245,7 +243,7 @@ class StageCheckpoint(L.Callback):
         self.on_validation_start(trainer)
 
     def _anyone_asked(self, trainer: L.Trainer) -> int:
-        """Return the signal that asked any process to end; all must answer alike, because saving takes all."""
+        """Return the signal that asked any process to end; all answer alike, because saving takes all."""
         if trainer.world_size == 1:
             return self.asked
         flag = torch.tensor(self.asked, device=trainer.strategy.root_device)
