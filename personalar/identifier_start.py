@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from personalar.callbacks.progress import Reporter
 from personalar.datamodule import collate
 from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
 from personalar.models.backend import ChameleonBackend
@@ -22,6 +23,7 @@ def start_identifier(
     noun: str,
     photos: Sequence[Tensor],
     generator: torch.Generator,
+    reporter: Reporter,
 ) -> Identifier:
     """Return fresh rows for [V] and one token per photo.
 
@@ -36,7 +38,7 @@ def start_identifier(
     if numbers.init == "names":
         rows[:1] = random_rows(known, 1, generator=generator)
     if numbers.init == "nearest":
-        rows[:1] = nearest_row(backend, known, noun=noun, photos=photos)
+        rows[:1] = nearest_row(backend, known, noun=noun, photos=photos, reporter=reporter)
     if numbers.init == "words":
         words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
@@ -44,11 +46,14 @@ def start_identifier(
 
 
 @torch.no_grad()
-def nearest_row(backend: ChameleonBackend, rows: Tensor, *, noun: str, photos: Sequence[Tensor]) -> Tensor:
+def nearest_row(
+    backend: ChameleonBackend, rows: Tensor, *, noun: str, photos: Sequence[Tensor], reporter: Reporter
+) -> Tensor:
     """Return (1, D), that of `rows` (K, D) as [V] under which codes of `photos` are likeliest.
 
     Where pretraining gave reserved ids a meaning, as names of things it saw, this begins with the thing that
-    is most like the subject. It costs one forward pass over the photos for each row.
+    is most like the subject. It costs one forward pass over the photos for each row. On nano 164 of 187
+    tokens come after [V]: with the others computed once a name took 0.37 s in place of 0.38 (one thread).
     """
     tokens = {SUBJECT_TOKEN: backend.tokenizer.concept_ids[0]}
     prompt = training_prompt("a photo of a {}", noun, image_token=None)
@@ -63,4 +68,9 @@ def nearest_row(backend: ChameleonBackend, rows: Tensor, *, noun: str, photos: S
         identifier = Identifier(tokens=tokens, rows=row[None].float()).to(rows.device)
         return float(sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0))
 
-    return min(rows, key=loss)[None].float()
+    losses: list[float] = []
+    with reporter.phase("start of [V]", len(rows), f"names tried on {len(photos)} photos") as advance:
+        for row in rows:
+            losses.append(loss(row))
+            advance(1, f"least loss {min(losses):.3f}")
+    return rows[losses.index(min(losses))][None].float()

@@ -34,6 +34,7 @@ def new_identifier(session: Session, load: LoadBase) -> Identifier:
         noun=session.subject.noun,
         photos=[views[-1] for views in photo_codes(session, load)],  # unchanged copies come after the crops
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
+        reporter=session.reporter,
     )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
+from personalar.callbacks.progress import Reporter
 from personalar.datamodule import collate
 from personalar.identifier import Identifier
 from personalar.identifier_start import nearest_row, start_identifier
 from personalar.objective import sequence_loss
 from personalar.recipe import IdentifierNumbers
+
+SILENT = Reporter(enabled=False)
 
 
 def photos() -> list[torch.Tensor]:
@@ -20,8 +26,9 @@ def photos() -> list[torch.Tensor]:
 def start(backend, **numbers) -> Identifier:
     generator = torch.Generator().manual_seed(0)
     return start_identifier(
-        backend, IdentifierNumbers(**numbers), noun="cat", photos=photos(), generator=generator
-    )
+        backend, IdentifierNumbers(**numbers), noun="cat", photos=photos(), generator=generator,
+        reporter=SILENT,
+    )  # fmt: skip
 
 
 def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend) -> None:
@@ -38,8 +45,12 @@ def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend) -> None:
         for row in rows
     ]
     assert len({round(loss, 4) for loss in losses}) > 1
-    found = nearest_row(tiny_backend, rows, noun="cat", photos=photos())
+    said = io.StringIO()
+    reporter = Reporter(console=Console(file=said, soft_wrap=True))
+    found = nearest_row(tiny_backend, rows, noun="cat", photos=photos(), reporter=reporter)
     assert torch.equal(found, rows[losses.index(min(losses))][None])
+    assert said.getvalue().startswith("start of [V]: 6 names tried on 2 photos in ")
+    assert said.getvalue().endswith(f"least loss {min(losses):.3f}\n")
 
 
 def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(tiny_backend) -> None:
