@@ -64,7 +64,10 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
     found = {name: folder / Path(name).name for name in LORA_FILES}
     missing = [path.name for path in found.values() if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"lora={folder} lacks {', '.join(missing)}: give the folder that PEFT saved")
+        raise FileNotFoundError(
+            f"lora={folder} lacks {', '.join(missing)}: give the folder that PEFT saved; an export has one "
+            "after method=lora alone, without it leave lora= out"
+        )
     return {name: path.read_bytes() for name, path in found.items()}
 
 

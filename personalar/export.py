@@ -2,17 +2,18 @@
 
     learned_embeds.safetensors      the row of [V], one key, as textual-inversion tools pass it around
     lora/                           the adapter as PEFT wrote it, where stage 2 trained one
-    checkpoint/                     with checkpoint=true: the whole transformer, learned weights in it, shards
-                                    and norms as Lumina-mGPT's own code reads them
+    checkpoint/                     with checkpoint=true: the whole model, learned weights in it, norms in the
+                                    form of the base: for transformers, or for Lumina-mGPT's own code
     README.md                       the model card: use, provenance, hashes, with a head for Hugging Face
 
-`personalar.adopt` makes a concept of the first two again.
+`personalar.adopt` makes a concept of them again. Everything that can fail is tried before a file is written.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -21,53 +22,123 @@ from personalar.arguments import prepare_arguments
 from personalar.commands import ExportConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.fault import told
-from personalar.locate import obtain_model
+from personalar.locate import obtain_model, offline_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder
+
+if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
+    from personalar.concept import Concept
+    from personalar.models.backend import ChameleonBackend
+
+CHECKPOINT = "checkpoint"
 
 
 def write_export(config: ExportConfig) -> list[Path]:
     """Write what `config` asks for; return the paths.
 
     Raises:
-        FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together.
+        FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together,
+            or when `out` holds what the files would be mixed up with.
     """
-    from personalar.concept import Concept, base_fingerprint, save_row, write_atomic
-    from personalar.model_card import write_card
+    from personalar.concept import Concept, save_row, write_atomic
+    from personalar.export_card import write_export_card
 
     concept, out = Concept.load(concept_folder(config.concept)), Path(config.out).expanduser()
+    check_out(out, lora=bool(concept.lora), checkpoint=config.checkpoint)
+    learned = read_learned(config, concept) if config.checkpoint else None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
     paths = [save_row(out / "learned_embeds.safetensors", SUBJECT_TOKEN, row)]
     for name, data in concept.lora.items():
         write_atomic(out / name, data)
         paths.append(out / name)
-    if config.checkpoint:
-        files = obtain_model(config.model, say=print)
-        concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
-        paths.append(_write_checkpoint(config, concept, files, out / "checkpoint"))
+    if learned is not None:
+        backend, rows, form = learned
+        print(f"{CHECKPOINT}: {form}")
+        paths.append(_write_checkpoint(config, backend, out / CHECKPOINT, rows))
     elif concept.weights:
-        print(
-            f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of "
-            "these files; checkpoint=true writes all of it"
-        )
-    return [*paths, write_card(concept, out)]
+        print(left_out(config, concept))
+    return [*paths, write_export_card(concept, out, checkpoint=learned[2] if learned else None)]
 
 
-def _write_checkpoint(config: ExportConfig, concept, files, folder: Path) -> Path:
+def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
+    """Raise ValueError when `out` holds a concept, a page of somebody's, or parts of another export."""
+    from personalar.model_card import CARD_FILE, is_card
+
+    if (out / "concept.json").exists():
+        raise ValueError(f"out={out} is a concept's own folder, which an export would spoil: choose another")
+    if (out / CARD_FILE).exists() and not is_card(out / CARD_FILE):
+        raise ValueError(f"out={out} holds a {CARD_FILE} that no export wrote: choose another folder")
+    for name, written in (("lora", lora), (CHECKPOINT, checkpoint)):
+        if (out / name).exists() and not written:
+            raise ValueError(
+                f"out={out} holds {name}/ of an earlier export, which this one does not write: choose "
+                "another folder, or remove it"
+            )
+
+
+def read_learned(config: ExportConfig, concept: Concept) -> tuple[ChameleonBackend, int | None, str]:
+    """Return the base with all that was learned in it, the rows of its norms in files, and that in words.
+
+    Raises:
+        FileNotFoundError, ValueError: when the base lacks, or is not the concept's.
+    """
     import torch
 
+    from personalar.concept import base_fingerprint
     from personalar.models.backend import load_backend
-    from personalar.models.export import export_transformer
+    from personalar.models.export import shared_norm_rows
 
-    dtype = getattr(torch, config.model.dtype)
-    backend = load_backend(files, dtype=dtype)
+    files = obtain_model(config.model, say=print)
+    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
+    backend = load_backend(files, dtype=getattr(torch, config.model.dtype))
     identifier = concept.apply(backend)
-    table = backend.transformer.model.embed_tokens.weight
+    transformer = backend.transformer
+    table = transformer.model.embed_tokens.weight
     with torch.no_grad():  # the learned rows go where their reserved ids look them up
         table[identifier.ids] = identifier.rows.to(table.dtype)
-    return export_transformer(
-        backend.transformer, folder, tokenizer=backend.tokenizer, vq=backend.vq.config, dtype=dtype
+    of_base, rows = shared_norm_rows(files.base, transformer.state_dict())
+    return backend, rows, norm_words(of_base, rows, transformer.config.head_dim)
+
+
+def norm_words(of_base: int | None, rows: int | None, width: int) -> str:
+    """Return which form the query and key norms have in a checkpoint, and who reads it."""
+    if rows is not None:
+        return f"query and key norms ({rows}, {width}) for all heads, as Lumina-mGPT's own code reads them"
+    told = (
+        "a query and a key norm for every head, as transformers' ChameleonForConditionalGeneration reads them"
     )
+    if of_base is not None:
+        told += "; Lumina-mGPT's own code does not: heads that shared a norm in the base were trained apart"
+    return told
+
+
+def left_out(config: ExportConfig, concept: Concept) -> str:
+    """Return what the files do not hold, and the arguments that would write it."""
+    from personalar.concept import base_fingerprint
+    from personalar.model_card import plain
+
+    try:
+        files = offline_model(config.model)
+        here = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
+    except (FileNotFoundError, ValueError):
+        here = False
+    how = "checkpoint=true writes all of it"
+    if not here:
+        how += f" where the base lies that they belong to (model={plain(concept.base['name'])})"
+    return (
+        f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of these "
+        f"files; {how}"
+    )
+
+
+def _write_checkpoint(
+    config: ExportConfig, backend: ChameleonBackend, folder: Path, norm_rows: int | None
+) -> Path:
+    import torch
+
+    from personalar.models.export import export_backend
+
+    return export_backend(backend, folder, dtype=getattr(torch, config.model.dtype), norm_rows=norm_rows)
 
 
 def launch(cfg: DictConfig) -> None:

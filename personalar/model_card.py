@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ import yaml
 from personalar.concept import Concept, write_atomic
 
 CARD_FILE = "README.md"
+DEFAULT_BASE = "nano"
+"""What commands take without `model=`."""
+FOREIGN_BASE = " model.path=BASE"
+"""What commands need for a base that lay in a folder."""
 OWN_LICENCE = "apache-2.0"
 """Of the base that comes with this program."""
 BODY = """\
 # {subject}, learned by personalar
 
-What `[V]` means to **{base}**: {kind}, learned from {photos} photos of one {noun}. It needs that very base
-(fingerprint `{fingerprint}`) and does nothing without it.
+What `[V]` means to **{base}**: {kind}, learned from {photos} photos of one {noun}. {needs}
 
 ```bash
-python -m personalar.sample concept=DIR 'prompts=["a photo of [V] {noun} in the snow"]'
+{commands}
 ```
 
 ## Intended use
@@ -52,6 +57,22 @@ pictures carry prompt, seed, base and concept in their PNG metadata, which are e
 
 {files}
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a card says of the files beside it."""
+
+    kind: str
+    """What they are."""
+    needs: str
+    """What else must be there, and what they do not hold."""
+    commands: tuple[str, ...]
+    """How pictures are made with them; DIR is the folder."""
+    changed: str
+    """How many tensors of the transformer were trained, and where they are."""
+    names: tuple[str, ...]
+    """Whose rows there are."""
 
 
 def plain(value: Any, most: int = 120) -> str:
@@ -93,7 +114,7 @@ def head(concept: Concept) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def facts(concept: Concept) -> str:
+def facts(concept: Concept, told: Content) -> str:
     """Return where it comes from, one line each."""
     config = concept.config
     method = config.get("method")
@@ -106,30 +127,67 @@ def facts(concept: Concept) -> str:
         "learned up to stage": concept.stage,
         "method": method.get("name") if isinstance(method, dict) else None,
         "seed": config.get("seed"),
-        "changed tensors": len(concept.weights),
+        "changed tensors": told.changed,
     }
     lines = [f"- {name}: {plain(value)}" for name, value in known.items() if value is not None]
-    return "\n".join([*lines, f"- learned names: `{', '.join(concept.tokens)}`"])
+    return "\n".join([*lines, f"- learned names: `{', '.join(told.names)}`"])
 
 
-def model_card(concept: Concept, folder: Path) -> str:
-    """Return the card of `concept`, with a hash for every file that lies in `folder`."""
+def base_words(concept: Concept) -> str:
+    """Return the arguments that choose the base the concept was learned on; "" for the default one."""
+    model = concept.config.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    name = plain(concept.base["name"])
+    words = "" if name == DEFAULT_BASE else " " + shlex.quote(f"model={name}")
+    return words + (FOREIGN_BASE if path and not str(path).startswith("package://") else "")
+
+
+def sample_command(concept: Concept, folder: str, base: str) -> str:
+    """Return the command that draws with the concept in `folder` on the base that the words `base` choose."""
+    prompt = f"a photo of [V] {plain(concept.subject['noun'])} in the snow"
+    return f"python -m personalar.sample concept={folder} 'prompts=[\"{prompt}\"]'{base}"
+
+
+def content(concept: Concept) -> Content:
+    """Return what the folder of a concept holds."""
+    kind = "rows of the embedding table"
+    kind += " and a LoRA adapter" if concept.lora else " and changed weights" if concept.weights else ""
+    return Content(
+        kind=kind,
+        needs=f"It needs that very base\n(fingerprint `{short(concept)}`) and does nothing without it.",
+        commands=(sample_command(concept, "DIR", base_words(concept)),),
+        changed=str(len(concept.weights)),
+        names=tuple(concept.tokens),
+    )
+
+
+def short(concept: Concept) -> str:
+    """Return the beginning of the base's fingerprint."""
+    return plain(concept.base["fingerprint"])[:12]
+
+
+def model_card(concept: Concept, folder: Path, told: Content | None = None) -> str:
+    """Return the card of `concept`, with a hash for every file that lies in `folder`.
+
+    Args:
+        told: what the folder holds; by default the concept.
+    """
     files = sorted(
         path for path in folder.rglob("*")
         if path.is_file() and path.name != CARD_FILE and not path.name.startswith(".")
     )  # fmt: skip
     hashes = [f"- `{path.relative_to(folder).as_posix()}` sha256 `{digest(path)}`" for path in files]
-    kind = "rows of the embedding table"
-    kind += " and a LoRA adapter" if concept.lora else " and changed weights" if concept.weights else ""
+    told = told or content(concept)
     body = BODY.format(
         subject=plain(concept.subject["name"]),
         base=plain(concept.base["name"]),
-        kind=kind,
+        kind=told.kind,
         photos=len(concept.tokens) - 1,
         noun=plain(concept.subject["noun"]),
-        fingerprint=plain(concept.base["fingerprint"])[:12],
+        needs=told.needs,
+        commands="\n".join(told.commands),
         licence=origin(concept)[1],
-        facts=facts(concept),
+        facts=facts(concept, told),
         files="\n".join(hashes),
     )
     return f"---\n{head(concept)}---\n\n{body}"
@@ -146,3 +204,8 @@ def write_card(concept: Concept, folder: Path) -> Path:
     path = folder / CARD_FILE
     write_atomic(path, model_card(concept, folder).encode())
     return path
+
+
+def is_card(path: Path) -> bool:
+    """Tell whether the file was written here, and not by a person about something else."""
+    return b"\nlibrary_name: personalar\n" in path.read_bytes()[:1000]

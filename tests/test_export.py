@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest_backend import make_backend
 from conftest_run import compose_config
-from conftest_upstream import LUMINA, lumina_backend, save_vqgan
+from conftest_upstream import lumina_backend, tensors_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -108,7 +108,7 @@ def test_peft_loads_the_folder_on_transformers(tiny_model_dir: Path, tmp_path: P
     torch.testing.assert_close(backend(backend.embed(ids)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path, capsys) -> None:
     tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
     weights = {QKV.format(1, "v"): torch.randn(64, 64, generator=torch.Generator().manual_seed(1))}
     concept = concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights)
@@ -116,21 +116,113 @@ def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path:
     where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
     where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
     *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
-    save_vqgan(folder, lumina_backend().vq)
-    merged, learned = load_backend(open_folder(folder, layout=LUMINA)), load_backend(lumina_files)
+    assert tensors_of(folder)["model.layers.0.self_attn.q_norm.weight"].shape == (1, 16)
+    assert "norms (1, 16) for all heads, as Lumina-mGPT's own code reads them" in capsys.readouterr().out
+    assert not any("vqmodel" in name for name in tensors_of(folder))  # as in its repositories
+    merged, learned = load_backend(folder), load_backend(lumina_files)
     identifier = concept.apply(learned)
     ids = torch.tensor([[0, 9100, tokens["[V]"], 9200, 8710]])
     got = merged(merged.embed(ids))
     torch.testing.assert_close(got, learned(identifier(ids, learned.embed(ids))), atol=1e-5, rtol=0)
 
 
+def learned_on_tiny(folder: Path, where: Path) -> Concept:
+    """Save a concept with changed q and k on the tiny base, whose norms differ between heads."""
+    generator = torch.Generator().manual_seed(2)
+    weights = {QKV.format(0, part): torch.randn(32, 32, generator=generator) for part in "qk"}
+    first = load_backend(where).tokenizer.concept_ids[0]
+    concept = concept_on(open_folder(where), 32, weights=weights, tokens={"[V]": first, "[S1]": first + 1})
+    concept.save(folder)
+    return concept
+
+
+def test_where_heads_have_norms_of_their_own_transformers_reads_the_checkpoint(
+    tiny_model_dir: Path, tmp_path: Path, capsys
+) -> None:
+    from transformers import ChameleonForConditionalGeneration
+
+    concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    assert "for every head, as transformers' ChameleonForConditionalGeneration" in capsys.readouterr().out
+    theirs, loading = ChameleonForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values()), loading  # nothing is drawn at random, its image encoder neither
+    ours = load_backend(tiny_model_dir)
+    identifier, ids = concept.apply(ours), torch.tensor([[0, 70, concept.tokens["[V]"], 9, 30, 200]])
+    with torch.no_grad():
+        expected = theirs.eval().model(input_ids=ids).last_hidden_state
+    got = ours(identifier(ids, ours.embed(ids)))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_is_a_base_on_which_the_row_draws_the_same_pictures(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    row, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    again = adopt(adopting(row, tmp_path / "in", f"model.path={folder}"), open_folder(folder))
+    drawn = []
+    for learned, base in ((concept, tiny_model_dir), (again, folder)):
+        backend = load_backend(base)
+        generator = Generator(backend=backend, decoder=PlainDecoder(), identifier=learned.apply(backend))
+        drawn.append(generator.images(["a photo of a [V] cat"], [3])[0].tobytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_heads_that_were_trained_apart_are_written_apart_and_said_so(
+    lumina_files: ModelFiles, tmp_path: Path, capsys
+) -> None:
+    name = "model.layers.0.self_attn.q_norm.weight"
+    weights = {name: torch.rand(4, 16, generator=torch.Generator().manual_seed(1))}
+    tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
+    concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights).save(tmp_path / "c")
+    where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
+    where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
+    *_, folder, _ = write_export(exporting(tmp_path / "c", tmp_path / "out", *where))
+    assert torch.equal(tensors_of(folder)[name], weights[name])
+    assert "Lumina-mGPT's own code does not: heads that shared a norm" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_leaves_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    with pytest.raises(ValueError, match="was learned on base 'nano'"):  # and not on the shipped nano
+        write_export(exporting(tmp_path, tmp_path / "out", "checkpoint=true"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("concept.json", "is a concept's own folder, which an export would spoil: choose another"),
+        ("README.md", r"holds a README\.md that no export wrote: choose another folder"),
+        ("lora/adapter_config.json", "holds lora/ of an earlier export, which this one does not write"),
+        ("checkpoint/config.json", "holds checkpoint/ of an earlier export"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(
+    there: str, message: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    concept_on(open_folder(tiny_model_dir), 32).save(tmp_path / "concept")
+    file = tmp_path / "out" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        write_export(exporting(tmp_path, tmp_path / "out"))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
 def test_trained_weights_without_checkpoint_are_mentioned(
     tiny_model_dir: Path, tmp_path: Path, capsys
 ) -> None:
-    weights = {QKV.format(0, part): torch.zeros(32, 32) for part in "qk"}
-    concept_on(open_folder(tiny_model_dir), 32, weights=weights).save(tmp_path / "concept")
-    write_export(exporting(tmp_path, tmp_path / "out"))
-    assert "note: 2 tensors of the transformer were trained too" in capsys.readouterr().out
+    learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    write_export(exporting(tmp_path, tmp_path / "out", f"model.path={tiny_model_dir}"))
+    note = "note: 2 tensors of the transformer were trained too and are in none of these files; "
+    assert f"{note}checkpoint=true writes all of it\n" in capsys.readouterr().out
+    write_export(exporting(tmp_path, tmp_path / "out"))  # again, and the base is another
+    told = f"{note}checkpoint=true writes all of it where the base lies that they belong to (model=nano)"
+    assert told in capsys.readouterr().out
 
 
 def test_a_row_may_be_flat_and_called_anything(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ LAYERS = {
         "concept",
         "concept_check",
         "model_card",
+        "export_card",
         "run_folder",
         "reuse",
         "run_lock",
@@ -78,6 +79,7 @@ LAYERS = {
         "fault",
         "targets",
         "arguments",
+        "quoting",
         "__init__",
     ),
 }
@@ -89,7 +91,18 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
     ("decoding", "models.base"),
 }
 ALLOWED = {
-    "hydra": ("compose", "run", "sample", "doctor", "export", "adopt", "bench", "evaluate", "sweep"),
+    "hydra": (
+        "compose",
+        "quoting",
+        "run",
+        "sample",
+        "doctor",
+        "export",
+        "adopt",
+        "bench",
+        "evaluate",
+        "sweep",
+    ),
     "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume", "bench"),
     "transformers": ("models", "scoring", "bench"),
     "deepspeed": ("sharding", "strategy"),

@@ -14,6 +14,7 @@ from test_export import adapter, exporting
 
 from personalar.concept import Concept
 from personalar.export import write_export
+from personalar.export_card import export_content
 from personalar.model_card import CARD_FILE, model_card, write_card
 from personalar.settings import learning_settings
 
@@ -64,6 +65,38 @@ def test_every_export_has_one(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_card_of_an_export_tells_what_lies_there_and_how_it_comes_back(tmp_path: Path) -> None:
+    make().save(tmp_path / "concept")
+    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    _, body = parts(card.read_text())
+    assert "changed tensors: 1, in none of these files" in body and "learned names: `[V]`\n" in body
+    assert "and changed weights" not in body and "- not here: 1 tensors of the transformer" in body
+    adopt = "adopt embeds=DIR/learned_embeds.safetensors noun=cat name=cat out=adopted\n"
+    assert adopt in body and "sample concept=adopted 'prompts=[" in body and "concept=DIR" not in body
+    make(weights={}, lora=adapter()).save(tmp_path / "lora")
+    *_, card = write_export(exporting(tmp_path / "lora", tmp_path / "out2"))
+    assert "adopt embeds=DIR/learned_embeds.safetensors lora=DIR/lora noun=cat" in card.read_text()
+
+
+def test_the_card_of_a_checkpoint_takes_it_as_the_base() -> None:
+    config = {"model": {"path": "/somewhere"}}
+    concept = make(base={"name": "lumina_mgpt_7b_512", "fingerprint": "abc"}, config=config)
+    told = export_content(concept, "norms (1, 128)")
+    assert told.changed == "1, in checkpoint/" and told.names == ("[V]", "[S1]")
+    assert "`[V]` is the token 80; norms (1, 128)" in told.needs
+    for command in told.commands:
+        assert command.endswith(" model=lumina_mgpt_7b_512 model.path=DIR/checkpoint")
+    with_adapter = make(weights={}, lora=adapter(), config=config)
+    for command in export_content(with_adapter, "norms (1, 128)").commands:  # it goes on the base itself
+        assert command.endswith(" model.path=BASE")
+
+
+def test_a_card_names_the_base_that_its_command_needs(tmp_path: Path) -> None:
+    concept = make(base={"name": "anole_7b", "fingerprint": "abc"})
+    assert "in the snow\"]' model=anole_7b\n" in model_card(concept, tmp_path)
+    assert "in the snow\"]'\n" in model_card(make(), tmp_path)
+
+
 @pytest.mark.parametrize(
     "evil",
     ["<script>alert(1)</script>", "[x](javascript:alert)", "a\n---\nlicense: mit\n", "` `", "{base}", "\x00"],
@@ -81,8 +114,9 @@ def test_a_strangers_facts_are_words(evil: str, tmp_path: Path) -> None:
     )
     head, body = parts(model_card(concept, tmp_path))
     assert head["license"] == "other" and "base_model" not in head
+    exported = model_card(concept, tmp_path, export_content(concept, None))
     for sign in ("<script", "](", "\n---", "{base}", "\x00", "` `"):
-        assert sign not in body
+        assert sign not in body and sign not in exported.split("---\n", 2)[2]
     concept.save(tmp_path)
     write_card(concept, tmp_path)
     Concept.load(tmp_path)

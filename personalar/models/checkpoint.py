@@ -152,7 +152,7 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
     """
     collapsed = dict(state)
     for name, tensor in state.items():
-        if not _is_head_norm(name):
+        if not is_head_norm(name):
             continue
         if tensor.shape[0] % rows:
             raise ValueError(f"{name} has {tensor.shape[0]} heads, which {rows} rows cannot stand for")
@@ -165,12 +165,13 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
     return collapsed
 
 
-def _is_head_norm(name: str) -> bool:
+def is_head_norm(name: str) -> bool:
+    """Tell whether a tensor of that name is a query or key norm: a row per head, or fewer for all of them."""
     return ".q_norm." in name or ".k_norm." in name
 
 
 def _can_expand(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
-    shared = _is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
+    shared = is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
     return bool(shared) and shape[1:] == wanted[1:]
 
 
