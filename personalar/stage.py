@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import yaml
 from torch import nn
 
+from personalar.compose import conf_dir
 from personalar.config import MethodConfig, StageMethod
 from personalar.recipe import RecipeConfig, StageNumbers
 
@@ -130,10 +132,22 @@ def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) ->
     numbers, name = stage.numbers, stage.trains.numbers
     own = numbers.batch - (replay_count(numbers) if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos
-    return (
-        f"steps {stage.name}: {numbers.steps}, the recipe's (model.recipe.stages.{name}.steps of {recipe}) "
-        f"whatever the number of photos; each of {photos} is seen about {seen:.0f} times"
-    )
+    knob, written = f"model.recipe.stages.{name}.steps", recipe_steps(recipe, name)
+    if written == numbers.steps:
+        whose = f"the recipe's ({knob} of {recipe}) whatever the number of photos"
+    elif written is not None:
+        whose = f"set for this run ({knob}; {recipe} has {written})"
+    else:
+        whose = f"by {knob} of {recipe}"
+    return f"steps {stage.name}: {numbers.steps}, {whose}; each of {photos} is seen about {seen:.0f} times"
+
+
+def recipe_steps(recipe: str, numbers: str) -> int | None:
+    """Return the steps that the file of `recipe` gives a stage; None where it is not one of ours."""
+    path = conf_dir() / "model" / "recipe" / f"{recipe}.yaml"
+    if not path.is_file():
+        return None
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].get(numbers, {}).get("steps")
 
 
 def owner(number: int, numbers: StageNumbers, world: int) -> int:
