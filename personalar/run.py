@@ -193,6 +193,7 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
                 reporter.say(f"stage {stage}: already learned")
             elif pair is not None:
                 train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
+            folder.drop_checkpoints(stage)
             folder.publish(stage)
             samples[stage] = session.sample_and_score(stage, samples["base"])
             after(stage)

@@ -146,6 +146,15 @@ def test_the_checkpoint_that_was_written_is_found(saved: RunFolder) -> None:
     assert find_checkpoint(saved, "transformer", world=1, strategy="single") is None
 
 
+def test_a_finished_stage_keeps_no_checkpoint(saved: RunFolder, finished_run: Path) -> None:
+    saved.update_stage("embedding", steps=4)
+    saved.drop_checkpoints("embedding")
+    assert saved.record["stages"]["embedding"] == {"steps": 4} and not saved.checkpoints("embedding").exists()
+    saved.drop_checkpoints("embedding")
+    assert not list(finished_run.rglob("*.ckpt"))
+    assert "checkpoint" not in json.loads((finished_run / "run.json").read_text())["stages"]["transformer"]
+
+
 def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> None:
     shutil.rmtree(saved.checkpoints("embedding"))
     with pytest.raises(
