@@ -66,6 +66,16 @@ def _paste_fitted(
     canvas.paste(fitted, (left + (cell_px - size[0]) // 2, top + (cell_px - size[1]) // 2))
 
 
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return `pictures` one below the other, from the left."""
+    size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
+    canvas, top = Image.new("RGB", size, PAPER), 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    return canvas
+
+
 def draw_grid(
     rows: Sequence[Sequence[Image.Image | None]],
     *,

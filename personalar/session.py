@@ -18,7 +18,7 @@ from personalar.concept import RECORD_FILE, Concept
 from personalar.config import RunConfig
 from personalar.decoding.plain import PlainDecoder
 from personalar.generator import Decoder, Generator, generate_files, have_files
-from personalar.grid import draw_grid
+from personalar.grid import draw_grid, stack
 from personalar.identifier import Identifier
 from personalar.memory import Workload
 from personalar.models.backend import ChameleonBackend, load_backend
@@ -26,7 +26,7 @@ from personalar.models.files import ModelFiles
 from personalar.png import save_png
 from personalar.process import peak_memory_bytes, prepare_torch
 from personalar.prompt_check import check_prompts
-from personalar.prompts import unrelated_prompts
+from personalar.prompts import fill, unrelated_prompts
 from personalar.request import Request, chunks, pick_grid_prompts, requests_for
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
@@ -146,7 +146,7 @@ class Session:
             generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
             with closing(generator) if generator is not None else nullcontext():
                 if generator is not None:
-                    check_prompts(generator, [request.prompt for request in requests])
+                    check_prompts(generator, [request.prompt for request in requests], say=None)
                 files = generate_files(
                     batches, generator, self.folder.path, provenance=provenance, progress=advance
                 )
@@ -195,16 +195,12 @@ class Session:
         shown = {stage: [s for s in found if s.kind == "subject"][: self.config.samples.num_grid_prompts]
                  for stage, found in samples.items()}  # fmt: skip
         columns = max(len(found) for found in shown.values())
-        photos = [*self.subject.images[:columns], *[None] * (columns - len(self.subject.images))]
-        rows = [photos, *[[s.image for s in found] for found in shown.values()]]
-        titles = [s.spec.text.replace("{}", self.subject.noun) for s in next(iter(shown.values()))]
-        picture = draw_grid(
-            rows,
-            column_titles=titles,
-            row_titles=["photos", *shown],
-            title=f"{self.subject.name} on {self.config.model.name}",
-        )
-        return save_png(picture, self.folder.path / "grids" / "overview.png")
+        title = f"{self.subject.name} on {self.config.model.name}"
+        photos = draw_grid([self.subject.images[:columns]], row_titles=["photos"], title=title)
+        titles = [fill(s.spec.text, self.subject.noun) for s in next(iter(shown.values()))]
+        rows = [[s.image for s in found] for found in shown.values()]
+        pictures = draw_grid(rows, column_titles=titles, row_titles=list(shown))
+        return save_png(stack([photos, pictures]), self.folder.path / "grids" / "overview.png")
 
     def score(self, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
         """Judge `samples` and put the lines into scores.jsonl."""

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from personalar.grid import draw_grid
+from personalar.grid import draw_grid, stack
 from personalar.png import load_sample, read_png_metadata, sample_filename, save_png, save_sample
 from personalar.types import PromptSpec, Sample
 
@@ -81,6 +81,14 @@ def test_grid_places_pictures_and_leaves_gaps_empty():
         [[RED]], column_titles=["base"], row_titles=["word " * 40 + "x" * 200], title="t" * 300
     )
     assert titled.width > titled.height
+
+
+def test_grids_one_below_the_other():
+    wide, narrow = draw_grid([[RED, RED]], cell_px=40, gap_px=4), draw_grid([[RED]], cell_px=40, gap_px=4)
+    both = stack([narrow, wide])
+    assert both.size == (wide.width, narrow.height + wide.height)
+    assert both.getpixel((wide.width - 24, 24)) == (255, 255, 255)  # nothing beside the narrow one
+    assert both.crop((0, narrow.height, *both.size)).tobytes() == wide.tobytes()
 
 
 @pytest.mark.parametrize(
