@@ -38,7 +38,7 @@ class SampleConfig:
     out: str = "samples"
     """Folder for the PNG files."""
     watermark: str | None = None
-    """Up to 16 bytes of text to hide in the pixels, if they are 256 a side or more; null: none."""
+    """Up to 16 bytes of text to hide in the pixels, if they are 64 a side or more; null: none."""
     lossy: LossyConfig = field(default_factory=LossyConfig)
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING

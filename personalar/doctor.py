@@ -50,8 +50,8 @@ def versions() -> Finding:
     return Finding(title="versions", lines=(f"python {platform.python_version()}", *found))
 
 
-def devices(trainer: TrainerConfig) -> Finding:
-    """Return what there is to compute with, and whether it is what `trainer` asks for."""
+def devices(trainer: TrainerConfig, model: ModelConfig) -> Finding:
+    """Return what there is to compute with, and whether it is what `trainer` asks for and `model` needs."""
     import torch
 
     lines = [f"cpu: {available_cores()} cores, {_memory_bytes() / 1e9:.0f} GB of memory"]
@@ -65,6 +65,8 @@ def devices(trainer: TrainerConfig) -> Finding:
         f"trainer={trainer.name}: {trainer.accelerator}, {trainer.devices} device(s), "
         f"strategy {trainer.strategy}"
     )
+    if model.accelerator != "cpu" and trainer.accelerator == "cpu":
+        lines.append(f"note: model={model.name} is for a GPU; on a CPU a run takes days")
     problem = None
     if trainer.accelerator in ("gpu", "cuda") and count < trainer.devices:
         problem = f"trainer={trainer.name} asks for {trainer.devices} GPU(s) and {count} can be used" + (
@@ -122,7 +124,7 @@ def disk() -> Finding:
 
 def examine(config: DoctorConfig) -> list[Finding]:
     """Look at everything."""
-    return [versions(), devices(config.trainer), model_files(config.model), disk()]
+    return [versions(), devices(config.trainer, config.model), model_files(config.model), disk()]
 
 
 def report(findings: list[Finding]) -> str:

@@ -11,7 +11,7 @@ from conftest_run import compose_config
 from huggingface_hub import constants
 
 from personalar.commands import DoctorConfig
-from personalar.doctor import devices, examine, main, model_files, report, versions
+from personalar.doctor import Finding, devices, examine, main, model_files, report, versions
 
 
 def settings(*overrides: str) -> DoctorConfig:
@@ -49,9 +49,20 @@ def test_missing_files_are_described(tmp_path: Path) -> None:
     )
 
 
+def look_at(*overrides: str) -> Finding:
+    config = settings(*overrides)
+    return devices(config.trainer, config.model)
+
+
+def test_a_large_base_on_a_cpu_is_noted() -> None:
+    lines = look_at("model=lumina_mgpt_7b_512", "trainer=cpu").lines
+    assert lines[-1] == "note: model=lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes days"
+    assert not any("days" in line for line in look_at("trainer=cpu").lines)
+
+
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    finding = devices(settings("trainer=ddp").trainer)
+    finding = look_at("trainer=ddp")
     assert finding.problem == "trainer=ddp asks for 2 GPU(s) and 0 can be used: choose trainer=cpu"
     assert any("gpu: none" in line for line in finding.lines)
 
@@ -62,10 +73,10 @@ def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-    finding = devices(settings("trainer=ddp").trainer)
+    finding = look_at("trainer=ddp")
     assert finding.problem is not None and finding.problem.endswith("1 can be used: set trainer.devices=1")
     assert "gpu 0: Some GPU, 80 GB" in finding.lines
-    assert devices(settings("trainer=gpu").trainer).problem is None
+    assert look_at("trainer=gpu").problem is None
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
