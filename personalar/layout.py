@@ -40,6 +40,8 @@ class ProtocolConfig:
     """Default of what is predicted: "image_tokens" (the paper), or "answer" (Lumina's whole answer)."""
     z_loss_weight: float = 0.0
     """Default weight of mean(logsumexp(logits) ** 2); 1e-5 in Lumina's own training."""
+    known_words: list[str] | None = None
+    """Every word of the captions it was trained on: a note names others in a prompt. null: nobody knows."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that cannot be meant."""

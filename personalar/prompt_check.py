@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from personalar.identifier import Identifier
+from personalar.layout import ProtocolConfig
 from personalar.models.backend import ChameleonBackend
+from personalar.prompts import SUBJECT_TOKEN
 
+WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+MOST = 12
+"""Unknown words that a note names."""
 LEAST = 64
 """Tokens of a prompt that every base is trusted with; its own image is beyond what some configs declare."""
 
@@ -42,6 +48,29 @@ def encode_prompts(
     return ids
 
 
+def unknown_words(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> list[str]:
+    """Return the words of `prompts` that the base was not trained on, in order; none where nobody knows.
+
+    Args:
+        names: tokens of their own, such as [V]; they are no words.
+    """
+    if layout.known_words is None:
+        return []
+    learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
+    words = [word for prompt in prompts for word in WORD.findall(re.sub(learned, " ", prompt))]
+    return [word for word in dict.fromkeys(words) if word not in layout.known_words]
+
+
+def words_note(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> str | None:
+    """Return a sentence that names the words a base was not trained on; None where there are none."""
+    words = unknown_words(layout, prompts, names)
+    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
+    told = (
+        f"this base was not trained on: {', '.join(words[:MOST])}{more} (docs/sampling.md has what it knows)"
+    )
+    return told if words else None
+
+
 class HasModel(Protocol):
     """What makes pictures: a state of the model."""
 
@@ -49,6 +78,16 @@ class HasModel(Protocol):
     identifier: Identifier | None
 
 
-def check_prompts(generator: HasModel, prompts: Sequence[str]) -> None:
-    """Raise ValueError for a prompt that cannot be drawn, before the first one is."""
-    encode_prompts(generator.backend, prompts, generator.identifier.tokens if generator.identifier else None)
+def check_prompts(
+    generator: HasModel, prompts: Sequence[str], *, say: Callable[[str], object] | None = print
+) -> None:
+    """Raise ValueError for a prompt that cannot be drawn, before the first one is.
+
+    Args:
+        say: is told of words that the base was not trained on; None where that was said before.
+    """
+    tokens = generator.identifier.tokens if generator.identifier else {}
+    encode_prompts(generator.backend, prompts, tokens)
+    note = words_note(generator.backend.protocol.config, prompts, tokens)
+    if say is not None and note is not None:
+        say(f"note: {note}")

@@ -1,7 +1,11 @@
-"""Which settings determine a result: what a run, and what its first stage alone, is a function of."""
+"""Which settings determine a result: what a run, and what its first stage alone, is a function of.
+
+And what is asked for beyond learning: which stages, pictures and scores.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +17,8 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     model = asdict(config.model)
     for name in ("photo_warning", "accelerator"):
         model.pop(name)
+    if model["layout"] is not None:
+        model["layout"].pop("known_words")
     chooses = {}
     if config.selection.selects:  # then what is compared, and by whom, decides what is left
         compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
@@ -43,3 +49,20 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
         "model": {**model, "recipe": mine},
         "method": {"stage": chosen, "base_bits": method["base_bits"]},
     }
+
+
+def request_of(config: RunConfig) -> dict[str, Any]:
+    """Return what a command asks for beyond learning; run.json keeps what is finished of it."""
+    return {
+        "stages": list(config.stage.run),
+        "samples": asdict(config.samples),
+        "scorer": asdict(config.scorer),
+    }
+
+
+def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bool:
+    """Tell whether a run has `finished` all of `request`: the same pictures and scores, of these stages."""
+    if finished is None:
+        return False
+    alike = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
+    return alike and set(request["stages"]) <= set(finished["stages"])

@@ -17,6 +17,7 @@ from personalar.models.backend import ChameleonBackend, save_backend
 from personalar.models.protocol import ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer
+from personalar.world.captions import caption_words
 from personalar.world.scene import CLASSES, identity_vector, sample_instance
 
 
@@ -47,7 +48,8 @@ def main() -> None:
         ids, names = list(tokens.concept_ids), random_identities(len(tokens.concept_ids))
         embeddings = transformer.model.embed_tokens.weight
         embeddings[ids] = names @ state["identify.weight"].T + state["identify.bias"]
-    protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square")
+    words = list(caption_words())
+    protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square", known_words=words)
     save_backend(
         ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out
     )

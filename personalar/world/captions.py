@@ -19,9 +19,10 @@ from personalar.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.world.skin import COLOURS, Skin
+from personalar.world.skin import COLOURS, PATTERNS, Skin
 
 IDENTIFIER = "[V]"
+PLAIN = "plain"  # the pattern that no caption tells
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
 # Those that wear something come more often: hat, scarf and glasses in six colours each want many examples.
 # So do backpacks, whose pattern and pockets the base was slowest to learn.
@@ -29,6 +30,13 @@ _MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
 _CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
 _CLASS_ODDS = [odds / sum(_CLASS_ODDS) for odds in _CLASS_ODDS]
 _OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
+
+
+def caption_words() -> tuple[str, ...]:
+    """Every word of the captions, in order: all that a base trained on this world has read."""
+    phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, "an", "and", "shiny", "wearing"]
+    phrases += [phrase for phrase, _ in CONTEXTS.values()]
+    return tuple(sorted({word for phrase in phrases for word in phrase.replace("{}", "").split()} - {PLAIN}))
 
 
 def article(phrase: str) -> str:
@@ -42,7 +50,7 @@ def description(instance: Instance) -> str:
     first, second = skin.colours[0][0], skin.colours[1][0]
     return (
         f"{first} {instance.noun}"
-        if skin.pattern == "plain"
+        if skin.pattern == PLAIN
         else f"{skin.pattern} {first} and {second} {instance.noun}"
     )
 
