@@ -65,10 +65,7 @@ def words_note(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[s
     """Return a sentence that names the words a base was not trained on; None where there are none."""
     words = unknown_words(layout, prompts, names)
     more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
-    told = (
-        f"this base was not trained on: {', '.join(words[:MOST])}{more} (docs/sampling.md has what it knows)"
-    )
-    return told if words else None
+    return f"this base was not trained on: {', '.join(words[:MOST])}{more}" if words else None
 
 
 class HasModel(Protocol):
