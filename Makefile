@@ -11,7 +11,7 @@ KILLS ?= 20
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test chaos lint format audit licences clean
+.PHONY: help run test slow chaos lint format audit licences clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: $(VENV)/.installed  ## set up, then run the tests that `make test` leaves out because they take long
+	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
 	$(VENV)/bin/python tests/chaos.py --kills $(KILLS) --jobs $(JOBS)

@@ -208,7 +208,7 @@ def page(counter: Counter, *, command: str, seconds: float) -> str:
 def run_part(number: int) -> None:
     """Run one of `PARTS` in this process and print what it counted as the last line."""
     counter = Counter()
-    arguments = ["-q", "--hypothesis-show-statistics", "-p", "no:cacheprovider", *PARTS[number]]
+    arguments = ["-q", "--hypothesis-show-statistics", "-p", "no:cacheprovider", "-m", "", *PARTS[number]]
     code = pytest.main(arguments, [counter])
     rows = {pattern: vars(tally) for pattern, tally in counter.rows.items()}
     print(json.dumps({"code": int(code), "rows": rows, "failures": counter.failures}))

@@ -44,7 +44,6 @@ def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[flo
     return found, [parameter.grad for parameter in chosen]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
 @pytest.mark.parametrize("recompute", [False, True])
@@ -56,7 +55,6 @@ def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
         torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
 def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) -> None:

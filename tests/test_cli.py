@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest_run import QUICK
+from test_concept import make
 
 from personalar.png import read_png_metadata
 
@@ -64,7 +65,6 @@ def test_help_is_readable(tmp_path: Path) -> None:
     assert "_schema" not in done.stdout
 
 
-@pytest.mark.slow
 def test_from_photos_to_new_pictures(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
     where = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     scorers = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
@@ -96,6 +96,13 @@ def test_from_photos_to_new_pictures(tmp_path: Path, tiny_model_dir: Path, tiny_
 def test_sample_says_what_it_needs(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = command(tmp_path, "personalar.sample", *arguments)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_command_refuses_itself_is_one_sentence_too(tmp_path: Path) -> None:
+    make().save(tmp_path / "concept")  # its own file is called "__main__" then
+    done = command(tmp_path, "personalar.export", "concept=concept", "out=concept")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("personalar.export: out=concept is a concept's own folder")
 
 
 def test_prompts_of_the_sample_command() -> None:

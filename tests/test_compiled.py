@@ -163,7 +163,6 @@ def test_setting_errors() -> None:
         CompiledDecoder(bucket=0)
 
 
-@pytest.mark.slow
 def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
     """The compiler is asked a few times, not once for every layer, and the images are those of plain."""
     backend, compiled = make_backend(num_hidden_layers=5), []

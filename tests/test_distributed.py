@@ -71,7 +71,7 @@ def test_two_interrupted_processes_equal_one_whole_run(
     assert_same_learning(finished_run, run_dir)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "zero2"])
 def test_a_step_of_several_passes_has_the_mean_gradient(
     strategy: str, do_run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -250,6 +250,7 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         evaluate(config("task=fetch"), [])
 
 
+@pytest.mark.slow
 def test_a_launcher_does_the_subjects_of_a_method_as_one_sweep(
     tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
 ) -> None:

@@ -62,6 +62,7 @@ def assert_finished_stays(before: dict[str, bytes], run_dir: Path) -> dict[str, 
     return now
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_again_and_again(
     do_run, finished_run: Path, small_disk: Path, record_property
 ) -> None:
@@ -188,12 +189,14 @@ KILLS = [
     ("transformer", 2, "SIGTERM"),
 ]
 """Where, at which of its events in that process, and how; one after the other in one run folder."""
+if "PERSONALAR_KILLS" not in os.environ:  # `make chaos` makes them all
+    KILLS = KILLS[1::3]
 
 
 def test_kills_in_every_phase(
     run_overrides: list[str], finished_run: Path, tmp_path: Path, record_property
 ) -> None:
-    """Eight kills in one run folder, each in a named phase; the lock of a killed run blocks nobody."""
+    """Kills in one run folder, each in a named phase; the lock of a killed run blocks nobody."""
     record_property("inputs", len(KILLS))
     run_dir, log, kept = tmp_path / "run", tmp_path / "log", {}
     for place, count, name in KILLS:

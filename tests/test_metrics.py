@@ -53,7 +53,6 @@ def _process(rank: int, file: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_three_processes_agree_with_one(tmp_path: Path) -> None:
     mp.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
     for rank in range(3):

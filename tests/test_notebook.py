@@ -27,7 +27,6 @@ def test_it_is_valid_and_stored_without_outputs():
     assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # jupyter's own, of sockets and event loops
 def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
     from nbclient import NotebookClient

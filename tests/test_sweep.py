@@ -90,7 +90,6 @@ def sweep(tmp_path: Path, model: Path, scorers: Path, *overrides: str):
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_by_three_with_joblib(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install personalar[joblib]")
     done = sweep(
@@ -105,7 +104,6 @@ def test_two_by_three_with_joblib(tmp_path: Path, tiny_model_dir: Path, tiny_sco
     assert (tmp_path / "sweep" / "comparison.html").is_file() and "| 1-3.0 |" in done.stdout
 
 
-@pytest.mark.slow
 def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install personalar[submitit]")
     done = sweep(
@@ -119,7 +117,6 @@ def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_s
     assert "comparison.html" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
     reason="pip install personalar[optuna]",
