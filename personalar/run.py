@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,12 @@ from personalar.config import RunConfig
 from personalar.fault import told
 from personalar.locate import obtain_model, offline_model, pin
 from personalar.process import global_rank, keep_memory, local_rank, prepare_torch
-from personalar.run_lock import check_started_alone, locked
+from personalar.prompts import fill
+from personalar.run_lock import check_started_alone, locked, refusable
+from personalar.settings import covers, learning_settings, request_of
 from personalar.subject import load_subject, validation_prompts
 from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
-from personalar.types import Subject
+from personalar.types import STAGE_NAMES, Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
     from personalar.models.files import ModelFiles
@@ -57,15 +59,6 @@ def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, s
             f"holds nothing: run with stage=both, or stage={start} first"
         )
     return pairs
-
-
-def request_of(config: RunConfig) -> dict[str, Any]:
-    """Return what this command asks for beyond learning: if run.json holds the same, it is finished."""
-    return {
-        "stages": list(config.stage.run),
-        "samples": asdict(config.samples),
-        "scorer": asdict(config.scorer),
-    }
 
 
 def open_session(
@@ -121,11 +114,13 @@ def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concept import package_versions
     from personalar.preflight import describe_sampling
+    from personalar.prompt_check import words_note
 
     config, subject = session.config, session.subject
     rendered = config.subject.kind == "rendered"
-    warning = None if rendered else config.model.photo_warning
-    if warning:
+    strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
+    warnings = [text for text in (None if rendered else config.model.photo_warning, strange) if text]
+    for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     session.folder.update(
         settings=session.settings,
@@ -140,7 +135,7 @@ def record_start(session: Session, *, command: str) -> None:
         command=command,
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
-        warnings=[warning] if warning else [],
+        warnings=warnings,
         scorers=session.scorer.describe() if session.scorer else {},
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
     )
@@ -156,7 +151,9 @@ def finish(session: Session) -> None:
 
     folder = session.folder
     session.note_cost()
-    folder.update(finished=request_of(session.config))
+    request = request_of(session.config)  # stages that were learned before are shown and judged alike
+    learned = [name for name in STAGE_NAMES if name in request["stages"] or folder.has_concept(name)]
+    folder.update(finished={**request, "stages": learned})
     write_summary(folder.path)
     session.reporter.say(f"report: {write_report(folder.path)}")
     for line in result_lines(folder.path):
@@ -214,7 +211,6 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     config.model = pin(config.model)
     from personalar.reuse import take_over
     from personalar.run_folder import RunFolder
-    from personalar.settings import learning_settings
 
     folder = RunFolder(run_dir)
     if global_rank() > 0:
@@ -227,7 +223,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))
     stages = selected_stages(config, folder)
-    if folder.record.get("finished") == request_of(config) and (run_dir / "summary.json").is_file():
+    if covers(folder.record.get("finished"), request_of(config)) and (run_dir / "summary.json").is_file():
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         from personalar.summary import result_lines
 
@@ -240,14 +236,16 @@ def run_one(cfg: DictConfig) -> Objective | None:
     """Run one composed configuration and return its worth; what a person can mend ends in one sentence."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    with told("personalar.run"), locked(run_dir, leads=global_rank() == 0):
-        config = read_config(cfg)
-        if hydra_config.mode == RunMode.MULTIRUN:
-            check_devices(config.trainer.devices)
-            os.environ.setdefault(
-                "WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name
-            )  # W&B's own name for it
-        prepared = prepare(config, run_dir)
+    leads, sweeps = global_rank() == 0, hydra_config.mode == RunMode.MULTIRUN
+    with told("personalar.run"), locked(run_dir, leads=leads):
+        with refusable(run_dir) if leads and not sweeps else nullcontext():
+            config = read_config(cfg)
+            if sweeps:
+                check_devices(config.trainer.devices)
+                os.environ.setdefault(
+                    "WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name
+                )  # W&B's own name for it
+            prepared = prepare(config, run_dir)
         if prepared is not None:
             command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
             personalize(*prepared, command=shlex.join(command))

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from personalar.config import RunConfig
 
 LOCK_FILE = ".lock"
+HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 def in_use(run_dir: Path) -> str:
@@ -60,6 +61,34 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def refusable(run_dir: Path) -> Iterator[None]:
+    """Remove `run_dir` when the block fails before anything of a run lies there; inside `locked`.
+
+    A mistyped folder of photos would leave one that looks like a run.
+    """
+    try:
+        yield
+    except Exception:
+        remove_empty_run(run_dir)
+        raise
+
+
+def remove_empty_run(run_dir: Path) -> None:
+    """Delete `run_dir` if Hydra's three files and the lock are all it holds; else leave it as it is."""
+    hydra = run_dir / HYDRA_FOLDER
+    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    ours = {HYDRA_FOLDER, LOCK_FILE, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
+    if not found <= ours or run_dir.resolve() == Path.cwd():
+        return
+    with suppress(OSError):  # what is not as it looks, or may not be deleted, stays
+        for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
+            path.unlink(missing_ok=True)
+        if hydra.is_dir():
+            hydra.rmdir()
+        run_dir.rmdir()
 
 
 def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:

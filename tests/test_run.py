@@ -80,6 +80,34 @@ def test_a_finished_run_is_reported_not_redone(do_run, finished_run: Path, capsy
     assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
 
 
+def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
+    """Each of these used to judge all pictures again and to book the seconds in total_seconds."""
+    before = contents(finished_run, "**/*")
+    assert not do_run(finished_run, "stage=embedding") and not do_run(finished_run, "stage=transformer")
+    assert contents(finished_run, "**/*") == before
+    assert "finished before" in capsys.readouterr().out
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    assert do_run(copy, "stage=embedding", "samples.seeds=[0,1]")  # of all stages: they are shown together
+    assert not do_run(copy, "stage=both", "samples.seeds=[0,1]")
+
+
+def test_stages_one_by_one_are_finished_together(do_run, tmp_path: Path) -> None:
+    assert do_run(tmp_path / "run", "stage=embedding") and not do_run(tmp_path / "run", "stage=embedding")
+    assert do_run(tmp_path / "run", "stage=transformer")
+    assert not do_run(tmp_path / "run", "stage=both") and not do_run(tmp_path / "run", "stage=embedding")
+
+
+def test_unknown_words_are_told_and_kept(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
+    from personalar import prompt_check
+
+    monkeypatch.setattr(prompt_check, "unknown_words", lambda layout, prompts, names=(): prompts)
+    do_run(tmp_path / "run", "stage=embedding", 'samples.prompts=["a {} on the moon"]')
+    note = "this base was not trained on: a cat on the moon"
+    assert capsys.readouterr().out.count(f"note: {note}\n") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["warnings"] == [note]
+    assert note in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_other_settings_in_the_same_folder_are_refused(do_run, finished_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "my notes.txt").write_text("mine")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from processes import run_once, start
+from test_cli import command
 
-from personalar.run_lock import LOCK_FILE, check_run_folder, locked
+from personalar.run_lock import LOCK_FILE, check_run_folder, locked, refusable
 
 
 def hold(run_dir: Path) -> None:
@@ -74,3 +75,70 @@ def test_a_holder_without_a_name_is_told_too(tmp_path: Path) -> None:
         (tmp_path / LOCK_FILE).write_text("")
         with pytest.raises(ValueError, match="in use by another process on this or another machine"):
             check_run_folder(tmp_path)
+
+
+def begun(run_dir: Path, *more: str) -> None:
+    """Make what Hydra leaves before a run begins, and `more`."""
+    for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", *more):
+        (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / name).write_text("mine")
+
+
+def refuse(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no such photos"), locked(run_dir), refusable(run_dir):
+        raise ValueError("no such photos")
+
+
+def test_a_run_refused_before_it_began_leaves_no_folder(tmp_path: Path) -> None:
+    begun(tmp_path / "nano" / "nope")
+    refuse(tmp_path / "nano" / "nope")
+    assert list(tmp_path.iterdir()) == [tmp_path / "nano"] and not list((tmp_path / "nano").iterdir())
+    with locked(tmp_path / "nano" / "nope"):  # and nothing of it is in the way of the next one
+        pass
+
+
+@pytest.mark.parametrize(
+    "more", ["notes.txt", "run.json", ".hydra/mine.yaml", ".DS_Store", "images/base/0.png", "empty/"]
+)
+def test_nothing_else_is_ever_deleted(tmp_path: Path, more: str) -> None:
+    run_dir = tmp_path / "run"
+    begun(run_dir)
+    if more.endswith("/"):
+        (run_dir / more).mkdir()
+    else:
+        begun(run_dir, more)
+    before = {path: path.is_file() and path.read_bytes() for path in run_dir.rglob("*")}
+    refuse(run_dir)
+    after = {path: path.is_file() and path.read_bytes() for path in run_dir.rglob("*")}
+    after.pop(run_dir / LOCK_FILE)
+    assert after == before
+
+
+def test_a_folder_that_is_a_link_is_left(tmp_path: Path) -> None:
+    begun(tmp_path / "there")
+    (tmp_path / "run").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / ".hydra" / "linked").symlink_to(tmp_path)
+    refuse(tmp_path / "run")
+    assert (tmp_path / "there" / ".hydra" / "config.yaml").read_text() == "mine"
+
+
+def test_the_folder_one_stands_in_stays(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun(tmp_path)
+    refuse(Path("."))
+    assert (tmp_path / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_run_that_goes_well_or_is_stopped_keeps_its_folder(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with locked(tmp_path / "run"), refusable(tmp_path / "run"):
+        pass
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / "run"), refusable(tmp_path / "run"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
+
+
+def test_the_command_leaves_no_folder_of_a_mistyped_one(tmp_path: Path) -> None:
+    said = command(tmp_path, "personalar.run", "+subject=folder", "subject.path=nope", "subject.noun=dog")
+    assert said.returncode == 1 and "subject.path=nope does not exist" in said.stderr
+    assert not (tmp_path / "outputs" / "nano" / "nope").exists()
