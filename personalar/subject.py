@@ -32,6 +32,8 @@ def read_folder(folder: Path) -> tuple[Image.Image, ...]:
             "put 3 to 6 photos of one thing there, as JPEG, PNG, WebP or TIFF"
         )
     print_table(photos)
+    if len(images) == 1:
+        print("note: one photo; 3 to 6 from different sides are better")
     return images
 
 
