@@ -72,7 +72,8 @@ def method_overrides(method: str) -> tuple[str, ...]:
     if method in group_options(conf, "method"):
         return (f"method={method}",)
     known = [*[name.removeprefix("paper/") for name in experiments], *group_options(conf, "method")]
-    raise ValueError(f"benchmark.methods: {method!r} is not known; allowed: {', '.join(known)}")
+    allowed = ", ".join(dict.fromkeys(known))  # some are both
+    raise ValueError(f"benchmark.methods: {method!r} is not known; allowed: {allowed}")
 
 
 def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:

@@ -76,8 +76,11 @@ def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
     if config.benchmark.kind != "dreambench":
         raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
     print(ATTRIBUTION)
-    found = find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects)
-    return {s.name: read_folder(s.folder) for s in found}
+    opened: dict[str, Sequence] = {}
+    for subject in find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects):
+        print(f"\n{subject.name}", flush=True)
+        opened[subject.name] = read_folder(subject.folder)
+    return opened
 
 
 def calibrate(config: EvaluateConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_both_protocols_and_the_order_of_runs() -> None:
     [
         (
             ["benchmark.methods=[x]"],
-            "benchmark.methods: 'x' is not known; allowed: dreambooth, embedding_only",
+            "benchmark.methods: 'x' is not known; allowed: dreambooth, embedding_only, lora, one_stage, "
+            "two_stage, without_class_name, full, joint, paper, qlora$",
         ),
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
@@ -234,6 +236,8 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
     row = f"{{dino: {expected:.6f}, clip_i: {clip_i:.6f}, subjects: 2}}"
     evaluate(config(*common, f"benchmark.published={row}"), [])
     facts = json.loads((tmp_path / "calibration.json").read_text())
+    said = capsys.readouterr().out
+    assert re.findall(r"\n(\w+)\nphoto +pixels +verdict", said) == ["cat", "vase"]  # whose table it is
     assert facts["passed"] and facts["dino"] == pytest.approx(expected, abs=1e-5)
     assert facts["scorers"]["dino_preprocessing"].startswith("shorter side 32, bicubic, centre crop")
     assert facts["with_self"]["dino"] == pytest.approx(
