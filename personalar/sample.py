@@ -93,19 +93,26 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     return generator, ", ".join(lossy)
 
 
-def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
-    """Sample every prompt with every seed and write the PNG files; return their paths."""
-    from personalar.batching import even
-    from personalar.callbacks.progress import Reporter
-    from personalar.png import sample_filename, save_png
+def prepare_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
+    """Return what `open_generator` does, after making this process ready for it; say what is lossy."""
     from personalar.process import prepare_torch
-    from personalar.prompt_check import check_prompts
-    from personalar.watermark import check_watermark, mark
 
     prepare_torch(config.trainer.threads)
     generator, lossy = open_generator(config, folder)
     if lossy:
         print(f"lossy: {lossy}; python -m personalar.bench lossy measures what that changes")
+    return generator, lossy
+
+
+def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
+    """Sample every prompt with every seed and write the PNG files; return their paths."""
+    from personalar.batching import even
+    from personalar.callbacks.progress import Reporter
+    from personalar.png import sample_filename, save_png
+    from personalar.prompt_check import check_prompts
+    from personalar.watermark import check_watermark, mark
+
+    generator, lossy = prepare_generator(config, folder)
     check_prompts(generator, config.prompts)
     if config.watermark is not None:
         check_watermark(config.watermark, side=generator.backend.protocol.config.resolution)

@@ -1,0 +1,98 @@
+"""A learned concept in Python: `personalar.load("outputs/nano/cat").images(prompts, seeds)`.
+
+The way is that of `python -m personalar.sample`: the same prompt and seed give the same picture, and the same
+mistake gives the same sentence, as a FileNotFoundError or ValueError.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+from personalar.arguments import prepare_arguments
+from personalar.commands import SampleConfig
+from personalar.compose import conf_dir, read_config, register
+from personalar.prompts import SUBJECT_TOKEN
+from personalar.ranges import check_ranges
+from personalar.sample import check_words, concept_folder, prepare_generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from personalar.generator import Generator
+
+ELSEWHERE = {
+    "concept": "it is the first argument",
+    "prompts": "give them to images()",
+    "seeds": "give them to images()",
+    "out": "save the pictures that images() returns",
+    "watermark": "personalar.watermark.mark(picture, TEXT) puts it into a picture",
+}
+"""Settings of `personalar.sample` that are none here, and what takes their place."""
+
+
+class Learned:
+    """A base model that knows a learned subject; it stays in memory as long as this lives."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """Return one picture for each prompt and its seed; as many of both.
+
+        Raises:
+            ValueError: when there is no prompt, or one is empty, no text or too long; when a seed lacks, or
+                is out of range.
+        """
+        if isinstance(prompts, str) or isinstance(seeds, int):
+            raise ValueError(
+                f"prompts={prompts!r} with seeds={seeds!r}: give lists, as images(['a cat'], [0])"
+            )
+        wanted, numbers = list(prompts), [operator.index(seed) for seed in seeds]
+        if len(wanted) != len(numbers):
+            raise ValueError(
+                f"{len(wanted)} prompts and {len(numbers)} seeds: give one seed for each prompt; for several "
+                "seeds repeat the prompt, as images([prompt] * 4, range(4))"
+            )
+        for note in check_words(wanted, [SUBJECT_TOKEN]):
+            warnings.warn(note, stacklevel=2)
+        check_ranges({"seeds": numbers})
+        return self.generator.images(wanted, numbers)
+
+
+def load(concept: str | PathLike[str], settings: Sequence[str]) -> Learned:
+    """Return the subject of a concept or run folder; see `personalar.load`."""
+    config = sample_settings(fspath(concept), settings)
+    generator, _ = prepare_generator(config, concept_folder(config.concept))
+    return Learned(generator)
+
+
+def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
+    """Return what `personalar.sample` would run with.
+
+    Raises:
+        ValueError: for an argument that is no setting of it, or no value, with what is allowed.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    for setting in settings:
+        key = setting.lstrip("+").partition("=")[0]
+        if "=" not in setting or setting.startswith(("-", "~")):
+            raise ValueError(f"{setting!r} is no setting: write key=value, as 'decoder=jacobi'")
+        if key in ELSEWHERE:
+            raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
+    arguments = prepare_arguments(settings, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    register()
+    outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
+    GlobalHydra.instance().hydra = None
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = compose("sample", overrides=arguments)
+    finally:
+        GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
+    composed.concept, composed.prompts = concept, []  # set here: no folder's name is too odd for this
+    return read_config(composed)
