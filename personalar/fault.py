@@ -78,7 +78,11 @@ def out_of_memory(error: BaseException) -> bool:
 def _raised_by(error: BaseException) -> str:
     """Return the package whose code raised `error`."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return frames[-1][0].f_globals.get("__name__", "").split(".")[0] if frames else ""
+    if not frames:
+        return ""
+    module = frames[-1][0].f_globals
+    spec = module.get("__spec__")  # by `python -m`, the name of the command's own file is "__main__"
+    return (spec.name if spec is not None else module.get("__name__", "")).split(".")[0]
 
 
 def _system(error: OSError) -> str:
