@@ -1,0 +1,23 @@
+"""What a documented command leaves does not stand in the way of a commit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLACES = re.compile(
+    r"(?:\bout|benchmark\.path|hydra\.run\.dir|model\.path|model\.vq_path)=([a-z_]+)(?=[/\s`\"']|$)"
+)
+
+
+@pytest.mark.skipif(not (ROOT / ".gitignore").is_file(), reason="no checkout")
+def test_git_passes_over_what_commands_leave() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf").rglob("*.yaml")]
+    named = {name for page in pages for name in PLACES.findall(page.read_text())}
+    defaults = {"outputs", "sweeps", "samples", "comparison"}  # run.yaml, sample.yaml, compare.py
+    assert {"exported", "adopted", "data", "weights"} <= named
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert [name for name in sorted(named | defaults) if f"/{name}/" not in ignored] == []
