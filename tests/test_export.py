@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest_run import compose_config
 from conftest_upstream import lumina_backend, tensors_of
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_readme import compose, shell_lines
 
 import personalar.adopt
 import personalar.export
@@ -285,3 +287,14 @@ def test_both_commands(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", ["x", *arguments])
         with pytest.raises(SystemExit, match=message):
             module.main()
+
+
+def test_the_commands_of_the_guide_are_settings_of_theirs() -> None:
+    guide = Path(__file__).parent.parent / "docs" / "real_base.md"
+    commands = [
+        line for line in shell_lines(guide) if re.match(r"python -m personalar\.(export|adopt) ", line)
+    ]
+    assert len(commands) == 4
+    for command in commands:
+        config = compose(command)
+        assert config.out.startswith(("exported", "adopted"))
