@@ -17,6 +17,7 @@ from personalar.models.files import ModelFiles, read_json
 from personalar.models.transformer import TransformerConfig
 from personalar.models.vq import VQConfig, VQModel
 from personalar.models.vq_checkpoint import vq_config
+from personalar.models.vq_memory import decode_bytes
 from personalar.stage import Stage, share_of
 
 PROMPT_TOKENS = 64
@@ -105,7 +106,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
         extra=network_bytes(vq),
-        pictures=vq.decode_bytes(PICTURES_AT_ONCE, resolution**2),
+        pictures=decode_bytes(vq, PICTURES_AT_ONCE, resolution**2),
     )
 
 

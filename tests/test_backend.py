@@ -52,7 +52,7 @@ def test_codes_and_images_round_trip(tiny_backend: ChameleonBackend) -> None:
 def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     codes, decoded = tiny_backend.encode_images(images(3)), None
     decoded = tiny_backend.decode_images(codes)
-    monkeypatch.setattr("personalar.models.vq.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("personalar.models.vq_memory.PIXELS_AT_ONCE", 1)
     assert torch.equal(tiny_backend.encode_images(images(3)), codes)
     torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
 

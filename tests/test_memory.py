@@ -26,7 +26,8 @@ from personalar.memory import (
 )
 from personalar.models.files import open_folder
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel, images_at_once
+from personalar.models.vq import VQConfig, VQModel
+from personalar.models.vq_memory import decode_bytes, images_at_once
 from personalar.objective import head_loss
 from personalar.preflight import preflight, sampling_work, workload
 from personalar.stage import resolve_stages
@@ -184,7 +185,9 @@ def test_what_turning_codes_into_pictures_takes(side: int) -> None:
         with Allocations(vq) as observed:
             images = min(4, images_at_once(side**2))
             vq.decode(torch.zeros(images, side // 16, side // 16, dtype=torch.int64))
-    assert observed.peak < 2.8e9 and config.decode_bytes(4, side**2) == pytest.approx(observed.peak, rel=0.01)
+    assert observed.peak < 2.8e9 and decode_bytes(config, 4, side**2) == pytest.approx(
+        observed.peak, rel=0.01
+    )
 
 
 def test_sampling_takes_as_many_images_as_fit() -> None:

@@ -2,6 +2,9 @@
 
 Nothing is measured here: the program's own estimate (`personalar/memory.py`), which a test holds against real
 allocations, is printed for Lumina-mGPT's shape.
+
+    batch=4             sequences of one pass
+    resolution=512      pixels a side
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from personalar.batching import PICTURES_AT_ONCE
 from personalar.memory import Workload, estimate, peak, sampling_bytes
 from personalar.models.transformer import TransformerConfig
 from personalar.models.vq import VQConfig
+from personalar.models.vq_memory import decode_bytes
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
 METHODS = {
@@ -38,7 +42,7 @@ def main(arguments: list[str]) -> None:
     work = Workload(
         shape=TransformerConfig(), dtype=torch.bfloat16, patterns=(), batch=given["batch"],
         tokens=side * (side + 1) + 5 + PROMPT_TOKENS, image_tokens=side * side, choices=8192, sample_batch=4,
-        pictures=VQConfig().decode_bytes(PICTURES_AT_ONCE, given["resolution"] ** 2),
+        pictures=decode_bytes(VQConfig(), PICTURES_AT_ONCE, given["resolution"] ** 2),
     )  # fmt: skip
     columns = ("frozen weights", "trained weights", "gradients", "optimizer states", "logits", "activations")
     print(f"| method, batch {work.batch} x {work.tokens} tokens | {' | '.join(columns)} | sum | recomputed |")

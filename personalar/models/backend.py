@@ -23,8 +23,9 @@ from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel, images_at_once
+from personalar.models.vq import VQConfig, VQModel
 from personalar.models.vq_checkpoint import load_vq
+from personalar.models.vq_memory import decode_bytes, images_at_once
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -132,7 +133,7 @@ class ChameleonBackend(nn.Module):
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
         """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
         config = self.vq.config
-        return config.decode_bytes(images, grid[0] * grid[1] * config.downsample**2)
+        return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
 
     def grammar(self, h: int, w: int) -> list[int | None]:
         """Return the ids of an image of (h, w) codes, None where a code is free; see `Protocol.grammar`."""

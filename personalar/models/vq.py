@@ -18,15 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXELS_AT_ONCE = 2**20
-"""Of the images that go through the networks together: four of 512x512 keep a GPU busy and take 2.7 GB."""
-FLOAT32 = 4
-
-
-def images_at_once(pixels: int) -> int:
-    """Return how many images of `pixels` pixels each go through the networks together."""
-    return max(1, PIXELS_AT_ONCE // pixels)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
@@ -71,15 +62,6 @@ class VQConfig:
     def channels(self) -> tuple[int, ...]:
         """Channels of every level, from full resolution down."""
         return tuple(self.base_channels * m for m in self.channel_multiplier)
-
-    def decode_bytes(self, images: int, pixels: int) -> int:
-        """Return about how many bytes decoding `images` images of `pixels` pixels each takes beside weights.
-
-        Five maps at full resolution exist at one moment: what a block was given, and what its norms,
-        activations and convolutions make of it. Libraries' work space is not in it.
-        """
-        together = min(images, images_at_once(pixels)) * pixels
-        return 5 * FLOAT32 * self.channels[0] * together // self.patch_size**2
 
     def has_attention(self, level: int) -> bool:
         """Tell whether the blocks of `level` (0 = full resolution) have attention."""
