@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ GROUPS: dict[str, Any] = {
     "benchmark": BenchmarkConfig,
 }
 
+COMMANDS: dict[str, Any] = {
+    "run": RunConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "adopt": AdoptConfig,
+    "doctor": DoctorConfig,
+}
+"""What Hydra composes for each command: `python -m personalar.NAME`, conf/NAME.yaml."""
 
 MEASURES = (
     "dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy", "images", "class_dino",
@@ -70,9 +80,17 @@ def group_options(conf: Path, group: str) -> list[str]:
     )  # a group inside a group (model/recipe) is its own; a folder inside (experiment/paper) is not
 
 
-def choices(conf: Path) -> str:
-    """Return one line per config group with its choices, for --help."""
-    groups = [*GROUPS, "experiment"]
+def groups_of(schema: type) -> list[str]:
+    """Return the config groups of which a command takes a choice; recipe and experiment are for learning."""
+    own = set(typing.get_type_hints(schema).values())
+    learns = MethodConfig in own
+    groups = [group for group, kind in GROUPS.items() if kind in own or (kind is RecipeConfig and learns)]
+    return [*groups, *(["experiment"] if learns else [])]
+
+
+def choices(conf: Path, command: str) -> str:
+    """Return one line per config group that `command` takes with its choices, for --help."""
+    groups = groups_of(COMMANDS[command])
     return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
 
 
@@ -143,15 +161,11 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig)
-    store.store(name="sample_schema", node=SampleConfig)
-    store.store(name="doctor_schema", node=DoctorConfig)
-    store.store(name="export_schema", node=ExportConfig)
-    store.store(name="adopt_schema", node=AdoptConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
+    for command, schema in COMMANDS.items():
+        store.store(name=f"{command}_schema", node=schema)
     for group, schema in GROUPS.items():
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
-    OmegaConf.register_new_resolver("choices", lambda: choices(conf_dir()), replace=True)
+    OmegaConf.register_new_resolver("choices", lambda command: choices(conf_dir(), command), replace=True)
     OmegaConf.register_new_resolver(
         "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
     )
