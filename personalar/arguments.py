@@ -1,4 +1,7 @@
-"""The command line before Hydra sees it: `subject=cat` is understood, mistakes are told with what may be."""
+"""The command line before Hydra sees it: `subject=cat` is understood, mistakes are told with what may be.
+
+Free text needs no quotes (`quoting.py`); what Hydra's grammar still cannot read is answered here.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.compose import group_options
+from personalar.compose import COMMANDS, GROUPS, group_options, groups_of
+from personalar.quoting import HydraSettings, list_value, parse, text_value
 from personalar.targets import check_arguments
 
 SHOW_FLAGS = (
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-)
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc",
+)  # fmt: skip
+CONF_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
+VALUE_FLAGS = (*CONF_FLAGS, "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i")
+"""Flags whose value may be the next word."""
+SWEEP_FLAGS = ("--multirun", "-m")
+FLAGS = dict.fromkeys([*SHOW_FLAGS, *VALUE_FLAGS, *SWEEP_FLAGS, "--resolve", "--run", "-r"])
 
+EXAMPLES = {
+    "prompts": '["a photo of [V] cat in the snow"]',
+    "samples.prompts": '["a photo of a {} in the snow"]',
+}
+"""Lists of prompts, which may be one prompt without brackets and quotes."""
 KINDS = {
     int: (r"[+-]?\d[\d_]*", "a whole number"),
     float: (r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", "a number"),
@@ -49,7 +54,8 @@ def _subject_help(conf: Path) -> str:
     )
 
 
-def _check_choice(conf: Path, group: str, value: str) -> None:
+def check_choice(conf: Path, group: str, value: str) -> None:
+    """Raise ValueError unless `value` names a choice of `group`, or several with commas between them."""
     if any(sign in value for sign in "(*[${'\""):  # a sweep or an interpolation is Hydra's business
         return
     options = group_options(conf, group)
@@ -95,6 +101,18 @@ def check_key(key: str, schema: type) -> Any:
     return hint
 
 
+def _form(key: str, hint: Any) -> str:
+    """Return in words how a value of type `hint` is written."""
+    kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
+    if kind in KINDS:
+        return f"{KINDS[kind][1]}{', or null' if may_lack else ''}"
+    if typing.get_origin(kind) is list:
+        return "a list, as [a,b]"
+    if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict:
+        return f"what it holds, as {key}.x=..."
+    return f"a word, or text in two pairs of quotes, as '{key}=\"...\"'"
+
+
 def check_value(key: str, text: str, hint: Any) -> None:
     """Raise ValueError unless `text` can be a value of type `hint`; Hydra reads lists and formulas."""
     if any(sign in text for sign in "(*[${'\""):
@@ -103,21 +121,114 @@ def check_value(key: str, text: str, hint: Any) -> None:
     if dataclasses.is_dataclass(kind) or typing.get_origin(kind) in (list, dict):
         if text == "null" and may_lack:
             return
-        form = "a list, as [a,b]" if typing.get_origin(kind) is list else f"what it holds, as {key}.x=..."
-        raise ValueError(f"{key}={text!r} is no value; allowed: {form}")
+        raise ValueError(f"{key}={text!r} is no value; allowed: {_form(key, hint)}")
     if kind not in KINDS:
         return
     for choice in text.split(","):
         if (choice == "null" and may_lack) or re.fullmatch(KINDS[kind][0], choice.strip(), re.IGNORECASE):
             continue
-        allowed = f"{KINDS[kind][1]}{', or null' if may_lack else ''}"
-        raise ValueError(f"{key}={choice!r} is no value; allowed: {allowed}")
+        raise ValueError(f"{key}={choice!r} is no value; allowed: {_form(key, hint)}")
+
+
+def check_group(group: str, schema: type) -> None:
+    """Raise ValueError where the command that `schema` belongs to takes no choice of `group`."""
+    own = groups_of(schema)
+    if group not in own:
+        owner = next(name for name, other in COMMANDS.items() if group in groups_of(other))
+        takes = ", ".join(f"{name}=" for name in own)
+        raise ValueError(f"{group}= belongs to personalar.{owner}; {_command(schema)} takes {takes}")
+
+
+def _command(schema: type) -> str:
+    return next(f"personalar.{name}" for name, other in COMMANDS.items() if other is schema)
+
+
+def _word(argument: str, before: str) -> str:
+    """Return a flag or a deletion (~key). Raises ValueError for another word without "="."""
+    flag = argument.partition("=")[0]
+    if argument.startswith("-"):
+        if flag not in FLAGS:  # nor an abbreviation: what is asked of foreign folders knows the full names
+            raise ValueError(f"{flag} is no flag{_suggest(flag, FLAGS)}\nallowed: {', '.join(FLAGS)}")
+    elif not argument.startswith("~"):
+        whole = (
+            f"; what has spaces needs single quotes, as '{before} {argument} ...'" if "=" in before else ""
+        )
+        raise ValueError(f"{argument!r} is no setting: write key=value{whole}")
+    return argument
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What is known of a command line when one of its arguments is read."""
+
+    schema: type
+    conf: Path
+    sweeps: bool
+    """Several values are several runs (-m)."""
+    foreign: bool
+    """Configurations from elsewhere take part, with choices that are not known here."""
+
+    def read(self, argument: str, before: str) -> str:
+        """Return `argument` for Hydra; `before` is the one before it.
+
+        Raises:
+            ValueError: Hydra could not use it; with what is allowed.
+        """
+        key, equals, value = argument.lstrip("+~").partition("=")
+        if before in VALUE_FLAGS and not argument.startswith("-"):
+            return argument
+        if not equals or argument.startswith("-"):
+            return _word(argument, before)
+        if key in GROUPS or key == "experiment":
+            return self.choice(argument, key, value)
+        if "@" in key or "/" in key or key == "hydra":
+            return self.checked(argument, "allowed: group=option")
+        return self.setting(argument, key, value)
+
+    def choice(self, argument: str, group: str, value: str) -> str:
+        """Return a choice of a group; a subject is added to the defaults, an experiment replaces null."""
+        check_group(group, self.schema)
+        if not self.foreign:
+            check_choice(self.conf, group, value)
+        bare = argument.lstrip("+~")
+        prepared = {"subject": f"+{bare}", "experiment": bare}.get(group, argument)
+        return self.checked(prepared, f"allowed: {', '.join(group_options(self.conf, group))}")
+
+    def setting(self, argument: str, key: str, value: str) -> str:
+        """Return a setting, its text in quotes where Hydra needs them."""
+        hydras, first = key.startswith("hydra."), key.split(".")[0]
+        if first in GROUPS:
+            check_group(first, self.schema)
+        hint = check_key(key, HydraSettings if hydras else self.schema)
+        kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
+        how = f"allowed: {_form(key, hint)}"
+        if kind is str:
+            value = text_value(value, sweeps=self.sweeps, may_lack=may_lack)
+        elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
+            value = list_value(value, sweeps=self.sweeps, prompts=key in EXAMPLES)
+        if key in EXAMPLES:
+            how = f"put the whole setting in single quotes, as '{key}={EXAMPLES[key]}'"
+        if kind is str or "${" in value:
+            how = "${ begins a reference to another setting, as ${model.name}; \\${ are the signs themselves"
+        if not hydras:
+            check_value(key, value, hint)
+        return self.checked(f"{argument.partition(key)[0]}{key}={value}", how, typed=argument)
+
+    def checked(self, argument: str, how: str, *, typed: str | None = None) -> str:
+        """Return `argument` if Hydra can read it. Raises ValueError that says `how` it is written."""
+        override, shown = parse(argument), (typed or argument).lstrip("+~")[:200]
+        if override is None:
+            raise ValueError(f"{shown} could not be read: {how}")
+        if override.is_sweep_override() and not self.sweeps and not self.foreign:
+            command = _command(self.schema)
+            raise ValueError(f"{shown} is several values: give one, or run each with python -m {command} -m")
+        return argument
 
 
 def prepare_arguments(
     arguments: Sequence[str], *, schema: type, conf: Path, needs_subject: bool
 ) -> list[str]:
-    """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`.
+    """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`, free text gets its quotes.
 
     Args:
         schema: the dataclass of the whole configuration.
@@ -128,36 +239,27 @@ def prepare_arguments(
         ValueError: for an unknown setting, an unknown choice, or a missing subject, with what is allowed.
     """
     check_arguments(arguments)
-    groups = {path.relative_to(conf).as_posix() for path in conf.rglob("*") if path.is_dir()}
-    foreign_conf = any(a.startswith(("--config-dir", "-cd", "--config-path", "-cp")) for a in arguments)
-    prepared, subject_given = [], False
-    for argument in arguments:
-        bare = argument.lstrip("+~")
-        key, equals, value = bare.partition("=")
-        if not equals or argument.startswith("-") or key.startswith("hydra"):
-            prepared.append(argument)
-            continue
-        if key in groups:
-            if not foreign_conf:
-                _check_choice(conf, key, value)
-            subject_given |= key in ("subject", "experiment")
-            # a subject is added to the defaults; an experiment replaces the default null, with or without "+"
-            prepared.append({"subject": f"+{bare}", "experiment": bare}.get(key, argument))
-            continue
-        if "@" not in key and "/" not in key:
-            check_value(key, value, check_key(key, schema))
-        prepared.append(argument)
-    shows_only = any(argument.split("=")[0] in SHOW_FLAGS for argument in arguments)
-    given = [argument.lstrip("+~").partition("=")[0] for argument in arguments]
-    if (
-        not shows_only
-        and "+subject=folder" in prepared
-        and not {"subject.path", "subject.noun"} <= set(given)
-        and "experiment" not in given
-    ):
+    names = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    line = CommandLine(
+        schema=schema,
+        conf=conf,
+        sweeps=bool(names & set(SWEEP_FLAGS)) or "hydra.mode=MULTIRUN" in arguments,
+        foreign=bool(names & set(CONF_FLAGS)),
+    )
+    before = ["", *arguments[:-1]]
+    prepared = [line.read(argument, last) for argument, last in zip(arguments, before, strict=False)]
+    if not names & set(SHOW_FLAGS):
+        _check_subject(prepared, names, conf, needs_subject=needs_subject)
+    return prepared
+
+
+def _check_subject(prepared: list[str], names: set[str], conf: Path, *, needs_subject: bool) -> None:
+    """Raise ValueError where the subject lacks, or what a folder of photos needs."""
+    if "experiment" in names:
+        return  # it may choose and describe one
+    if "+subject=folder" in prepared and not {"subject.path", "subject.noun"} <= names:
         raise ValueError(
             "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
         )
-    if needs_subject and not subject_given and not shows_only:
+    if needs_subject and "subject" not in names:
         raise ValueError(f"no subject: say what to learn\n{_subject_help(conf)}")
-    return prepared

@@ -49,8 +49,9 @@ def compose(command: str):
     schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig}
     schema = (schemas | {"export": ExportConfig, "adopt": AdoptConfig})[name]
     multirun = "-m" in words
-    arguments = [word for word in words[1:] if word not in ("-m", "--cfg", "job")]
+    arguments = [word for word in words[1:] if word not in ("--cfg", "job")]
     arguments = prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=name == "run")
+    arguments = [word for word in arguments if word != "-m"]
     if multirun:  # the first job of the sweep
         arguments = [re.sub(r"=([^,=\[]+),[^\]]*$", r"=\1", argument) for argument in arguments]
     register()

@@ -2,7 +2,15 @@
 
 Every way draws the same prompts with the same seeds as its exact twin (the plain decoder, or for relaxed
 drafts the same coupling without relaxing). The law of the next code is compared on the exact pictures' codes,
-without guidance. Other arguments are settings of `personalar.sample`, and `scorer=nano` says who judges.
+without guidance.
+
+    modes=...           one or several of exact, cache_int8, cache_fp8, weights_int8, weights_fp8,
+                        jacobi_maximal, relaxed_8, relaxed_32; all of them
+    images=48           pictures by each
+    scorer=nano         who judges
+    out=FILE            the numbers, as JSON
+
+Other arguments are settings of `personalar.sample` (`model=`, `trainer=gpu`).
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from personalar.arguments import prepare_arguments
+from personalar.arguments import check_choice, prepare_arguments
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode import compose_sample
 from personalar.bench.decode_table import machine
@@ -81,7 +89,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         raise ValueError(f"modes={','.join(unknown)} is not known; allowed: {', '.join(MODES)}")
     if not own["images"].isdigit() or int(own["images"]) < 2:
         raise ValueError(f"images={own['images']} must be a number from 2")
-    prepare_arguments([f"scorer={own['scorer']}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    check_choice(conf_dir(), "scorer", own["scorer"])
     rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
     return own, rest
 
