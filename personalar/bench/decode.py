@@ -2,9 +2,16 @@
 
 On a CPU every decoder and both baselines take turns in every round, so that a busy neighbour meets all of
 them; on a GPU they come one after the other, because the caches of two need not fit. Ratios are medians over
-rounds. Other arguments are settings of `personalar.sample` (`decoder.window=32`, `trainer=gpu`).
-`weights=random_7b` takes the 7B's shape with random weights in place of a checkpoint, `baselines=static` or
-`baselines=none` leaves out the slow ones.
+rounds.
+
+    decoder=plain       one or several of conf/decoder
+    batch=1,16          pictures decoded together
+    runs=5              rounds
+    weights=model       or random_7b: the 7B's shape with random weights in place of a checkpoint
+    baselines=...       generate,static; static or none leaves out the slow ones
+    out=DIR             decode.json and decode.md there
+
+Other arguments are settings of `personalar.sample` (`decoder.window=32`, `trainer=gpu`).
 """
 
 from __future__ import annotations

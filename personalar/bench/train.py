@@ -4,9 +4,15 @@ The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written 
 network, batches, loss and optimizer, and transformers' `Trainer` over the same and over transformers' own
 class take turns in every round, so that a busy neighbour meets all of them; ratios are medians over rounds.
 Beside the time that passes stands this process's time at work: on a CPU with busy neighbours the latter can
-be compared, the former mostly tells how much they left. Before all that the command learns a whole subject,
-which gives minutes from end to end (`end_to_end=false` leaves it out). Other arguments are settings of
-`personalar.run`.
+be compared, the former mostly tells how much they left.
+
+    bench_stage=transformer     the stage; or embedding
+    steps=20                    of each contender in a round
+    rounds=3
+    end_to_end=true             learn a whole subject before all that, for minutes from end to end
+    out=FILE                    the numbers, as JSON
+
+Other arguments are settings of `personalar.run` (`model=`, `+subject=dog`).
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from personalar.arguments import prepare_arguments
 from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
@@ -31,6 +38,7 @@ from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
 from personalar.callbacks.progress import Reporter
 from personalar.compose import conf_dir, read_config, register
+from personalar.config import RunConfig
 from personalar.datamodule import SequenceStream, collate
 from personalar.module import PersonalizationModule
 from personalar.objective import sequence_loss
@@ -54,6 +62,9 @@ OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "end_to_end":
 def read_arguments(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split into the bench's own settings and those of a run."""
     own, rest = split_own(arguments, OWN)
+    rest = prepare_arguments(rest, schema=RunConfig, conf=conf_dir(), needs_subject=False)
+    if not own["steps"].isdigit() or not own["rounds"].isdigit() or own["rounds"] == "0":
+        raise ValueError(f"steps={own['steps']} rounds={own['rounds']} must be numbers, as steps=20 rounds=3")
     if int(own["steps"]) <= WARM_UP:
         raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
     if own["end_to_end"] not in ("true", "false"):

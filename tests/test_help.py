@@ -1,0 +1,87 @@
+"""--help: what each command does, an example of its own, what it needs, what it takes; and nothing runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+from omegaconf import MISSING
+from test_cli import command
+
+from personalar.bench import __main__ as bench
+from personalar.bench.__main__ import MEASUREMENTS
+from personalar.compose import COMMANDS, groups_of
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_of_the_command_and_says_what_it_needs(tmp_path: Path, name: str) -> None:
+    done = command(tmp_path, f"personalar.{name}", "--help")
+    assert done.returncode == 0 and "_schema" not in done.stdout, done.stderr
+    header, _, rest = done.stdout.partition("Choices (group=option):")
+    assert header.startswith(f"personalar.{name}: ") and f"python -m personalar.{name} " in header
+    assert len(header.splitlines()[0]) < 120
+    needed = header.partition("Required: ")[2]
+    kinds = typing.get_type_hints(COMMANDS[name])
+    for field in dataclasses.fields(COMMANDS[name]):
+        if field.default == MISSING and not dataclasses.is_dataclass(kinds[field.name]):
+            assert f"{field.name}=" in needed, f"{field.name} must be given, and --help does not say so"
+    groups = re.findall(r"^  ([\w/]+)= +\S", rest, re.MULTILINE)
+    assert sorted(groups) == sorted(groups_of(COMMANDS[name]))
+
+
+def test_groups_of_commands() -> None:
+    assert groups_of(COMMANDS["doctor"]) == ["model", "trainer"]
+    assert groups_of(COMMANDS["sample"]) == ["model", "decoder", "trainer"]
+    assert {"model/recipe", "experiment", "subject"} < set(groups_of(COMMANDS["run"]))
+
+
+def test_a_choice_of_another_command(tmp_path: Path) -> None:
+    done = command(tmp_path, "personalar.doctor", "+subject=cat")
+    assert done.returncode == 1
+    said = "personalar.doctor: subject= belongs to personalar.run; personalar.doctor takes model=, trainer=\n"
+    assert done.stderr == said
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in MEASUREMENTS)])
+def test_help_of_the_measurements_measures_nothing(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    monkeypatch.setattr(importlib, "import_module", None)  # a measurement loads torch
+    bench.main()
+    said = capsys.readouterr().out
+    for name in MEASUREMENTS if arguments[0] == "--help" else arguments[:1]:
+        assert f"python -m personalar.bench {name} " in said
+
+
+@pytest.mark.parametrize("name", ["lossy", "train"])
+def test_help_of_a_measurement_names_its_settings(name: str) -> None:
+    own = importlib.import_module(f"personalar.bench.{name}").OWN
+    for key, value in own.items():
+        shown = value if value and "," not in value else ""
+        assert f"    {key}={shown}" in bench.description(name), key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "'' is no measurement; allowed: decode"),
+        (["decod", "--help"], "'decod' is no measurement; allowed: decode, lossy, memory, train"),
+        (["decode", "--cfg", "job"], "--cfg is no setting; allowed: key=value, --help"),
+        (["decode", "subject=cat"], "subject= belongs to personalar.run; personalar.sample takes model="),
+        (["lossy", "scorer=nan"], "scorer='nan' is not known; did you mean nano?"),
+        (["train", "subject=cta"], "subject='cta' is not known; did you mean cat?"),
+        (["train", "steps=x"], "steps=x rounds=3 must be numbers, as steps=20 rounds=3"),
+    ],
+)
+def test_measurements_say_what_is_allowed(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit, match=re.escape(f"personalar.bench: {message}")):
+        bench.main()
