@@ -62,7 +62,7 @@ class ExportConfig:
     out: str = MISSING
     """Folder for the files."""
     checkpoint: bool = False
-    """Write the whole transformer too, with the learned weights in it, as Lumina-mGPT's own code reads it."""
+    """Write the whole model too, with the learned weights in it, norms in the form of the base's own files."""
     model: ModelConfig = MISSING
 
 
