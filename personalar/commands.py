@@ -62,7 +62,7 @@ class ExportConfig:
     out: str = MISSING
     """Folder for the files."""
     checkpoint: bool = False
-    """Write the whole model too, with the learned weights in it, norms in the form of the base's own files."""
+    """Write the whole model too, with the learned weights in it, norms formed as the base's own files."""
     model: ModelConfig = MISSING
 
 
