@@ -25,7 +25,6 @@ from personalar.compose import compose_run, conf_dir, group_options
 from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.process import available_cores
-from personalar.quoting import quote
 from personalar.reuse import FIRST, SHARED, copy_files
 from personalar.settings import learning_settings, stage_settings
 from personalar.summary import write_text_atomically
@@ -55,6 +54,11 @@ class BenchRun:
     """The settings of its first stage, as text: runs of a subject with the same learn it once."""
 
 
+def quoted(value: object) -> str:
+    """Return a value as Hydra's grammar takes any text."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def method_overrides(method: str) -> tuple[str, ...]:
     """Return what makes a run follow `method`.
 
@@ -82,7 +86,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
         assert benchmark.path is not None
         found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
         return {
-            subject.name: ("+subject=dreambench", f"subject.path={quote(str(subject.folder.resolve()))}",
+            subject.name: ("+subject=dreambench", f"subject.path={quoted(subject.folder.resolve())}",
                            f"subject.live={str(subject.live).lower()}", "samples.prompt_set=dreambench")
             for subject in found
         }  # fmt: skip
@@ -130,7 +134,7 @@ def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
         return ()
     copy_files(done[0].folder, run.folder, SHARED)
     same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
-    return (f"reuse={quote(str(same[0].folder))}",) if same else ()
+    return (f"reuse={quoted(same[0].folder)}",) if same else ()
 
 
 def visible_gpus() -> list[str]:
@@ -161,7 +165,7 @@ def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads:
     for run in runs:
         shared = share(done, run)
         log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
-        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quote(str(run.folder))}"]
+        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quoted(run.folder)}"]
         succeeded = execute(words, log, gpu=gpu, threads=threads)
         (done if succeeded else failed).append(run)
         print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
@@ -199,10 +203,7 @@ def launch_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRu
         words = [column[0] if len(set(column)) == 1 else
                  f"{column[0].partition('=')[0]}={','.join(item.partition('=')[2] for item in column)}"
                  for column in columns if not column[0].startswith("subject.live=")]  # fmt: skip
-        sweep = [
-            f"hydra.sweep.dir={quote(str(Path(config.out) / method))}",
-            "hydra.sweep.subdir=${subject.name}",
-        ]
+        sweep = [f"hydra.sweep.dir={quoted(Path(config.out) / method)}", "hydra.sweep.subdir=${subject.name}"]
         command = ["personalar.run", "-m", *words, f"hydra/launcher={config.launcher}", *sweep]
         log = Path(config.out) / "logs" / f"{method}.log"
         succeeded = execute(command, log, gpu=None, threads=1)

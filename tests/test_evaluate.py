@@ -13,10 +13,9 @@ from PIL import Image
 from test_scoring import TableClip, TableDino, plain
 
 import personalar.benchmark
-from personalar.benchmark import BenchRun, plan, share, visible_gpus
+from personalar.benchmark import BenchRun, plan, quoted, share, visible_gpus
 from personalar.evaluate import evaluate, split_arguments
 from personalar.evaluate_config import EvaluateConfig
-from personalar.quoting import quote
 from personalar.run import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
@@ -115,7 +114,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
 ) -> None:
     photos = make_photos(tmp_path / "it's here" / "dataset", "dog6", "wolf_plushie")
     settings = config(
-        "benchmark=dreambench", f"benchmark.path={quote(str(photos.parent))}", "benchmark.methods=[two_stage]",
+        "benchmark=dreambench", f"benchmark.path={quoted(photos.parent)}", "benchmark.methods=[two_stage]",
         "kinds=[subject]", f"out={tmp_path / 'out'}",
     )  # fmt: skip
     with pytest.raises(
