@@ -218,7 +218,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
         return open_session(config, subject, folder, files, stages, started=started), stages
     check_started_alone(config)
     where = f"on the {config.trainer.accelerator.upper()}, in {run_dir}"
-    print(f"{subject.name}: {len(subject.images)} photos, learned on {config.model.name} {where}")
+    photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
+    print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
     folder.claim(learning_settings(config), overwrite=config.overwrite)
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))
