@@ -158,7 +158,8 @@ def leave_concept(session: Session, stage: Stage, trainer: L.Trainer, module: Pe
     """Write what `stage` leaves, the kept step's concept or else the last one's; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
     best, steps = found.get(BestStep), trainer.global_step
-    facts: dict[str, Any] = {"steps": steps, "seconds": round(found[StageClock].seconds, 3)}
+    seconds = round(found[StageClock].seconds, 3)
+    facts: dict[str, Any] = {"steps": steps, "seconds": seconds, "processes": trainer.world_size}
     if best is None:
         learned = {"tokens": module.identifier.tokens, **found[Learned].parts}
         concept = session.new_concept(stage.name, **learned)

@@ -66,8 +66,7 @@ def test_two_machines_learn_what_one_process_learns(
         for machine in machines:
             machine.kill()
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)
-    saved = RunFolder(tmp_path / "run").record["stages"]["transformer"]["checkpoint"]
-    assert (saved["world"], saved["strategy"]) == (2, strategy)
+    assert RunFolder(tmp_path / "run").record["stages"]["transformer"]["processes"] == 2
     assert_same_learning(finished_run, tmp_path / "run")
 
 
