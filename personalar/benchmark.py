@@ -21,7 +21,7 @@ from queue import SimpleQueue
 
 from personalar.comparison import Row, State, is_run, read_states
 from personalar.comparison_page import write_comparison
-from personalar.compose import compose_run, conf_dir, group_options
+from personalar.compose import composed, conf_dir, group_options, read_config
 from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.process import available_cores
@@ -121,7 +121,7 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
 
 def first_stage(overrides: Sequence[str]) -> str | None:
     """Return what the first stage of a run with these `overrides` depends on, as text; None: no stage 1."""
-    settings = stage_settings(learning_settings(compose_run(overrides)), FIRST)
+    settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
     return settings and json.dumps(settings, sort_keys=True, default=str)
 
 

@@ -142,18 +142,19 @@ def read_config(cfg: DictConfig) -> Any:
     return OmegaConf.to_object(cfg)
 
 
-def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """Return the typed configuration of personalar.run with `overrides`, without running it."""
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of personalar.`command` with `overrides`, without running it."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    state = GlobalHydra.instance()
-    outer, state.hydra = state.hydra, None  # another command's, whose configuration is composed already
+    register()
+    outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
+    GlobalHydra.instance().hydra = None
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return read_config(compose("run", overrides=list(overrides)))
+            return compose(command, overrides=list(overrides))
     finally:
-        state.hydra = outer
+        GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
 
 
 def register() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from personalar.arguments import prepare_arguments
 from personalar.commands import SampleConfig
-from personalar.compose import conf_dir, read_config, register
+from personalar.compose import composed, conf_dir, read_config
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.ranges import check_ranges
 from personalar.sample import check_words, concept_folder, prepare_generator
@@ -57,8 +57,11 @@ class Learned:
                 f"{len(wanted)} prompts and {len(numbers)} seeds: give one seed for each prompt; for several "
                 "seeds repeat the prompt, as images([prompt] * 4, range(4))"
             )
+        from personalar.prompt_check import check_prompts
+
         for note in check_words(wanted, [SUBJECT_TOKEN]):
             warnings.warn(note, stacklevel=2)
+        check_prompts(self.generator, wanted, say=lambda note: warnings.warn(note, stacklevel=4))
         check_ranges({"seeds": numbers})
         return self.generator.images(wanted, numbers)
 
@@ -76,9 +79,6 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
     Raises:
         ValueError: for an argument that is no setting of it, or no value, with what is allowed.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
     for setting in settings:
         key = setting.lstrip("+").partition("=")[0]
         if "=" not in setting or setting.startswith(("-", "~")):
@@ -86,13 +86,6 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
         if key in ELSEWHERE:
             raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
     arguments = prepare_arguments(settings, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
-    register()
-    outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
-    GlobalHydra.instance().hydra = None
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = compose("sample", overrides=arguments)
-    finally:
-        GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
-    composed.concept, composed.prompts = concept, []  # set here: no folder's name is too odd for this
-    return read_config(composed)
+    config = composed("sample", arguments)
+    config.concept, config.prompts = concept, []  # set here: no folder's name is too odd for this
+    return read_config(config)

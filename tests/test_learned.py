@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_pictures_are_those_of_the_command(
 def test_one_object_draws_again_and_alike(cat: Learned) -> None:
     first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
     assert first[1].tobytes() == second[0].tobytes()
+
+
+def test_words_that_the_base_does_not_know_are_noted(cat: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = cat.generator.backend.protocol
+    monkeypatch.setattr(protocol, "config", replace(protocol.config, known_words=("a", "cat")))
+    with pytest.warns(UserWarning, match="not trained on: moon"):
+        cat.images(["a [V] cat moon"], [0])
 
 
 def test_a_prompt_without_the_subject_is_noted(cat: Learned) -> None:

@@ -33,7 +33,7 @@ from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
-from personalar.compose import conf_dir, package_path, read_config, register
+from personalar.compose import composed, conf_dir, package_path, read_config
 from personalar.generator import Generator
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
@@ -96,13 +96,9 @@ def read_settings(arguments: list[str]) -> Settings:
 
 def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
     """Return the settings that `personalar.sample decoder=...` would run with."""
-    from hydra import compose, initialize_config_dir
-
     own = [x for x in rest if not x.startswith("decoder.") or decoder_takes(decoder, x)]
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        given = [f"decoder={decoder}", "concept=none", f"prompts=[{PROMPT}]"]
-        return read_config(compose("sample", [*given, *own]))
+    given = [f"decoder={decoder}", "concept=none", f"prompts=[{PROMPT}]"]
+    return read_config(composed("sample", [*given, *own]))
 
 
 def decoder_takes(decoder: str, argument: str) -> bool:

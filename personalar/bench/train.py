@@ -37,7 +37,7 @@ from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
 from personalar.callbacks.progress import Reporter
-from personalar.compose import conf_dir, read_config, register
+from personalar.compose import composed, conf_dir, read_config
 from personalar.config import RunConfig
 from personalar.datamodule import SequenceStream, collate
 from personalar.module import PersonalizationModule
@@ -77,14 +77,10 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Se
 
     The stage starts from the base and has `steps` steps.
     """
-    from hydra import compose, initialize_config_dir
-
     from personalar.run import prepare
 
-    register()
     fixed = ["scorer=none", "samples.grid_every_steps=0"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = read_config(compose("run", [*fixed, *end_to_end.with_subject(rest)]))
+    config = read_config(composed("run", [*fixed, *end_to_end.with_subject(rest)]))
     prepared = prepare(config, folder)
     assert prepared is not None  # an empty folder holds no finished run
     session, stages = prepared
