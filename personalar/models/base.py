@@ -86,6 +86,11 @@ class Backend(Protocol):
         """Whether `forward` reads every weight at one address, call after call: what captured graphs need."""
         ...
 
+    @property
+    def is_cut_up(self) -> bool:
+        """Whether no process holds all weights (ZeRO 3): every pass then takes all processes."""
+        ...
+
     def preprocess(
         self,
         image: Image.Image,
@@ -103,6 +108,10 @@ class Backend(Protocol):
 
     def decode_images(self, codes: Tensor) -> Tensor:
         """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
+        ...
+
+    def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
+        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
         ...
 
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
