@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from conftest_backend import make_backend
+from tape import Tape
 from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch._inductor.compile_fx import compile_fx
 
 from personalar.blocks import train_in_float32
 from personalar.decoding.compiled import CompiledDecoder
 from personalar.decoding.plain import PlainDecoder
+from personalar.decoding.sampling import gumbel_argmax, keep_top_p
 from personalar.models.backend import ChameleonBackend
 from personalar.module import PersonalizationModule
 from personalar.session import Session
@@ -43,13 +45,29 @@ class Uncompiled(CompiledDecoder):
         return run
 
 
+class Taped(Uncompiled):
+    """The same, captured as a GPU does, by a tape."""
+
+    def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
+        super().capture(run, rewind)
+        with patch("personalar.decoding.sampling.nucleus_argmax", sorted_draw), Tape() as tape:
+            run()
+        rewind()
+        return tape.replay
+
+
+def sorted_draw(logits: torch.Tensor, noise: torch.Tensor, p: float) -> torch.Tensor:
+    """Draw as everywhere but on a CPU, whose way has a loop that asks when to end."""
+    return gumbel_argmax(keep_top_p(logits, p), noise)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("bucket", [1, 8, 128])
 def test_static_steps_equal_plain(
     tiny_backend: ChameleonBackend, settings: dict[str, float], bucket: int
 ) -> None:
     ids, seeds = prompts(tiny_backend, *TEXTS), [3, -1, 7]
-    decoder = Uncompiled(bucket=bucket, **settings)
+    decoder = Taped(bucket=bucket, **settings)
     for grids in (GRID, MIXED):
         images = decoder(tiny_backend, ids, grids, seeds)
         plain = PlainDecoder(**settings)(tiny_backend, ids, grids, seeds)
@@ -59,7 +77,7 @@ def test_static_steps_equal_plain(
 def test_graphs_hold_for_other_prompts_seeds_and_weights() -> None:
     backend = make_backend()
     ids = prompts(backend, TEXTS[0], TEXTS[2])
-    decoder, plain = Uncompiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
+    decoder, plain = Taped(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
     first = decoder(backend, ids, GRID, [1, 2])
     captures, buffers = decoder.captures, decoder._buffers
     assert torch.equal(first, plain(backend, ids, GRID, [1, 2])) and captures < 15
@@ -77,15 +95,13 @@ def test_graphs_hold_for_other_prompts_seeds_and_weights() -> None:
 def test_identifier_and_progress(tiny_backend: ChameleonBackend) -> None:
     ids, rows = prompts(tiny_backend, TEXTS[1]), Rows(tiny_backend, 0.5)
     calls: list[tuple[int, int]] = []
-    codes = Uncompiled()(
-        tiny_backend, ids, GRID, [1], identifier=rows, progress=lambda *call: calls.append(call)
-    )
+    codes = Taped()(tiny_backend, ids, GRID, [1], identifier=rows, progress=lambda *call: calls.append(call))
     assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows))
     assert calls[-1] == (16, 16)
 
 
 def test_buffers_outlive_inference_mode(tiny_backend: ChameleonBackend) -> None:
-    ids, decoder = prompts(tiny_backend, TEXTS[0]), Uncompiled()
+    ids, decoder = prompts(tiny_backend, TEXTS[0]), Taped()
     with torch.inference_mode():
         first = decoder(tiny_backend, ids, GRID, [1])
     assert torch.equal(decoder(tiny_backend, ids, GRID, [1]), first)
@@ -100,7 +116,7 @@ def test_without_a_gpu_it_says_so_and_decodes_plainly(tiny_backend: ChameleonBac
 
 def test_a_network_in_training_is_decoded_plainly() -> None:
     """The rounded copies of its float32 weights live for one call: a graph would read what is gone."""
-    backend, decoder = make_backend().bfloat16(), Uncompiled(cfg_scale=2.0)
+    backend, decoder = make_backend().bfloat16(), Taped(cfg_scale=2.0)
     ids = prompts(backend, TEXTS[0])
     first = decoder(backend, ids, GRID, [1])
     assert backend.has_fixed_addresses and decoder.captures > 0
@@ -112,7 +128,7 @@ def test_a_network_in_training_is_decoded_plainly() -> None:
 
 def test_what_a_failed_start_leaves_is_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory while the buffers are made: the same batch again starts from nothing."""
-    backend, decoder = make_backend(), Uncompiled()
+    backend, decoder = make_backend(), Taped()
     ids = prompts(backend, TEXTS[0])
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
         patch.setattr(backend, "new_cache", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
@@ -152,7 +168,7 @@ def test_a_run_holds_no_graph_when_it_loads_and_trains(
 
 
 def test_weights_that_are_cut_up_are_decoded_plainly() -> None:
-    backend, decoder = make_backend(), Uncompiled()
+    backend, decoder = make_backend(), Taped()
     next(backend.transformer.parameters()).ds_id = 0  # as DeepSpeed marks them
     decoder(backend, prompts(backend, TEXTS[0]), GRID, [1])
     assert not backend.has_fixed_addresses and decoder.captures == 0
