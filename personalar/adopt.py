@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from personalar.arguments import prepare_arguments
 from personalar.commands import AdoptConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.fault import told
-from personalar.locate import obtain_model
+from personalar.locate import obtain_model, pin
 from personalar.prompts import SUBJECT_TOKEN
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
@@ -53,7 +54,10 @@ def adopt(config: AdoptConfig, files: ModelFiles) -> Concept:
         tokens=assign_tokens([SUBJECT_TOKEN], tokenizer.concept_ids),
         rows=row,
         lora=lora,
-        config={"adopted": {"embeds": embeds.name, "lora": bool(lora)}},
+        config={
+            "adopted": {"embeds": embeds.name, "lora": bool(lora)},
+            "model": asdict(pin(config.model)),
+        },
     )
 
 

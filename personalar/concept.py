@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +34,7 @@ from personalar.models.lora import load_lora, merge_lora
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
 LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 
@@ -56,20 +58,21 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:
-    """Return a hash of a base's weight files: names, sizes, and the ends of each (small ones whole).
+    """Return a hash of a base's weight files: their names and all that is in them."""
+    paths = list(files)
+    with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
+        contents = pool.map(content_hash, paths)
+        named = [f"{path.name}:{content};" for path, content in zip(paths, contents, strict=True)]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
 
-    Hashing all of a 7B takes a minute; headers with every shape lie at the start of a safetensors file.
-    """
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            if size > 1 << 20:
-                stream.seek(max(1 << 20, size - (1 << 20)))
-                digest.update(stream.read())
-    return digest.hexdigest()
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file; one that a hub's cache keeps under its sha256 is not read for it."""
+    kept_as = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", kept_as):
+        return kept_as
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def package_versions() -> dict[str, str]:
@@ -159,7 +162,8 @@ class Concept:
         if self.base["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
-                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): choose it"
+                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave model= "
+                "out, or set model.path=DIR to the folder where its files lie"
             )
 
     def apply(self, backend: HasTransformer) -> Identifier:

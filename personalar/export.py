@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.base_choice import add_base
 from personalar.commands import ExportConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.fault import told
@@ -152,7 +153,8 @@ def main() -> None:
     """Entry point."""
     conf = conf_dir()
     with told("personalar.export"):
-        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=ExportConfig, conf=conf, needs_subject=False)
+        arguments = prepare_arguments(sys.argv[1:], schema=ExportConfig, conf=conf, needs_subject=False)
+        sys.argv[1:] = add_base(arguments)
     register()
     hydra.main(config_path=str(conf), config_name="export", version_base="1.3")(launch)()
 

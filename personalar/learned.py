@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from personalar.arguments import prepare_arguments
+from personalar.base_choice import add_base
 from personalar.commands import SampleConfig
 from personalar.compose import composed, conf_dir, read_config
 from personalar.prompts import SUBJECT_TOKEN
@@ -86,6 +87,6 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
         if key in ELSEWHERE:
             raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
     arguments = prepare_arguments(settings, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
-    config = composed("sample", arguments)
+    config = composed("sample", add_base(arguments, concept))
     config.concept, config.prompts = concept, []  # set here: no folder's name is too odd for this
     return read_config(config)

@@ -15,6 +15,7 @@ import hydra
 from omegaconf import DictConfig
 
 from personalar.arguments import prepare_arguments
+from personalar.base_choice import add_base
 from personalar.commands import SampleConfig
 from personalar.compose import conf_dir, read_config, register
 from personalar.fault import told
@@ -157,7 +158,8 @@ def main() -> None:
     keep_memory()
     conf = conf_dir()
     with told("personalar.sample"):
-        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
+        arguments = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
+        sys.argv[1:] = add_base(arguments)
     register()
     hydra.main(config_path=str(conf), config_name="sample", version_base="1.3")(launch)()
 

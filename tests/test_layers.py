@@ -48,6 +48,7 @@ LAYERS = {
         "memory",
         "flops",
         "locate",
+        "base_choice",
         "lossy",
     ),
     1: (
@@ -78,6 +79,7 @@ LAYERS = {
         "types",
         "process",
         "fault",
+        "gpus",
         "targets",
         "arguments",
         "quoting",
