@@ -162,8 +162,8 @@ class Concept:
         if self.base["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
-                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave model= "
-                "out, or set model.path=DIR to the folder where its files lie"
+                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave "
+                "model= out, or set model.path=DIR to the folder where its files lie"
             )
 
     def apply(self, backend: HasTransformer) -> Identifier:
