@@ -24,6 +24,7 @@ from personalar.comparison_page import write_comparison
 from personalar.compose import composed, conf_dir, group_options, read_config
 from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
+from personalar.gpus import visible_gpus
 from personalar.process import available_cores
 from personalar.reuse import FIRST, SHARED, copy_files
 from personalar.settings import learning_settings, stage_settings
@@ -135,14 +136,6 @@ def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
     copy_files(done[0].folder, run.folder, SHARED)
     same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
     return (f"reuse={quoted(same[0].folder)}",) if same else ()
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that processes may be given, in CUDA's words; without importing torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name not in ("", "-1")]
-    return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:

@@ -7,7 +7,6 @@ again in the same folder finds what is done and goes on.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from personalar.prompts import fill
 from personalar.run_lock import check_started_alone, locked, refusable
 from personalar.settings import covers, learning_settings, request_of
 from personalar.subject import load_subject, validation_prompts
-from personalar.sweep import Objective, SweepReport, check_devices, keep_sweeping, objective_value
+from personalar.sweep import Objective, SweepReport, join_sweep, keep_sweeping, objective_value
 from personalar.types import STAGE_NAMES, Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
@@ -240,12 +239,9 @@ def run_one(cfg: DictConfig) -> Objective | None:
     leads, sweeps = global_rank() == 0, hydra_config.mode == RunMode.MULTIRUN
     with told("personalar.run"), locked(run_dir, leads=leads):
         with refusable(run_dir) if leads and not sweeps else nullcontext():
-            config = read_config(cfg)
             if sweeps:
-                check_devices(config.trainer.devices)
-                os.environ.setdefault(
-                    "WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name
-                )  # W&B's own name for it
+                join_sweep(hydra_config, cfg.trainer)
+            config = read_config(cfg)
             prepared = prepare(config, run_dir)
         if prepared is not None:
             command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]

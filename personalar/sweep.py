@@ -7,6 +7,7 @@ command ends with a table of those that finished, a comparison page, and a non-z
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from personalar.fault import told
+from personalar.gpus import take_gpu
 from personalar.process import global_rank
 from personalar.run_lock import check_run_folder
 
 Objective = float | tuple[float, ...]
 ERROR_FILE = "error.txt"
+SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")
+"""Hydra's launchers that run several jobs at once on this machine; a cluster gives each job its GPUs."""
 
 
 def check_devices(devices: Any) -> None:
@@ -36,6 +40,26 @@ def check_devices(devices: Any) -> None:
             "this command line and would begin a sweep of its own; sweep with trainer.devices=1 (one run for "
             "each GPU: hydra/launcher=submitit_slurm), or run the settings one after the other without -m"
         )
+
+
+def join_sweep(hydra_config: Any, trainer: Any) -> None:
+    """Take a job's part in its sweep: W&B's group, and a GPU of its own where jobs run side by side.
+
+    Args:
+        hydra_config: Hydra's own settings of the job.
+        trainer: the job's `trainer`, not yet read: telling what "auto" is starts CUDA, after which a process
+            cannot change its GPU.
+
+    Raises:
+        ValueError: a job wants more than one device.
+    """
+    check_devices(trainer.devices)
+    sweep_dir = Path(hydra_config.sweep.dir)
+    os.environ.setdefault("WANDB_RUN_GROUP", sweep_dir.name)  # W&B's own name for it
+    if trainer.accelerator != "cpu" and hydra_config.launcher._target_.endswith(SIDE_BY_SIDE):
+        place = take_gpu(sweep_dir / ".gpus")
+        if place is not None:
+            print(place, flush=True)
 
 
 def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:

@@ -13,7 +13,7 @@ from PIL import Image
 from test_scoring import TableClip, TableDino, plain
 
 import personalar.benchmark
-from personalar.benchmark import BenchRun, plan, quoted, share, visible_gpus
+from personalar.benchmark import BenchRun, plan, quoted, share
 from personalar.evaluate import evaluate, split_arguments
 from personalar.evaluate_config import EvaluateConfig
 from personalar.run import personalize, prepare
@@ -184,13 +184,6 @@ def test_the_base_is_shared_but_a_begun_run_is_left_alone(tmp_path: Path) -> Non
         assert share([runs["one"]], runs[name]) == ()
     found = [len(list((tmp_path / name / "images" / "base").iterdir())) for name in ("two", "three")]
     assert found == [1, 0]
-
-
-def test_gpus_are_those_that_the_process_may_use(monkeypatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert visible_gpus() == ["2", "5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
 
 
 def test_real_images_have_their_closed_form() -> None:

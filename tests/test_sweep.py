@@ -90,11 +90,16 @@ def sweep(tmp_path: Path, model: Path, scorers: Path, *overrides: str):
     )  # fmt: skip
 
 
-def test_two_by_three_with_joblib(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
+def test_two_by_three_with_joblib(
+    tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time, on the two GPUs that the environment claims; torch sees none and computes on the CPU."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install personalar[joblib]")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     done = sweep(
         tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
-        "seed=0,1", "decoder.cfg_scale=1,2,3", "hydra.sweep.subdir=${seed}-${decoder.cfg_scale}",
+        "model.accelerator=auto", "seed=0,1",
+        "decoder.cfg_scale=1,2,3", "hydra.sweep.subdir=${seed}-${decoder.cfg_scale}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json"))
@@ -102,6 +107,10 @@ def test_two_by_three_with_joblib(tmp_path: Path, tiny_model_dir: Path, tiny_sco
     lines = (tmp_path / "sweep" / "comparison.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == found
     assert (tmp_path / "sweep" / "comparison.html").is_file() and "| 1-3.0 |" in done.stdout
+    told = [line for line in done.stdout.splitlines() if "this job computes on GPU" in line]
+    assert len(told) == 6 and {line.split(" GPU ")[1] for line in told} == {"6 (of 6, 7)", "7 (of 6, 7)"}
+    records = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/run.json")]
+    assert len({record["device"] for record in records}) == 1  # none tells which GPU it was
 
 
 def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
