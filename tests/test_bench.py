@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import TINY_TRANSFORMER, TINY_VQ
+from huggingface_hub import constants
 from test_decoding import GRID, TEXTS, prompts
 
 from personalar.bench.baseline import BASELINES, Baseline, hf_model
@@ -77,6 +78,22 @@ def test_one_run_measures_everything(tiny_model_dir: Path, monkeypatch: pytest.M
     assert rows[7]["x transformers static, batched CFG, batch 2"] == 1.0
     assert json.loads(json.dumps(record)) == record
     assert table(record).count("\n") == 1 + len(rows)
+
+
+def test_a_published_base_is_measured(lumina_dir: Path, vqgan_dir: Path) -> None:
+    """As the hubs' repositories lie there: no protocol.json, and the image tokenizer in another folder."""
+    own = ["model=lumina_mgpt_7b_512", "batch=1", "runs=1", "baselines=none", "trainer=cpu"]
+    where = [f"model.path={lumina_dir}", f"model.vq_path={vqgan_dir}"]
+    numbers = ["model.layout.resolution=64", "model.dtype=float32", "trainer.threads=1"]
+    record = run(read_settings([*own, *where, *numbers]))
+    assert record["settings"]["model"] == "lumina_mgpt_7b_512" and record["rows"][0]["steps"] == 16
+
+
+def test_a_base_that_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="model=lumina_mgpt_7b_512 needs files that are not on this"):
+        run(read_settings(["model=lumina_mgpt_7b_512", "trainer=cpu"]))
 
 
 def test_what_does_not_fit_is_a_row_and_not_the_end(

@@ -33,8 +33,9 @@ from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
-from personalar.compose import composed, conf_dir, package_path, read_config
+from personalar.compose import composed, conf_dir, read_config
 from personalar.generator import Generator
+from personalar.locate import obtain_model
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.png import save_png
 from personalar.process import keep_memory, prepare_torch
@@ -195,8 +196,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
         backend = random_7b(dtype=dtype, device=torch.device(device))
     else:
-        path = package_path(config.model.path)
-        backend = load_backend(path, dtype=dtype, device=device, attention=config.trainer.attention)
+        files = obtain_model(config.model, say=print)
+        backend = load_backend(files, dtype=dtype, device=device, attention=config.trainer.attention)
     field = contenders(settings, backend)
     bandwidth = copy_bandwidth(backend.device)
     with tempfile.TemporaryDirectory() as name:
