@@ -243,6 +243,8 @@ class SamplesConfig:
         one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
         for kind in self.kinds:
             one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
+        if "subject" not in self.kinds:
+            raise ValueError(f"samples.kinds={self.kinds} must hold subject, which grids and scores show")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"samples.seeds={self.seeds} must be at least one seed, each once")
 

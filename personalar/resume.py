@@ -238,6 +238,11 @@ class StageCheckpoint(L.Callback):
         if self._ending and not self._owed:
             raise SystemExit(128 + self._ending if trainer.is_global_zero else 0)
 
+    def end_if_asked(self, trainer: L.Trainer) -> None:
+        """End here where asked to in the last step or its grid: what was learned is written by now."""
+        if asked := self._anyone_asked(trainer):
+            raise SystemExit(128 + asked if trainer.is_global_zero else 0)
+
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """The same, where no sampling follows."""
         self.on_validation_start(trainer)

@@ -43,10 +43,10 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
         return f"stage {FIRST}: lies here already"
     source, settings = Path(config.reuse or "").expanduser(), learning_settings(config)
     other = RunFolder(source)
-    if not other.has_concept(FIRST):
+    if not other.has_concept(FIRST) or "settings" not in other.record:
         raise FileNotFoundError(
-            f"reuse={source} holds no finished stage 1 ({other.concept(FIRST)}): name the folder of a run "
-            f"that went through stage={FIRST}, or leave reuse out"
+            f"reuse={source} holds no finished stage 1 (run.json, {other.concept(FIRST)}): name the folder "
+            f"of a run that went through stage={FIRST}, or leave reuse out"
         )
     concept = Concept.load(other.concept(FIRST))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
@@ -59,7 +59,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
             f"reuse={source}: this run would not learn the same stage 1 ({first_few(changed)}): "
             "leave reuse out, or make these the same"
         )
-    folder.update(settings=settings)
+    folder.update(settings=settings, photos=subject.fingerprint)
     facts = other.record.get("stages", {}).get(FIRST, {})
     folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
     copy_files(source, folder.path, (*SHARED, f"images/{FIRST}", f"logs/{FIRST}"))

@@ -40,26 +40,6 @@ if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loa
     from personalar.stage import Stage
 
 
-def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, str]]:
-    """Return the stages to run, each with the stage it starts from.
-
-    Raises:
-        ValueError: when the stage before the first selected one has left no concept.
-    """
-    from personalar.stage import resolve_stages
-
-    stages = resolve_stages(config.method, config.model.recipe)
-    starts = ["base", *[stage.name for stage in stages]]
-    pairs = [pair for pair in zip(stages, starts, strict=False) if pair[0].name in config.stage.run]
-    first, start = pairs[0]
-    if start != "base" and not folder.has_concept(start):
-        raise ValueError(
-            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} "
-            f"holds nothing: run with stage=both, or stage={start} first"
-        )
-    return pairs
-
-
 def open_session(
     config: RunConfig,
     subject: Subject,
@@ -114,15 +94,18 @@ def record_start(session: Session, *, command: str) -> None:
     from personalar.concept import package_versions
     from personalar.preflight import describe_sampling
     from personalar.prompt_check import words_note
+    from personalar.signs import notes
 
     config, subject = session.config, session.subject
     rendered = config.subject.kind == "rendered"
     strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
-    warnings = [text for text in (None if rendered else config.model.photo_warning, strange) if text]
+    photographs = None if rendered else config.model.photo_warning
+    warnings = [text for text in (photographs, strange, *notes(session.folder.record)) if text]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     session.folder.update(
         settings=session.settings,
+        photos=subject.fingerprint,
         subject=subject.name,
         noun=subject.noun,
         live=subject.live,
@@ -146,17 +129,19 @@ def record_start(session: Session, *, command: str) -> None:
 def finish(session: Session) -> None:
     """Write the summary and the report, and say where they are."""
     from personalar.report import write_report
-    from personalar.summary import result_lines, write_summary
+    from personalar.summary import result_lines
 
-    folder = session.folder
     session.note_cost()
-    request = request_of(session.config)  # stages that were learned before are shown and judged alike
+    session.reporter.say(f"report: {write_report(session.folder.path)}")
+    for line in result_lines(session.folder.path):
+        session.reporter.say(line)
+
+
+def record_end(session: Session) -> None:
+    """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
+    request, folder = request_of(session.config), session.folder
     learned = [name for name in STAGE_NAMES if name in request["stages"] or folder.has_concept(name)]
     folder.update(finished={**request, "stages": learned})
-    write_summary(folder.path)
-    session.reporter.say(f"report: {write_report(folder.path)}")
-    for line in result_lines(folder.path):
-        session.reporter.say(line)
 
 
 def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
@@ -171,6 +156,7 @@ def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
     from personalar.dashboard import dashboard
+    from personalar.signs import note_pictures
     from personalar.training import train_stage
 
     if global_rank() > 0:
@@ -190,11 +176,16 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
             elif pair is not None:
                 train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
             folder.drop_checkpoints(stage)
-            folder.publish(stage)
+            if stage == folder.last_stage:  # a later one, learned before, stays the result
+                folder.publish(stage)
             samples[stage] = session.sample_and_score(stage, samples["base"])
+            note_pictures(session, samples)
+            if stage == folder.last_stage:
+                folder.show(samples[stage])
             after(stage)
         reporter.say(f"overview: {session.draw_overview(samples)}")
         finish(session)
+    record_end(session)  # last: a run that was killed before it goes on
 
 
 def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage, str]]] | None:
@@ -210,6 +201,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     config.model = pin(config.model)
     from personalar.reuse import take_over
     from personalar.run_folder import RunFolder
+    from personalar.stage import selected_stages
 
     folder = RunFolder(run_dir)
     if global_rank() > 0:
@@ -219,12 +211,14 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     where = f"on the {config.trainer.accelerator.upper()}, in {run_dir}"
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
-    folder.claim(learning_settings(config), overwrite=config.overwrite)
+    folder.claim(learning_settings(config), photos=subject.fingerprint, overwrite=config.overwrite)
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))
     stages = selected_stages(config, folder)
-    if covers(folder.record.get("finished"), request_of(config)) and (run_dir / "summary.json").is_file():
-        print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+    summary, report = run_dir / "summary.json", run_dir / "report.html"
+    asked = covers(folder.record.get("finished"), request_of(config))
+    if asked and summary.is_file() and report.is_file():
+        print(f"finished before; overwrite=true starts afresh\nreport: {report}")
         from personalar.summary import result_lines
 
         print("\n".join(result_lines(run_dir)))

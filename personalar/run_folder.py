@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from personalar.concept import RECORD_FILE, Concept, write_atomic
-from personalar.model_card import write_card
-from personalar.types import Sample
+from personalar.model_card import PICTURES, write_card
+from personalar.types import STAGE_NAMES, Sample
 
 OWN = ("run.json", "stages", "cache", "images", "grids", "concept", "references", "logs")
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
+SHOWN = 3
+"""Pictures that a concept's card shows."""
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -70,15 +72,22 @@ class RunFolder:
         """Tell whether `stage` is finished."""
         return (self.concept(stage) / RECORD_FILE).is_file()
 
-    def claim(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make sure that what lies here was learned with the same `settings`.
+    @property
+    def last_stage(self) -> str | None:
+        """The last stage that is finished."""
+        return next((stage for stage in reversed(STAGE_NAMES) if self.has_concept(stage)), None)
+
+    def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
+        """Make sure that what lies here was learned with the same `settings` and `photos` (a fingerprint).
 
         Raises:
-            ValueError: when it was learned with other settings; they are named.
+            ValueError: when it was learned with others; they are named.
         """
         if overwrite:
             self.clear()
         changed = differences(self.record.get("settings", {}), settings)
+        if self.record.get("photos", photos) != photos:
+            changed.insert(0, "other photos")
         learned = (self.path / "images").exists() or (self.path / "stages").exists()
         # Pictures of the base alone may be another run's, copied: they do not depend on what is learned.
         others = {path.name for path in self.path.glob("images/*")} - {"base"}
@@ -127,8 +136,17 @@ class RunFolder:
         """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
         concept = Concept.load(self.concept(stage))
         folder = concept.save(self.path / "concept")
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)  # those of the stage before
         write_card(concept, folder)
         return folder
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Lay the first pictures of the subject beside the published concept that drew them, for its card."""
+        folder = self.path / "concept"
+        paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
+        for path in paths[:SHOWN]:
+            write_atomic(folder / PICTURES / path.name, path.read_bytes())
+        write_card(Concept.load(folder), folder)
 
     def base_pictures(self, samples: list[Sample]) -> dict[tuple[str, int], Any]:
         """Return the base's subject pictures by (prompt template, seed), for grids."""

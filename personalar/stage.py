@@ -17,8 +17,9 @@ import yaml
 from torch import nn
 
 from personalar.compose import conf_dir
-from personalar.config import MethodConfig, StageMethod
+from personalar.config import MethodConfig, RunConfig, StageMethod
 from personalar.recipe import RecipeConfig, StageNumbers
+from personalar.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,29 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
     """Return what a stage trains: what the method says, and what the base needs besides."""
     return replace(stage, parameters=[*stage.parameters, *numbers.also_train])
+
+
+def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, str]]:
+    """Return the stages to run, each with the stage it starts from.
+
+    Raises:
+        ValueError: when none is selected, or the stage before the first of them has left no concept.
+    """
+    stages = resolve_stages(config.method, config.model.recipe)
+    starts = ["base", *[stage.name for stage in stages]]
+    pairs = [pair for pair in zip(stages, starts, strict=False) if pair[0].name in config.stage.run]
+    if not pairs:
+        raise ValueError(
+            f"stage.run={config.stage.run} names no stage of method={config.method.name}; allowed: "
+            f"{', '.join(stage.name for stage in stages)}"
+        )
+    first, start = pairs[0]
+    if start != "base" and not folder.has_concept(start):
+        raise ValueError(
+            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} "
+            f"holds nothing: run with stage=both, or stage={start} first"
+        )
+    return pairs
 
 
 def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:

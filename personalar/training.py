@@ -36,13 +36,14 @@ from personalar.preflight import describe
 from personalar.preparation import prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
+from personalar.signs import note_move
 from personalar.stage import Stage, describe_steps, sequences_per_step, share_of
 from personalar.strategy import let_go, make_environment, make_strategy, shards_weights
 from personalar.types import Sample
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # a few kilobytes made on the fly: workers would only cost
-    ".*in eval mode at the start of training.*",  # the base is frozen and has no dropout
+    ".*in eval mode at the start of training.*",  # dropout is an argument of a pass, not a mode
     ".*Checkpoint directory .* exists and is not empty.*",  # that is what resuming is
     ".*isinstance.treespec, LeafSpec.*",  # torch's pytree, called by lightning
 )
@@ -154,7 +155,9 @@ def selecting(session: Session, stage: Stage) -> list[L.Callback]:
     return [best, Patience(rule=selection.rule, patience=selection.patience)]
 
 
-def leave_concept(session: Session, stage: Stage, trainer: L.Trainer, module: PersonalizationModule) -> None:
+def leave_concept(
+    session: Session, stage: Stage, start: str, trainer: L.Trainer, module: PersonalizationModule
+) -> None:
     """Write what `stage` leaves, the kept step's concept or else the last one's; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
     best, steps = found.get(BestStep), trainer.global_step
@@ -171,6 +174,7 @@ def leave_concept(session: Session, stage: Stage, trainer: L.Trainer, module: Pe
             f"highest of {best.grids} grids"
         )
     session.folder.update_stage(stage.name, **facts)
+    note_move(session, stage, start, concept)
     concept.save(session.folder.concept(stage.name))
     if best is not None:
         shutil.rmtree(best.folder)
@@ -215,6 +219,7 @@ def make_module(
         optimizer=session.plans[stage.name].optimizer,
         loss=recipe.loss,
         z_loss=recipe.z_loss,
+        dropout=recipe.dropout,
     )
 
 
@@ -263,6 +268,9 @@ def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback],
     trainer.callbacks.append(Learned())
     trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
-        leave_concept(session, stage, trainer, module)
+        leave_concept(session, stage, start, trainer, module)
     trainer.strategy.barrier()  # the next stage starts from this file on every process
+    for callback in trainer.callbacks:
+        if isinstance(callback, StageCheckpoint):
+            callback.end_if_asked(trainer)
     let_go(trainer.strategy)

@@ -89,6 +89,28 @@ def test_ctrl_c_in_training_saves_the_step_and_says_130(
     same_result(finished_run, run_dir)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_who_asks_in_the_last_step_is_answered_too(
+    name: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step and no grid follows: the stage is learned, and the run ends before its pictures."""
+    whole, calls = personalar.module.sequence_loss, []
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), getattr(signal, name))
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.module, "sequence_loss", interrupted)
+    with pytest.raises(SystemExit) as ended_by:
+        do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0")
+    assert ended_by.value.code == 128 + getattr(signal, name) and len(calls) == 4
+    assert RunFolder(tmp_path / "run").has_concept("embedding")
+    assert not (tmp_path / "run" / "images" / "embedding").exists()
+    assert do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0") and len(calls) == 8
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = StageCheckpoint(folder=Mock(), stage="embedding", strategy="single", every=1)
     callback._note(signal.SIGINT)
@@ -192,6 +214,7 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
     """With less memory, or another number of processes: a step sees its own sequences, all and once."""
     words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
     words += ["model.recipe.stages.embedding.batch=4", "model.recipe.stages.embedding.steps=5"]
+    words += ["model.recipe.dropout=0.2"]  # of each sequence's own, whatever pass it is in
     do_run(tmp_path / "whole", *words)
     loss, calls = personalar.module.sequence_loss, []
 
@@ -214,10 +237,10 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
 
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images" / "base").mkdir(parents=True)
-    RunFolder(tmp_path).claim({}, overwrite=False)  # the base's may be copied from another run
+    RunFolder(tmp_path).claim({}, photos="", overwrite=False)  # the base's may be copied from another run
     (tmp_path / "images" / "embedding").mkdir()
     with pytest.raises(ValueError, match=r"no run.json that says what they were made with"):
-        RunFolder(tmp_path).claim({}, overwrite=False)
+        RunFolder(tmp_path).claim({}, photos="", overwrite=False)
     (tmp_path / "run.json").write_text(json.dumps({"a": 1})[:-2])
     with pytest.raises(ValueError, match=r"run.json is damaged"):
         RunFolder(tmp_path)

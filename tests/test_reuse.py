@@ -77,6 +77,13 @@ def test_nothing_to_take_over(do_run, tmp_path: Path) -> None:
         do_run(tmp_path / "run", f"reuse={tmp_path / 'nowhere'}")
 
 
+def test_a_stage_without_its_record_is_not_taken_over(do_run, finished_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no finished stage 1 \(run.json, "):
+        do_run(tmp_path / "run", f"reuse={copy}")
+
+
 def test_processes_started_outside_cannot_take_over(monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     check_started_alone(compose_config("+subject=cat", "reuse=x"))

@@ -7,14 +7,21 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from PIL import Image
 
 import personalar.module
+import personalar.run
 import personalar.session
 from personalar.concept import Concept
+from personalar.config import SamplesConfig
 from personalar.png import read_png_metadata
+from personalar.run_folder import RunFolder
+from personalar.session import Session
+from personalar.subject import load_subject
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -95,6 +102,64 @@ def test_stages_one_by_one_are_finished_together(do_run, tmp_path: Path) -> None
     assert do_run(tmp_path / "run", "stage=embedding") and not do_run(tmp_path / "run", "stage=embedding")
     assert do_run(tmp_path / "run", "stage=transformer")
     assert not do_run(tmp_path / "run", "stage=both") and not do_run(tmp_path / "run", "stage=embedding")
+
+
+@pytest.mark.parametrize("part", ["personalar.report.write_report", "personalar.summary.result_lines"])
+def test_a_run_that_dies_at_its_report_is_not_finished(
+    part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(part, Mock(side_effect=KeyboardInterrupt))
+        do_run(run_dir, "stage=embedding")
+    assert "finished" not in RunFolder(run_dir).record
+    assert do_run(run_dir, "stage=embedding") and (run_dir / "report.html").is_file()
+    (run_dir / "report.html").unlink()
+    assert do_run(run_dir, "stage=embedding") and (run_dir / "report.html").is_file()
+
+
+def test_a_finished_run_started_again_keeps_its_result(
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pictures of a finished run, interrupted while those of stage 1 are made."""
+    copy, whole = shutil.copytree(finished_run, tmp_path / "copy"), Session.sample_and_score
+
+    def interrupted(self: Session, stage: str, base_samples: list) -> list:
+        if stage == "embedding":
+            raise KeyboardInterrupt
+        return whole(self, stage, base_samples)
+
+    monkeypatch.setattr(Session, "sample_and_score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(copy, "stage=both", "samples.seeds=[0,1]")
+    assert Concept.load(copy / "concept").stage == "transformer"
+
+
+def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 2 would learn photos that stage 1 has no names for, beside pictures judged by others."""
+    monkeypatch.setattr(personalar.run, "load_subject", load_subject)  # `do_run` loads each once
+    photos, run_dir = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    words = ["stage=embedding", f"subject.path={photos}", "subject.noun=dog"]
+    for index in range(2):
+        Image.new("RGB", (64, 64), (40 * index, 90, 10)).save(photos / f"{index}.png")
+    do_run(run_dir, *words, subject="+subject=folder")
+    Image.new("RGB", (64, 64), (200, 9, 10)).save(photos / "2.png")
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(other photos\).*overwrite=true"):
+        do_run(run_dir, *words, "stage=both", subject="+subject=folder")
+    (photos / "2.png").unlink()
+    assert do_run(run_dir, *words, "stage=both", subject="+subject=folder")
+
+
+@pytest.mark.parametrize("run", ["[]", "[transformer]"])
+def test_a_selection_of_no_stage_is_told(do_run, tmp_path: Path, run: str) -> None:
+    with pytest.raises(ValueError, match=r"stage.run=.* names no stage of method=.*; allowed: embedding$"):
+        do_run(tmp_path, "method=embedding_only", f"stage.run={run}")
+
+
+def test_samples_without_the_subject_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"samples.kinds=\['class'\] must hold subject"):
+        SamplesConfig(kinds=["class"])
 
 
 def test_unknown_words_are_told_and_kept(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
