@@ -35,18 +35,18 @@ def make_lossy(backend: ChameleonBackend, *, cache: str, weights: str) -> list[s
 
 def quantize_weights(network: nn.Module, name: str) -> None:
     """Keep the blocks' matrices in eight bits, with a scale for every output; products are in full."""
-    library = _require_torchao()
+    library = require_torchao("lossy.weights", "choose lossy.weights=exact")
     kinds = {"int8": library.Int8WeightOnlyConfig, "fp8": library.Float8WeightOnlyConfig}
     lay_rows(network)
     library.quantize_(network, kinds[name](), filter_fn=lambda module, _: isinstance(module, Linear))
 
 
-def _require_torchao() -> Any:
+def require_torchao(knob: str, otherwise: str) -> Any:
+    """Return the library, or raise ModuleNotFoundError: `knob` needs it; what one can do `otherwise`."""
     try:
         from torchao import quantization
     except ImportError as error:
         raise ModuleNotFoundError(
-            'lossy.weights needs torchao, which is not installed: pip install "personalar[lossy]", or choose '
-            "lossy.weights=exact"
+            f'{knob} needs torchao, which is not installed: pip install "personalar[lossy]", or {otherwise}'
         ) from error
     return quantization

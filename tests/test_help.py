@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import re
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import MISSING
@@ -84,4 +86,15 @@ def test_measurements_say_what_is_allowed(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit, match=re.escape(f"personalar.bench: {message}")):
+        bench.main()
+
+
+def test_a_measurement_that_ends_early_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(arguments: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "", "lossy.json")
+
+    monkeypatch.setattr(sys, "argv", ["bench", "lossy"])
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=full))
+    said = "lossy.json could not be written .*: nothing is kept, and the same command measures afresh once"
+    with pytest.raises(SystemExit, match=f"personalar.bench: {said}"):
         bench.main()

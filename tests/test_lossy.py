@@ -17,6 +17,7 @@ from torch import Tensor
 
 from personalar import commands
 from personalar.bench import lossy as bench
+from personalar.bench.__main__ import main as bench_command
 from personalar.bench.clock import counted_forwards
 from personalar.decoding.coupling import relaxed
 from personalar.decoding.jacobi import JacobiDecoder
@@ -193,6 +194,34 @@ def test_sampling_says_that_it_is_lossy(
         assert ("lossy: keys and values in int8" in capsys.readouterr().out) == bool(told)
 
 
+def test_a_missing_library_is_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setattr(bench, "draw", None)
+    monkeypatch.setattr(sys, "argv", ["bench", "lossy", "model=nano", "images=2"])
+    with pytest.raises(SystemExit) as stopped:
+        bench_command()
+    missing = "modes=weights_int8,weights_fp8 needs torchao, which is not installed"
+    others = "modes=exact,cache_int8,cache_fp8,jacobi_maximal,relaxed_8,relaxed_32"
+    ways = f'pip install "personalar[lossy]", or leave that out: {others}'
+    assert str(stopped.value) == f"personalar.bench: {missing}: {ways}"
+
+
+def test_the_measurement_judges_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load(clip: str, dino: str, *, dino_preprocess: str) -> None:
+        raise Loaded(clip, dino, dino_preprocess)
+
+    monkeypatch.setattr(bench, "load_scorers", load)
+    wanted = compose_config("+subject=cat", "scorer=dreambench").scorer
+    with pytest.raises(Loaded) as seen:
+        bench.run(*bench.read_settings(["modes=exact", "scorer=dreambench"]))
+    assert seen.value.args == (wanted.clip, wanted.dino, "resize256_crop224")
+
+
 def test_the_measurement(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "deep" / "lossy.json"
     bench.main(["model=nano", "modes=cache_int8,relaxed_8", "images=2", f"out={out}", "trainer.threads=1"])
@@ -213,6 +242,7 @@ def test_the_measurement(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (["modes=int4"], "modes=int4 is not known; allowed: exact, cache_int8"),
         (["images=1"], "images=1 must be a number from 2"),
         (["scorer=nobody"], "scorer='nobody' is not known"),
+        (["scorer=none"], "scorer=none judges nothing, and here pictures are judged: scorer=nano does"),
         (["nonsense=1"], "nonsense is no setting"),
     ],
 )

@@ -7,6 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from personalar.fault import told
+
 MEASUREMENTS = ("decode", "lossy", "memory", "train")
 HELP = ("--help", "-h")
 
@@ -43,10 +45,8 @@ def main() -> None:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         raise SystemExit(f"personalar.bench: {flags[0]} is no setting; allowed: key=value, --help")
-    try:
+    with told("personalar.bench", kept="nothing is kept, and the same command measures afresh"):
         importlib.import_module(f"personalar.bench.{name}").main(arguments)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"personalar.bench: {error}") from None
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ from personalar.bench.roofline import synchronize
 from personalar.bench.settings import split_own
 from personalar.bootstrap import difference
 from personalar.commands import SampleConfig
-from personalar.compose import conf_dir, package_path
+from personalar.compose import conf_dir
+from personalar.config import ScorerConfig
 from personalar.generator import Generator
 from personalar.locate import obtain_model
-from personalar.lossy import make_lossy
+from personalar.lossy import make_lossy, require_torchao
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.process import keep_memory, prepare_torch
 from personalar.scoring.registry import load_scorers
@@ -90,8 +91,29 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     if not own["images"].isdigit() or int(own["images"]) < 2:
         raise ValueError(f"images={own['images']} must be a number from 2")
     check_choice(conf_dir(), "scorer", own["scorer"])
+    if not (judges := read_scorer(own["scorer"])).clip or not judges.dino:
+        raise ValueError(
+            f"scorer={own['scorer']} judges nothing, and here pictures are judged: scorer=nano does"
+        )
     rest = prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
     return own, rest
+
+
+def read_scorer(name: str) -> ScorerConfig:
+    """Return the settings of `scorer=name`."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.load(conf_dir() / "scorer" / f"{name}.yaml")
+    del values["defaults"]  # Hydra's word for the schema that the next line gives
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ScorerConfig), values))
+
+
+def check_library(names: list[str]) -> None:
+    """Raise ModuleNotFoundError, before anything is measured, where a way needs a library that is missing."""
+    needy = [name for name in names if name.startswith("weights_")]
+    if needy:
+        others = ",".join(name for name in names if name not in needy) or "exact"
+        require_torchao(f"modes={','.join(needy)}", f"leave that out: modes={others}")
 
 
 def compose_mode(name: str, rest: list[str]) -> SampleConfig:
@@ -212,9 +234,11 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
     count = int(own["images"])
     chosen = [name for name in MODES if name in own["modes"].split(",")]
     names = [name for name in MODES if name in chosen or name in {MODES[each][0] for each in chosen}]
+    check_library(names)
     config = compose_mode(names[0], rest)
     prepare_torch(config.trainer.threads)
-    judges = load_judges(own["scorer"])
+    scorer = read_scorer(own["scorer"])
+    judges = load_scorers(scorer.clip, scorer.dino, dino_preprocess=scorer.dino_preprocess)
     prompts = [prompt for prompt, _ in asks(count)]
     made: dict[str, Drawn] = {}
     rows = []
@@ -228,14 +252,6 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "images": count,
         "rows": rows,
     }
-
-
-def load_judges(name: str) -> Any:
-    """Return the judges of `scorer=name`."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.load(conf_dir() / "scorer" / f"{name}.yaml")
-    return load_scorers(package_path(values.clip), package_path(values.dino))
 
 
 def main(arguments: list[str]) -> None:
