@@ -57,6 +57,7 @@ def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
+@pytest.mark.slow  # a minute of compiling; the test above holds the same program against eager
 def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) -> None:
     """Losses of both stages are those of the run without; sampling goes the plain way."""
     do_run(tmp_path, "stage=both", "scorer=none", "trainer.compile_blocks=true")
