@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from personalar.callbacks.progress import Reporter
 from personalar.datamodule import collate
 from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
 from personalar.models.backend import ChameleonBackend
 from personalar.objective import sequence_loss
 from personalar.prompts import SUBJECT_TOKEN, image_token_names, training_prompt
 from personalar.recipe import IdentifierNumbers
+from personalar.reporter import Reporter
 
 
 def start_identifier(

@@ -52,9 +52,9 @@ def open_session(
     """Check the memory, load the judges and gather what every phase needs."""
     from hydra.utils import instantiate
 
-    from personalar.callbacks.progress import Reporter
     from personalar.concept import base_fingerprint
     from personalar.preflight import preflight, sampling_work
+    from personalar.reporter import Reporter
     from personalar.scoring.registry import load_scorers
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.session import Session

@@ -108,9 +108,9 @@ def prepare_generator(config: SampleConfig, folder: Path) -> tuple[Generator, st
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
     from personalar.batching import even
-    from personalar.callbacks.progress import Reporter
     from personalar.png import sample_filename, save_png
     from personalar.prompt_check import check_prompts
+    from personalar.reporter import Reporter
     from personalar.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from personalar.callbacks.progress import Reporter
 from personalar.callbacks.sample_grid import grid_picture
 from personalar.concept import RECORD_FILE, Concept
 from personalar.config import RunConfig
@@ -27,6 +26,7 @@ from personalar.png import save_png
 from personalar.process import peak_memory_bytes, prepare_torch
 from personalar.prompt_check import check_prompts
 from personalar.prompts import fill, unrelated_prompts
+from personalar.reporter import Reporter
 from personalar.request import Request, chunks, pick_grid_prompts, requests_for
 from personalar.run_folder import RunFolder
 from personalar.scoring.score_file import merge_scores
@@ -92,13 +92,16 @@ class Session:
         return backend, concept.apply(backend)
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
-        """Return what `stage` learned of this run's subject on this run's base."""
-        subject = self.subject
+        """Return what `stage` learned of this run's subject on this run's base, for others to have.
+
+        It does not tell where the photos lie: the path to them names people and places.
+        """
+        subject, settings = self.subject, self.settings
         return Concept(
             base=self.base,
             subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
             stage=stage,
-            config=self.settings,
+            config={**settings, "subject": {**settings["subject"], "path": None}},
             **learned,
         )
 

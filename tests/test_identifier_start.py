@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from personalar.callbacks.progress import Reporter
 from personalar.datamodule import collate
 from personalar.identifier import Identifier
 from personalar.identifier_start import nearest_row, start_identifier
 from personalar.objective import sequence_loss
 from personalar.recipe import IdentifierNumbers
+from personalar.reporter import Reporter
 
 SILENT = Reporter(enabled=False)
 

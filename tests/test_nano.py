@@ -19,7 +19,7 @@ from personalar.scoring.dino import DinoScorer
 from personalar.world.captions import place
 from personalar.world.contexts import CONTEXTS
 from personalar.world.scene import CLASSES, render, sample_instance, sample_scene
-from personalar.world.subjects import rendered_subject
+from personalar.world.subjects import hard_negatives, rendered_subject
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_instance_scorer_puts_the_subject_above_its_class(folder: Path):
         for name, images in (
             ("same", subject.holdout[:14]),  # plain and in places; the rest wears something or is recoloured
             ("other", subject.others[:14]),
-            ("twin", subject.hard_negatives[:12]),
+            ("twin", hard_negatives("cat", 5, 12)),
         )
     }
     assert likeness["same"] > likeness["twin"] > likeness["other"]

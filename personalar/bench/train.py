@@ -36,13 +36,12 @@ from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
-from personalar.callbacks.progress import Reporter
 from personalar.compose import composed, conf_dir, read_config
 from personalar.config import RunConfig
 from personalar.datamodule import SequenceStream, collate
 from personalar.module import PersonalizationModule
-from personalar.objective import sequence_loss
 from personalar.process import keep_memory
+from personalar.reporter import Reporter
 from personalar.session import Session
 from personalar.stage import Stage, sequences_per_step
 from personalar.training import (
@@ -159,10 +158,7 @@ def by_hand(session: Session, stage: Stage) -> Moment:
         optimizer.zero_grad()
         for _ in range(passes):
             batch = {name: tensor.to(device) for name, tensor in next(source).items()}
-            loss = sequence_loss(
-                module.network.backend, module.identifier, batch, loss=module.loss, z_loss=module.z_loss
-            )
-            (loss / passes).backward()
+            (module.batch_loss(batch) / passes).backward()
         if stage.numbers.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(trained, stage.numbers.gradient_clip)
         optimizer.step()

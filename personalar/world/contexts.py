@@ -42,13 +42,6 @@ def _floor(sky, floor, v, horizon=GROUND):
     return sky * (1 - _edge(v - horizon))[..., None] + floor * _edge(v - horizon)[..., None]
 
 
-def _hills(u, rng, base, height, waves):
-    phase = rng.uniform(0, 6.28, 3)
-    return base - height * (
-        0.5 + 0.3 * np.sin(waves * u + phase[0]) + 0.2 * np.sin(2.3 * waves * u + phase[1])
-    )
-
-
 def _triangle(u, v, x, top, base, half):
     """A fir or a roof: 1 inside the triangle with its tip at (x, top)."""
     t = (v - top) / (base - top)

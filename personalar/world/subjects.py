@@ -2,7 +2,7 @@
 
 ceiling: unseen views of the same individual; floor: other individuals of the class. Both do what the prompts
 of the evaluation ask (place, accessory, colour): a recoloured cat in a hat is less like the photos, even
-if it was learned perfectly. Hard negatives: twins that share the skin or the shape.
+if it was learned perfectly. Hard negatives, for judging judges: twins that share the skin or the shape.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,6 @@ from personalar.world.skin import sample_skin
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
 VIEWS_PER_PROMPT = 2
-HARD_NEGATIVES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,6 @@ class RenderedSubject:
     train: tuple[Image.Image, ...]
     holdout: tuple[Image.Image, ...]
     others: tuple[Image.Image, ...]
-    hard_negatives: tuple[Image.Image, ...]
 
 
 def subject_instance(noun: str, seed: int) -> Instance:
@@ -64,11 +62,10 @@ def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Inst
 
 
 def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
-    """The subject (noun, seed) with its views; about 120 pictures, two seconds on one core."""
+    """The subject (noun, seed) with its views; about 100 pictures, two seconds on one core."""
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
     asked = bench_prompts(noun) * VIEWS_PER_PROMPT
-    places = [list(CONTEXTS)[i % len(CONTEXTS)] for i in range(HARD_NEGATIVES)]
     return RenderedSubject(
         noun=noun,
         live=noun in HEADS,
@@ -76,5 +73,11 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
         train=_views([instance] * len(TRAINING_CONTEXTS), list(TRAINING_CONTEXTS), rng, size),
         holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
         others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
-        hard_negatives=_views(twins(instance, HARD_NEGATIVES, rng), places, rng, size),
     )
+
+
+def hard_negatives(noun: str, seed: int, count: int, size: int = 96) -> tuple[Image.Image, ...]:
+    """Views of twins of the subject (noun, seed), no two in the same place while there are places."""
+    rng = np.random.default_rng([seed, 3])
+    places = [list(CONTEXTS)[i % len(CONTEXTS)] for i in range(count)]
+    return _views(twins(subject_instance(noun, seed), count, rng), places, rng, size)

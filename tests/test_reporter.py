@@ -10,8 +10,8 @@ import re
 import pytest
 from rich.console import Console
 
-from personalar.callbacks import progress
-from personalar.callbacks.progress import Reporter
+from personalar import reporter as spoken_by
+from personalar.reporter import Reporter
 
 
 class Terminal(io.StringIO):
@@ -59,7 +59,7 @@ def test_a_real_terminal_is_one() -> None:
 def test_a_phase_inside_another_is_booked_once(monkeypatch, terminal: bool) -> None:
     """The search for [V]'s start ran inside the first stage, which said 4 steps in 69 s for 4 of them."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
     stream = Terminal()
     reporter = make_reporter(stream, force_terminal=terminal)
     with reporter.phase("stage", 4, "steps") as step:
