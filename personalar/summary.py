@@ -37,7 +37,8 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
                 "embedding": {"steps": 300, "seconds": 31.0},
                 "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran; where a rule
-                                picked a step also "selected_step": 50, "selected_by": {"val/product": .2}
+                                picked a step also "selected_step": 50, "selected_by": {"val/product": .2};
+                                what else a stage has, "v_moved", "pictures_changed" and "note": `signs.py`
      "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
                 "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
                 "photos": {"dino": 0.8, "clip_i": 0.9, "dino_max": 0.95, "images": 5} | null}}
@@ -47,12 +48,14 @@ The run folder, as this module and `report.py` read it (everything optional but 
     {"subject", "model", "noun",
      "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
                         "selected_step", "seconds", "accessory_accuracy", "class_dino", "images", "pres",
-                        "diversity", "drift", "nearest", "memorised", "intervals": {measure: [low, high]},
+                        "diversity", "drift", "nearest", "memorised", "v_moved", "pictures_changed",
+                        "intervals": {measure: [low, high]},
                         "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
      "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
                      "images"} | null,       the best text description, sampled on the base
      "ceiling": {"dino", "clip_i", "images"} | null, "floor": {"dino", "clip_i", "images"} | null,
      "photos": {"dino", "clip_i", "dino_max", "images"} | null,    the training photos among each other
+     "notes": ["..."],                  of the stages, where one has learned nothing
      "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
 
 A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
@@ -62,7 +65,9 @@ class prompts without the identifier. The means are over the images of kind "sub
 (DINO) of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far
 pictures of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean
 likeness to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the
-two closest photos lie to each other. `intervals` are 95 % bootstrap intervals over the images.
+two closest photos lie to each other. `v_moved` is how far the stage moved [V], in lengths of the row it began
+with, `pictures_changed` the share of stage 1's pictures that stage 2 changed. `intervals` are 95 % bootstrap
+intervals over the images.
 """
 
 from __future__ import annotations
@@ -79,6 +84,8 @@ from personalar.scoring.score_file import read_scores
 from personalar.types import STAGE_NAMES
 
 FORMAT_VERSION = 1
+OWN_FACTS = ("steps", "selected_step", "seconds", "v_moved", "pictures_changed")
+"""What a stage tells of itself in run.json."""
 
 Lines = list[dict[str, Any]]
 
@@ -229,14 +236,14 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         if ran is None and not subject_lines:
             continue
         class_dino, class_drift = _class_drift(lines, stage, bounds)
-        timing = {name: (ran or {}).get(name) for name in ("steps", "selected_step", "seconds")}
+        own = {name: (ran or {}).get(name) for name in OWN_FACTS}
         measures = _measures(subject_lines, bounds)
         stages[stage] = {
             **measures,
             "class_dino": class_dino,
             "class_drift": class_drift,
             **_side_effects(lines, stage, bounds),
-            **timing,
+            **own,
             "intervals": _intervals(subject_lines, bounds),
             "categories": _categories(subject_lines),
         }
@@ -250,6 +257,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "ceiling": bounds.get("ceiling"),
         "floor": bounds.get("floor"),
         "photos": bounds.get("photos"),
+        "notes": [ran["note"] for ran in run.get("stages", {}).values() if ran.get("note")],
         "scorers": run.get("scorers"),
         "total_seconds": run.get("total_seconds"),
         "peak_memory_bytes": run.get("peak_memory_bytes"),
@@ -282,5 +290,6 @@ def result_lines(run_dir: Path) -> list[str]:
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
         lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
+    lines += [f"note: {note}" for note in summary.get("notes", [])]  # before the pictures nobody saw it
     total = summary.get("total_seconds")
     return [*lines, f"total: {total:.0f} s"] if total else lines
