@@ -17,8 +17,14 @@ from typing import Any
 import yaml
 
 from personalar.concept import Concept, write_atomic
+from personalar.png import read_png_metadata
+from personalar.prompts import SUBJECT_TOKEN, training_prompt
 
 CARD_FILE = "README.md"
+PICTURES = "pictures"
+"""Folder of pictures that the card's head shows: PNG files that tell their prompt."""
+PLACES = ("in the snow", "on the beach")
+"""Of the prompts that the head suggests where there are no pictures."""
 DEFAULT_BASE = "nano"
 """What commands take without `model=`."""
 FOREIGN_BASE = " model.path=BASE"
@@ -92,8 +98,36 @@ def origin(concept: Concept) -> tuple[str | None, str]:
     return None, "that of the base, which this concept does not know"
 
 
-def head(concept: Concept) -> str:
-    """Return the YAML between the two lines of dashes."""
+def instance_prompt(concept: Concept) -> str:
+    """Return a prompt that the subject was learned with: the first template, with or without its class."""
+    data = concept.config.get("model")
+    for name in ("recipe", "data"):
+        data = data.get(name) if isinstance(data, dict) else None
+    told = data if isinstance(data, dict) else {}
+    templates = told.get("templates")
+    template = str(templates[0]) if isinstance(templates, list) and templates else "a photo of {}"
+    with_class = bool(told.get("class_name", True))
+    return prompt_words(training_prompt(template, str(concept.subject["noun"]), class_name=with_class))
+
+
+def prompt_words(prompt: str) -> str:
+    """Return `prompt` as words that no markup can hide in, [V] among them."""
+    parts = (plain(part) if part.strip() else "" for part in prompt.split(SUBJECT_TOKEN))
+    return f" {SUBJECT_TOKEN} ".join(parts).strip()
+
+
+def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
+    """Return the prompts that a hub shows, with the pictures that lie in `folder` where there are any."""
+    shown = []
+    for path in sorted((folder / PICTURES).glob("*.png")):
+        prompt = read_png_metadata(path).get("prompt")
+        if prompt is not None and re.fullmatch(r"[\w.-]+", path.name):
+            shown.append({"text": prompt_words(prompt), "output": {"url": f"{PICTURES}/{path.name}"}})
+    return shown or [{"text": f"{instance_prompt(concept)} {place}"} for place in PLACES]
+
+
+def head(concept: Concept, folder: Path) -> str:
+    """Return the YAML between the two lines of dashes; `folder` is where the card will lie."""
     repo, licence = origin(concept)
     method = "lora" if concept.lora else "textual-inversion"
     values: dict[str, Any] = {
@@ -111,6 +145,7 @@ def head(concept: Concept) -> str:
             "base_model": repo,
             "base_model_relation": "adapter",
         }
+    values |= {"instance_prompt": instance_prompt(concept), "widget": widget(concept, folder)}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -190,7 +225,7 @@ def model_card(concept: Concept, folder: Path, told: Content | None = None) -> s
         facts=facts(concept, told),
         files="\n".join(hashes),
     )
-    return f"---\n{head(concept)}---\n\n{body}"
+    return f"---\n{head(concept, folder)}---\n\n{body}"
 
 
 def digest(path: Path) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest_run import compose_config
+from PIL import Image
 from test_concept import make
 from test_export import adapter, exporting
 
 from personalar.concept import Concept
 from personalar.export import write_export
 from personalar.export_card import export_content
-from personalar.model_card import CARD_FILE, model_card, write_card
+from personalar.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
+from personalar.png import read_png_metadata, save_png
 from personalar.settings import learning_settings
 
 
@@ -42,7 +45,60 @@ def test_a_run_leaves_a_card_and_a_concept_that_loads(finished_run: Path) -> Non
     concept = Concept.load(folder)
     assert concept.base["fingerprint"] in body and f"from {len(concept.tokens) - 1} photos of one cat" in body
     names = check_hashes(folder, body)
-    assert names == ["concept.json", "learned_embeds.safetensors", "weights.safetensors"]
+    pictures = [f"{PICTURES}/{path.name}" for path in sorted((folder / PICTURES).iterdir())]
+    assert names == ["concept.json", "learned_embeds.safetensors", *pictures, "weights.safetensors"]
+
+
+def test_the_head_tells_the_prompt_and_shows_pictures_of_the_run(finished_run: Path) -> None:
+    folder = finished_run / "concept"
+    head, _ = parts((folder / CARD_FILE).read_text())
+    assert head["instance_prompt"] == "a photo of a [V] cat"  # nano's first template
+    shown = {item["text"]: folder / item["output"]["url"] for item in head["widget"]}
+    assert set(shown) == {"a photo of a [V] cat", "a [V] cat on the beach"}  # of experiment=quick
+    for prompt, path in shown.items():
+        assert read_png_metadata(path)["prompt"] == prompt
+        assert path.read_bytes() == (finished_run / "images" / "transformer" / path.name).read_bytes()
+
+
+def test_without_pictures_the_head_suggests_prompts(tmp_path: Path) -> None:
+    head, _ = parts(model_card(make(), tmp_path))
+    assert head["widget"] == [{"text": f"a photo of [V] cat {place}"} for place in PLACES]
+    data = {"class_name": False, "templates": ["a rendering of {}"]}
+    alone = make(config={"model": {"recipe": {"data": data}}})
+    assert parts(model_card(alone, tmp_path))[0]["instance_prompt"] == "a rendering of [V]"
+
+
+def test_an_export_shows_the_pictures_that_lie_beside_it(tmp_path: Path) -> None:
+    make().save(tmp_path / "concept")
+    grey = Image.new("RGB", (8, 8))
+    for name, prompt in (("a.png", "[V] cat <b>, asleep"), ("a b.png", "x"), ("strange.png", None)):
+        save_png(grey, tmp_path / "out" / PICTURES / name, {"prompt": prompt} if prompt else {})
+    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    head, _ = parts(card.read_text())
+    assert head["widget"] == [{"text": "[V] cat  b , asleep", "output": {"url": "pictures/a.png"}}]
+
+
+def test_a_concept_holds_no_photo_and_not_the_way_to_them(
+    do_run: Callable[..., bool], tmp_path: Path
+) -> None:
+    """What `hf upload` sends: rows, weights, facts, and pictures that the model drew."""
+    photos, run = tmp_path / "at home" / "my photos", tmp_path / "run"
+    photos.mkdir(parents=True)
+    for index, colour in enumerate(("red", "green")):
+        Image.new("RGB", (64, 64), colour).save(photos / f"holiday{index}.png")
+    own = ("subject.noun=cat", "subject.name=tom", "scorer=none", "stage=embedding")
+    do_run(run, f"subject.path='{photos}'", *own, subject="+subject=folder")
+    files = {path.relative_to(run / "concept").as_posix(): path.read_bytes()
+             for path in (run / "concept").rglob("*") if path.is_file()}  # fmt: skip
+    names = {name for name in files if not name.startswith(f"{PICTURES}/")}
+    assert names == {"README.md", "concept.json", "learned_embeds.safetensors"}
+    theirs = {path.read_bytes() for folder in (photos, run / "references") for path in folder.iterdir()}
+    pixels = {Image.open(path).convert("RGB").resize((8, 8)).tobytes() for path in photos.iterdir()}
+    for name, data in files.items():
+        assert data not in theirs and b"holiday" not in data and b"my photos" not in data
+        if name.endswith(".png"):
+            drawn = Image.open(run / "concept" / name).convert("RGB").resize((8, 8)).tobytes()
+            assert drawn not in pixels and read_png_metadata(run / "concept" / name)["stage"] == "embedding"
 
 
 def test_a_base_of_the_hub_is_named_with_its_licence(tmp_path: Path) -> None:
@@ -107,13 +163,17 @@ def test_a_strangers_facts_are_words(evil: str, tmp_path: Path) -> None:
         subject={"name": evil, "noun": evil, "fingerprint": evil},
         stage=evil,
         config={
-            "model": {"hub": {"repo": "a/b\nlicense: mit", "licence": evil}},
+            "model": {
+                "hub": {"repo": "a/b\nlicense: mit", "licence": evil},
+                "recipe": {"data": {"templates": [evil]}},
+            },
             "seed": evil,
             "method": evil,
         },
     )
     head, body = parts(model_card(concept, tmp_path))
     assert head["license"] == "other" and "base_model" not in head
+    assert "<" not in head["instance_prompt"] and "\n" not in head["widget"][0]["text"]
     exported = model_card(concept, tmp_path, export_content(concept, None))
     for sign in ("<script", "](", "\n---", "{base}", "\x00", "` `"):
         assert sign not in body and sign not in exported.split("---\n", 2)[2]
