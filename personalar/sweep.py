@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from personalar.fault import told
 from personalar.gpus import take_gpu
 from personalar.process import global_rank
-from personalar.run_lock import check_run_folder
+from personalar.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
 
 Objective = float | tuple[float, ...]
 ERROR_FILE = "error.txt"
@@ -115,11 +115,21 @@ def keep_sweeping(
         return math.nan if count == 1 else (math.nan,) * count
 
 
+def job_starts(folder: Path) -> dict[Path, int]:
+    """Return every job's folder below `folder`, and when (ns) Hydra last began a job there."""
+    written = folder.rglob(f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}")  # anew at each start, by the job's own process
+    return {path.parent.parent: path.stat().st_mtime_ns for path in written}
+
+
 class SweepReport(Callback):
     """Hydra's callback around runs: refuses what cannot work, and tells at a sweep's end how it went."""
 
     failed: tuple[str, ...] = ()
     """Of the last sweep, the folders of the jobs that failed."""
+
+    def __init__(self) -> None:
+        """Know of no earlier sweep in the folder."""
+        self.before: dict[Path, int] = {}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the run folder before Hydra writes into it."""
@@ -131,15 +141,20 @@ class SweepReport(Callback):
         with told("personalar.run"):
             check_devices(config.trainer.devices)
             check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)
+        self.before = job_starts(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the runs that finished, name those that failed."""
-        from personalar.comparison import find_runs, markdown, rows_of_runs
+        """Compare the runs of this sweep that finished, name those that failed; the folder may hold others.
+
+        Hydra tells of a job's end in the launcher's process, not in this one: the folders say it.
+        """
+        from personalar.comparison import markdown, rows_of_runs
         from personalar.comparison_page import write_comparison
 
         folder = Path(config.hydra.sweep.dir)
-        SweepReport.failed = tuple(str(path.parent) for path in sorted(folder.rglob(ERROR_FILE)))
-        if any(folder.rglob("summary.json")):
-            runs = [run for run in find_runs(folder) if (run / "summary.json").is_file()]
+        jobs = [job for job, start in sorted(job_starts(folder).items()) if self.before.get(job) != start]
+        failed = [job for job in jobs if (job / ERROR_FILE).is_file()]
+        SweepReport.failed = tuple(map(str, failed))
+        if runs := [job for job in jobs if job not in failed and (job / "summary.json").is_file()]:
             print(markdown(write_comparison(rows_of_runs(runs, folder), folder, title=folder.name)))
             print(f"page: {folder / 'comparison.html'}")

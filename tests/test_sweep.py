@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest_run import compose_config
 from PIL import Image
+from synthetic_run import make_run
 from test_cli import command
 
 from personalar.run import Job
@@ -66,6 +67,38 @@ def test_more_than_one_device_is_refused_with_the_reason() -> None:
     config = SimpleNamespace(trainer=SimpleNamespace(devices=4))
     with pytest.raises(SystemExit, match="is refused"):
         SweepReport().on_multirun_start(config)
+
+
+def begin_job(folder: Path) -> Path:
+    """Do what Hydra does before it calls a job."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def test_a_sweep_tells_of_its_own_jobs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Other sweeps lie in the same folder: an old failure fails no later sweep, old runs are in no table."""
+    monkeypatch.setattr(SweepReport, "failed", ())
+    config = SimpleNamespace(
+        trainer=SimpleNamespace(devices=1), hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
+    )
+    (begin_job(tmp_path / "old" / "failed") / "error.txt").write_text("it was")
+    for name in ("old/finished", "old/done_again", "old/failing_now"):
+        make_run(tmp_path / name)
+    report = SweepReport()
+    report.on_multirun_start(config)
+    report.on_multirun_end(config)
+    assert SweepReport.failed == () and capsys.readouterr().out == ""
+    begin_job(tmp_path / "old" / "done_again")
+    make_run(tmp_path / "new")
+    (begin_job(tmp_path / "old" / "failing_now") / "error.txt").write_text("it is")
+    (begin_job(tmp_path / "failed") / "error.txt").write_text("it is")
+    report.on_multirun_end(config)
+    assert SweepReport.failed == (str(tmp_path / "failed"), str(tmp_path / "old" / "failing_now"))
+    lines = (tmp_path / "comparison.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == ["new", "old/done_again"]
 
 
 def test_a_job_travels_to_another_process() -> None:
