@@ -16,6 +16,7 @@ from synthetic_run import make_run
 from test_cli import command
 
 from personalar.run import Job
+from personalar.summary import write_summary
 from personalar.sweep import SweepReport, check_devices, keep_sweeping, objective_value
 
 SUMMARY = {"stages": {"base": {"dino": 0.1}, "transformer": {"dino": 0.5, "clip_t": 0.4, "intervals": {}}}}
@@ -86,13 +87,13 @@ def test_a_sweep_tells_of_its_own_jobs_alone(
     )
     (begin_job(tmp_path / "old" / "failed") / "error.txt").write_text("it was")
     for name in ("old/finished", "old/done_again", "old/failing_now"):
-        make_run(tmp_path / name)
+        write_summary(make_run(tmp_path / name))
     report = SweepReport()
     report.on_multirun_start(config)
     report.on_multirun_end(config)
     assert SweepReport.failed == () and capsys.readouterr().out == ""
     begin_job(tmp_path / "old" / "done_again")
-    make_run(tmp_path / "new")
+    write_summary(make_run(tmp_path / "new"))
     (begin_job(tmp_path / "old" / "failing_now") / "error.txt").write_text("it is")
     (begin_job(tmp_path / "failed") / "error.txt").write_text("it is")
     report.on_multirun_end(config)
