@@ -115,6 +115,7 @@ def read_photo(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Turn a picture upright, to sRGB and 8 bits, transparency on white; return it and what was done."""
     notes: list[str] = []
+    profile = image.info.get("icc_profile")
     upright = ImageOps.exif_transpose(image)
     if image.getexif().get(0x0112, 1) in range(2, 9):
         notes.append("turned upright")
@@ -122,10 +123,9 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         upright = _to_8_bits(upright)
         notes.append("brought to 8 bits")
     if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        layered = upright.convert("RGBA")
-        canvas = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(canvas, layered).convert("RGB"), (*notes, "transparency put on white")
-    rgb, changed = _to_srgb(upright)
+        upright = _on_white(upright)
+        notes.append("transparency put on white")
+    rgb, changed = _to_srgb(upright, profile)
     return rgb, (*notes, *changed)
 
 
@@ -222,9 +222,17 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8), "L")
 
 
-def _to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return L or RGB on white, in the numbers of its own colour profile."""
+    layered = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
     """Return RGB through the embedded colour profile, if there is a usable one."""
-    profile = image.info.get("icc_profile")
+    if image.mode == "P":
+        image = image.convert("RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -236,7 +244,7 @@ def _to_srgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
             return converted, ("converted from its colour profile",)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             return image.convert("RGB"), ("its colour profile is damaged and was ignored",)
-    if image.mode in ("RGB", "L", "P", "1"):
+    if image.mode in ("RGB", "L", "1"):
         return image.convert("RGB"), ()
     return image.convert("RGB"), (f"converted from {image.mode}",)
 

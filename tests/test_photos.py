@@ -108,6 +108,48 @@ def test_colour_profiles(tmp_path):
     assert verdict(tmp_path, "c.png", encoded(image, "PNG", icc_profile=lab)).verdict == "used"
 
 
+def swapped_profile() -> bytes:
+    """A profile whose red is sRGB's blue and whose blue is its red."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, other in ((b"rXYZ", b"?XYZ"), (b"bXYZ", b"rXYZ"), (b"?XYZ", b"bXYZ")):
+        data = data.replace(name, other, 1)  # in the table of tags
+    return data.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+def grey_profile() -> bytes:
+    """A profile of one channel whose numbers are the light itself, gamma 1."""
+    white = struct.pack(">4s4xiii", b"XYZ ", 63190, 65536, 54061)
+    curve = struct.pack(">4s4xI", b"curv", 0)
+    name = struct.pack(">4s4xI5s79x", b"desc", 5, b"grey\0")
+    table = struct.pack(">I", 3)
+    for tag, at, data in ((b"wtpt", 168, white), (b"kTRC", 188, curve), (b"desc", 200, name)):
+        table += struct.pack(">4sII", tag, at, len(data))
+    body = table + white + curve + name
+    kind = struct.pack(">I4xI4s4s4s12x4s", 128 + len(body), 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    return kind + struct.pack(">28xiii48x", 63190, 65536, 54061) + body
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"), [("RGB", {}), ("RGBA", {}), ("P", {}), ("P", {"transparency": 255})]
+)
+def test_a_colour_profile_counts_with_transparency_too(tmp_path, mode, options):
+    image = Image.new("RGB", (40, 40), (204, 51, 51)).convert(mode)
+    photo = verdict(tmp_path, "a.png", encoded(image, "PNG", icc_profile=swapped_profile(), **options))
+    assert np.abs(np.subtract(photo.image.getpixel((5, 5)), (51, 51, 204))).max() <= 2
+    put = ("transparency put on white",) if mode == "RGBA" or options else ()
+    assert photo.notes == (*put, "converted from its colour profile")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_grey_profile_counts_with_transparency_too(tmp_path, mode):
+    image = (
+        Image.new("L", (40, 40), 128).convert(mode) if mode != "I;16" else Image.new(mode, (40, 40), 32896)
+    )
+    photo = verdict(tmp_path, "a.png", encoded(image, "PNG", icc_profile=grey_profile()))
+    assert np.abs(np.subtract(photo.image.getpixel((5, 5)), 188)).max() <= 2  # half the light
+    assert photo.notes[-1] == "converted from its colour profile"
+
+
 def test_frames_and_wrong_names(tmp_path):
     frames = [picture(1), picture(2), picture(3)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
