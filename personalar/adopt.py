@@ -7,18 +7,12 @@ PEFT adapter for the same base comes along. No weights are loaded, and what does
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
-
-from personalar.arguments import prepare_arguments
+from personalar.command import start
 from personalar.commands import AdoptConfig
-from personalar.compose import conf_dir, read_config, register
-from personalar.fault import told
 from personalar.locate import obtain_model, pin
 from personalar.prompts import SUBJECT_TOKEN
 
@@ -93,21 +87,15 @@ def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
             load_lora(ChameleonTransformer(numbers), {Path(name).name: data for name, data in lora.items()})
 
 
-def launch(cfg: DictConfig) -> None:
-    """Run one configuration; what a user can get wrong ends in one sentence."""
-    with told("personalar.adopt"):
-        config: AdoptConfig = read_config(cfg)
-        concept = adopt(config, obtain_model(config.model, say=print))
-        print(concept.save(Path(config.out).expanduser()))
+def write_concept(config: AdoptConfig) -> None:
+    """Do what the command says."""
+    concept = adopt(config, obtain_model(config.model, say=print))
+    print(concept.save(Path(config.out).expanduser()))
 
 
 def main() -> None:
     """Entry point."""
-    conf = conf_dir()
-    with told("personalar.adopt"):
-        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=AdoptConfig, conf=conf, needs_subject=False)
-    register()
-    hydra.main(config_path=str(conf), config_name="adopt", version_base="1.3")(launch)()
+    start("adopt", write_concept)
 
 
 if __name__ == "__main__":

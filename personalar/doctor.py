@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from personalar.arguments import prepare_arguments
+from personalar.command import start
 from personalar.commands import DoctorConfig
-from personalar.compose import conf_dir, read_config, register
 from personalar.config import ModelConfig, TrainerConfig
-from personalar.fault import told
 from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, pin, statement
 from personalar.process import available_cores
 
@@ -144,10 +138,9 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def launch(cfg: DictConfig) -> None:
-    """Examine one configuration."""
-    with told("personalar.doctor"):
-        findings = examine(read_config(cfg))
+def diagnose(config: DoctorConfig) -> None:
+    """Say what was found, and exit with 1 when something lacks."""
+    findings = examine(config)
     print(report(findings))
     if any(finding.problem for finding in findings):
         raise SystemExit(1)
@@ -155,11 +148,7 @@ def launch(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Entry point."""
-    conf = conf_dir()
-    with told("personalar.doctor"):
-        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=DoctorConfig, conf=conf, needs_subject=False)
-    register()
-    hydra.main(config_path=str(conf), config_name="doctor", version_base="1.3")(launch)()
+    start("doctor", diagnose)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
-
-from personalar.arguments import prepare_arguments
-from personalar.base_choice import add_base
+from personalar.command import start
 from personalar.commands import ExportConfig
-from personalar.compose import conf_dir, read_config, register
-from personalar.fault import told
 from personalar.locate import obtain_model, offline_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder
@@ -142,21 +135,15 @@ def _write_checkpoint(
     return export_backend(backend, folder, dtype=getattr(torch, config.model.dtype), norm_rows=norm_rows)
 
 
-def launch(cfg: DictConfig) -> None:
-    """Run one configuration; what a user can get wrong ends in one sentence."""
-    with told("personalar.export"):
-        for path in write_export(read_config(cfg)):
-            print(path)
+def export(config: ExportConfig) -> None:
+    """Do what the command says."""
+    for path in write_export(config):
+        print(path)
 
 
 def main() -> None:
     """Entry point."""
-    conf = conf_dir()
-    with told("personalar.export"):
-        arguments = prepare_arguments(sys.argv[1:], schema=ExportConfig, conf=conf, needs_subject=False)
-        sys.argv[1:] = add_base(arguments)
-    register()
-    hydra.main(config_path=str(conf), config_name="export", version_base="1.3")(launch)()
+    start("export", export)
 
 
 if __name__ == "__main__":

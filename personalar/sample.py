@@ -6,19 +6,12 @@ The PNG files carry prompt and seed in their metadata; equal concept, prompt and
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
-
-from personalar.arguments import prepare_arguments
-from personalar.base_choice import add_base
+from personalar.command import start
 from personalar.commands import SampleConfig
-from personalar.compose import conf_dir, read_config, register
-from personalar.fault import told
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN, check_text
@@ -143,25 +136,18 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     return paths
 
 
-def launch(cfg: DictConfig) -> None:
-    """Run one configuration; what a user can get wrong ends in one sentence."""
-    with told("personalar.sample"):
-        config = read_config(cfg)
-        folder = concept_folder(config.concept)
-        for note in check_words(config.prompts, [SUBJECT_TOKEN]):
-            print(note)
-        write_samples(config, folder)
+def sample(config: SampleConfig) -> None:
+    """Do what the command says."""
+    folder = concept_folder(config.concept)
+    for note in check_words(config.prompts, [SUBJECT_TOKEN]):
+        print(note)
+    write_samples(config, folder)
 
 
 def main() -> None:
     """Entry point."""
     keep_memory()
-    conf = conf_dir()
-    with told("personalar.sample"):
-        arguments = prepare_arguments(sys.argv[1:], schema=SampleConfig, conf=conf, needs_subject=False)
-        sys.argv[1:] = add_base(arguments)
-    register()
-    hydra.main(config_path=str(conf), config_name="sample", version_base="1.3")(launch)()
+    start("sample", sample)
 
 
 if __name__ == "__main__":
