@@ -65,8 +65,8 @@ class CompiledDecoder(PlainDecoder):
         request: GenerationRequest,
         identifier: Identifier | None,
         progress: Progress | None,
-    ) -> Tensor:
-        """Return codes (B, N), N being those of the largest image."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
         if not self.can_capture(backend.device):
             warnings.warn(
                 f"decoder=compiled needs a CUDA device, got {backend.device.type}: decoding plainly, "
@@ -86,7 +86,7 @@ class CompiledDecoder(PlainDecoder):
                     progress(index * len(step.codes), step.codes.numel())
             if progress is not None:
                 progress(step.codes.numel(), step.codes.numel())
-            return step.codes.clone()
+            return step.codes.clone(), step.peaks
 
     @staticmethod
     def can_capture(device: torch.device) -> bool:

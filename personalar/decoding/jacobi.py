@@ -67,14 +67,15 @@ class JacobiDecoder(PlainDecoder):
         request: GenerationRequest,
         identifier: Identifier | None,
         progress: Progress | None,
-    ) -> Tensor:
-        """Return codes (B, N), N being those of the largest image."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
         batch = len(request.prompts)
         if batch > self.max_batch and self.coupling == "gumbel":
             return super().draw(backend, request, identifier, progress)
         sizes = [h * w for h, w in request.grids]
         near = backend.nearest_codes(self.relax) if self.relax else None
         images: list[Tensor] = []
+        peaks: list[Tensor] = []
         done = 0
         for start in range(0, batch, self.max_batch):
             part = slice(start, start + self.max_batch)
@@ -90,4 +91,5 @@ class JacobiDecoder(PlainDecoder):
                     progress(done + final, sum(sizes))
             done += final
             images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
-        return torch.cat(images)
+            peaks.append(window.peaks)
+        return torch.cat(images), torch.cat(peaks)

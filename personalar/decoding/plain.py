@@ -2,14 +2,17 @@
 
 What makes it fast is what it leaves out: forced tokens (size tokens, newlines) are not sampled, a newline
 travels with the code before it, the head computes image codes only, and nothing is read back from the device
-before the end.
+before the end, when it is asked whether all logits were numbers.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from personalar.decoding.finite import check_finite
 from personalar.decoding.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.decoding.schedule import plan, prefill
 from personalar.models.base import Backend, GenerationRequest, Grid, Identifier, Progress
@@ -50,9 +53,14 @@ class PlainDecoder:
             grid: (h, w) codes of all images, or a list of them, one per image.
             identifier: learned rows for reserved ids in the prompts.
             progress: called about once per row of codes.
+
+        Raises:
+            FloatingPointError: the model's logits were not numbers.
         """
         request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds)
-        return request.split(self.draw(backend, request, identifier, progress))
+        codes, peaks = self.draw(backend, request, identifier, progress)
+        check_finite(peaks)
+        return request.split(codes)
 
     def draw(
         self,
@@ -60,23 +68,25 @@ class PlainDecoder:
         request: GenerationRequest,
         identifier: Identifier | None,
         progress: Progress | None,
-    ) -> Tensor:
-        """Return codes (B, N), N being those of the largest image."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
         guided, batch = self.sampling.guided, len(request.prompts)
         schedule = plan(backend, request, guided=guided)
         cache = schedule.new_cache(backend)
         hidden = prefill(backend, schedule.rows, cache, identifier=identifier)
         codes = schedule.forced.new_zeros(batch, schedule.num_steps)
+        peaks = torch.full((), -math.inf, device=backend.device)
         noise = NoiseAhead(request.seeds, backend.device)
         for step in range(schedule.num_steps):
             if step:
                 embeds = backend.embed(schedule.fill(step, codes[:, step - 1] + backend.code_offset))
                 hidden = backend.forward(torch.cat((embeds, embeds)) if guided else embeds, cache=cache)
             logits = self.sampling.guide(backend.image_logits(hidden[:, -1]))  # (B, K)
+            peaks = torch.maximum(peaks, logits)  # NaN stays
             codes[:, step] = self.sampling.draw(logits, noise.at(step, logits.shape[-1]))
             if progress is not None and ((step + 1) % NOISE_AHEAD == 0 or step + 1 == schedule.num_steps):
                 progress((step + 1) * batch, codes.numel())
-        return codes
+        return codes, peaks
 
 
 class NoiseAhead:

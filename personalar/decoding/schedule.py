@@ -118,6 +118,12 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
     )
 
 
+def num_codes(backend: Backend) -> int:
+    """Return K, the image codes that the head knows."""
+    code = torch.full((1, 1), backend.code_offset, device=backend.device)
+    return backend.image_logits(backend.embed(code)).shape[-1]
+
+
 def _step_widths(layouts: list[list[list[int]]]) -> list[int]:
     """Return the tokens that each step after the prompt feeds: what the widest image needs."""
     steps = range(1, max(map(len, layouts)))

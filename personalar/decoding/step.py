@@ -6,10 +6,12 @@ but its width and the length of cache it looks at, and nothing waits for the hos
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from personalar.decoding.sampling import Sampling, gumbel_noise, seed_tensor
-from personalar.decoding.schedule import Schedule, prefill
+from personalar.decoding.schedule import Schedule, num_codes, prefill
 from personalar.models.base import Backend, GenerationRequest, Identifier
 
 
@@ -24,6 +26,8 @@ class Step:
         self.backend, self.sampling = backend, sampling
         self.cache = schedule.new_cache(backend, multiple=bucket)
         self.codes = schedule.forced.new_zeros(len(schedule.forced), schedule.num_steps)
+        self.peaks = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
+        """The largest logit of every code so far; NaN stays."""
         self.forced, self.is_code = schedule.forced.clone(), schedule.is_code.clone()
         self.seeds = self.codes.new_zeros(len(self.codes))
         self.index = self.codes.new_zeros(1)
@@ -40,6 +44,7 @@ class Step:
         self.forced.copy_(schedule.forced)
         self.is_code.copy_(schedule.is_code)
         self.first_slot.fill_(schedule.starts[1])
+        self.peaks.fill_(-math.inf)
         self.seek(schedule, 0)
         self.keep(prefill(self.backend, schedule.rows, self.cache, identifier=identifier))
         self.seek(schedule, 1)
@@ -65,5 +70,6 @@ class Step:
     def keep(self, hidden: torch.Tensor) -> None:
         """Draw a code of every image from hidden states (R, T, D), and keep it."""
         logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))
+        torch.maximum(self.peaks, logits, out=self.peaks)
         noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]
         self.codes.index_copy_(1, self.index, self.sampling.draw(logits, noise)[:, None])

@@ -10,6 +10,7 @@ them), K image codes, N codes of the largest image, M tokens of it up to its las
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from torch.nn.functional import one_hot
 from personalar.decoding.coupling import count_final, redraw, relaxed
 from personalar.decoding.draft import first_drafts
 from personalar.decoding.sampling import Sampling, gumbel_noise, seed_tensor
-from personalar.decoding.schedule import image_schedule, prefill
+from personalar.decoding.schedule import image_schedule, num_codes, prefill
 from personalar.models.base import Backend, GenerationRequest, Identifier
 
 PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
@@ -87,9 +88,11 @@ class Window:
             self._rows += [[*backend.unconditional_prompt, *prefix] for prefix in prefixes]
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
-        self._num_codes = backend.image_logits(backend.embed(self._body.forced[:1, :1])).shape[-1]
+        self._num_codes = num_codes(backend)
         self._sizes = request.grids
         batch, most = len(request.prompts), max(h * w for h, w in request.grids)
+        self.peaks = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
+        """The largest logit of every code so far, (B, K); NaN stays."""
         self._codes = self._seeds.new_zeros(batch, most + 1)  # the last column takes what is no code
         self._first = self._seeds.new_zeros(batch)  # the first token that is not final
         self._known = self._seeds.new_zeros(batch)  # codes that were drawn, final or not
@@ -179,6 +182,7 @@ class Window:
     def _draw(self, hidden: Tensor, tokens: Tensor, drafts: Tensor, fresh: Tensor, number: int) -> Tensor:
         """Return draws (B, W) for `tokens`, and keep them; where no code belongs, the draft."""
         logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
+        torch.maximum(self.peaks, logits.amax(1), out=self.peaks)
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
         looked_at = is_code & (self._offset(tokens) < self._size)  # another image's window may be longer
         if self._coupling == "gumbel":
