@@ -55,12 +55,12 @@ def prepare_blocks(transformer: ChameleonTransformer, *, recompute: bool, compil
 def _training_forward(plain: Any, *, recompute: bool, compiled: bool) -> Any:
     block = torch.compile(plain) if compiled else plain
 
-    def forward(x: Tensor, rotary: Any, mask: Any, store: Any) -> Tensor:
+    def forward(x: Tensor, rotary: Any, mask: Any, store: Any, dropout: Any) -> Tensor:
         if store is not None or not torch.is_grad_enabled():
-            return plain(x, rotary, mask, store)
+            return plain(x, rotary, mask, store, dropout)
         if recompute:
-            return checkpoint(block, x, rotary, mask, None, use_reentrant=False)
-        return block(x, rotary, mask, None)
+            return checkpoint(block, x, rotary, mask, None, dropout, use_reentrant=False)
+        return block(x, rotary, mask, None, dropout)
 
     return forward
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -148,8 +148,10 @@ class SequenceStream(IterableDataset):
             own = step * num_subject + slot
             (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
         if _uniform(generator) < dropout:
-            return self.protocol.unconditional_ids(codes, loss=self.loss)
-        return self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
+            made = self.protocol.unconditional_ids(codes, loss=self.loss)
+        else:
+            made = self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
+        return replace(made, key=stream_seed(self.seed, self.stage.name, number, "pass"))
 
     def pictures(self, step: int) -> list[str]:
         """Return the names of the pictures that optimizer step `step` sees, replayed ones together."""
@@ -185,14 +187,14 @@ class SequenceStream(IterableDataset):
 
 
 def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Tensor]:
-    """Return {"ids": (B, T), "loss_mask": (B, T) bool}, padded at the right, where no one looks."""
+    """Return "ids" (B, T), "loss_mask" (B, T) bool, "keys" (B,); padded at the right, where no one looks."""
     length = max(len(sequence.ids) for sequence in sequences)
     ids = torch.full((len(sequences), length), pad)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
         mask[row, : len(sequence.ids)] = torch.tensor(sequence.loss_mask)
-    return {"ids": ids, "loss_mask": mask}
+    return {"ids": ids, "loss_mask": mask, "keys": torch.tensor([sequence.key for sequence in sequences])}
 
 
 class SubjectData(L.LightningDataModule):

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from personalar.blocks import prepare_blocks, train_in_float32
+from personalar.models.dropout import Dropout
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.objective import LOGITS_AT_ONCE, head_loss
 
@@ -61,6 +62,7 @@ class Workload:
     """Vocabulary rows that the loss chooses among."""
     recompute: bool = False
     optimizer: str = "adamw"
+    dropout: float = 0.0
     shards: tuple[int, int, int] = (1, 1, 1)
     """Over how many processes weights, gradients and optimizer states are cut up, or `OFFLOADED`."""
     sample_batch: int = 1
@@ -171,7 +173,9 @@ def _observe(work: Workload) -> int:
                 if parameter.requires_grad:
                     parameter.grad = torch.empty_like(parameter)
             embeds = torch.empty(work.batch, work.tokens, work.shape.hidden_size, dtype=work.dtype)
-            hidden = network(embeds.requires_grad_(True))[:, : work.image_tokens]
+            keys = torch.empty(work.batch, dtype=torch.int64)
+            dropout = Dropout(chance=work.dropout, keys=keys) if work.dropout else None
+            hidden = network(embeds.requires_grad_(True), dropout=dropout)[:, : work.image_tokens]
             targets = torch.empty(work.batch * work.image_tokens, dtype=torch.int64)
             head = network.lm_head.weight[: work.choices]
             head_loss(hidden.reshape(-1, hidden.shape[-1]), head, targets).backward()

@@ -49,6 +49,7 @@ class PersonalizationModule(L.LightningModule):
         grid: Sequence[Request],
         loss: str,
         z_loss: float = 0.0,
+        dropout: float = 0.0,
         optimizer: str = "adamw",
     ) -> None:
         """Hold the recipe; the network comes in `configure_model`, where it may be built cut up.
@@ -61,7 +62,8 @@ class PersonalizationModule(L.LightningModule):
         super().__init__()
         self.strict_loading = False  # a checkpoint holds the trainable tensors only
         self.build, self.sampler, self.stage = build, sampler, stage
-        self.grid, self.loss, self.z_loss = tuple(grid), loss, z_loss
+        self.grid = tuple(grid)
+        self.loss, self.z_loss, self.dropout = loss, z_loss, dropout
         self.optimizer_name = optimizer
         self.network: Network | None = None
 
@@ -86,10 +88,16 @@ class PersonalizationModule(L.LightningModule):
         """Let the optimizer move `weights` in place of the network's own."""
         self.network = replace(self.network, weights=weights)
 
+    def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what a training pass over one batch minimises."""
+        return sequence_loss(
+            self.network.backend, self.identifier, batch,
+            loss=self.loss, z_loss=self.z_loss, dropout=self.dropout,
+        )  # fmt: skip
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch and log it, averaged over processes."""
-        backend = self.network.backend
-        loss = sequence_loss(backend, self.identifier, batch, loss=self.loss, z_loss=self.z_loss)
+        loss = self.batch_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch["ids"]), sync_dist=self.trainer.world_size > 1)
         return loss
 

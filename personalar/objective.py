@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
+from personalar.models.dropout import Dropout
 from personalar.models.linear import linear
 
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
@@ -58,6 +59,7 @@ def sequence_loss(
     *,
     loss: str,
     z_loss: float,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Return the mean next-token cross-entropy over the supervised positions.
 
@@ -65,12 +67,14 @@ def sequence_loss(
     (arXiv 2504.13162, eq. 1), as in sampling; with "answer" it is among all of the vocabulary.
 
     Args:
-        batch: "ids" (B, T) and "loss_mask" (B, T), true where a token is to be predicted.
+        batch: "ids" (B, T), "loss_mask" (B, T), true where a token is to be predicted, and "keys" (B,).
         z_loss: weight of the mean squared log-partition (Lumina-mGPT).
+        dropout: chance of every number that a block adds to be left out, by the sequences' keys; 0: none.
     """
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
     transformer = backend.transformer
-    hidden = transformer(identifier(ids, transformer.embed(ids)))  # (B, T, D)
+    left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
+    hidden = transformer(identifier(ids, transformer.embed(ids)), dropout=left_out)  # (B, T, D)
     rows = backend.tokenizer.image_rows if loss == "image_tokens" else slice(0, None)
     targets = ids[:, 1:][mask] - rows.start
     return head_loss(hidden[:, :-1][mask], transformer.lm_head.weight[rows], targets, z_loss=z_loss)

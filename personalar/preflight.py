@@ -103,6 +103,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         choices=shape.vocab_size if answer else num_codes,
         recompute=bool(config.memory.recompute),
         optimizer=config.memory.optimizer or "adamw",
+        dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
         extra=network_bytes(vq),

@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.layout.ids.*": (0, MANY),
     "model.layout.z_loss_weight": (0, 1000),
     "model.recipe.z_loss": (0, 1000),
+    "model.recipe.dropout": (0, 0.9),
     "model.recipe.stages.*.steps": (1, MANY),
     "model.recipe.stages.*.batch": (1, MANY),
     "model.recipe.stages.*.accumulate": (1, MANY),

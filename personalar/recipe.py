@@ -120,6 +120,9 @@ class RecipeConfig:
     """"image_tokens" (codes only, the paper) or "answer" (all of Lumina-mGPT's supervised labels)."""
     z_loss: float = 0.0
     """Weight of the mean squared log-partition (Lumina-mGPT: 1e-5)."""
+    dropout: float = 0.0
+    """Chance, 0 to 0.9, of every number that attention or MLP adds to be left out of a training pass
+    (Lumina-mGPT: 0.05; the paper says nothing). Pictures and scores are made with everything."""
 
     def __post_init__(self) -> None:
         one_of("recipe.loss", self.loss, ("image_tokens", "answer"))

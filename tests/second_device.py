@@ -136,7 +136,7 @@ class _Module(_DummyBackendModule):
         return torch.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
-        """Nothing is drawn in a base without dropout."""
+        """Nothing is drawn: dropout is a hash."""
 
 
 # Once and for the whole process, before the first backward pass: autograd counts devices then.

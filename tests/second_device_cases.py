@@ -141,7 +141,7 @@ def far_trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
 
 
 METHODS = {
-    "paper": ["memory.recompute=true"],
+    "paper": ["memory.recompute=true", "model.recipe.dropout=0.2"],
     "lora": ["model.recipe.loss=answer", "model.recipe.z_loss=1e-5"],
 }
 

@@ -75,10 +75,14 @@ def test_two_interrupted_processes_equal_one_whole_run(
 def test_a_step_of_several_passes_has_the_mean_gradient(
     strategy: str, do_run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Whoever divides by the number of passes, it happens once: clipping acts on what is logged."""
+    """Whoever divides by the number of passes, it happens once: clipping acts on what is logged.
+
+    Dropout belongs to the sequence, not to the process and pass that it falls to.
+    """
     steps = "model.recipe.stages.embedding"
     passes = ["stage=embedding", f"{steps}.batch=1", f"{steps}.accumulate=4", f"{steps}.steps=2"]
     passes += ["scorer=none", "samples.grid_every_steps=0", "samples.kinds=[subject]"]
+    passes += ["model.recipe.dropout=0.2"]
     do_run(tmp_path / "one", *passes)
     words = dict(word.split("=", 1) for word in [*QUICK, f"model.path={tiny_model_dir}", *passes])
     words |= {"trainer": strategy, "trainer.accelerator": "cpu", "trainer.attention": "eager"}

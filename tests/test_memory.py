@@ -24,6 +24,7 @@ from personalar.memory import (
     peak,
     sampling_bytes,
 )
+from personalar.models.dropout import Dropout
 from personalar.models.files import open_folder
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.vq import VQConfig, VQModel
@@ -88,9 +89,11 @@ def allocated(work: Workload) -> int:
         prepare_blocks(network, recompute=work.recompute, compiled=False)
         rows = torch.zeros(work.identifier_rows, work.shape.hidden_size, requires_grad=True)
         optimizer = torch.optim.AdamW([*weights, rows], fused=True)
+        keys = torch.arange(work.batch)
+        dropout = Dropout(chance=work.dropout, keys=keys) if work.dropout else None
         for turn in range(4):
             embeds = torch.randn(work.batch, work.tokens, work.shape.hidden_size) + rows[0]
-            hidden = network(embeds)[:, : work.image_tokens].flatten(0, 1)
+            hidden = network(embeds, dropout=dropout)[:, : work.image_tokens].flatten(0, 1)
             targets = torch.zeros(len(hidden), dtype=torch.int64)
             loss = head_loss(hidden, network.lm_head.weight[: work.choices], targets)
             if turn % 2 == 0:
@@ -110,8 +113,8 @@ def allocated(work: Workload) -> int:
 @pytest.mark.parametrize(
     "changes",
     [{}, {"patterns": ()}, {"recompute": True}, {"patterns": ("model.layers.*",), "batch": 1},
-     {"shape": replace(MIDDLE.shape, attention="eager")}],
-    ids=["qkv", "rows", "recompute", "full", "eager"],
+     {"shape": replace(MIDDLE.shape, attention="eager")}, {"dropout": 0.1}],
+    ids=["qkv", "rows", "recompute", "full", "eager", "dropout"],
 )  # fmt: skip
 def test_the_estimate_is_within_a_tenth_of_what_is_allocated(changes: dict) -> None:
     """On a CPU torch's own record of allocations is exact; resident memory would count libraries too."""

@@ -140,6 +140,10 @@ def test_transformers_own_class_computes_the_same_loss_and_gradients(backend, id
     assert torch.allclose(loss, ours, atol=1e-5)
     got = torch.autograd.grad(loss, [identifier.rows, *made.network.weights.values()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, wanted, strict=True))
+    made.dropout = 0.1
+    assert Ours(made)(**batch)["loss"] != ours
+    with pytest.raises(ValueError, match=r"has no dropout; set model\.recipe\.dropout=0"):
+        Theirs(made, made.stage)
     stage = made.stage.trains
     stage.lora.rank = 4
     with pytest.raises(ValueError, match="choose a method without LoRA"):

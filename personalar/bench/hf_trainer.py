@@ -11,7 +11,6 @@ from personalar.bench.baseline import hf_model
 from personalar.bench.clock import Moment, now, seconds_per_step
 from personalar.datamodule import SequenceStream, collate
 from personalar.module import PersonalizationModule
-from personalar.objective import sequence_loss
 from personalar.session import Session
 from personalar.stage import Stage, select_parameters, sequences_per_step
 
@@ -24,14 +23,9 @@ class Ours(nn.Module):
         self.transformer, self.identifier = module.transformer, module.identifier
         self._module = [module]  # in a list: its parameters are named already
 
-    def forward(self, ids: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, loss_mask: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""
-        module = self._module[0]
-        batch = {"ids": ids, "loss_mask": loss_mask}
-        backend = module.network.backend
-        return {
-            "loss": sequence_loss(backend, self.identifier, batch, loss=module.loss, z_loss=module.z_loss)
-        }
+        return {"loss": self._module[0].batch_loss({"ids": ids, "loss_mask": loss_mask, "keys": keys})}
 
 
 class Theirs(nn.Module):
@@ -45,11 +39,13 @@ class Theirs(nn.Module):
         """Take over the weights of `module`; its optimizer is over this network's parameters from now on.
 
         Raises:
-            ValueError: for a stage of adapters, which that class does not have.
+            ValueError: for a stage of adapters or with dropout, which that class does not have.
         """
         super().__init__()
         if stage.trains.lora.rank:
             raise ValueError("bench train compares whole matrices; choose a method without LoRA")
+        if module.dropout:
+            raise ValueError("transformers' class has no dropout; set model.recipe.dropout=0")
         backend = module.network.backend
         self.model = hf_model(backend)
         self.model.config._attn_implementation = backend.transformer.config.attention
@@ -60,7 +56,7 @@ class Theirs(nn.Module):
             parameter.requires_grad_(True)
         module.use_weights(weights)
 
-    def forward(self, ids: Tensor, loss_mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, loss_mask: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""
         embeds = self.identifier(ids, self.model.get_input_embeddings()(ids))
         labels = ids.masked_fill(~loss_mask, -100)

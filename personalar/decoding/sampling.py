@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_ODD = 0x1E3779B97F4A7C15  # spreads neighbouring codes over all 64 bits before they are hashed
+from personalar.hashing import apart, bits, high_bits, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,31 +131,19 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
         num_codes: K.
     """
     codes = torch.arange(num_codes, device=seeds.device)
-    place = _mix(_mix(seeds[:, None]) + positions)  # (B, P)
-    bits = _shift_right(_mix(place[:, :, None] + codes * _ODD), 32)  # (B, P, K), 32 random bits
+    place = mix(mix(seeds[:, None]) + positions)  # (B, P)
+    drawn = bits(place[:, :, None], codes)  # (B, P, K)
     # In place, because these are the largest tensors of a step: in (0, 1), fine near 0 ...
-    uniform = bits.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
+    uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()  # ... and so fine where the noise is large
 
 
 def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     """Return uniform codes (B, P) for (B, P) positions, independent of the noise there."""
-    place = _mix(_mix(seeds[:, None] ^ _ODD) + positions)
-    return (_shift_right(_mix(place), 32) * num_codes) >> 32
+    place = mix(mix(apart(seeds[:, None])) + positions)
+    return (high_bits(place) * num_codes) >> 32
 
 
 def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:
     """Return seeds as (B,) int64; any Python int will do."""
     return torch.tensor([seed % 2**62 for seed in seeds], dtype=torch.int64, device=device)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Hash int64 to int64: the finaliser of splitmix64 (Steele et al. 2014), products modulo 2 ** 64."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = _shift_right(x, shift).bitwise_xor_(x).mul_(factor)
-    return _shift_right(x, 31).bitwise_xor_(x)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # `>>` repeats the sign bit, which a hash must not
-    return (x >> bits).bitwise_and_(2 ** (64 - bits) - 1)

@@ -31,6 +31,8 @@ class TrainingSequence:
 
     ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
+    key: int = 0
+    """What a pass over this example draws at random (dropout) is drawn by; 63 bits."""
 
 
 class Protocol:

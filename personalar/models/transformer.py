@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from personalar.models.attend import attend
 from personalar.models.cache import KVCache, Store, new_table
+from personalar.models.dropout import Dropout, drop
 from personalar.models.linear import Linear, linear
 from personalar.models.norm import rms_norm
 
@@ -40,8 +41,6 @@ class TransformerConfig:
     swin_norm: bool = False
     """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
     max_position_embeddings: int = 4096
-    dropout: float = 0.0
-    """On what a block adds, in training mode only; personalization leaves the base in evaluation mode."""
     attention: Literal["eager", "sdpa"] = "sdpa"
     """How attention is computed: "eager" is far faster in the backward pass on a CPU."""
 
@@ -181,15 +180,21 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_after = config.swin_norm
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        store: Store | None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """Map (N, D) to (N, D)."""
         if self.norm_after:
-            x = x + self.dropout(self.input_layernorm(self.self_attn(x, rotary, mask, store)))
-            return x + self.dropout(self.post_attention_layernorm(self.mlp(x)))
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, store))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+            x = x + drop(self.input_layernorm(self.self_attn(x, rotary, mask, store)), dropout, 0)
+            return x + drop(self.post_attention_layernorm(self.mlp(x)), dropout, 1)
+        x = x + drop(self.self_attn(self.input_layernorm(x), rotary, mask, store), dropout, 0)
+        return x + drop(self.mlp(self.post_attention_layernorm(x)), dropout, 1)
 
 
 class Stack(nn.Module):
@@ -250,6 +255,7 @@ class ChameleonTransformer(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         mask: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """Run the blocks and the final norm; return hidden states (B, T, D).
 
@@ -258,6 +264,7 @@ class ChameleonTransformer(nn.Module):
             positions: (B or 1, T) int; by default 0..T-1, or what the cache says.
             cache: where keys and values go and come from; its write position moves by T.
             mask: additive, broadcastable to (B, H, T, S); by default causal, or what the cache says.
+            dropout: what a training pass leaves out of what the blocks add; by default nothing.
         """
         num_tokens = embeds.shape[1]
         if positions is None and cache is None:
@@ -267,7 +274,8 @@ class ChameleonTransformer(nn.Module):
         hidden = embeds.flatten(0, 1)
         for index, layer in enumerate(self.model.layers):
             store = cache.store(index, num_tokens) if cache is not None else None
-            hidden = layer(hidden, rotary, mask, store)
+            own = dropout.at(index) if dropout is not None else None
+            hidden = layer(hidden, rotary, mask, store, own)
         if cache is not None:
             cache.advance(num_tokens)
         return self.model.norm(hidden).view(embeds.shape)
