@@ -11,7 +11,7 @@ from personalar.datamodule import collate
 from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
 from personalar.models.backend import ChameleonBackend
 from personalar.objective import sequence_loss
-from personalar.prompts import SUBJECT_TOKEN, image_token_names, training_prompt
+from personalar.prompts import SUBJECT_TOKEN, image_token_names
 from personalar.recipe import IdentifierNumbers
 from personalar.reporter import Reporter
 
@@ -20,7 +20,7 @@ def start_identifier(
     backend: ChameleonBackend,
     numbers: IdentifierNumbers,
     *,
-    noun: str,
+    prompt: str,
     photos: Sequence[Tensor],
     generator: torch.Generator,
     reporter: Reporter,
@@ -28,6 +28,7 @@ def start_identifier(
     """Return fresh rows for [V] and one token per photo.
 
     Args:
+        prompt: one that training uses, with [V] and without a photo's own token, whose row means nothing yet.
         photos: codes (h, w) of each photo.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
@@ -38,7 +39,7 @@ def start_identifier(
     if numbers.init == "names":
         rows[:1] = random_rows(known, 1, generator=generator)
     if numbers.init == "nearest":
-        rows[:1] = nearest_row(backend, known, noun=noun, photos=photos, reporter=reporter)
+        rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
     if numbers.init == "words":
         words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
@@ -47,16 +48,15 @@ def start_identifier(
 
 @torch.no_grad()
 def nearest_row(
-    backend: ChameleonBackend, rows: Tensor, *, noun: str, photos: Sequence[Tensor], reporter: Reporter
+    backend: ChameleonBackend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
 ) -> Tensor:
-    """Return (1, D), that of `rows` (K, D) as [V] under which codes of `photos` are likeliest.
+    """Return (1, D), that of `rows` (K, D) as [V] in `prompt` under which `photos` (codes) are likeliest.
 
     Where pretraining gave reserved ids a meaning, as names of things it saw, this begins with the thing that
     is most like the subject. It costs one forward pass over the photos for each row. On nano 164 of 187
     tokens come after [V]: with the others computed once a name took 0.37 s in place of 0.38 (one thread).
     """
     tokens = {SUBJECT_TOKEN: backend.tokenizer.concept_ids[0]}
-    prompt = training_prompt("a photo of a {}", noun, image_token=None)
     sequences = [
         backend.protocol.training_ids(prompt, codes, tokens, loss="image_tokens") for codes in photos
     ]

@@ -18,7 +18,7 @@ from personalar.datamodule import Replay, cached_codes, encode_photos, stream_se
 from personalar.identifier import Identifier
 from personalar.identifier_start import start_identifier
 from personalar.models.backend import ChameleonBackend
-from personalar.prompts import fill
+from personalar.prompts import fill, training_prompt
 from personalar.recipe import DataNumbers
 from personalar.session import Session
 from personalar.stage import Stage
@@ -28,10 +28,11 @@ LoadBase = Callable[[], ChameleonBackend]
 
 def new_identifier(session: Session, load: LoadBase) -> Identifier:
     """Return fresh rows for [V] and one token per photo."""
+    recipe, noun = session.config.model.recipe, session.subject.noun
     return start_identifier(
         load(),
-        session.config.model.recipe.identifier,
-        noun=session.subject.noun,
+        recipe.identifier,
+        prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
         photos=[views[-1] for views in photo_codes(session, load)],  # unchanged copies come after the crops
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
         reporter=session.reporter,

@@ -26,17 +26,18 @@ def photos() -> list[torch.Tensor]:
 def start(backend, **numbers) -> Identifier:
     generator = torch.Generator().manual_seed(0)
     return start_identifier(
-        backend, IdentifierNumbers(**numbers), noun="cat", photos=photos(), generator=generator,
+        backend, IdentifierNumbers(**numbers), prompt="a [V] cat", photos=photos(), generator=generator,
         reporter=SILENT,
     )  # fmt: skip
 
 
-def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend) -> None:
+@pytest.mark.parametrize("prompt", ["a photo of a [V] cat", "a [V]"])
+def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend, prompt: str) -> None:
     rows = torch.randn(
         6, tiny_backend.transformer.config.hidden_size, generator=torch.Generator().manual_seed(1)
     )
     tokens = {"[V]": tiny_backend.tokenizer.concept_ids[0]}
-    ids = [tiny_backend.protocol.training_ids("a photo of a [V] cat", p, tokens) for p in photos()]
+    ids = [tiny_backend.protocol.training_ids(prompt, p, tokens) for p in photos()]
     batch = collate(ids, pad=tiny_backend.tokenizer.pad)
     losses = [
         sequence_loss(
@@ -47,7 +48,7 @@ def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend) -> None:
     assert len({round(loss, 4) for loss in losses}) > 1
     said = io.StringIO()
     reporter = Reporter(console=Console(file=said, soft_wrap=True))
-    found = nearest_row(tiny_backend, rows, noun="cat", photos=photos(), reporter=reporter)
+    found = nearest_row(tiny_backend, rows, prompt=prompt, photos=photos(), reporter=reporter)
     assert torch.equal(found, rows[losses.index(min(losses))][None])
     assert said.getvalue().startswith("start of [V]: 6 names tried on 2 photos in ")
     assert said.getvalue().endswith(f"least loss {min(losses):.3f}\n")
