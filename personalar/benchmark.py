@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+from personalar.atomic import write_atomic
 from personalar.comparison import Row, State, is_run, read_states
 from personalar.comparison_page import write_comparison
 from personalar.compose import composed, conf_dir, group_options, read_config
@@ -28,7 +29,6 @@ from personalar.gpus import visible_gpus
 from personalar.process import available_cores
 from personalar.reuse import FIRST, SHARED, copy_files
 from personalar.settings import learning_settings, stage_settings
-from personalar.summary import write_text_atomically
 from personalar.types import STAGE_NAMES
 
 TITLES = {
@@ -250,7 +250,7 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
     ]  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     out.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out / "results.jsonl", text)
+    write_atomic(out / "results.jsonl", text.encode())
     notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
     if config.benchmark.kind == "dreambench":
         notes.append(ATTRIBUTION.replace("\n", " "))

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from personalar.atomic import write_atomic
 from personalar.comparison import (
     MEANS,
     SHARES,
@@ -30,7 +31,6 @@ from personalar.grid import draw_grid
 from personalar.plot import Mark, scatter_chart
 from personalar.png import load_sample, save_png
 from personalar.report import picture_uri, render
-from personalar.summary import write_text_atomically
 from personalar.types import Sample
 
 PER_SUBJECT = 6
@@ -159,11 +159,11 @@ def write_comparison(
         "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
     }  # fmt: skip
-    write_text_atomically(out / "comparison.html", render(context, "comparison.html.j2"))
+    write_atomic(out / "comparison.html", render(context, "comparison.html.j2").encode())
     text = "\n".join([f"# {title}", "", markdown(records), "", *[f"- {s}" for s in [*sentences, *notes]], ""])
-    write_text_atomically(out / "comparison.md", text)
+    write_atomic(out / "comparison.md", text.encode())
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_text_atomically(out / "comparison.jsonl", lines)
+    write_atomic(out / "comparison.jsonl", lines.encode())
     return records
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from personalar import __version__
+from personalar.atomic import write_atomic
 from personalar.concept_check import join_rows, parse_record, read_tensors
 from personalar.identifier import Identifier
 from personalar.models.lora import load_lora, merge_lora
@@ -44,17 +44,6 @@ class HasTransformer(Protocol):
 
     transformer: ChameleonTransformer
     tokenizer: Tokenizer
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:  # half a file would take the room that lacks
-        temporary.unlink(missing_ok=True)
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from personalar.concept import write_atomic
+from personalar.atomic import write_atomic
 from personalar.models.backend import ChameleonBackend
 from personalar.models.protocol import TrainingSequence
 from personalar.prompts import image_token_names, training_prompt

@@ -85,9 +85,9 @@ def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
 
 def calibrate(config: EvaluateConfig) -> bool:
     """Score real photographs against each other, compare with the published row, write calibration.json."""
+    from personalar.atomic import write_atomic
     from personalar.scoring.calibrate import real_images_row, verdict
     from personalar.scoring.registry import load_scorers
-    from personalar.summary import write_text_atomically
 
     subjects = photographs(config)
     if config.scorer.clip is None or config.scorer.dino is None:
@@ -100,7 +100,7 @@ def calibrate(config: EvaluateConfig) -> bool:
     path = Path(config.out) / "calibration.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}
-    write_text_atomically(path, json.dumps(facts, indent=1) + "\n")
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
     for name, value in row["scorers"].items():
         print(f"{name}: {value}")
     print(f"{row['photos']} photos of {len(row['subjects'])} subjects: DINO {row['dino']:.4f}, "

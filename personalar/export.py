@@ -34,7 +34,8 @@ def write_export(config: ExportConfig) -> list[Path]:
         FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together,
             or when `out` holds what the files would be mixed up with.
     """
-    from personalar.concept import Concept, save_row, write_atomic
+    from personalar.atomic import write_atomic
+    from personalar.concept import Concept, save_row
     from personalar.export_card import write_export_card
 
     concept, out = Concept.load(concept_folder(config.concept)), Path(config.out).expanduser()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from personalar.concept import Concept, write_atomic
+from personalar.atomic import write_atomic
+from personalar.concept import Concept
 from personalar.model_card import (
     CARD_FILE,
     FOREIGN_BASE,

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from personalar.concept import Concept, write_atomic
+from personalar.atomic import write_atomic
+from personalar.concept import Concept
 from personalar.png import read_png_metadata
 from personalar.prompts import SUBJECT_TOKEN, training_prompt
 

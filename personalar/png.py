@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
+import io
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from personalar.atomic import write_atomic
 from personalar.types import PromptSpec, Sample
 
 
@@ -23,16 +23,9 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="PNG", pnginfo=chunks)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is for sharing
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    data = io.BytesIO()
+    image.save(data, format="PNG", pnginfo=chunks)
+    write_atomic(path, data.getvalue())
     return path
 
 
@@ -43,11 +36,15 @@ def read_png_metadata(path: Path) -> dict[str, str]:
         return {key: str(value) for key, value in getattr(image, "text", {}).items()}
 
 
-def sample_filename(kind: str, prompt: str, seed: int) -> str:
-    """Return a readable, unique, safe name: words of the prompt, then six hex digits of the whole of it."""
+def sample_filename(kind: str, prompt: str, seed: int, *, size: str | None = None) -> str:
+    """Return a readable, unique, safe name: words of the prompt, then six hex digits of the whole of it.
+
+    Args:
+        size: "608x416"; None where it is the base's own square.
+    """
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
-    return f"{kind}_{words}_{digest}_s{seed}.png" if words else f"{kind}_{digest}_s{seed}.png"
+    return "_".join(filter(None, (kind, words, digest, f"s{seed}", size))) + ".png"
 
 
 def sample_metadata(sample: Sample) -> dict[str, str]:

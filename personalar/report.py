@@ -18,10 +18,11 @@ from typing import Any
 
 from PIL import Image
 
+from personalar.atomic import write_atomic
 from personalar.plot import line_chart
 from personalar.png import read_png_metadata
 from personalar.scoring.score_file import read_scores
-from personalar.summary import read_run, write_summary, write_text_atomically
+from personalar.summary import read_run, write_summary
 from personalar.types import STAGE_NAMES
 
 LARGEST_PX = 448
@@ -265,5 +266,5 @@ def write_report(run_dir: Path) -> Path:
     """Write `summary.json` and `report.html` from the folder's files and return the page's path."""
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
-    write_text_atomically(path, render(gather(run_dir)))
+    write_atomic(path, render(gather(run_dir)).encode())
     return path

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from personalar.concept import RECORD_FILE, Concept, base_fingerprint, write_atomic
+from personalar.atomic import write_atomic
+from personalar.concept import RECORD_FILE, Concept, base_fingerprint
 from personalar.config import RunConfig
 from personalar.run_folder import RunFolder, differences, first_few
 from personalar.settings import learning_settings, stage_settings

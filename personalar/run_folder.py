@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.concept import RECORD_FILE, Concept, write_atomic
+from personalar.atomic import write_atomic
+from personalar.concept import RECORD_FILE, Concept
 from personalar.model_card import PICTURES, write_card
 from personalar.types import STAGE_NAMES, Sample
 

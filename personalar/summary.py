@@ -74,11 +74,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from personalar.atomic import write_atomic
 from personalar.bootstrap import interval
 from personalar.scoring.score_file import read_scores
 from personalar.types import STAGE_NAMES
@@ -264,21 +264,12 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     }
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_summary(run_dir: Path) -> dict[str, Any]:
     """Write `run_dir/summary.json` from the folder's files and return its content."""
     run_dir = Path(run_dir)
     summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
-    write_text_atomically(run_dir / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(run_dir / "summary.json", text.encode())
     return summary
 
 

@@ -14,18 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from personalar.atomic import write_atomic
 from personalar.models.cache import KVCache
 from personalar.models.checkpoint import load_strict, write_tensors
 from personalar.models.export import hf_config
-from personalar.models.files import ModelFiles, open_folder, read_json, write_bytes, write_json
+from personalar.models.files import ModelFiles, open_folder, read_json, write_json
 from personalar.models.linear import lay_columns
-from personalar.models.preprocess import bucket_sizes, choose_bucket, preprocess, to_model_range
+from personalar.models.preprocess import preprocess, to_model_range
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.vq import VQConfig, VQModel
 from personalar.models.vq_checkpoint import load_vq
 from personalar.models.vq_memory import decode_bytes, images_at_once
+from personalar.sizes import choose_bucket
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
@@ -55,9 +57,7 @@ class ChameleonBackend(nn.Module):
             )
         self.transformer, self.vq, self.tokenizer = transformer, vq, tokenizer
         self.protocol = Protocol(tokenizer, protocol, downsample=vq.config.downsample)
-        square = [(protocol.resolution, protocol.resolution)]
-        aspect = protocol.buckets == "aspect"
-        self.sizes = bucket_sizes(protocol.resolution, protocol.grid_px) if aspect else square
+        self.sizes = protocol.sizes
         """Image sizes (width, height) that this model knows."""
 
     @property
@@ -213,7 +213,7 @@ def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = 
     base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype)
     write_json(path / "base" / "config.json", base)
     write_json(path / "vq" / "config.json", vq.to_hf())
-    write_bytes(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
+    write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
     write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
     write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
     write_json(path / "protocol.json", asdict(backend.protocol.config))

@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from personalar.models.files import INDEX, WEIGHTS, weight_files, write_bytes, write_json
+from personalar.atomic import write_atomic
+from personalar.models.files import INDEX, WEIGHTS, weight_files, write_json
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
     """Write `model.safetensors` in `folder`, everything cast to `dtype`."""
     cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    write_bytes(folder / WEIGHTS, to_safetensors(cast, metadata={"format": "pt"}))
+    write_atomic(folder / WEIGHTS, to_safetensors(cast, metadata={"format": "pt"}))
 
 
 def write_shards(
@@ -39,7 +40,7 @@ def write_shards(
 
     def flush() -> None:
         file = folder / f".shard_{len(files)}.{os.getpid()}.tmp"
-        write_bytes(file, to_safetensors(shard, metadata={"format": "pt"}))
+        write_atomic(file, to_safetensors(shard, metadata={"format": "pt"}))
         files.append((file, list(shard)))
         shard.clear()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from personalar.atomic import write_atomic
 from personalar.models.checkpoint import (
     collapse_norms,
     is_head_norm,
@@ -21,7 +22,7 @@ from personalar.models.checkpoint import (
     write_shards,
     write_tensors,
 )
-from personalar.models.files import write_bytes, write_json
+from personalar.models.files import write_json
 from personalar.models.tokenizer import Tokenizer, code_name
 from personalar.models.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.vq import VQConfig
@@ -131,6 +132,6 @@ def write_checkpoint(
 ) -> Path:
     """Write config.json, tokenizer.json and `tensors` in shards to `folder`; return it."""
     write_json(folder / "config.json", config)
-    write_bytes(folder / "tokenizer.json", tokenizer.to_json().encode())
+    write_atomic(folder / "tokenizer.json", tokenizer.to_json().encode())
     write_shards(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
     return folder

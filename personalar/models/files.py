@@ -14,7 +14,6 @@ tensors, or vqgan.ckpt in a folder of that name) or elsewhere, and whose layout 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from personalar.atomic import write_atomic
 from personalar.layout import ProtocolConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,20 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a json object, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from personalar.atomic import write_atomic
 
 KEY = ("stage", "kind", "prompt", "seed", "scorer")
 """What makes two lines speak of the same thing."""
@@ -42,12 +43,6 @@ def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     Atomic, and the same lines may come twice: a resumed run scores again without leaving doubles.
     """
     merged = {tuple(line[key] for key in KEY): line for line in [*read_scores(path), *lines]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values())
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:  # half a file would take the room that lacks
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, text.encode())
     return len(merged)
