@@ -17,6 +17,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     model = asdict(config.model)
     for name in ("photo_warning", "accelerator"):
         model.pop(name)
+    model["sampling"].pop("batch")  # how many pictures are drawn together changes none
     if model["layout"] is not None:
         model["layout"].pop("known_words")
     chooses = {}

@@ -104,6 +104,11 @@ def test_stages_one_by_one_are_finished_together(do_run, tmp_path: Path) -> None
     assert not do_run(tmp_path / "run", "stage=both") and not do_run(tmp_path / "run", "stage=embedding")
 
 
+def test_pictures_drawn_in_smaller_batches_are_the_same_run(do_run, finished_run: Path) -> None:
+    """Whoever runs out of memory lowers it and goes on in the same folder."""
+    assert not do_run(finished_run, "stage=both", "model.sampling.batch=3")
+
+
 @pytest.mark.parametrize("part", ["personalar.report.write_report", "personalar.summary.result_lines"])
 def test_a_run_that_dies_at_its_report_is_not_finished(
     part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
