@@ -28,8 +28,9 @@ import torch
 from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import BASELINES, Baseline
 from personalar.bench.clock import counted_forwards
-from personalar.bench.decode_table import PROMPT, Contender, machine, summary, table
-from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
+from personalar.bench.decode_table import PROMPT, Contender, summary, table
+from personalar.bench.machine import machine
+from personalar.bench.peak import peak_of, reason, release_memory, reset_peak
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
 from personalar.commands import SampleConfig
@@ -129,7 +130,7 @@ def measure(contender: Contender, generator: Generator, folder: Path, *, turn: i
         save_png(picture, folder / f"{index}.png")
     contender.decode_s.append(drawn - started)
     contender.total_s.append(time.perf_counter() - started)
-    contender.peak_bytes = max(contender.peak_bytes, peak_bytes(backend.device))
+    contender.peak = contender.peak.or_more(peak_of(backend.device))
 
 
 def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]:

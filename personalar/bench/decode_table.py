@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from personalar.bench.baseline import BASELINES
+from personalar.bench.peak import Peak
 from personalar.bench.roofline import step_bytes
 from personalar.models.backend import ChameleonBackend
 
@@ -34,31 +30,9 @@ class Contender:
     steps: list[int] = field(default_factory=list)
     first_s: float = 0.0
     """The first run, with compiling and capturing."""
-    peak_bytes: int = 0
+    peak: Peak = field(default_factory=Peak)
     failed: str = ""
     """Why it could not be measured."""
-
-
-def processor() -> str:
-    """Return the name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the numbers depend on besides the program."""
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
-        "threads": torch.get_num_threads(),
-        "load_average": Path("/proc/loadavg").read_text().split()[0]
-        if Path("/proc/loadavg").exists()
-        else "",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def summary(
@@ -87,7 +61,8 @@ def summary(
         "decode_s_p10": ordered[round(0.1 * (len(ordered) - 1))],
         "decode_s_p90": ordered[round(0.9 * (len(ordered) - 1))],
         "images_per_s": batch / statistics.median(contender.total_s),
-        "peak_mb": contender.peak_bytes / 1e6,
+        "peak_mb": contender.peak.used / 1e6,
+        **({"reserved_mb": contender.peak.reserved / 1e6} if contender.peak.reserved else {}),
         "first_run_extra_s": max(0.0, contender.first_s - decode),
         "bytes_per_step": read,
         "roofline_fraction": h * w * read / bandwidth / decode,
@@ -114,7 +89,7 @@ def ratio(row: dict[str, Any], kind: str, name: str) -> str:
 def table(record: dict[str, Any]) -> str:
     """Return the record as a Markdown table."""
     lines = [
-        "| decoder | batch | steps | ms/step | s/batch (p10-p90) | images/s with PNG | peak MB "
+        "| decoder | batch | steps | ms/step | s/batch (p10-p90) | images/s with PNG | peak MB (reserved) "
         "| first run +s | of roofline | x generate | x static | cpu s | cpu x generate | cpu x static |",
         "|" + "---|" * 14,
     ]
@@ -122,11 +97,12 @@ def table(record: dict[str, Any]) -> str:
         if "failed" in row:
             lines.append(f"| {row['decoder']} | {row['batch']} | {row['failed']} |" + " |" * 11)
             continue
+        reserved = f" ({row['reserved_mb']:.0f})" if "reserved_mb" in row else ""
         ratios = [ratio(row, kind, name) for kind in ("x", "cpu x") for name in BASELINES.values()]
         lines.append(
             f"| {row['decoder']} | {row['batch']} | {row['steps']:.0f} | {row['ms_per_step']:.2f} "
             f"| {row['decode_s']:.2f} ({row['decode_s_p10']:.2f}-{row['decode_s_p90']:.2f}) "
-            f"| {row['images_per_s']:.2f} | {row['peak_mb']:.0f} | {row['first_run_extra_s']:.1f} "
+            f"| {row['images_per_s']:.2f} | {row['peak_mb']:.0f}{reserved} | {row['first_run_extra_s']:.1f} "
             f"| {100 * row['roofline_fraction']:.1f} % | {ratios[0]} | {ratios[1]} "
             f"| {row['cpu_s']:.2f} | {ratios[2]} | {ratios[3]} |"
         )

@@ -30,7 +30,7 @@ from torch import Tensor
 from personalar.arguments import check_choice, prepare_arguments
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode import compose_sample
-from personalar.bench.decode_table import machine
+from personalar.bench.machine import machine
 from personalar.bench.roofline import synchronize
 from personalar.bench.settings import split_own
 from personalar.bootstrap import difference

@@ -8,8 +8,21 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+
+class Peak(NamedTuple):
+    """The most memory that something needed, in bytes."""
+
+    used: int = 0
+    reserved: int = 0
+    """On a GPU: what torch kept of it, with the free pieces between tensors; 0 elsewhere."""
+
+    def or_more(self, other: Peak) -> Peak:
+        """Return the larger of each."""
+        return Peak(*map(max, self, other))
 
 
 def release_memory(device: torch.device) -> None:
@@ -27,13 +40,13 @@ def reset_peak(device: torch.device) -> None:
         watch.write_text("5")  # resets VmHWM
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Return the most memory since `reset_peak`: of tensors on a GPU, of the whole process elsewhere."""
+def peak_of(device: torch.device) -> Peak:
+    """Return the most memory since `reset_peak`: torch's on a GPU, the whole process's elsewhere."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return Peak(torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+    return Peak(next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0))
 
 
 def reason(error: Exception) -> str:

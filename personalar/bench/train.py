@@ -18,8 +18,6 @@ Other arguments are settings of `personalar.run` (`model=`, `+subject=dog`).
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,7 +32,8 @@ from personalar.arguments import prepare_arguments
 from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
-from personalar.bench.peak import peak_bytes, reason, release_memory, reset_peak
+from personalar.bench.machine import machine, told
+from personalar.bench.peak import Peak, peak_of, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
 from personalar.compose import composed, conf_dir, read_config
 from personalar.config import RunConfig
@@ -181,8 +180,8 @@ def ratios(values: dict[str, list[float]]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def attempt(contender: Contender, session: Session, stage: Stage) -> tuple[Moment | None, int, str]:
-    """Return (seconds per step, peak bytes, why it could not be measured); of us nothing is forgiven."""
+def attempt(contender: Contender, session: Session, stage: Stage) -> tuple[Moment | None, Peak, str]:
+    """Return (seconds per step, peak of memory, why it could not be measured); of us nothing is forgiven."""
     device, found, failed = torch.device(session.device), None, ""
     reset_peak(device)
     try:
@@ -191,7 +190,7 @@ def attempt(contender: Contender, session: Session, stage: Stage) -> tuple[Momen
         if contender is ours:
             raise
         failed = reason(error)
-    peak = peak_bytes(device)
+    peak = peak_of(device)
     release_memory(device)  # trainers hold themselves: the next contender's network would lie beside theirs
     return found, peak, failed
 
@@ -205,14 +204,14 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "transformers Trainer, its own network": their_trainer_and_model,
     }  # fmt: skip
     rounds: dict[str, list[Moment]] = {name: [] for name in contenders}
-    peaks, failed = dict.fromkeys(contenders, 0), {}
+    peaks, failed = dict.fromkeys(contenders, Peak()), {}
     for name, contender in list(contenders.items()) * int(own["rounds"]):
         if name in failed:
             continue
         with tempfile.TemporaryDirectory() as folder:
             session, stage, asked = open_stage(rest, own["bench_stage"], int(own["steps"]), Path(folder))
             moment, peak_memory, why = attempt(contender, session, stage)
-        peaks[name] = max(peaks[name], peak_memory)
+        peaks[name] = peaks[name].or_more(peak_memory)
         if moment is None:
             failed[name] = why
         else:
@@ -226,10 +225,8 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         stage_flops(session, stage),
         device_peak(),
     )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__, "model": session.config.model.name, "stage": stage.name,
+        **machine(torch.device(session.device)), "model": session.config.model.name, "stage": stage.name,
         "method": session.config.method.name, "batch": stage.numbers.batch, "tokens": work.tokens,
         "seconds_per_step": medians(seconds), "ours_over": ratios(seconds),
         "work_seconds_per_step": medians(worked), "our_work_over": ratios(worked),
@@ -239,8 +236,9 @@ def measure(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "subject_minutes": subject_minutes,
         "flops_per_s": flops / step,
         "mfu": flops / step / peak if peak else None,
-        "peak_memory_gb": {name: size / 1e9 for name, size in peaks.items()}, "failed": failed,
-        "rounds": seconds, "work_rounds": worked, "load_average": os.getloadavg(),
+        "peak_memory_gb": {name: peak.used / 1e9 for name, peak in peaks.items()},
+        "reserved_memory_gb": {name: peak.reserved / 1e9 for name, peak in peaks.items() if peak.reserved},
+        "failed": failed, "rounds": seconds, "work_rounds": worked,
     }  # fmt: skip
 
 
@@ -248,14 +246,16 @@ def table(result: dict[str, Any]) -> str:
     """Return the result for people, in Markdown."""
     lines = [
         f"{result['model']}, stage {result['stage']}, method {result['method']}, batch {result['batch']} x "
-        f"{result['tokens']} tokens; {result['device']}; torch {result['torch']}",
-        "", "| | s/step (median) | personalar's over it | at work, s/step | personalar's over it | peak GB |",
+        f"{result['tokens']} tokens; {told(result)}", "",
+        "| | s/step (median) | personalar's over it | at work, s/step | personalar's over it "
+        "| peak GB (reserved) |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, value in result["seconds_per_step"].items():
         over, work_over = (result[key].get(name, "") for key in ("ours_over", "our_work_over"))
         cells = [name, value, over, result["work_seconds_per_step"][name], work_over]
-        cells.append(f"{result['peak_memory_gb'][name]:.2f}")
+        kept = result["reserved_memory_gb"].get(name)
+        cells.append(f"{result['peak_memory_gb'][name]:.2f}{'' if kept is None else f' ({kept:.2f})'}")
         lines.append("| " + " | ".join(f"{c:.4f}" if isinstance(c, float) else c for c in cells) + " |")
     lines += [f"| {name} | {why} |" + " |" * 4 for name, why in result["failed"].items()]
     mfu = "peak of this device not known" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
