@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import psutil
 import torch
@@ -146,12 +147,12 @@ def cheaper(work: Workload, limit: int) -> list[str]:
         ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=shards("zero3", 4))),
         ("trainer=zero3_offload trainer.devices=8", replace(small, shards=shards("zero3_offload", 8))),
     )
-    fits = []
-    for setting, candidate in candidates:
-        needed = peak(estimate(candidate))
-        if needed <= limit and len(fits) < 3:
-            fits.append(f"  {setting}: {needed / GB:.2f} GB")
-    return fits
+    fits = (
+        f"  {setting}: {needed / GB:.2f} GB"
+        for setting, candidate in candidates
+        if (needed := peak(estimate(candidate))) <= limit
+    )
+    return list(islice(fits, 3))  # no more are estimated: each takes seconds for a 7B
 
 
 def check_libraries(config: RunConfig) -> None:

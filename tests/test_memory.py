@@ -153,6 +153,15 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
         plans(least * 0.9)
 
 
+def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimated = Mock(return_value={"weights": 1})
+    monkeypatch.setattr(personalar.preflight, "estimate", estimated)
+    ways = personalar.preflight.cheaper(MIDDLE, limit=10)
+    assert len(ways) == estimated.call_count == 3
+    estimated.side_effect = [{"weights": size} for size in (9, 99, 9, 99, 99, 99, 99, 99, 99)]
+    assert len(personalar.preflight.cheaper(MIDDLE, limit=10)) == 2
+
+
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """zero3_offload fits a small device, where the host holds what the device does not."""
     monkeypatch.setattr(personalar.preflight, "check_devices", lambda trainer: None)
