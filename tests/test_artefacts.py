@@ -423,7 +423,7 @@ def test_a_strangers_yaml_is_read_before_hydra_obeys_it(text: str, tmp_path: Pat
 
 
 def test_seams_are_open() -> None:
-    arguments = ["decoder._target_=personalar.decoding.naive.NaiveDecoder", "hydra/launcher=joblib"]
+    arguments = ["decoder._target_=personalar.decoding.plain.PlainDecoder", "hydra/launcher=joblib"]
     assert prepare(*arguments) == arguments
     for name in ("plain", "jacobi", "compiled"):
         assert compose_config("+subject=cat", f"decoder={name}").decoder.arguments["_target_"]

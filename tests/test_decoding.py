@@ -7,9 +7,9 @@ import torch
 from conftest_backend import make_backend
 from hypothesis import given
 from hypothesis import strategies as st
+from naive import NaiveDecoder
 from torch import Tensor
 
-from personalar.decoding.naive import NaiveDecoder
 from personalar.decoding.plain import PlainDecoder
 from personalar.decoding.sampling import (
     Sampling,

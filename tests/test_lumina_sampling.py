@@ -6,9 +6,9 @@ import pytest
 import reference_sampler as reference
 import torch
 from conftest_upstream import ANOLE, LUMINA, lumina_backend
+from naive import NaiveDecoder
 from torch import Tensor
 
-from personalar.decoding.naive import NaiveDecoder
 from personalar.decoding.plain import PlainDecoder
 from personalar.decoding.sampling import Sampling, cfg_combine, keep_top_k
 from personalar.layout import ProtocolConfig
