@@ -35,6 +35,8 @@ class SampleConfig:
     prompts: list[str] = MISSING
     """Prompts with [V] where the subject's name goes: "a photo of [V] cat in the snow"."""
     seeds: list[int] = field(default_factory=lambda: [0])
+    size: str | None = None
+    """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
     out: str = "samples"
     """Folder for the PNG files."""
     watermark: str | None = None

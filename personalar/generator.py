@@ -1,6 +1,7 @@
 """Prompts in, samples out: backend, decoder and identifier together, with no training framework in sight.
 
-A sample is a function of weights, prompt and seed alone, so what an interrupted run left on disk is kept.
+A sample is a function of weights, prompt, seed and size alone, so what an interrupted run left on disk is
+kept. A size is (width, height) in pixels, one of the base's; None is its square.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from personalar.models.preprocess import to_uint8
 from personalar.png import load_sample, sample_filename, save_sample
 from personalar.prompt_check import encode_prompts
 from personalar.request import Ask, Request, as_samples, unique
+from personalar.sizes import Size
 from personalar.types import Sample
 
 Finished = TypeVar("Finished")
@@ -62,7 +64,7 @@ class Generator:
         identifier: Identifier | None = None,
         batch: int | None = 16,
     ) -> None:
-        """Sample at the model's own (square) size, at most `batch` images at a time.
+        """Sample at most `batch` images at a time.
 
         None is for processes that share a network: all together, whatever memory is free, so that every
         process runs equally many passes.
@@ -74,16 +76,23 @@ class Generator:
         self._drawing = Lock()
 
     @torch.inference_mode()
-    def codes(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Tensor:
+    def codes(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+        *,
+        size: Size | None = None,
+    ) -> Tensor:
         """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
-        ids, count = self._ids(prompts), Count(progress)
+        ids, grid, count = self._ids(prompts, size), self.grid(size), Count(progress)
 
         def draw(part: slice) -> Tensor:
             some = ids[part]
             return self.decoder(
                 self.backend,
                 some,
-                self.grid,
+                grid,
                 list(seeds[part]),
                 identifier=self.identifier,
                 progress=lambda done, total: count.reach(part.start + done * len(some) // total),
@@ -91,40 +100,39 @@ class Generator:
 
         with self._drawing:
             smallest = len(ids) if self.batch is None else 1
-            return torch.cat(draw_in_batches(draw, len(ids), self._fitting(ids), smallest=smallest))
+            at_once = self._fitting(ids, grid)
+            return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Codes (h, w) of a picture."""
-        protocol = self.backend.protocol
-        return protocol.code_shape(protocol.config.resolution, protocol.config.resolution)
+    def grid(self, size: Size | None = None) -> tuple[int, int]:
+        """Return the codes (h, w) of a picture of `size`."""
+        return self.backend.protocol.code_shape(*(size or self.backend.protocol.config.square))
 
-    def fitting_batch(self, prompts: Sequence[str]) -> int:
+    def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
         """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""
-        return self._fitting(self._ids(prompts))
+        return self._fitting(self._ids(prompts, size), self.grid(size))
 
-    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
         tokens = self.identifier.tokens if self.identifier is not None else None
-        return encode_prompts(self.backend, prompts, tokens)
+        return encode_prompts(self.backend, prompts, tokens, size=size)
 
-    def _fitting(self, ids: list[list[int]]) -> int:
+    def _fitting(self, ids: list[list[int]], grid: tuple[int, int]) -> int:
         if self.batch is None:
             return len(ids)
-        length = max(map(len, ids), default=0) + len(self.backend.grammar(*self.grid))
-        rows = 2 if self.decoder.sampling.guided else 1
         if self._free is None:
             return self.batch
-        return largest_batch(self.batch, self.backend, free=self._free, rows=rows, length=length)
+        length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
+        rows = 2 if self.decoder.sampling.guided else 1
+        free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)  # beside the drawing
+        return largest_batch(self.batch, self.backend, free=free, rows=rows, length=length)
 
     @cached_property
     def _free(self) -> int | None:
-        """Bytes for drawing, beside what turns codes into pictures; None where nobody says.
+        """Bytes that are free before the first picture; None where nobody says.
 
-        As it was before the first picture: later it depends on how far the pictures before have come and on
-        what the decoder keeps, and batches would be cut in another way every time.
+        Later they depend on how far the pictures before have come and on what the decoder keeps, and batches
+        would be cut in another way every time.
         """
-        free = free_bytes(self.backend.device)
-        return None if free is None else free - self.backend.decode_bytes(PICTURES_AT_ONCE, self.grid)
+        return free_bytes(self.backend.device)
 
     def close(self) -> None:
         """Free what the decoder keeps from batch to batch; the next batch makes it anew."""
@@ -143,15 +151,19 @@ class Generator:
         arrays = [to_uint8(some).cpu().numpy() for some in pixels]
         return [Image.fromarray(array) for some in arrays for array in some][: len(codes)]
 
-    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    def images(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, size: Size | None = None
+    ) -> list[Image.Image]:
         """Return one picture per prompt and seed."""
-        return self.pictures(self.codes(prompts, seeds))
+        return self.pictures(self.codes(prompts, seeds, size=size))
 
     def stream(
         self,
         batches: Iterable[Sequence[Ask]],
         finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
         progress: Progress | None = None,
+        *,
+        size: Size | None = None,
     ) -> Iterator[Finished]:
         """Yield `finish(asked, pictures)` of every batch, in order, one batch behind the drawing.
 
@@ -162,7 +174,7 @@ class Generator:
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
             for asked in batches:
                 prompts, seeds = zip(*asked, strict=True)
-                codes = self.codes(prompts, seeds, progress)
+                codes = self.codes(prompts, seeds, progress, size=size)
                 if self.overlap:
                     waiting.append(worker.submit(self._finish_beside, codes, drawn(codes), asked, finish))
                 else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 
 from personalar.recipe import one_of
+from personalar.sizes import Size, bucket_sizes
 
 LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
@@ -68,3 +69,13 @@ class ProtocolConfig:
                 f"layout.prompt_template={self.prompt_template!r} is refused; allowed: {{width}}, {{height}} "
                 "and {prompt}"
             )
+
+    @property
+    def square(self) -> Size:
+        """The base's own size, drawn where none is asked for."""
+        return self.resolution, self.resolution
+
+    @property
+    def sizes(self) -> list[Size]:
+        """All sizes (width, height) in pixels that the base knows."""
+        return bucket_sizes(self.resolution, self.grid_px) if self.buckets == "aspect" else [self.square]

@@ -1,7 +1,7 @@
 """A learned concept in Python: `personalar.load("outputs/nano/cat").images(prompts, seeds)`.
 
-The way is that of `python -m personalar.sample`: the same prompt and seed give the same picture, and the same
-mistake gives the same sentence, as a FileNotFoundError or ValueError.
+The way is that of `python -m personalar.sample`: the same prompt, seed and size give the same picture, and
+the same mistake gives the same sentence, as a FileNotFoundError or ValueError.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from personalar.compose import composed, conf_dir, read_config
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.ranges import check_ranges
 from personalar.sample import check_words, concept_folder, prepare_generator
+from personalar.sizes import read_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,7 @@ ELSEWHERE = {
     "concept": "it is the first argument",
     "prompts": "give them to images()",
     "seeds": "give them to images()",
+    "size": "give it to images()",
     "out": "save the pictures that images() returns",
     "watermark": "personalar.watermark.mark(picture, TEXT) puts it into a picture",
 }
@@ -41,12 +43,15 @@ class Learned:
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
 
-    def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], *, size: str | None = None) -> list[Image]:
         """Return one picture for each prompt and its seed; as many of both.
+
+        Args:
+            size: width x height in pixels, one of the base's sizes ("608x416"); None: its square.
 
         Raises:
             ValueError: when there is no prompt, or one is empty, no text or too long; when a seed lacks, or
-                is out of range.
+                is out of range; when the base does not know the size.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise ValueError(
@@ -62,9 +67,10 @@ class Learned:
 
         for note in check_words(wanted, [SUBJECT_TOKEN]):
             warnings.warn(note, stacklevel=2)
-        check_prompts(self.generator, wanted, say=lambda note: warnings.warn(note, stacklevel=4))
+        pixels = None if size is None else read_size(size, self.generator.backend.sizes)
+        check_prompts(self.generator, wanted, size=pixels, say=lambda note: warnings.warn(note, stacklevel=4))
         check_ranges({"seeds": numbers})
-        return self.generator.images(wanted, numbers)
+        return self.generator.images(wanted, numbers, size=pixels)
 
 
 def load(concept: str | PathLike[str], settings: Sequence[str]) -> Learned:

@@ -10,6 +10,7 @@ from personalar.identifier import Identifier
 from personalar.layout import ProtocolConfig
 from personalar.models.backend import ChameleonBackend
 from personalar.prompts import SUBJECT_TOKEN
+from personalar.sizes import Size
 
 WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 MOST = 12
@@ -18,26 +19,30 @@ LEAST = 64
 """Tokens of a prompt that every base is trusted with; its own image is beyond what some configs declare."""
 
 
-def longest_prompt(backend: ChameleonBackend) -> int:
+def longest_prompt(backend: ChameleonBackend, size: Size | None = None) -> int:
     """Return how many tokens a prompt may have, so that its picture still lies where the base was trained."""
-    side = backend.protocol.config.resolution
-    answer = len(backend.grammar(*backend.protocol.code_shape(side, side)))
+    answer = len(backend.grammar(*backend.protocol.code_shape(*(size or backend.protocol.config.square))))
     return max(LEAST, backend.transformer.config.max_position_embeddings - answer)
 
 
 def encode_prompts(
-    backend: ChameleonBackend, prompts: Sequence[str], tokens: Mapping[str, int] | None
+    backend: ChameleonBackend,
+    prompts: Sequence[str],
+    tokens: Mapping[str, int] | None,
+    *,
+    size: Size | None = None,
 ) -> list[list[int]]:
-    """Return the ids of every prompt at the model's own (square) size.
+    """Return the ids of every prompt, which say the picture's size as they do in training.
 
     Args:
         tokens: names that are tokens of their own.
+        size: one of the base's sizes; None: its square.
 
     Raises:
         ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
     """
-    side, allowed = backend.protocol.config.resolution, longest_prompt(backend)
-    ids = [backend.protocol.prompt_ids(prompt, side, side, tokens) for prompt in prompts]
+    allowed, (width, height) = longest_prompt(backend, size), size or backend.protocol.config.square
+    ids = [backend.protocol.prompt_ids(prompt, width, height, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         if len(some) > allowed:
             short = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
@@ -76,15 +81,20 @@ class HasModel(Protocol):
 
 
 def check_prompts(
-    generator: HasModel, prompts: Sequence[str], *, say: Callable[[str], object] | None = print
+    generator: HasModel,
+    prompts: Sequence[str],
+    *,
+    size: Size | None = None,
+    say: Callable[[str], object] | None = print,
 ) -> None:
     """Raise ValueError for a prompt that cannot be drawn, before the first one is.
 
     Args:
+        size: of the pictures, one of the base's; None: its square.
         say: is told of words that the base was not trained on; None where that was said before.
     """
     tokens = generator.identifier.tokens if generator.identifier else {}
-    encode_prompts(generator.backend, prompts, tokens)
+    encode_prompts(generator.backend, prompts, tokens, size=size)
     note = words_note(generator.backend.protocol.config, prompts, tokens)
     if say is not None and note is not None:
         say(f"note: {note}")

@@ -1,6 +1,7 @@
 """Make new pictures of a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a [V] cat"]'`.
 
-The PNG files carry prompt and seed in their metadata; equal concept, prompt and seed give an equal picture.
+The PNG files carry prompt, seed and size in their metadata; where these and the concept are equal, so is the
+picture.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from personalar.command import start
 from personalar.commands import SampleConfig
+from personalar.layout import ProtocolConfig
 from personalar.locate import obtain_model
 from personalar.process import keep_memory
 from personalar.prompts import SUBJECT_TOKEN, check_text
+from personalar.sizes import Size, read_size, written
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,6 +60,11 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     ]
 
 
+def size_of(config: SampleConfig, layout: ProtocolConfig) -> Size:
+    """Return the size of the pictures; see `read_size`, which refuses what the base does not know."""
+    return layout.square if config.size is None else read_size(config.size, layout.sizes)
+
+
 def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     """Return what draws the concept's pictures, and in words what about them is lossy ("": nothing)."""
     import torch
@@ -68,6 +76,7 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     from personalar.models.backend import load_backend
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
+    size_of(config, files.layout)  # before the weights are read
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = load_backend(
         files,
@@ -107,30 +116,33 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)
-    check_prompts(generator, config.prompts)
+    layout = generator.backend.protocol.config
+    size = size_of(config, layout)
+    check_prompts(generator, config.prompts, size=size)
     if config.watermark is not None:
-        check_watermark(config.watermark, side=generator.backend.protocol.config.resolution)
+        check_watermark(config.watermark, side=min(size))
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
-    size = even(len(wanted), generator.fitting_batch(config.prompts))
-    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    at_once = even(len(wanted), generator.fitting_batch(config.prompts, size=size))
+    batches = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
+    other = None if size == layout.square else written(size)
+    told = {"size": written(size), "base": config.model.name, "concept": digest}
+    told |= {"lossy": lossy} if lossy else {}
 
     def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
         paths = []
         for (prompt, seed), image in zip(asked, pictures, strict=True):
-            facts = {"prompt": prompt, "seed": str(seed), "base": config.model.name, "concept": digest}
-            path = Path(config.out) / sample_filename("subject", prompt, seed)
-            if lossy:
-                facts["lossy"] = lossy
+            facts = {"prompt": prompt, "seed": str(seed), **told}
             if config.watermark is not None:
                 image = mark(image, config.watermark)
                 facts["watermark"] = config.watermark
-            paths.append(save_png(image, path, facts))
+            name = sample_filename("subject", prompt, seed, size=other)
+            paths.append(save_png(image, Path(config.out) / name, facts))
         return paths
 
     reporter = Reporter()
     with reporter.phase("pictures", len(wanted), "images") as advance:
-        paths = [path for some in generator.stream(batches, save, advance) for path in some]
+        paths = [path for some in generator.stream(batches, save, advance, size=size) for path in some]
     for path in paths:
         reporter.say(str(path))
     return paths

@@ -180,9 +180,9 @@ def test_processes_that_share_a_network_run_equally_many_passes(session, tiny_ba
 
 def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatch) -> None:
     images = Generator(backend=tiny_backend, decoder=PlainDecoder(), batch=64)
-    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, images.grid)
+    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, images.grid())
     token_bytes = 2 * 2 * 32 * 4
-    length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*images.grid))
+    length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*images.grid()))
     free = decoding + int(7.5 * token_bytes * length / batching.SPARE)
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: free)
     assert images.fitting_batch(["a cat"]) == 7

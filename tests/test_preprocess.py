@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from personalar.models.preprocess import (
-    bucket_sizes,
-    choose_bucket,
     flatten_alpha,
     preprocess,
     to_model_range,
     to_uint8,
 )
+from personalar.sizes import bucket_sizes, choose_bucket
 
 GOLDEN = {
     (1024, 1024): ((512, 512), (768, 768), (1024, 1024)),

@@ -1,11 +1,11 @@
 """From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly.
 
-A bucket is an image size (width, height) of about the model's area, both sides multiples of one grid, at most
-4:1. The bucket nearest in aspect ratio is filled and what sticks out is cropped.
+The bucket (`sizes.py`) nearest in aspect ratio is filled and what sticks out is cropped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,32 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-MAX_RATIO = 4.0
-
-
-def bucket_sizes(resolution: int, grid_px: int) -> list[tuple[int, int]]:
-    """Return the (width, height) buckets of area `resolution` ** 2, widest first: 49 of them at 512."""
-    area = (resolution // grid_px) ** 2
-    width, height = area, 1
-    sizes = []
-    while width > 0:
-        if max(width, height) / min(width, height) <= MAX_RATIO:
-            sizes.append((width * grid_px, height * grid_px))
-        if (height + 1) * width <= area:
-            height += 1
-        else:
-            width -= 1
-    return sizes
-
-
-def choose_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the bucket that loses least of a `width` x `height` image; of equals the widest."""
-
-    def kept(size: tuple[int, int]) -> float:
-        scales = (size[0] / width, size[1] / height)
-        return min(scales) / max(scales)
-
-    return max(sizes, key=lambda size: (kept(size), size))
+from personalar.sizes import Size, choose_bucket
 
 
 def resize_and_crop(
@@ -83,15 +58,15 @@ def flatten_alpha(image: Image.Image) -> Image.Image:
     return Image.fromarray(((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
 
 
-def preprocess(
+def fill_size(
     image: Image.Image,
     *,
-    sizes: list[tuple[int, int]],
+    sizes: Sequence[Size],
     resize: str = "halving",
     crop: Literal["center", "random"] = "center",
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`.
+) -> Image.Image:
+    """Return `image` in RGB, filling the best of `sizes`; what sticks out is cropped.
 
     Args:
         image: any mode and size; turned upright by its EXIF orientation.
@@ -108,10 +83,21 @@ def preprocess(
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     size = choose_bucket(image.width, image.height, sizes)
     if resize == "lanczos":
-        image = lanczos_and_crop(flatten_alpha(image), size, crop=crop, generator=generator)
-    else:
-        image = flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
-    levels = torch.from_numpy(np.array(image, dtype=np.float64))
+        return lanczos_and_crop(flatten_alpha(image), size, crop=crop, generator=generator)
+    return flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
+
+
+def preprocess(
+    image: Image.Image,
+    *,
+    sizes: Sequence[Size],
+    resize: str = "halving",
+    crop: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; see `fill_size`."""
+    filled = fill_size(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
+    levels = torch.from_numpy(np.array(filled, dtype=np.float64))
     return (levels / 255.0).permute(2, 0, 1).float().contiguous()
 
 
