@@ -95,7 +95,11 @@ class CompiledDecoder(PlainDecoder):
 
     @staticmethod
     def lower(function: Function) -> Function:
-        """Return `function` as a fused program, made anew for every shape of batch and width of a step."""
+        """Return `function` as a fused program.
+
+        The first is made for the shape that is met first; a size that then differs (length of cache, rows,
+        width) is left open in the next, and soon none is missing.
+        """
         return torch.compile(function)
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:

@@ -85,7 +85,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Set all but the k largest of (..., K) to -inf; what ties with the k-th stays."""
     if k >= logits.shape[-1]:
         return logits
-    threshold = logits.topk(k, dim=-1).values[..., -1:]
+    threshold = logits.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 
