@@ -17,12 +17,12 @@ from personalar.config import (
     MethodConfig,
     ModelConfig,
     RunConfig,
-    ScorerConfig,
     StageSelection,
     SubjectConfig,
     TrainerConfig,
 )
 from personalar.evaluate_config import BenchmarkConfig, EvaluateConfig
+from personalar.judges import ScorerConfig
 from personalar.ranges import check_ranges
 from personalar.recipe import RecipeConfig, one_of
 from personalar.targets import check_targets

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
+from personalar.judges import ScorerConfig
 from personalar.layout import ProtocolConfig
 from personalar.machine import ACCELERATORS, LoggerConfig, MemoryConfig, TrainerConfig
 from personalar.recipe import RecipeConfig, one_of
@@ -60,6 +61,8 @@ class ModelConfig:
     layout: ProtocolConfig | None = None
     """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
     dtype: str = "float32"
+    float16_problem: str | None = None
+    """Why dtype=float16 is refused; null: it is not."""
     accelerator: str = "cpu"
     """What trainer=auto takes: "cpu", "gpu", or "auto", a GPU if torch sees one."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -69,6 +72,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        if self.dtype == "float16" and self.float16_problem:
+            raise ValueError(
+                f"model.dtype=float16 is refused for model={self.name}: {self.float16_problem}; choose "
+                "model.dtype=bfloat16, or float32, which takes twice the memory"
+            )
         one_of("model.accelerator", self.accelerator, ACCELERATORS)
         if self.path is None and self.hub is None:
             raise ValueError(f"model={self.name} says nowhere where its weights are: set model.path=DIR")
@@ -95,6 +103,11 @@ class SubjectConfig:
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the pictures are real photographs."""
+        return self.kind != "rendered"
 
 
 @dataclass(kw_only=True)
@@ -199,25 +212,6 @@ class DecoderConfig:
 
 
 @dataclass(kw_only=True)
-class ScorerConfig:
-    """The judges; both null: no scores."""
-
-    name: str = MISSING
-    clip: str | None = None
-    """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
-    dino: str | None = None
-    """Folder or hub id of a DINO-style vision transformer."""
-    dino_preprocess: str = "checkpoint"
-    """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
-    clip_text: str = "class"
-    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
-
-    def __post_init__(self) -> None:
-        one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
-        one_of("scorer.clip_text", self.clip_text, ("class", "prompt"))
-
-
-@dataclass(kw_only=True)
 class SamplesConfig:
     """What is sampled before, between and after the stages."""
 
@@ -292,7 +286,12 @@ class RunConfig:
                 f"{', '.join(self.method.stages)}"
             )
         self.selection.check(
-            scored=bool(self.scorer.clip and self.scorer.dino),
-            scorer=self.scorer.name,
-            every=self.samples.grid_every_steps,
+            self.scorer, photographs=self.subject.photographs, every=self.samples.grid_every_steps
         )
+
+    @property
+    def photo_warnings(self) -> list[str]:
+        """What to say of base and judges where the subject is real photographs."""
+        if not self.subject.photographs:
+            return []
+        return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from personalar.config import ScorerConfig
+from personalar.judges import ScorerConfig
 from personalar.recipe import one_of
 
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
@@ -44,6 +44,11 @@ class BenchmarkConfig:
                 "layout; python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR gets it"
             )
 
+    @property
+    def photographs(self) -> bool:
+        """Whether its subjects are real photographs."""
+        return self.kind != "rendered"
+
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
@@ -69,3 +74,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, ("benchmark", "calibrate", "fetch", "table"))
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
+        if self.task in ("benchmark", "calibrate"):  # the others use no judges
+            self.scorer.check_decides(
+                f"benchmark={self.benchmark.name}",
+                photographs=self.benchmark.photographs,
+                otherwise="scorer=none (no scores)" if self.task == "benchmark" else None,
+            )

@@ -30,7 +30,15 @@ from personalar.prompts import fill
 from personalar.run_lock import check_started_alone, locked, refusable
 from personalar.settings import covers, learning_settings, request_of
 from personalar.subject import load_subject, validation_prompts
-from personalar.sweep import Objective, SweepReport, join_sweep, keep_sweeping, objective_value
+from personalar.sweep import (
+    Objective,
+    SweepReport,
+    check_objective,
+    join_sweep,
+    keep_sweeping,
+    objective_value,
+    searches,
+)
 from personalar.types import STAGE_NAMES, Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
@@ -66,7 +74,7 @@ def open_session(
     undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
     plans = preflight(config, undone, files)
     scorer = None
-    if leads and config.scorer.clip and config.scorer.dino:
+    if leads and config.scorer.scores:
         own = config.scorer
         scorers = load_scorers(own.clip, own.dino, device=device, dino_preprocess=own.dino_preprocess)
         scorer = SubjectScorer(
@@ -97,10 +105,8 @@ def record_start(session: Session, *, command: str) -> None:
     from personalar.signs import notes
 
     config, subject = session.config, session.subject
-    rendered = config.subject.kind == "rendered"
     strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
-    photographs = None if rendered else config.model.photo_warning
-    warnings = [text for text in (photographs, strange, *notes(session.folder.record)) if text]
+    warnings = [*config.photo_warnings, *([strange] if strange else []), *notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     session.folder.update(
@@ -109,7 +115,7 @@ def record_start(session: Session, *, command: str) -> None:
         subject=subject.name,
         noun=subject.noun,
         live=subject.live,
-        rendered=rendered,
+        rendered=not config.subject.photographs,
         description=subject.description,
         model=config.model.name,
         method=config.method.name,
@@ -236,6 +242,8 @@ def run_one(cfg: DictConfig) -> Objective | None:
             if sweeps:
                 join_sweep(hydra_config, cfg.trainer)
             config = read_config(cfg)
+            if sweeps and searches(hydra_config):
+                check_objective(config)
             prepared = prepare(config, run_dir)
         if prepared is not None:
             command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
@@ -254,8 +262,8 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
-        searches = not hydra_config.sweeper._target_.endswith("BasicSweeper")
-        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective), searches=searches)
+        learns = searches(hydra_config)
+        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Bring our resolvers along to a launcher's process, which composes before it calls."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from personalar.judges import ScorerConfig
 from personalar.recipe import one_of
 
 RULES = ("last", "harmonic", "product")
@@ -46,18 +47,25 @@ class SelectionConfig:
         """Whether a step other than the last may be kept."""
         return self.rule != "last"
 
-    def check(self, *, scored: bool, scorer: str, every: int) -> None:
-        """Raise ValueError where a rule would have nothing to compare."""
-        if self.selects and not scored:
+    def check(self, scorer: ScorerConfig, *, photographs: bool, every: int) -> None:
+        """Raise ValueError where a rule would have nothing to compare, or judges that cannot tell."""
+        if not self.selects:
+            return
+        if not scorer.scores:
             raise ValueError(
-                f"selection.rule={self.rule} compares steps by their scores, and scorer={scorer} gives none: "
-                "choose scorer=nano or scorer=dreambench, or selection.rule=last"
+                f"selection.rule={self.rule} compares steps by their scores, and scorer={scorer.name} gives "
+                "none: choose scorer=nano or scorer=dreambench, or selection.rule=last"
             )
-        if self.selects and not every:
+        if not every:
             raise ValueError(
                 f"selection.rule={self.rule} compares the sample grids of a stage, and "
                 "samples.grid_every_steps=0 makes none: set it to a number of steps, or selection.rule=last"
             )
+        scorer.check_decides(
+            f"the step that selection.rule={self.rule} keeps",
+            photographs=photographs,
+            otherwise="selection.rule=last",
+        )
 
 
 def harmonic(likeness: float, following: float, weight: float) -> float:

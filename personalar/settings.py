@@ -15,7 +15,7 @@ from personalar.config import RunConfig
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that determine what is learned, as plain values."""
     model = asdict(config.model)
-    for name in ("photo_warning", "accelerator"):
+    for name in ("photo_warning", "float16_problem", "accelerator"):
         model.pop(name)
     model["sampling"].pop("batch")  # how many pictures are drawn together changes none
     if model["layout"] is not None:
@@ -24,7 +24,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     if config.selection.selects:  # then what is compared, and by whom, decides what is left
         compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
         samples = {name: getattr(config.samples, name) for name in compared}
-        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": asdict(config.scorer)}}
+        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": judges_of(config)}}
     return {
         "model": model,
         "subject": asdict(config.subject),
@@ -33,6 +33,11 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         **chooses,
     }
+
+
+def judges_of(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that scores depend on."""
+    return {name: value for name, value in asdict(config.scorer).items() if name != "photo_warning"}
 
 
 def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:
@@ -57,7 +62,7 @@ def request_of(config: RunConfig) -> dict[str, Any]:
     return {
         "stages": list(config.stage.run),
         "samples": asdict(config.samples),
-        "scorer": asdict(config.scorer),
+        "scorer": judges_of(config),
     }
 
 

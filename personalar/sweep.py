@@ -17,8 +17,10 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from personalar.config import RunConfig
 from personalar.fault import told
 from personalar.gpus import take_gpu
+from personalar.judges import judged
 from personalar.process import global_rank
 from personalar.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
 
@@ -60,6 +62,25 @@ def join_sweep(hydra_config: Any, trainer: Any) -> None:
         place = take_gpu(sweep_dir / ".gpus")
         if place is not None:
             print(place, flush=True)
+
+
+def searches(hydra_config: Any) -> bool:
+    """Tell whether the sweeper learns from results (Optuna), which then decide what is tried next."""
+    return not hydra_config.sweeper._target_.endswith("BasicSweeper")
+
+
+def check_objective(config: RunConfig) -> None:
+    """Refuse a search that would be led by judges who do not know the pictures.
+
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    if names := judged(config.objective):
+        config.scorer.check_decides(
+            f"what a search by objective=[{','.join(names)}] tries",
+            photographs=config.subject.photographs,
+            otherwise="a sweep without hydra/sweeper=..., which tries all that is listed",
+        )
 
 
 def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:

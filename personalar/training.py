@@ -123,7 +123,7 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
             first_step=steps_before(folder.record, stage.name),
         ),
     ]
-    selection, judged = session.config.selection, session.config.scorer.clip and session.config.scorer.dino
+    selection, judged = session.config.selection, session.config.scorer.scores
     if judged:  # also above rank zero, which alone has the judges
         callbacks.append(SubjectScores(session.scorer and session.scorer.score, selection))
     checkpoint = StageCheckpoint(

@@ -80,7 +80,8 @@ def test_every_yaml_says_its_command(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", group_options(CONF, "benchmark"))
 def test_every_benchmark_composes(name: str) -> None:
-    config = compose_config(f"benchmark={name}", "benchmark.path=photos", name="evaluate")
+    words = ["benchmark.path=photos", "scorer=dreambench"]
+    config = compose_config(f"benchmark={name}", *words, name="evaluate")
     assert isinstance(config, EvaluateConfig) and config.benchmark.name == name
     assert config.out == f"outputs/{name}"
 
@@ -160,6 +161,18 @@ def test_impossible_values_name_the_knob(override: str, message: str) -> None:
         read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
 
 
+@pytest.mark.parametrize("command", ["run", "sample"])
+@pytest.mark.parametrize("model", [name for name in group_options(CONF, "model") if "7b" in name])
+def test_float16_is_refused_where_the_model_says_so(model: str, command: str) -> None:
+    given = {"run": ["+subject=cat"], "sample": ["concept=x", "prompts=[x]"]}[command]
+    words = [*given, f"model={model}", "model.dtype=float16"]
+    with pytest.raises(ValueError, match=rf"float16 is refused for model={model}.*65504.*dtype=bfloat16"):
+        compose_config(*words, name=command)
+    assert compose_config(*words[:-1], name=command).model.dtype == "bfloat16"
+    mine = compose_config(*words, "model.float16_problem=null", name=command)
+    assert mine.model.dtype == "float16"
+
+
 def test_a_missing_value_is_named() -> None:
     composed = copy.deepcopy(cat())
     composed.subject.noun = "???"
@@ -188,8 +201,9 @@ def test_every_setting_is_used_by_some_code() -> None:
         return found
 
     unused = [name for name in names(RunConfig) if f".{name}" not in code]
-    # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate).
-    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature"}
+    # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate), and a
+    # reason to refuse where it is declared.
+    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature", "float16_problem"}
 
 
 @pytest.mark.parametrize("seen", [True, False])

@@ -33,6 +33,9 @@ TINY = (
     "trainer.threads=1",
 )
 
+KNOWS = "scorer.photo_warning=null"
+"""The tiny judges take photographs."""
+
 
 def config(*overrides: str) -> EvaluateConfig:
     return compose_config(*overrides, name="evaluate")
@@ -115,7 +118,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
     photos = make_photos(tmp_path / "it's here" / "dataset", "dog6", "wolf_plushie")
     settings = config(
         "benchmark=dreambench", f"benchmark.path={quoted(photos.parent)}", "benchmark.methods=[two_stage]",
-        "kinds=[subject]", f"out={tmp_path / 'out'}",
+        "kinds=[subject]", KNOWS, f"out={tmp_path / 'out'}",
     )  # fmt: skip
     with pytest.raises(
         SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
@@ -154,6 +157,15 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["task=x"], "allowed: benchmark, calibrate, fetch, table"),
         (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*evaluate fetch"),
+        (
+            ["benchmark=dreambench", "benchmark.path=photos"],
+            r"benchmark=dreambench would be decided by judges that do not know photographs \(scorer=nano\): "
+            r"choose scorer=dreambench, scorer=none \(no scores\), or judges of your own that do \(",
+        ),
+        (
+            ["task=calibrate", "benchmark=dreambench", "benchmark.path=photos"],
+            r"choose scorer=dreambench, or judges of your own",
+        ),
     ],
 )
 def test_mistakes_name_what_is_allowed(overrides: list[str], message: str) -> None:
@@ -224,6 +236,7 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         "benchmark=dreambench",
         f"benchmark.path={photos}",
         *judges,
+        KNOWS,
         f"out={tmp_path}",
     )
     row = f"{{dino: {expected:.6f}, clip_i: {clip_i:.6f}, subjects: 2}}"

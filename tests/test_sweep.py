@@ -117,6 +117,7 @@ def sweep(tmp_path: Path, model: Path, scorers: Path, *overrides: str):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")
     judges = [f"scorer.{name}={scorers / name}" for name in ("clip", "dino")]
+    judges.append("scorer.photo_warning=null")  # they may lead a search
     subject = ("+subject=folder", f"subject.path={tmp_path / 'photos'}", "subject.noun=dog")
     return command(
         tmp_path, "personalar.run", "-m", *subject, f"model.path={model}", *judges, *TINY,

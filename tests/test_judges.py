@@ -1,0 +1,104 @@
+"""Judges that do not know photographs are said where the subject is real photos, and decide nothing there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest_run import compose_config
+from PIL import Image
+
+from personalar.config import RunConfig
+from personalar.judges import UNJUDGED, judged
+from personalar.settings import learning_settings, request_of
+from personalar.sweep import check_objective, searches
+
+FOLDER = ["+subject=folder", "subject.path=photos", "subject.noun=dog"]
+OWN = ["scorer.clip=my/clip", "scorer.dino=my/dino", "scorer.photo_warning=null"]
+RULE = "selection.rule=harmonic"
+LARGE = "model=lumina_mgpt_7b_512"
+
+
+def photo_config(*overrides: str) -> RunConfig:
+    return compose_config(*FOLDER, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], ["the nano base knows only", "the nano judges know only"]),
+        ([LARGE], ["the nano judges know only"]),
+        (["scorer=dreambench"], ["the nano base knows only"]),
+        ([LARGE, "scorer=dreambench"], []),
+        ([LARGE, *OWN], []),
+        ([LARGE, "scorer=none"], []),
+        ([LARGE, "scorer.clip=null"], []),  # one judge alone scores nothing
+    ],
+)
+def test_whoever_does_not_know_photographs_is_named(overrides: list[str], said: list[str]) -> None:
+    found = photo_config(*overrides).photo_warnings
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
+    assert compose_config("+subject=cat", *overrides).photo_warnings == []
+
+
+def test_photos_are_judged_with_a_note_and_the_default_command_runs(
+    do_run: Callable[..., bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        Image.new("RGB", (50, 50), (200, 40 * index, 90)).save(tmp_path / f"photo {index}.png")
+    words = (f"subject.path={tmp_path}", "subject.noun=dog", "stage=embedding")
+    assert do_run(tmp_path / "run", *words, subject="+subject=folder")
+    note = "the nano judges know only their rendered world"
+    assert f"note: {note}" in " ".join(capsys.readouterr().out.split())
+    assert any(note in text for text in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"])
+    assert note in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("base", [[], [LARGE]])
+def test_a_rule_is_not_left_to_judges_that_cannot_tell(base: list[str]) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"the step that selection\.rule=harmonic keeps would be decided by judges that do not know "
+        r"photographs \(scorer=nano\): choose scorer=dreambench, selection\.rule=last, or judges of your own",
+    ):
+        photo_config(*base, RULE)
+    assert photo_config(*base, RULE, "scorer=dreambench").selection.selects
+    assert photo_config(*base, RULE, *OWN).selection.selects
+    assert compose_config("+subject=cat", *base, RULE).selection.selects
+
+
+def test_a_search_is_not_left_to_them_either() -> None:
+    with pytest.raises(
+        ValueError, match=r"what a search by objective=\[dino\*clip_t\] tries would be decided"
+    ):
+        check_objective(photo_config())
+    with pytest.raises(ValueError, match=r"objective=\[seconds \* clip_t\] .* a sweep without hydra/sweeper"):
+        check_objective(photo_config("objective=[seconds * clip_t,seconds]"))
+    check_objective(photo_config("objective=[seconds]"))
+    check_objective(photo_config("scorer=dreambench"))
+    check_objective(compose_config("+subject=cat"))
+
+
+def test_only_a_sweeper_that_learns_searches() -> None:
+    names = {"hydra._internal.BasicSweeper": False, "hydra_plugins.OptunaSweeper": True}
+    for name, learns in names.items():
+        assert searches(SimpleNamespace(sweeper=SimpleNamespace(_target_=name))) is learns
+
+
+def test_what_no_judge_says_is_a_measure() -> None:
+    from personalar.compose import MEASURES
+
+    assert set(UNJUDGED) < set(MEASURES)
+    assert judged(["steps*seconds", "dino", "fidelity * seconds"]) == ["dino", "fidelity * seconds"]
+
+
+def test_a_note_changes_no_run() -> None:
+    """Folders of before it go on, and a finished run stays finished."""
+    noted, silent = (photo_config(LARGE, *more) for more in ([], ["scorer.photo_warning=null"]))
+    assert request_of(noted) == request_of(silent) and learning_settings(noted) == learning_settings(silent)
+    assert "float16_problem" not in learning_settings(noted)["model"]
+    rules = [compose_config("+subject=cat", RULE, *more) for more in ([], ["scorer.photo_warning=null"])]
+    assert learning_settings(rules[0]) == learning_settings(rules[1])
