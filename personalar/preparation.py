@@ -46,6 +46,8 @@ def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
     key = [
         subject.fingerprint,
         session.base,
+        asdict(session.model_files.layout),
+        data.crop,
         data.crops_per_photo,
         data.copies_per_photo,
         data.crop_scale,
@@ -79,7 +81,7 @@ def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | No
         with phase as advance, closing(session.generator(load(), None)) as generator:
             return list(generator.codes(prompts, seeds, advance).cpu())
 
-    key = [prompts, seeds, session.base, asdict(config.decoder)]
+    key = [prompts, seeds, session.base, asdict(session.model_files.layout), asdict(config.decoder)]
     codes = cached_codes(session.folder.path / "cache" / "class_codes.safetensors", key, make)
     return Replay(prompts=tuple(prompts), codes=tuple(codes))
 

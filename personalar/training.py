@@ -33,7 +33,7 @@ from personalar.memory import estimate, parameter_counts, peak
 from personalar.module import Network, PersonalizationModule
 from personalar.network import build_network, build_sharded_network
 from personalar.preflight import describe
-from personalar.preparation import prepare
+from personalar.preparation import class_prompts, prepare
 from personalar.resume import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.session import Session
 from personalar.signs import note_move
@@ -250,9 +250,9 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     world = config.devices * config.num_nodes
     last = find_checkpoint(session.folder, stage.name, world=world, strategy=config.strategy)
     session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
-    recipe, photos = session.config.model.recipe, len(session.subject.images)
-    replayed = bool(recipe.data.replay_images and recipe.data.replay_prompts)
-    session.reporter.say(describe_steps(stage, recipe.name, photos, replayed=replayed))
+    recipe, subject = session.config.model.recipe, session.subject
+    replayed = bool(class_prompts(recipe.data, noun=subject.noun, live=subject.live))
+    session.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
         fit(session, stage, start, make_callbacks(session, base_samples, advance, stage), last)

@@ -277,6 +277,15 @@ def test_a_folder_that_cannot_be_used(tmp_path, make, message):
         read_folder(tmp_path / "photos")
 
 
+def test_one_process_of_a_run_shows_the_table(tmp_path, monkeypatch, capsys):
+    picture().save(tmp_path / "a.png")
+    for rank, told in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert len(read_folder(tmp_path)) == 1
+        out = capsys.readouterr().out
+        assert out.count("a.png") == told and out.count("note: one photo") == told
+
+
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
     """Cut, flip, overwrite or stretch a file somewhere."""
     spoilt, at = bytearray(data), int(rng.integers(len(data)))

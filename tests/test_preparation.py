@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from personalar import preparation
+from personalar import preparation, training
 from personalar.preparation import class_prompts
 from personalar.prompts import training_prompt
 from personalar.recipe import DataNumbers
 from personalar.session import Session
+from personalar.stage import resolve_stages
 
 
 def test_class_prompts_take_turns_and_animals_have_more() -> None:
@@ -43,3 +47,37 @@ def test_the_search_for_a_start_asks_what_training_asks(
     session.config.model.recipe.data = data
     preparation.new_identifier(session, lambda: None)
     assert asked["prompt"] == prompt == training_prompt(data.templates[0], "cat", class_name=class_name)
+
+
+def test_codes_are_kept_for_the_pictures_that_they_are_of(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a photo is cut, and the size that pictures have, change its codes."""
+    encoded: list[str] = []
+
+    def encode(backend: None, photos: Any, data: DataNumbers, *, seed: int) -> list[torch.Tensor]:
+        encoded.append(data.crop)
+        return [torch.zeros(1, 4, 4)]
+
+    monkeypatch.setattr(preparation, "encode_photos", encode)
+    files = session.model_files
+    larger = replace(session, model_files=replace(files, layout=replace(files.layout, resolution=64)))
+    for crop, each, count in (("center", session, 1), ("random", session, 2), ("random", larger, 3)):
+        session.config.model.recipe.data.crop = crop
+        for _ in range(2):
+            preparation.photo_codes(each, lambda: None)
+        assert len(encoded) == count
+
+
+def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("fit", "make_callbacks"):
+        monkeypatch.setattr(training, name, lambda *_: None)
+    config = session.config
+    stage, data, seen = resolve_stages(config.method, config.model.recipe)[1], config.model.recipe.data, []
+    for always, live in ((["a {}"], []), ([], ["a {} with a hat"]), ([], [])):
+        data.replay_prompts, data.replay_prompts_live = always, live
+        training.train_stage(session, stage, start="embedding", base_samples=[])
+        seen += re.findall(r"is seen about (\d+) times", capsys.readouterr().out)
+    assert seen == ["1", "1", "2"]
