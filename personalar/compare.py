@@ -18,12 +18,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the result")
     given = parser.parse_args(arguments)
-    from personalar.comparison import markdown
+    from personalar.comparison import markdown, verdicts
     from personalar.comparison_page import compare_folders
 
     with told("personalar.compare"):
         records = compare_folders(given.folders, given.out)
-    print(markdown(records))
+    print(markdown(records), *verdicts(records), sep="\n")
     print(f"page: {given.out / 'comparison.html'}")
 
 

@@ -19,6 +19,15 @@ from personalar.types import STAGE_NAMES
 
 Picture = tuple[str, str, int]
 """Subject, prompt template, seed: what is drawn again by every method."""
+COMPARED = {"likeness": "likeness", "clip_t": "CLIP-T", "balance": "likeness × CLIP-T"}
+"""Measures whose differences are taken, and their titles."""
+_DINO, _CLIP = ("dino", "dino_preprocessing"), ("clip", "clip_preprocessing")
+_READING = (*_CLIP, "clip_text")
+JUDGES = {
+    "dino": _DINO, "fidelity": _DINO, "likeness": _DINO, "clip_i": _CLIP, "clip_t": _READING,
+    "balance": (*_DINO, *_READING),
+}  # fmt: skip
+"""What of a run's judges (`SubjectScorer.describe`) each measure hangs on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,11 @@ class State:
             return found  # photographs have no floor and ceiling
         return {key: value for key, value in scaled.items() if value is not None}
 
+    def judges(self, measure: str) -> tuple[str, ...]:
+        """Return who made a measure: weights by their hash, wherever they lay, and what they were shown."""
+        known = self.run.get("scorers") or {}
+        return tuple(str(known.get(name)).rpartition("#")[2] for name in JUDGES[measure])
+
     def _picture(self, line: dict[str, Any]) -> Picture:
         return str(self.run.get("subject")), line.get("template", line["prompt"]), line["seed"]
 
@@ -73,6 +87,10 @@ class Row:
     def pictures(self, measure: str) -> dict[Picture, float]:
         """Return one measure of every picture of every subject."""
         return {key: value for state in self.states for key, value in state.values(measure).items()}
+
+    def judges(self, measure: str) -> set[tuple[str, ...]]:
+        """Return who made a measure of the row's pictures; several where its runs had different judges."""
+        return {state.judges(measure) for state in self.states if state.values(measure)}
 
     def mean_of(self, name: str) -> float | None:
         """Return the mean over subjects of a value in summary.json."""
@@ -155,8 +173,16 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
     return [row for row in rows if row.states]
 
 
+def judged_alike(row: Row, reference: Row, measure: str) -> bool:
+    """Tell whether the same judges made a measure in both rows: the scales of two have no common unit."""
+    return len(row.judges(measure) | reference.judges(measure)) <= 1
+
+
 def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
-    """Return `row` minus `reference` over the pictures that both drew, subject by subject."""
+    """Return `row` minus `reference` over the pictures that both drew, subject by subject; None without any,
+    or where other judges made the measure."""
+    if not judged_alike(row, reference, measure):
+        return None
     ours, theirs = row.pictures(measure), reference.pictures(measure)
     by_subject: dict[str, list[float]] = {}
     for key in sorted(ours.keys() & theirs.keys()):
@@ -165,7 +191,11 @@ def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
 
 
 def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, Any]]:
-    """Return one flat record for each row; `versus` compares it with `reference` (by default the first)."""
+    """Return one flat record for each row; `versus` compares it with `reference` (by default the first).
+
+    `against` is the reference's title, None for itself; `other_judges` lists the measures that are not
+    compared because other judges made them.
+    """
     reference = reference or rows[0]
     records = []
     for row in rows:
@@ -175,11 +205,15 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
             groups = row.groups(measure)
             record[measure], record[f"{measure}_interval"] = group_mean(groups), interval(groups)
         record |= {name: row.mean_of(name) for name in SHARES}
-        record["versus"] = {} if row is reference else {
+        others = [] if row is reference else [reference]
+        record["against"] = reference.title if others else None
+        record["other_judges"] = [m for m in COMPARED for other in others if not judged_alike(row, other, m)]
+        record["versus"] = {
             measure: vars(found)
-            for measure in ("likeness", "clip_t", "balance")
-            if (found := compare_rows(row, reference, measure))
-        }  # fmt: skip
+            for other in others
+            for measure in COMPARED
+            if (found := compare_rows(row, other, measure))
+        }
         records.append(record)
     return records
 
@@ -205,6 +239,11 @@ def _cell(record: dict[str, Any], name: str) -> str:
     return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else f"{value:.3f}"
 
 
+def titled(record: dict[str, Any]) -> str:
+    """Return a row's title, which says where its scores are not to be held against the reference's."""
+    return f"{record['row']} (other judges)" if record["other_judges"] else record["row"]
+
+
 def markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown; columns that nobody measured are left out."""
     columns = {
@@ -217,7 +256,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     head = ["", "subjects", "images", *columns.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for record in records:
-        cells = [record["row"], str(record["subjects"]), str(record["images"])]
+        cells = [titled(record), str(record["subjects"]), str(record["images"])]
         lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
     return "\n".join(lines)
 
@@ -229,12 +268,17 @@ def _sentence(name: str, found: dict[str, Any]) -> str:
     )
 
 
-def verdicts(records: Sequence[dict[str, Any]], reference: str) -> list[str]:
-    """Return one sentence for each row: how it differs from `reference`, and whether by more than luck."""
-    names = {"likeness": "likeness", "clip_t": "CLIP-T", "balance": "likeness × CLIP-T"}
-    return [
-        f"{record['row']} against {reference}: "
-        + "; ".join(_sentence(names[name], found) for name, found in record["versus"].items())
-        for record in records
-        if record["versus"]
-    ]
+def verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one sentence for each row: how it differs from the reference, and whether by more than luck."""
+    sentences = []
+    for record in records:
+        parts = [_sentence(COMPARED[name], found) for name, found in record["versus"].items()]
+        if record["other_judges"]:
+            measures = ", ".join(COMPARED[name] for name in record["other_judges"])
+            parts.append(
+                f"{measures} not compared, as other judges scored the pictures: run both commands again with "
+                "the same scorer=, what they learned and drew is kept"
+            )
+        if parts:
+            sentences.append(f"{record['row']} against {record['against']}: {'; '.join(parts)}")
+    return sentences

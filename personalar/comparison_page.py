@@ -72,7 +72,11 @@ def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
 
 
 def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
-    """Return the points of the Pareto plot and the name of its likeness: fidelity, or DINO without bounds."""
+    """Return the points of the Pareto plot and the name of its likeness: fidelity, or DINO without bounds.
+
+    Rows that other judges scored than the reference's have no place on its axes.
+    """
+    records = [record for record in records if not record["other_judges"]]
     likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
     known = [r for r in records if r[likeness] is not None and r["clip_t"] is not None]
     front = pareto_front((r["clip_t"], r[likeness]) for r in known)
@@ -126,7 +130,7 @@ def write_comparison(
         notes: what a reader must know: attribution, licence, protocol.
     """
     records = table(rows, reference)
-    sentences = verdicts(records, (reference or rows[0]).title)
+    sentences = verdicts(records)
     shown = side_by_side(rows)
     marks, likeness = marks_of(records)
     out.mkdir(parents=True, exist_ok=True)

@@ -122,8 +122,7 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_tabl
         print(ATTRIBUTION)
     failed = [] if only_table else (launch_all if config.launcher else run_all)(runs, config)
     records = write_results(runs, config)
-    reference = next(record["row"] for record in records if not record["versus"])
-    print(markdown(records), *verdicts(records, reference), sep="\n")
+    print(markdown(records), *verdicts(records), sep="\n")
     print(f"page: {Path(config.out) / 'comparison.html'}")
     if failed:
         names = ", ".join(f"{run.method} {run.subject}" for run in failed)

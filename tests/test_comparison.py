@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -26,7 +27,7 @@ from personalar.comparison import (
     table,
     verdicts,
 )
-from personalar.comparison_page import compare_folders
+from personalar.comparison_page import compare_folders, marks_of
 from personalar.plot import HEIGHT, LETTER, Mark, place_labels, scatter_chart
 from personalar.scoring.score_file import merge_scores, read_scores
 
@@ -61,7 +62,7 @@ def test_a_row_for_each_run_in_its_last_stage(two_runs: Path) -> None:
     assert better["versus"]["likeness"]["mean"] == pytest.approx(0.25)
     assert better["versus"]["likeness"]["low"] > 0 and better["versus"]["clip_t"]["mean"] == 0
     assert plain["versus"] == {}
-    (sentence,) = verdicts([better, plain], "plain")
+    (sentence,) = verdicts([better, plain])
     assert "better against plain: likeness +0.250" in sentence
     assert "CLIP-T +0.000 [+0.000, +0.000], p=1.000 (within luck)" in sentence
     assert "| better | 1 | 12 | " in markdown([better, plain])
@@ -88,6 +89,71 @@ def test_photographs_are_compared_by_dino(tmp_path: Path) -> None:
     record = table(rows_of_runs([run]))[-1]
     assert record["fidelity"] is None and record["versus"]["likeness"]["mean"] > 0.2
     assert "DINO" in markdown([record]) and "fidelity" not in markdown([record])
+
+
+def judged_by(run: Path, **judges: str) -> Path:
+    """Let a run's record name other judges."""
+    record = json.loads((run / "run.json").read_text())
+    record["scorers"] = {**record["scorers"], **judges}
+    (run / "run.json").write_text(json.dumps(record))
+    return run
+
+
+@pytest.fixture
+def rejudged(two_runs: Path, tmp_path: Path) -> Path:
+    """The two runs, and copies of the better one by the same judges in other places, and by others."""
+    for name in ("plain", "better"):
+        shutil.copytree(two_runs / name, tmp_path / "runs" / name)
+    others = {"moved": {"dino": "/elsewhere#ba9876543210", "clip": "owner/clip@main#0123456789ab"},
+              "other dino": {"dino_preprocessing": "shorter side 256, bicubic"},
+              "other text": {"clip_text": "prompt"},
+              "others": {"dino": "owner/dino#aaaaaaaaaaaa", "clip": "owner/clip#bbbbbbbbbbbb"}}  # fmt: skip
+    for name, judges in others.items():
+        judged_by(shutil.copytree(two_runs / "better", tmp_path / "runs" / name), **judges)
+    return tmp_path / "runs"
+
+
+def test_scores_of_different_judges_are_not_compared(rejudged: Path) -> None:
+    rows = {row.title: row for row in rows_of_runs(find_runs(rejudged), rejudged)}
+    records = {record["row"]: record for record in table(list(rows.values()), rows["plain"])}
+    compared = {name: sorted(record["versus"]) for name, record in records.items()}
+    everything = ["balance", "clip_t", "likeness"]
+    assert compared == {
+        "plain": [], "better": everything, "moved": everything, "others": [],
+        "other dino": ["clip_t"], "other text": ["likeness"],
+    }  # fmt: skip
+    assert [name for name, record in records.items() if record["other_judges"]] == [
+        "other dino", "other text", "others"
+    ]  # fmt: skip
+    assert records["others"]["seconds"] == records["plain"]["seconds"]
+    assert (records["others"]["against"], records["plain"]["against"]) == ("plain", None)
+    said = {text.partition(" against plain: ")[0]: text for text in verdicts(list(records.values()))}
+    assert "p=" not in said["others"] and "likeness, CLIP-T, likeness × CLIP-T not compared" in said["others"]
+    assert "CLIP-T +0.000" in said["other dino"] and "likeness, likeness × CLIP-T not" in said["other dino"]
+    assert "| others (other judges) | 1 | 12 |" in markdown(list(records.values()))
+    assert [mark.label for mark in marks_of(list(records.values()))[0]] == ["better", "moved", "plain"]
+
+
+def test_a_row_of_runs_with_different_judges_is_not_compared(rejudged: Path) -> None:
+    """A benchmark's row holds a run for each subject."""
+    read = {name: read_states(rejudged / name)[("transformer", "subject")] for name in ("plain", "others")}
+    mixed = Row(title="mixed", states=tuple(read.values()))
+    assert compare_rows(mixed, Row(title="plain", states=(read["plain"],)), "dino") is None
+
+
+def test_runs_without_scores_have_no_judges(two_runs: Path, tmp_path: Path) -> None:
+    silent = make_run(tmp_path / "silent", scored=False)
+    rows = rows_of_runs([two_runs / "plain", judged_by(silent, dino="none", clip="none")])
+    records = table(rows)
+    assert [record["other_judges"] for record in records] == [[], []] and verdicts(records) == []
+
+
+def test_page_and_terminal_say_that_judges_differ(rejudged: Path, tmp_path: Path, capsys) -> None:
+    main([str(rejudged / "plain"), str(rejudged / "others"), "--out", str(tmp_path / "out")])
+    pages = [(tmp_path / "out" / f"comparison.{kind}").read_text() for kind in ("md", "html")]
+    for text in (capsys.readouterr().out, *pages):
+        assert "not compared, as other judges scored the pictures" in text and "p=" not in text
+        assert "(other judges)" in text
 
 
 def test_the_pareto_front() -> None:
