@@ -24,6 +24,13 @@ GOLDEN = {
     (3000, 500): ((1024, 256), (1536, 384), (2048, 512)),
     (700, 512): ((576, 416), (864, 640), (1184, 864)),
 }
+SIZES_512 = """
+1024x256 992x256 960x256 928x256 896x256 896x288 864x288 832x288 800x288 800x320 768x320 736x320
+736x352 704x352 672x352 672x384 640x384 608x384 608x416 576x416 576x448 544x448 544x480 512x480
+512x512 480x512 480x544 448x544 448x576 416x576 416x608 384x608 384x640 384x672 352x672 352x704
+352x736 320x736 320x768 320x800 288x800 288x832 288x864 288x896 256x896 256x928 256x960 256x992
+256x1024
+"""
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -38,6 +45,24 @@ def test_bucket_counts(resolution: int, count: int) -> None:
     assert {(height, width) for width, height in sizes} == set(sizes)
     assert (resolution, resolution) in sizes
     assert sizes[0] == (2 * resolution, resolution // 2)
+
+
+def test_golden_sizes() -> None:
+    assert [f"{width}x{height}" for width, height in bucket_sizes(512, 32)] == SIZES_512.split()
+    assert len(SIZES_512.split()) == 49
+
+
+@pytest.mark.parametrize(
+    ("photo", "sizes", "chosen"),
+    [
+        ((512, 512), [(256, 512), (512, 256)], (512, 256)),  # both keep half of it
+        ((64, 32), [(64, 16), (64, 64)], (64, 64)),  # of equal width the higher
+        ((64, 32), [(32, 32), (64, 16)], (64, 16)),  # width comes before height
+        ((10, 10), [(32, 32), (64, 64), (48, 48)], (64, 64)),
+    ],
+)
+def test_of_sizes_that_keep_as_much_the_widest_then_the_highest(photo, sizes, chosen) -> None:
+    assert choose_bucket(*photo, sizes) == choose_bucket(*photo, sizes[::-1]) == chosen
 
 
 @pytest.mark.parametrize("size", GOLDEN)

@@ -22,7 +22,7 @@ from conftest_upstream import (
 from personalar.layout import ProtocolConfig
 from personalar.models.backend import ChameleonBackend, load_backend
 from personalar.models.checkpoint import collapse_norms
-from personalar.models.export import export_transformer
+from personalar.models.export import export_transformer, shared_norm_rows
 from personalar.models.files import ModelFiles, open_folder
 from personalar.models.vq import VQConfig
 from personalar.models.vq_checkpoint import read_numbers
@@ -46,21 +46,28 @@ def test_a_lumina_checkpoint_loads_with_expanded_norms(lumina: ChameleonBackend,
     assert not any("vqmodel" in name for name in stored)
 
 
-def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_dir: Path) -> None:
-    """The oracle: transformers' own modules with the norms repeated by hand."""
+def transformers_twin(folder: Path, rows: list[int]):
+    """Return transformers' own class with the weights of `folder`; head i has row `rows[i]` of the norms."""
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     vq = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
     vq |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}
-    numbers = json.loads((lumina_dir / "config.json").read_text()) | {"vq_config": vq}
+    numbers = json.loads((folder / "config.json").read_text()) | {"vq_config": vq}
     theirs = ChameleonForConditionalGeneration(ChameleonConfig.from_dict(numbers)).eval()
-    state = {
-        name: tensor.repeat_interleave(4, dim=0) if "_norm." in name and tensor.ndim == 2 else tensor
-        for name, tensor in tensors_of(lumina_dir).items()
-    }
+    state = {name: tensor[rows] if is_norm(name) else tensor for name, tensor in tensors_of(folder).items()}
     report = theirs.load_state_dict(state, strict=False)
     assert not report.unexpected_keys
     assert all(name.startswith("model.vqmodel.") for name in report.missing_keys)
+    return theirs
+
+
+def is_norm(name: str) -> bool:
+    return "q_norm." in name or "k_norm." in name
+
+
+def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_dir: Path) -> None:
+    """The oracle: transformers' own modules with the norms repeated by hand."""
+    theirs = transformers_twin(lumina_dir, [0, 0, 0, 0])
     codes = torch.arange(8).view(2, 4)
     ids = torch.tensor([lumina.protocol.training_ids(PROMPT, codes).ids])
     with torch.no_grad():
@@ -73,16 +80,71 @@ def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_d
     assert masked[..., rows].max() < -1e30  # why their class can neither draw nor learn images
 
 
-def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(lumina: ChameleonBackend) -> None:
+@pytest.fixture
+def two_rows_dir(lumina_dir: Path, tmp_path: Path) -> Path:
+    """A checkpoint that two model-parallel shards wrote: norms (2, 16) for four heads."""
+    folder, generator = Path(shutil.copytree(lumina_dir, tmp_path / "two")), torch.Generator().manual_seed(1)
+    tensors = tensors_of(lumina_dir)
+    for name in filter(is_norm, tensors):
+        tensors[name] = torch.cat((tensors[name], torch.randn(1, 16, generator=generator)))
+    replace_tensors(folder, tensors)
+    return folder
+
+
+def test_heads_of_one_shard_share_its_row(two_rows_dir: Path, vqgan_dir: Path) -> None:
+    """Upstream repeats each shard's row for all heads of that shard, which are neighbours."""
+    ours = load_backend(open_folder(two_rows_dir, vq=vqgan_dir, layout=LUMINA))
+    stored = tensors_of(two_rows_dir)
+    for name, tensor in ours.transformer.state_dict().items():
+        if is_norm(name):
+            assert stored[name].shape == (2, 16) and not torch.equal(*stored[name])
+            assert torch.equal(tensor, stored[name][[0, 0, 1, 1]]), name
+    ids = torch.tensor([ours.protocol.training_ids(PROMPT, torch.arange(8).view(2, 4)).ids])
+    got = ours(ours.embed(ids))
+    with torch.no_grad():
+        shards, turns = (
+            transformers_twin(two_rows_dir, rows).model(input_ids=ids).last_hidden_state
+            for rows in ([0, 0, 1, 1], [0, 1, 0, 1])
+        )
+    torch.testing.assert_close(got, shards, atol=1e-5, rtol=1e-5)
+    assert (got - turns).abs().max() > 0.01  # the other way to repeat them is another model
+
+
+def test_the_rows_of_two_shards_are_written_as_they_were_read(
+    two_rows_dir: Path, vqgan_dir: Path, tmp_path: Path
+) -> None:
+    ours = load_backend(open_folder(two_rows_dir, vq=vqgan_dir, layout=LUMINA))
+    assert shared_norm_rows(two_rows_dir, ours.transformer.state_dict()) == (2, 2)
+    parts = {"tokenizer": ours.tokenizer, "vq": ours.vq.config, "dtype": torch.float32}
+    export_transformer(ours.transformer, tmp_path / "again", norm_rows=2, **parts)
+    stored, again = tensors_of(two_rows_dir), tensors_of(tmp_path / "again")
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    with pytest.raises(ValueError, match="differs between heads"):
+        export_transformer(ours.transformer, tmp_path / "one", norm_rows=1, **parts)
+
+
+def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(
+    lumina: ChameleonBackend, lumina_dir: Path
+) -> None:
     from personalar.datamodule import collate
     from personalar.identifier import Identifier
     from personalar.module import sequence_loss
 
     identifier = Identifier(tokens={"[V]": lumina.tokenizer.concept_ids[0]}, rows=torch.zeros(1, 64))
-    for loss in ("answer", "image_tokens"):
+    theirs = transformers_twin(lumina_dir, [0, 0, 0, 0])
+    for loss in ("image_tokens", "answer"):
         sequence = lumina.protocol.training_ids(PROMPT, torch.arange(16).view(4, 4), loss=loss)
         batch = collate([sequence], pad=lumina.tokenizer.pad)
         assert sequence_loss(lumina, identifier, batch, loss=loss, z_loss=1e-5).isfinite()
+        labels = batch["ids"].masked_fill(~batch["loss_mask"], -100)
+        with torch.no_grad():
+            assert theirs(input_ids=batch["ids"], labels=labels).loss == float("inf")
+            logits = theirs.lm_head(theirs.model(input_ids=batch["ids"]).last_hidden_state)
+    # On all of the answer theirs is ours but for their mask of the image codes.
+    unmasked = theirs.loss_function(logits, labels, vocab_size=logits.shape[-1])
+    ours = sequence_loss(lumina, identifier, batch, loss="answer", z_loss=0.0)
+    torch.testing.assert_close(ours, unmasked, atol=1e-5, rtol=1e-5)
 
 
 def test_golden_ids_of_the_real_vocabulary() -> None:
