@@ -1,7 +1,7 @@
 """The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
 
 Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...): a bare checkpoint loads as
-it is. The encoder equals transformers' `ChameleonVQVAE`; transformers has no decoder. One addition, the
+it is. The encoder equals transformers' `ChameleonVQVAE`; its decoder equals Janus'. One addition, the
 identity by default: `patch_size` folds patches of pixels into channels before the first convolution and back
 after the last, because convolutions with few channels at full resolution are what is slow on a CPU.
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
