@@ -221,9 +221,9 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))
     stages = selected_stages(config, folder)
-    summary, report = run_dir / "summary.json", run_dir / "report.html"
+    report, scores = run_dir / "report.html", ["scores.jsonl"] if config.scorer.scores else []
     asked = covers(folder.record.get("finished"), request_of(config))
-    if asked and summary.is_file() and report.is_file():
+    if asked and all((run_dir / name).is_file() for name in ("summary.json", report.name, *scores)):
         print(f"finished before; overwrite=true starts afresh\nreport: {report}")
         from personalar.summary import result_lines
 

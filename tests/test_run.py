@@ -123,6 +123,15 @@ def test_a_run_that_dies_at_its_report_is_not_finished(
     assert do_run(run_dir, "stage=embedding") and (run_dir / "report.html").is_file()
 
 
+def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Path, tmp_path: Path) -> None:
+    """As the message on a damaged file says."""
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    (copy / "scores.jsonl").unlink()
+    assert do_run(copy, "stage=both")
+    assert (copy / "scores.jsonl").read_text() == (finished_run / "scores.jsonl").read_text()
+    assert not do_run(copy, "stage=both")
+
+
 def test_a_finished_run_started_again_keeps_its_result(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

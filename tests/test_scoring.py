@@ -259,7 +259,9 @@ def test_scores_of_the_same_image_replace_each_other(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "base"}', '{"stage": "base", "value": "x"}', "3"])
 def test_a_damaged_score_file_names_the_line(text, tmp_path):
     (tmp_path / "scores.jsonl").write_text(text + "\n")
-    with pytest.raises(ValueError, match="line 1: not a score"):
+    with pytest.raises(
+        ValueError, match=r"line 1: not a score.*delete the file and run the run's own command again"
+    ):
         read_scores(tmp_path / "scores.jsonl")
 
 

@@ -11,6 +11,7 @@ from personalar.atomic import write_atomic
 
 KEY = ("stage", "kind", "prompt", "seed", "scorer")
 """What makes two lines speak of the same thing."""
+ANEW = "delete the file and run the run's own command again, which scores its pictures anew"
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
@@ -27,13 +28,9 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             lines.append({**line, "value": float(line["value"])} if all(key in line for key in KEY) else None)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: not a score ({error}); delete the file and score again"
-            ) from error
+            raise ValueError(f"{path}, line {number}: not a score ({error}); {ANEW}") from error
         if lines[-1] is None:
-            raise ValueError(
-                f"{path}, line {number}: not a score: needs {', '.join(KEY)}; delete the file and score again"
-            )
+            raise ValueError(f"{path}, line {number}: not a score: needs {', '.join(KEY)}; {ANEW}")
     return lines
 
 
