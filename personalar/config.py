@@ -195,11 +195,13 @@ class DecoderConfig:
         own = {"JacobiDecoder": jacobi, "CompiledDecoder": ("bucket",)}
         for target, names in own.items():
             for name in names:
-                if (getattr(self, name) is None) == self._target_.endswith(target):
-                    mine = self._target_.rsplit(".")[-1]
+                value, mine = getattr(self, name), self._target_.endswith(target)
+                if mine and value is None:
+                    raise ValueError(f"decoder.{name}=null: {target} needs a value; leave this out")
+                if value is not None and not mine:
                     raise ValueError(
-                        f"decoder.{name}={getattr(self, name)} does not suit {mine}: it belongs to {target} "
-                        "and is null elsewhere; choose another decoder=..."
+                        f"decoder.{name}={value} does not suit {self._target_.split('.')[-1]}: it is for "
+                        f"{target} and null elsewhere; choose another decoder=..."
                     )
         if self.init is not None:
             one_of("decoder.init", self.init, ("random", "left", "above", "newline"))

@@ -175,7 +175,8 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
             "text": f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}",
         }
     ]
-    if "transformer" not in stages and run.get("command"):
+    method = run.get("settings", {}).get("method", {}).get("stages", STAGE_NAMES)
+    if "transformer" in method and "transformer" not in stages and run.get("command"):
         command = run["command"].replace("stage=embedding", "stage=transformer")
         commands.append({"why": "Go on with stage 2", "text": command})
     if run.get("command"):

@@ -35,7 +35,7 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
     """Return the method's stages in order, each with its numbers.
 
     Raises:
-        ValueError: when a stage refers to numbers that the recipe lacks.
+        ValueError: when a stage refers to numbers that the recipe lacks, or that suit no adapters.
     """
     for name, stage in method.stages.items():
         if stage.numbers not in recipe.stages:
@@ -55,6 +55,12 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 
 def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
     """Return what a stage trains: what the method says, and what the base needs besides."""
+    if stage.lora.rank and numbers.also_train:
+        recipe = f"model.recipe.stages.{stage.numbers}"
+        raise ValueError(
+            f"lora.rank={stage.lora.rank} trains adapters alone, and {recipe}.also_train asks for weights "
+            f"besides: set {recipe}.also_train=[]"
+        )
     return replace(stage, parameters=[*stage.parameters, *numbers.also_train])
 
 

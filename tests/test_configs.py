@@ -145,7 +145,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
         ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
-        ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it belongs to JacobiDecoder"),
+        ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it is for JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),
         ("samples.kinds=[y]", "allowed: subject, class, description, prior, unrelated"),
@@ -171,6 +171,19 @@ def test_float16_is_refused_where_the_model_says_so(model: str, command: str) ->
     assert compose_config(*words[:-1], name=command).model.dtype == "bfloat16"
     mine = compose_config(*words, "model.float16_problem=null", name=command)
     assert mine.model.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "setting", "message"),
+    [
+        ("jacobi", "window=null", "window=null: JacobiDecoder needs a value; leave this out"),
+        ("compiled", "bucket=null", "bucket=null: CompiledDecoder needs a value"),
+        ("compiled", "window=8", "window=8 does not suit CompiledDecoder: it is for JacobiDecoder"),
+    ],
+)
+def test_a_decoder_is_told_its_own_settings(decoder: str, setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"decoder\.{message}"):
+        compose_config("+subject=cat", f"decoder={decoder}", f"decoder.{setting}")
 
 
 def test_a_missing_value_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 import shutil
 
@@ -128,6 +129,15 @@ def test_runs_that_stop_early(stages, tmp_path):
     text = write_report(make_run(tmp_path / "run", stages=stages)).read_text(encoding="utf-8")
     parse(text)
     assert "After stage 2" not in text and "Go on with stage 2" in text
+
+
+def test_a_method_of_one_stage_is_not_told_to_go_on(tmp_path):
+    run_dir = make_run(tmp_path / "run", stages=("base", "embedding"))
+    run = json.loads((run_dir / "run.json").read_text())
+    for method, told in (({"embedding": {}}, False), ({"embedding": {}, "transformer": {}}, True)):
+        settings = {"method": {"stages": method}}
+        (run_dir / "run.json").write_text(json.dumps({**run, "settings": settings}))
+        assert ("Go on with stage 2" in write_report(run_dir).read_text(encoding="utf-8")) == told
 
 
 def test_photographs_have_no_fidelity_and_an_honest_warning(tmp_path):

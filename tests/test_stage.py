@@ -35,6 +35,17 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(tiny_backend) -> None:
         select_parameters(tiny_backend.transformer, ["model.layers.*.attn.q_proj.weight"])
 
 
+def test_adapters_beside_the_recipes_own_weights_name_the_setting() -> None:
+    """`parameters` is empty here: the recipe asks for weights."""
+    lora = ("method.stages.transformer.parameters=[]", "method.stages.transformer.lora.rank=4")
+    config = compose_config("+subject=cat", *lora)
+    message = r"lora.rank=4 trains adapters alone.*: set model\.recipe\.stages\.transformer\.also_train=\[\]$"
+    with pytest.raises(ValueError, match=message):
+        resolve_stages(config.method, config.model.recipe)
+    config = compose_config("+subject=cat", *lora, "model.recipe.stages.transformer.also_train=[]")
+    assert resolve_stages(config.method, config.model.recipe)[1].trains.parameters == []
+
+
 def test_rows_never_decay_and_a_switch_holds_them() -> None:
     rows, weight = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     stage = Stage(name="transformer", trains=StageMethod(numbers="x"), numbers=NUMBERS)

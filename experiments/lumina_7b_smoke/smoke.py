@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--decoders", nargs="*", help="default: every one of conf/decoder")
     parser.add_argument(
-        "--override", nargs="*", default=[], help="further settings, such as trainer.precision=..."
+        "--override", nargs="*", default=[], help="further settings, such as trainer.threads=4"
     )
     parser.add_argument("--out", type=Path, help="folder for the JSON and the table; default: WORK")
     args = parser.parse_args(arguments)

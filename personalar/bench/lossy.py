@@ -36,8 +36,8 @@ from personalar.bench.settings import split_own
 from personalar.bootstrap import difference
 from personalar.commands import SampleConfig
 from personalar.compose import conf_dir
-from personalar.config import ScorerConfig
 from personalar.generator import Generator
+from personalar.judges import ScorerConfig
 from personalar.locate import obtain_model
 from personalar.lossy import make_lossy, require_torchao
 from personalar.models.backend import ChameleonBackend, load_backend
@@ -91,7 +91,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     if not own["images"].isdigit() or int(own["images"]) < 2:
         raise ValueError(f"images={own['images']} must be a number from 2")
     check_choice(conf_dir(), "scorer", own["scorer"])
-    if not (judges := read_scorer(own["scorer"])).clip or not judges.dino:
+    if not read_scorer(own["scorer"]).scores:
         raise ValueError(
             f"scorer={own['scorer']} judges nothing, and here pictures are judged: scorer=nano does"
         )
