@@ -37,10 +37,6 @@ class ProtocolConfig:
     """The user's turn, with {width}, {height} and {prompt}."""
     ids: dict[str, int] = field(default_factory=dict)
     """Ids that tokens must have by name; a tokenizer that gives others is refused."""
-    loss: str = "image_tokens"
-    """Default of what is predicted: "image_tokens" (the paper), or "answer" (Lumina's whole answer)."""
-    z_loss_weight: float = 0.0
-    """Default weight of mean(logsumexp(logits) ** 2); 1e-5 in Lumina's own training."""
     known_words: list[str] | None = None
     """Every word of the captions it was trained on: a note names others in a prompt. null: nobody knows."""
 
@@ -50,7 +46,6 @@ class ProtocolConfig:
         one_of("layout.structure", self.structure, ("rows", "flat"))
         one_of("layout.unconditional", self.unconditional, ("image", "separator", "bos"))
         one_of("layout.resize", self.resize, ("halving", "lanczos"))
-        one_of("layout.loss", self.loss, ("image_tokens", "answer"))
         if self.structure == "flat" and self.buckets != "square":
             raise ValueError("layout.structure=flat has no size tokens: it needs layout.buckets=square")
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:

@@ -42,7 +42,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.layout.grid_px": (1, 4096),
     "model.layout.resolution": (1, 65536),
     "model.layout.ids.*": (0, MANY),
-    "model.layout.z_loss_weight": (0, 1000),
     "model.recipe.z_loss": (0, 1000),
     "model.recipe.dropout": (0, 0.9),
     "model.recipe.stages.*.steps": (1, MANY),

@@ -375,7 +375,7 @@ def test_a_run_record_that_is_none(tmp_path: Path, text: str) -> None:
     "changes",
     [{"grid_px": "x"}, {"grid_px": None}, {"ids": 3}, {"ids": {"a": "b"}}, {"buckets": 3}, {"resolution": -1},
      {"prompt_template": "{prompt.__class__}"}, {"prompt_template": "{prompt}{0}"},
-     {"prompt_template": "{prompt}{secret}"}, {"prompt_template": "{prompt"}, {"z_loss_weight": "x"}],
+     {"prompt_template": "{prompt}{secret}"}, {"prompt_template": "{prompt"}, {"loss": "image_tokens"}],
     ids=str,
 )  # fmt: skip
 def test_a_layout_of_a_stranger(tmp_path: Path, changes: dict[str, object]) -> None:

@@ -183,7 +183,6 @@ def test_size_errors() -> None:
     ("change", "message"),
     [
         ({"buckets": "round"}, "layout.buckets='round' is not known; allowed: square, aspect"),
-        ({"loss": "text"}, "layout.loss='text' is not known; allowed: image_tokens"),
         ({"resolution": 100}, "layout.resolution=100 must be a multiple of layout.grid_px=32"),
         ({"prompt_template": "draw"}, "must contain {prompt}"),
         ({"structure": "spiral"}, "layout.structure='spiral' is not known; allowed: rows, flat"),

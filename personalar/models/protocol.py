@@ -121,18 +121,20 @@ class Protocol:
         codes: Tensor,
         concept_tokens: Mapping[str, int] | None = None,
         *,
-        loss: Loss | None = None,
+        loss: Loss = "image_tokens",
     ) -> TrainingSequence:
-        """Return prompt, answer for codes (h, w) and final SEP, masked for `loss` (default: the config's)."""
+        """Return prompt, answer for codes (h, w) and final SEP, masked for `loss`.
+
+        Args:
+            loss: what is predicted, "image_tokens" (the paper) or "answer" (all of Lumina's answer).
+        """
         h, w = codes.shape
         prompt_ids = self.prompt_ids(prompt, w * self.downsample, h * self.downsample, concept_tokens)
-        return self._masked(
-            prompt_ids, [*self.image_ids(codes), self.tokenizer.sep], loss or self.config.loss
-        )
+        return self._masked(prompt_ids, [*self.image_ids(codes), self.tokenizer.sep], loss)
 
-    def unconditional_ids(self, codes: Tensor, *, loss: Loss | None = None) -> TrainingSequence:
+    def unconditional_ids(self, codes: Tensor, *, loss: Loss = "image_tokens") -> TrainingSequence:
         """Return the answer after the unconditional context, BOI to EOI: what a dropped prompt leaves."""
-        return self._masked(self.unconditional_prompt, self.image_ids(codes), loss or self.config.loss)
+        return self._masked(self.unconditional_prompt, self.image_ids(codes), loss)
 
     def parse_image(self, ids: Sequence[int]) -> Tensor:
         """Return the codes (h, w) of the last image in `ids`.
