@@ -52,6 +52,8 @@ class Photo:
     notes: tuple[str, ...] = ()
     """What was done to it, or why it was skipped."""
     image: Image.Image | None = None
+    cut: float | None = None
+    """Share of its area, 0 to 1, outside of what a base takes of it; None where no base is asked."""
 
     @property
     def size(self) -> str:
@@ -130,17 +132,20 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def print_table(photos: Iterable[Photo]) -> None:
-    """Show every entry with its verdict."""
+    """Show every entry with its verdict and, where a base is known, how much of it is cut off."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    photos = list(photos)
+    fitted = any(photo.cut is not None for photo in photos)
     table = Table(box=None, pad_edge=False)
-    for title in ("photo", "pixels", "verdict", ""):
+    for title in ("photo", "pixels", *(["cut off"] if fitted else []), "verdict", ""):
         table.add_column(title, overflow="fold")
     for photo in photos:
         name = photo.path.name.encode(errors="replace").decode()  # a name need not be valid text
-        table.add_row(Text(name), photo.size, photo.verdict, Text("; ".join(photo.notes)))
+        cut = [] if not fitted else ["-" if photo.cut is None else f"{photo.cut:.0%}"]
+        table.add_row(Text(name), photo.size, *cut, photo.verdict, Text("; ".join(photo.notes)))
     Console().print(table)
 
 

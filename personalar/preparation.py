@@ -20,6 +20,7 @@ from personalar.identifier_start import start_identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.prompts import fill, training_prompt
 from personalar.recipe import DataNumbers
+from personalar.references import save_redrawn
 from personalar.session import Session
 from personalar.stage import Stage
 
@@ -53,11 +54,12 @@ def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
         data.crop_scale,
         config.seed,
     ]
-    return cached_codes(
-        session.folder.path / "cache" / "photo_codes.safetensors",
-        key,
-        lambda: encode_photos(load(), subject.images, data, seed=config.seed),
-    )
+
+    def make() -> list[torch.Tensor]:
+        save_redrawn(session.folder.path / "references", subject.images, load())
+        return encode_photos(load(), subject.images, data, seed=config.seed)
+
+    return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", key, make)
 
 
 def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:

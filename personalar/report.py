@@ -106,6 +106,12 @@ def read_samples(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return samples, unreadable
 
 
+def read_references(folder: Path) -> dict[str, list[str]]:
+    """Return the photos, whole and as the base sees them (`references.py`); empty lists where they lack."""
+    views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
+    return {view: [picture_uri(path) for path in sorted(at.glob("*.png"))] for view, at in views.items()}
+
+
 def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict[str, Any]]:
     """Return the samples by category, a row for each prompt and seed, a cell for each stage."""
     rows: dict[tuple, dict[str, dict]] = {}
@@ -205,7 +211,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "titles": STAGE_TITLES,
         "last": stages[-1] if stages else None,
         "marks": ruler_marks(summary),
-        "references": [picture_uri(path) for path in sorted((run_dir / "references").glob("*.png"))],
+        "references": read_references(run_dir / "references"),
         "groups": prompt_groups(by_kind["subject"], stages),
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],
         "description_groups": prompt_groups(by_kind["description"], ["base"]),

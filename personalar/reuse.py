@@ -17,7 +17,12 @@ from personalar.settings import learning_settings, stage_settings
 from personalar.types import Subject
 
 FIRST = "embedding"
-SHARED = ("images/base", "cache/photo_codes.safetensors", "cache/class_codes.safetensors")
+SHARED = (
+    "images/base",
+    "references/redrawn",
+    "cache/photo_codes.safetensors",
+    "cache/class_codes.safetensors",
+)
 """What depends on base, photos, prompts and seeds alone; the codes carry their own key."""
 
 

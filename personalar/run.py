@@ -202,7 +202,8 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     """
     started = time.perf_counter()
     found = offline_model(config.model)  # a folder that is no model is said at once
-    subject = load_subject(config.subject)
+    layout = found.layout if found else config.model.layout
+    subject = load_subject(config.subject, layout.sizes if layout else None)
     files = found or obtain_model(config.model, say=print)  # photos before a download
     config.model = pin(config.model)
     from personalar.reuse import take_over

@@ -26,6 +26,7 @@ from personalar.png import save_png
 from personalar.process import peak_memory_bytes, prepare_torch
 from personalar.prompt_check import check_prompts
 from personalar.prompts import fill, unrelated_prompts
+from personalar.references import save_references
 from personalar.reporter import Reporter
 from personalar.request import Request, chunks, pick_grid_prompts, requests_for
 from personalar.run_folder import RunFolder
@@ -220,10 +221,5 @@ class Session:
         merge_scores(self.folder.path / "scores.jsonl", lines)
 
     def save_references(self) -> None:
-        """Write the training photos to `references/`."""
-        for index, photo in enumerate(self.subject.images):
-            path = self.folder.path / "references" / f"{index:02d}.png"
-            if not path.is_file():
-                small = photo.copy()
-                small.thumbnail((512, 512))
-                save_png(small, path)
+        """Write the training photos to `references/`, whole and as the base cuts them."""
+        save_references(self.folder.path / "references", self.subject.images, self.model_files.layout)

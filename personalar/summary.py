@@ -6,7 +6,7 @@ The run folder, as this module and `report.py` read it (everything optional but 
 
     .hydra/config.yaml                  the composed configuration
     run.json                            facts that only the running program knows (schema below)
-    references/*.png                    the training photos, in order
+    references/*.png                    the training photos, in order; cropped/ and redrawn/: `references.py`
     concept/concept.json                what was learned, with provenance
     images/{stage}/*.png                samples; prompt, seed and the rest in the PNG metadata (`png.py`)
     grids/*.png                         overview pictures

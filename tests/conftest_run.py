@@ -13,6 +13,7 @@ from personalar.compose import conf_dir, read_config, register
 from personalar.config import RunConfig, SubjectConfig
 from personalar.run import personalize, prepare
 from personalar.session import Session
+from personalar.sizes import Size
 from personalar.subject import load_subject
 from personalar.types import Subject
 
@@ -41,10 +42,10 @@ def do_run(tiny_model_dir: Path, tiny_scorer_dir: Path) -> Iterator[Callable[...
 
     rendered: dict[str, Subject] = {}  # two seconds each, and always the same
 
-    def load_once(config: SubjectConfig) -> Subject:
+    def load_once(config: SubjectConfig, sizes: list[Size] | None = None) -> Subject:
         key = repr(config)
         if key not in rendered:
-            rendered[key] = load_subject(config)
+            rendered[key] = load_subject(config, sizes)
         return rendered[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -42,6 +42,7 @@ LAYERS = {
         "model_card",
         "export_card",
         "run_folder",
+        "references",
         "reuse",
         "run_lock",
         "objective",

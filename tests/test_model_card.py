@@ -92,7 +92,8 @@ def test_a_concept_holds_no_photo_and_not_the_way_to_them(
              for path in (run / "concept").rglob("*") if path.is_file()}  # fmt: skip
     names = {name for name in files if not name.startswith(f"{PICTURES}/")}
     assert names == {"README.md", "concept.json", "learned_embeds.safetensors"}
-    theirs = {path.read_bytes() for folder in (photos, run / "references") for path in folder.iterdir()}
+    shown = (*photos.iterdir(), *(run / "references").rglob("*.png"))
+    theirs = {path.read_bytes() for path in shown}
     pixels = {Image.open(path).convert("RGB").resize((8, 8)).tobytes() for path in photos.iterdir()}
     for name, data in files.items():
         assert data not in theirs and b"holiday" not in data and b"my photos" not in data

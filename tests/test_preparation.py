@@ -60,6 +60,7 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
         return [torch.zeros(1, 4, 4)]
 
     monkeypatch.setattr(preparation, "encode_photos", encode)
+    monkeypatch.setattr(preparation, "save_redrawn", lambda *_: None)
     files = session.model_files
     larger = replace(session, model_files=replace(files, layout=replace(files.layout, resolution=64)))
     for crop, each, count in (("center", session, 1), ("random", session, 2), ("random", larger, 3)):
