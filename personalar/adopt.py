@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.command import start
 from personalar.commands import AdoptConfig
+from personalar.entry import start
 from personalar.locate import obtain_model, pin
 from personalar.prompts import SUBJECT_TOKEN
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from personalar.command import start
 from personalar.commands import DoctorConfig
 from personalar.config import ModelConfig, TrainerConfig
+from personalar.entry import start
 from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, pin, statement
 from personalar.process import available_cores
 

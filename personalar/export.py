@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.command import start
 from personalar.commands import ExportConfig
+from personalar.entry import start
 from personalar.locate import obtain_model, offline_model
 from personalar.prompts import SUBJECT_TOKEN
 from personalar.sample import concept_folder

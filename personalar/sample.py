@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.command import start
 from personalar.commands import SampleConfig
+from personalar.entry import start
 from personalar.layout import ProtocolConfig
 from personalar.locate import obtain_model
 from personalar.process import keep_memory

@@ -14,7 +14,7 @@ LAYERS = {
     5: ("run", "sample", "learned", "doctor", "export", "adopt", "bench", "evaluate", "compare"),
     4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
     3: (
-        "command",
+        "entry",
         "module",
         "datamodule",
         "generator",
@@ -106,7 +106,7 @@ ALLOWED = {
         "compose",
         "quoting",
         "run",
-        "command",
+        "entry",
         "sample",
         "learned",
         "bench",
