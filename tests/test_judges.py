@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest_run import compose_config
+from hydra.types import RunMode
 from PIL import Image
 
+import personalar.run
+from personalar.compose import MEASURES, composed
 from personalar.config import RunConfig
 from personalar.judges import UNJUDGED, judged
+from personalar.run import Job
 from personalar.settings import learning_settings, request_of
 from personalar.sweep import check_objective, searches
 
@@ -82,6 +87,26 @@ def test_a_search_is_not_left_to_them_either() -> None:
     check_objective(compose_config("+subject=cat"))
 
 
+def test_a_searching_sweepers_job_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that tries all that is listed comes as far as the photos, which are not there."""
+    found = {}
+    for sweeper in ("OptunaSweeper", "BasicSweeper"):
+        run_dir = tmp_path / sweeper
+        hydra_config = SimpleNamespace(
+            runtime=SimpleNamespace(output_dir=str(run_dir)), mode=RunMode.MULTIRUN,
+            sweep=SimpleNamespace(dir=str(tmp_path)), sweeper=SimpleNamespace(_target_=f"x.{sweeper}"),
+            launcher=SimpleNamespace(_target_="x.BasicLauncher"),
+        )  # fmt: skip
+        monkeypatch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda it=hydra_config: it))
+        with pytest.raises(RuntimeError) if sweeper == "OptunaSweeper" else nullcontext():
+            Job()(composed("run", FOLDER))
+        found[sweeper] = (run_dir / "error.txt").read_text()
+    assert "what a search by objective=[dino*clip_t] tries would be decided" in found["OptunaSweeper"]
+    assert "would be decided" not in found["BasicSweeper"]
+
+
 def test_only_a_sweeper_that_learns_searches() -> None:
     names = {"hydra._internal.BasicSweeper": False, "hydra_plugins.OptunaSweeper": True}
     for name, learns in names.items():
@@ -89,8 +114,6 @@ def test_only_a_sweeper_that_learns_searches() -> None:
 
 
 def test_what_no_judge_says_is_a_measure() -> None:
-    from personalar.compose import MEASURES
-
     assert set(UNJUDGED) < set(MEASURES)
     assert judged(["steps*seconds", "dino", "fidelity * seconds"]) == ["dino", "fidelity * seconds"]
 
