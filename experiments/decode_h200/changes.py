@@ -1,0 +1,245 @@
+"""What might make a step of the compiled decoder faster on a GPU: changes beside the product, none is in it.
+
+A change is in force while a step is compiled and captured; the captured step keeps it. Where a step is run as
+Python (on a CPU), it is in force whenever the step runs. `variants.py` measures them.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
+
+import personalar.decoding.sampling as sampling
+import personalar.decoding.step as step
+import personalar.models.linear as products
+import personalar.models.transformer as network
+from personalar import hashing
+from personalar.decoding.compiled import CompiledDecoder, Function, Replay
+from personalar.models.attend import attend
+from personalar.models.cache import CacheWindow
+
+FEW_ROWS = 4
+"""Two rows of an image with guidance, two tokens each where a newline travels along."""
+
+
+class Changed(CompiledDecoder):
+    """The compiled decoder with changes, such as "flex+keep"; "product" is none.
+
+    Args:
+        names: of `CHANGES`, with a plus between them.
+        as_python: neither compile nor capture.
+        settings: cfg_scale, top_k, top_p, temperature.
+    """
+
+    def __init__(self, names: str, *, as_python: bool, **settings: Any) -> None:
+        if unknown := set(names.split("+")) - set(CHANGES):
+            raise ValueError(
+                f"variant {names} has {', '.join(sorted(unknown))}; "
+                f"allowed: {', '.join(CHANGES)}, or several with + between them"
+            )
+        self.names, self.as_python = names, as_python
+        self.changes = [CHANGES[name] for name in names.split("+")]
+        self.most_rows = min(change.most_rows for change in self.changes)
+        self._copies: dict[Any, Function] = {}
+        super().__init__(bucket=min(change.bucket for change in self.changes), **settings)
+
+    @staticmethod
+    def can_capture(device: torch.device) -> bool:
+        """Say yes: a CPU runs steps as Python."""
+        return True
+
+    def lower(self, function: Function) -> Function:  # type: ignore[override]
+        """Compile a copy of `function`: programs belong to its code, and each variant needs its own."""
+        if self.as_python:
+            return function
+        if function not in self._copies:
+            code = function.__code__.replace(co_name=f"{function.__name__}_{self.names.replace('+', '_')}")
+            self._copies[function] = types.FunctionType(
+                code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+            )
+        return torch.compile(self._copies[function])
+
+    def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
+        """Return what repeats `run` with the changes."""
+        if self.as_python:
+            return partial(self._changed, run)
+        # The key of this cache has the call of attention, not the kernel that PyTorch chose for it.
+        with torch._functorch.config.patch(enable_autograd_cache=False), self.in_force():
+            return super().capture(run, rewind)
+
+    def _changed(self, run: Callable[[], None]) -> None:
+        with self.in_force():
+            run()
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Change the product while the context lasts."""
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change.apply(self))
+            yield
+
+
+def cudnn(decoder: Changed) -> AbstractContextManager[None]:
+    """Leave attention to cuDNN, or fail."""
+    return nullcontext() if decoder.as_python else sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
+
+
+@contextmanager
+def flex(decoder: Changed) -> Iterator[None]:
+    """Let the compiler write attention: it cuts the keys up where there is one query."""
+    with (  # as Python it would compile itself
+        patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", decoder.as_python),
+        patch.object(network, "attend", flex_attend),
+    ):
+        yield
+
+
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+    """As `attend`."""
+
+    def masked(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score + mask[b, 0, q, k]
+
+    grouped = key.shape[1] != query.shape[1]
+    return flex_attention.flex_attention(query, key, value, score_mod=masked, enable_gqa=grouped)
+
+
+def spelled_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+    """As `attend`, by two products and a softmax."""
+    return attend(query, key, value, mask, eager=True)
+
+
+def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+    """As `attend`, for one query by sums, which the compiler fuses with what stands around them."""
+    if query.shape[2] > 1:
+        return attend(query, key, value, mask, eager=eager)
+    grouped = query.float().unflatten(1, (key.shape[1], -1))  # (B, K, H / K, 1, hd)
+    key, value = key[:, :, None].float(), value[:, :, None].float()  # (B, K, 1, S, hd)
+    scores = (grouped * key).sum(-1) * query.shape[-1] ** -0.5 + mask.float()  # (B, K, H / K, S)
+    weights = scores.softmax(-1)
+    return (weights[..., None] * value).sum(-2).view(query.shape).to(query.dtype)
+
+
+@contextmanager
+def reduce(decoder: Changed) -> Iterator[None]:
+    """Multiply a few rows by sums: each weight is read once, by one kernel for all that share their input."""
+    with patch.object(products, "linear", few_rows), patch.object(network.MLP, "forward", gated):
+        yield
+
+
+def few_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """As `linear`, for x (N, in) with N at most `FEW_ROWS` by sums in float32."""
+    if len(x) > FEW_ROWS:
+        return F.linear(x, weight)
+    wide = weight.float()
+    return torch.stack([(wide * x[row].float()).sum(-1) for row in range(len(x))]).to(x.dtype)
+
+
+def gated(mlp: network.MLP, x: Tensor) -> Tensor:
+    """As `MLP.forward`, its last product left as it is: by sums, every output would compute SiLU anew."""
+    return F.linear(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj.weight)
+
+
+@contextmanager
+def keep(decoder: Changed) -> Iterator[None]:
+    """Compile head, guidance, noise and draw too."""
+    program = decoder.lower(step.Step.keep)
+    with (
+        patch.object(step, "gumbel_noise", table_noise),
+        patch.object(step.Step, "keep", lambda self, hidden: program(self, hidden)),
+    ):
+        yield
+
+
+def table_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
+    """As `gumbel_noise`, from a table: Triton takes no number of 64 bits where it counts codes."""
+    place = hashing.mix(hashing.mix(seeds[:, None]) + positions)
+    drawn = hashing.high_bits(place[:, :, None] + spread(num_codes, seeds.device))
+    uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+@torch.compiler.assume_constant_result
+def spread(num_codes: int, device: torch.device) -> Tensor:
+    """Return the codes (K,) far apart, always the same tensor: captured steps go on reading it."""
+    return _spread(num_codes, device)
+
+
+@lru_cache
+def _spread(num_codes: int, device: torch.device) -> Tensor:
+    return torch.arange(num_codes, device=device) * hashing._ODD
+
+
+def kth_of_logits(logits: Tensor, k: int) -> Tensor:
+    """As `keep_top_k`, by another search of PyTorch's."""
+    if k >= logits.shape[-1]:
+        return logits
+    threshold = logits.kthvalue(logits.shape[-1] - k + 1, dim=-1, keepdim=True).values
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+@contextmanager
+def whole_mask(decoder: Changed) -> Iterator[None]:
+    """Cut the mask inside of blocks: of one that comes cut, a program for all lengths does not know that its
+    rows lie multiples of 8 apart, as the kernel wants them, and every block copies it."""
+    with patch.object(CacheWindow, "mask", mask_of_all_slots), patch.object(network, "attend", cut_attend):
+        yield
+
+
+def mask_of_all_slots(window: CacheWindow, num_tokens: int) -> Tensor:
+    """As `CacheWindow.mask`, (B, 1, T, L)."""
+    visible = window._cache._visible
+    slots = torch.arange(visible.shape[-1], device=visible.device)
+    return visible.masked_fill(slots > window._slots[:, None], float("-inf"))
+
+
+def cut_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+    """As `attend`, for a mask of all slots."""
+    return attend(query, key, value, mask[..., : key.shape[2]], eager=eager)
+
+
+def tuned(decoder: Changed) -> AbstractContextManager[None]:
+    """Let the compiler try block sizes of its kernels, which takes it longer."""
+    return torch._inductor.config.patch(coordinate_descent_tuning=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change of the product."""
+
+    what: str
+    apply: Callable[[Changed], AbstractContextManager[None]] = lambda decoder: nullcontext()
+    bucket: int = 128
+    most_rows: int = 2**31
+    """Rows of a step up to which it changes anything."""
+
+
+def swap(name: str, new: Callable[..., Any], owner: Any = network) -> Callable[[Changed], Any]:
+    """Return a change that puts `new` in place of `owner.name`."""
+    return lambda decoder: patch.object(owner, name, new)
+
+
+CHANGES = {
+    "product": Change(what="as it is"),
+    "cudnn": Change(what="attention by cuDNN", apply=cudnn),
+    "flex": Change(what="attention by flex_attention", apply=flex),
+    "bmm": Change(what="attention by two products and a softmax", apply=swap("attend", spelled_out)),
+    "sums": Change(what="attention of one query by sums", apply=swap("attend", sums_attend)),
+    "reduce": Change(what="products of up to 4 rows by sums", apply=reduce, most_rows=FEW_ROWS),
+    "keep": Change(what="head and draw compiled", apply=keep),
+    "mask": Change(what="the mask cut inside of blocks", apply=whole_mask),
+    "kth": Change(what="top-k by kthvalue", apply=swap("keep_top_k", kth_of_logits, sampling)),
+    "bucket64": Change(what="lengths by 64 slots", bucket=64),
+    "tuned": Change(what="block sizes tried out", apply=tuned),
+}
