@@ -39,7 +39,7 @@ from personalar.process import prepare_torch
 PLAIN = "plain step"
 VARIANTS = (
     "product,flex,reduce,keep,flex+reduce+keep,flex+keep,mask,mask+reduce+keep,sums,bmm,bucket64,kth,"
-    "reduce+tuned,cudnn"
+    "sums+reduce+keep,reduce+tuned,cudnn"
 )
 SAMPLING = {"7b": {"cfg_scale": 4.0, "top_k": 2000}, "tiny": {"cfg_scale": 4.0, "top_k": 20}}
 TINY = TransformerConfig(
@@ -139,7 +139,7 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=8, help="steps timed together")
     parser.add_argument("--lengths", type=int, default=3, help="places in the image, at least 2")
-    parser.add_argument("--seconds", type=float, default=480)
+    parser.add_argument("--seconds", type=float, default=420)
     parser.add_argument("--out", type=Path, help="folder for variants.json and variants.md")
     return parser.parse_args(words)
 
