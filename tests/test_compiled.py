@@ -23,6 +23,7 @@ from personalar.module import PersonalizationModule
 from personalar.session import Session
 
 MIXED = [(4, 4), (2, 6), (6, 2)]
+INDUCTOR_MAKES = 5
 
 
 class Uncompiled(CompiledDecoder):
@@ -189,8 +190,8 @@ def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
             return torch.compile(function, fullgraph=True, backend=count)
 
     def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        compiled.append(graph)
-        return compile_fx(graph, inputs)
+        compiled.append(graph)  # Inductor takes seconds for each: it makes those of the first batch
+        return compile_fx(graph, inputs) if len(compiled) <= INDUCTOR_MAKES else graph
 
     torch._dynamo.reset()
     decoder, plain = Compiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
