@@ -19,15 +19,16 @@ from personalar.models.linear import Linear, lay_columns, lay_rows, linear
 FEW_ROWS = module.FEW_ROWS
 
 
-@pytest.fixture(autouse=True, scope="module", params=[True, False], ids=["avx512", "avx2"])
+@pytest.fixture(autouse=True, scope="module", params=["avx512", "avx2", "intel"])
 def onednn(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """Both kinds of processor, whatever this one is: whether oneDNN is taken."""
-    if request.param and not module._has_onednn():
+    """Every kind of processor, whatever this one is: whether oneDNN is taken."""
+    taken = request.param == "avx512"
+    if taken and not module._has_onednn():
         pytest.skip("oneDNN on an x86 CPU")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_TAKES_ONEDNN", request.param)
-        patch.setattr(module, "TURNED_ROWS", range(0) if request.param else range(2, 7))
-        yield request.param
+        patch.setattr(module, "_TAKES_ONEDNN", taken)
+        patch.setattr(module, "TURNED_ROWS", range(2, 7) if request.param == "avx2" else range(0))
+        yield taken
 
 
 def columns(weight: Tensor) -> Tensor:
