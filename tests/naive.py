@@ -5,20 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from personalar.decoding.sampling import Sampling, cfg_combine, gumbel_noise, seed_tensor
+from personalar.decoding.plain import PlainDecoder
+from personalar.decoding.sampling import cfg_combine, gumbel_noise, seed_tensor
 from personalar.models.base import Backend, GenerationRequest, Grid, Identifier, Progress
 
 
-class NaiveDecoder:
-    """Same arguments and same images as `PlainDecoder`, slowly."""
-
-    def __init__(
-        self, *, cfg_scale: float = 1.0, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0
-    ) -> None:
-        self.sampling = Sampling(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
-
-    def forget(self) -> None:
-        """Free what outlives a call; here nothing does."""
+class NaiveDecoder(PlainDecoder):
+    """Same arguments and same images as `PlainDecoder`, of which it has the arguments alone, slowly."""
 
     @torch.no_grad()
     def __call__(

@@ -9,8 +9,8 @@ Without AVX-512 (EPYC of family 25, two threads) the two are level, but for a we
 takes 1.2 to 1.7 times as long. There all is left to MKL, weights lie by rows, and few rows are multiplied
 the other way round (`TURNED_ROWS`).
 
-On Intel's own processors (Sapphire Rapids, AVX-512, two threads) MKL is faster where few rows meet a weight,
-and likes it by rows: a picture takes .43 s, and .53 by oneDNN and columns, 16 pictures 1.40 and 1.71;
+On Intel's own processors (a Xeon with AVX-512 and AMX, two threads) MKL is faster where few rows meet a
+weight, and likes it by rows: a picture takes .43 s, and .53 by oneDNN and columns, 16 pictures 1.40 and 1.71;
 learning is level. There everything is `F.linear`.
 
 Everything that is not float32 on an x86 CPU takes `F.linear`, and so does everything when
