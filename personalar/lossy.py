@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from personalar.models.backend import ChameleonBackend
-from personalar.models.linear import Linear, lay_rows
 
 
 def make_lossy(backend: ChameleonBackend, *, cache: str, weights: str) -> list[str]:
@@ -37,8 +36,7 @@ def quantize_weights(network: nn.Module, name: str) -> None:
     """Keep the blocks' matrices in eight bits, with a scale for every output; products are in full."""
     library = require_torchao("lossy.weights", "choose lossy.weights=exact")
     kinds = {"int8": library.Int8WeightOnlyConfig, "fp8": library.Float8WeightOnlyConfig}
-    lay_rows(network)
-    library.quantize_(network, kinds[name](), filter_fn=lambda module, _: isinstance(module, Linear))
+    library.quantize_(network, kinds[name](), filter_fn=lambda module, _: isinstance(module, nn.Linear))
 
 
 def require_torchao(knob: str, otherwise: str) -> Any:

@@ -9,7 +9,6 @@ from personalar.blocks import prepare_blocks, quantize_base, train_in_float32
 from personalar.concept import Concept
 from personalar.datamodule import stream_seed
 from personalar.identifier import Identifier
-from personalar.models.linear import lay_rows
 from personalar.models.lora import inject_lora
 from personalar.module import Network
 from personalar.session import Session
@@ -33,9 +32,7 @@ def build_network(session: Session, stage: Stage, concept: Concept) -> Network:
     if session.plans[stage.name].base_bits == 4:
         quantize_base(backend.transformer)
     weights = choose_weights(backend.transformer, stage, seed=session.config.seed)
-    if session.config.trainer.strategy.startswith("zero"):  # DeepSpeed keeps float32 copies itself
-        lay_rows(backend.transformer)
-    else:
+    if not session.config.trainer.strategy.startswith("zero"):  # DeepSpeed keeps float32 copies itself
         train_in_float32(backend.transformer, weights)
     return _finished(session, stage, Network(backend=backend, identifier=identifier, weights=weights))
 

@@ -16,14 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from personalar.identifier import Identifier
 from personalar.models.backend import ChameleonBackend
 from personalar.models.dropout import Dropout
-from personalar.models.linear import linear
 
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
     """Return the summed loss of (N, D) hidden states."""
-    logits = linear(hidden, weight).float()
+    logits = F.linear(hidden, weight).float()
     total = F.cross_entropy(logits, targets, reduction="sum")
     return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
 

@@ -16,12 +16,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import personalar.decoding.sampling as sampling
 import personalar.decoding.step as step
-import personalar.models.linear as products
 import personalar.models.transformer as network
 from personalar import hashing
 from personalar.decoding.compiled import CompiledDecoder, Function, Replay
@@ -134,7 +133,10 @@ def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eage
 @contextmanager
 def reduce(decoder: Changed) -> Iterator[None]:
     """Multiply a few rows by sums: each weight is read once, by one kernel for all that share their input."""
-    with patch.object(products, "linear", few_rows), patch.object(network.MLP, "forward", gated):
+    with (
+        patch.object(nn.Linear, "forward", lambda module, x: few_rows(x, module.weight)),
+        patch.object(network.MLP, "forward", gated),
+    ):
         yield
 
 

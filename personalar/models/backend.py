@@ -19,7 +19,6 @@ from personalar.models.cache import KVCache
 from personalar.models.checkpoint import load_strict, write_tensors
 from personalar.models.export import hf_config
 from personalar.models.files import ModelFiles, open_folder, read_json, write_json
-from personalar.models.linear import lay_columns
 from personalar.models.preprocess import preprocess, to_model_range
 from personalar.models.protocol import Protocol, ProtocolConfig
 from personalar.models.tokenizer import Tokenizer
@@ -201,7 +200,6 @@ def load_backend(
             transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
         # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
         load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
-        lay_columns(transformer.model)  # not the head, which is cut to the rows that are asked for
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from personalar.models.attend import attend
 from personalar.models.cache import KVCache, Store, new_table
 from personalar.models.dropout import Dropout, drop
-from personalar.models.linear import Linear, linear
-from personalar.models.norm import rms_norm
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
@@ -105,7 +103,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D) over its last axis."""
-        return self.weight * rms_norm(x.float(), self.eps).to(x.dtype)
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -134,10 +132,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.eager = config.attention == "eager"
         kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = Linear(config.hidden_size, kv_size)
-        self.v_proj = Linear(config.hidden_size, kv_size)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
         self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
 
@@ -161,9 +159,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, D) to (N, D)."""
@@ -216,7 +214,7 @@ class ChameleonTransformer(nn.Module):
         self.cache_format = "exact"
         """How caches keep keys and values: exact, or a name of `low_bits.FORMATS`, which is lossy."""
         self.model = Stack(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, *, std: float = 0.02) -> None:
@@ -283,4 +281,4 @@ class ChameleonTransformer(nn.Module):
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
         weight = self.lm_head.weight if rows is None else self.lm_head.weight[rows]
-        return linear(hidden, weight).float()
+        return F.linear(hidden, weight).float()
