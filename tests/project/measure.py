@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import re
+import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -72,7 +74,8 @@ def measure(root: Path) -> Counts:
             counts.top_lines.append(len(lines))
         if path.name != "__init__.py":
             counts.folder_sizes[relative.parent] = counts.folder_sizes.get(relative.parent, 0) + 1
-        counts.comments += sum(line.lstrip().startswith("#") for line in lines)
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        counts.comments += sum(token.type == tokenize.COMMENT for token in tokens)
         counts.fmt_skips += text.count("# fmt: skip")
         count_tree(ast.parse(text), counts)
     return counts
