@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
-    from personalar.learned import Learned
+    from personalar.generation.pipeline import Learned
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,6 @@ def load(concept: str | PathLike[str], *settings: str) -> Learned:
         FileNotFoundError: when there is no concept, or files of the base lack.
         ValueError: for an unknown setting, with what is allowed, or a concept of another base.
     """
-    from personalar.learned import load as load_learned
+    from personalar.generation.pipeline import load as load_learned
 
     return load_learned(concept, settings)

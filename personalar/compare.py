@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from personalar.fault import told
+from personalar.core.errors import told
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the result")
     given = parser.parse_args(arguments)
-    from personalar.comparison import markdown, verdicts
-    from personalar.comparison_page import compare_folders
+    from personalar.reports.comparison import markdown, verdicts
+    from personalar.reports.comparison_page import compare_folders
 
     with told("personalar.compare"):
         records = compare_folders(given.folders, given.out)

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from personalar.commands import DoctorConfig
-from personalar.config import ModelConfig, TrainerConfig
-from personalar.entry import start
-from personalar.locate import cache_folder, free_bytes, hub_parts, obstacle, offline_model, pin, statement
-from personalar.process import available_cores
+from personalar.config.commands import DoctorConfig
+from personalar.config.entry import start
+from personalar.config.run_config import ModelConfig, TrainerConfig
+from personalar.core.process import available_cores
+from personalar.models.loading import (
+    cache_folder,
+    free_bytes,
+    hub_parts,
+    obstacle,
+    offline_model,
+    pin,
+    statement,
+)
 
 PACKAGES = (
     "personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers", "huggingface_hub",

@@ -19,13 +19,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from personalar.arguments import prepare_arguments
-from personalar.compose import conf_dir, read_config, register
-from personalar.config import RunConfig
-from personalar.dreambench import ATTRIBUTION, CREDITS_FILE, fetch, find_subjects
-from personalar.evaluate_config import EvaluateConfig
-from personalar.fault import told
-from personalar.recipe import one_of
+from personalar.config.arguments import prepare_arguments
+from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.evaluate_config import EvaluateConfig
+from personalar.config.recipe import one_of
+from personalar.config.run_config import RunConfig
+from personalar.core.errors import told
+from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, fetch, find_subjects
 
 TASKS = ("benchmark", "calibrate", "fetch", "table")
 
@@ -71,7 +71,7 @@ def fetch_photos(config: EvaluateConfig) -> None:
 
 def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
     """Return the photographs of every subject, opened."""
-    from personalar.subject import read_folder
+    from personalar.data.subject import read_folder
 
     if config.benchmark.kind != "dreambench":
         raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
@@ -85,7 +85,7 @@ def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
 
 def calibrate(config: EvaluateConfig) -> bool:
     """Score real photographs against each other, compare with the published row, write calibration.json."""
-    from personalar.atomic import write_atomic
+    from personalar.core.files import write_atomic
     from personalar.scoring.calibrate import real_images_row, verdict
     from personalar.scoring.registry import load_scorers
 
@@ -114,8 +114,8 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_tabl
     Raises:
         SystemExit: after the table, when runs failed.
     """
-    from personalar.benchmark import launch_all, plan, run_all, write_results
-    from personalar.comparison import markdown, verdicts
+    from personalar.reports.comparison import markdown, verdicts
+    from personalar.runs.benchmark import launch_all, plan, run_all, write_results
 
     runs = plan(config, overrides)
     if config.benchmark.kind == "dreambench":

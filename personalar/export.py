@@ -6,7 +6,7 @@
                                     form of the base: for transformers, or for Lumina-mGPT's own code
     README.md                       the model card: use, provenance, hashes, with a head for Hugging Face
 
-`personalar.adopt` makes a concept of them again. Everything that can fail is tried before a file is written.
+`personalar.concepts.adopt` makes a concept of them again. Everything that can fail is tried before a file is written.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.commands import ExportConfig
-from personalar.entry import start
-from personalar.locate import obtain_model, offline_model
-from personalar.prompts import SUBJECT_TOKEN
+from personalar.config.commands import ExportConfig
+from personalar.config.entry import start
+from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.models.loading import obtain_model, offline_model
 from personalar.sample import concept_folder
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
-    from personalar.concept import Concept
-    from personalar.models.backend import ChameleonBackend
+    from personalar.concepts.concept import Concept
+    from personalar.models.chameleon.backend import ChameleonBackend
 
 CHECKPOINT = "checkpoint"
 
@@ -34,9 +34,9 @@ def write_export(config: ExportConfig) -> list[Path]:
         FileNotFoundError, ValueError: when the concept or the model cannot be read or do not belong together,
             or when `out` holds what the files would be mixed up with.
     """
-    from personalar.atomic import write_atomic
-    from personalar.concept import Concept, save_row
-    from personalar.export_card import write_export_card
+    from personalar.concepts.concept import Concept, save_row
+    from personalar.concepts.export_card import write_export_card
+    from personalar.core.files import write_atomic
 
     concept, out = Concept.load(concept_folder(config.concept)), Path(config.out).expanduser()
     check_out(out, lora=bool(concept.lora), checkpoint=config.checkpoint)
@@ -57,7 +57,7 @@ def write_export(config: ExportConfig) -> list[Path]:
 
 def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
     """Raise ValueError when `out` holds a concept, a page of somebody's, or parts of another export."""
-    from personalar.model_card import CARD_FILE, is_card
+    from personalar.concepts.model_card import CARD_FILE, is_card
 
     if (out / "concept.json").exists():
         raise ValueError(f"out={out} is a concept's own folder, which an export would spoil: choose another")
@@ -79,9 +79,9 @@ def read_learned(config: ExportConfig, concept: Concept) -> tuple[ChameleonBacke
     """
     import torch
 
-    from personalar.concept import base_fingerprint
-    from personalar.models.backend import load_backend
-    from personalar.models.export import shared_norm_rows
+    from personalar.concepts.concept import base_fingerprint
+    from personalar.models.chameleon.backend import load_backend
+    from personalar.models.chameleon.export import shared_norm_rows
 
     files = obtain_model(config.model, say=print)
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
@@ -109,8 +109,8 @@ def norm_words(of_base: int | None, rows: int | None, width: int) -> str:
 
 def left_out(config: ExportConfig, concept: Concept) -> str:
     """Return what the files do not hold, and the arguments that would write it."""
-    from personalar.concept import base_fingerprint
-    from personalar.model_card import plain
+    from personalar.concepts.concept import base_fingerprint
+    from personalar.concepts.model_card import plain
 
     try:
         files = offline_model(config.model)
@@ -131,7 +131,7 @@ def _write_checkpoint(
 ) -> Path:
     import torch
 
-    from personalar.models.export import export_backend
+    from personalar.models.chameleon.export import export_backend
 
     return export_backend(backend, folder, dtype=getattr(torch, config.model.dtype), norm_rows=norm_rows)
 

@@ -20,17 +20,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from personalar.arguments import prepare_arguments
-from personalar.compose import conf_dir, read_config, register
-from personalar.config import RunConfig
-from personalar.fault import told
-from personalar.locate import obtain_model, offline_model, pin
-from personalar.process import global_rank, keep_memory, local_rank, prepare_torch
-from personalar.prompts import fill
-from personalar.run_lock import check_started_alone, locked, refusable
-from personalar.settings import covers, learning_settings, request_of
-from personalar.subject import load_subject, validation_prompts
-from personalar.sweep import (
+from personalar.config.arguments import prepare_arguments
+from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.fingerprint import covers, learning_settings, request_of
+from personalar.config.run_config import RunConfig
+from personalar.core.errors import told
+from personalar.core.process import global_rank, keep_memory, local_rank, prepare_torch
+from personalar.core.run_lock import check_started_alone, locked, refusable
+from personalar.core.types import STAGE_NAMES, Subject
+from personalar.data.prompts import fill
+from personalar.data.subject import load_subject, validation_prompts
+from personalar.models.loading import obtain_model, offline_model, pin
+from personalar.runs.sweep import (
     Objective,
     SweepReport,
     check_objective,
@@ -39,13 +40,12 @@ from personalar.sweep import (
     objective_value,
     searches,
 )
-from personalar.types import STAGE_NAMES, Subject
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
-    from personalar.models.files import ModelFiles
-    from personalar.run_folder import RunFolder
-    from personalar.session import Session
-    from personalar.stage import Stage
+    from personalar.core.run_folder import RunFolder
+    from personalar.models.chameleon.model_files import ModelFiles
+    from personalar.training.context import Session
+    from personalar.training.stage import Stage
 
 
 def open_session(
@@ -60,12 +60,12 @@ def open_session(
     """Check the memory, load the judges and gather what every phase needs."""
     from hydra.utils import instantiate
 
-    from personalar.concept import base_fingerprint
-    from personalar.preflight import preflight, sampling_work
-    from personalar.reporter import Reporter
+    from personalar.concepts.concept import base_fingerprint
+    from personalar.core.console import Reporter
     from personalar.scoring.registry import load_scorers
     from personalar.scoring.subject_scorer import SubjectScorer
-    from personalar.session import Session
+    from personalar.training.context import Session
+    from personalar.training.memory_fit import preflight, sampling_work
 
     prepare_torch(config.trainer.threads)
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
@@ -99,10 +99,10 @@ def open_session(
 
 def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
-    from personalar.concept import package_versions
-    from personalar.preflight import describe_sampling
-    from personalar.prompt_check import words_note
-    from personalar.signs import notes
+    from personalar.concepts.concept import package_versions
+    from personalar.generation.prompt_check import words_note
+    from personalar.training.callbacks.learning_check import notes
+    from personalar.training.memory_fit import describe_sampling
 
     config, subject = session.config, session.subject
     strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
@@ -134,8 +134,8 @@ def record_start(session: Session, *, command: str) -> None:
 
 def finish(session: Session) -> None:
     """Write the summary and the report, and say where they are."""
-    from personalar.report import write_report
-    from personalar.summary import result_lines
+    from personalar.reports.run_page import write_report
+    from personalar.reports.summary import result_lines
 
     session.note_cost()
     session.reporter.say(f"report: {write_report(session.folder.path)}")
@@ -152,7 +152,7 @@ def record_end(session: Session) -> None:
 
 def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
     """Take part in training as a process above rank zero, which alone samples, scores and writes."""
-    from personalar.training import train_stage
+    from personalar.training.train import train_stage
 
     # Decided before the first stage: none can end without this process.
     for stage, start in [pair for pair in stages if not session.folder.has_concept(pair[0].name)]:
@@ -161,9 +161,9 @@ def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
 
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
-    from personalar.dashboard import dashboard
-    from personalar.signs import note_pictures
-    from personalar.training import train_stage
+    from personalar.runs.wandb_run import dashboard
+    from personalar.training.callbacks.learning_check import note_pictures
+    from personalar.training.train import train_stage
 
     if global_rank() > 0:
         follow(session, stages)
@@ -206,9 +206,9 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     subject = load_subject(config.subject, layout.sizes if layout else None)
     files = found or obtain_model(config.model, say=print)  # photos before a download
     config.model = pin(config.model)
-    from personalar.reuse import take_over
-    from personalar.run_folder import RunFolder
-    from personalar.stage import selected_stages
+    from personalar.core.run_folder import RunFolder
+    from personalar.runs.reuse import take_over
+    from personalar.training.stage import selected_stages
 
     folder = RunFolder(run_dir)
     if global_rank() > 0:
@@ -226,7 +226,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     asked = covers(folder.record.get("finished"), request_of(config))
     if asked and all((run_dir / name).is_file() for name in ("summary.json", report.name, *scores)):
         print(f"finished before; overwrite=true starts afresh\nreport: {report}")
-        from personalar.summary import result_lines
+        from personalar.reports.summary import result_lines
 
         print("\n".join(result_lines(run_dir)))
         return None

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.commands import SampleConfig
-from personalar.entry import start
-from personalar.layout import ProtocolConfig
-from personalar.locate import obtain_model
-from personalar.process import keep_memory
-from personalar.prompts import SUBJECT_TOKEN, check_text
-from personalar.sizes import Size, read_size, written
+from personalar.config.commands import SampleConfig
+from personalar.config.entry import start
+from personalar.config.layout import ProtocolConfig
+from personalar.core.image_sizes import Size, read_size, written
+from personalar.core.process import keep_memory
+from personalar.data.prompts import SUBJECT_TOKEN, check_text
+from personalar.models.loading import obtain_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from personalar.generator import Generator
-    from personalar.request import Ask
+    from personalar.generation.generator import Generator
+    from personalar.generation.requests import Ask
 
 
 def concept_folder(where: str) -> Path:
@@ -70,10 +70,10 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     import torch
     from hydra.utils import instantiate
 
-    from personalar.concept import Concept, base_fingerprint
-    from personalar.generator import Generator
-    from personalar.lossy import make_lossy
-    from personalar.models.backend import load_backend
+    from personalar.concepts.concept import Concept, base_fingerprint
+    from personalar.generation.generator import Generator
+    from personalar.generation.lossy import make_lossy
+    from personalar.models.chameleon.backend import load_backend
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     size_of(config, files.layout)  # before the weights are read
@@ -98,7 +98,7 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
 
 def prepare_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     """Return what `open_generator` does, after making this process ready for it; say what is lossy."""
-    from personalar.process import prepare_torch
+    from personalar.core.process import prepare_torch
 
     prepare_torch(config.trainer.threads)
     generator, lossy = open_generator(config, folder)
@@ -109,11 +109,11 @@ def prepare_generator(config: SampleConfig, folder: Path) -> tuple[Generator, st
 
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
-    from personalar.batching import even
-    from personalar.png import sample_filename, save_png
-    from personalar.prompt_check import check_prompts
-    from personalar.reporter import Reporter
-    from personalar.watermark import check_watermark, mark
+    from personalar.core.console import Reporter
+    from personalar.core.png import sample_filename, save_png
+    from personalar.generation.batching import even
+    from personalar.generation.prompt_check import check_prompts
+    from personalar.generation.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)
     layout = generator.backend.protocol.config

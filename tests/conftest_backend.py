@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from personalar.models.backend import ChameleonBackend, init_backend, load_backend, save_backend
-from personalar.models.protocol import ProtocolConfig
-from personalar.models.tokenizer import Tokenizer, build_tokenizer
-from personalar.models.transformer import TransformerConfig
-from personalar.models.vq import VQConfig
+from personalar.models.chameleon.backend import ChameleonBackend, init_backend, load_backend, save_backend
+from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
+from personalar.models.chameleon.transformer import TransformerConfig
+from personalar.models.chameleon.vq import VQConfig
 
 NUM_CODES = 64
 IMAGE_PX = 32

@@ -9,13 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import personalar.run
-from personalar.compose import conf_dir, read_config, register
-from personalar.config import RunConfig, SubjectConfig
+from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.run_config import RunConfig, SubjectConfig
+from personalar.core.image_sizes import Size
+from personalar.core.types import Subject
+from personalar.data.subject import load_subject
 from personalar.run import personalize, prepare
-from personalar.session import Session
-from personalar.sizes import Size
-from personalar.subject import load_subject
-from personalar.types import Subject
+from personalar.training.context import Session
 
 PAPERS = "model.recipe.stages.transformer.also_train=[]"  # q, k and v, as the method says
 QUICK = ["experiment=quick", PAPERS, "trainer.threads=1", "trainer.checkpoint_every_steps=2"]

@@ -12,13 +12,13 @@ from conftest_backend import CAPTIONS, sharpen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import ChameleonBackend, init_backend
-from personalar.models.export import export_transformer, hf_config, write_checkpoint
-from personalar.models.files import INDEX, ModelFiles, open_folder, weight_files
-from personalar.models.tokenizer import Tokenizer, chameleon_names, train_tokenizer
-from personalar.models.transformer import TransformerConfig
-from personalar.models.vq import VQConfig, VQModel
+from personalar.config.layout import ProtocolConfig
+from personalar.models.chameleon.backend import ChameleonBackend, init_backend
+from personalar.models.chameleon.export import export_transformer, hf_config, write_checkpoint
+from personalar.models.chameleon.model_files import INDEX, ModelFiles, open_folder, weight_files
+from personalar.models.chameleon.tokenizer import Tokenizer, chameleon_names, train_tokenizer
+from personalar.models.chameleon.transformer import TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
 
 LUMINA_IDS = {
     "<s>": 0,

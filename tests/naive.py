@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import cfg_combine, gumbel_noise, seed_tensor
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import cfg_combine, gumbel_noise, seed_tensor
 from personalar.models.base import Backend, GenerationRequest, Grid, Identifier, Progress
 
 

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-PRELOAD = ["deepspeed", "lightning", "peft", "hydra", "personalar.training", "personalar.run", "processes"]
+PRELOAD = [
+    "deepspeed",
+    "lightning",
+    "peft",
+    "hydra",
+    "personalar.training.train",
+    "personalar.run",
+    "processes",
+]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(PRELOAD)
 
@@ -30,9 +38,9 @@ def run_once(run_dir: Path, overrides: Sequence[str]) -> None:
     import torch
     from conftest_run import compose_config
 
-    from personalar.process import global_rank
+    from personalar.core.process import global_rank
+    from personalar.core.run_lock import locked
     from personalar.run import personalize, prepare
-    from personalar.run_lock import locked
 
     torch.set_num_threads(1)
     with locked(run_dir, leads=global_rank() == 0):
@@ -58,9 +66,9 @@ def run_interrupted(
     """Do a run in which process `rank` gets signal `name` in its `call`-th forward pass."""
     import signal
 
-    import personalar.module
+    import personalar.training.module
 
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def interrupted(*args: object, **kwargs: object):
         calls.append(1)
@@ -68,7 +76,7 @@ def run_interrupted(
             os.kill(os.getpid(), getattr(signal, name))
         return whole(*args, **kwargs)
 
-    personalar.module.sequence_loss = interrupted
+    personalar.training.module.sequence_loss = interrupted
     run_once(run_dir, overrides)
 
 
@@ -94,9 +102,9 @@ def run_killed_in(run_dir: Path, overrides: Sequence[str], place: str, count: in
     """Do a run that gets signal `name` at event `count` in `place`: a stage, "sampling" or "scoring"."""
     import signal
 
-    import personalar.module
-    import personalar.training
-    from personalar.generator import Generator
+    import personalar.training.module
+    import personalar.training.train
+    from personalar.generation.generator import Generator
     from personalar.scoring.subject_scorer import SubjectScorer
 
     training: list[str] = []
@@ -112,15 +120,15 @@ def run_killed_in(run_dir: Path, overrides: Sequence[str], place: str, count: in
 
         return called
 
-    train = personalar.training.train_stage
+    train = personalar.training.train.train_stage
 
     def train_stage(session: object, stage: Any, **kwargs: object) -> None:
         training.append(stage.name)
         train(session, stage, **kwargs)
         training.pop()
 
-    personalar.training.train_stage = train_stage
-    personalar.module.sequence_loss = before(personalar.module.sequence_loss, None)
+    personalar.training.train.train_stage = train_stage
+    personalar.training.module.sequence_loss = before(personalar.training.module.sequence_loss, None)
     Generator.codes = before(Generator.codes, "sampling")
     SubjectScorer.score = before(SubjectScorer.score, "scoring")
     run_once(run_dir, overrides)
@@ -136,8 +144,8 @@ def run_killed(run_dir: Path, overrides: Sequence[str], moment: int, name: str) 
 
     import torch
 
-    import personalar.module
-    from personalar.generator import Generator
+    import personalar.training.module
+    from personalar.generation.generator import Generator
 
     passed = []
 
@@ -174,7 +182,7 @@ def run_killed(run_dir: Path, overrides: Sequence[str], moment: int, name: str) 
         stream.seek(0)
         save(value, stream)
 
-    personalar.module.sequence_loss = before(personalar.module.sequence_loss)
+    personalar.training.module.sequence_loss = before(personalar.training.module.sequence_loss)
     Generator.codes = before(Generator.codes)
     Path.write_bytes, os.replace, torch.save = write_bytes, replaced, saved
     run_once(run_dir, overrides)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from personalar.decoding.sampling import gumbel_noise, seed_tensor
+from personalar.generation.sampling import gumbel_noise, seed_tensor
 
 BOI, EOI, SEP, NEWLINE, SIZE_ZERO, FIRST_CODE, NUM_CODES = 8197, 8196, 8710, 8803, 8804, 4, 8192
 Model = Callable[[list[int]], Tensor]

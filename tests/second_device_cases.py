@@ -23,13 +23,13 @@ from second_device import NAME, FarTensor, second_device
 from test_compiled import Uncompiled
 from test_decoding import TEXTS, prompts
 
-import personalar.module
-import personalar.training
-from personalar.concept import Concept
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.identifier import Identifier
-from personalar.models.backend import load_backend
+import personalar.training.module
+import personalar.training.train
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.concept import Concept
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.models.chameleon.backend import load_backend
 from personalar.run import personalize, prepare
 
 DECODERS: dict[str, Callable[..., PlainDecoder]] = {
@@ -133,7 +133,7 @@ def far_trainer(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     @contextmanager
     def far() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(personalar.training.L, "Trainer", make)
+            patch.setattr(personalar.training.train.L, "Trainer", make)
             yield
 
     trainer = L.Trainer
@@ -189,7 +189,7 @@ def test_a_stage_goes_on(
     """A checkpoint is read to the host; what of it belongs on the device comes there."""
     words = [f"model.path={tiny_model_dir}", "scorer=none", f"method={method}", *METHODS[method]]
     words += ["trainer.checkpoint_every_steps=1"]
-    loss, calls = personalar.module.sequence_loss, []
+    loss, calls = personalar.training.module.sequence_loss, []
 
     def killed(*args: Any, **kwargs: Any) -> torch.Tensor:
         calls.append(1)
@@ -199,7 +199,7 @@ def test_a_stage_goes_on(
 
     with second_device(), far_trainer():
         whole = learn(tmp_path / "whole", NAME, *words)
-        monkeypatch.setattr(personalar.module, "sequence_loss", killed)
+        monkeypatch.setattr(personalar.training.module, "sequence_loss", killed)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="killed"):
                 learn(tmp_path / "parts", NAME, *words)

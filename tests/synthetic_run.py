@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from personalar.png import save_png, save_sample
+from personalar.core.png import save_png, save_sample
+from personalar.core.types import PromptSpec, Sample
 from personalar.scoring.score_file import merge_scores
-from personalar.types import PromptSpec, Sample
 
 PROMPTS = (
     PromptSpec(text="a photo of a {}", category="plain"),

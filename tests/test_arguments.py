@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from personalar.arguments import check_key, prepare_arguments
-from personalar.commands import SampleConfig
-from personalar.compose import conf_dir
-from personalar.config import RunConfig
+from personalar.config.arguments import check_key, prepare_arguments
+from personalar.config.commands import SampleConfig
+from personalar.config.compose import conf_dir
+from personalar.config.run_config import RunConfig
 
 
 def prepare(*arguments: str) -> list[str]:

@@ -19,17 +19,17 @@ from safetensors.torch import save
 from test_concept import NAME, make
 from test_export import adapter
 
-from personalar.arguments import prepare_arguments
-from personalar.commands import ExportConfig
-from personalar.compose import conf_dir
-from personalar.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
-from personalar.config import RunConfig
+from personalar.concepts.adapters.lora import load_lora
+from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
+from personalar.config.arguments import prepare_arguments
+from personalar.config.commands import ExportConfig
+from personalar.config.compose import conf_dir
+from personalar.config.layout import ProtocolConfig
+from personalar.config.run_config import RunConfig
+from personalar.core.run_folder import RunFolder
 from personalar.export import write_export
-from personalar.layout import ProtocolConfig
-from personalar.models.files import read_layout
-from personalar.models.lora import load_lora
-from personalar.resume import AtomicCheckpointIO, digest_of, find_checkpoint
-from personalar.run_folder import RunFolder
+from personalar.models.chameleon.model_files import read_layout
+from personalar.training.checkpoint import AtomicCheckpointIO, digest_of, find_checkpoint
 
 REFUSED = (ValueError, FileNotFoundError)
 SLOW_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -392,8 +392,8 @@ def prepare(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "builtins.exec", "personalar.decoding.sampling.Sampling", "subprocess.run",
-             "personalar.decoding.plain.PlainDecoder.__init__", "personalar.run.main", "hydra.utils.call"]
+    "name", ["os.system", "builtins.exec", "personalar.generation.sampling.Sampling", "subprocess.run",
+             "personalar.generation.decoders.plain.PlainDecoder.__init__", "personalar.run.main", "hydra.utils.call"]
 )  # fmt: skip
 def test_a_target_that_is_no_seam_of_ours(name: str, tmp_path: Path, record_property) -> None:
     record_property("inputs", 6)
@@ -423,7 +423,10 @@ def test_a_strangers_yaml_is_read_before_hydra_obeys_it(text: str, tmp_path: Pat
 
 
 def test_seams_are_open() -> None:
-    arguments = ["decoder._target_=personalar.decoding.plain.PlainDecoder", "hydra/launcher=joblib"]
+    arguments = [
+        "decoder._target_=personalar.generation.decoders.plain.PlainDecoder",
+        "hydra/launcher=joblib",
+    ]
     assert prepare(*arguments) == arguments
     for name in ("plain", "jacobi", "compiled"):
         assert compose_config("+subject=cat", f"decoder={name}").decoder.arguments["_target_"]

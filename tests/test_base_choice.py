@@ -11,7 +11,7 @@ import pytest
 
 import personalar
 import personalar.sample
-from personalar.base_choice import add_base, base_arguments
+from personalar.config.base_choice import add_base, base_arguments
 
 COMMIT = "a" * 40
 

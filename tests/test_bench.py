@@ -16,11 +16,11 @@ from personalar.bench.decode import read_settings, run
 from personalar.bench.decode_table import table
 from personalar.bench.random_weights import random_backend
 from personalar.bench.roofline import copy_bandwidth, step_bytes
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import Sampling
-from personalar.models.backend import ChameleonBackend
-from personalar.models.protocol import ProtocolConfig
-from personalar.models.transformer import TransformerConfig
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import Sampling
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.transformer import TransformerConfig
 
 
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "top_p": 0.9}, {"temperature": 0.0}])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest_backend import make_backend
 
-from personalar.blocks import prepare_blocks, quantize_base
-from personalar.models.backend import save_backend
-from personalar.optimizer import make_optimizer
+from personalar.models.chameleon.backend import save_backend
+from personalar.training.model_prep import prepare_blocks, quantize_base
+from personalar.training.optimizer import make_optimizer
 
 NO_COMPILER = shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes' CPU code wants multiples of 64

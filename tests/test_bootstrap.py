@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from personalar.bootstrap import difference, group_mean, interval, resample
+from personalar.reports.bootstrap import difference, group_mean, interval, resample
 
 
 def test_the_interval_is_the_normal_one_for_many_values() -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest_run import QUICK
 from test_concept import make
 
-from personalar.png import read_png_metadata
+from personalar.core.png import read_png_metadata
 
 ROOT = Path(__file__).parent.parent
 

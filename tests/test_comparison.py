@@ -16,7 +16,8 @@ from synthetic_run import PROMPTS, make_run
 from test_report import parse
 
 from personalar.compare import main
-from personalar.comparison import (
+from personalar.reports.charts import HEIGHT, LETTER, Mark, place_labels, scatter_chart
+from personalar.reports.comparison import (
     Row,
     compare_rows,
     find_runs,
@@ -27,8 +28,7 @@ from personalar.comparison import (
     table,
     verdicts,
 )
-from personalar.comparison_page import compare_folders, marks_of
-from personalar.plot import HEIGHT, LETTER, Mark, place_labels, scatter_chart
+from personalar.reports.comparison_page import compare_folders, marks_of
 from personalar.scoring.score_file import merge_scores, read_scores
 
 
@@ -201,5 +201,7 @@ def test_the_command_prints_the_table_and_its_mistakes(two_runs: Path, tmp_path:
 
 
 def test_comparing_needs_no_torch() -> None:
-    code = "import sys, personalar.comparison; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = (
+        "import sys, personalar.reports.comparison; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,13 +14,13 @@ from tape import Tape
 from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch._inductor.compile_fx import compile_fx
 
-from personalar.blocks import train_in_float32
-from personalar.decoding.compiled import CompiledDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import gumbel_argmax, keep_top_p
-from personalar.models.backend import ChameleonBackend
-from personalar.module import PersonalizationModule
-from personalar.session import Session
+from personalar.generation.decoders.compiled import CompiledDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import gumbel_argmax, keep_top_p
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.training.context import Session
+from personalar.training.model_prep import train_in_float32
+from personalar.training.module import PersonalizationModule
 
 MIXED = [(4, 4), (2, 6), (6, 2)]
 INDUCTOR_MAKES = 5
@@ -51,7 +51,7 @@ class Taped(Uncompiled):
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Callable[[], None]:
         super().capture(run, rewind)
-        with patch("personalar.decoding.sampling.nucleus_argmax", sorted_draw), Tape() as tape:
+        with patch("personalar.generation.sampling.nucleus_argmax", sorted_draw), Tape() as tape:
             run()
         rewind()
         return tape.replay

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from personalar.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept, base_fingerprint
-from personalar.models.backend import load_backend
+from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept, base_fingerprint
+from personalar.models.chameleon.backend import load_backend
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

@@ -13,10 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from personalar.compose import GROUPS, conf_dir, group_options, read_config, register
-from personalar.config import RunConfig
-from personalar.evaluate_config import EvaluateConfig
-from personalar.stage import resolve_stages
+from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.evaluate_config import EvaluateConfig
+from personalar.config.run_config import RunConfig
+from personalar.training.stage import resolve_stages
 
 CONF = conf_dir()
 ALL_GROUPS = (*GROUPS, "experiment")

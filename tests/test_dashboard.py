@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from personalar.config import LoggerConfig
-from personalar.dashboard import steps_after, steps_before
+from personalar.config.run_config import LoggerConfig
+from personalar.runs.wandb_run import steps_after, steps_before
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 

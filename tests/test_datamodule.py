@@ -10,8 +10,10 @@ import torch
 from conftest_backend import make_backend
 from PIL import Image
 
-from personalar.config import StageMethod
-from personalar.datamodule import (
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.recipe import DataNumbers, StageNumbers
+from personalar.config.run_config import StageMethod
+from personalar.data.datamodule import (
     Replay,
     SequenceStream,
     SubjectData,
@@ -21,10 +23,8 @@ from personalar.datamodule import (
     random_crop,
     stream_seed,
 )
-from personalar.identifier import Identifier
-from personalar.module import sequence_loss
-from personalar.recipe import DataNumbers, StageNumbers
-from personalar.stage import Stage
+from personalar.training.module import sequence_loss
+from personalar.training.stage import Stage
 
 TOKENS = {"[V]": 70, "[S1]": 71, "[S2]": 72}
 NUMBERS = StageNumbers(steps=10, batch=4, identifier_lr=0.1, replay_ratio=0.25)

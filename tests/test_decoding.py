@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from naive import NaiveDecoder
 from torch import Tensor
 
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import (
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import (
     Sampling,
     cfg_combine,
     gumbel_argmax,
@@ -21,9 +21,9 @@ from personalar.decoding.sampling import (
     nucleus_argmax,
     seed_tensor,
 )
-from personalar.decoding.schedule import image_schedule, plan
-from personalar.models.backend import ChameleonBackend
+from personalar.generation.schedule import image_schedule, plan
 from personalar.models.base import GenerationRequest
+from personalar.models.chameleon.backend import ChameleonBackend
 
 GRID = (4, 4)
 SETTINGS = [

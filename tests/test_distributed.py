@@ -10,11 +10,11 @@ import torch
 from conftest_run import QUICK, compose_config
 from processes import run_and_look, run_interrupted, run_together
 
-from personalar.concept import Concept
-from personalar.recipe import StageNumbers
-from personalar.resume import EXIT_TERMINATED, find_checkpoint
-from personalar.run_folder import RunFolder
-from personalar.stage import owner, share_of
+from personalar.concepts.concept import Concept
+from personalar.config.recipe import StageNumbers
+from personalar.core.run_folder import RunFolder
+from personalar.training.checkpoint import EXIT_TERMINATED, find_checkpoint
+from personalar.training.stage import owner, share_of
 
 STRATEGIES = ["ddp", "zero2", "zero3", "zero3_offload"]
 

@@ -10,7 +10,7 @@ import torch
 from conftest_run import compose_config
 from huggingface_hub import constants
 
-from personalar.commands import DoctorConfig
+from personalar.config.commands import DoctorConfig
 from personalar.doctor import Finding, devices, examine, main, model_files, report, versions
 
 

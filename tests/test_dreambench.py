@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from personalar.config import SamplesConfig
-from personalar.dreambench import SUBJECTS, dreambench_prompts, fetch, find_subjects
-from personalar.subject import validation_prompts
+from personalar.config.run_config import SamplesConfig
+from personalar.data.dreambench import SUBJECTS, dreambench_prompts, fetch, find_subjects
+from personalar.data.subject import validation_prompts
 
 
 def test_the_published_counts() -> None:

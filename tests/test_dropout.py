@@ -11,11 +11,11 @@ from test_blocks import NO_COMPILER
 from test_run import same_result
 from test_transformer import build, random_ids
 
-import personalar.module
-from personalar.blocks import prepare_blocks
-from personalar.concept import Concept
+import personalar.training.module
+from personalar.concepts.concept import Concept
+from personalar.models.chameleon.transformer import ChameleonTransformer
 from personalar.models.dropout import Dropout
-from personalar.models.transformer import ChameleonTransformer
+from personalar.training.model_prep import prepare_blocks
 
 KEYS = torch.tensor([5, 2**62 + 3])
 WORDS = ("scorer=none", "model.recipe.dropout=0.2")
@@ -126,7 +126,7 @@ def test_a_killed_stage_goes_on_and_ends_the_same(
     failing_call: int,
 ) -> None:
     """Byte for byte, although steps that were lost with the kill are done a second time."""
-    loss, calls = personalar.module.sequence_loss, []
+    loss, calls = personalar.training.module.sequence_loss, []
 
     def dies(*args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
@@ -135,7 +135,7 @@ def test_a_killed_stage_goes_on_and_ends_the_same(
         return loss(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(personalar.module, "sequence_loss", dies)
+        patch.setattr(personalar.training.module, "sequence_loss", dies)
         do_run(tmp_path / "run", *WORDS)
     do_run(tmp_path / "run", *WORDS)
     same_result(whole, tmp_path / "run")

@@ -12,11 +12,11 @@ from conftest_run import compose_config
 from PIL import Image
 from test_scoring import TableClip, TableDino, plain
 
-import personalar.benchmark
-from personalar.benchmark import BenchRun, plan, quoted, share
+import personalar.runs.benchmark
+from personalar.config.evaluate_config import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
-from personalar.evaluate_config import EvaluateConfig
 from personalar.run import personalize, prepare
+from personalar.runs.benchmark import BenchRun, plan, quoted, share
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers
@@ -59,7 +59,7 @@ def run_here(monkeypatch, do_run, tiny_model_dir: Path, tiny_scorer_dir: Path) -
             personalize(*prepared, command="test")
         return True
 
-    monkeypatch.setattr(personalar.benchmark, "execute", execute)
+    monkeypatch.setattr(personalar.runs.benchmark, "execute", execute)
     return asked
 
 

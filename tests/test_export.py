@@ -15,17 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_readme import compose, shell_lines
 
-import personalar.adopt
+import personalar.concepts.adopt
 import personalar.export
-from personalar.adopt import adopt, read_adapter
-from personalar.commands import AdoptConfig, ExportConfig
-from personalar.concept import Concept, base_fingerprint, read_row
-from personalar.decoding.plain import PlainDecoder
+from personalar.concepts.adapters.lora import inject_lora, lora_files
+from personalar.concepts.adopt import adopt, read_adapter
+from personalar.concepts.concept import Concept, base_fingerprint, read_row
+from personalar.config.commands import AdoptConfig, ExportConfig
 from personalar.export import write_export
-from personalar.generator import Generator
-from personalar.models.backend import load_backend
-from personalar.models.files import ModelFiles, open_folder
-from personalar.models.lora import inject_lora, lora_files
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.model_files import ModelFiles, open_folder
 
 QKV = "model.layers.{}.self_attn.{}_proj.weight"
 
@@ -275,13 +275,13 @@ def test_both_commands(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys
     personalar.export.main()
     row = "embeds=out/learned_embeds.safetensors"
     monkeypatch.setattr(sys, "argv", ["adopt", row, "noun=cat", "out=in", f"model.path={tiny_model_dir}"])
-    personalar.adopt.main()
+    personalar.concepts.adopt.main()
     assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md", "in"]
     assert Concept.load(tmp_path / "in").subject["noun"] == "cat"
     for module, arguments, message in (
         (personalar.export, ["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),
-        (personalar.adopt, ["embeds=nowhere", "noun=cat", "out=x"], "embeds=nowhere does not exist"),
-        (personalar.adopt, ["embed=nowhere"], "did you mean embeds"),
+        (personalar.concepts.adopt, ["embeds=nowhere", "noun=cat", "out=x"], "embeds=nowhere does not exist"),
+        (personalar.concepts.adopt, ["embed=nowhere"], "did you mean embeds"),
         (personalar.export, ["concept=x"], "no value for out: set out="),
     ):
         monkeypatch.setattr(sys, "argv", ["x", *arguments])

@@ -23,9 +23,9 @@ from test_cli import command
 from test_resume import ended
 from test_run import contents, same_result
 
-import personalar.module
-from personalar.fault import sentence, told
-from personalar.resume import EXIT_TERMINATED
+import personalar.training.module
+from personalar.core.errors import sentence, told
+from personalar.training.checkpoint import EXIT_TERMINATED
 
 
 @pytest.fixture
@@ -122,13 +122,13 @@ def test_a_write_that_fails_once_costs_nothing(
 
 def test_a_checkpoint_too_large_for_the_limit(do_run, finished_run: Path, tmp_path: Path) -> None:
     """torch.save on a file that may not grow: its own error names no reason, ours does."""
-    from personalar.resume import AtomicCheckpointIO
+    from personalar.training.checkpoint import AtomicCheckpointIO
 
     path = tmp_path / "step_000002.ckpt"
     path.write_bytes(b"the one before")
     code = (
         "import resource, signal, torch; from pathlib import Path\n"
-        "from personalar.fault import told; from personalar.resume import AtomicCheckpointIO\n"
+        "from personalar.core.errors import told; from personalar.training.checkpoint import AtomicCheckpointIO\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
         f"path = Path({str(path)!r})\n"
@@ -163,7 +163,7 @@ def test_a_run_folder_that_cannot_be_written(what: str, tmp_path: Path, small_di
 
 def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk: Path, monkeypatch) -> None:
     remount(small_disk, "size=64m")
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def turns(*args, **kwargs):
         calls.append(1)
@@ -171,7 +171,7 @@ def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk:
             remount(small_disk, "ro")
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", turns)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", turns)
     fails(do_run, small_disk / "run", r"may not be written or read \(Read-only file system\)")
     remount(small_disk, "rw")
     do_run(small_disk / "run", "stage=both")
@@ -208,7 +208,7 @@ def test_kills_in_every_phase(
 
 
 def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
-    run_dir, whole, calls, now = tmp_path / "run", personalar.module.sequence_loss, [], time.time
+    run_dir, whole, calls, now = tmp_path / "run", personalar.training.module.sequence_loss, [], time.time
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -216,7 +216,7 @@ def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: 
             raise RuntimeError("killed")
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", dies)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
     with pytest.raises(RuntimeError, match="killed"):
         do_run(run_dir, "stage=both")
     for path in run_dir.rglob("*"):  # what the first part wrote seems to come from next year
@@ -228,7 +228,7 @@ def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: 
     assert record["total_seconds"] >= seconds >= 0
     assert all(stage["seconds"] >= 0 for stage in record["stages"].values())
     same_result(finished_run, run_dir)
-    from personalar.report import read_losses
+    from personalar.reports.run_page import read_losses
 
     steps = [step for step, _ in read_losses(run_dir, "transformer")]
     assert steps == sorted({*steps}) and steps == [
@@ -253,7 +253,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
     import huggingface_hub
     from test_locate import model
 
-    from personalar.locate import obtain_model
+    from personalar.models.loading import obtain_model
 
     def lost(*names: object, local_files_only: bool = False, **how: object) -> str:
         if local_files_only:
@@ -261,7 +261,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
         raise httpx.ReadTimeout("The read operation timed out")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
-    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     lost_once = r"network was lost \(The read operation timed out\).*same command"
     with pytest.raises(SystemExit, match=lost_once), told("personalar.run"):
         obtain_model(model(), say=lambda text: None)
@@ -274,7 +274,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
 def test_too_little_memory_in_training_names_the_knobs(
     error: Exception, do_run, finished_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def hungry(*args, **kwargs):
         calls.append(1)
@@ -282,20 +282,20 @@ def test_too_little_memory_in_training_names_the_knobs(
             raise error
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", hungry)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", hungry)
     fails(do_run, tmp_path / "run", r"not enough memory \(.*memory\.gigabytes=N.*memory\.recompute=true")
     do_run(tmp_path / "run", "stage=both")
     same_result(finished_run, tmp_path / "run")
 
 
 def test_a_diverged_loss_is_one_sentence(do_run, tmp_path: Path, monkeypatch) -> None:
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def breaks(*args, **kwargs):
         calls.append(1)
         return whole(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1.0)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", breaks)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", breaks)
     said = fails(do_run, tmp_path / "run", r"the loss is nan at step 3 of stage embedding")
     for told_too in ('"identifier": ', "references/0", "last good checkpoint: step_000002.ckpt"):
         assert told_too in said  # what led to it, and where to go on from

@@ -11,8 +11,8 @@ from processes import run_filling, run_interrupted, run_together
 from test_distributed import assert_same_learning
 from test_faults import remount, small_disk
 
-from personalar.fault import sentence
-from personalar.run_folder import RunFolder
+from personalar.core.errors import sentence
+from personalar.core.run_folder import RunFolder
 
 __all__ = ["small_disk"]
 

@@ -12,10 +12,10 @@ from test_compiled import Taped
 from test_decoding import GRID, TEXTS, prompts
 from torch import Tensor
 
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.fault import sentence
-from personalar.models.backend import ChameleonBackend, load_backend, save_backend
+from personalar.core.errors import sentence
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.models.chameleon.backend import ChameleonBackend, load_backend, save_backend
 
 NAN, INFINITY = float("nan"), float("inf")
 DECODERS: dict[str, Callable[..., PlainDecoder]] = {

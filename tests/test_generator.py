@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import personalar.generator as generator_module
-from personalar import batching
-from personalar.batching import draw_in_batches
-from personalar.callbacks.sample_grid import grid_picture
-from personalar.callbacks.subject_scores import SubjectScores
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator, generate_files, have_files
-from personalar.request import chunks, pick_grid_prompts, requests_for
-from personalar.types import PromptSpec
+import personalar.generation.generator as generator_module
+from personalar.core.types import PromptSpec
+from personalar.generation import batching
+from personalar.generation.batching import draw_in_batches
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator, generate_files, have_files
+from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
+from personalar.training.callbacks.sample_grid import grid_picture
+from personalar.training.callbacks.subject_scores import SubjectScores
 
 SPECS = (
     PromptSpec(text="a photo of a {}", category="plain"),

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from personalar import gpus
-from personalar.gpus import take_gpu, visible_gpus
-from personalar.sweep import join_sweep
+from personalar.config import gpus
+from personalar.config.gpus import take_gpu, visible_gpus
+from personalar.runs.sweep import join_sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ class Taker:
 
     def __init__(self, folder: Path, visible: str) -> None:
         code = (
-            "import os, sys, pathlib; from personalar.gpus import take_gpu; "
+            "import os, sys, pathlib; from personalar.config.gpus import take_gpu; "
             f"print(take_gpu(pathlib.Path({str(folder)!r}))); "
             "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
         )

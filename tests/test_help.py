@@ -17,7 +17,7 @@ from test_cli import command
 
 from personalar.bench import __main__ as bench
 from personalar.bench.__main__ import MEASUREMENTS
-from personalar.compose import COMMANDS, groups_of
+from personalar.config.compose import COMMANDS, groups_of
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from personalar.config import SubjectConfig
-from personalar.generator import Generator
-from personalar.identifier import Identifier
-from personalar.models.protocol import Protocol, ProtocolConfig
-from personalar.png import read_png_metadata, sample_filename, save_png
-from personalar.prompt_check import encode_prompts, longest_prompt
-from personalar.prompts import plain_prompts
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.run_config import SubjectConfig
+from personalar.core.png import read_png_metadata, sample_filename, save_png
+from personalar.data.prompts import plain_prompts
+from personalar.data.subject import load_subject
+from personalar.generation.generator import Generator
+from personalar.generation.prompt_check import encode_prompts, longest_prompt
+from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
 from personalar.sample import check_words
-from personalar.subject import load_subject
 
 TOKENIZER = make_tokenizer()
 PROTOCOL = Protocol(TOKENIZER, ProtocolConfig(grid_px=16, resolution=32, buckets="square"), downsample=8)
@@ -115,7 +115,7 @@ def test_the_longest_prompt_is_drawn_and_one_more_is_not(tiny_backend) -> None:
 
 def test_odd_prompts_are_drawn(tiny_backend, record_property) -> None:
     record_property("inputs", len(ODD) + len(SPECIAL))
-    from personalar.decoding.plain import PlainDecoder
+    from personalar.generation.decoders.plain import PlainDecoder
 
     identifier = Identifier(tokens=NAMES, rows=torch.zeros(3, 32))
     generator = Generator(backend=tiny_backend, decoder=PlainDecoder(), identifier=identifier, batch=64)

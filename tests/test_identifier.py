@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalar.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.concepts.adapters.identifier import Identifier, assign_tokens, random_rows, word_row
 
 
 def make() -> Identifier:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from personalar.datamodule import collate
-from personalar.identifier import Identifier
-from personalar.identifier_start import nearest_row, start_identifier
-from personalar.objective import sequence_loss
-from personalar.recipe import IdentifierNumbers
-from personalar.reporter import Reporter
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.recipe import IdentifierNumbers
+from personalar.core.console import Reporter
+from personalar.data.datamodule import collate
+from personalar.training.identifier_start import nearest_row, start_identifier
+from personalar.training.loss import sequence_loss
 
 SILENT = Reporter(enabled=False)
 

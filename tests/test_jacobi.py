@@ -14,13 +14,13 @@ from conftest_backend import make_backend
 from test_decoding import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch import Tensor
 
-from personalar.decoding import coupling, window
-from personalar.decoding.draft import first_drafts
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import Sampling, seed_tensor
-from personalar.models.backend import ChameleonBackend
+from personalar.generation.decoders import coupling, window
+from personalar.generation.decoders.draft import first_drafts
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import Sampling, seed_tensor
 from personalar.models.cache import KVCache
+from personalar.models.chameleon.backend import ChameleonBackend
 
 INITS = ("random", "left", "above", "newline")
 MIXED = [(4, 4), (2, 6), (6, 2)]

@@ -14,12 +14,12 @@ from hydra.types import RunMode
 from PIL import Image
 
 import personalar.run
-from personalar.compose import MEASURES, composed
-from personalar.config import RunConfig
-from personalar.judges import UNJUDGED, judged
+from personalar.config.compose import MEASURES, composed
+from personalar.config.fingerprint import learning_settings, request_of
+from personalar.config.run_config import RunConfig
+from personalar.config.scorer_config import UNJUDGED, judged
 from personalar.run import Job
-from personalar.settings import learning_settings, request_of
-from personalar.sweep import check_objective, searches
+from personalar.runs.sweep import check_objective, searches
 
 FOLDER = ["+subject=folder", "subject.path=photos", "subject.noun=dog"]
 OWN = ["scorer.clip=my/clip", "scorer.dino=my/dino", "scorer.photo_warning=null"]

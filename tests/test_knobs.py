@@ -17,12 +17,12 @@ from omegaconf import OmegaConf, open_dict
 from test_cli import command
 from test_configs import cat
 
-from personalar.arguments import EXAMPLES, prepare_arguments
-from personalar.compose import MEASURES, conf_dir, read_config
-from personalar.config import HubFiles, RunConfig
-from personalar.evaluate_config import EvaluateConfig
-from personalar.layout import ProtocolConfig
-from personalar.ranges import MANY, range_of
+from personalar.config.arguments import EXAMPLES, prepare_arguments
+from personalar.config.compose import MEASURES, conf_dir, read_config
+from personalar.config.evaluate_config import EvaluateConfig
+from personalar.config.fields import MANY, range_of
+from personalar.config.layout import ProtocolConfig
+from personalar.config.run_config import HubFiles, RunConfig
 
 KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
 """A key of each mapping, to reach what lies in it."""
@@ -117,7 +117,7 @@ def test_a_word_in_the_place_of_a_list(knob: str) -> None:
 def test_a_number_out_of_range(knob: str, record_property) -> None:
     """Below, above, and not finite; the smallest allowed value is named."""
     found = range_of(knob)
-    assert found is not None, f"{knob} is not in personalar/ranges.py"
+    assert found is not None, f"{knob} is not in personalar/config/fields.py"
     low, high = found
     hint = inner(KNOBS[knob])
     listed = typing.get_origin(hint) is list
@@ -196,7 +196,7 @@ def test_on_the_command_line_it_is_one_answer(argument: str, tmp_path: Path) -> 
 def test_a_gpu_that_is_not_there(session) -> None:
     import torch
 
-    from personalar.preflight import check_devices
+    from personalar.training.memory_fit import check_devices
 
     trainer = dataclasses.replace(session.config.trainer, name="gpu", accelerator="gpu", devices=999,
                                   strategy="ddp")  # fmt: skip

@@ -14,8 +14,8 @@ from PIL import Image
 
 import personalar
 import personalar.sample
-from personalar.learned import Learned, sample_settings
-from personalar.png import read_png_metadata
+from personalar.core.png import read_png_metadata
+from personalar.generation.pipeline import Learned, sample_settings
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ["a photo of a [V] cat", "a [V] cat in the snow"]
@@ -114,7 +114,7 @@ def test_a_folder_may_have_any_name_and_hydra_may_be_running(tmp_path: Path) -> 
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from personalar.compose import conf_dir
+    from personalar.config.compose import conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         assert sample_settings("a=b, [c] d", ["decoder.window=9", "decoder=jacobi"]).concept == "a=b, [c] d"

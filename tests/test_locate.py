@@ -13,10 +13,10 @@ from conftest_run import compose_config
 from conftest_upstream import LUMINA
 from huggingface_hub import constants, errors
 
-from personalar.config import ModelConfig
+from personalar.config.run_config import ModelConfig
 from personalar.doctor import model_files
-from personalar.locate import free_bytes, hub_parts, obtain_model, offline_model, pin
-from personalar.models.files import ModelFiles
+from personalar.models.chameleon.model_files import ModelFiles
+from personalar.models.loading import free_bytes, hub_parts, obtain_model, offline_model, pin
 
 COMMIT = "a" * 40
 
@@ -109,7 +109,7 @@ def fake_download(
         return str(put(cache, repo, revision, inside[1], inside[0]))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     return asked
 
 
@@ -138,7 +138,7 @@ def test_processes_that_start_together_download_once(cache: Path, fake_download:
 
 
 def test_nobody_waits_for_a_process_that_failed(cache: Path, fake_download, monkeypatch) -> None:
-    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 0)
     config = model()
     with ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(obtain_model, config, say=pytest.fail) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_only_what_lacks_is_downloaded(cache: Path, fake_download: list[str], vq
 
 
 def test_a_full_disk_is_told_before_the_download(cache: Path, fake_download, monkeypatch) -> None:
-    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 14 * 10**9)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 14 * 10**9)
     with pytest.raises(FileNotFoundError, match=r"14\.0 GB are free\nthe disk has not enough room"):
         obtain_model(model(), say=pytest.fail)
     assert not fake_download
@@ -192,7 +192,7 @@ def test_what_the_hub_can_answer(
         raise hub_error(kind)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr("personalar.locate.free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     with pytest.raises(FileNotFoundError, match=message):
         obtain_model(model(), say=lambda text: None)
 

@@ -10,9 +10,16 @@ import torch
 from conftest_backend import make_backend
 from safetensors.torch import load, save
 
-from personalar.models.backend import ChameleonBackend, save_backend
-from personalar.models.lora import has_lora, inject_lora, load_lora, lora_files, merge_lora, remove_lora
-from personalar.models.transformer import ChameleonTransformer
+from personalar.concepts.adapters.lora import (
+    has_lora,
+    inject_lora,
+    load_lora,
+    lora_files,
+    merge_lora,
+    remove_lora,
+)
+from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.transformer import ChameleonTransformer
 
 IDS = torch.tensor([[0, 70, 5, 9, 30, 200]])
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from test_decoding import TEXTS, prompts
 from torch import Tensor
 
-from personalar import commands
 from personalar.bench import lossy as bench
 from personalar.bench.__main__ import main as bench_command
 from personalar.bench.clock import counted_forwards
-from personalar.decoding.coupling import relaxed
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.lossy import make_lossy
-from personalar.models.backend import ChameleonBackend
+from personalar.config import commands
+from personalar.core.png import read_png_metadata
+from personalar.generation.decoders.coupling import relaxed
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.lossy import make_lossy
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.low_bits import FORMATS, pack, unpack
-from personalar.png import read_png_metadata
 from personalar.sample import write_samples
 
 ERROR = {"int8": 0.5 / 127, "fp8": 1 / 16}

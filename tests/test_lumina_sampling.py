@@ -9,10 +9,10 @@ from conftest_upstream import ANOLE, LUMINA, lumina_backend
 from naive import NaiveDecoder
 from torch import Tensor
 
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import Sampling, cfg_combine, keep_top_k
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import ChameleonBackend
+from personalar.config.layout import ProtocolConfig
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import Sampling, cfg_combine, keep_top_k
+from personalar.models.chameleon.backend import ChameleonBackend
 
 VOCABULARY = 9400
 SHAPES = [(64, 64), (96, 32), (32, 128)]

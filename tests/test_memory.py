@@ -12,10 +12,15 @@ from conftest_run import compose_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-import personalar.preflight
-from personalar.blocks import prepare_blocks
-from personalar.compose import package_path
-from personalar.memory import (
+import personalar.training.memory_fit
+from personalar.config.compose import package_path
+from personalar.models.chameleon.model_files import open_folder
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
+from personalar.models.dropout import Dropout
+from personalar.training.loss import head_loss
+from personalar.training.memory import (
     Allocations,
     Workload,
     estimate,
@@ -24,14 +29,9 @@ from personalar.memory import (
     peak,
     sampling_bytes,
 )
-from personalar.models.dropout import Dropout
-from personalar.models.files import open_folder
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel
-from personalar.models.vq_memory import decode_bytes, images_at_once
-from personalar.objective import head_loss
-from personalar.preflight import preflight, sampling_work, workload
-from personalar.stage import resolve_stages
+from personalar.training.memory_fit import preflight, sampling_work, workload
+from personalar.training.model_prep import prepare_blocks
+from personalar.training.stage import resolve_stages
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
 SEVEN = Workload(
@@ -125,10 +125,10 @@ def test_the_estimate_is_within_a_tenth_of_what_is_allocated(changes: dict) -> N
 
 
 def test_deep_models_are_a_straight_line_through_shallow_ones() -> None:
-    import personalar.memory
+    import personalar.training.memory
 
     work = replace(MIDDLE, shape=replace(MIDDLE.shape, num_hidden_layers=20))
-    assert observe_pass(work) == pytest.approx(personalar.memory._observe(work), rel=0.02)
+    assert observe_pass(work) == pytest.approx(personalar.training.memory._observe(work), rel=0.02)
 
 
 def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
@@ -155,24 +155,26 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
 
 def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     estimated = Mock(return_value={"weights": 1})
-    monkeypatch.setattr(personalar.preflight, "estimate", estimated)
-    ways = personalar.preflight.cheaper(MIDDLE, limit=10)
+    monkeypatch.setattr(personalar.training.memory_fit, "estimate", estimated)
+    ways = personalar.training.memory_fit.cheaper(MIDDLE, limit=10)
     assert len(ways) == estimated.call_count == 3
     estimated.side_effect = [{"weights": size} for size in (9, 99, 9, 99, 99, 99, 99, 99, 99)]
-    assert len(personalar.preflight.cheaper(MIDDLE, limit=10)) == 2
+    assert len(personalar.training.memory_fit.cheaper(MIDDLE, limit=10)) == 2
 
 
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """zero3_offload fits a small device, where the host holds what the device does not."""
-    monkeypatch.setattr(personalar.preflight, "check_devices", lambda trainer: None)
+    monkeypatch.setattr(personalar.training.memory_fit, "check_devices", lambda trainer: None)
     monkeypatch.setattr(
-        personalar.preflight, "read_shape", lambda files, attention: (TransformerConfig(), VQConfig())
+        personalar.training.memory_fit,
+        "read_shape",
+        lambda files, attention: (TransformerConfig(), VQConfig()),
     )
     files = Mock(layout=Mock(resolution=512))
 
     def plan(method: str, host: float) -> None:
         monkeypatch.setattr(
-            personalar.preflight.psutil, "virtual_memory", lambda: Mock(total=int(host * 1e9))
+            personalar.training.memory_fit.psutil, "virtual_memory", lambda: Mock(total=int(host * 1e9))
         )
         words = ["model=lumina_mgpt_7b_512", f"method={method}", "memory=24gb"]
         config = compose_config("+subject=cat", *words, "trainer=zero3_offload", "trainer.devices=2")

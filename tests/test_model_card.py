@@ -14,12 +14,12 @@ from PIL import Image
 from test_concept import make
 from test_export import adapter, exporting
 
-from personalar.concept import Concept
+from personalar.concepts.concept import Concept
+from personalar.concepts.export_card import export_content
+from personalar.concepts.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
+from personalar.config.fingerprint import learning_settings
+from personalar.core.png import read_png_metadata, save_png
 from personalar.export import write_export
-from personalar.export_card import export_content
-from personalar.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
-from personalar.png import read_png_metadata, save_png
-from personalar.settings import learning_settings
 
 
 def parts(card: str) -> tuple[dict, str]:

@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from personalar.config import StageMethod
-from personalar.datamodule import collate
-from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator
-from personalar.identifier import Identifier
-from personalar.models.backend import load_backend
-from personalar.module import Network, PersonalizationModule
-from personalar.objective import sequence_loss
-from personalar.recipe import StageNumbers
-from personalar.stage import Stage, select_parameters
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.recipe import StageNumbers
+from personalar.config.run_config import StageMethod
+from personalar.data.datamodule import collate
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import load_backend
+from personalar.training.loss import sequence_loss
+from personalar.training.module import Network, PersonalizationModule
+from personalar.training.stage import Stage, select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from personalar.compose import package_path
-from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator
-from personalar.models.backend import ChameleonBackend, load_backend
+from personalar.config.compose import package_path
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.nano.world.captions import place
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.scene import CLASSES, render, sample_instance, sample_scene
+from personalar.nano.world.subjects import hard_negatives, rendered_subject
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
-from personalar.world.captions import place
-from personalar.world.contexts import CONTEXTS
-from personalar.world.scene import CLASSES, render, sample_instance, sample_scene
-from personalar.world.subjects import hard_negatives, rendered_subject
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,15 @@ import torch
 import torch.nn.functional as F
 from conftest_backend import make_backend
 
-from personalar.blocks import prepare_blocks, quantize_base, require_bitsandbytes, train_in_float32
-from personalar.objective import head_loss
-from personalar.optimizer import make_optimizer
-from personalar.stage import select_parameters
+from personalar.training.loss import head_loss
+from personalar.training.model_prep import (
+    prepare_blocks,
+    quantize_base,
+    require_bitsandbytes,
+    train_in_float32,
+)
+from personalar.training.optimizer import make_optimizer
+from personalar.training.stage import select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
 

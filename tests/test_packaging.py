@@ -109,5 +109,5 @@ def test_the_wheel_holds_what_is_not_python(tmp_path):
     for folder in ("templates", "nano"):
         found = (path for path in (ROOT / "personalar" / folder).rglob("*") if path.is_file())
         wanted |= {path.relative_to(ROOT).as_posix() for path in found}
-    assert wanted <= held and "personalar/templates/report.html.j2" in held
+    assert wanted <= held and "personalar/reports/templates/report.html.j2" in held
     assert not {name for name in held if name.startswith(("tests/", "experiments/", "conf/"))}

@@ -10,8 +10,8 @@ import pytest
 from browser import Page, open_browser
 from synthetic_run import make_run
 
-from personalar.comparison_page import compare_folders
-from personalar.report import write_report
+from personalar.reports.comparison_page import compare_folders
+from personalar.reports.run_page import write_report
 
 TAB, ENTER, ESCAPE = 9, 13, 27
 WIDTHS = {"desktop": 1280, "phone": 375}

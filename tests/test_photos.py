@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from personalar.photos import difference_hash, inspect_file, inspect_folder, print_table
-from personalar.subject import read_folder
+from personalar.data.photos import difference_hash, inspect_file, inspect_folder, print_table
+from personalar.data.subject import read_folder
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from personalar.grid import draw_grid, stack
-from personalar.png import load_sample, read_png_metadata, sample_filename, save_png, save_sample
-from personalar.types import PromptSpec, Sample
+from personalar.core.png import load_sample, read_png_metadata, sample_filename, save_png, save_sample
+from personalar.core.types import PromptSpec, Sample
+from personalar.reports.picture_grid import draw_grid, stack
 
 RED = Image.new("RGB", (8, 6), "red")
 

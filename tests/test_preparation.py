@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from personalar import preparation, training
-from personalar.preparation import class_prompts
-from personalar.prompts import training_prompt
-from personalar.recipe import DataNumbers
-from personalar.session import Session
-from personalar.stage import resolve_stages
+from personalar.config.recipe import DataNumbers
+from personalar.data.prompts import training_prompt
+from personalar.training import inputs as preparation
+from personalar.training import train as training
+from personalar.training.context import Session
+from personalar.training.inputs import class_prompts
+from personalar.training.stage import resolve_stages
 
 
 def test_class_prompts_take_turns_and_animals_have_more() -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from personalar.process import (
+from personalar.core.process import (
     available_cores,
     busy_cores,
     choose_threads,

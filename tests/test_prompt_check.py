@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from personalar.compose import conf_dir, package_path
-from personalar.dreambench import dreambench_prompts
-from personalar.layout import ProtocolConfig
-from personalar.models.files import read_layout
-from personalar.prompt_check import check_prompts, unknown_words, words_note
-from personalar.prompts import UNRELATED, fill
-from personalar.world.captions import caption_words, sample_example
-from personalar.world.prompts import bench_prompts
-from personalar.world.scene import CLASSES
+from personalar.config.compose import conf_dir, package_path
+from personalar.config.layout import ProtocolConfig
+from personalar.data.dreambench import dreambench_prompts
+from personalar.data.prompts import UNRELATED, fill
+from personalar.generation.prompt_check import check_prompts, unknown_words, words_note
+from personalar.models.chameleon.model_files import read_layout
+from personalar.nano.world.captions import caption_words, sample_example
+from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.scene import CLASSES
 
 NANO = read_layout(package_path("package://nano") / "protocol.json")
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personalar.models.protocol import Protocol, ProtocolConfig
-from personalar.models.tokenizer import Tokenizer, build_tokenizer
-from personalar.sizes import bucket_sizes
+from personalar.core.image_sizes import bucket_sizes
+from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
+from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 
 TOKENIZER = make_tokenizer()
 CONFIG = ProtocolConfig(grid_px=16, resolution=32, buckets="square")

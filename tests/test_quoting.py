@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_knobs import inner, knobs
 
-from personalar.arguments import prepare_arguments
-from personalar.commands import AdoptConfig, ExportConfig, SampleConfig
-from personalar.compose import COMMANDS, conf_dir, register
-from personalar.config import RunConfig
-from personalar.quoting import QUOTED, parse, pieces, quote
+from personalar.config.arguments import prepare_arguments
+from personalar.config.commands import AdoptConfig, ExportConfig, SampleConfig
+from personalar.config.compose import COMMANDS, conf_dir, register
+from personalar.config.quoting import QUOTED, parse, pieces, quote
+from personalar.config.run_config import RunConfig
 
 TEXTS = [(schema, key, hint) for schema in COMMANDS.values() for key, hint in knobs(schema)
          if inner(hint) is str and key != "decoder._target_"]  # fmt: skip

@@ -37,10 +37,10 @@ def compose(command: str):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from personalar.arguments import prepare_arguments
-    from personalar.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
-    from personalar.compose import conf_dir, read_config, register
-    from personalar.config import RunConfig
+    from personalar.config.arguments import prepare_arguments
+    from personalar.config.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
+    from personalar.config.compose import conf_dir, read_config, register
+    from personalar.config.run_config import RunConfig
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
@@ -77,7 +77,7 @@ def test_evaluations_compose(command):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from personalar.compose import conf_dir, read_config, register
+    from personalar.config.compose import conf_dir, read_config, register
     from personalar.evaluate import split_arguments
 
     own, for_runs = split_arguments(shlex.split(command)[3:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest_run import compose_config
 from PIL import Image
 
-from personalar.concept import Concept
+from personalar.concepts.concept import Concept
 from personalar.sample import write_samples
 
 

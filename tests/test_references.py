@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import ChameleonBackend
-from personalar.models.preprocess import fill_size, to_uint8
-from personalar.references import save_redrawn, save_references
-from personalar.sizes import fit
-from personalar.subject import read_folder
+from personalar.config.layout import ProtocolConfig
+from personalar.core.image_sizes import fit
+from personalar.data.references import save_redrawn, save_references
+from personalar.data.subject import read_folder
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.image_transforms import fill_size, to_uint8
 
 LUMINA, SQUARE = ProtocolConfig(resolution=512), ProtocolConfig(resolution=512, buckets="square")
 SMALL = ProtocolConfig(grid_px=16, resolution=32, buckets="square")

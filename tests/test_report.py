@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, make_run
 
-from personalar.plot import line_chart, nice_ticks, smooth, thin
-from personalar.png import save_png
-from personalar.report import (
+from personalar.core.png import save_png
+from personalar.reports.charts import line_chart, nice_ticks, smooth, thin
+from personalar.reports.run_page import (
     duration,
     memory,
     number,

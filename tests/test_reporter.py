@@ -10,8 +10,8 @@ import re
 import pytest
 from rich.console import Console
 
-from personalar import reporter as spoken_by
-from personalar.reporter import Reporter
+from personalar.core import console as spoken_by
+from personalar.core.console import Reporter
 
 
 class Terminal(io.StringIO):

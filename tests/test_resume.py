@@ -19,10 +19,12 @@ from conftest_run import QUICK, compose_config
 from processes import run_interrupted, run_killed, run_once, start
 from test_run import same_result
 
-import personalar.module
-from personalar.concept import Concept
-from personalar.fault import told
-from personalar.resume import (
+import personalar.training.module
+from personalar.concepts.concept import Concept
+from personalar.core.errors import told
+from personalar.core.run_folder import RunFolder
+from personalar.run import personalize, prepare
+from personalar.training.checkpoint import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     AtomicCheckpointIO,
@@ -30,8 +32,6 @@ from personalar.resume import (
     digest_of,
     find_checkpoint,
 )
-from personalar.run import personalize, prepare
-from personalar.run_folder import RunFolder
 
 KILLS = int(os.environ.get("PERSONALAR_KILLS", "3"))
 """`make chaos` sets more."""
@@ -94,7 +94,7 @@ def test_who_asks_in_the_last_step_is_answered_too(
     name: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No step and no grid follows: the stage is learned, and the run ends before its pictures."""
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -102,7 +102,7 @@ def test_who_asks_in_the_last_step_is_answered_too(
             os.kill(os.getpid(), getattr(signal, name))
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", interrupted)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", interrupted)
     with pytest.raises(SystemExit) as ended_by:
         do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0")
     assert ended_by.value.code == 128 + getattr(signal, name) and len(calls) == 4
@@ -216,7 +216,7 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
     words += ["model.recipe.stages.embedding.batch=4", "model.recipe.stages.embedding.steps=5"]
     words += ["model.recipe.dropout=0.2"]  # of each sequence's own, whatever pass it is in
     do_run(tmp_path / "whole", *words)
-    loss, calls = personalar.module.sequence_loss, []
+    loss, calls = personalar.training.module.sequence_loss, []
 
     def killed(*args: object, **kwargs: object) -> torch.Tensor:
         calls.append(1)
@@ -225,7 +225,7 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
         return loss(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(personalar.module, "sequence_loss", killed)
+        patch.setattr(personalar.training.module, "sequence_loss", killed)
         do_run(tmp_path / "parts", *words)  # a checkpoint at step 2
     config = compose_config("+subject=cat", *QUICK, f"model.path={tiny_model_dir}", *words)
     session, stages = prepare(config, tmp_path / "parts")

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-import personalar.module
 import personalar.run
-import personalar.session
-from personalar.concept import Concept
-from personalar.config import SamplesConfig
-from personalar.png import read_png_metadata
-from personalar.run_folder import RunFolder
-from personalar.session import Session
-from personalar.subject import load_subject
+import personalar.training.context
+import personalar.training.module
+from personalar.concepts.concept import Concept
+from personalar.config.run_config import SamplesConfig
+from personalar.core.png import read_png_metadata
+from personalar.core.run_folder import RunFolder
+from personalar.data.subject import load_subject
+from personalar.training.context import Session
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -63,7 +63,7 @@ def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> N
 def test_a_killed_run_goes_on_and_ends_the_same(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
 ) -> None:
-    whole, calls = personalar.module.sequence_loss, []
+    whole, calls = personalar.training.module.sequence_loss, []
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
             raise RuntimeError("killed")
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", dies)
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
     with pytest.raises(RuntimeError, match="killed"):
         do_run(tmp_path / "killed", "stage=both")
     do_run(tmp_path / "killed", "stage=both")
@@ -109,7 +109,9 @@ def test_pictures_drawn_in_smaller_batches_are_the_same_run(do_run, finished_run
     assert not do_run(finished_run, "stage=both", "model.sampling.batch=3")
 
 
-@pytest.mark.parametrize("part", ["personalar.report.write_report", "personalar.summary.result_lines"])
+@pytest.mark.parametrize(
+    "part", ["personalar.reports.run_page.write_report", "personalar.reports.summary.result_lines"]
+)
 def test_a_run_that_dies_at_its_report_is_not_finished(
     part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +179,7 @@ def test_samples_without_the_subject_are_refused() -> None:
 
 
 def test_unknown_words_are_told_and_kept(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
-    from personalar import prompt_check
+    from personalar.generation import prompt_check
 
     monkeypatch.setattr(prompt_check, "unknown_words", lambda layout, prompts, names=(): prompts)
     do_run(tmp_path / "run", "stage=embedding", 'samples.prompts=["a {} on the moon"]')
@@ -239,7 +241,7 @@ def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
-    load, alive, found = personalar.session.load_backend, weakref.WeakSet(), []
+    load, alive, found = personalar.training.context.load_backend, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
         found.append(len(alive))
@@ -247,7 +249,7 @@ def test_one_network_at_a_time_is_in_memory(
         alive.add(backend.transformer)
         return backend
 
-    monkeypatch.setattr(personalar.session, "load_backend", watched)
+    monkeypatch.setattr(personalar.training.context, "load_backend", watched)
     gc.collect()
     gc.disable()
     try:

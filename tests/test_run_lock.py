@@ -13,7 +13,7 @@ import pytest
 from processes import run_once, start
 from test_cli import command
 
-from personalar.run_lock import LOCK_FILE, check_run_folder, locked, refusable
+from personalar.core.run_lock import LOCK_FILE, check_run_folder, locked, refusable
 
 
 def hold(run_dir: Path) -> None:

@@ -11,15 +11,15 @@ import torch
 from conftest_scoring import SCORER_PX, make_tiny_clip
 from PIL import Image
 
+from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.checkpoints import resolve_folder
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
-from personalar.scoring.preprocess import ImagePreprocessor
+from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.registry import load_scorers
 from personalar.scoring.score_file import merge_scores, read_scores
 from personalar.scoring.subject_scorer import SubjectScorer, class_text
-from personalar.scoring.weights import resolve_folder
-from personalar.types import PromptSpec, Sample, Subject
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:

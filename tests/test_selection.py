@@ -15,15 +15,15 @@ from conftest_run import QUICK, compose_config
 from processes import run_together
 from test_run import same_result
 
-import personalar.callbacks.subject_scores
-import personalar.module
-from personalar.concept import Concept
-from personalar.generator import Generator
-from personalar.report import write_report
-from personalar.resume import EXIT_TERMINATED
-from personalar.run_folder import RunFolder
-from personalar.selection import SelectionConfig, harmonic, rule_values
-from personalar.settings import learning_settings
+import personalar.training.callbacks.subject_scores
+import personalar.training.module
+from personalar.concepts.concept import Concept
+from personalar.config.fingerprint import learning_settings
+from personalar.config.selection import SelectionConfig, harmonic, rule_values
+from personalar.core.run_folder import RunFolder
+from personalar.generation.generator import Generator
+from personalar.reports.run_page import write_report
+from personalar.training.checkpoint import EXIT_TERMINATED
 
 FIVE = ["stage=embedding", "model.recipe.stages.embedding.steps=5"]
 FIVE += ["model.recipe.stages.embedding.schedule=constant", "samples.grid_every_steps=2"]
@@ -136,7 +136,9 @@ def events(monkeypatch: pytest.MonkeyPatch, dies_at: int) -> list[int]:
 
         return called
 
-    monkeypatch.setattr(personalar.module, "sequence_loss", before(personalar.module.sequence_loss))
+    monkeypatch.setattr(
+        personalar.training.module, "sequence_loss", before(personalar.training.module.sequence_loss)
+    )
     monkeypatch.setattr(Generator, "codes", before(Generator.codes))
     return count
 
@@ -145,7 +147,7 @@ def test_sigterm_at_a_step_with_a_grid_costs_nothing(
     do_run, selected_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a step is saved after its grid, which is drawn before the process ends."""
-    whole, calls, handler = personalar.module.sequence_loss, [], signal.getsignal(signal.SIGTERM)
+    whole, calls, handler = personalar.training.module.sequence_loss, [], signal.getsignal(signal.SIGTERM)
 
     def terminated(*args, **kwargs):
         calls.append(1)
@@ -156,7 +158,7 @@ def test_sigterm_at_a_step_with_a_grid_costs_nothing(
     overrides = [*BY_RULE, "trainer.checkpoint_every_steps=100"]
     try:
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-            patch.setattr(personalar.module, "sequence_loss", terminated)
+            patch.setattr(personalar.training.module, "sequence_loss", terminated)
             do_run(tmp_path / "run", *overrides)
         assert ended.value.code == EXIT_TERMINATED and len(calls) == 2
         assert RunFolder(tmp_path / "run").record["stages"]["embedding"]["checkpoint"]["step"] == 2
@@ -189,7 +191,7 @@ def falling(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Give the grids these values, in order."""
     told = itertools.chain(values)
     monkeypatch.setattr(
-        personalar.callbacks.subject_scores,
+        personalar.training.callbacks.subject_scores,
         "rule_values",
         lambda lines, config: {"harmonic": next(told), "product": 0.0},
     )
@@ -215,7 +217,7 @@ def test_a_stage_that_stopped_stays_stopped(do_run, tmp_path: Path, monkeypatch:
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("personalar.training.leave_concept", dies)
+        patch.setattr("personalar.training.train.leave_concept", dies)
         with pytest.raises(RuntimeError, match="killed"):
             do_run(tmp_path, *stop)
     assert RunFolder(tmp_path).record["stages"]["embedding"]["checkpoint"]["step"] == 4

@@ -14,10 +14,10 @@ from conftest_run import QUICK, compose_config
 from processes import free_port
 from test_distributed import assert_same_learning
 
-from personalar.config import RunConfig
-from personalar.process import global_rank, local_rank
-from personalar.run_folder import RunFolder
-from personalar.strategy import make_environment
+from personalar.config.run_config import RunConfig
+from personalar.core.process import global_rank, local_rank
+from personalar.core.run_folder import RunFolder
+from personalar.training.strategy import make_environment
 
 GUIDE = Path(__file__).parent.parent / "docs" / "multi_gpu.md"
 ENDS_WITHIN_S = 120

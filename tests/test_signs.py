@@ -12,10 +12,16 @@ import torch
 from PIL import Image
 from test_concept import make
 
-from personalar.recipe import IdentifierNumbers
-from personalar.signs import LEAST_CHANGE, LEAST_MOVE, beginning, move_of, share_changed
-from personalar.summary import result_lines
-from personalar.types import PromptSpec, Sample
+from personalar.config.recipe import IdentifierNumbers
+from personalar.core.types import PromptSpec, Sample
+from personalar.reports.summary import result_lines
+from personalar.training.callbacks.learning_check import (
+    LEAST_CHANGE,
+    LEAST_MOVE,
+    beginning,
+    move_of,
+    share_changed,
+)
 
 STILL = "model.recipe.stages.embedding.identifier_lr=1e-7"
 LOOK = ("samples.kinds=[subject]", "samples.grid_every_steps=0")

@@ -12,21 +12,21 @@ from conftest_upstream import lumina_tokenizer
 from PIL import Image
 
 import personalar
-import personalar.generator as generator_module
+import personalar.generation.generator as generator_module
 import personalar.sample
-from personalar import batching
-from personalar.concept import Concept, base_fingerprint
-from personalar.decoding.jacobi import JacobiDecoder
-from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator
-from personalar.identifier import Identifier
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import ChameleonBackend, save_backend
-from personalar.models.files import open_folder
-from personalar.models.protocol import Protocol
-from personalar.png import read_png_metadata
-from personalar.prompt_check import encode_prompts, longest_prompt
-from personalar.sizes import read_size
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.config.layout import ProtocolConfig
+from personalar.core.image_sizes import read_size
+from personalar.core.png import read_png_metadata
+from personalar.generation import batching
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.generation.prompt_check import encode_prompts, longest_prompt
+from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.model_files import open_folder
+from personalar.models.chameleon.sequence_layout import Protocol
 
 SIZES = [(64, 16), (48, 16), (32, 16), (32, 32), (16, 32), (16, 48), (16, 64)]
 PROMPT = "a photo of a [V] cat"
@@ -180,7 +180,7 @@ def test_the_command_draws_the_size_that_it_is_given(concept, tmp_path: Path, mo
 
 
 def test_a_wrong_size_is_said_before_the_weights_are_read(concept, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("personalar.models.backend.load_backend", None)
+    monkeypatch.setattr("personalar.models.chameleon.backend.load_backend", None)
     words = [f"concept={concept[0]}", f"prompts={PROMPT}", *concept[1:], "size=64x64"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from personalar.models.transformer import ChameleonTransformer
+from personalar.models.chameleon.transformer import ChameleonTransformer
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "experiments" / "lumina_7b_smoke"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest_run import compose_config
 
-from personalar.config import MethodConfig, StageMethod
-from personalar.recipe import RecipeConfig, StageNumbers
-from personalar.stage import (
+from personalar.config.recipe import RecipeConfig, StageNumbers
+from personalar.config.run_config import MethodConfig, StageMethod
+from personalar.training.stage import (
     Stage,
     describe_steps,
     lr_factor,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from personalar.config import SamplesConfig, SubjectConfig
-from personalar.prompts import fill, plain_prompts, sample_prompt, training_prompt
-from personalar.subject import load_subject, validation_prompts
-from personalar.types import PromptSpec, image_fingerprint
+from personalar.config.run_config import SamplesConfig, SubjectConfig
+from personalar.core.types import PromptSpec, image_fingerprint
+from personalar.data.prompts import fill, plain_prompts, sample_prompt, training_prompt
+from personalar.data.subject import load_subject, validation_prompts
 
 SPEC = PromptSpec(text="a {} in the snow", category="recontext")
 

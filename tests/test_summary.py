@@ -9,8 +9,8 @@ import sys
 import pytest
 from synthetic_run import make_run
 
+from personalar.reports.summary import fidelity_of, mean, summarise, write_summary
 from personalar.scoring.score_file import merge_scores
-from personalar.summary import fidelity_of, mean, summarise, write_summary
 
 BOUNDS = {"floor": {"dino": 0.5}, "ceiling": {"dino": 0.9}}
 
@@ -200,7 +200,5 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = (
-        "import sys, personalar.summary; assert not {'torch', 'transformers', 'lightning'} & set(sys.modules)"
-    )
+    code = "import sys, personalar.reports.summary; assert not {'torch', 'transformers', 'lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,9 +15,9 @@ from PIL import Image
 from synthetic_run import make_run
 from test_cli import command
 
+from personalar.reports.summary import write_summary
 from personalar.run import Job
-from personalar.summary import write_summary
-from personalar.sweep import SweepReport, check_devices, keep_sweeping, objective_value
+from personalar.runs.sweep import SweepReport, check_devices, keep_sweeping, objective_value
 
 SUMMARY = {"stages": {"base": {"dino": 0.1}, "transformer": {"dino": 0.5, "clip_t": 0.4, "intervals": {}}}}
 TINY = (

@@ -10,7 +10,13 @@ from conftest_backend import NUM_CODES, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from personalar.models.tokenizer import Tokenizer, build_tokenizer, chameleon_names, code_name, reserved_name
+from personalar.models.chameleon.tokenizer import (
+    Tokenizer,
+    build_tokenizer,
+    chameleon_names,
+    code_name,
+    reserved_name,
+)
 
 TOKENIZER = make_tokenizer()
 TOKENIZER_LAST = reserved_name(9004 + 11)

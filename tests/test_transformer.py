@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest_backend import TINY_TRANSFORMER
 
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 
 VOCAB = 90
 

@@ -19,13 +19,13 @@ from conftest_upstream import (
     tensors_of,
 )
 
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import ChameleonBackend, load_backend
-from personalar.models.checkpoint import collapse_norms
-from personalar.models.export import export_transformer, shared_norm_rows
-from personalar.models.files import ModelFiles, open_folder
-from personalar.models.vq import VQConfig
-from personalar.models.vq_checkpoint import read_numbers
+from personalar.config.layout import ProtocolConfig
+from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.chameleon.export import export_transformer, shared_norm_rows
+from personalar.models.chameleon.model_files import ModelFiles, open_folder
+from personalar.models.chameleon.tensor_files import collapse_norms
+from personalar.models.chameleon.vq import VQConfig
+from personalar.models.chameleon.vq_checkpoint import read_numbers
 
 PROMPT = "a red cat in the snow"
 
@@ -127,9 +127,9 @@ def test_the_rows_of_two_shards_are_written_as_they_were_read(
 def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(
     lumina: ChameleonBackend, lumina_dir: Path
 ) -> None:
-    from personalar.datamodule import collate
-    from personalar.identifier import Identifier
-    from personalar.module import sequence_loss
+    from personalar.concepts.adapters.identifier import Identifier
+    from personalar.data.datamodule import collate
+    from personalar.training.module import sequence_loss
 
     identifier = Identifier(tokens={"[V]": lumina.tokenizer.concept_ids[0]}, rows=torch.zeros(1, 64))
     theirs = transformers_twin(lumina_dir, [0, 0, 0, 0])

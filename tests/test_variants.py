@@ -12,9 +12,9 @@ import torch
 from tape import Tape
 from test_decoding import GRID, TEXTS, prompts
 
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import gumbel_noise, keep_top_k, seed_tensor
-from personalar.models.backend import ChameleonBackend
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import gumbel_noise, keep_top_k, seed_tensor
+from personalar.models.chameleon.backend import ChameleonBackend
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "decode_h200"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="this copy of the source has no experiments/")

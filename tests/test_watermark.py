@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from personalar.png import read_png_metadata
+from personalar.core.png import read_png_metadata
+from personalar.generation.watermark import check_watermark, main, mark, read_mark
 from personalar.sample import write_samples
-from personalar.watermark import check_watermark, main, mark, read_mark
 
 
 def picture(side: int = 512, seed: int = 0) -> Image.Image:
@@ -63,8 +63,8 @@ def test_every_written_picture_is_marked(
     finished_run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """The tiny model's pictures are too small for the real one, so another mark stands in for it."""
-    monkeypatch.setattr("personalar.watermark.check_watermark", lambda text, side: None)
-    monkeypatch.setattr("personalar.watermark.mark", lambda image, text: ImageOps.invert(image))
+    monkeypatch.setattr("personalar.generation.watermark.check_watermark", lambda text, side: None)
+    monkeypatch.setattr("personalar.generation.watermark.mark", lambda image, text: ImageOps.invert(image))
     pixels, facts = [], []
     for words in ([], ["watermark=ours"]):
         config = compose_config(

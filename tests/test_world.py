@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personalar.world.animals import HEADS
-from personalar.world.captions import article, description, sample_example, wearing
-from personalar.world.contexts import CONTEXTS
-from personalar.world.prompts import bench_prompts
-from personalar.world.scene import (
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import article, description, sample_example, wearing
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.scene import (
     ACCESSORIES,
     CLASSES,
     identity_vector,
@@ -20,8 +20,8 @@ from personalar.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.world.solids import Solid, cast, view_matrix
-from personalar.world.subjects import obeying, rendered_subject, subject_instance, twins
+from personalar.nano.world.solids import Solid, cast, view_matrix
+from personalar.nano.world.subjects import obeying, rendered_subject, subject_instance, twins
 
 
 def pixels(scene, size=48) -> np.ndarray:

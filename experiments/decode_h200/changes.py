@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
-import personalar.decoding.sampling as sampling
-import personalar.decoding.step as step
-import personalar.models.transformer as network
-from personalar import hashing
-from personalar.decoding.compiled import CompiledDecoder, Function, Replay
-from personalar.models.attend import attend
+import personalar.generation.decoders.step as step
+import personalar.generation.sampling as sampling
+import personalar.models.chameleon.transformer as network
+from personalar.core import random_keys as hashing
+from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
+from personalar.models.attention import attend
 from personalar.models.cache import CacheWindow
 
 FEW_ROWS = 4

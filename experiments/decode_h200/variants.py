@@ -28,13 +28,13 @@ from personalar.bench.machine import machine
 from personalar.bench.peak import reason, release_memory
 from personalar.bench.random_weights import random_backend
 from personalar.bench.roofline import FORMULA, copy_bandwidth, step_bytes
-from personalar.decoding.plain import PlainDecoder
-from personalar.decoding.sampling import Sampling
-from personalar.models.backend import ChameleonBackend
-from personalar.models.protocol import ProtocolConfig
-from personalar.models.transformer import TransformerConfig
-from personalar.models.vq import VQConfig
-from personalar.process import prepare_torch
+from personalar.core.process import prepare_torch
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.sampling import Sampling
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.transformer import TransformerConfig
+from personalar.models.chameleon.vq import VQConfig
 
 PLAIN = "plain step"
 VARIANTS = (

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalar.models.export import hf_config, write_checkpoint
-from personalar.models.tokenizer import Tokenizer, chameleon_names, train_tokenizer
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel
+from personalar.models.chameleon.export import hf_config, write_checkpoint
+from personalar.models.chameleon.tokenizer import Tokenizer, chameleon_names, train_tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
 
 TEXTS = ["Generate an image of 512x512 according to the following prompt:\na photo of a dog"]
 TINY_VQ = VQConfig(

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_random, write_vqgan
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.layout import ProtocolConfig
-from personalar.models.backend import load_backend
-from personalar.models.export import hf_config, write_checkpoint
-from personalar.models.files import open_folder, weight_files
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
+from personalar.config.layout import ProtocolConfig
+from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.export import hf_config, write_checkpoint
+from personalar.models.chameleon.model_files import open_folder, weight_files
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 
 
 def write(work: Path, *, width: int, layers: int, vocab: int, shard_bytes: int) -> None:

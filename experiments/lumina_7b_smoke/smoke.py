@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import write_random
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.compose import conf_dir, group_options, read_config, register
-from personalar.config import RunConfig
-from personalar.datamodule import encode_photos
-from personalar.models.backend import load_backend
-from personalar.models.files import ModelFiles
+from personalar.config.compose import conf_dir, group_options, read_config, register
+from personalar.config.run_config import RunConfig
+from personalar.data.datamodule import encode_photos
+from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.model_files import ModelFiles
 from personalar.run import prepare
-from personalar.session import Session
-from personalar.training import train_stage
+from personalar.training.context import Session
+from personalar.training.train import train_stage
 
 TINY = ["model.layout.resolution=64", "model.dtype=float32"]
 SHAPES = [(640, 480), (480, 640), (512, 512), (960, 320), (700, 512)]

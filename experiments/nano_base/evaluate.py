@@ -13,14 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from personalar.decoding.plain import PlainDecoder
-from personalar.models.backend import load_backend
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
-from personalar.world.animals import HEADS
-from personalar.world.captions import article, place, wearing
-from personalar.world.contexts import CONTEXTS
-from personalar.world.scene import (
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.models.chameleon.backend import load_backend
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import article, place, wearing
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
@@ -28,8 +26,10 @@ from personalar.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.world.skin import COLOURS
-from personalar.world.subjects import twins
+from personalar.nano.world.skin import COLOURS
+from personalar.nano.world.subjects import twins
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 
 NANO = Path(__file__).resolve().parents[2] / "personalar" / "nano"
 

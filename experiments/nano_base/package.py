@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from train_base import base_config, load_vq
 
-from personalar.models.backend import ChameleonBackend, save_backend
-from personalar.models.protocol import ProtocolConfig
-from personalar.models.tokenizer import Tokenizer
-from personalar.models.transformer import ChameleonTransformer
-from personalar.world.captions import caption_words
-from personalar.world.scene import CLASSES, identity_vector, sample_instance
+from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer
+from personalar.nano.world.captions import caption_words
+from personalar.nano.world.scene import CLASSES, identity_vector, sample_instance
 
 
 def random_identities(count: int) -> torch.Tensor:

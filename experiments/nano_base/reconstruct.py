@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from train_vq import nano_vq
 
-from personalar.models.vq import VQModel
+from personalar.models.chameleon.vq import VQModel
 
 
 @torch.no_grad()

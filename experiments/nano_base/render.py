@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from personalar.world.animals import HEADS
-from personalar.world.captions import place, sample_example, wearing
-from personalar.world.contexts import CONTEXTS
-from personalar.world.scene import (
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import place, sample_example, wearing
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
@@ -26,7 +26,7 @@ from personalar.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.world.subjects import twins
+from personalar.nano.world.subjects import twins
 
 SHARD = 2000
 GROUP = 7  # three views of an individual, two of a re-shaped twin, two of a re-coloured one

@@ -9,7 +9,7 @@ from pictures import Shards
 from render import GROUP, SHARD, group_pictures
 from torch import Tensor
 
-from personalar.world.scene import identity_vector
+from personalar.nano.world.scene import identity_vector
 
 SIZE = 96
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from scorer_pictures import SIZE, Pictures
 from torch import Tensor, nn
 
-from personalar.world.animals import HEADS
-from personalar.world.captions import article, description, place, wearing
-from personalar.world.contexts import CONTEXTS
-from personalar.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES
-from personalar.world.skin import COLOURS
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import article, description, place, wearing
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES
+from personalar.nano.world.skin import COLOURS
 
 QUESTIONS: dict[str, list[tuple[str, str]]] = {  # question -> [(answer, phrase with {} for the noun)]
     "context": [(name, f"a {{}}{place(name)}") for name in CONTEXTS],

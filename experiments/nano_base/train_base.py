@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_vq import nano_vq
 
-from personalar.models.protocol import Protocol, ProtocolConfig
-from personalar.models.tokenizer import Tokenizer, build_tokenizer
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQModel
-from personalar.world.captions import IDENTIFIER
+from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
+from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQModel
+from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26
 PROMPT_DROP = 0.10

@@ -24,7 +24,7 @@ from scorer_pictures import SIZE, Pictures
 from scorer_tasks import ClipTask, DinoTask, build, question_at
 from torch import nn
 
-from personalar.world.animals import HEADS
+from personalar.nano.world.animals import HEADS
 
 WARMUP = 60
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pictures import Log, Master, Shards, save_state
 from safetensors.torch import load_file, save_file
 
-from personalar.models.vq import VQConfig, VQModel
+from personalar.models.chameleon.vq import VQConfig, VQModel
 
 WARMUP, PLAIN_STEPS, DECAY = 60, 120, 0.98
 

@@ -14,16 +14,16 @@ from statistics import mean
 import torch
 from omegaconf import OmegaConf
 
-from personalar.compose import package_path
-from personalar.concept import Concept
-from personalar.decoding.plain import PlainDecoder
-from personalar.generator import Generator
-from personalar.models.backend import load_backend
-from personalar.prompts import sample_prompt
-from personalar.request import Request
+from personalar.concepts.concept import Concept
+from personalar.config.compose import package_path
+from personalar.data.prompts import sample_prompt
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.generation.requests import Request
+from personalar.models.chameleon.backend import load_backend
+from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.subjects import rendered_subject
 from personalar.scoring.dino import DinoScorer
-from personalar.world.prompts import bench_prompts
-from personalar.world.subjects import rendered_subject
 
 
 def rows_alone(run: Path, threads: int) -> dict:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from personalar.benchmark import TITLES
+from personalar.runs.benchmark import TITLES
 
 PUBLISHED = Path(__file__).with_name("published.jsonl")
 MAIN = ("two_stage", "without_class_name", "one_stage", "dreambooth")

@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from personalar.fault import told
+from personalar.core.errors import told
 
 MEASUREMENTS = ("decode", "lossy", "memory", "train")
 HELP = ("--help", "-h")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalar.decoding.plain import NoiseAhead
-from personalar.decoding.sampling import Sampling
-from personalar.models.backend import ChameleonBackend
+from personalar.generation.decoders.plain import NoiseAhead
+from personalar.generation.sampling import Sampling
+from personalar.models.chameleon.backend import ChameleonBackend
 
 BASELINES = {"generate": "transformers generate", "static": "transformers static, batched CFG"}
 """The two that our decoders are compared with; the second has a static cache, guidance in one batch."""

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from personalar.arguments import prepare_arguments
 from personalar.bench.baseline import BASELINES, Baseline
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode_table import PROMPT, Contender, summary, table
@@ -33,13 +32,14 @@ from personalar.bench.machine import machine
 from personalar.bench.peak import peak_of, reason, release_memory, reset_peak
 from personalar.bench.roofline import FORMULA, copy_bandwidth, synchronize
 from personalar.bench.settings import split_own
-from personalar.commands import SampleConfig
-from personalar.compose import composed, conf_dir, read_config
-from personalar.generator import Generator
-from personalar.locate import obtain_model
-from personalar.models.backend import ChameleonBackend, load_backend
-from personalar.png import save_png
-from personalar.process import keep_memory, prepare_torch
+from personalar.config.arguments import prepare_arguments
+from personalar.config.commands import SampleConfig
+from personalar.config.compose import composed, conf_dir, read_config
+from personalar.core.png import save_png
+from personalar.core.process import keep_memory, prepare_torch
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.loading import obtain_model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from personalar.bench.baseline import BASELINES
 from personalar.bench.peak import Peak
 from personalar.bench.roofline import step_bytes
-from personalar.models.backend import ChameleonBackend
+from personalar.models.chameleon.backend import ChameleonBackend
 
 PROMPT = "a photo of a cat in the snow"
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from personalar.bench.baseline import hf_model
 from personalar.bench.clock import Moment, now, seconds_per_step
-from personalar.datamodule import SequenceStream, collate
-from personalar.module import PersonalizationModule
-from personalar.session import Session
-from personalar.stage import Stage, select_parameters, sequences_per_step
+from personalar.data.datamodule import SequenceStream, collate
+from personalar.training.context import Session
+from personalar.training.module import PersonalizationModule
+from personalar.training.stage import Stage, select_parameters, sequences_per_step
 
 
 class Ours(nn.Module):

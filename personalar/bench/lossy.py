@@ -27,21 +27,21 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from personalar.arguments import check_choice, prepare_arguments
 from personalar.bench.clock import counted_forwards
 from personalar.bench.decode import compose_sample
 from personalar.bench.machine import machine
 from personalar.bench.roofline import synchronize
 from personalar.bench.settings import split_own
-from personalar.bootstrap import difference
-from personalar.commands import SampleConfig
-from personalar.compose import conf_dir
-from personalar.generator import Generator
-from personalar.judges import ScorerConfig
-from personalar.locate import obtain_model
-from personalar.lossy import make_lossy, require_torchao
-from personalar.models.backend import ChameleonBackend, load_backend
-from personalar.process import keep_memory, prepare_torch
+from personalar.config.arguments import check_choice, prepare_arguments
+from personalar.config.commands import SampleConfig
+from personalar.config.compose import conf_dir
+from personalar.config.scorer_config import ScorerConfig
+from personalar.core.process import keep_memory, prepare_torch
+from personalar.generation.generator import Generator
+from personalar.generation.lossy import make_lossy, require_torchao
+from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.loading import obtain_model
+from personalar.reports.bootstrap import difference
 from personalar.scoring.registry import load_scorers
 
 MAXIMAL = "decoder.coupling=maximal"

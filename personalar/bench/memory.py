@@ -1,6 +1,6 @@
 """Memory of the 7B by method and spared item: `python -m personalar.bench memory batch=4 resolution=512`.
 
-Nothing is measured here: the program's own estimate (`personalar/memory.py`), which a test holds against real
+Nothing is measured here: the program's own estimate (`personalar/training/memory.py`), which a test holds against real
 allocations, is printed for Lumina-mGPT's shape.
 
     batch=4             sequences of one pass
@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import torch
 
-from personalar.batching import PICTURES_AT_ONCE
-from personalar.memory import Workload, estimate, peak, sampling_bytes
-from personalar.models.transformer import TransformerConfig
-from personalar.models.vq import VQConfig
-from personalar.models.vq_memory import decode_bytes
+from personalar.generation.batching import PICTURES_AT_ONCE
+from personalar.models.chameleon.transformer import TransformerConfig
+from personalar.models.chameleon.vq import VQConfig
+from personalar.models.chameleon.vq_memory import decode_bytes
+from personalar.training.memory import Workload, estimate, peak, sampling_bytes
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)
 METHODS = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from personalar.models.backend import ChameleonBackend
-from personalar.models.protocol import ProtocolConfig
-from personalar.models.tokenizer import Tokenizer, build_tokenizer
-from personalar.models.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.vq import VQConfig, VQModel
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
 
 
 def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from personalar.models.backend import ChameleonBackend
+from personalar.models.chameleon.backend import ChameleonBackend
 
 FORMULA = (
     "bytes of a step = transformer weights without embedding and head + image rows of the head "

@@ -28,22 +28,22 @@ from typing import Any
 import lightning as L
 import torch
 
-from personalar.arguments import prepare_arguments
 from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.machine import machine, told
 from personalar.bench.peak import Peak, peak_of, reason, release_memory, reset_peak
 from personalar.bench.settings import split_own
-from personalar.compose import composed, conf_dir, read_config
-from personalar.config import RunConfig
-from personalar.datamodule import SequenceStream, collate
-from personalar.module import PersonalizationModule
-from personalar.process import keep_memory
-from personalar.reporter import Reporter
-from personalar.session import Session
-from personalar.stage import Stage, sequences_per_step
-from personalar.training import (
+from personalar.config.arguments import prepare_arguments
+from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.run_config import RunConfig
+from personalar.core.console import Reporter
+from personalar.core.process import keep_memory
+from personalar.data.datamodule import SequenceStream, collate
+from personalar.training.context import Session
+from personalar.training.module import PersonalizationModule
+from personalar.training.stage import Stage, sequences_per_step
+from personalar.training.train import (
     device_peak,
     make_callbacks,
     make_data,

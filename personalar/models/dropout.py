@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from personalar.hashing import bits, mix
+from personalar.core.random_keys import bits, mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from personalar.scoring.preprocess import ImagePreprocessor
-from personalar.scoring.weights import load_model, resolve_folder, weights_name
+from personalar.scoring.checkpoints import load_model, resolve_folder, weights_name
+from personalar.scoring.image_processor import ImagePreprocessor
 
 
 class ClipScorer:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from personalar.atomic import write_atomic
+from personalar.core.files import write_atomic
 
 KEY = ("stage", "kind", "prompt", "seed", "scorer")
 """What makes two lines speak of the same thing."""

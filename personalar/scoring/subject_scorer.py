@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity, similarity_between
-from personalar.types import PromptSpec, Sample, Subject
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 

@@ -1,0 +1,1 @@
+"""Learned concepts: their format, their checks, their cards."""

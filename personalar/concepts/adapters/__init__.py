@@ -1,0 +1,1 @@
+"""Parts of a model that can be learned and put into a backend."""

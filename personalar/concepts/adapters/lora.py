@@ -1,0 +1,196 @@
+"""Low-rank adapters on attention projections, by PEFT and in PEFT's files.
+
+The paper's Table 3 (arXiv 2504.13162) adapts q, k and v of every N-th layer. An adapter written here loads
+with `PeftModel.from_pretrained` on transformers' Chameleon class, because our parameter names are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from personalar.models.chameleon.transformer import ChameleonTransformer
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+_PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
+
+
+def inject_lora(
+    transformer: ChameleonTransformer,
+    *,
+    rank: int,
+    every_n_layers: int = 1,
+    alpha: float | None = None,
+    targets: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
+    generator: torch.Generator,
+) -> dict[str, nn.Parameter]:
+    """Put adapters into `transformer`, in place; return their parameters by name. Everything else is frozen.
+
+    The outputs do not change: B starts at zero. Adapters are float32 whatever the base is.
+
+    Args:
+        rank: of every adapter.
+        every_n_layers: adapt layers 0, N, 2N, ...
+        alpha: adapters act times alpha / rank; by default alpha = rank.
+        targets: names of the projections.
+        generator: source of A's start.
+    """
+    if rank < 1 or every_n_layers < 1:
+        raise ValueError(f"lora rank={rank} and every_n_layers={every_n_layers} must be at least 1")
+    unknown = sorted(set(targets) - PROJECTIONS)
+    if unknown or not targets:
+        raise ValueError(f"lora targets {unknown or list(targets)} are not projections of the transformer")
+    layers = list(range(0, transformer.config.num_hidden_layers, every_n_layers))
+    config = {
+        "r": rank,
+        "lora_alpha": rank if alpha is None else alpha,
+        "target_modules": list(targets),
+        "layers_to_transform": layers,
+        "layers_pattern": "layers",
+    }
+    parameters = _inject(transformer, config)
+    for name, parameter in parameters.items():
+        if ".lora_A." in name:
+            bound = parameter.shape[1] ** -0.5  # PEFT's own start: kaiming uniform with a = sqrt(5)
+            # The device and type are named because Lightning and DeepSpeed change the defaults here.
+            start = torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
+            start = start * 2 * bound - bound
+            parameter.data.copy_(start)
+    return parameters
+
+
+def has_lora(transformer: ChameleonTransformer) -> bool:
+    """Tell whether adapters are in."""
+    return any(".lora_A." in name for name, _ in transformer.named_parameters())
+
+
+def lora_files(
+    transformer: ChameleonTransformer, values: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, bytes]:
+    """Return the adapter as PEFT's two files, by name. Raises ValueError when there is none.
+
+    Args:
+        values: the adapter's tensors by parameter name; by default those in `transformer`.
+    """
+    if not has_lora(transformer):
+        raise ValueError("the transformer has no adapter to save: inject_lora first")
+    if values is None:
+        values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
+    tensors = {
+        f"{_PREFIX}{name.replace('.default.', '.')}": tensor.cpu().contiguous()
+        for name, tensor in values.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
+        transformer.peft_config["default"].save_pretrained(folder)
+        config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
+    config["target_modules"] = sorted(
+        config["target_modules"]
+    )  # a set inside PEFT; equal adapters, equal bytes
+    return {
+        WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
+    }
+
+
+def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
+    """Put a saved adapter into `transformer`, in place; return its parameters by name.
+
+    Raises:
+        ValueError: when a file is missing or damaged, or the adapter was made for another architecture.
+    """
+    missing = sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files))
+    if missing:
+        raise ValueError(f"the adapter folder lacks {', '.join(missing)}")
+    try:
+        saved = from_safetensors(files[WEIGHTS_FILE])
+        config: dict[str, Any] = json.loads(files[CONFIG_FILE])
+        kept = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
+        raise ValueError(
+            "the adapter is not plain LoRA (peft_type LORA, no DoRA, no bias); it cannot be loaded"
+        )
+    optional = ("layers_to_transform", "layers_pattern", "use_rslora")
+    kept |= {key: config[key] for key in optional if config.get(key)}
+    _check_adapter(kept, saved, transformer)
+    parameters = _inject(transformer, kept)
+    expected = {f"{_PREFIX}{name.replace('.default.', '.')}": p for name, p in parameters.items()}
+    wrong = sorted(set(saved) ^ set(expected))
+    wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]
+    if wrong:
+        remove_lora(transformer)
+        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
+    for name, parameter in expected.items():
+        parameter.data.copy_(saved[name])
+    return parameters
+
+
+def merge_lora(transformer: ChameleonTransformer) -> None:
+    """Add the adapters to the weights they sit on and take them out: plain layers, plain names remain."""
+    for module in _adapted(transformer).values():
+        module.merge()
+    remove_lora(transformer)
+
+
+def remove_lora(transformer: ChameleonTransformer) -> None:
+    """Take the adapters out."""
+    for name, module in _adapted(transformer).items():
+        parent, _, child = name.rpartition(".")
+        setattr(transformer.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(transformer, "peft_config"):
+        del transformer.peft_config
+
+
+def _check_adapter(
+    config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: ChameleonTransformer
+) -> None:
+    """Raise ValueError for numbers that PEFT should not be given, before it makes anything of them."""
+    layers, targets = config.get("layers_to_transform", []), config["target_modules"]
+    depth, width = transformer.config.num_hidden_layers, transformer.lm_head.weight.shape[1]
+    problems = {
+        f"r={config['r']!r:.40}": type(config["r"]) is int and 1 <= config["r"] <= width,
+        f"lora_alpha={config['lora_alpha']!r:.40}": type(config["lora_alpha"]) in (int, float)
+        and abs(config["lora_alpha"]) < 1e6,
+        f"target_modules={targets!r:.80}": isinstance(targets, list) and bool(targets)
+        and all(isinstance(name, str) for name in targets) and set(targets) <= PROJECTIONS,
+        f"layers_to_transform={layers!r:.80}": isinstance(layers, list)
+        and all(type(layer) is int and 0 <= layer < depth for layer in layers),
+        f"layers_pattern={config.get('layers_pattern')!r:.40}": config.get("layers_pattern", "layers")
+        in ("layers", ["layers"]),
+        f"use_rslora={config.get('use_rslora')!r:.40}": config.get("use_rslora", True) is True,
+    }  # fmt: skip
+    if wrong := [told for told, fine in problems.items() if not fine]:
+        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
+    if strange := [n for n, t in saved.items() if not (t.is_floating_point() and torch.isfinite(t).all())]:
+        raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
+
+
+def _inject(transformer: ChameleonTransformer, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if has_lora(transformer):
+        raise ValueError("the transformer already has an adapter: merge_lora or remove_lora first")
+    device = transformer.lm_head.weight.device
+    with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which is replaced
+        inject_adapter_in_model(LoraConfig(**config), transformer)
+    parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
+    for parameter in parameters.values():
+        parameter.data = parameter.data.to(device, torch.float32)
+    return parameters
+
+
+def _adapted(transformer: ChameleonTransformer) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}

@@ -1,0 +1,239 @@
+"""A concept: what a stage learned, as a folder that stages hand over and people share.
+
+    concept.json                 provenance: base, subject, identifier, stage, config, versions, hashes
+    learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
+    weights.safetensors          changed transformer tensors, or absent
+    lora/                        a PEFT adapter folder, or absent
+
+Loading runs no code and trusts nothing: safetensors and json only, hashes, shapes and finiteness are checked.
+`concept.json` is written last, so a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from personalar import __version__
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.adapters.lora import load_lora, merge_lora
+from personalar.concepts.validation import join_rows, parse_record, read_tensors
+from personalar.core.files import write_atomic
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer
+
+FORMAT_VERSION = 2
+ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
+LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+
+
+class HasTransformer(Protocol):
+    """What a concept needs of a backend."""
+
+    transformer: ChameleonTransformer
+    tokenizer: Tokenizer
+
+
+def base_fingerprint(files: Iterable[Path]) -> str:
+    """Return a hash of a base's weight files: their names and all that is in them."""
+    paths = list(files)
+    with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
+        contents = pool.map(content_hash, paths)
+        named = [f"{path.name}:{content};" for path, content in zip(paths, contents, strict=True)]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file; one that a hub's cache keeps under its sha256 is not read for it."""
+    kept_as = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", kept_as):
+        return kept_as
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("torch", "lightning", "safetensors", "tokenizers", "peft")
+    return {
+        "personalar": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """A learned subject; plain values and CPU tensors."""
+
+    base: dict[str, str]
+    """"name" and "fingerprint" of the base it was learned on."""
+    subject: dict[str, str]
+    """"name", "noun" and "fingerprint"."""
+    stage: str
+    tokens: dict[str, int]
+    """Identifier names -> reserved ids."""
+    rows: Tensor
+    """(K, D), one per token."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Changed transformer tensors by name."""
+    lora: dict[str, bytes] = field(default_factory=dict)
+    """The PEFT adapter's two files by their path in the concept folder, or empty."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings that determine it, plain values."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the folder, `concept.json` last; return it."""
+        if (folder / "lora").is_symlink():
+            raise ValueError(f"{folder / 'lora'} is a link: nothing is written outside of a concept's folder")
+        (folder / RECORD_FILE).unlink(missing_ok=True)
+        rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
+        files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
+        if self.weights:
+            weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
+            files[WEIGHTS_FILE] = save_safetensors(weights, metadata={"format": "pt"})
+        for stale in {WEIGHTS_FILE, *LORA_FILES} - set(files):
+            (folder / stale).unlink(missing_ok=True)
+        for name, data in files.items():
+            write_atomic(folder / name, data)
+        record = {
+            "format_version": FORMAT_VERSION,
+            "base": self.base,
+            "subject": self.subject,
+            "stage": self.stage,
+            "identifier": self.tokens,
+            "config": self.config,
+            "versions": package_versions(),
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        }
+        write_atomic(folder / RECORD_FILE, json.dumps(record, indent=1).encode())
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Concept:
+        """Read a concept folder.
+
+        Raises:
+            FileNotFoundError: when it holds no concept.
+            ValueError: when it was written by another format version, is damaged or holds NaN.
+        """
+        allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
+        record = parse_record(folder / RECORD_FILE, version=FORMAT_VERSION, files=allowed, needed=ROWS_FILE)
+        files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
+        rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
+        changed = files.pop(WEIGHTS_FILE, None)
+        weights = {} if changed is None else read_tensors(folder / WEIGHTS_FILE, changed)
+        return cls(
+            base=record["base"],
+            subject=record["subject"],
+            stage=record["stage"],
+            tokens=record["identifier"],
+            rows=join_rows(folder / ROWS_FILE, rows, record["identifier"]),
+            weights=weights,
+            lora=files,
+            config=record["config"],
+        )
+
+    def check_base(self, *, name: str, fingerprint: str) -> None:
+        """Raise ValueError unless the concept was learned on this very base."""
+        if self.base["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
+                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave "
+                "model= out, or set model.path=DIR to the folder where its files lie"
+            )
+
+    def apply(self, backend: HasTransformer) -> Identifier:
+        """Put the changed weights into `backend`, in place, and return the identifier for it.
+
+        Raises:
+            ValueError: when a tensor is unknown to the backend or has another shape.
+        """
+        parameters = dict(backend.transformer.named_parameters())
+        _check_shapes(self.weights, parameters)
+        width = parameters["model.embed_tokens.weight"].shape[1]
+        if self.rows.shape[1] != width:
+            raise ValueError(
+                f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
+            )
+        _check_ids(self.tokens, backend)
+        device = next(iter(parameters.values())).device
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                parameters[name].copy_(tensor)
+        if self.lora:
+            load_lora(
+                backend.transformer, {name.rpartition("/")[2]: data for name, data in self.lora.items()}
+            )
+            merge_lora(backend.transformer)
+        return Identifier(tokens=self.tokens, rows=self.rows).to(device)
+
+
+def save_row(path: Path, name: str, row: Tensor) -> Path:
+    """Write one learned row (D,) as a file of one key; return its path."""
+    write_atomic(path, save_safetensors({name: row.reshape(1, -1).contiguous()}, metadata={"format": "pt"}))
+    return path
+
+
+def read_row(path: Path) -> Tensor:
+    """Return the row (1, D), float32, of a file of one key, whatever the key is called.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no safetensors file, holds several keys, several rows, or NaN.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"embeds={path} does not exist: give a learned_embeds.safetensors")
+    tensors = read_tensors(path, path.read_bytes())
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
+        )
+    (row,) = tensors.values()
+    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
+        raise ValueError(
+            f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
+        )
+    return row.reshape(1, -1).float()
+
+
+def _check_ids(tokens: Mapping[str, int], backend: HasTransformer) -> None:
+    """Refuse ids that mean something already: a row in their place would change every prompt or picture."""
+    foreign = {name: index for name, index in tokens.items() if index not in backend.tokenizer.concept_ids}
+    if foreign:
+        raise ValueError(
+            f"the concept takes the ids {foreign}, which this base has not reserved for names: another base"
+        )
+
+
+def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, tensor in weights.items():
+        if name not in parameters:
+            raise ValueError(
+                f"the concept changes {name}, which the base does not have: another architecture"
+            )
+        if tensor.shape != parameters[name].shape:
+            expected = tuple(parameters[name].shape)
+            raise ValueError(f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {expected}")
+
+
+def _read_checked(folder: Path, name: str, digest: str) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the concept folder was not copied completely")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path} differs from what {RECORD_FILE} says: truncated or changed, copy it again")
+    return data

@@ -1,0 +1,1 @@
+"""Typed settings of every command, one dataclass per group of conf/."""

@@ -1,0 +1,173 @@
+"""How a configuration comes about: where the named choices lie, each group's schema, the typed result."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from personalar.config.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
+from personalar.config.evaluate_config import BenchmarkConfig, EvaluateConfig
+from personalar.config.fields import check_ranges
+from personalar.config.recipe import RecipeConfig, one_of
+from personalar.config.run_config import (
+    DecoderConfig,
+    LoggerConfig,
+    MemoryConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    StageSelection,
+    SubjectConfig,
+    TrainerConfig,
+)
+from personalar.config.scorer_config import ScorerConfig
+from personalar.config.targets import check_targets
+from personalar.core.types import STAGE_NAMES
+
+GROUPS: dict[str, Any] = {
+    "model": ModelConfig,
+    "model/recipe": RecipeConfig,
+    "subject": SubjectConfig,
+    "stage": StageSelection,
+    "method": MethodConfig,
+    "decoder": DecoderConfig,
+    "trainer": TrainerConfig,
+    "memory": MemoryConfig,
+    "logger": LoggerConfig,
+    "scorer": ScorerConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+COMMANDS: dict[str, Any] = {
+    "run": RunConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "adopt": AdoptConfig,
+    "doctor": DoctorConfig,
+}
+"""What Hydra composes for each command: `python -m personalar.NAME`, conf/NAME.yaml."""
+
+MEASURES = (
+    "dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy", "images", "class_dino",
+    "class_drift", "pres", "diversity", "drift", "nearest", "memorised", "steps", "seconds",
+)  # fmt: skip
+"""What summary.json says of a stage in one number: what an objective may be made of."""
+
+
+def conf_dir() -> Path:
+    """Return the folder of named choices: inside the installed package, else beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: when neither exists (a broken installation).
+    """
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "run.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no conf/run.yaml in {package} or {package.parent}: reinstall personalar")
+
+
+def group_options(conf: Path, group: str) -> list[str]:
+    """Return the named choices of a config group."""
+    names = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
+    return sorted(
+        name.as_posix() for name in names if f"{group}/{name.parent.as_posix()}" not in GROUPS
+    )  # a group inside a group (model/recipe) is its own; a folder inside (experiment/paper) is not
+
+
+def groups_of(schema: type) -> list[str]:
+    """Return the config groups of which a command takes a choice; recipe and experiment are for learning."""
+    own = set(typing.get_type_hints(schema).values())
+    learns = MethodConfig in own
+    groups = [group for group, kind in GROUPS.items() if kind in own or (kind is RecipeConfig and learns)]
+    return [*groups, *(["experiment"] if learns else [])]
+
+
+def choices(conf: Path, command: str) -> str:
+    """Return one line per config group that `command` takes with its choices, for --help."""
+    groups = groups_of(COMMANDS[command])
+    return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
+
+
+def dreambench_class(path: str | None) -> str:
+    """Return the class of the DreamBench subject whose folder is `path`.
+
+    Raises:
+        ValueError: the folder has another name.
+    """
+    from personalar.data.dreambench import SUBJECTS
+
+    name = Path(path).resolve().name if path else None
+    if name not in SUBJECTS:
+        raise ValueError(
+            f"+subject=dreambench needs subject.path=DIR/NAME, a folder of DreamBench (got {path}); allowed "
+            f"names: {', '.join(SUBJECTS)}; for other photos use +subject=folder"
+        )
+    return SUBJECTS[name]
+
+
+def package_path(where: str) -> Path:
+    """Return the folder that `where` names: "package://x" lies inside the installed package."""
+    inside = where.removeprefix("package://")
+    return Path(__file__).resolve().parents[1] / inside if inside != where else Path(where).expanduser()
+
+
+def check_names(values: dict[str, Any]) -> None:
+    """Raise ValueError for names in lists that would be passed over in silence, or met at the very end."""
+    for name in values.get("stage", {}).get("run", []):
+        one_of("stage.run", name, STAGE_NAMES[1:])
+    for product in values.get("objective", []):
+        for factor in str(product).split("*"):
+            one_of("objective", factor.strip(), MEASURES)
+
+
+def read_config(cfg: DictConfig) -> Any:
+    """Return the typed configuration (`RunConfig` or `SampleConfig`).
+
+    Raises:
+        ValueError: when a value is missing, out of range, contradicts another or would run foreign code.
+    """
+    check_targets(OmegaConf.to_container(cfg, resolve=False))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+    values = OmegaConf.to_container(cfg, resolve=True)
+    check_ranges(values)
+    check_names(values)
+    return OmegaConf.to_object(cfg)
+
+
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of personalar.`command` with `overrides`, without running it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
+    GlobalHydra.instance().hydra = None
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(command, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
+
+
+def register() -> None:
+    """Tell Hydra the schema of every group, and how a folder subject gets its name."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for command, schema in COMMANDS.items():
+        store.store(name=f"{command}_schema", node=schema)
+    for group, schema in GROUPS.items():
+        store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
+    OmegaConf.register_new_resolver("choices", lambda command: choices(conf_dir(), command), replace=True)
+    OmegaConf.register_new_resolver(
+        "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
+    )
+    OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)

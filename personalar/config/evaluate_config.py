@@ -1,0 +1,82 @@
+"""Every knob of `python -m personalar.evaluate`; what its runs do is set by the knobs of personalar.run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from personalar.config.recipe import one_of
+from personalar.config.scorer_config import ScorerConfig
+
+PROTOCOLS = {"paper": 1, "dreambooth": 4}
+"""Images for each prompt: arXiv 2504.13162 draws one (750 in all), DreamBooth four (3000)."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """Which subjects are learned by which methods."""
+
+    name: str = MISSING
+    kind: str = "rendered"
+    """"rendered" (named choices of subject) or "dreambench" (photographs in a folder)."""
+    path: str | None = None
+    """Folder in DreamBench's layout; kind=dreambench only."""
+    url: str | None = None
+    """Where `fetch` finds the archive of the data set."""
+    subjects: list[str] | None = None
+    """Names; null: all that lie in `path`."""
+    methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
+    """Names in conf/experiment/paper or conf/method; the first is what the others are compared with, and its
+    stage 1 is the table's textual inversion."""
+    published: dict[str, float] = field(default_factory=dict)
+    """The published row of real photographs, for `calibrate`: dino, clip_i, subjects."""
+    tolerance: float = 0.01
+    """How far from the published row `calibrate` passes."""
+
+    def __post_init__(self) -> None:
+        one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))
+        if not self.methods:
+            raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
+        if self.kind == "dreambench" and self.path is None:
+            raise ValueError(
+                "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
+                "layout; python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR gets it"
+            )
+
+    @property
+    def photographs(self) -> bool:
+        """Whether its subjects are real photographs."""
+        return self.kind != "rendered"
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """`python -m personalar.evaluate`."""
+
+    task: str = "benchmark"
+    """"benchmark", "calibrate" (the judges), "fetch" (the photographs) or "table" (once more)."""
+    benchmark: BenchmarkConfig = MISSING
+    scorer: ScorerConfig = MISSING
+    protocol: str = "paper"
+    """"paper" (one image a prompt) or "dreambooth" (four)."""
+    kinds: list[str] = field(
+        default_factory=lambda: ["subject", "class", "description", "prior", "unrelated"]
+    )
+    """What is sampled besides the subject; see samples.kinds."""
+    jobs: int = 1
+    """Subjects at a time; with GPUs, one process for each GPU in turn."""
+    launcher: str | None = None
+    """Hydra launcher for a method's subjects in place of `jobs`: joblib, submitit_local, submitit_slurm."""
+    out: str = "outputs/${benchmark.name}"
+    """Folder for the runs and the tables."""
+
+    def __post_init__(self) -> None:
+        one_of("task", self.task, ("benchmark", "calibrate", "fetch", "table"))
+        one_of("protocol", self.protocol, tuple(PROTOCOLS))
+        if self.task in ("benchmark", "calibrate"):  # the others use no judges
+            self.scorer.check_decides(
+                f"benchmark={self.benchmark.name}",
+                photographs=self.benchmark.photographs,
+                otherwise="scorer=none (no scores)" if self.task == "benchmark" else None,
+            )

@@ -1,0 +1,74 @@
+"""Which settings determine a result: what a run, and what its first stage alone, is a function of.
+
+And what is asked for beyond learning: which stages, pictures and scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from personalar.config.run_config import RunConfig
+
+
+def learning_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that determine what is learned, as plain values."""
+    model = asdict(config.model)
+    for name in ("photo_warning", "float16_problem", "accelerator"):
+        model.pop(name)
+    model["sampling"].pop("batch")  # how many pictures are drawn together changes none
+    if model["layout"] is not None:
+        model["layout"].pop("known_words")
+    chooses = {}
+    if config.selection.selects:  # then what is compared, and by whom, decides what is left
+        compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
+        samples = {name: getattr(config.samples, name) for name in compared}
+        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": judges_of(config)}}
+    return {
+        "model": model,
+        "subject": asdict(config.subject),
+        "method": asdict(config.method),
+        "decoder": asdict(config.decoder),
+        "seed": config.seed,
+        **chooses,
+    }
+
+
+def judges_of(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that scores depend on."""
+    return {name: value for name, value in asdict(config.scorer).items() if name != "photo_warning"}
+
+
+def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    """Return what of `learning_settings` the first stage of a method depends on; None where it is not first.
+
+    A run with the same ones, on the same base and photos, would learn the same stage.
+    """
+    method, model = settings["method"], settings["model"]
+    if next(iter(method["stages"]), None) != stage:
+        return None
+    chosen, recipe = method["stages"][stage], model["recipe"]
+    mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
+    return {
+        **settings,
+        "model": {**model, "recipe": mine},
+        "method": {"stage": chosen, "base_bits": method["base_bits"]},
+    }
+
+
+def request_of(config: RunConfig) -> dict[str, Any]:
+    """Return what a command asks for beyond learning; run.json keeps what is finished of it."""
+    return {
+        "stages": list(config.stage.run),
+        "samples": asdict(config.samples),
+        "scorer": judges_of(config),
+    }
+
+
+def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bool:
+    """Tell whether a run has `finished` all of `request`: the same pictures and scores, of these stages."""
+    if finished is None:
+        return False
+    alike = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
+    return alike and set(request["stages"]) <= set(finished["stages"])

@@ -1,0 +1,64 @@
+"""The judges of a run: who they are, and what may not hang on the word of some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from personalar.config.recipe import one_of
+
+UNJUDGED = ("images", "steps", "seconds")
+"""Measures in summary.json that no judge makes."""
+
+
+@dataclass(kw_only=True)
+class ScorerConfig:
+    """The judges; both null: no scores."""
+
+    name: str = MISSING
+    clip: str | None = None
+    """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
+    dino: str | None = None
+    """Folder or hub id of a DINO-style vision transformer."""
+    dino_preprocess: str = "checkpoint"
+    """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
+    clip_text: str = "class"
+    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+    photo_warning: str | None = None
+    """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
+    photographs."""
+
+    def __post_init__(self) -> None:
+        one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
+        one_of("scorer.clip_text", self.clip_text, ("class", "prompt"))
+
+    @property
+    def scores(self) -> bool:
+        """Whether there are judges."""
+        return bool(self.clip and self.dino)
+
+    def warning(self, *, photographs: bool) -> str | None:
+        """Return what to say of the scores of such pictures, or None."""
+        return self.photo_warning if photographs and self.scores else None
+
+    def check_decides(self, what: str, *, photographs: bool, otherwise: str | None = None) -> None:
+        """Let `what` hang on these judges' scores.
+
+        Raises:
+            ValueError: they do not know such pictures; with what to choose, `otherwise` among it.
+        """
+        if self.warning(photographs=photographs) is None:
+            return
+        ways = ["scorer=dreambench", *([otherwise] if otherwise else [])]
+        raise ValueError(
+            f"{what} would be decided by judges that do not know photographs (scorer={self.name}): choose "
+            f"{', '.join(ways)}, or judges of your own that do (scorer.clip=DIR scorer.dino=DIR "
+            "scorer.photo_warning=null)"
+        )
+
+
+def judged(objective: Iterable[str]) -> list[str]:
+    """Return those of an objective's names ("dino*clip_t") that hold a judge's measure."""
+    return [name for name in objective if {f.strip() for f in name.split("*")} - set(UNJUDGED)]

@@ -1,0 +1,101 @@
+"""The machine's side of a run: where it computes, over how many processes, in how much memory, and where its
+curves go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from personalar.config.recipe import one_of
+
+ACCELERATORS = ("cpu", "gpu", "auto")
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """The machine's side of a run; results do not depend on it, up to floating point."""
+
+    name: str = MISSING
+    accelerator: str = "cpu"
+    """"cpu", "gpu", or "auto", which becomes one of them: gpu if torch sees one."""
+    devices: int = 1
+    """Processes on each machine."""
+    num_nodes: int = 1
+    """Machines; each starts the same command, by torchrun or srun."""
+    strategy: str = "single"
+    """"single" process, "ddp" (whole copies), or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host)."""
+    attention: str = "sdpa"
+    """"eager" (explicit softmax; its backward is much faster on a CPU), "sdpa", or "auto": what suits."""
+    threads: Any = "auto"
+    """Torch threads; auto: all cores of an idle machine, 1 on a busy one, where more are ten times slower."""
+    compile_blocks: bool = False
+    """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
+    checkpoint_every_steps: int = 25
+    """How much of a stage a kill can cost."""
+
+    @property
+    def torch_device(self) -> str:
+        """The accelerator by torch's name."""
+        return "cuda" if self.accelerator == "gpu" else self.accelerator
+
+    def __post_init__(self) -> None:
+        one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
+        one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        if self.accelerator == "auto":
+            self.accelerator = "gpu" if _sees_gpu() else "cpu"
+        if self.attention == "auto":
+            self.attention = "eager" if self.accelerator == "cpu" else "sdpa"
+        one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
+        if self.strategy == "single" and self.devices * self.num_nodes > 1:
+            raise ValueError(
+                f"trainer={self.name} is one process, got trainer.devices={self.devices} "
+                f"trainer.num_nodes={self.num_nodes}: choose trainer=ddp, zero2, zero3 or zero3_offload"
+            )
+        if self.threads != "auto" and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ValueError(
+                f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"
+            )
+
+
+def _sees_gpu() -> bool:
+    import torch  # seconds, which a mistake in the command line need not wait for
+
+    return torch.cuda.is_available()
+
+
+@dataclass(kw_only=True)
+class MemoryConfig:
+    """What a run may do to fit; what it computes stays the same up to rounding."""
+
+    name: str = MISSING
+    gigabytes: float | None = None
+    """Memory to fit into, 10^9 bytes on each device; null: what the device has."""
+    recompute: bool | None = None
+    """Compute the inside of each block again in the backward pass; null: where it does not fit otherwise."""
+    optimizer: str | None = None
+    """"adamw" or "adamw8bit"; null: 8 bits where it does not fit otherwise and bitsandbytes is installed."""
+    split_batch: bool = True
+    """Pass a batch in smaller parts where it does not fit; the optimizer's step sees the same sequences."""
+
+    def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """Where curves go besides the CSV files, which are always written."""
+
+    name: str = MISSING
+    tensorboard: bool = False
+    wandb_project: str | None = None
+    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
+    wandb_offline: bool = False
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    """null: the name of the sweep's folder, in a sweep."""
+    wandb_tags: list[str] = field(default_factory=list)
+    wandb_upload_seconds: int = 600
+    """How long the end of a run waits for W&B to take what is left; 0: until it has. What stays is kept."""

@@ -1,0 +1,104 @@
+"""PNG files that say what made them: prompt, seed and the rest travel in the image's own text chunks.
+
+Written atomically (temporary file, then rename), so a killed run never leaves half a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from personalar.core.files import write_atomic
+from personalar.core.types import PromptSpec, Sample
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write `image` as a PNG whose text chunks (UTF-8) hold `metadata`; create the folder."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        chunks.add_itxt(key, value)
+    data = io.BytesIO()
+    image.save(data, format="PNG", pnginfo=chunks)
+    write_atomic(path, data.getvalue())
+    return path
+
+
+def read_png_metadata(path: Path) -> dict[str, str]:
+    """Return the text chunks of a PNG file; empty when it has none."""
+    with Image.open(path) as image:
+        image.load()  # chunks may follow the pixels
+        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+
+
+def sample_filename(kind: str, prompt: str, seed: int, *, size: str | None = None) -> str:
+    """Return a readable, unique, safe name: words of the prompt, then six hex digits of the whole of it.
+
+    Args:
+        size: "608x416"; None where it is the base's own square.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
+    return "_".join(filter(None, (kind, words, digest, f"s{seed}", size))) + ".png"
+
+
+def sample_metadata(sample: Sample) -> dict[str, str]:
+    """Return what the PNG of `sample` carries: stage, prompt, kind, seed and the `PromptSpec`."""
+    spec = {key: value for key, value in dataclasses.asdict(sample.spec).items() if value is not None}
+    spec["template"] = spec.pop("text")
+    return {
+        "stage": sample.stage,
+        "prompt": sample.prompt,
+        "kind": sample.kind,
+        "seed": str(sample.seed),
+        **spec,
+    }
+
+
+def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] | None = None) -> Sample:
+    """Write `sample` to `run_dir/images/{stage}/` and return it with its path.
+
+    Args:
+        provenance: further text chunks, such as the base and the concept's hash.
+    """
+    path = run_dir / "images" / sample.stage / sample_filename(sample.kind, sample.prompt, sample.seed)
+    save_png(sample.image, path, {**(provenance or {}), **sample_metadata(sample)})
+    return dataclasses.replace(sample, path=path)
+
+
+def load_sample(path: Path) -> Sample:
+    """Read back what `save_sample` wrote.
+
+    Raises:
+        ValueError: the PNG does not carry the metadata of a sample.
+    """
+    found = read_png_metadata(path)
+    missing = [key for key in ("stage", "prompt", "kind", "seed", "template", "category") if key not in found]
+    if missing:
+        raise ValueError(
+            f"{path} is not a sample of personalar: its PNG metadata lack {', '.join(missing)}; "
+            "only images that a run or personalar.sample wrote can be read back"
+        )
+    spec = PromptSpec(
+        text=found["template"],
+        category=found["category"],
+        context=found.get("context"),
+        accessory=found.get("accessory"),
+        colour=found.get("colour"),
+    )
+    with Image.open(path) as image:
+        pixels = image.convert("RGB")
+    return Sample(
+        stage=found["stage"],
+        prompt=found["prompt"],
+        kind=found["kind"],  # type: ignore[arg-type]  # written by save_sample
+        seed=int(found["seed"]),
+        spec=spec,
+        image=pixels,
+        path=path,
+    )

@@ -1,0 +1,154 @@
+"""The folder of one run: where everything lies, what is done already, and whether this run may go on in it.
+
+Its name holds no date, so the same command finds what an interrupted one left. `summary.py` documents the
+files that outsiders read; this module adds `stages/{stage}/{concept,checkpoints}` and `cache/`, from which a
+run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from personalar.concepts.concept import RECORD_FILE, Concept
+from personalar.concepts.model_card import PICTURES, write_card
+from personalar.core.files import write_atomic
+from personalar.core.types import STAGE_NAMES, Sample
+
+OWN = ("run.json", "stages", "cache", "images", "grids", "concept", "references", "logs")
+RESULTS = ("scores.jsonl", "summary.json", "report.html")
+SHOWN = 3
+"""Pictures that a concept's card shows."""
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return "name old -> new" for every nested setting that is not the same."""
+    before, after = flatten(old), flatten(new)
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
+
+
+def first_few(items: Sequence[str], most: int = 4) -> str:
+    """Join items for a message, which need not hold all of them."""
+    return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
+
+
+class RunFolder:
+    """Paths and the record `run.json` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        """Look at `path`; nothing is written yet."""
+        self.path = path
+        record = path / "run.json"
+        try:
+            self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+            if not isinstance(self.record, dict) or not isinstance(self.record.get("stages", {}), dict):
+                raise ValueError("no object with stages")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{record} is damaged ({error}): restore it, or delete the run folder"
+            ) from error
+
+    def concept(self, stage: str) -> Path:
+        """Where `stage` leaves its concept."""
+        return self.path / "stages" / stage / "concept"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where an unfinished `stage` keeps its last checkpoint."""
+        return self.path / "stages" / stage / "checkpoints"
+
+    def has_concept(self, stage: str) -> bool:
+        """Tell whether `stage` is finished."""
+        return (self.concept(stage) / RECORD_FILE).is_file()
+
+    @property
+    def last_stage(self) -> str | None:
+        """The last stage that is finished."""
+        return next((stage for stage in reversed(STAGE_NAMES) if self.has_concept(stage)), None)
+
+    def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
+        """Make sure that what lies here was learned with the same `settings` and `photos` (a fingerprint).
+
+        Raises:
+            ValueError: when it was learned with others; they are named.
+        """
+        if overwrite:
+            self.clear()
+        changed = differences(self.record.get("settings", {}), settings)
+        if self.record.get("photos", photos) != photos:
+            changed.insert(0, "other photos")
+        learned = (self.path / "images").exists() or (self.path / "stages").exists()
+        # Pictures of the base alone may be another run's, copied: they do not depend on what is learned.
+        others = {path.name for path in self.path.glob("images/*")} - {"base"}
+        if (others or (self.path / "stages").exists()) and not self.record:
+            raise ValueError(
+                f"{self.path} holds pictures or stages but no run.json that says what they were made with: "
+                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
+            )
+        for partial in self.path.rglob(".*.tmp"):  # what a killed run was writing
+            partial.unlink(missing_ok=True)
+        if learned and self.record and changed:
+            raise ValueError(
+                f"{self.path} holds a run with other settings ({first_few(changed)}): "
+                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
+            )
+
+    def clear(self) -> None:
+        """Delete what runs wrote here, and nothing else."""
+        for name in (*OWN, *RESULTS):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.record = {}
+
+    def update(self, **facts: Any) -> None:
+        """Put `facts` into run.json."""
+        self.record = {"format_version": 1, **self.record, **facts}
+        write_atomic(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False).encode())
+
+    def update_stage(self, stage: str, **facts: Any) -> None:
+        """Put `facts` into the stage's entry of run.json."""
+        stages = self.record.get("stages", {})
+        self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
+
+    def drop_checkpoints(self, stage: str) -> None:
+        """Delete what a finished `stage` went on from, 19 GB for a 7B; run.json stops naming it first."""
+        stages = self.record.get("stages", {})
+        if "checkpoint" in stages.get(stage, {}):
+            facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}
+            self.update(stages={**stages, stage: facts})
+        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+
+    def publish(self, stage: str) -> Path:
+        """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
+        concept = Concept.load(self.concept(stage))
+        folder = concept.save(self.path / "concept")
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)  # those of the stage before
+        write_card(concept, folder)
+        return folder
+
+    def show(self, samples: Sequence[Sample]) -> None:
+        """Lay the first pictures of the subject beside the published concept that drew them, for its card."""
+        folder = self.path / "concept"
+        paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
+        for path in paths[:SHOWN]:
+            write_atomic(folder / PICTURES / path.name, path.read_bytes())
+        write_card(Concept.load(folder), folder)
+
+    def base_pictures(self, samples: list[Sample]) -> dict[tuple[str, int], Any]:
+        """Return the base's subject pictures by (prompt template, seed), for grids."""
+        return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}

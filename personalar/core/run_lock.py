@@ -1,0 +1,122 @@
+"""One run at a time in a run folder: a second one ends at once and says which process is in its way.
+
+The operating system holds the lock (flock, by the library filelock) and lets go of it when the process ends,
+however it ends: what a killed run left behind blocks nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from personalar.config.run_config import RunConfig
+
+LOCK_FILE = ".lock"
+HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
+
+
+def in_use(run_dir: Path) -> str:
+    """Return what to tell a person whose run would be the second in `run_dir`."""
+    try:
+        holder = json.loads((run_dir / LOCK_FILE).read_text())
+        host, pid = str(holder["host"]), int(holder["pid"])
+    except (OSError, ValueError, TypeError, KeyError):  # the other one has not written its name yet
+        host, pid = "this or another machine", 0
+    who = f"process {pid} on {host}" if pid else f"another process on {host}"
+    ending = f"end it with `kill {pid}` on {host}" if pid else "end it"
+    return (
+        f"{run_dir} is in use by {who}: wait for it, or {ending} (it saves, and this command then goes on); "
+        "to run beside it choose another folder with hydra.run.dir=DIR"
+    )
+
+
+@contextmanager
+def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
+    """Keep other runs out of `run_dir` while the block runs.
+
+    Args:
+        leads: whether this is the process of rank zero; the others of its run take no lock.
+
+    Raises:
+        ValueError: another run is at work there, with its host and process.
+    """
+    if not leads:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(in_use(run_dir)) from None
+    try:
+        holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+        (run_dir / LOCK_FILE).write_text(holder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def refusable(run_dir: Path) -> Iterator[None]:
+    """Remove `run_dir` when the block fails before anything of a run lies there; inside `locked`.
+
+    A mistyped folder of photos would leave one that looks like a run.
+    """
+    try:
+        yield
+    except Exception:
+        remove_empty_run(run_dir)
+        raise
+
+
+def remove_empty_run(run_dir: Path) -> None:
+    """Delete `run_dir` if Hydra's three files and the lock are all it holds; else leave it as it is."""
+    hydra = run_dir / HYDRA_FOLDER
+    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    ours = {HYDRA_FOLDER, LOCK_FILE, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
+    if not found <= ours or run_dir.resolve() == Path.cwd():
+        return
+    with suppress(OSError):  # what is not as it looks, or may not be deleted, stays
+        for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
+            path.unlink(missing_ok=True)
+        if hydra.is_dir():
+            hydra.rmdir()
+        run_dir.rmdir()
+
+
+def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
+    """Make `run_dir` and try it, before anything is written there that another run may hold dear.
+
+    Raises:
+        ValueError: another run is at work there.
+        OSError: it cannot be made or written.
+    """
+    if not leads:
+        return
+    with locked(run_dir):
+        probe = run_dir / f".probe.{os.getpid()}.tmp"
+        try:
+            probe.write_bytes(bytes(1 << 16))
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def check_started_alone(config: RunConfig) -> None:
+    """Raise ValueError where changing the folder first would race with other processes that look at it."""
+    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
+        return
+    if config.overwrite:
+        raise ValueError("overwrite=true cannot be given to torchrun or srun: delete the run folder first")
+    if config.reuse:
+        raise ValueError(
+            "reuse=DIR cannot be given to torchrun or srun: do stage 1 in this folder first, with the same "
+            "command and stage=embedding, or start one process with trainer.devices=N"
+        )

@@ -1,0 +1,1 @@
+"""Subjects, photos and prompts, and the sequences made of them."""

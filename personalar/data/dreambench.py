@@ -1,0 +1,148 @@
+"""DreamBench (Ruiz et al., CVPR 2023): its 30 subjects, its 25 + 25 prompts, and its folder on disk.
+
+The photographs are not part of this package. A folder in the original layout holds one folder for each
+subject and `references_and_licenses.txt`; a checkout of google/dreambooth has them in `dataset/`.
+"""
+
+from __future__ import annotations
+
+import io
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from personalar.core.types import PromptSpec
+
+COMMIT = "4f887af"
+ARCHIVE = f"https://github.com/google/dreambooth/archive/{COMMIT}.zip"
+CREDITS_FILE = "references_and_licenses.txt"
+ATTRIBUTION = (
+    "DreamBench photographs: N. Ruiz, Y. Li, V. Jampani, Y. Pritch, M. Rubinstein, K. Aberman\n"
+    "(DreamBooth, CVPR 2023), github.com/google/dreambooth, Creative Commons Attribution 4.0\n"
+    f"International (CC BY 4.0); photographers and the licence of each picture: {CREDITS_FILE}"
+)
+LIVE_CLASSES = ("cat", "dog")
+SUBJECTS = {
+    "backpack": "backpack", "backpack_dog": "backpack", "bear_plushie": "stuffed animal",
+    "berry_bowl": "bowl", "can": "can", "candle": "candle", "cat": "cat", "cat2": "cat", "clock": "clock",
+    "colorful_sneaker": "sneaker", "dog": "dog", "dog2": "dog", "dog3": "dog", "dog5": "dog", "dog6": "dog",
+    "dog7": "dog", "dog8": "dog", "duck_toy": "toy", "fancy_boot": "boot",
+    "grey_sloth_plushie": "stuffed animal", "monster_toy": "toy", "pink_sunglasses": "glasses",
+    "poop_emoji": "toy", "rc_car": "toy", "red_cartoon": "cartoon", "robot_toy": "toy",
+    "shiny_sneaker": "sneaker", "teapot": "teapot", "vase": "vase", "wolf_plushie": "stuffed animal",
+}  # fmt: skip
+"""Name of each subject's folder -> its class, as the prompts name it."""
+
+_PLACES = (
+    "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",
+    "on top of a wooden floor", "with a city in the background", "with a mountain in the background",
+    "with a blue house in the background", "on top of a purple rug in a forest",
+)  # fmt: skip
+_OBJECT_PLACES = (
+    "with a wheat field in the background", "with a tree and autumn leaves in the background",
+    "with the Eiffel Tower in the background", "floating on top of water", "floating in an ocean of milk",
+    "on top of green grass with sunflowers around it", "on top of a mirror",
+    "on top of the sidewalk in a crowded street", "on top of a dirt road", "on top of a white rug",
+)  # fmt: skip
+_ACCESSORIES = (
+    "wearing a red hat", "wearing a santa hat", "wearing a rainbow scarf",
+    "wearing a black top hat and a monocle", "in a chef outfit", "in a firefighter outfit",
+    "in a police outfit", "wearing pink glasses", "wearing a yellow shirt", "in a purple wizard outfit",
+)  # fmt: skip
+_PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSubject:
+    """One subject of a DreamBench folder."""
+
+    name: str
+    noun: str
+    folder: Path
+
+    @property
+    def live(self) -> bool:
+        """One of the nine cats and dogs, which have prompts of their own."""
+        return self.noun in LIVE_CLASSES
+
+
+def dreambench_prompts(*, live: bool) -> tuple[PromptSpec, ...]:
+    """Return the 25 prompts, in the published order; a place or an accessory is its own phrase."""
+    places = _PLACES if live else _PLACES + _OBJECT_PLACES
+    worn = _ACCESSORIES if live else ()
+    return (
+        *(PromptSpec(text=f"a {{}} {phrase}", category="recontext", context=phrase) for phrase in places),
+        *(PromptSpec(text=f"a {{}} {phrase}", category="accessory", accessory=phrase) for phrase in worn),
+        *(PromptSpec(text=f"a {word} {{}}", category="property") for word in _PROPERTIES),
+    )
+
+
+def dataset_folder(path: Path) -> Path:
+    """Return where the subjects' folders lie: `path`, or `path/dataset`.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    for folder in (path, path / "dataset"):
+        if any((folder / name).is_dir() for name in SUBJECTS):
+            return folder
+    raise FileNotFoundError(
+        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of a "
+        "checkout of google/dreambooth, or fetch it with "
+        f"python -m personalar.evaluate fetch benchmark=dreambench benchmark.path={path}"
+    )
+
+
+def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[BenchSubject, ...]:
+    """Return the subjects `names` (None: all that lie there), in the published order.
+
+    Raises:
+        FileNotFoundError: no subject, or one of `names` is missing.
+        ValueError: a name is none of DreamBench's.
+    """
+    folder = dataset_folder(path)
+    unknown = [name for name in names or () if name not in SUBJECTS]
+    if unknown:
+        raise ValueError(f"subjects: {unknown[0]!r} is not in DreamBench; allowed: {', '.join(SUBJECTS)}")
+    missing = [name for name in names or () if not (folder / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: fetch the whole data set, or leave them out of subjects"
+        )
+    return tuple(
+        BenchSubject(name=name, noun=noun, folder=folder / name)
+        for name, noun in SUBJECTS.items()
+        if (names is None or name in names) and (folder / name).is_dir()
+    )
+
+
+def fetch(folder: Path, url: str = ARCHIVE) -> int:
+    """Download the archive and put the content of its `dataset/` into `folder`; return the number of files.
+
+    Raises:
+        FileNotFoundError: the address cannot be reached.
+        ValueError: what came is no such archive.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            archive = zipfile.ZipFile(io.BytesIO(answer.read()))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{url} is not a zip archive ({error}): check benchmark.url") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"could not fetch {url} ({error}): check the network, or copy the folder dataset/ of "
+            f"google/dreambooth to {folder} by hand"
+        ) from error
+    wanted = {}
+    for name in archive.namelist():
+        parts = PurePosixPath(name).parts
+        if len(parts) > 2 and parts[1] == "dataset" and not name.endswith("/") and ".." not in parts:
+            wanted[name] = folder.joinpath(*parts[2:])
+    if not wanted:
+        raise ValueError(f"{url} holds no folder dataset/: check benchmark.url")
+    for name, path in wanted.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(archive.read(name))
+    return len(wanted)

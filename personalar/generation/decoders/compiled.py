@@ -1,0 +1,164 @@
+"""The compiled decoder: plain decoding whose blocks are fused by torch.compile and replayed as CUDA graphs.
+
+One graph for every width of a step and every length of cache, in buckets, so that attention reads what is
+filled and little more. Buffers and weights stay where they are: graphs are captured once for a shape of
+batch, and hold for other prompts and for a subject's weights that are copied in. Where there is no CUDA
+device the decoder says so and decodes plainly; the images are the same.
+
+The compiler sees one block and its program serves all of them, so that what it takes does not grow with their
+number. How a code is drawn is not compiled: it costs little, and the noise keeps its bits. (Its hash
+multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens: what torch.compile
+made of it for a CPU looped for ever.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from personalar.generation.decoders.plain import NOISE_AHEAD, PlainDecoder
+from personalar.generation.decoders.step import Step
+from personalar.generation.schedule import Schedule, plan
+from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+
+PROGRAMS = 64
+"""How often a block may be compiled in a process; after that it is captured as it is, which is slower."""
+Replay = Callable[[], object]
+Function = Callable[..., Any]
+
+
+class CompiledDecoder(PlainDecoder):
+    """Same call as `PlainDecoder`.
+
+    Args:
+        bucket: slots by which the length of cache that a step reads is rounded up.
+        sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket: int = 128,
+        **sampling: float,
+    ) -> None:
+        super().__init__(**sampling)  # type: ignore[arg-type]
+        if bucket < 1:
+            raise ValueError(f"bucket={bucket} must be at least 1 slot")
+        self.bucket = bucket
+        self._key: tuple[Any, ...]
+        self._replays: dict[tuple[int, int], Replay]
+        self._pool: Any
+        self._buffers: Step | None
+        self._stream: torch.cuda.Stream | None = None
+        """Where graphs are captured: one, as each keeps the memory that it once used."""
+        self.forget()
+
+    def draw(
+        self,
+        backend: Backend,
+        request: GenerationRequest,
+        identifier: Identifier | None,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        if not self.can_capture(backend.device):
+            warnings.warn(
+                f"decoder=compiled needs a CUDA device, got {backend.device.type}: decoding plainly, "
+                "which gives the same images; say decoder=plain to be rid of this message",
+                stacklevel=4,
+            )
+            return super().draw(backend, request, identifier, progress)
+        if not backend.has_fixed_addresses:  # in training, for a few pictures: graphs would not hold
+            return super().draw(backend, request, identifier, progress)
+        with torch.inference_mode(False), torch.no_grad():  # buffers outlive the caller's inference mode
+            schedule = plan(backend, request, guided=self.sampling.guided)
+            step = self._step(backend, schedule)
+            step.start(request, schedule, identifier)
+            for index in range(1, schedule.num_steps):
+                self._replay(step, schedule, index)()
+                if progress is not None and index % NOISE_AHEAD == 0:
+                    progress(index * len(step.codes), step.codes.numel())
+            if progress is not None:
+                progress(step.codes.numel(), step.codes.numel())
+            return step.codes.clone(), step.peaks
+
+    @staticmethod
+    def can_capture(device: torch.device) -> bool:
+        """Tell whether graphs can be captured there."""
+        return device.type == "cuda"
+
+    @staticmethod
+    def lower(function: Function) -> Function:
+        """Return `function` as a fused program.
+
+        The first is made for the shape that is met first; a size that then differs (length of cache, rows,
+        width) is left open in the next, and soon none is missing.
+        """
+        return torch.compile(function)
+
+    def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
+        """Return what repeats `run`; `rewind` undoes a run."""
+        beside = self._stream = self._stream or torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(2):  # compiles, and lets libraries allocate
+                run()
+                rewind()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all, as they never run at once; thread_local, as pictures are decoded beside it.
+        with torch.cuda.graph(graph, pool=self._pool, stream=beside, capture_error_mode="thread_local"):
+            run()
+        self._pool = graph.pool()
+        rewind()
+        return graph.replay
+
+    def _step(self, backend: Backend, schedule: Schedule) -> Step:
+        """Return the buffers for a batch: those of the one before, where shapes and weights are the same."""
+        slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
+        weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
+        key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
+        if key != self._key:
+            self.forget()
+            self._buffers = Step(backend, schedule, self.sampling, bucket=self.bucket)
+            self._key = key  # last: what runs out of memory leaves nothing that looks complete
+        return self._buffers
+
+    def forget(self) -> None:
+        """Free the graphs and buffers of the last batch, of which keys and values may fill the device."""
+        self._key, self._replays, self._pool, self._buffers = (), {}, None, None
+
+    def _replay(self, step: Step, schedule: Schedule, index: int) -> Replay:
+        """Return the graph of step `index`, captured when it is met first."""
+        width = schedule.width(index)
+        end = -(-schedule.starts[index + 1] // self.bucket) * self.bucket
+        if (width, end) not in self._replays:
+            with fused(step.backend.blocks, self.lower):
+                self._replays[width, end] = self.capture(
+                    partial(step, width, end), partial(step.seek, schedule, index)
+                )
+        return self._replays[width, end]
+
+
+@contextmanager
+def fused(blocks: Sequence[nn.Module], lower: Callable[[Function], Function]) -> Iterator[None]:
+    """Let `blocks`, which are alike, run as `lower` of their class's `forward` while the context lasts."""
+    before = [vars(block).get("forward") for block in blocks]
+    program = lower(type(blocks[0]).forward)
+    for block in blocks:
+        block.forward = partial(program, block)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=PROGRAMS):  # torch's own limit is 8
+            yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

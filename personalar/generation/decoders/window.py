@@ -1,0 +1,210 @@
+"""The window of speculative Jacobi decoding: the state of a batch of images, and one pass over it.
+
+Token t of an image (codes and newlines in reading order, counted from the first code) lies in slot
+`longest prompt + t`, so that images at different places share one cache. A pass feeds the last final token
+and the drafts after it; what it writes for wrong drafts is overwritten by the next.
+
+Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and the newlines among
+them), K image codes, N codes of the largest image, M tokens of it up to its last code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from personalar.generation.decoders.coupling import count_final, redraw, relaxed
+from personalar.generation.decoders.draft import first_drafts
+from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
+from personalar.generation.schedule import image_schedule, num_codes, prefill
+from personalar.models.base import Backend, GenerationRequest, Identifier
+
+PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """The tokens from the first code to the last of every image, (B, more than M + W); forced after it."""
+
+    forced: Tensor
+    """Ids that the layout fixes; anything where a code is free."""
+    is_code: Tensor
+    code_index: Tensor
+    """Codes before each token."""
+    lengths: Tensor
+    """Tokens of every image, (B,)."""
+    widths: Tensor
+    """Codes in a row, (B,)."""
+
+
+def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[list[list[int]], Body]:
+    """Return the forced ids before every image's first code, and the tables of what comes after."""
+    shapes = list(dict.fromkeys(request.grids))
+    layouts = [image_schedule(backend.grammar(*grid)) for grid in shapes]
+    bodies = [
+        [*(token for forced in followers[:-1] for token in (None, *forced)), None] for _, followers in layouts
+    ]
+    lengths = [len(body) for body in bodies]
+    longest = max(lengths) + size + size // min(w for _, w in shapes) + 3
+    padded = [body + [0] * (longest - len(body)) for body in bodies]
+    own = [shapes.index(grid) for grid in request.grids]
+    is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
+    return [layouts[i][0] for i in own], Body(
+        forced=torch.tensor([[t or 0 for t in body] for body in padded], device=backend.device)[own],
+        is_code=is_code,
+        code_index=is_code.long().cumsum(1) - is_code.long(),
+        lengths=torch.tensor(lengths, device=backend.device)[own],
+        widths=torch.tensor([w for _, w in request.grids], device=backend.device),
+    )
+
+
+class Window:
+    """A batch of images while it is decoded; `codes` (B, N) holds final codes and drafts."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        request: GenerationRequest,
+        sampling: Sampling,
+        *,
+        size: int,
+        init: str,
+        coupling: str,
+        near: Tensor | None = None,
+        distance: float = 0.0,
+    ) -> None:
+        """Lay out the batch; `near` and `distance` make it lossy, see `coupling.relaxed`."""
+        self._backend, self._sampling = backend, sampling
+        self._size, self._init, self._coupling = size, init, coupling
+        self._near, self._distance = near, distance
+        prefixes, self._body = lay_out(backend, request, size)
+        self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
+        if sampling.guided:
+            self._rows += [[*backend.unconditional_prompt, *prefix] for prefix in prefixes]
+        self._longest = max(map(len, self._rows))
+        self._seeds = seed_tensor(list(request.seeds), backend.device)
+        self._num_codes = num_codes(backend)
+        self._sizes = request.grids
+        batch, most = len(request.prompts), max(h * w for h, w in request.grids)
+        self.peaks = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
+        """The largest logit of every code so far, (B, K); NaN stays."""
+        self._codes = self._seeds.new_zeros(batch, most + 1)  # the last column takes what is no code
+        self._first = self._seeds.new_zeros(batch)  # the first token that is not final
+        self._known = self._seeds.new_zeros(batch)  # codes that were drawn, final or not
+        if coupling == "gumbel":
+            positions = torch.arange(most + 1, device=backend.device)
+            self._noise = gumbel_noise(self._seeds, positions, self._num_codes)
+        else:
+            self._laws = torch.zeros(batch, most + 1, self._num_codes, device=backend.device)
+        pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
+        self._cache = backend.new_cache(capacity=self._longest + self._body.forced.shape[1], pad=pad)
+
+    @property
+    def codes(self) -> Tensor:
+        """Codes (B, N); those beyond an image's own number mean nothing."""
+        return self._codes[:, :-1]
+
+    def passes(self, identifier: Identifier | None) -> Iterator[int]:
+        """Decode, yielding after every forward how many codes of all images are final."""
+        first, number = [0] * len(self._seeds), 0
+        while width := max(self._span(*image) for image in zip(first, self._sizes, strict=True)):
+            tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
+            drafts, fresh = self._draft(tokens)
+            if number == 0:
+                more = self._ids(tokens[:, :-1])
+                hidden = prefill(
+                    self._backend, self._rows, self._cache, identifier=identifier, more=self._per_row(more)
+                )[:, -width:]
+            else:
+                hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
+            number += 1
+            draws = self._draw(hidden, tokens, drafts, fresh, number)
+            drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
+            final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
+            self._first = self._first + final
+            first = self._first.tolist()  # the one wait for the device
+            yield sum(place - place // (w + 1) for place, (_, w) in zip(first, self._sizes, strict=True))
+
+    def _span(self, first: int, shape: tuple[int, int]) -> int:
+        """Return how many tokens from `first` on hold `size` codes, or what is left of the image (h, w)."""
+        h, w = shape
+        last = min(first - first // (w + 1) + self._size, h * w) - 1  # code
+        return max(0, last + last // w - first + 1)
+
+    def _offset(self, tokens: Tensor) -> Tensor:
+        """Return how many codes stand between the first that is not final and each of `tokens` (B, W)."""
+        index = self._body.code_index.gather(1, tokens)
+        return index - self._body.code_index.gather(1, self._first[:, None])
+
+    def _ids(self, tokens: Tensor) -> Tensor:
+        """Return the ids (B, W) of tokens (B, W), drafts included."""
+        code = self._codes.gather(1, self._body.code_index.gather(1, tokens)) + self._backend.code_offset
+        return torch.where(self._body.is_code.gather(1, tokens), code, self._body.forced.gather(1, tokens))
+
+    def _per_row(self, values: Tensor) -> Tensor:
+        return torch.cat((values, values)) if self._sampling.guided else values
+
+    def _draft(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the drafts (B, W) of `tokens`, first ones made now, and which those are."""
+        index = self._body.code_index.gather(1, tokens)
+        fresh = (index >= self._known[:, None]) & self._body.is_code.gather(1, tokens)
+        made = first_drafts(
+            self._codes,
+            self._known,
+            index,
+            self._body.widths,
+            init=self._init,
+            seeds=self._seeds,
+            num_codes=self._num_codes,
+        )
+        self._store(self._codes, index, made, fresh)
+        known = self._body.code_index.gather(1, self._first[:, None])[:, 0] + self._size
+        self._known = known.clamp_max(self._codes.shape[1] - 1)
+        return self._codes.gather(1, index), fresh
+
+    def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
+        """Put `values` (B, W, ...) into `table` (B, N + 1, ...) at `index` (B, W), `where` (B, W) only."""
+        target = torch.where(where, index, table.shape[1] - 1)
+        table[torch.arange(len(table), device=table.device)[:, None], target] = values
+
+    def _look(self, tokens: Tensor, end: int) -> Tensor:
+        """Feed `tokens` (B, W), each at its place; return hidden states (R, W, D)."""
+        embeds = self._per_row(self._backend.embed(self._ids(tokens)))
+        slots = self._per_row(self._longest + tokens)
+        slots = slots[0] if len(tokens) == 1 else slots  # one image: rows share their slots, which is faster
+        return self._backend.forward(embeds, cache=self._cache.at(slots, end))
+
+    def _draw(self, hidden: Tensor, tokens: Tensor, drafts: Tensor, fresh: Tensor, number: int) -> Tensor:
+        """Return draws (B, W) for `tokens`, and keep them; where no code belongs, the draft."""
+        logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
+        torch.maximum(self.peaks, logits.amax(1), out=self.peaks)
+        index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
+        looked_at = is_code & (self._offset(tokens) < self._size)  # another image's window may be longer
+        if self._coupling == "gumbel":
+            rows = torch.arange(len(index), device=index.device)[:, None]
+            draws = self._sampling.draw(logits, self._noise[rows, index])
+        else:
+            law = self._sampling.law(logits)
+            drafted = is_code & (self._offset(tokens) < self._size - 1)
+            if self._near is not None:
+                moved = relaxed(law, drafts, self._near, distance=self._distance)
+                law = torch.where(drafted[..., None], moved, law)
+            before = self._laws.gather(1, index[..., None].expand(-1, -1, self._num_codes))
+            before = torch.where(fresh[..., None], one_hot(drafts, self._num_codes).to(law.dtype), before)
+            draws = redraw(
+                law,
+                before,
+                drafts,
+                drafted,
+                gumbel_noise(self._seeds, index + number * PASS, self._num_codes + 1),
+                everywhere=self._coupling == "maximal",
+            )
+            self._store(self._laws, index, law, looked_at)
+        draws = torch.where(is_code, draws, drafts)
+        self._store(self._codes, index, draws, looked_at)
+        return draws

@@ -1,0 +1,279 @@
+"""Prompts in, samples out: backend, decoder and identifier together, with no training framework in sight.
+
+A sample is a function of weights, prompt, seed and size alone, so what an interrupted run left on disk is
+kept. A size is (width, height) in pixels, one of the base's; None is its square.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.core.image_sizes import Size
+from personalar.core.png import load_sample, sample_filename, save_sample
+from personalar.core.types import Sample
+from personalar.generation.batching import (
+    PICTURES_AT_ONCE,
+    Count,
+    Progress,
+    draw_in_batches,
+    free_bytes,
+    largest_batch,
+)
+from personalar.generation.prompt_check import encode_prompts
+from personalar.generation.requests import Ask, Request, as_samples, unique
+from personalar.generation.sampling import Sampling
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.image_transforms import to_uint8
+
+Finished = TypeVar("Finished")
+
+
+class Decoder(Protocol):
+    """What samples codes; see `personalar.generation.decoders`."""
+
+    sampling: Sampling
+
+    def forget(self) -> None:
+        """Free what outlives a call."""
+        ...
+
+    def __call__(
+        self,
+        backend: ChameleonBackend,
+        prompts: list[list[int]],
+        grid: tuple[int, int],
+        seeds: list[int],
+        identifier: Identifier | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Any:
+        """Return codes (B, h, w) for B prompts."""
+
+
+class Generator:
+    """Makes pictures with one state of the model."""
+
+    def __init__(
+        self,
+        *,
+        backend: ChameleonBackend,
+        decoder: Decoder,
+        identifier: Identifier | None = None,
+        batch: int | None = 16,
+    ) -> None:
+        """Sample at most `batch` images at a time.
+
+        None is for processes that share a network: all together, whatever memory is free, so that every
+        process runs equally many passes.
+        """
+        self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
+        # On a CPU both want the same cores, and threads that wait for each other are ten times slower.
+        self.overlap = backend.device.type == "cuda"
+        """Turn codes into pictures while the next codes are drawn."""
+        self._drawing = Lock()
+
+    @torch.inference_mode()
+    def codes(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+        *,
+        size: Size | None = None,
+    ) -> Tensor:
+        """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
+        ids, grid, count = self._ids(prompts, size), self.grid(size), Count(progress)
+
+        def draw(part: slice) -> Tensor:
+            some = ids[part]
+            return self.decoder(
+                self.backend,
+                some,
+                grid,
+                list(seeds[part]),
+                identifier=self.identifier,
+                progress=lambda done, total: count.reach(part.start + done * len(some) // total),
+            )
+
+        with self._drawing:
+            smallest = len(ids) if self.batch is None else 1
+            at_once = self._fitting(ids, grid)
+            return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
+
+    def grid(self, size: Size | None = None) -> tuple[int, int]:
+        """Return the codes (h, w) of a picture of `size`."""
+        return self.backend.protocol.code_shape(*(size or self.backend.protocol.config.square))
+
+    def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
+        """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""
+        return self._fitting(self._ids(prompts, size), self.grid(size))
+
+    def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
+        tokens = self.identifier.tokens if self.identifier is not None else None
+        return encode_prompts(self.backend, prompts, tokens, size=size)
+
+    def _fitting(self, ids: list[list[int]], grid: tuple[int, int]) -> int:
+        if self.batch is None:
+            return len(ids)
+        if self._free is None:
+            return self.batch
+        length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
+        rows = 2 if self.decoder.sampling.guided else 1
+        free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)  # beside the drawing
+        return largest_batch(self.batch, self.backend, free=free, rows=rows, length=length)
+
+    @cached_property
+    def _free(self) -> int | None:
+        """Bytes that are free before the first picture; None where nobody says.
+
+        Later they depend on how far the pictures before have come and on what the decoder keeps, and batches
+        would be cut in another way every time.
+        """
+        return free_bytes(self.backend.device)
+
+    def close(self) -> None:
+        """Free what the decoder keeps from batch to batch; the next batch makes it anew."""
+        self.decoder.forget()
+
+    @torch.inference_mode()
+    def pictures(self, codes: Tensor) -> list[Image.Image]:
+        """Turn codes (B, h, w) into pictures, always `PICTURES_AT_ONCE` together.
+
+        A convolution differs in the last bit between batches of other sizes, and truncation to bytes would
+        show it; so the last batch is filled up, and a picture does not depend on those beside it.
+        """
+        missing = -len(codes) % PICTURES_AT_ONCE
+        filled = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
+        pixels = [self.backend.decode_images(some) for some in filled.split(PICTURES_AT_ONCE)]
+        arrays = [to_uint8(some).cpu().numpy() for some in pixels]
+        return [Image.fromarray(array) for some in arrays for array in some][: len(codes)]
+
+    def images(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, size: Size | None = None
+    ) -> list[Image.Image]:
+        """Return one picture per prompt and seed."""
+        return self.pictures(self.codes(prompts, seeds, size=size))
+
+    def stream(
+        self,
+        batches: Iterable[Sequence[Ask]],
+        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+        progress: Progress | None = None,
+        *,
+        size: Size | None = None,
+    ) -> Iterator[Finished]:
+        """Yield `finish(asked, pictures)` of every batch, in order, one batch behind the drawing.
+
+        `finish` (PNG files, say) runs in a thread beside the drawing of the next batch; on a GPU the image
+        tokenizer does too, on a stream of its own.
+        """
+        waiting: deque[Future[Finished]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
+            for asked in batches:
+                prompts, seeds = zip(*asked, strict=True)
+                codes = self.codes(prompts, seeds, progress, size=size)
+                if self.overlap:
+                    waiting.append(worker.submit(self._finish_beside, codes, drawn(codes), asked, finish))
+                else:
+                    waiting.append(worker.submit(finish, asked, self.pictures(codes)))
+                if len(waiting) > 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _finish_beside(
+        self,
+        codes: Tensor,
+        ready: torch.cuda.Event | None,
+        asked: Sequence[Ask],
+        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+    ) -> Finished:
+        """Make pictures on this thread's own stream, after `ready`."""
+        if ready is None:  # not a GPU
+            return finish(asked, self._pictures_beside(codes))
+        stream = picture_stream(codes.device)
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            codes.record_stream(stream)
+            return finish(asked, self._pictures_beside(codes))
+
+    def _pictures_beside(self, codes: Tensor) -> list[Image.Image]:
+        """Turn codes into pictures; where what is drawn meanwhile leaves no memory for that, after it."""
+        try:
+            return self.pictures(codes)
+        except torch.OutOfMemoryError:
+            pass  # only below, the tensors that the exception holds are gone
+        with self._drawing:
+            torch.cuda.empty_cache()
+            return self.pictures(codes)
+
+    def samples(self, requests: Sequence[Request]) -> list[Sample]:
+        """Make what is asked for; the same prompt and seed is sampled once."""
+        asked = unique(requests)
+        return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
+
+
+@cache
+def picture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which codes become pictures: one, as each keeps the memory that it once used."""
+    return torch.cuda.Stream(device)
+
+
+def drawn(codes: Tensor) -> torch.cuda.Event | None:
+    """Return an event that says when `codes` are drawn; None where there is nothing to wait for."""
+    if codes.device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def _file(request: Request, run_dir: Path) -> Path:
+    return run_dir / "images" / request.stage / sample_filename(request.kind, request.prompt, request.seed)
+
+
+def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
+    """Tell whether every picture lies in `run_dir/images`."""
+    return all(_file(request, run_dir).is_file() for request in requests)
+
+
+def generate_files(
+    batches: Sequence[Sequence[Request]],
+    generator: Generator | None,
+    run_dir: Path,
+    *,
+    provenance: Mapping[str, str],
+    progress: Progress | None = None,
+) -> Iterator[list[Sample]]:
+    """Yield the samples of every batch, from `run_dir/images` if all lie there, else made now.
+
+    Args:
+        generator: may be None where `have_files` of all batches.
+    """
+    exists = [have_files(batch, run_dir) for batch in batches]
+    missing = [batch for batch, found in zip(batches, exists, strict=True) if not found]
+    batch_of = iter(missing)
+
+    def save(asked: Sequence[Ask], pictures: list[Image.Image]) -> list[Sample]:
+        samples = as_samples(next(batch_of), asked, pictures)
+        return [save_sample(sample, run_dir, provenance=provenance) for sample in samples]
+
+    assert generator is not None or not missing
+    made = generator.stream(map(unique, missing), save, progress) if generator is not None else iter(())
+    for batch, found in zip(batches, exists, strict=True):
+        if not found:
+            yield next(made)
+            continue
+        if progress is not None:
+            progress(len(batch))
+        yield [load_sample(_file(request, run_dir)) for request in batch]

@@ -1,0 +1,100 @@
+"""Prompts as ids, checked before any picture is made: a prompt too long fails at once and not after hours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.layout import ProtocolConfig
+from personalar.core.image_sizes import Size
+from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.models.chameleon.backend import ChameleonBackend
+
+WORD = re.compile(r"\w+(?:[-'’]\w+)*")
+MOST = 12
+"""Unknown words that a note names."""
+LEAST = 64
+"""Tokens of a prompt that every base is trusted with; its own image is beyond what some configs declare."""
+
+
+def longest_prompt(backend: ChameleonBackend, size: Size | None = None) -> int:
+    """Return how many tokens a prompt may have, so that its picture still lies where the base was trained."""
+    answer = len(backend.grammar(*backend.protocol.code_shape(*(size or backend.protocol.config.square))))
+    return max(LEAST, backend.transformer.config.max_position_embeddings - answer)
+
+
+def encode_prompts(
+    backend: ChameleonBackend,
+    prompts: Sequence[str],
+    tokens: Mapping[str, int] | None,
+    *,
+    size: Size | None = None,
+) -> list[list[int]]:
+    """Return the ids of every prompt, which say the picture's size as they do in training.
+
+    Args:
+        tokens: names that are tokens of their own.
+        size: one of the base's sizes; None: its square.
+
+    Raises:
+        ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
+    """
+    allowed, (width, height) = longest_prompt(backend, size), size or backend.protocol.config.square
+    ids = [backend.protocol.prompt_ids(prompt, width, height, tokens) for prompt in prompts]
+    for prompt, some in zip(prompts, ids, strict=True):
+        if len(some) > allowed:
+            short = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
+            raise ValueError(
+                f"the prompt {short!r} has {len(some)} tokens with its wrapping, this base can read "
+                f"{allowed} before a picture: shorten it"
+            )
+    return ids
+
+
+def unknown_words(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> list[str]:
+    """Return the words of `prompts` that the base was not trained on, in order; none where nobody knows.
+
+    Args:
+        names: tokens of their own, such as [V]; they are no words.
+    """
+    if layout.known_words is None:
+        return []
+    learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
+    words = [word for prompt in prompts for word in WORD.findall(re.sub(learned, " ", prompt))]
+    return [word for word in dict.fromkeys(words) if word not in layout.known_words]
+
+
+def words_note(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> str | None:
+    """Return a sentence that names the words a base was not trained on; None where there are none."""
+    words = unknown_words(layout, prompts, names)
+    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
+    return f"this base was not trained on: {', '.join(words[:MOST])}{more}" if words else None
+
+
+class HasModel(Protocol):
+    """What makes pictures: a state of the model."""
+
+    backend: ChameleonBackend
+    identifier: Identifier | None
+
+
+def check_prompts(
+    generator: HasModel,
+    prompts: Sequence[str],
+    *,
+    size: Size | None = None,
+    say: Callable[[str], object] | None = print,
+) -> None:
+    """Raise ValueError for a prompt that cannot be drawn, before the first one is.
+
+    Args:
+        size: of the pictures, one of the base's; None: its square.
+        say: is told of words that the base was not trained on; None where that was said before.
+    """
+    tokens = generator.identifier.tokens if generator.identifier else {}
+    encode_prompts(generator.backend, prompts, tokens, size=size)
+    note = words_note(generator.backend.protocol.config, prompts, tokens)
+    if say is not None and note is not None:
+        say(f"note: {note}")

@@ -1,0 +1,1 @@
+"""The Chameleon family: Lumina-mGPT, Anole, Chameleon and nano."""

@@ -1,0 +1,237 @@
+"""The Chameleon backend: Lumina-mGPT, Anole, Chameleon and the small model that ships with the package.
+
+They are one class with other numbers. Where their files lie and what they are called: `files.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from personalar.core.files import write_atomic
+from personalar.core.image_sizes import choose_bucket
+from personalar.models.cache import KVCache
+from personalar.models.chameleon.export import hf_config
+from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
+from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
+from personalar.models.chameleon.tensor_files import load_strict, write_tensors
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.chameleon.vq_checkpoint import load_vq
+from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
+from personalar.models.image_transforms import preprocess, to_model_range
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Tell whether `parameter` is cut up over processes (DeepSpeed's ZeRO 3)."""
+    return hasattr(parameter, "ds_id")
+
+
+class ChameleonBackend(nn.Module):
+    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
+
+    def __init__(
+        self,
+        *,
+        transformer: ChameleonTransformer,
+        vq: VQModel,
+        tokenizer: Tokenizer,
+        protocol: ProtocolConfig,
+    ) -> None:
+        super().__init__()
+        rows = transformer.config.vocab_size
+        if tokenizer.vocab_size > rows:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds only {rows}")
+        if tokenizer.num_codes != vq.config.num_embeddings:
+            raise ValueError(
+                f"the tokenizer names {tokenizer.num_codes} image codes, the VQ model has "
+                f"{vq.config.num_embeddings}: they belong to different models"
+            )
+        self.transformer, self.vq, self.tokenizer = transformer, vq, tokenizer
+        self.protocol = Protocol(tokenizer, protocol, downsample=vq.config.downsample)
+        self.sizes = protocol.sizes
+        """Image sizes (width, height) that this model knows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.transformer.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the transformer; the VQ model is always float32."""
+        return self.transformer.lm_head.weight.dtype
+
+    @property
+    def unconditional_prompt(self) -> list[int]:
+        """Ids before the image in the unconditional context of guidance."""
+        return self.protocol.unconditional_prompt
+
+    @property
+    def code_offset(self) -> int:
+        """The id of image code 0."""
+        return self.tokenizer.code_offset
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers of the transformer."""
+        return self.transformer.model.layers
+
+    @property
+    def has_fixed_addresses(self) -> bool:
+        """Whether weights are read where they lie: not while float32 ones are rounded for every use, or are
+        cut up over processes (ZeRO 3) and gathered."""
+        return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
+
+    @property
+    def is_cut_up(self) -> bool:
+        """Whether no process holds all weights (ZeRO 3): every pass then takes all processes."""
+        return any(map(is_sharded, self.transformer.parameters()))
+
+    def preprocess(
+        self,
+        image: Image.Image,
+        *,
+        size: tuple[int, int] | None = None,
+        crop: Literal["center", "random"] = "center",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best of `self.sizes`."""
+        sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
+        return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
+
+    def best_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the one of `self.sizes` (width, height) that loses least of an upright `image`."""
+        return choose_bucket(image.width, image.height, self.sizes)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
+        pixels = to_model_range(images.to(self.device))
+        at_once = images_at_once(images.shape[2] * images.shape[3])
+        return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
+
+    @torch.no_grad()
+    def decode_images(self, codes: Tensor) -> Tensor:
+        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
+        if codes.ndim != 3:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (B, h, w)")
+        at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
+        pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
+        return (torch.cat(pixels) + 1.0) / 2.0
+
+    def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
+        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
+        config = self.vq.config
+        return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
+
+    def grammar(self, h: int, w: int) -> list[int | None]:
+        """Return the ids of an image of (h, w) codes, None where a code is free; see `Protocol.grammar`."""
+        return self.protocol.grammar(h, w)
+
+    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
+        """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
+        return self.transformer.new_cache(capacity=capacity, pad=pad)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Map ids (B, T) to embeddings (B, T, D)."""
+        return self.transformer.embed(ids)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map embeddings (B, T, D) to hidden states (B, T, D); see `ChameleonTransformer.forward`."""
+        return self.transformer(embeds, positions, cache, mask)
+
+    @torch.no_grad()
+    def nearest_codes(self, count: int) -> Tensor:
+        """Return the `count` other codes nearest to each in the codebook, (K, count) int64, nearest first."""
+        table = self.vq.quantize.embedding.weight
+        if not 0 < count < len(table):
+            raise ValueError(f"relax={count} must be less than the {len(table)} image codes of this model")
+        return torch.cdist(table, table).fill_diagonal_(float("inf")).topk(count, largest=False).indices
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
+        return self.transformer.logits(hidden, self.tokenizer.image_rows)
+
+
+def load_backend(
+    where: Path | ModelFiles,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+    transformer: ChameleonTransformer | None = None,
+) -> ChameleonBackend:
+    """Read a base model; everything in it is frozen and in evaluation mode.
+
+    Args:
+        where: a model folder, or the files that `files.open_folder` found.
+        dtype: precision of the transformer; the VQ model stays float32.
+        attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
+        transformer: one that is filled already, in place of the weights in the files.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when files do not fit together, naming the tensors or settings.
+    """
+    device = torch.device(device)
+    files = open_folder(where) if isinstance(where, Path) else where
+    tokenizer = Tokenizer.from_file(files.base / "tokenizer.json")
+    numbers = read_json(files.base / "config.json")
+    codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
+    tokenizer.check_ids(files.layout.ids | codes)
+    if transformer is None:
+        with torch.device("meta"):
+            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
+        load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
+    vq = load_vq(files.vq, device=device)
+    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
+    return backend.eval().requires_grad_(False)
+
+
+def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a model folder with weights in `dtype`, each file atomically; return it."""
+    tokenizer, vq = backend.tokenizer, backend.vq.config
+    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype)
+    write_json(path / "base" / "config.json", base)
+    write_json(path / "vq" / "config.json", vq.to_hf())
+    write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
+    write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
+    write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
+    write_json(path / "protocol.json", asdict(backend.protocol.config))
+    return path
+
+
+def init_backend(
+    *,
+    transformer: TransformerConfig,
+    vq: VQConfig,
+    tokenizer: Tokenizer,
+    protocol: ProtocolConfig,
+    seed: int,
+) -> ChameleonBackend:
+    """Return an untrained backend whose weights are drawn from `seed`."""
+    with torch.device("meta"):
+        networks = ChameleonTransformer(transformer), VQModel(vq)
+    generator = torch.Generator().manual_seed(seed)
+    for network in networks:
+        network.to_empty(device="cpu").init_weights(generator)
+    return ChameleonBackend(
+        transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
+    ).eval()

@@ -1,0 +1,137 @@
+"""Write a Chameleon model as upstream code reads it: a Hugging Face folder of shards.
+
+With `norm_rows=1` the query and key norms are (1, head_dim), as Lumina-mGPT's own code wants them; without,
+one row per head, as transformers does. Reading either is `backend.load_backend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from personalar.core.files import write_atomic
+from personalar.models.chameleon.model_files import write_json
+from personalar.models.chameleon.tensor_files import (
+    collapse_norms,
+    is_head_norm,
+    read_shapes,
+    write_shards,
+    write_tensors,
+)
+from personalar.models.chameleon.tokenizer import Tokenizer, code_name
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig
+
+if TYPE_CHECKING:  # it reads what is written here
+    from personalar.models.chameleon.backend import ChameleonBackend
+
+SHARD_BYTES = 5_000_000_000
+
+
+def hf_config(
+    transformer: TransformerConfig, tokenizer: Tokenizer, vq: VQConfig, *, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the config.json that transformers' Chameleon class reads."""
+    return transformer.to_hf() | {
+        "architectures": ["ChameleonForConditionalGeneration"],
+        "bos_token_id": tokenizer.bos,
+        "pad_token_id": tokenizer.pad,
+        "eos_token_id": tokenizer.sep,
+        "vocabulary_map": {"<image>": tokenizer.boi},  # transformers cannot construct the model without one
+        "vq_config": vq.to_hf(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def export_transformer(
+    transformer: ChameleonTransformer,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    vq: VQConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    norm_rows: int | None = 1,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write `transformer` to `folder`; return it.
+
+    Args:
+        beside: tensors that are not the transformer's, by their names in the shards.
+
+    Raises:
+        ValueError: when `norm_rows` rows cannot say what the heads' norms are.
+    """
+    state = transformer.state_dict()
+    tensors = {**(collapse_norms(state, rows=norm_rows) if norm_rows else state), **(beside or {})}
+    config = hf_config(transformer.config, tokenizer, vq, dtype=dtype)
+    names = {code_name(code): code + tokenizer.code_offset for code in range(tokenizer.num_codes)}
+    config["vocabulary_map"] = config["vocabulary_map"] | names
+    return write_checkpoint(folder, config=config, tokenizer=tokenizer, tensors=tensors.items(), dtype=dtype)
+
+
+def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
+    """Return in how many rows the files of `base` have query and key norms, and `state` can be written.
+
+    None is one row per head. Heads that were trained apart do not fit in fewer rows, whatever `base` has.
+    """
+    stored = {name: shape[0] for name, shape in read_shapes(base).items() if is_head_norm(name)}
+    fewer = [rows for name, rows in stored.items() if rows < state[name].shape[0]]
+    if not fewer:
+        return None, None
+    try:
+        collapse_norms({name: state[name] for name in stored}, rows=max(fewer))
+    except ValueError:
+        return max(fewer), None
+    return max(fewer), max(fewer)
+
+
+def export_backend(
+    backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype, norm_rows: int | None
+) -> Path:
+    """Write all of `backend` to `folder`; return it.
+
+    Beside what upstream code reads lie protocol.json and vq/, so that the folder is a whole `model.path`.
+    With one norm per head the shards hold the image encoder as well, which transformers' class would
+    otherwise draw at random.
+
+    Args:
+        dtype: precision of the shards; the image tokenizer in vq/ stays float32.
+
+    Raises:
+        ValueError: when `norm_rows` rows cannot say what the heads' norms are.
+    """
+    vq = backend.vq.state_dict()
+    write_json(folder / "protocol.json", asdict(backend.protocol.config))
+    write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
+    write_tensors(folder / "vq", vq, dtype=torch.float32)
+    encoder = {f"model.vqmodel.{name}": tensor for name, tensor in vq.items() if "decoder." not in name}
+    return export_transformer(
+        backend.transformer,
+        folder,
+        tokenizer=backend.tokenizer,
+        vq=backend.vq.config,
+        dtype=dtype,
+        norm_rows=norm_rows,
+        beside=encoder if norm_rows is None else None,
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write config.json, tokenizer.json and `tensors` in shards to `folder`; return it."""
+    write_json(folder / "config.json", config)
+    write_atomic(folder / "tokenizer.json", tokenizer.to_json().encode())
+    write_shards(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
+    return folder

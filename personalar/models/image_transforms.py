@@ -1,0 +1,114 @@
+"""From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly.
+
+The bucket (`sizes.py`) nearest in aspect ratio is filled and what sticks out is cropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from personalar.core.image_sizes import Size, choose_bucket
+
+
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
+    """Fill `size` (width, height) and crop the rest: halvings by box filter first, then one bicubic step."""
+    while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(size[0] / image.width, size[1] / image.height)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return _crop(image.resize(resized, Image.Resampling.BICUBIC), size, crop=crop, generator=generator)
+
+
+def lanczos_and_crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
+    """Fill `size` (width, height) in one Lanczos step, as Chameleon's own code does, and crop the rest."""
+    scale = max(size[0] / image.width, size[1] / image.height)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return _crop(image.resize(resized, Image.Resampling.LANCZOS), size, crop=crop, generator=generator)
+
+
+def _crop(
+    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
+) -> Image.Image:
+    spare = (image.width - size[0], image.height - size[1])
+    if crop == "random":
+        left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
+    else:
+        left, top = spare[0] // 2, spare[1] // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def flatten_alpha(image: Image.Image) -> Image.Image:
+    """Return RGB with transparency blended on white, truncated to 8 bit as upstream does."""
+    if image.mode == "RGB":
+        return image
+    rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
+    alpha = rgba[..., 3:] / 255.0
+    if alpha.min() == 1.0:
+        return image.convert("RGB")
+    return Image.fromarray(((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
+
+
+def fill_size(
+    image: Image.Image,
+    *,
+    sizes: Sequence[Size],
+    resize: str = "halving",
+    crop: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> Image.Image:
+    """Return `image` in RGB, filling the best of `sizes`; what sticks out is cropped.
+
+    Args:
+        image: any mode and size; turned upright by its EXIF orientation.
+        resize: "halving" (Lumina-mGPT) or "lanczos" (Chameleon, where transparency goes before the resize).
+        crop: "center" for evaluation; "random" for training, as upstream trained.
+        generator: source of the random crop.
+    """
+    if crop not in ("center", "random"):
+        raise ValueError(f"crop={crop!r} is unknown; use 'center' or 'random'")
+    if crop == "random" and generator is None:
+        raise ValueError("crop='random' needs a torch.Generator, so that the crop can be repeated")
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("RGB", "RGBA"):  # palettes and the like cannot be interpolated
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    size = choose_bucket(image.width, image.height, sizes)
+    if resize == "lanczos":
+        return lanczos_and_crop(flatten_alpha(image), size, crop=crop, generator=generator)
+    return flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
+
+
+def preprocess(
+    image: Image.Image,
+    *,
+    sizes: Sequence[Size],
+    resize: str = "halving",
+    crop: Literal["center", "random"] = "center",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; see `fill_size`."""
+    filled = fill_size(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
+    levels = torch.from_numpy(np.array(filled, dtype=np.float64))
+    return (levels / 255.0).permute(2, 0, 1).float().contiguous()
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Map [0, 1] to [-1, 1] with the bits of x / 255 * 2 - 1 in float64 where x was an 8-bit level."""
+    levels = images.double() * 255.0
+    whole = levels.round()
+    exact = torch.where((levels - whole).abs() < 1e-4, whole, levels)
+    return (exact / 255.0 * 2.0 - 1.0).float()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map (..., 3, H, W), clamped to [0, 1], to 8-bit (..., H, W, 3), truncating as upstream does."""
+    return (images.float().clamp(0.0, 1.0) * 255.0).to(torch.uint8).movedim(-3, -1)

@@ -1,0 +1,100 @@
+"""What a picture of the world is called: the prompt grammar of DreamBench, in a few neutral openings.
+
+An instance is told by class, body colour, and (if it has one) its pattern and second colour; never by its
+third colour, exact shades, proportions or the pattern's parameters. `[V]` stands for "this very individual".
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.scene import (
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    CLASSES,
+    Instance,
+    Scene,
+    sample_instance,
+    sample_scene,
+)
+from personalar.nano.world.skin import COLOURS, PATTERNS, Skin
+
+IDENTIFIER = "[V]"
+PLAIN = "plain"  # the pattern that no caption tells
+OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
+# Those that wear something come more often: hat, scarf and glasses in six colours each want many examples.
+# So do backpacks, whose pattern and pockets the base was slowest to learn.
+_MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
+_CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
+_CLASS_ODDS = [odds / sum(_CLASS_ODDS) for odds in _CLASS_ODDS]
+_OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
+
+
+def caption_words() -> tuple[str, ...]:
+    """Every word of the captions, in order: all that a base trained on this world has read."""
+    phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, "an", "and", "shiny", "wearing"]
+    phrases += [phrase for phrase, _ in CONTEXTS.values()]
+    return tuple(sorted({word for phrase in phrases for word in phrase.replace("{}", "").split()} - {PLAIN}))
+
+
+def article(phrase: str) -> str:
+    """The phrase with its indefinite article: "an orange cat"."""
+    return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
+
+
+def description(instance: Instance) -> str:
+    """The best that words can do, without article: "striped green and white cat"."""
+    skin = instance.skin
+    first, second = skin.colours[0][0], skin.colours[1][0]
+    return (
+        f"{first} {instance.noun}"
+        if skin.pattern == PLAIN
+        else f"{skin.pattern} {first} and {second} {instance.noun}"
+    )
+
+
+def wearing(worn: tuple[str, str] | None) -> str:
+    """The accessory's phrase with a leading space, or nothing."""
+    if worn is None:
+        return ""
+    kind, colour = worn
+    return f" wearing {colour} {kind}" if kind == "glasses" else f" wearing {article(f'{colour} {kind}')}"
+
+
+def place(context: str | None) -> str:
+    """The context's phrase with a leading space, or nothing for the studio."""
+    return "" if context is None else f" {CONTEXTS[context][0]}"
+
+
+def recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> Instance:
+    """The individual with another body colour, all else the same."""
+    shade = tuple(float(c) for c in np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.05, 0.05, 3), 0, 1))
+    skin: Skin = replace(instance.skin, colours=((colour, shade), *instance.skin.colours[1:]))
+    return replace(instance, skin=skin)
+
+
+def sample_example(rng: np.random.Generator) -> tuple[Scene, str, Instance | None]:
+    """One random training picture: (scene, caption, the individual if the caption names it by `[V]`)."""
+    instance = sample_instance(str(rng.choice(CLASSES, p=_CLASS_ODDS)), rng)
+    context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
+    worn = None
+    if instance.noun in HEADS and rng.uniform() < 0.55:
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+    shiny = rng.uniform() < 0.10
+    named = instance if rng.uniform() < 0.50 else None
+    shown = instance
+    if named:
+        phrase = f"{IDENTIFIER} {instance.noun}"
+        if rng.uniform() < 0.10:
+            colour = str(rng.choice(list(COLOURS)))
+            shown, phrase = recoloured(instance, colour, rng), f"{colour} {phrase}"
+    else:
+        told = rng.uniform()
+        phrase = description(instance) if told < 0.8 else instance.noun
+    phrase = f"shiny {phrase}" if shiny else phrase
+    scene = sample_scene(shown, rng, context=context, worn=worn, shiny=shiny)
+    told_place = place(context) if rng.uniform() > 0.08 else ""
+    opening = str(rng.choice(OPENINGS, p=_OPENING_ODDS))
+    return scene, opening.format(article(phrase)) + wearing(worn) + told_place, named

@@ -1,0 +1,38 @@
+"""The benchmark's prompts on the rendered world: DreamBench's grammar, each with what it asks for."""
+
+from personalar.core.types import PromptSpec
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import wearing
+from personalar.nano.world.contexts import CONTEXTS
+
+_WORN = (
+    ("hat", "red"),
+    ("scarf", "blue"),
+    ("glasses", "pink"),
+    ("hat", "yellow"),
+    ("glasses", "green"),
+    ("scarf", "purple"),
+)
+_COLOURS = ("red", "purple")
+
+
+def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
+    """All prompts for a class; `{}` is where the subject goes, article before it included in the text."""
+    plain = (
+        PromptSpec(text="a photo of a {}", category="plain"),
+        PromptSpec(text="a picture of a {}", category="plain"),
+    )
+    places = tuple(
+        PromptSpec(text=f"a {{}} {phrase}", category="recontext", context=name)
+        for name, (phrase, _) in CONTEXTS.items()
+    )
+    worn = tuple(
+        PromptSpec(
+            text=f"a {{}}{wearing((kind, colour))}", category="accessory", accessory=kind, colour=colour
+        )
+        for kind, colour in (_WORN if noun in HEADS else ())
+    )
+    changes = tuple(
+        PromptSpec(text=f"a {colour} {{}}", category="property", colour=colour) for colour in _COLOURS
+    )
+    return plain + places + worn + (*changes, PromptSpec(text="a shiny {}", category="property"))

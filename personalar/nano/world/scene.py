@@ -1,0 +1,146 @@
+"""From an instance and a place to a picture: pose, light, shadow, supersampling."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from personalar.nano.world.animals import HEADS, accessory
+from personalar.nano.world.contexts import paint
+from personalar.nano.world.shapes import SHAPES
+from personalar.nano.world.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
+from personalar.nano.world.solids import cast, screen_extent, view_matrix
+
+CLASSES = tuple(SHAPES)
+ACCESSORIES = ("hat", "scarf", "glasses")
+ACCESSORY_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
+SUPERSAMPLING = 2
+_LIGHT = np.array([-0.45, 0.72, 0.62], np.float32) / np.float32(np.linalg.norm([-0.45, 0.72, 0.62]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One individual thing: everything that stays the same between its pictures."""
+
+    noun: str
+    skin: Skin
+    proportions: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One picture of an instance.
+
+    yaw, pitch: degrees. zoom: 1 fills about 80 % of the frame's height. shift: fraction of the frame.
+    context: a name in CONTEXTS or None (studio). worn: (kind, colour name) or None.
+    """
+
+    instance: Instance
+    context: str | None
+    yaw: float
+    pitch: float
+    zoom: float
+    shift: tuple[float, float]
+    seed: int
+    worn: tuple[str, str] | None = None
+    shiny: bool = False
+    mood: float = field(default=1.0)  # brightness of the light
+
+
+def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
+    """A random individual of a class."""
+    if noun not in SHAPES:
+        raise ValueError(f"noun must be one of {', '.join(CLASSES)}; got {noun!r}")
+    return Instance(
+        noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1.3, 1.3, 6))
+    )
+
+
+def sample_scene(
+    instance: Instance, rng: np.random.Generator, *, context: str | None, worn=None, shiny=False
+) -> Scene:
+    """A random view of an instance in a place."""
+    return Scene(
+        instance=instance,
+        context=context,
+        worn=worn,
+        shiny=shiny,
+        yaw=float(rng.uniform(-40, 40))
+        + {"car": 50, "dog": 38, "boot": 42, "duck toy": 30}.get(instance.noun, 0),
+        pitch=float(rng.uniform(6, 20)),
+        zoom=float(rng.uniform(0.9, 1.08)),
+        shift=(float(rng.uniform(-0.05, 0.05)), float(rng.uniform(-0.02, 0.03))),
+        seed=int(rng.integers(2**31)),
+        mood=float(rng.uniform(0.92, 1.06)),
+    )
+
+
+def _frame(solids, view, size, scene):
+    """Pixels per unit and the origin's pixel, so that the thing (without what it wears) fills the frame."""
+    boxes = [(view @ np.asarray(s.centre), screen_extent(s, view)) for s in solids]
+    low, high = min(c[1] - e[1] for c, e in boxes), max(c[1] + e[1] for c, e in boxes)
+    left, right = min(c[0] - e[0] for c, e in boxes), max(c[0] + e[0] for c, e in boxes)
+    scale = scene.zoom * size * 0.78 / max(high - low, 0.95 * (right - left))
+    x = size * (0.5 + scene.shift[0]) - scale * (left + right) / 2
+    y = size * (0.93 + scene.shift[1]) + scale * low
+    return scale, (x, y)
+
+
+def _shadow(image, view, scale, centre, reach, floating):
+    """Darken the floor under the thing: an ellipse around the object's origin."""
+    size = image.shape[0]
+    ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
+    half = scale * reach
+    flat = max(abs(float(view[1, 2])), 0.18)
+    d = ((xs - centre[0] - 0.12 * half) / half) ** 2 + ((ys - centre[1]) / (half * flat * 1.3)) ** 2
+    strength = 0.22 if floating else 0.48
+    return image * (1 - strength * np.clip(1.25 - d, 0, 1))[..., None]
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """Halve the height with the weights 1 3 3 1: softer than a mean of two, since a code covers 8 pixels."""
+    padded = np.concatenate((image[:1], image, image[-1:]))
+    return (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
+
+
+def render(scene: Scene, size: int = 96) -> Image.Image:
+    """The picture of a scene as an RGB image of size x size pixels. Deterministic in the scene."""
+    big = size * SUPERSAMPLING
+    rng = np.random.default_rng(scene.seed)
+    instance = scene.instance
+    proportions = np.asarray(instance.proportions)
+    solids = SHAPES[instance.noun](proportions)
+    view = view_matrix(scene.yaw, scene.pitch)
+    scale, centre = _frame(solids, view, big, scene)
+    reach = max(abs(s.centre[0]) + max(s.size[0], s.size[2]) for s in solids)
+    image = paint(scene.context, rng, big)
+    image = _shadow(image, view, scale, centre, reach * 0.95, scene.context == "water")
+    worn = (0.0, 0.0, 0.0)
+    if scene.worn:
+        kind, colour = scene.worn
+        solids = solids + accessory(kind, HEADS[instance.noun](proportions))
+        worn = COLOURS[colour]
+    hits = cast(solids, view=view, scale=scale, centre=centre, size=big)
+    ambient, gloss = 0.58 * scene.mood, 0.55 if scene.shiny else 0.10
+    for number in np.unique(hits.solid[hits.solid >= 0]):
+        where = hits.solid == number
+        material, n = solids[number].material, hits.normal[where]
+        albedo = surface_colour(instance.skin, material, hits.position[where], worn)
+        lit = ambient + 0.10 * n[:, 1] + 0.50 * np.maximum(n @ _LIGHT, 0)
+        if material == "flame":
+            lit = np.ones_like(lit)
+        half = (_LIGHT + np.array([0, 0, 1], np.float32)) / np.linalg.norm(_LIGHT + np.array([0, 0, 1]))
+        shine = gloss * np.maximum(n @ half, 0) ** (14 if scene.shiny else 24)
+        image[where] = albedo * lit[:, None] + shine[:, None]
+    small = _shrink(_shrink(np.clip(image, 0, 1)).transpose(1, 0, 2)).transpose(1, 0, 2)
+    return Image.fromarray((small * 255 + 0.5).astype(np.uint8))
+
+
+def identity_vector(instance: Instance) -> np.ndarray:
+    """What makes the individual, as 26 numbers of about unit scale (used by pretraining only)."""
+    skin = instance.skin
+    colours = (np.array([c[1] for c in skin.colours]).ravel() - 0.45) * 3
+    kind = np.array([skin.pattern == name for name in PATTERNS], float) * 1.5
+    phase = [np.cos(skin.phase), np.sin(skin.phase), np.cos(2 * skin.phase), np.sin(2 * skin.phase)]
+    rest = [2 * skin.frequency - 1, 2.5 * skin.tilt, *(1.6 * np.asarray(instance.proportions))]
+    return np.concatenate([colours, kind, phase, rest]).astype(np.float32)

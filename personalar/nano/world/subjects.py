@@ -1,0 +1,83 @@
+"""Rendered subjects: one fixed individual in five training views, and what a personalization is judged by.
+
+ceiling: unseen views of the same individual; floor: other individuals of the class. Both do what the prompts
+of the evaluation ask (place, accessory, colour): a recoloured cat in a hat is less like the photos, even
+if it was learned perfectly. Hard negatives, for judging judges: twins that share the skin or the shape.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from personalar.core.types import PromptSpec
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import description, recoloured
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene
+from personalar.nano.world.skin import sample_skin
+
+TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
+VIEWS_PER_PROMPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSubject:
+    """All images are RGB of size x size; `description` has no article."""
+
+    noun: str
+    live: bool
+    description: str
+    train: tuple[Image.Image, ...]
+    holdout: tuple[Image.Image, ...]
+    others: tuple[Image.Image, ...]
+
+
+def subject_instance(noun: str, seed: int) -> Instance:
+    """The individual that (noun, seed) names."""
+    return sample_instance(noun, np.random.default_rng([seed, 1]))
+
+
+def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
+    """A random view of the individual that does what a prompt of `bench_prompts` asks."""
+    worn = (spec.accessory, spec.colour) if spec.accessory and spec.colour else None
+    if spec.category == "property" and spec.colour:
+        instance = recoloured(instance, spec.colour, rng)
+    return sample_scene(instance, rng, context=spec.context, worn=worn, shiny="shiny" in spec.text)
+
+
+def _views(
+    instances: list[Instance], contexts: list, rng: np.random.Generator, size: int
+) -> tuple[Image.Image, ...]:
+    pairs = zip(instances, contexts, strict=True)
+    return tuple(render(sample_scene(instance, rng, context=context), size) for instance, context in pairs)
+
+
+def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
+    """Half with the same skin and other proportions, half with the same proportions and another skin."""
+    other = [sample_instance(instance.noun, rng) for _ in range(count // 2)]
+    reshaped = [replace(instance, proportions=o.proportions) for o in other]
+    return reshaped + [replace(instance, skin=sample_skin(rng)) for _ in range(count - count // 2)]
+
+
+def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
+    """The subject (noun, seed) with its views; about 100 pictures, two seconds on one core."""
+    instance = subject_instance(noun, seed)
+    rng = np.random.default_rng([seed, 2])
+    asked = bench_prompts(noun) * VIEWS_PER_PROMPT
+    return RenderedSubject(
+        noun=noun,
+        live=noun in HEADS,
+        description=description(instance),
+        train=_views([instance] * len(TRAINING_CONTEXTS), list(TRAINING_CONTEXTS), rng, size),
+        holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
+        others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
+    )
+
+
+def hard_negatives(noun: str, seed: int, count: int, size: int = 96) -> tuple[Image.Image, ...]:
+    """Views of twins of the subject (noun, seed), no two in the same place while there are places."""
+    rng = np.random.default_rng([seed, 3])
+    places = [list(CONTEXTS)[i % len(CONTEXTS)] for i in range(count)]
+    return _views(twins(subject_instance(noun, seed), count, rng), places, rng, size)

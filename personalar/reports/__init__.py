@@ -1,0 +1,1 @@
+"""Run folders to numbers, charts and pages."""

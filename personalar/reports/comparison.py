@@ -1,0 +1,284 @@
+"""Finished runs against each other: means with intervals, and differences on the very same pictures.
+
+A row is one thing to compare (a method, a run, a stage), made of one state of one or more runs: the state of
+each of a benchmark's subjects. Everything comes from the run folders (`summary.py` documents them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from personalar.core.types import STAGE_NAMES
+from personalar.reports.bootstrap import Difference, difference, group_mean, interval
+from personalar.reports.summary import fidelity_of, read_run, summarise
+from personalar.scoring.score_file import read_scores
+
+Picture = tuple[str, str, int]
+"""Subject, prompt template, seed: what is drawn again by every method."""
+COMPARED = {"likeness": "likeness", "clip_t": "CLIP-T", "balance": "likeness × CLIP-T"}
+"""Measures whose differences are taken, and their titles."""
+_DINO, _CLIP = ("dino", "dino_preprocessing"), ("clip", "clip_preprocessing")
+_READING = (*_CLIP, "clip_text")
+JUDGES = {
+    "dino": _DINO, "fidelity": _DINO, "likeness": _DINO, "clip_i": _CLIP, "clip_t": _READING,
+    "balance": (*_DINO, *_READING),
+}  # fmt: skip
+"""What of a run's judges (`SubjectScorer.describe`) each measure hangs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """One stage of one finished run, as its folder tells it."""
+
+    run_dir: Path
+    run: dict[str, Any]
+    summary: dict[str, Any]
+    lines: list[dict[str, Any]]
+    """Score lines of the pictures that count for this state."""
+    stage: str
+    kind: str = "subject"
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """The state's entry of summary.json."""
+        if self.kind == "description":
+            return self.summary["description"] or {}
+        return self.summary["stages"].get(self.stage, {})
+
+    def values(self, measure: str) -> dict[Picture, float]:
+        """Return one measure of every picture: a scorer's name, "fidelity", "likeness" or "balance"."""
+        if measure == "balance":
+            likeness, following = self.values("likeness"), self.values("clip_t")
+            return {key: likeness[key] * following[key] for key in likeness.keys() & following.keys()}
+        scorer = "dino" if measure in ("fidelity", "likeness") else measure
+        found = {self._picture(line): line["value"] for line in self.lines if line["scorer"] == scorer}
+        if scorer == measure:
+            return found
+        bounds = self.run.get("bounds")
+        scaled = {key: fidelity_of(value, bounds) for key, value in found.items()}
+        if measure == "likeness" and None in scaled.values():
+            return found  # photographs have no floor and ceiling
+        return {key: value for key, value in scaled.items() if value is not None}
+
+    def judges(self, measure: str) -> tuple[str, ...]:
+        """Return who made a measure: weights by their hash, wherever they lay, and what they were shown."""
+        known = self.run.get("scorers") or {}
+        return tuple(str(known.get(name)).rpartition("#")[2] for name in JUDGES[measure])
+
+    def _picture(self, line: dict[str, Any]) -> Picture:
+        return str(self.run.get("subject")), line.get("template", line["prompt"]), line["seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    title: str
+    states: tuple[State, ...]
+
+    def groups(self, measure: str) -> list[list[float]]:
+        """Return the values of every subject."""
+        return [list(state.values(measure).values()) for state in self.states]
+
+    def pictures(self, measure: str) -> dict[Picture, float]:
+        """Return one measure of every picture of every subject."""
+        return {key: value for state in self.states for key, value in state.values(measure).items()}
+
+    def judges(self, measure: str) -> set[tuple[str, ...]]:
+        """Return who made a measure of the row's pictures; several where its runs had different judges."""
+        return {state.judges(measure) for state in self.states if state.values(measure)}
+
+    def mean_of(self, name: str) -> float | None:
+        """Return the mean over subjects of a value in summary.json."""
+        found = [state.measures.get(name) for state in self.states]
+        known = [float(value) for value in found if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+MEANS = {
+    "fidelity": "fidelity",
+    "dino": "DINO",
+    "clip_i": "CLIP-I",
+    "clip_t": "CLIP-T",
+    "balance": "likeness × CLIP-T",
+}
+"""Measures with an interval, and their titles."""
+SHARES = {
+    "context_accuracy": "places",
+    "accessory_accuracy": "accessories",
+    "class_drift": "class drift",
+    "pres": "PRES",
+    "diversity": "DIV",
+    "drift": "drift",
+    "memorised": "memorised",
+    "seconds": "seconds",
+}
+"""Means over subjects of what summary.json holds."""
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether `folder` is a run folder."""
+    return (folder / "run.json").is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return `folder` if it is a run, else all finished or unfinished runs below it, by name.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("run.json"))
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no run (no run.json in it or below): "
+            "give folders that python -m personalar.run wrote"
+        )
+    return found
+
+
+def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
+    """Return the states of a run by (stage, kind): the base, its text description, and each stage."""
+    run, lines = read_run(run_dir), read_scores(run_dir / "scores.jsonl")
+    summary = summarise(run, lines)
+    wanted = [(stage, "subject") for stage in STAGE_NAMES if stage in summary["stages"]]
+    if summary["description"]:
+        wanted.insert(1, ("base", "description"))
+    return {
+        (stage, kind): State(
+            run_dir=run_dir,
+            run=run,
+            summary=summary,
+            stage=stage,
+            kind=kind,
+            lines=[line for line in lines if (line["stage"], line["kind"]) == (stage, kind)],
+        )
+        for stage, kind in wanted
+    }
+
+
+def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row]:
+    """Return one row for each run, in its last stage; a single run's stages are its rows."""
+    if len(run_dirs) == 1:
+        return [Row(title=" ".join(key) if key[1] != "subject" else key[0], states=(state,))
+                for key, state in read_states(run_dirs[0]).items()]  # fmt: skip
+    rows = []
+    for run_dir in run_dirs:
+        last = [state for (_, kind), state in read_states(run_dir).items() if kind == "subject"][-1:]
+        title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
+        rows.append(Row(title=title, states=tuple(last)))
+    return [row for row in rows if row.states]
+
+
+def judged_alike(row: Row, reference: Row, measure: str) -> bool:
+    """Tell whether the same judges made a measure in both rows: the scales of two have no common unit."""
+    return len(row.judges(measure) | reference.judges(measure)) <= 1
+
+
+def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
+    """Return `row` minus `reference` over the pictures that both drew, subject by subject; None without any,
+    or where other judges made the measure."""
+    if not judged_alike(row, reference, measure):
+        return None
+    ours, theirs = row.pictures(measure), reference.pictures(measure)
+    by_subject: dict[str, list[float]] = {}
+    for key in sorted(ours.keys() & theirs.keys()):
+        by_subject.setdefault(key[0], []).append(ours[key] - theirs[key])
+    return difference(list(by_subject.values()))
+
+
+def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, Any]]:
+    """Return one flat record for each row; `versus` compares it with `reference` (by default the first).
+
+    `against` is the reference's title, None for itself; `other_judges` lists the measures that are not
+    compared because other judges made them.
+    """
+    reference = reference or rows[0]
+    records = []
+    for row in rows:
+        record: dict[str, Any] = {"row": row.title, "subjects": len(row.states)}
+        record["images"] = len(row.pictures("dino"))
+        for measure in MEANS:
+            groups = row.groups(measure)
+            record[measure], record[f"{measure}_interval"] = group_mean(groups), interval(groups)
+        record |= {name: row.mean_of(name) for name in SHARES}
+        others = [] if row is reference else [reference]
+        record["against"] = reference.title if others else None
+        record["other_judges"] = [m for m in COMPARED for other in others if not judged_alike(row, other, m)]
+        record["versus"] = {
+            measure: vars(found)
+            for other in others
+            for measure in COMPARED
+            if (found := compare_rows(row, other, measure))
+        }
+        records.append(record)
+    return records
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points that no other beats in both values, by the first value."""
+    front: list[tuple[float, float]] = []
+    best = -math.inf
+    for x, y in sorted(set(points), reverse=True):
+        if y > best:
+            front.append((x, y))
+            best = y
+    return front[::-1]
+
+
+def _cell(record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    if value is None:
+        return "–"
+    if name == "seconds":
+        return f"{value:.0f}"
+    ends = record.get(f"{name}_interval")
+    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else f"{value:.3f}"
+
+
+def titled(record: dict[str, Any]) -> str:
+    """Return a row's title, which says where its scores are not to be held against the reference's."""
+    return f"{record['row']} (other judges)" if record["other_judges"] else record["row"]
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """Return the table in Markdown; columns that nobody measured are left out."""
+    columns = {
+        name: title
+        for name, title in {**MEANS, **SHARES}.items()
+        if any(record.get(name) is not None for record in records)
+    }
+    if any("fidelity" in record and record["fidelity"] is not None for record in records):
+        columns.pop("dino", None)
+    head = ["", "subjects", "images", *columns.values()]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for record in records:
+        cells = [titled(record), str(record["subjects"]), str(record["images"])]
+        lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
+    return "\n".join(lines)
+
+
+def _sentence(name: str, found: dict[str, Any]) -> str:
+    luck = "" if found["low"] > 0 or found["high"] < 0 else " (within luck)"
+    return (
+        f"{name} {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p={found['p']:.3f}{luck}"
+    )
+
+
+def verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one sentence for each row: how it differs from the reference, and whether by more than luck."""
+    sentences = []
+    for record in records:
+        parts = [_sentence(COMPARED[name], found) for name, found in record["versus"].items()]
+        if record["other_judges"]:
+            measures = ", ".join(COMPARED[name] for name in record["other_judges"])
+            parts.append(
+                f"{measures} not compared, as other judges scored the pictures: run both commands again with "
+                "the same scorer=, what they learned and drew is kept"
+            )
+        if parts:
+            sentences.append(f"{record['row']} against {record['against']}: {'; '.join(parts)}")
+    return sentences

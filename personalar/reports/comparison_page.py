@@ -1,0 +1,179 @@
+"""Write a comparison of finished runs: a page, one picture, and the table for programs and for people.
+
+comparison.html     table, Pareto plot, the same prompts and seeds side by side; one file, nothing fetched
+comparison.png      those pictures as one picture
+comparison.md       the table and the differences, in Markdown
+comparison.jsonl    one line for each row (`comparison.table`)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from personalar.core.files import write_atomic
+from personalar.core.png import load_sample, save_png
+from personalar.core.types import Sample
+from personalar.reports.charts import Mark, scatter_chart
+from personalar.reports.comparison import (
+    MEANS,
+    SHARES,
+    Picture,
+    Row,
+    find_runs,
+    markdown,
+    pareto_front,
+    rows_of_runs,
+    table,
+    verdicts,
+)
+from personalar.reports.picture_grid import draw_grid
+from personalar.reports.run_page import picture_uri, render
+
+PER_SUBJECT = 6
+"""Prompts of each subject that the page shows; all of them are counted."""
+GRID_ROWS = 12
+"""Prompts that the one picture shows."""
+
+
+def read_pictures(row: Row) -> dict[Picture, Sample]:
+    """Return the samples of a row's states by subject, template and seed."""
+    found: dict[Picture, Sample] = {}
+    for state in row.states:
+        for path in sorted((state.run_dir / "images" / state.stage).glob("*.png")):
+            sample = load_sample(path)
+            if sample.kind == state.kind:
+                found[str(state.run.get("subject")), sample.spec.text, sample.seed] = sample
+    return found
+
+
+def choose(common: Sequence[Picture], categories: dict[Picture, str]) -> list[Picture]:
+    """Return a few pictures of each subject, taking turns between categories, then prompts."""
+    chosen: list[Picture] = []
+    for subject in sorted({key[0] for key in common}):
+        turns: dict[str, list[Picture]] = {}
+        for key in common:
+            if key[0] == subject:
+                turns.setdefault(categories[key], []).append(key)
+        mixed = [key for turn in zip_longest(*turns.values()) for key in turn if key is not None]
+        chosen += mixed[:PER_SUBJECT]
+    return chosen
+
+
+def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
+    """Return what every row drew with the same prompt and seed, some of each subject."""
+    drawn = [read_pictures(row) for row in rows]
+    common = [key for key in drawn[0] if all(key in found for found in drawn[1:])]
+    categories = {key: drawn[0][key].spec.category for key in common}
+    return [(key, [found[key] for found in drawn]) for key in choose(common, categories)]
+
+
+def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
+    """Return the points of the Pareto plot and the name of its likeness: fidelity, or DINO without bounds.
+
+    Rows that other judges scored than the reference's have no place on its axes.
+    """
+    records = [record for record in records if not record["other_judges"]]
+    likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
+    known = [r for r in records if r[likeness] is not None and r["clip_t"] is not None]
+    front = pareto_front((r["clip_t"], r[likeness]) for r in known)
+    marks = [
+        Mark(
+            label=r["row"],
+            x=r["clip_t"],
+            y=r[likeness],
+            x_range=r["clip_t_interval"],
+            y_range=r[f"{likeness}_interval"],
+            best=(r["clip_t"], r[likeness]) in front,
+        )
+        for r in known
+    ]
+    return marks, MEANS[likeness]
+
+
+def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path: Path) -> None:
+    rows = shown[:: max(1, -(-len(shown) // GRID_ROWS))]
+    several = len({key[0] for key, _ in rows}) > 1
+    names = [f"{key[0]}: {key[1]}" if several else key[1] for key, _ in rows]
+    pictures = [[sample.image for sample in samples] for _, samples in rows]
+    save_png(draw_grid(pictures, column_titles=titles, row_titles=names), path)
+
+
+def _cells(samples: list[Sample], rows: Sequence[Row], key: Picture) -> list[dict[str, Any]]:
+    return [
+        {
+            "uri": picture_uri(sample.path),
+            "prompt": sample.prompt,
+            "seed": sample.seed,
+            "dino": row.pictures("dino").get(key),
+        }
+        for sample, row in zip(samples, rows, strict=True)
+        if sample.path is not None
+    ]
+
+
+def write_comparison(
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    title: str = "Comparison",
+    reference: Row | None = None,
+    notes: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Write the four files into `out` and return the records of the table.
+
+    Args:
+        reference: the row that the others are compared with; the first unless told otherwise.
+        notes: what a reader must know: attribution, licence, protocol.
+    """
+    records = table(rows, reference)
+    sentences = verdicts(records)
+    shown = side_by_side(rows)
+    marks, likeness = marks_of(records)
+    out.mkdir(parents=True, exist_ok=True)
+    if shown:
+        _picture(shown, [row.title for row in rows], out / "comparison.png")
+    columns = {n: t for n, t in {**MEANS, **SHARES}.items() if any(r[n] is not None for r in records)}
+    context = {
+        "title": title,
+        "notes": list(notes),
+        "records": records,
+        "columns": columns,
+        "intervals": list(MEANS),
+        "verdicts": sentences,
+        "plot": scatter_chart(
+            marks, title=f"{likeness} against CLIP-T", x_title="CLIP-T (prompt following)", y_title=likeness
+        )
+        if marks
+        else None,
+        "likeness": likeness,
+        "titles": [row.title for row in rows],
+        "boards": [
+            {
+                "subject": key[0],
+                "template": key[1].replace("{}", "⟨subject⟩"),
+                "seed": key[2],
+                "cells": _cells(samples, rows, key),
+            }
+            for key, samples in shown
+        ],
+        "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
+        "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
+    }  # fmt: skip
+    write_atomic(out / "comparison.html", render(context, "comparison.html.j2").encode())
+    text = "\n".join([f"# {title}", "", markdown(records), "", *[f"- {s}" for s in [*sentences, *notes]], ""])
+    write_atomic(out / "comparison.md", text.encode())
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomic(out / "comparison.jsonl", lines.encode())
+    return records
+
+
+def compare_folders(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
+    """Compare all runs in `folders` (runs, or folders of runs such as a sweep's) and write the files."""
+    found = [run for folder in folders for run in find_runs(folder)]
+    unique = list(dict.fromkeys(found))
+    root = folders[0] if len(folders) == 1 and len(unique) > 1 else None
+    return write_comparison(rows_of_runs(unique, root), out)

@@ -1,0 +1,277 @@
+"""Write `report.html`: one self-contained page about a run, from the files in its folder alone.
+
+Pictures are embedded, styles and the few lines of script are inline, nothing is fetched: the file can be
+mailed. See `summary.py` for the folder. What is missing there (scores, logs, a config) is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from personalar.core.files import write_atomic
+from personalar.core.png import read_png_metadata
+from personalar.core.types import STAGE_NAMES
+from personalar.reports.charts import line_chart
+from personalar.reports.summary import read_run, write_summary
+from personalar.scoring.score_file import read_scores
+
+LARGEST_PX = 448
+"""Longer sides are scaled down in the page; the originals stay beside it."""
+
+STAGE_TITLES = {
+    "base": ("Base model", "before"),
+    "embedding": ("After stage 1", "word learned"),
+    "transformer": ("After stage 2", "weights tuned"),
+}
+HEADLINES = (
+    "subject",
+    "noun",
+    "description",
+    "model",
+    "method",
+    "stage",
+    "device",
+    "command",
+    "started",
+    "total_seconds",
+    "peak_memory_bytes",
+    "versions",
+    "warnings",
+    "scorers",
+)
+CATEGORIES = {
+    "plain": "The subject itself",
+    "recontext": "In other places",
+    "accessory": "With accessories",
+    "property": "With other properties",
+}
+
+
+def picture_uri(path: Path) -> str:
+    """Return the picture as a data URI: the very file when small, else a JPEG of at most `LARGEST_PX`."""
+    with Image.open(path) as image:
+        if max(image.size) <= LARGEST_PX:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        smaller = image.convert("RGB")
+    smaller.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    smaller.save(buffer, format="JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _scores_by_image(lines: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
+    """Return {(stage, kind, prompt, seed): {scorer: value, "right": bool | None}}."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for line in lines:
+        entry = found.setdefault((line["stage"], line["kind"], line["prompt"], line["seed"]), {})
+        entry[line["scorer"]] = line["value"]
+        for question in ("context_top1", "accessory_top1"):
+            if question in line:
+                entry["right"] = line[question]
+    return found
+
+
+def read_samples(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the samples of a run with their scores, and the names of files that could not be read."""
+    scores = _scores_by_image(read_scores(run_dir / "scores.jsonl"))
+    samples, unreadable = [], []
+    for stage in STAGE_NAMES:
+        for path in sorted((run_dir / "images" / stage).glob("*.png")):
+            try:
+                found = read_png_metadata(path)
+                key = (found["stage"], found["kind"], found["prompt"], int(found["seed"]))
+                uri = picture_uri(path)
+            except (OSError, KeyError, ValueError):
+                unreadable.append(path.relative_to(run_dir).as_posix())
+                continue
+            samples.append(
+                {
+                    **dict(zip(("stage", "kind", "prompt", "seed"), key, strict=True)),
+                    "template": found.get("template", found["prompt"]),
+                    "category": found.get("category", "plain"),
+                    "uri": uri,
+                    **scores.get(key, {}),
+                }
+            )
+    return samples, unreadable
+
+
+def read_references(folder: Path) -> dict[str, list[str]]:
+    """Return the photos, whole and as the base sees them (`references.py`); empty lists where they lack."""
+    views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
+    return {view: [picture_uri(path) for path in sorted(at.glob("*.png"))] for view, at in views.items()}
+
+
+def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict[str, Any]]:
+    """Return the samples by category, a row for each prompt and seed, a cell for each stage."""
+    rows: dict[tuple, dict[str, dict]] = {}
+    for sample in samples:
+        rows.setdefault((sample["category"], sample["template"], sample["seed"]), {})[sample["stage"]] = (
+            sample
+        )
+    categories = [*CATEGORIES, *sorted({key[0] for key in rows} - set(CATEGORIES))]
+    seeds = {key[2] for key in rows}
+    groups = []
+    for category in categories:
+        keys = sorted(key for key in rows if key[0] == category)
+        found = [
+            {
+                "template": key[1],
+                "seed": key[2] if len(seeds) > 1 else None,
+                "cells": [rows[key].get(stage) for stage in stages],
+            }
+            for key in keys
+        ]
+        if found:
+            groups.append({"title": CATEGORIES.get(category, category), "rows": found})
+    return groups
+
+
+def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
+    """Return (step, train/loss) of a stage, in order; a resumed part replaces what it repeats."""
+    losses: dict[float, float] = {}
+    parts = (run_dir / "logs" / stage).rglob("metrics.csv")
+    for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):  # part_2, part_10
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row.get("step") and row.get("train/loss"):
+                    losses[float(row["step"])] = float(row["train/loss"])
+    return sorted(point for point in losses.items() if math.isfinite(point[1]))
+
+
+def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[str, Any]]:
+    """Return the fidelities to mark on the ruler, each at a height where its number covers no other."""
+    values = {**summary["stages"], "description": summary["description"] or {}}
+    found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
+    last_at = dict.fromkeys(("high", "low", "higher", "lower"), -1.0)
+    marks = []
+    for value, name in sorted(found):
+        position = min(max(value, 0.0), 1.0)
+        free = [height for height, at in last_at.items() if position - at >= apart or at < 0]
+        height = free[0] if free else "high"
+        last_at[height] = position
+        marks.append({"name": name, "value": value, "left": round(100 * position, 1), "height": height})
+    return marks
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
+    """Return what a reader may want to type next, with the reason."""
+    noun = run.get("noun") or "subject"
+    near = Path(os.path.relpath(run_dir))  # what a person in the same folder can type
+    shown = run_dir if near.parts[:1] == ("..",) else near
+    concept = shlex.quote(f"concept={shown / 'concept'}")
+    prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
+    commands = [
+        {
+            "why": "Make new pictures of it",
+            "text": f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}",
+        }
+    ]
+    method = run.get("settings", {}).get("method", {}).get("stages", STAGE_NAMES)
+    if "transformer" in method and "transformer" not in stages and run.get("command"):
+        command = run["command"].replace("stage=embedding", "stage=transformer")
+        commands.append({"why": "Go on with stage 2", "text": command})
+    if run.get("command"):
+        commands.append({"why": "Do this run again", "text": run["command"]})
+    return commands
+
+
+def gather(run_dir: Path) -> dict[str, Any]:
+    """Return everything that the template shows."""
+    run = {**dict.fromkeys(HEADLINES), **read_run(run_dir)}
+    summary = write_summary(run_dir)
+    samples, unreadable = read_samples(run_dir)
+    stages = [stage for stage in STAGE_NAMES if stage in summary["stages"]]
+    losses = {stage: read_losses(run_dir, stage) for stage in stages}
+    by_kind = {
+        kind: [sample for sample in samples if sample["kind"] == kind]
+        for kind in ("subject", "class", "description")
+    }
+    # Class prompts are compared with the base, where the subject's prompts are class prompts.
+    drift = by_kind["class"] + [sample for sample in by_kind["subject"] if sample["stage"] == "base"]
+    concept = _text_of(run_dir / "concept" / "concept.json")
+    return {
+        "run": run,
+        "summary": summary,
+        "stages": stages,
+        "titles": STAGE_TITLES,
+        "last": stages[-1] if stages else None,
+        "marks": ruler_marks(summary),
+        "references": read_references(run_dir / "references"),
+        "groups": prompt_groups(by_kind["subject"], stages),
+        "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],
+        "description_groups": prompt_groups(by_kind["description"], ["base"]),
+        "charts": {
+            stage: line_chart(points, title=f"Training loss, {STAGE_TITLES[stage][0].lower()}")
+            for stage, points in losses.items()
+            if points
+        },
+        "final_loss": {stage: points[-1][1] for stage, points in losses.items() if points},
+        "commands": next_commands(run_dir, run, stages),
+        "config": _text_of(run_dir / ".hydra" / "config.yaml"),
+        "concept": json.dumps(json.loads(concept), indent=2, ensure_ascii=False) if concept else None,
+        "unreadable": unreadable,
+    }
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Return `value` for a table; a dash when it was not measured."""
+    return "–" if value is None else f"{value:{'+' if sign else ''}z.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """Return a share in per cent."""
+    return "–" if value is None else f"{value:z.0%}".replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Return a wall time as a person says it."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def memory(size_bytes: float | None) -> str:
+    """Return a size in decimal gigabytes."""
+    return "–" if size_bytes is None else f"{size_bytes / 1e9:.1f} GB"
+
+
+def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
+    """Return the page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, duration=duration, memory=memory)
+    return environment.get_template(template).render(context)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `summary.json` and `report.html` from the folder's files and return the page's path."""
+    run_dir = Path(run_dir)
+    path = run_dir / "report.html"
+    write_atomic(path, render(gather(run_dir)).encode())
+    return path

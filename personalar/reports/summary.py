@@ -1,0 +1,286 @@
+"""Write `summary.json`: what a finished run achieved, from the files in its folder alone.
+
+Nothing here loads a model, so a summary can be written again at any time, by any program, on any machine.
+
+The run folder, as this module and `report.py` read it (everything optional but `run.json`)::
+
+    .hydra/config.yaml                  the composed configuration
+    run.json                            facts that only the running program knows (schema below)
+    references/*.png                    the training photos, in order; cropped/ and redrawn/: `references.py`
+    concept/concept.json                what was learned, with provenance
+    images/{stage}/*.png                samples; prompt, seed and the rest in the PNG metadata (`png.py`)
+    grids/*.png                         overview pictures
+    scores.jsonl                        one line per image and scorer (`scoring/subject_scorer.py`)
+    logs/{stage}/**/metrics.csv         Lightning's CSV log; column "train/loss" against "step"
+    summary.json, report.html           written by `write_summary` and `report.write_report`
+
+`{stage}` is one of "base", "embedding", "transformer".
+
+`run.json` (format_version 1)::
+
+    {"format_version": 1,
+     "subject": "cat",                  what `+subject=` called it
+     "noun": "cat",                     its class
+     "live": true,                      an animal
+     "rendered": true,                  rendered by the built-in world (false: photographs)
+     "description": "a red cat ..."|null,   the best text description of the subject
+     "model": "nano",                   the model group's choice
+     "method": "paper", "stage": "both",    the other choices worth a headline
+     "command": "python -m personalar.run +subject=cat stage=both",
+     "started": "2026-11-21T08:00:00+00:00",    ISO 8601, UTC
+     "total_seconds": 123.4,            wall time of the whole run, all of its (resumed) parts together
+     "peak_memory_bytes": 123456789,    the largest resident set size, or the device's peak when on a GPU
+     "device": "cpu, 2 threads",
+     "versions": {"personalar": "0.1.0", "torch": "2.13.0", ...},
+     "warnings": ["..."],               what a reader must know: "the nano base knows only its rendered world"
+     "scorers": {"clip": "...", "dino": "..."} | null,   which checkpoints judged (`describe()`)
+     "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
+                "embedding": {"steps": 300, "seconds": 31.0},
+                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran; where a rule
+                                picked a step also "selected_step": 50, "selected_by": {"val/product": .2};
+                                what else a stage has, "v_moved", "pictures_changed" and "note": `signs.py`
+     "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
+                "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
+                "photos": {"dino": 0.8, "clip_i": 0.9, "dino_max": 0.95, "images": 5} | null}}
+
+`summary.json`::
+
+    {"subject", "model", "noun",
+     "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
+                        "selected_step", "seconds", "accessory_accuracy", "class_dino", "images", "pres",
+                        "diversity", "drift", "nearest", "memorised", "v_moved", "pictures_changed",
+                        "intervals": {measure: [low, high]},
+                        "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
+     "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
+                     "images"} | null,       the best text description, sampled on the base
+     "ceiling": {"dino", "clip_i", "images"} | null, "floor": {"dino", "clip_i", "images"} | null,
+     "photos": {"dino", "clip_i", "dino_max", "images"} | null,    the training photos among each other
+     "notes": ["..."],                  of the stages, where one has learned nothing
+     "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
+
+A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
+the class and 1 for the thing itself; `selected_step` is the step that a rule picked, null where the last one
+was kept unasked (`selection.rule=last`); `class_drift` is the rise, since the base, of the same measure on
+class prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness
+(DINO) of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far
+pictures of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean
+likeness to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the
+two closest photos lie to each other. `v_moved` is how far the stage moved [V], in lengths of the row it began
+with, `pictures_changed` the share of stage 1's pictures that stage 2 changed. `intervals` are 95 % bootstrap
+intervals over the images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from personalar.core.files import write_atomic
+from personalar.core.types import STAGE_NAMES
+from personalar.reports.bootstrap import interval
+from personalar.scoring.score_file import read_scores
+
+FORMAT_VERSION = 1
+OWN_FACTS = ("steps", "selected_step", "seconds", "v_moved", "pictures_changed")
+"""What a stage tells of itself in run.json."""
+
+Lines = list[dict[str, Any]]
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Return `run.json`.
+
+    Raises:
+        FileNotFoundError: `run_dir` is not a run folder.
+        ValueError: the file is damaged or of another format.
+    """
+    path = run_dir / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run_dir} is not a run folder: no run.json; give the folder that python -m personalar.run wrote"
+        )
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it, or delete the run folder and run the command again"
+        ) from error
+    if run.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {run.get('format_version')!r}; this version of personalar reads "
+            f"{FORMAT_VERSION}: update personalar, or run again"
+        )
+    return run
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean, rounded to six digits; None of nothing, or of what is not finite."""
+    found = [math.nan if value is None else float(value) for value in values]
+    result = sum(found) / len(found) if found else math.nan
+    return round(result, 6) if math.isfinite(result) else None
+
+
+def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | None:
+    """Return (dino - floor) / (ceiling - floor): 0 another thing of the class, 1 the thing itself.
+
+    None without bounds (photographs) or when the scorer cannot tell the two apart.
+    """
+    floor, ceiling = (bounds or {}).get("floor"), (bounds or {}).get("ceiling")
+    if dino is None or not floor or not ceiling or ceiling["dino"] <= floor["dino"]:
+        return None
+    return mean([(dino - floor["dino"]) / (ceiling["dino"] - floor["dino"])])
+
+
+def _select(lines: Lines, **wanted: str) -> Lines:
+    return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+
+
+def _question(lines: Lines, name: str) -> float | None:
+    """Return the share of right answers to a zero-shot question."""
+    return mean([line[name] for line in lines if name in line])
+
+
+def _measures(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the means over the lines of one stage and kind."""
+    dino = mean([line["value"] for line in _select(lines, scorer="dino")])
+    return {
+        "dino": dino,
+        "clip_i": mean([line["value"] for line in _select(lines, scorer="clip_i")]),
+        "clip_t": mean([line["value"] for line in _select(lines, scorer="clip_t")]),
+        "fidelity": fidelity_of(dino, bounds),
+        "context_accuracy": _question(lines, "context_top1"),
+        "accessory_accuracy": _question(lines, "accessory_top1"),
+        "images": len({(line["prompt"], line["seed"]) for line in lines}),
+    }
+
+
+def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
+    """Return the mean of one scorer's values."""
+    return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
+
+
+def _intervals(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, list[float] | None]:
+    """Return the 95 % interval of each mean over the images of one stage and kind."""
+    found: dict[str, list[float] | None] = {}
+    for scorer in ("dino", "clip_i", "clip_t"):
+        pair = interval([[line["value"] for line in _select(lines, scorer=scorer)]])
+        found[scorer] = list(pair) if pair else None
+    ends = [fidelity_of(end, bounds) for end in found["dino"] or ()]
+    found["fidelity"] = [float(end) for end in ends if end is not None] or None
+    return found
+
+
+def _categories(lines: Lines) -> dict[str, dict[str, Any]]:
+    """Return the means by what the prompts ask for: "recontext", "accessory", "property", "plain"."""
+    groups: dict[str, Lines] = {}
+    for line in lines:
+        groups.setdefault(line.get("category", "plain"), []).append(line)
+    return {
+        category: {
+            **{scorer: _value(group, scorer) for scorer in ("dino", "clip_i", "clip_t")},
+            "images": len({(line["prompt"], line["seed"]) for line in group}),
+        }
+        for category, group in sorted(groups.items())
+    }
+
+
+def _side_effects(lines: Lines, stage: str, bounds: dict[str, Any] | None) -> dict[str, Any]:
+    """Return prior preservation, diversity, drift and memorisation of one stage."""
+    nearest = [line["nearest"] for line in _select(lines, scorer="dino", stage=stage, kind="subject")
+               if "nearest" in line]  # fmt: skip
+    photos = (bounds or {}).get("photos")
+    return {
+        "pres": _value(lines, "dino", stage=stage, kind="prior"),
+        "diversity": _value(lines, "diversity", stage=stage),
+        "drift": _value(lines, "drift", stage=stage),
+        "nearest": mean(nearest),
+        "memorised": mean([value > photos["dino_max"] for value in nearest]) if photos else None,
+    }
+
+
+def _by_question(lines: Lines) -> dict[tuple[str, int], float]:
+    """Return DINO by (template, seed), so that the same picture can be compared across stages."""
+    return {(line.get("template", line["prompt"]), line["seed"]): line["value"] for line in lines}
+
+
+def _class_drift(
+    lines: Lines, stage: str, bounds: dict[str, Any] | None
+) -> tuple[float | None, float | None]:
+    """Return (mean DINO on class prompts, rise of fidelity on them since the base).
+
+    Only prompts and seeds that both stages drew count. On the base a subject prompt *is* a class
+    prompt, having no identifier yet, so those lines serve where no separate class samples were drawn.
+    """
+    dino = _select(lines, scorer="dino")
+    base = _by_question(
+        _select(dino, stage="base", kind="subject") + _select(dino, stage="base", kind="class")
+    )
+    now = _by_question(_select(dino, stage=stage, kind="class")) if stage != "base" else base
+    common = sorted(now.keys() & base.keys())
+    before = fidelity_of(mean([base[key] for key in common]), bounds)
+    after = fidelity_of(mean([now[key] for key in common]), bounds)
+    drift = None if before is None or after is None else mean([after - before])
+    return mean(now.values()), drift
+
+
+def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
+    """Return the content of `summary.json` from that of `run.json` and the lines of `scores.jsonl`."""
+    bounds = run.get("bounds") or {}
+    stages: dict[str, Any] = {}
+    for stage in STAGE_NAMES:
+        ran = run.get("stages", {}).get(stage)
+        subject_lines = _select(lines, stage=stage, kind="subject")
+        if ran is None and not subject_lines:
+            continue
+        class_dino, class_drift = _class_drift(lines, stage, bounds)
+        own = {name: (ran or {}).get(name) for name in OWN_FACTS}
+        measures = _measures(subject_lines, bounds)
+        stages[stage] = {
+            **measures,
+            "class_dino": class_dino,
+            "class_drift": class_drift,
+            **_side_effects(lines, stage, bounds),
+            **own,
+            "intervals": _intervals(subject_lines, bounds),
+            "categories": _categories(subject_lines),
+        }
+    described = _select(lines, stage="base", kind="description")
+    return {
+        "subject": run.get("subject"),
+        "model": run.get("model"),
+        "noun": run.get("noun"),
+        "stages": stages,
+        "description": _measures(described, bounds) if described else None,
+        "ceiling": bounds.get("ceiling"),
+        "floor": bounds.get("floor"),
+        "photos": bounds.get("photos"),
+        "notes": [ran["note"] for ran in run.get("stages", {}).values() if ran.get("note")],
+        "scorers": run.get("scorers"),
+        "total_seconds": run.get("total_seconds"),
+        "peak_memory_bytes": run.get("peak_memory_bytes"),
+    }
+
+
+def write_summary(run_dir: Path) -> dict[str, Any]:
+    """Write `run_dir/summary.json` from the folder's files and return its content."""
+    run_dir = Path(run_dir)
+    summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(run_dir / "summary.json", text.encode())
+    return summary
+
+
+def result_lines(run_dir: Path) -> list[str]:
+    """Return the table of a finished run, from its summary.json."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
+    lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
+    for stage, values in summary["stages"].items():
+        cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
+        lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
+    lines += [f"note: {note}" for note in summary.get("notes", [])]  # before the pictures nobody saw it
+    total = summary.get("total_seconds")
+    return [*lines, f"total: {total:.0f} s"] if total else lines

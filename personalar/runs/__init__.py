@@ -1,0 +1,1 @@
+"""Whole runs: personalization, sweeps, benchmarks."""

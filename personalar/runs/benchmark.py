@@ -1,0 +1,262 @@
+"""A benchmark: every subject learned by every method, each run a folder of its own, then one table.
+
+OUT/{method}/{subject}/     run folders; a run that is finished is not repeated
+OUT/logs/{method}-{subject}.log     what each run printed
+OUT/results.jsonl           one line for each method, stage and subject
+OUT/comparison.*            `comparison_page.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from personalar.config.compose import composed, conf_dir, group_options, read_config
+from personalar.config.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
+from personalar.config.fingerprint import learning_settings, stage_settings
+from personalar.config.gpus import visible_gpus
+from personalar.core.files import write_atomic
+from personalar.core.process import available_cores
+from personalar.core.types import STAGE_NAMES
+from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
+from personalar.reports.comparison import Row, State, is_run, read_states
+from personalar.reports.comparison_page import write_comparison
+from personalar.runs.reuse import FIRST, SHARED, copy_files
+
+TITLES = {
+    ("two_stage", "embedding"): "textual inversion (stage 1)",
+    ("two_stage", "transformer"): "two stages",
+    ("embedding_only", "embedding"): "textual inversion",
+    ("without_class_name", "transformer"): "two stages, no class name",
+    ("lora", "transformer"): "two stages, LoRA",
+    ("one_stage", "transformer"): "one stage",
+    ("dreambooth", "transformer"): "one-stage DreamBooth",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRun:
+    """One subject learned by one method."""
+
+    method: str
+    subject: str
+    folder: Path
+    overrides: tuple[str, ...]
+    """Of personalar.run, complete."""
+    first_stage: str | None = None
+    """The settings of its first stage, as text: runs of a subject with the same learn it once."""
+
+
+def quoted(value: object) -> str:
+    """Return a value as Hydra's grammar takes any text."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def method_overrides(method: str) -> tuple[str, ...]:
+    """Return what makes a run follow `method`.
+
+    Raises:
+        ValueError: nobody knows it.
+    """
+    conf = conf_dir()
+    experiments = [name for name in group_options(conf, "experiment") if name.startswith("paper/")]
+    if f"paper/{method}" in experiments:
+        return (f"experiment=paper/{method}",)
+    if method in group_options(conf, "method"):
+        return (f"method={method}",)
+    known = [*[name.removeprefix("paper/") for name in experiments], *group_options(conf, "method")]
+    allowed = ", ".join(dict.fromkeys(known))  # some are both
+    raise ValueError(f"benchmark.methods: {method!r} is not known; allowed: {allowed}")
+
+
+def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
+    """Return the benchmark's subjects by name, each with what makes a run learn it.
+
+    Raises:
+        ValueError, FileNotFoundError: a subject does not exist.
+    """
+    if benchmark.kind == "dreambench":
+        assert benchmark.path is not None
+        found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
+        return {
+            subject.name: ("+subject=dreambench", f"subject.path={quoted(subject.folder.resolve())}",
+                           f"subject.live={str(subject.live).lower()}", "samples.prompt_set=dreambench")
+            for subject in found
+        }  # fmt: skip
+    allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
+    names = benchmark.subjects or allowed
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise ValueError(f"benchmark.subjects: {unknown[0]!r} is not known; allowed: {', '.join(allowed)}")
+    return {name: (f"+subject={name}",) for name in names}
+
+
+def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
+    """Return every run of the benchmark, subject by subject, methods in order; `extra` goes to all."""
+    seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
+    common = (f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]")
+    methods = {method: method_overrides(method) for method in config.benchmark.methods}
+    subjects = subject_overrides(config.benchmark)
+    anyone = next(iter(subjects.values()))  # methods differ alike for every subject
+    starts = {method: first_stage((*anyone, *how, *common, *extra)) for method, how in methods.items()}
+    return [
+        BenchRun(
+            method=method,
+            subject=subject,
+            folder=Path(config.out) / method / subject,
+            overrides=(*who, *how, *common, *extra),
+            first_stage=starts[method],
+        )
+        for subject, who in subjects.items()
+        for method, how in methods.items()
+    ]
+
+
+def first_stage(overrides: Sequence[str]) -> str | None:
+    """Return what the first stage of a run with these `overrides` depends on, as text; None: no stage 1."""
+    settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
+    return settings and json.dumps(settings, sort_keys=True, default=str)
+
+
+def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
+    """Bring what earlier runs of the subject have made into a folder that is not begun; return overrides.
+
+    Pictures of the base do not depend on the method; a stage 1 that would be the same is taken over.
+    """
+    if not done or is_run(run.folder):
+        return ()
+    copy_files(done[0].folder, run.folder, SHARED)
+    same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
+    return (f"reuse={quoted(same[0].folder)}",) if same else ()
+
+
+def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
+    """Run one command with its output in `log`; return whether it succeeded."""
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], stdout=stream, stderr=stream, env=environment, check=False
+        )
+    return done.returncode == 0
+
+
+def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads: int) -> list[BenchRun]:
+    """Do the runs of one subject in order, sharing what they have in common; return those that failed."""
+    failed: list[BenchRun] = []
+    done: list[BenchRun] = []
+    for run in runs:
+        shared = share(done, run)
+        log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
+        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quoted(run.folder)}"]
+        succeeded = execute(words, log, gpu=gpu, threads=threads)
+        (done if succeeded else failed).append(run)
+        print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
+    return failed
+
+
+def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
+    """Do every run, `config.jobs` subjects at a time; return those that failed. Failures stop nothing."""
+    gpus: SimpleQueue[str | None] = SimpleQueue()
+    for slot in range(config.jobs):
+        found = visible_gpus()
+        gpus.put(found[slot % len(found)] if found else None)
+    threads = max(1, available_cores() // config.jobs)
+
+    def subject(name: str) -> list[BenchRun]:
+        gpu = gpus.get()
+        try:
+            return run_subject(
+                [run for run in runs if run.subject == name], config.out, gpu=gpu, threads=threads
+            )
+        finally:
+            gpus.put(gpu)
+
+    with ThreadPoolExecutor(config.jobs) as pool:
+        return [
+            run for failed in pool.map(subject, dict.fromkeys(run.subject for run in runs)) for run in failed
+        ]
+
+
+def launch_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
+    """Do the runs as one Hydra sweep for each method, through `config.launcher`; return those that failed."""
+    for method in dict.fromkeys(run.method for run in runs):
+        chosen = [run for run in runs if run.method == method]
+        columns = list(zip(*(run.overrides for run in chosen), strict=True))
+        words = [column[0] if len(set(column)) == 1 else
+                 f"{column[0].partition('=')[0]}={','.join(item.partition('=')[2] for item in column)}"
+                 for column in columns if not column[0].startswith("subject.live=")]  # fmt: skip
+        sweep = [f"hydra.sweep.dir={quoted(Path(config.out) / method)}", "hydra.sweep.subdir=${subject.name}"]
+        command = ["personalar.run", "-m", *words, f"hydra/launcher={config.launcher}", *sweep]
+        log = Path(config.out) / "logs" / f"{method}.log"
+        succeeded = execute(command, log, gpu=None, threads=1)
+        print(f"{method}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
+    return [run for run in runs if not (run.folder / "summary.json").is_file()]
+
+
+def collect(runs: Iterable[BenchRun]) -> list[Row]:
+    """Return the rows of the table: base and text description once, then each method's stages.
+
+    A method's earlier stages are shown for the first method only: the others share them or stop there.
+    """
+    found: dict[tuple[str, str], list[State]] = {}
+    seen: set[tuple[str, str]] = set()
+    finished = [run for run in runs if (run.folder / "summary.json").is_file()]
+    first = finished[0].method if finished else None
+    for run in finished:
+        states = read_states(run.folder)
+        last = [stage for stage, kind in states if kind == "subject"][-1]
+        for (stage, kind), state in states.items():
+            if stage == "base":
+                if (kind, run.subject) not in seen:
+                    seen.add((kind, run.subject))
+                    found.setdefault((stage, kind), []).append(state)
+            elif stage == last or run.method == first:
+                found.setdefault((run.method, stage), []).append(state)
+    names = {("base", "subject"): "base", ("base", "description"): "text description"}
+    order = [*names, *[key for key in found if key not in names]]
+    order.sort(key=lambda key: key not in names)
+    return [
+        Row(title=names.get(key) or TITLES.get(key) or " ".join(key), states=tuple(found[key]))
+        for key in order
+        if key in found
+    ]
+
+
+def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict]:
+    """Write results.jsonl and the comparison from the finished runs; return the table's records.
+
+    Raises:
+        FileNotFoundError: no run is finished.
+    """
+    rows = collect(runs)
+    if not rows:
+        raise FileNotFoundError(f"no finished run in {config.out}: see {config.out}/logs, then run again")
+    out = Path(config.out)
+    lines = [
+        {"row": row.title, "stage": state.stage, "kind": state.kind, "subject": state.run.get("subject"),
+         "model": state.run.get("model"), "scorers": state.run.get("scorers"), **state.measures}
+        for row in rows for state in row.states
+    ]  # fmt: skip
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "results.jsonl", text.encode())
+    notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
+    if config.benchmark.kind == "dreambench":
+        notes.append(ATTRIBUTION.replace("\n", " "))
+        credits = dataset_folder(Path(config.benchmark.path or ".").expanduser()) / CREDITS_FILE
+        if credits.is_file():
+            shutil.copy(credits, out / CREDITS_FILE)
+    title = TITLES.get((config.benchmark.methods[0], STAGE_NAMES[-1]))
+    reference = next((row for row in rows if row.title == title), rows[-1])
+    return write_comparison(rows, out, title=config.benchmark.name, reference=reference, notes=notes)

@@ -1,0 +1,77 @@
+"""The first stage of another run, taken over: several recipes of stage 2 learn the word once.
+
+`reuse=DIR` copies what a finished stage of the run in DIR left, after checking that this run would have
+learned the same: equal settings, base and photos. Pictures and codes that depend on no more come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from personalar.concepts.concept import RECORD_FILE, Concept, base_fingerprint
+from personalar.config.fingerprint import learning_settings, stage_settings
+from personalar.config.run_config import RunConfig
+from personalar.core.files import write_atomic
+from personalar.core.run_folder import RunFolder, differences, first_few
+from personalar.core.types import Subject
+
+FIRST = "embedding"
+SHARED = (
+    "images/base",
+    "references/redrawn",
+    "cache/photo_codes.safetensors",
+    "cache/class_codes.safetensors",
+)
+"""What depends on base, photos, prompts and seeds alone; the codes carry their own key."""
+
+
+def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
+    """Copy files and folders by name, each file whole or not at all; what is absent is passed over."""
+    for name in names:
+        found = source / name
+        for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
+            if path.is_file():
+                write_atomic(target / path.relative_to(source), path.read_bytes())
+
+
+def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:
+    """Copy the first stage of the run in `config.reuse` into `folder`; return what was done.
+
+    Args:
+        weights: files of the base.
+
+    Raises:
+        FileNotFoundError: there is no finished first stage.
+        ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
+    """
+    if folder.has_concept(FIRST):
+        return f"stage {FIRST}: lies here already"
+    source, settings = Path(config.reuse or "").expanduser(), learning_settings(config)
+    other = RunFolder(source)
+    if not other.has_concept(FIRST) or "settings" not in other.record:
+        raise FileNotFoundError(
+            f"reuse={source} holds no finished stage 1 (run.json, {other.concept(FIRST)}): name the folder "
+            f"of a run that went through stage={FIRST}, or leave reuse out"
+        )
+    concept = Concept.load(other.concept(FIRST))
+    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
+    theirs, ours = (stage_settings(each, FIRST) for each in (other.record["settings"], settings))
+    changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
+    if concept.subject["fingerprint"] != subject.fingerprint:
+        changed.append("other photos")
+    if changed:
+        raise ValueError(
+            f"reuse={source}: this run would not learn the same stage 1 ({first_few(changed)}): "
+            "leave reuse out, or make these the same"
+        )
+    folder.update(settings=settings, photos=subject.fingerprint)
+    facts = other.record.get("stages", {}).get(FIRST, {})
+    folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
+    copy_files(source, folder.path, (*SHARED, f"images/{FIRST}", f"logs/{FIRST}"))
+    stage = str(other.concept(FIRST).relative_to(source))
+    record = f"{stage}/{RECORD_FILE}"
+    parts = tuple(str(path.relative_to(source)) for path in (source / stage).rglob("*"))
+    copy_files(source, folder.path, tuple(part for part in parts if part != record))
+    copy_files(source, folder.path, (record,))  # last: with it the stage is finished
+    return f"stage {FIRST}: taken over from {source}"

@@ -1,0 +1,181 @@
+"""Several runs from one command (`-m`): what a run is worth, and what happens when one of them fails.
+
+A job that fails leaves `error.txt` in its folder and counts as not a number; the others go on, and the
+command ends with a table of those that finished, a comparison page, and a non-zero exit code.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from personalar.config.gpus import take_gpu
+from personalar.config.run_config import RunConfig
+from personalar.config.scorer_config import judged
+from personalar.core.errors import told
+from personalar.core.process import global_rank
+from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
+
+Objective = float | tuple[float, ...]
+ERROR_FILE = "error.txt"
+SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")
+"""Hydra's launchers that run several jobs at once on this machine; a cluster gives each job its GPUs."""
+
+
+def check_devices(devices: Any) -> None:
+    """Refuse a sweep over runs with more than one device.
+
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    if devices != 1:
+        raise ValueError(
+            f"-m with trainer.devices={devices} is refused: each process of a distributed run starts with "
+            "this command line and would begin a sweep of its own; sweep with trainer.devices=1 (one run for "
+            "each GPU: hydra/launcher=submitit_slurm), or run the settings one after the other without -m"
+        )
+
+
+def join_sweep(hydra_config: Any, trainer: Any) -> None:
+    """Take a job's part in its sweep: W&B's group, and a GPU of its own where jobs run side by side.
+
+    Args:
+        hydra_config: Hydra's own settings of the job.
+        trainer: the job's `trainer`, not yet read: telling what "auto" is starts CUDA, after which a process
+            cannot change its GPU.
+
+    Raises:
+        ValueError: a job wants more than one device.
+    """
+    check_devices(trainer.devices)
+    sweep_dir = Path(hydra_config.sweep.dir)
+    os.environ.setdefault("WANDB_RUN_GROUP", sweep_dir.name)  # W&B's own name for it
+    if trainer.accelerator != "cpu" and hydra_config.launcher._target_.endswith(SIDE_BY_SIDE):
+        place = take_gpu(sweep_dir / ".gpus")
+        if place is not None:
+            print(place, flush=True)
+
+
+def searches(hydra_config: Any) -> bool:
+    """Tell whether the sweeper learns from results (Optuna), which then decide what is tried next."""
+    return not hydra_config.sweeper._target_.endswith("BasicSweeper")
+
+
+def check_objective(config: RunConfig) -> None:
+    """Refuse a search that would be led by judges who do not know the pictures.
+
+    Raises:
+        ValueError: with the reason and what to do.
+    """
+    if names := judged(config.objective):
+        config.scorer.check_decides(
+            f"what a search by objective=[{','.join(names)}] tries",
+            photographs=config.subject.photographs,
+            otherwise="a sweep without hydra/sweeper=..., which tries all that is listed",
+        )
+
+
+def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:
+    """Return what a sweeper is to maximise: measures of the last stage, "*" multiplies them.
+
+    Returns:
+        One number, or one for each name; not a number where a measure was not taken (scorer=none).
+
+    Raises:
+        ValueError: a name that summary.json does not know.
+    """
+    measures = list(summary["stages"].values())[-1]
+    known = {name for name, value in measures.items() if not isinstance(value, dict)}
+
+    def value(name: str) -> float:
+        factors = [factor.strip() for factor in name.split("*")]
+        unknown = [factor for factor in factors if factor not in known]
+        if unknown:
+            raise ValueError(f"objective: {unknown[0]!r} is no measure; allowed: {', '.join(sorted(known))}")
+        found = [measures[factor] for factor in factors]
+        return math.nan if None in found else math.prod(found)
+
+    values = tuple(value(name) for name in names)
+    return values[0] if len(values) == 1 else values
+
+
+def keep_sweeping(
+    job: Callable[[], Objective], run_dir: Path, count: int, *, searches: bool = False
+) -> Objective:
+    """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
+
+    Args:
+        searches: the sweeper learns from results (Optuna): it wants to hear of failures as exceptions, and
+            cannot use what is not a number.
+
+    Raises:
+        RuntimeError: the job failed and the sweeper searches.
+    """
+    path = run_dir / ERROR_FILE
+    path.unlink(missing_ok=True)
+    try:
+        worth = job()
+        if searches and any(math.isnan(value) for value in np.atleast_1d(worth)):
+            raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
+        return worth
+    except (Exception, SystemExit) as error:
+        known = isinstance(error, SystemExit)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
+        print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
+        if searches:
+            raise RuntimeError(f"{error} ({path})") from None
+        return math.nan if count == 1 else (math.nan,) * count
+
+
+def job_starts(folder: Path) -> dict[Path, int]:
+    """Return every job's folder below `folder`, and when (ns) Hydra last began a job there."""
+    written = folder.rglob(f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}")  # anew at each start, by the job's own process
+    return {path.parent.parent: path.stat().st_mtime_ns for path in written}
+
+
+class SweepReport(Callback):
+    """Hydra's callback around runs: refuses what cannot work, and tells at a sweep's end how it went."""
+
+    failed: tuple[str, ...] = ()
+    """Of the last sweep, the folders of the jobs that failed."""
+
+    def __init__(self) -> None:
+        """Know of no earlier sweep in the folder."""
+        self.before: dict[Path, int] = {}
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Look at the run folder before Hydra writes into it."""
+        with told("personalar.run"):
+            check_run_folder(Path(config.hydra.run.dir), leads=global_rank() == 0)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check before the first job starts."""
+        with told("personalar.run"):
+            check_devices(config.trainer.devices)
+            check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)
+        self.before = job_starts(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Compare the runs of this sweep that finished, name those that failed; the folder may hold others.
+
+        Hydra tells of a job's end in the launcher's process, not in this one: the folders say it.
+        """
+        from personalar.reports.comparison import markdown, rows_of_runs
+        from personalar.reports.comparison_page import write_comparison
+
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [job for job, start in sorted(job_starts(folder).items()) if self.before.get(job) != start]
+        failed = [job for job in jobs if (job / ERROR_FILE).is_file()]
+        SweepReport.failed = tuple(map(str, failed))
+        if runs := [job for job in jobs if job not in failed and (job / "summary.json").is_file()]:
+            print(markdown(write_comparison(rows_of_runs(runs, folder), folder, title=folder.name)))
+            print(f"page: {folder / 'comparison.html'}")

@@ -1,0 +1,207 @@
+"""Weights & Biases: one W&B run for each run folder, filled while it works and at its end.
+
+Curves come from Lightning's logger (`training.make_loggers`), everything else from here: the configuration,
+the references once, a `samples` panel with a slider over the steps of all stages, a table of every scored
+picture, the means, and the concept as an artifact. All of it is also in the run folder, with or without W&B.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from personalar.core.png import read_png_metadata
+from personalar.core.run_folder import RunFolder, flatten
+from personalar.core.types import STAGE_NAMES
+from personalar.scoring.score_file import read_scores
+from personalar.training.callbacks.sample_grid import log_grid
+from personalar.training.context import Session
+
+COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"]
+
+
+def steps_before(record: Mapping[str, Any], stage: str) -> int:
+    """Return how many optimizer steps the stages before `stage` took: where it begins on the slider."""
+    earlier = STAGE_NAMES[: STAGE_NAMES.index(stage)]
+    return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
+
+
+def steps_after(record: Mapping[str, Any], stage: str) -> int:
+    """Return the number of steps after which `stage` was finished."""
+    return steps_before(record, stage) + record.get("stages", {}).get(stage, {}).get("steps", 0)
+
+
+def start(session: Session) -> Any:
+    """Return a W&B run for the folder, a new one or the one that an interrupted command began.
+
+    Without an account, or where W&B cannot be reached, the run is kept offline, and a line says how to upload
+    it.
+    """
+    import wandb
+
+    config, folder = session.config.logger, session.folder
+    known = folder.record.get("wandb_id")
+    folder.update(wandb_id=known or secrets.token_hex(4))
+    offline = config.wandb_offline or wandb.api.api_key is None
+    if offline and not config.wandb_offline:
+        session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")
+    try:
+        run = _open(session, offline=offline)
+    except wandb.errors.CommError as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        session.reporter.say(f"W&B: cannot be used now ({reason}); the run is kept offline")
+        offline = True
+        wandb.teardown()  # its process holds the run's id still
+        run = _open(session, offline=offline)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+    run.define_metric("samples_step")
+    run.define_metric("samples", step_metric="samples_step")
+    if offline:
+        kept = Path(run.dir).parent
+        session.reporter.say(f"W&B: offline in {kept.parent}; upload it with: wandb sync {kept}")
+    return run
+
+
+def _open(session: Session, *, offline: bool) -> Any:
+    """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError where it cannot be reached."""
+    import wandb
+
+    config, folder = session.config.logger, session.folder
+    logs = folder.path / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        id=folder.record["wandb_id"],
+        resume=None if offline else "allow",
+        mode="offline" if offline else "online",
+        name=session.run_name,
+        group=config.wandb_group,
+        tags=[
+            *config.wandb_tags,
+            session.config.model.name,
+            session.config.method.name,
+            session.subject.name,
+        ],
+        dir=logs,
+        config=asdict(session.config),
+        settings=wandb.Settings(
+            console="off", silent=True, finish_timeout=config.wandb_upload_seconds, finish_timeout_raises=True
+        ),
+    )
+
+
+def finish(run: Any, session: Session, *, exit_code: int = 0) -> None:
+    """End the W&B run; where the network was lost, say how to upload the rest, and go on."""
+    kept = Path(run.dir).parent
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        session.reporter.say(
+            f"W&B: not all was uploaded within logger.wandb_upload_seconds="
+            f"{session.config.logger.wandb_upload_seconds} (network lost?); it is kept: wandb sync {kept}"
+        )
+
+
+def log_references(run: Any, folder: RunFolder) -> None:
+    """Show the training photos, once for each W&B run."""
+    import wandb
+
+    photos = sorted((folder.path / "references").glob("*.png"))
+    if photos and not folder.record.get("wandb_references"):
+        run.log({"references": [wandb.Image(str(path), caption=path.stem) for path in photos]})
+        folder.update(wandb_references=True)
+
+
+def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one entry of `COLUMNS` for each picture of a run; "image" is its path."""
+    scores: dict[tuple[Any, ...], dict[str, float]] = {}
+    for line in read_scores(run_dir / "scores.jsonl"):
+        key = (line["stage"], line["kind"], line["prompt"], line["seed"])
+        scores.setdefault(key, {})[line["scorer"]] = line["value"]
+    rows = []
+    for stage in STAGE_NAMES:
+        for path in sorted((run_dir / "images" / stage).glob("*.png")):
+            facts = read_png_metadata(path)
+            found = {
+                **{name: facts[name] for name in ("stage", "kind", "prompt")},
+                "seed": int(facts["seed"]),
+            }
+            values = scores.get(tuple(found.values()), {})
+            rows.append(
+                {
+                    "step": steps_after(record, stage),
+                    **found,
+                    "image": path,
+                    **{name: values.get(name) for name in ("dino", "clip_i", "clip_t")},
+                }
+            )
+    return rows
+
+
+def send_results(run: Any, session: Session) -> None:
+    """Log what a finished run has; what a lost network keeps from W&B stays in the folder, and is said."""
+    import wandb
+
+    log_means(run, session.folder)
+    try:
+        log_pictures_and_concept(run, session)
+    except wandb.errors.CommError as error:
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        session.reporter.say(
+            f"W&B: the table of pictures and the concept were not sent ({reason}); both lie in "
+            f"{session.folder.path}: report.html, concept/"
+        )
+
+
+def log_means(run: Any, folder: RunFolder) -> None:
+    """Put the means of `summary.json` into the run's summary."""
+    for stage, measures in json.loads((folder.path / "summary.json").read_text())["stages"].items():
+        means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
+        run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
+
+
+def log_pictures_and_concept(run: Any, session: Session) -> None:
+    """Log the table of all pictures, and the concept as an artifact; both ask the server first."""
+    import wandb
+
+    folder = session.folder
+    table = wandb.Table(columns=COLUMNS)
+    for row in sample_rows(folder.path, folder.record):
+        table.add_data(
+            *[wandb.Image(str(row["image"])) if name == "image" else row[name] for name in COLUMNS]
+        )
+    run.log({"pictures": table})
+    if (folder.path / "concept").is_dir():
+        artifact = wandb.Artifact(f"concept-{session.run_name}", type="concept", metadata=session.base)
+        artifact.add_dir(str(folder.path / "concept"))
+        run.log_artifact(artifact)
+
+
+@contextmanager
+def dashboard(session: Session) -> Iterator[Callable[[str], None]]:
+    """Yield what is to be called after each stage; does nothing without W&B, and on all processes but one."""
+    if session.config.logger.wandb_project is None or not session.reporter.enabled:
+        yield lambda stage: None
+        return
+    run = start(session)
+
+    def after(stage: str) -> None:
+        path = session.folder.path / "grids" / f"{stage}.png"
+        if path.is_file():
+            log_grid(run, path, step=steps_after(session.folder.record, stage), caption=f"after {stage}")
+
+    try:
+        log_references(run, session.folder)
+        yield after
+        send_results(run, session)
+    except BaseException:
+        finish(run, session, exit_code=1)
+        raise
+    finish(run, session)

@@ -1,0 +1,152 @@
+"""What a run measures of itself while it trains, and when it must stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from personalar.core.process import peak_memory_bytes
+from personalar.models.chameleon.backend import is_sharded
+from personalar.training.strategy import gradient_norm
+
+
+class StepWatch(L.Callback):
+    """Logs learning rates, tokens per second, MFU, memory and how far [V] has come from its start."""
+
+    def __init__(self, *, flops: float, peak: float | None) -> None:
+        """Compare a step of `flops` operations with a device of `peak` operations per second, if known."""
+        self.flops, self.peak = flops, peak
+        self._tokens, self._since, self._last_step = 0, 0.0, 0
+        self._start: Tensor | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start counting."""
+        self._since, self._last_step = time.perf_counter(), trainer.global_step
+        if self._start is None:
+            self._start = self._row(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave out the time of sampling."""
+        self._since, self._tokens = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        *_: Any,
+    ) -> None:
+        """Log after each optimizer step."""
+        self._tokens += batch["ids"].numel() * trainer.world_size
+        if trainer.global_step == self._last_step:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        values = {
+            "watch/tokens_per_s": self._tokens / seconds,
+            "watch/peak_memory_gb": peak_memory_bytes() / 1e9,
+        }
+        if self.peak is not None:
+            values["watch/mfu"] = self.flops / seconds / self.peak / trainer.world_size
+        if (norm := gradient_norm(trainer.strategy)) is not None:
+            values["watch/gradient_norm"] = norm
+        row = self._row(pl_module)
+        if row is not None and self._start is not None:
+            values["watch/v_distance"] = float((row - self._start).norm())
+        for group in trainer.optimizers[0].param_groups:
+            values[f"watch/lr_{group.get('name', 'all')}"] = float(group["lr"])
+        pl_module.log_dict(values, rank_zero_only=True)
+        self._since, self._tokens, self._last_step = now, 0, trainer.global_step
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+    ) -> None:
+        """Log the gradient's norm before clipping (DeepSpeed's is logged after the step)."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if gradients:
+            pl_module.log(
+                "watch/gradient_norm", torch.nn.utils.get_total_norm(gradients), rank_zero_only=True
+            )
+
+    @staticmethod
+    def _row(pl_module: L.LightningModule) -> Tensor | None:
+        """Return [V]'s row on the CPU, where a checkpoint's lies too; None where no process has it whole."""
+        rows = pl_module.identifier.rows
+        if not rows.numel() or is_sharded(rows):
+            return None
+        return rows.detach()[0].to("cpu", torch.float32, copy=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the start in the checkpoint, so that a resumed stage measures from there."""
+        return {"start": self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the checkpoint's start."""
+        self._start = state_dict["start"]
+
+
+class FiniteLoss(L.Callback):
+    """Stops a run whose loss is no number, before the step that would spoil the weights."""
+
+    def __init__(self, *, last_good: Callable[[], Mapping[str, Any]]) -> None:
+        """Ask `last_good` for what run.json says about the last checkpoint."""
+        self.last_good = last_good
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look at the loss of every batch.
+
+        Raises:
+            FloatingPointError: with step, pictures, learning rates and the last good checkpoint.
+        """
+        if math.isfinite(loss.detach().item()):
+            return
+        rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
+        pictures = trainer.datamodule.make_stream().pictures(trainer.global_step)
+        value, stage = loss.detach().item(), pl_module.stage.name
+        step, saved = trainer.global_step, self.last_good().get("file", "none yet")
+        raise FloatingPointError(
+            f"the loss is {value} at step {step} of stage {stage}; learning rates "
+            f"{json.dumps(rates)}; pictures {', '.join(pictures)}; last good checkpoint: {saved}. "
+            "Lower the rates (model.recipe.stages.*.lr and identifier_lr) and run in another folder: the "
+            "same settings would end here again"
+        )
+
+
+class SamplingBudget(L.Callback):
+    """Skips sample grids in training once they have taken more than their share of the time."""
+
+    def __init__(self, share: float) -> None:
+        """Let sampling take up to `share` (0 to 1) of the stage's time; the first grid is always made."""
+        self.share = share
+        self._began = self._sampling = self._since = 0.0
+        self._grids: float | int = 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._began, self._grids = time.perf_counter(), trainer.limit_val_batches
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note when sampling starts."""
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add what it took."""
+        self._sampling += time.perf_counter() - self._since
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Where a grid is due, allow or forbid it; rank zero's clock decides for all."""
+        if not self._grids or (batch_idx + 1) % trainer.val_check_batch:
+            return
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        allowed = trainer.strategy.broadcast(self._sampling <= self.share * elapsed)
+        trainer.limit_val_batches = self._grids if allowed else 0

@@ -1,0 +1,67 @@
+"""Pictures during training: the base's beside the current model's, same prompts, same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL.Image import Image
+
+from personalar.core.png import save_png
+from personalar.core.types import Sample
+from personalar.reports.picture_grid import draw_grid
+
+
+def grid_picture(
+    samples: list[Sample], base: Mapping[tuple[str, int], Image], *, label: str, title: str
+) -> Image:
+    """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
+    columns = [sample.prompt for sample in samples]
+    before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
+    rows, names = [[sample.image for sample in samples]], [label]
+    if any(before):
+        rows, names = [before, *rows], ["before", *names]
+    return draw_grid(rows, column_titles=columns, row_titles=names, title=title)
+
+
+def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
+    """Add one overview picture to the `samples` panel, at `step` of its slider."""
+    import wandb
+
+    run.log({"samples": wandb.Image(str(path), caption=caption), "samples_step": step})
+
+
+class SampleGrid(L.Callback):
+    """Writes `grids/{stage}_{step}.png` from the validation step's samples."""
+
+    def __init__(self, *, folder: Path, base: Mapping[tuple[str, int], Image], first_step: int = 0) -> None:
+        """Draw into `folder`, beside the pictures of `base`; `first_step`: steps of the stages before."""
+        self.folder, self.base, self.first_step = folder, dict(base), first_step
+        self._samples: list[Sample] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Collect the samples of a batch."""
+        self._samples += outputs
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the grid of this step; rank zero writes."""
+        samples, self._samples = self._samples, []
+        if not samples or not trainer.is_global_zero:
+            return
+        stage, step = samples[0].stage, trainer.global_step
+        picture = grid_picture(samples, self.base, label=f"step {step}", title=f"{stage}, step {step}")
+        path = save_png(picture, self.folder / f"{stage}_{step:05d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
+            if hasattr(logger, "log_image"):  # W&B
+                log_grid(
+                    logger.experiment, path, step=self.first_step + step, caption=f"{stage}, step {step}"
+                )

@@ -1,0 +1,120 @@
+"""What a stage needs before its model is built: codes of photos and class images, and where the rows start.
+
+Rank zero makes it and leaves it in the run folder; every process then reads it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from functools import cache
+from itertools import cycle
+
+import torch
+
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.concept import RECORD_FILE, Concept
+from personalar.config.recipe import DataNumbers
+from personalar.data.datamodule import Replay, cached_codes, encode_photos, stream_seed
+from personalar.data.prompts import fill, training_prompt
+from personalar.data.references import save_redrawn
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.training.context import Session
+from personalar.training.identifier_start import start_identifier
+from personalar.training.stage import Stage
+
+LoadBase = Callable[[], ChameleonBackend]
+
+
+def new_identifier(session: Session, load: LoadBase) -> Identifier:
+    """Return fresh rows for [V] and one token per photo."""
+    recipe, noun = session.config.model.recipe, session.subject.noun
+    return start_identifier(
+        load(),
+        recipe.identifier,
+        prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
+        photos=[views[-1] for views in photo_codes(session, load)],  # unchanged copies come after the crops
+        generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
+        reporter=session.reporter,
+    )
+
+
+def photo_codes(session: Session, load: LoadBase) -> list[torch.Tensor]:
+    """Return the codes of the photos' crops and copies, computed once per run folder."""
+    config, subject = session.config, session.subject
+    data = config.model.recipe.data
+    key = [
+        subject.fingerprint,
+        session.base,
+        asdict(session.model_files.layout),
+        data.crop,
+        data.crops_per_photo,
+        data.copies_per_photo,
+        data.crop_scale,
+        config.seed,
+    ]
+
+    def make() -> list[torch.Tensor]:
+        save_redrawn(session.folder.path / "references", subject.images, load())
+        return encode_photos(load(), subject.images, data, seed=config.seed)
+
+    return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", key, make)
+
+
+def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:
+    """Return the prompt of every class image to make, all kinds in turn; animals have kinds of their own."""
+    asked = [*data.replay_prompts, *(data.replay_prompts_live if live else [])]
+    return [
+        fill(template, noun) for template, _ in zip(cycle(asked), range(data.replay_images), strict=False)
+    ]
+
+
+def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | None:
+    """Return class images made by the base (prior preservation), sampled once; None where unused."""
+    config, data = session.config, session.config.model.recipe.data
+    prompts = class_prompts(data, noun=session.subject.noun, live=session.subject.live)
+    if stage.numbers.replay_ratio == 0 or not prompts:
+        return None
+    seeds = [stream_seed(config.seed, "replay", index) % 2**31 for index in range(data.replay_images)]
+
+    def make() -> list[torch.Tensor]:
+        phase = session.reporter.phase("class images", len(prompts), "images")
+        with phase as advance, closing(session.generator(load(), None)) as generator:
+            return list(generator.codes(prompts, seeds, advance).cpu())
+
+    key = [prompts, seeds, session.base, asdict(session.model_files.layout), asdict(config.decoder)]
+    codes = cached_codes(session.folder.path / "cache" / "class_codes.safetensors", key, make)
+    return Replay(prompts=tuple(prompts), codes=tuple(codes))
+
+
+def first_concept(session: Session, load: LoadBase) -> Concept:
+    """Return the concept that the first stage starts from: untrained rows, drawn once per run folder."""
+    folder = session.folder.path / "cache" / "start"
+    if (folder / RECORD_FILE).is_file():
+        concept = Concept.load(folder)
+        if concept.subject["fingerprint"] == session.subject.fingerprint and concept.base == session.base:
+            return concept
+    identifier = new_identifier(session, load)
+    concept = session.new_concept("base", tokens=identifier.tokens, rows=identifier.rows.detach().cpu())
+    concept.save(folder)
+    return concept
+
+
+def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
+    """Return the concept of stage `start`; for "base" the one with untrained rows."""
+    if start == "base":
+        return first_concept(session, load)
+    concept = Concept.load(session.folder.concept(start))
+    concept.check_base(**session.base)
+    return concept
+
+
+def prepare(session: Session, stage: Stage, start: str) -> tuple[Concept, list[torch.Tensor], Replay | None]:
+    """Return (start, photo codes, replay) of `stage`, from the run folder where they lie there already."""
+    load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
+    return (
+        start_concept(session, start, load),
+        photo_codes(session, load),
+        replay_images(session, stage, load),
+    )

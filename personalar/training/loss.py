@@ -1,0 +1,79 @@
+"""What training minimises: the cross-entropy of image tokens, with the head on supervised positions only.
+
+Logits of a 65,536-word vocabulary in float32 would be the largest tensor of a step, so they are made a chunk
+at a time and made again in the backward pass; only one chunk exists at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.dropout import Dropout
+
+LOGITS_AT_ONCE = 2**25  # 128 MB in float32
+
+
+def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+    """Return the summed loss of (N, D) hidden states."""
+    logits = F.linear(hidden, weight).float()
+    total = F.cross_entropy(logits, targets, reduction="sum")
+    return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
+
+
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> Tensor:
+    """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D) and a head (V, D).
+
+    Args:
+        z_loss: weight of the mean squared log-partition (Lumina-mGPT).
+        logits_at_once: how many logits may exist together; more are split, and made again when due.
+    """
+    rows = max(1, logits_at_once // len(weight))
+    if len(hidden) <= rows:
+        return _chunk_loss(hidden, weight, targets, z_loss) / len(targets)
+    parts = [
+        checkpoint(_chunk_loss, part, weight, wanted, z_loss, use_reentrant=False)
+        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(targets)
+
+
+def sequence_loss(
+    backend: ChameleonBackend,
+    identifier: Identifier,
+    batch: Mapping[str, Tensor],
+    *,
+    loss: str,
+    z_loss: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return the mean next-token cross-entropy over the supervised positions.
+
+    With loss="image_tokens" the choice is among the image codes, "the image split of the total vocabulary"
+    (arXiv 2504.13162, eq. 1), as in sampling; with "answer" it is among all of the vocabulary.
+
+    Args:
+        batch: "ids" (B, T), "loss_mask" (B, T), true where a token is to be predicted, and "keys" (B,).
+        z_loss: weight of the mean squared log-partition (Lumina-mGPT).
+        dropout: chance of every number that a block adds to be left out, by the sequences' keys; 0: none.
+    """
+    ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
+    transformer = backend.transformer
+    left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
+    hidden = transformer(identifier(ids, transformer.embed(ids)), dropout=left_out)  # (B, T, D)
+    rows = backend.tokenizer.image_rows if loss == "image_tokens" else slice(0, None)
+    targets = ids[:, 1:][mask] - rows.start
+    return head_loss(hidden[:, :-1][mask], transformer.lm_head.weight[rows], targets, z_loss=z_loss)

@@ -1,0 +1,236 @@
+"""How much memory a stage needs, item by item, from the configuration alone: no weight is read.
+
+Weights, gradients and optimizer states are counted from a model without storage. Activations are not put
+into a formula but observed: one forward and backward pass of the very same code runs on tensors that have
+shapes and no values, and every allocation of it is added up. The pass is as long as the model's layers are
+many, and takes seconds for a 7B.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.dropout import Dropout
+from personalar.training.loss import LOGITS_AT_ONCE, head_loss
+from personalar.training.model_prep import prepare_blocks, train_in_float32
+
+FLOAT32, STATE_BYTES = 4, {"adamw": 8, "adamw8bit": 2}
+NF4_BYTES = (
+    0.5 + 1 / 64 + 4 / (64 * 256)
+)  # four bits, a byte of scale per 64, a float of scale per 256 of those
+SHALLOW = (4, 8)
+"""Layers of the two models; multiples of the paper's spacings of adapters."""
+PROJECTIONS = "model.layers.*_proj.weight"
+LIVE_PARAMETERS = 10**9
+"""So many at most does DeepSpeed keep whole where weights are cut up (stage3_max_live_parameters)."""
+OFFLOADED = 10**12
+"""As a number of shards: nothing of it stays on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What decides the memory of one stage on one device."""
+
+    shape: TransformerConfig
+    dtype: torch.dtype
+    patterns: tuple[str, ...]
+    """Of the transformer's parameters that train (fnmatch)."""
+    lora_rank: int = 0
+    lora_every: int = 1
+    identifier_rows: int = 6
+    base_bits: int = 16
+    batch: int
+    """Sequences in one pass of one process."""
+    tokens: int
+    """Ids in the longest sequence."""
+    image_tokens: int
+    """Of them the predicted ones."""
+    choices: int
+    """Vocabulary rows that the loss chooses among."""
+    recompute: bool = False
+    optimizer: str = "adamw"
+    dropout: float = 0.0
+    shards: tuple[int, int, int] = (1, 1, 1)
+    """Over how many processes weights, gradients and optimizer states are cut up, or `OFFLOADED`."""
+    sample_batch: int = 1
+    """Images sampled together (with guidance: twice as many sequences)."""
+    extra: int = 0
+    """Bytes of other networks on the device (the image tokenizer)."""
+    pictures: int = 0
+    """Bytes of turning codes into pictures, beside those networks."""
+
+
+class _Adapted(nn.Module):
+    """What PEFT computes for an adapted projection; its own classes do not take tensors without values."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
+        self.up = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        result = self.base(x)
+        return (result + self.up(self.down(x.to(torch.float32))) * 1.0).to(result.dtype)
+
+
+class Allocations(TorchDispatchMode):
+    """Adds up the storages that operations make while it is on, and takes them off when they are freed."""
+
+    def __init__(self, known: nn.Module) -> None:
+        """Leave out the parameters of `known`, of which operations return views."""
+        super().__init__()
+        self.current = self.peak = 0
+        self._alive = {parameter.untyped_storage()._cdata for parameter in known.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` and count what is new in its result."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._freed, key, size).atexit = False
+
+    def _freed(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.current -= size
+
+
+def parameter_counts(work: Workload) -> tuple[int, int, int]:
+    """Return how many parameters are (frozen, frozen in the blocks' matrices, trained in the transformer)."""
+    with torch.device("meta"):
+        named = dict(ChameleonTransformer(work.shape).named_parameters())
+    trained = {n for n in named if any(fnmatchcase(n, pattern) for pattern in work.patterns)}
+    frozen = {n: p for n, p in named.items() if n not in trained}
+    matrices = sum(p.numel() for n, p in frozen.items() if fnmatchcase(n, PROJECTIONS))
+    adapters = 0
+    if work.lora_rank:
+        for name, parameter in named.items():
+            parts = name.split(".")
+            if parts[-2] in ("q_proj", "k_proj", "v_proj") and int(parts[2]) % work.lora_every == 0:
+                adapters += work.lora_rank * sum(parameter.shape)
+    return (
+        sum(p.numel() for p in frozen.values()),
+        matrices,
+        sum(named[n].numel() for n in trained) + adapters,
+    )
+
+
+def observe_pass(work: Workload) -> int:
+    """Return the peak bytes that one forward and backward pass adds to the parameters, gradients among them.
+
+    All gradients are there from the start: those of the passes before, or of the step before, which Lightning
+    deletes after the forward pass. Layers are alike, so a deep model's peak is a straight line through those
+    of two shallow ones.
+    """
+    deep = work.shape.num_hidden_layers
+    if deep <= max(SHALLOW) + 2:
+        return _observe(work)
+    low, high = (_observe(replace(work, shape=replace(work.shape, num_hidden_layers=n))) for n in SHALLOW)
+    return high + (high - low) * (deep - SHALLOW[1]) // (SHALLOW[1] - SHALLOW[0])
+
+
+def _observe(work: Workload) -> int:
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(work.dtype):
+        network = ChameleonTransformer(work.shape).requires_grad_(False)
+        weights = {
+            name: p
+            for name, p in network.named_parameters()
+            if any(fnmatchcase(name, pattern) for pattern in work.patterns)
+        }
+        train_in_float32(network, weights)
+        for parameter in weights.values():
+            parameter.requires_grad_(True)
+        for layer in network.model.layers[:: work.lora_every] if work.lora_rank else ():
+            for name in ("q_proj", "k_proj", "v_proj"):
+                setattr(layer.self_attn, name, _Adapted(getattr(layer.self_attn, name), work.lora_rank))
+        prepare_blocks(network, recompute=work.recompute, compiled=False)
+        with Allocations(network) as observed:
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+            embeds = torch.empty(work.batch, work.tokens, work.shape.hidden_size, dtype=work.dtype)
+            keys = torch.empty(work.batch, dtype=torch.int64)
+            dropout = Dropout(chance=work.dropout, keys=keys) if work.dropout else None
+            hidden = network(embeds.requires_grad_(True), dropout=dropout)[:, : work.image_tokens]
+            targets = torch.empty(work.batch * work.image_tokens, dtype=torch.int64)
+            head = network.lm_head.weight[: work.choices]
+            head_loss(hidden.reshape(-1, hidden.shape[-1]), head, targets).backward()
+        return observed.peak
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@cache
+def estimate(work: Workload) -> dict[str, int]:
+    """Return the peak memory of training in bytes by item."""
+    frozen, matrices, trained = parameter_counts(work)
+    width = torch.finfo(work.dtype).bits // 8
+    rows = work.identifier_rows * work.shape.hidden_size
+    small = matrices * (width - NF4_BYTES) if work.base_bits == 4 else 0
+    weights, gradients, states = work.shards
+    observed = observe_pass(work)
+    own_gradients = trained * FLOAT32
+    logits = min(work.batch * work.image_tokens * work.choices, LOGITS_AT_ONCE) * FLOAT32
+    activations = max(observed - own_gradients, 0)
+    base = int(frozen * width - small) // weights
+    gathered = min(frozen + trained, LIVE_PARAMETERS) * width if weights > 1 else 0
+    return {
+        "frozen weights": base,
+        "gathered weights": gathered,
+        "trained weights": (trained + rows) * FLOAT32 // weights,
+        "gradients": (own_gradients + rows * FLOAT32) // gradients,
+        "optimizer states": (trained + rows) * STATE_BYTES[work.optimizer] // states,
+        "logits": min(logits, activations),
+        "activations": activations - min(logits, activations),
+        "other networks": work.extra,
+    }
+
+
+def sampling_bytes(work: Workload) -> dict[str, int]:
+    """Return the memory of sampling in bytes by item: the base and what it remembers of each sequence."""
+    frozen, _, trained = parameter_counts(replace(work, lora_rank=0))
+    width, shape = torch.finfo(work.dtype).bits // 8, work.shape
+    remembered = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * width
+    return {
+        "weights": (frozen + trained) * width,
+        "keys and values": 2 * work.sample_batch * work.tokens * remembered,
+        "codes to pictures": work.pictures,
+        "other networks": work.extra,
+    }
+
+
+def peak(items: dict[str, int]) -> int:
+    """Return the sum."""
+    return sum(items.values())

@@ -1,0 +1,194 @@
+"""A stage as data: which parameters move, how fast and for how long.
+
+A method is an ordered set of stages; here its YAML meets the numbers of the model's recipe and becomes
+groups.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import yaml
+from torch import nn
+
+from personalar.config.compose import conf_dir
+from personalar.config.recipe import RecipeConfig, StageNumbers
+from personalar.config.run_config import MethodConfig, RunConfig, StageMethod
+from personalar.core.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, complete: `trains` says what, `numbers` how."""
+
+    name: str
+    trains: StageMethod
+    numbers: StageNumbers
+
+
+def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, ...]:
+    """Return the method's stages in order, each with its numbers.
+
+    Raises:
+        ValueError: when a stage refers to numbers that the recipe lacks, or that suit no adapters.
+    """
+    for name, stage in method.stages.items():
+        if stage.numbers not in recipe.stages:
+            raise ValueError(
+                f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
+                f"allowed: {', '.join(recipe.stages)}"
+            )
+    return tuple(
+        Stage(
+            name=name,
+            trains=_with_more(stage, recipe.stages[stage.numbers]),
+            numbers=recipe.stages[stage.numbers],
+        )
+        for name, stage in method.stages.items()
+    )
+
+
+def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
+    """Return what a stage trains: what the method says, and what the base needs besides."""
+    if stage.lora.rank and numbers.also_train:
+        recipe = f"model.recipe.stages.{stage.numbers}"
+        raise ValueError(
+            f"lora.rank={stage.lora.rank} trains adapters alone, and {recipe}.also_train asks for weights "
+            f"besides: set {recipe}.also_train=[]"
+        )
+    return replace(stage, parameters=[*stage.parameters, *numbers.also_train])
+
+
+def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, str]]:
+    """Return the stages to run, each with the stage it starts from.
+
+    Raises:
+        ValueError: when none is selected, or the stage before the first of them has left no concept.
+    """
+    stages = resolve_stages(config.method, config.model.recipe)
+    starts = ["base", *[stage.name for stage in stages]]
+    pairs = [pair for pair in zip(stages, starts, strict=False) if pair[0].name in config.stage.run]
+    if not pairs:
+        raise ValueError(
+            f"stage.run={config.stage.run} names no stage of method={config.method.name}; allowed: "
+            f"{', '.join(stage.name for stage in stages)}"
+        )
+    first, start = pairs[0]
+    if start != "base" and not folder.has_concept(start):
+        raise ValueError(
+            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} "
+            f"holds nothing: run with stage=both, or stage={start} first"
+        )
+    return pairs
+
+
+def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in order.
+
+    Raises:
+        ValueError: when a pattern matches nothing; the nearest names are told.
+    """
+    named = dict(network.named_parameters())
+    chosen: dict[str, nn.Parameter] = {}
+    for pattern in patterns:
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.0)
+            raise ValueError(
+                f"parameters pattern {pattern!r} matches nothing; names look like {', '.join(near)}"
+            )
+        chosen.update((name, named[name]) for name in matched)
+    return {name: parameter for name, parameter in named.items() if name in chosen}
+
+
+def parameter_groups(
+    stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Return AdamW groups: the transformer's weights with decay, the identifier rows without."""
+    numbers = stage.numbers
+    groups: list[dict[str, Any]] = []
+    weights = list(weights)
+    if weights:
+        groups.append(
+            {"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay}
+        )
+    if stage.trains.identifier:
+        groups.append(
+            {"name": "identifier", "params": [rows], "lr": numbers.identifier_lr, "weight_decay": 0.0}
+        )
+    return groups
+
+
+def lr_factor(step: int, *, numbers: StageNumbers) -> float:
+    """Return what the peak rates are multiplied with at optimizer step `step` (0-based)."""
+    if numbers.schedule == "constant":
+        return 1.0
+    return max(0.0, 1.0 - step / numbers.steps)
+
+
+def sequences_per_step(numbers: StageNumbers) -> int:
+    """Return how many sequences one optimizer step sees."""
+    return numbers.batch * numbers.accumulate
+
+
+def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
+    """Return (sequences per forward pass, forward passes per step) of each of `world` processes.
+
+    A step sees the same sequences whatever `world` is.
+
+    Raises:
+        ValueError: when the step's sequences cannot be shared out evenly.
+    """
+    if numbers.batch % world == 0:
+        return numbers.batch // world, numbers.accumulate
+    if numbers.accumulate % world == 0:
+        return numbers.batch, numbers.accumulate // world
+    raise ValueError(
+        f"{world} processes cannot share batch={numbers.batch} accumulate={numbers.accumulate} evenly: make "
+        f"one of them a multiple of {world}, or set trainer.devices to a divisor"
+    )
+
+
+def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
+    """Return in one line how many steps `stage` takes, by which rule, and how often it sees each photo.
+
+    The paper (arXiv 2504.13162) gives its steps for subjects of 4 to 6 photos and no rule by their number.
+    """
+    numbers, name = stage.numbers, stage.trains.numbers
+    own = numbers.batch - (replay_count(numbers) if replayed else 0)
+    seen = numbers.steps * numbers.accumulate * own / photos
+    knob, written = f"model.recipe.stages.{name}.steps", recipe_steps(recipe, name)
+    if written == numbers.steps:
+        whose = f"the recipe's ({knob} of {recipe}) whatever the number of photos"
+    elif written is not None:
+        whose = f"set for this run ({knob}; {recipe} has {written})"
+    else:
+        whose = f"by {knob} of {recipe}"
+    return f"steps {stage.name}: {numbers.steps}, {whose}; each of {photos} is seen about {seen:.0f} times"
+
+
+def recipe_steps(recipe: str, numbers: str) -> int | None:
+    """Return the steps that the file of `recipe` gives a stage; None where it is not one of ours."""
+    path = conf_dir() / "model" / "recipe" / f"{recipe}.yaml"
+    if not path.is_file():
+        return None
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].get(numbers, {}).get("steps")
+
+
+def owner(number: int, numbers: StageNumbers, world: int) -> int:
+    """Return the process that sequence `number` of a stage belongs to."""
+    if numbers.batch % world == 0:
+        return number % numbers.batch % world
+    return number // numbers.batch % world
+
+
+def replay_count(numbers: StageNumbers) -> int:
+    """Return how many sequences of a batch are replayed class images; at least one where replay is on."""
+    if numbers.replay_ratio == 0:
+        return 0
+    return min(numbers.batch, max(1, math.floor(numbers.batch * numbers.replay_ratio + 0.5)))

@@ -1,0 +1,276 @@
+"""One stage, from the concept it starts with to the concept it leaves: a fresh Trainer, a fresh optimizer.
+
+Stages meet on disk only, so two commands with one stage each compute what one command with both does.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from personalar.concepts.concept import Concept
+from personalar.config.run_config import LoggerConfig
+from personalar.core.types import Sample
+from personalar.data.datamodule import SequenceStream, SubjectData
+from personalar.runs.wandb_run import steps_before
+from personalar.training.callbacks.best_step import BestStep, Patience
+from personalar.training.callbacks.collect import Learned
+from personalar.training.callbacks.learning_check import note_move
+from personalar.training.callbacks.monitor import FiniteLoss, SamplingBudget, StepWatch
+from personalar.training.callbacks.progress import StageClock, StageProgress
+from personalar.training.callbacks.sample_grid import SampleGrid
+from personalar.training.callbacks.subject_scores import SubjectScores
+from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
+from personalar.training.context import Session
+from personalar.training.flops import peak_of, step_flops
+from personalar.training.inputs import class_prompts, prepare
+from personalar.training.memory import estimate, parameter_counts, peak
+from personalar.training.memory_fit import describe
+from personalar.training.module import Network, PersonalizationModule
+from personalar.training.network import build_network, build_sharded_network
+from personalar.training.stage import Stage, describe_steps, sequences_per_step, share_of
+from personalar.training.strategy import let_go, make_environment, make_strategy, shards_weights
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # a few kilobytes made on the fly: workers would only cost
+    ".*in eval mode at the start of training.*",  # dropout is an argument of a pass, not a mode
+    ".*Checkpoint directory .* exists and is not empty.*",  # that is what resuming is
+    ".*isinstance.treespec, LeafSpec.*",  # torch's pytree, called by lightning
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's remarks about what is meant to be out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for expected in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", expected)
+        yield
+
+
+def make_loggers(config: LoggerConfig, folder: Path, stage: str) -> list[Logger]:
+    """Return the CSV logger and those that `logger=` asks for; all write below `folder`."""
+    parts = len(list((folder / stage).glob("part_*")))  # a resumed stage must not empty its first part's file
+    loggers: list[Logger] = [
+        CSVLogger(folder, name=stage, version=f"part_{parts}", flush_logs_every_n_steps=10)
+    ]
+    if config.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(folder, name=stage, version="tensorboard"))
+    if config.wandb_project is not None:
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(experiment=wandb.run, prefix=stage))  # `dashboard.start` opened it
+    return loggers
+
+
+def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
+    """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
+    config, folder, numbers = session.config.trainer, session.folder, stage.numbers
+    every = session.config.samples.grid_every_steps
+    batch, accumulate = share_of(numbers, config.devices * config.num_nodes)
+    accumulate *= batch // session.plans[stage.name].batch  # a batch that did not fit is passed in parts
+    sharded = config.strategy.startswith("zero")
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=make_strategy(config, session.config.model.dtype),
+        plugins=[*make_environment(), *([] if sharded else [AtomicCheckpointIO()])],
+        max_steps=numbers.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=numbers.gradient_clip,
+        val_check_interval=every * accumulate if every else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1 if every else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=make_loggers(session.config.logger, folder.path / "logs", stage.name),
+        callbacks=callbacks,
+        default_root_dir=folder.path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        barebones=False,
+    )
+
+
+def make_callbacks(session: Session, base_samples: list[Sample], advance, stage: Stage) -> list[L.Callback]:
+    """Return progress, checkpoint, sample grid and (with a scorer) the curves of scores."""
+    folder, config = session.folder, session.config.trainer
+    callbacks: list[L.Callback] = [
+        StageProgress(advance),
+        StageClock(),
+        SampleGrid(
+            folder=folder.path / "grids",
+            base=folder.base_pictures(base_samples),
+            first_step=steps_before(folder.record, stage.name),
+        ),
+    ]
+    selection, judged = session.config.selection, session.config.scorer.scores
+    if judged:  # also above rank zero, which alone has the judges
+        callbacks.append(SubjectScores(session.scorer and session.scorer.score, selection))
+    checkpoint = StageCheckpoint(
+        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps,
+        selects=selection.selects,
+    )  # fmt: skip
+    if selection.selects:  # every grid is made: which steps compete must not depend on the clock
+        callbacks += selecting(session, stage)
+    else:
+        callbacks.append(SamplingBudget(session.config.samples.time_share))
+    callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
+    callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
+    return [*callbacks, checkpoint]  # last: it keeps what the others counted
+
+
+def selecting(session: Session, stage: Stage) -> list[L.Callback]:
+    """Return what keeps the best step of `stage` and, with patience, ends it early."""
+    selection = session.config.selection
+
+    def save(folder: Path, **learned: Any) -> None:
+        session.new_concept(stage.name, **learned).save(folder)
+
+    best = BestStep(
+        folder=session.folder.path / "stages" / stage.name / "best", rule=selection.rule,
+        last_step=stage.numbers.steps, save=save,
+    )  # fmt: skip
+    if selection.patience is None:
+        return [best]
+    return [best, Patience(rule=selection.rule, patience=selection.patience)]
+
+
+def leave_concept(
+    session: Session, stage: Stage, start: str, trainer: L.Trainer, module: PersonalizationModule
+) -> None:
+    """Write what `stage` leaves, the kept step's concept or else the last one's; rank zero calls it."""
+    found = {type(callback): callback for callback in trainer.callbacks}
+    best, steps = found.get(BestStep), trainer.global_step
+    seconds = round(found[StageClock].seconds, 3)
+    facts: dict[str, Any] = {"steps": steps, "seconds": seconds, "processes": trainer.world_size}
+    if best is None:
+        learned = {"tokens": module.identifier.tokens, **found[Learned].parts}
+        concept = session.new_concept(stage.name, **learned)
+    else:
+        concept = Concept.load(best.kept(best.step))
+        facts |= {"selected_step": best.step, "selected_by": {best.metric: round(best.value, 6)}}
+        session.reporter.say(
+            f"stage {stage.name}: step {best.step} of {steps} kept, {best.metric} {best.value:.4f} is the "
+            f"highest of {best.grids} grids"
+        )
+    session.folder.update_stage(stage.name, **facts)
+    note_move(session, stage, start, concept)
+    concept.save(session.folder.concept(stage.name))
+    if best is not None:
+        shutil.rmtree(best.folder)
+
+
+def stage_flops(session: Session, stage: Stage) -> float:
+    """Return the operations of one optimizer step of `stage`."""
+    work = session.plans[stage.name]
+    _, _, trained = parameter_counts(work)
+    return step_flops(
+        work.shape,
+        sequences=sequences_per_step(stage.numbers),
+        tokens=work.tokens,
+        image_tokens=work.image_tokens,
+        choices=work.choices,
+        trained=trained,
+    )
+
+
+def device_peak() -> float | None:
+    """Return the stated speed of this machine's GPU; None without one, or where it is not known."""
+    return peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def make_module(
+    session: Session, stage: Stage, start: str, trainer: L.Trainer | None
+) -> PersonalizationModule:
+    """Return the module of `stage`; its network is built once the processes of `trainer` have met."""
+    recipe = session.config.model.recipe
+
+    def build() -> Network:
+        concept, *_ = prepare(session, stage, start)
+        sharded = trainer is not None and shards_weights(trainer.strategy)
+        build = build_sharded_network if sharded else build_network
+        return build(session, stage, concept)
+
+    return PersonalizationModule(
+        build=build,
+        stage=stage,
+        sampler=lambda network: session.generator(network.backend, network.identifier),
+        grid=session.grid_requests(stage.name),
+        optimizer=session.plans[stage.name].optimizer,
+        loss=recipe.loss,
+        z_loss=recipe.z_loss,
+        dropout=recipe.dropout,
+    )
+
+
+def make_data(session: Session, stage: Stage, start: str, module: PersonalizationModule) -> SubjectData:
+    """Return the data of `stage`; rank zero encodes photos and samples class images first."""
+    recipe = session.config.model.recipe
+
+    def make_stream() -> SequenceStream:
+        concept, codes, replay = prepare(session, stage, start)
+        return SequenceStream(
+            backend=module.network.backend, stage=stage, data=recipe.data, noun=session.subject.noun,
+            tokens=concept.tokens, photo_codes=codes, replay=replay, loss=recipe.loss,
+            seed=session.config.seed,
+        )  # fmt: skip
+
+    return SubjectData(
+        prepare=lambda: prepare(session, stage, start), make_stream=make_stream,
+        batch=session.plans[stage.name].batch, num_grid=len(module.grid),
+    )  # fmt: skip
+
+
+def train_stage(session: Session, stage: Stage, *, start: str, base_samples: list[Sample]) -> None:
+    """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes.
+
+    All processes call it together; rank zero writes.
+    """
+    config, plan = session.config.trainer, session.plans[stage.name]
+    world = config.devices * config.num_nodes
+    last = find_checkpoint(session.folder, stage.name, world=world, strategy=config.strategy)
+    session.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
+    recipe, subject = session.config.model.recipe, session.subject
+    replayed = bool(class_prompts(recipe.data, noun=subject.noun, live=subject.live))
+    session.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
+    phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
+    with quiet(), phase as advance:
+        fit(session, stage, start, make_callbacks(session, base_samples, advance, stage), last)
+    # Trainer, data and callbacks hold each other and the network. Until they are collected it stays on the
+    # device, where the next phase loads the base: two of a 7B do not fit.
+    gc.collect()
+
+
+def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None) -> None:
+    """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
+    trainer = make_trainer(session, stage, callbacks)
+    module = make_module(session, stage, start, trainer)
+    trainer.callbacks.append(Learned())
+    trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
+    if trainer.is_global_zero:
+        leave_concept(session, stage, start, trainer, module)
+    trainer.strategy.barrier()  # the next stage starts from this file on every process
+    for callback in trainer.callbacks:
+        if isinstance(callback, StageCheckpoint):
+            callback.end_if_asked(trainer)
+    let_go(trainer.strategy)
