@@ -34,7 +34,7 @@ slow: $(VENV)/.installed  ## set up, then run the tests that `make test` leaves 
 	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
-	$(VENV)/bin/python tests/chaos.py --kills $(KILLS) --jobs $(JOBS)
+	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS) --jobs $(JOBS)
 
 lint: $(VENV)/.installed  ## check style
 	$(VENV)/bin/python -m ruff check .

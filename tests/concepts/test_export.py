@@ -1,0 +1,300 @@
+"""A concept out to other programs' files and back in: rows, adapters, whole checkpoints."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_backend import make_backend
+from conftest_run import compose_config
+from conftest_upstream import lumina_backend, tensors_of
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_readme import compose, shell_lines
+
+import personalar.concepts.adopt
+import personalar.export
+from personalar.concepts.adapters.lora import inject_lora, lora_files
+from personalar.concepts.adopt import adopt, read_adapter
+from personalar.concepts.concept import Concept, base_fingerprint, read_row
+from personalar.config.commands import AdoptConfig, ExportConfig
+from personalar.export import write_export
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.model_files import ModelFiles, open_folder
+
+QKV = "model.layers.{}.self_attn.{}_proj.weight"
+
+
+def adapter(width: int = 32) -> dict[str, bytes]:
+    transformer = make_backend(hidden_size=width).transformer
+    generator = torch.Generator().manual_seed(0)
+    for parameter in inject_lora(transformer, rank=2, generator=generator).values():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    return {f"lora/{name}": data for name, data in lora_files(transformer).items()}
+
+
+def concept_on(files: ModelFiles, width: int, **changes: object) -> Concept:
+    values = {
+        "base": {"name": "nano", "fingerprint": base_fingerprint(files.weights())},
+        "subject": {"name": "cat", "noun": "cat", "fingerprint": "f"},
+        "stage": "transformer",
+        "tokens": {"[V]": 80, "[S1]": 81},
+        "rows": torch.randn(2, width, generator=torch.Generator().manual_seed(4)),
+    }
+    return Concept(**(values | changes))
+
+
+def exporting(concept: Path, out: Path, *overrides: str) -> ExportConfig:
+    return compose_config(f"concept={concept}", f"out={out}", *overrides, name="export")
+
+
+def adopting(embeds: Path, out: Path, *overrides: str) -> AdoptConfig:
+    return compose_config(f"embeds={embeds}", "noun=cat", f"out={out}", *overrides, name="adopt")
+
+
+def test_a_row_of_one_key(tiny_model_dir: Path, tmp_path: Path) -> None:
+    concept = concept_on(open_folder(tiny_model_dir), 32)
+    concept.save(tmp_path / "concept")
+    path, card = write_export(exporting(tmp_path, tmp_path / "out"))
+    assert card.name == "README.md"
+    assert path.name == "learned_embeds.safetensors"
+    with safe_open(path, framework="pt") as opened:
+        assert list(opened.keys()) == ["[V]"] and opened.metadata() == {"format": "pt"}
+        assert torch.equal(opened.get_tensor("[V]"), concept.rows[:1])
+
+
+def test_out_and_in_again_draws_the_same_pictures(tiny_model_dir: Path, tmp_path: Path) -> None:
+    files = open_folder(tiny_model_dir)
+    ids = load_backend(files).tokenizer.concept_ids
+    concept = concept_on(files, 32, tokens={"[V]": ids[0], "[S1]": ids[1]}, lora=adapter())
+    concept.save(tmp_path / "concept")
+    paths = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [
+        "learned_embeds.safetensors", "lora/adapter_config.json", "lora/adapter_model.safetensors",
+        "README.md",
+    ]  # fmt: skip
+    where = [f"lora={tmp_path / 'out' / 'lora'}", f"model.path={tiny_model_dir}", "name=rex"]
+    adopted = adopt(adopting(paths[0], tmp_path / "in", *where), files)
+    again = Concept.load(adopted.save(tmp_path / "in"))
+    again.check_base(name="nano", fingerprint=base_fingerprint(files.weights()))
+    assert again.tokens == {"[V]": ids[0]} and again.subject["name"] == "rex" and again.lora == concept.lora
+    drawn = []
+    for learned in (concept, again):
+        backend = load_backend(files)
+        generator = Generator(backend=backend, decoder=PlainDecoder(), identifier=learned.apply(backend))
+        drawn.append(generator.codes(["a photo of a [V] cat"], [3]))
+    assert torch.equal(*drawn)
+
+
+def test_peft_loads_the_folder_on_transformers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import ChameleonForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    files = open_folder(tiny_model_dir)
+    concept = concept_on(files, 32, lora=adapter())
+    concept.save(tmp_path / "concept")
+    write_export(exporting(tmp_path, tmp_path / "out"))
+    base = ChameleonForConditionalGeneration.from_pretrained(tiny_model_dir / "base")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "out" / "lora").eval()
+    backend, ids = load_backend(files), torch.tensor([[0, 70, 5, 9, 30, 200]])
+    concept.apply(backend)
+    with torch.no_grad():
+        expected = theirs.base_model.model.model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(backend(backend.embed(ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path, capsys) -> None:
+    tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
+    weights = {QKV.format(1, "v"): torch.randn(64, 64, generator=torch.Generator().manual_seed(1))}
+    concept = concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights)
+    concept.save(tmp_path / "concept")
+    where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
+    where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
+    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    assert tensors_of(folder)["model.layers.0.self_attn.q_norm.weight"].shape == (1, 16)
+    assert "norms (1, 16) for all heads, as Lumina-mGPT's own code reads them" in capsys.readouterr().out
+    assert not any("vqmodel" in name for name in tensors_of(folder))  # as in its repositories
+    merged, learned = load_backend(folder), load_backend(lumina_files)
+    identifier = concept.apply(learned)
+    ids = torch.tensor([[0, 9100, tokens["[V]"], 9200, 8710]])
+    got = merged(merged.embed(ids))
+    torch.testing.assert_close(got, learned(identifier(ids, learned.embed(ids))), atol=1e-5, rtol=0)
+
+
+def learned_on_tiny(folder: Path, where: Path) -> Concept:
+    """Save a concept with changed q and k on the tiny base, whose norms differ between heads."""
+    generator = torch.Generator().manual_seed(2)
+    weights = {QKV.format(0, part): torch.randn(32, 32, generator=generator) for part in "qk"}
+    first = load_backend(where).tokenizer.concept_ids[0]
+    concept = concept_on(open_folder(where), 32, weights=weights, tokens={"[V]": first, "[S1]": first + 1})
+    concept.save(folder)
+    return concept
+
+
+def test_where_heads_have_norms_of_their_own_transformers_reads_the_checkpoint(
+    tiny_model_dir: Path, tmp_path: Path, capsys
+) -> None:
+    from transformers import ChameleonForConditionalGeneration
+
+    concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    assert "for every head, as transformers' ChameleonForConditionalGeneration" in capsys.readouterr().out
+    theirs, loading = ChameleonForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values()), loading  # nothing is drawn at random, its image encoder neither
+    ours = load_backend(tiny_model_dir)
+    identifier, ids = concept.apply(ours), torch.tensor([[0, 70, concept.tokens["[V]"], 9, 30, 200]])
+    with torch.no_grad():
+        expected = theirs.eval().model(input_ids=ids).last_hidden_state
+    got = ours(identifier(ids, ours.embed(ids)))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_is_a_base_on_which_the_row_draws_the_same_pictures(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    row, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    again = adopt(adopting(row, tmp_path / "in", f"model.path={folder}"), open_folder(folder))
+    drawn = []
+    for learned, base in ((concept, tiny_model_dir), (again, folder)):
+        backend = load_backend(base)
+        generator = Generator(backend=backend, decoder=PlainDecoder(), identifier=learned.apply(backend))
+        drawn.append(generator.images(["a photo of a [V] cat"], [3])[0].tobytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_heads_that_were_trained_apart_are_written_apart_and_said_so(
+    lumina_files: ModelFiles, tmp_path: Path, capsys
+) -> None:
+    name = "model.layers.0.self_attn.q_norm.weight"
+    weights = {name: torch.rand(4, 16, generator=torch.Generator().manual_seed(1))}
+    tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
+    concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights).save(tmp_path / "c")
+    where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
+    where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
+    *_, folder, _ = write_export(exporting(tmp_path / "c", tmp_path / "out", *where))
+    assert torch.equal(tensors_of(folder)[name], weights[name])
+    assert "Lumina-mGPT's own code does not: heads that shared a norm" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_leaves_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    with pytest.raises(ValueError, match="was learned on base 'nano'"):  # and not on the shipped nano
+        write_export(exporting(tmp_path, tmp_path / "out", "checkpoint=true"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("concept.json", "is a concept's own folder, which an export would spoil: choose another"),
+        ("README.md", r"holds a README\.md that no export wrote: choose another folder"),
+        ("lora/adapter_config.json", "holds lora/ of an earlier export, which this one does not write"),
+        ("checkpoint/config.json", "holds checkpoint/ of an earlier export"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(
+    there: str, message: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    concept_on(open_folder(tiny_model_dir), 32).save(tmp_path / "concept")
+    file = tmp_path / "out" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=message):
+        write_export(exporting(tmp_path, tmp_path / "out"))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
+def test_trained_weights_without_checkpoint_are_mentioned(
+    tiny_model_dir: Path, tmp_path: Path, capsys
+) -> None:
+    learned_on_tiny(tmp_path / "concept", tiny_model_dir)
+    write_export(exporting(tmp_path, tmp_path / "out", f"model.path={tiny_model_dir}"))
+    note = "note: 2 tensors of the transformer were trained too and are in none of these files; "
+    assert f"{note}checkpoint=true writes all of it\n" in capsys.readouterr().out
+    write_export(exporting(tmp_path, tmp_path / "out"))  # again, and the base is another
+    told = f"{note}checkpoint=true writes all of it where the base lies that they belong to (model=nano)"
+    assert told in capsys.readouterr().out
+
+
+def test_a_row_may_be_flat_and_called_anything(tmp_path: Path) -> None:
+    path = tmp_path / "row.safetensors"
+    save_file({"<dog>": torch.arange(4).half()}, path)
+    assert read_row(path).tolist() == [[0.0, 1.0, 2.0, 3.0]] and read_row(path).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": torch.zeros(4), "b": torch.zeros(4)}, r"holds 2 keys \(a, b\); one learned row is expected"),
+        ({"a": torch.zeros(3, 4)}, r"shape \(3, 4\); one learned row \(1, width\)"),
+        ({"a": torch.full((4,), float("nan"))}, "holds NaN"),
+        (None, "is no safetensors file"),
+    ],
+)
+def test_wrong_rows(tensors: dict | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "row.safetensors"
+    save_file(tensors, path) if tensors else path.write_bytes(b"pickle?")
+    with pytest.raises(ValueError, match=message):
+        read_row(path)
+
+
+def test_what_does_not_fit_the_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    files, path = open_folder(tiny_model_dir), tmp_path / "row.safetensors"
+    save_file({"a": torch.zeros(5)}, path)
+    with pytest.raises(ValueError, match="the row is 5 wide, the base's embeddings 32: another base"):
+        adopt(adopting(path, tmp_path), files)
+    save_file({"a": torch.zeros(32)}, path)
+    for name, data in adapter(64).items():
+        (tmp_path / Path(name).name).write_bytes(data)
+    with pytest.raises(ValueError, match="another architecture; what does not fit"):
+        adopt(adopting(path, tmp_path, f"lora={tmp_path}"), files)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks adapter_config\.json: give the folder that PEFT saved"
+    ):
+        read_adapter(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist: give a learned_embeds"):
+        read_row(tmp_path / "nothing")
+
+
+def test_both_commands(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    concept_on(open_folder(tiny_model_dir), 32).save(tmp_path / "concept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", f"concept={tmp_path}", "out=out"])
+    personalar.export.main()
+    row = "embeds=out/learned_embeds.safetensors"
+    monkeypatch.setattr(sys, "argv", ["adopt", row, "noun=cat", "out=in", f"model.path={tiny_model_dir}"])
+    personalar.concepts.adopt.main()
+    assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md", "in"]
+    assert Concept.load(tmp_path / "in").subject["noun"] == "cat"
+    for module, arguments, message in (
+        (personalar.export, ["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),
+        (personalar.concepts.adopt, ["embeds=nowhere", "noun=cat", "out=x"], "embeds=nowhere does not exist"),
+        (personalar.concepts.adopt, ["embed=nowhere"], "did you mean embeds"),
+        (personalar.export, ["concept=x"], "no value for out: set out="),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", *arguments])
+        with pytest.raises(SystemExit, match=message):
+            module.main()
+
+
+def test_the_commands_of_the_guide_are_settings_of_theirs() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "real_base.md"
+    commands = [
+        line for line in shell_lines(guide) if re.match(r"python -m personalar\.(export|adopt) ", line)
+    ]
+    assert len(commands) == 4
+    for command in commands:
+        config = compose(command)
+        assert config.out.startswith(("exported", "adopted"))

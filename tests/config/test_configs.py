@@ -1,0 +1,242 @@
+"""Every YAML composes, becomes its dataclass and can be built; mistakes name the knob and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+from conftest_run import compose_config
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.evaluate_config import EvaluateConfig
+from personalar.config.run_config import RunConfig
+from personalar.training.stage import resolve_stages
+
+CONF = conf_dir()
+ALL_GROUPS = (*GROUPS, "experiment")
+CHOICES = [(group, name) for group in ALL_GROUPS for name in group_options(CONF, group)]
+
+
+@functools.cache
+def cat() -> DictConfig:
+    """Composing takes half a second; what follows only changes single values."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", ["+subject=cat"])
+
+
+GROUP_OPTIONS = {group: group_options(CONF, group) for group in ALL_GROUPS if group != "benchmark"}
+ROUNDS = max(map(len, GROUP_OPTIONS.values()))
+
+
+def test_every_yaml_is_a_choice_or_a_command() -> None:
+    yamls = {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")}
+    assert yamls == {f"{group}/{name}" for group, name in CHOICES} | {
+        "run",
+        "sample",
+        "doctor",
+        "export",
+        "adopt",
+        "evaluate",
+        "hydra_settings",
+    }
+
+
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_every_choice_composes(turn: int) -> None:
+    """The k-th choice of every group at once: each YAML is met, in a dozen compositions."""
+    chosen = {group: options[turn % len(options)] for group, options in GROUP_OPTIONS.items()}
+    photos = {
+        "folder": ["subject.path=photos/my dog", "subject.noun=dog"],
+        "dreambench": ["subject.path=dataset/dog2"],
+    }.get(chosen["subject"], [])
+    if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
+        del chosen["method"], chosen["stage"]
+    config = compose_config(
+        f"+subject={chosen['subject']}",
+        *[f"{group}={name}" for group, name in chosen.items() if group != "subject"],
+        *photos,
+    )
+    assert isinstance(config, RunConfig)
+    for group, name in chosen.items():
+        part = config.model.recipe if group == "model/recipe" else getattr(config, group, None)
+        named = {("subject", "folder"): "my dog", ("subject", "dreambench"): "dog2"}.get((group, name), name)
+        assert getattr(part, "name", named) == named
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: str(value))
+def test_every_yaml_says_its_command(group: str, name: str) -> None:
+    lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    commands = ("# python -m personalar.run", "# python -m personalar.evaluate")
+    assert any(line.startswith(commands) for line in lines[:2])
+    assert len(lines) <= 30
+
+
+@pytest.mark.parametrize("name", group_options(CONF, "benchmark"))
+def test_every_benchmark_composes(name: str) -> None:
+    words = ["benchmark.path=photos", "scorer=dreambench"]
+    config = compose_config(f"benchmark={name}", *words, name="evaluate")
+    assert isinstance(config, EvaluateConfig) and config.benchmark.name == name
+    assert config.out == f"outputs/{name}"
+
+
+def test_a_dreambench_subject_knows_its_class() -> None:
+    subject = compose_config("+subject=dreambench", "subject.path=data/wolf_plushie").subject
+    assert (subject.name, subject.noun, subject.kind) == ("wolf_plushie", "stuffed animal", "folder")
+
+
+def test_the_papers_experiments_differ_as_its_tables_do() -> None:
+    def stages(name: str):
+        config = compose_config("+subject=cat", f"experiment=paper/{name}")
+        return config, config.method.stages
+
+    assert compose_config("+subject=cat", "experiment=paper/embedding_only").stage.run == ["embedding"]
+    assert not stages("without_class_name")[0].model.recipe.data.class_name
+    assert stages("lora")[1]["transformer"].lora.rank == 16
+    assert (
+        list(stages("one_stage")[1]) == ["transformer"] and stages("one_stage")[1]["transformer"].identifier
+    )
+    assert not stages("dreambooth")[1]["transformer"].identifier
+    assert list(stages("two_stage")[1]) == ["embedding", "transformer"]
+
+
+def test_decoder_takes_the_models_sampling_numbers() -> None:
+    for name in group_options(CONF, "decoder"):
+        composed = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
+        decoder = instantiate(composed.decoder.arguments)
+        assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (2.0, 5)
+
+
+def test_twelve_subjects_and_ones_own_photos() -> None:
+    files = [path for path in (CONF / "subject").glob("*.yaml") if path.stem not in ("folder", "dreambench")]
+    nouns = {path.stem: OmegaConf.load(path).noun for path in files}
+    assert len(nouns) == 12 and nouns["duck_toy"] == "duck toy" and nouns["robot_toy"] == "robot toy"
+
+
+def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
+    config = compose_config("+subject=cat", "model/recipe=paper")
+    one, two = resolve_stages(config.method, config.model.recipe)
+    assert (one.numbers.steps, one.numbers.identifier_lr) == (1500, 0.01)
+    assert (two.numbers.steps, two.numbers.lr, two.numbers.replay_ratio) == (70, 5e-6, 0.0)
+    assert one.trains.parameters == [] and two.trains.identifier
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.threads=0", "trainer.threads=0 is out of range; allowed: 1 to 4096"),
+        ("trainer.attention=flash", "allowed: eager, sdpa, auto"),
+        ("model.accelerator=tpu", "allowed: cpu, gpu, auto"),
+        ("model.dtype=int8", "allowed: float32, bfloat16, float16"),
+        ("model.recipe.stages.embedding.steps=0", "embedding.steps=0 is out of range; allowed: 1 and more"),
+        ("model.recipe.stages.embedding.schedule=cosine", "allowed: linear, constant"),
+        ("model.recipe.stages.transformer.replay_ratio=1", "replay_ratio=1.0 is out of range"),
+        ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
+        ("model.recipe.identifier.init=zeros", "allowed: random, names, nearest, words"),
+        ("model.recipe.data.templates=[a photo]", r"must each hold \{\}"),
+        ("model.recipe.data.crop_scale=0", "crop_scale=0.0 is out of range"),
+        ("model.recipe.loss=all", "allowed: image_tokens, answer"),
+        ("method.stages.embedding.identifier=false", "a stage trains nothing"),
+        ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
+        ("decoder.window=8", "decoder.window=8 does not suit PlainDecoder: it is for JacobiDecoder"),
+        ("samples.seeds=[1,1]", "at least one seed, each once"),
+        ("samples.kinds=[x]", "allowed: subject, class, description"),
+        ("samples.kinds=[y]", "allowed: subject, class, description, prior, unrelated"),
+        ("samples.prior_images=1", "samples.prior_images=1 is out of range; allowed: 2 and more"),
+        ("scorer.dino_preprocess=x", "allowed: checkpoint, resize256_crop224"),
+        ("scorer.clip_text=x", "allowed: class, prompt"),
+        ("subject.kind=video", "allowed: rendered, folder"),
+    ],
+)  # fmt: skip
+def test_impossible_values_name_the_knob(override: str, message: str) -> None:
+    composed = copy.deepcopy(cat())
+    with pytest.raises(ValueError, match=message):
+        read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
+
+
+@pytest.mark.parametrize("command", ["run", "sample"])
+@pytest.mark.parametrize("model", [name for name in group_options(CONF, "model") if "7b" in name])
+def test_float16_is_refused_where_the_model_says_so(model: str, command: str) -> None:
+    given = {"run": ["+subject=cat"], "sample": ["concept=x", "prompts=[x]"]}[command]
+    words = [*given, f"model={model}", "model.dtype=float16"]
+    with pytest.raises(ValueError, match=rf"float16 is refused for model={model}.*65504.*dtype=bfloat16"):
+        compose_config(*words, name=command)
+    assert compose_config(*words[:-1], name=command).model.dtype == "bfloat16"
+    mine = compose_config(*words, "model.float16_problem=null", name=command)
+    assert mine.model.dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "setting", "message"),
+    [
+        ("jacobi", "window=null", "window=null: JacobiDecoder needs a value; leave this out"),
+        ("compiled", "bucket=null", "bucket=null: CompiledDecoder needs a value"),
+        ("compiled", "window=8", "window=8 does not suit CompiledDecoder: it is for JacobiDecoder"),
+    ],
+)
+def test_a_decoder_is_told_its_own_settings(decoder: str, setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"decoder\.{message}"):
+        compose_config("+subject=cat", f"decoder={decoder}", f"decoder.{setting}")
+
+
+def test_a_missing_value_is_named() -> None:
+    composed = copy.deepcopy(cat())
+    composed.subject.noun = "???"
+    with pytest.raises(ValueError, match=r"no value for subject\.noun: set subject\.noun="):
+        read_config(composed)
+
+
+def test_a_stage_that_the_method_lacks() -> None:
+    composed = copy.deepcopy(cat())
+    composed.stage.name, composed.stage.run = "embedding", ["embedding"]
+    with open_dict(composed):
+        del composed.method.stages["embedding"]
+    with pytest.raises(ValueError, match="stage=embedding does not exist in method=paper; allowed: both, tr"):
+        read_config(composed)
+
+
+def test_every_setting_is_used_by_some_code() -> None:
+    package = Path(__file__).parents[2] / "personalar"
+    declared = {"config.py", "recipe.py"}
+    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name not in declared)
+
+    def names(schema: type) -> set[str]:
+        found = {field.name for field in dataclasses.fields(schema) if not field.name.startswith("_")}
+        for nested in GROUPS.values():
+            found |= {field.name for field in dataclasses.fields(nested) if not field.name.startswith("_")}
+        return found
+
+    unused = [name for name in names(RunConfig) if f".{name}" not in code]
+    # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate), and a
+    # reason to refuse where it is declared.
+    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature", "float16_problem"}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen)
+
+    def where(*words: str) -> tuple[str, str]:
+        trainer = compose_config("+subject=cat", *words).trainer
+        return trainer.accelerator, trainer.attention
+
+    large = "model=lumina_mgpt_7b_512"
+    assert where() == where(large, "trainer=cpu") == ("cpu", "eager")
+    assert (
+        where(large) == where("trainer.accelerator=auto") == (("gpu", "sdpa") if seen else ("cpu", "eager"))
+    )
+    assert where("trainer=gpu") == ("gpu", "sdpa")
+    assert where(large, "trainer.attention=eager")[1] == "eager"
+    for command in ("sample", "doctor"):
+        words = ["concept=x", "prompts=[x]"] if command == "sample" else []
+        trainer = compose_config(large, *words, name=command).trainer
+        assert trainer.torch_device == ("cuda" if seen else "cpu")

@@ -1,0 +1,142 @@
+"""A concept in Python draws what the command draws, and answers mistakes in the same words."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import personalar
+import personalar.sample
+from personalar.core.png import read_png_metadata
+from personalar.generation.pipeline import Learned, sample_settings
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a photo of a [V] cat", "a [V] cat in the snow"]
+
+
+@pytest.fixture
+def base(tiny_model_dir: Path) -> list[str]:
+    return [f"model.path={tiny_model_dir}", "trainer.threads=1"]
+
+
+@pytest.fixture
+def cat(finished_run: Path, base: list[str]) -> Learned:
+    return personalar.load(finished_run, *base)
+
+
+@pytest.mark.parametrize("settings", [[], ["decoder=jacobi", "decoder.window=4", "decoder.top_k=5"]])
+def test_pictures_are_those_of_the_command(
+    settings: list[str], finished_run: Path, base: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    words = [f"concept={finished_run}", f"prompts={PROMPTS}", "seeds=[3,4]", f"out={tmp_path / 'samples'}"]
+    monkeypatch.setattr(sys, "argv", ["sample", *words, *base, *settings])
+    monkeypatch.chdir(tmp_path)
+    personalar.sample.main()
+    asked = [(prompt, seed) for prompt in PROMPTS for seed in (3, 4)]
+    pictures = personalar.load(str(finished_run), *base, *settings).images(*zip(*asked, strict=True))
+    assert len({picture.tobytes() for picture in pictures}) == 4
+    for (prompt, seed), picture in zip(asked, pictures, strict=True):
+        (file,) = (
+            path
+            for path in (tmp_path / "samples").glob("*.png")
+            if (facts := read_png_metadata(path))["prompt"] == prompt and facts["seed"] == str(seed)
+        )
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(picture))
+
+
+def test_one_object_draws_again_and_alike(cat: Learned) -> None:
+    first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
+    assert first[1].tobytes() == second[0].tobytes()
+
+
+def test_words_that_the_base_does_not_know_are_noted(cat: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = cat.generator.backend.protocol
+    monkeypatch.setattr(protocol, "config", replace(protocol.config, known_words=("a", "cat")))
+    with pytest.warns(UserWarning, match="not trained on: moon"):
+        cat.images(["a [V] cat moon"], [0])
+
+
+def test_a_prompt_without_the_subject_is_noted(cat: Learned) -> None:
+    with pytest.warns(UserWarning, match=r"'a cat' does not name the subject; write \[V\] before the noun"):
+        cat.images(["a cat"], [0])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "message"),
+    [
+        ("a [V] cat", [0], r"give lists, as images\(\['a cat'\], \[0\]\)"),
+        (["a [V] cat"], 0, "give lists"),
+        (["a [V] cat"], [0, 1], r"1 prompts and 2 seeds: .*repeat the prompt, as images\(\[prompt\] \* 4"),
+        ([], [], "must hold at least one prompt"),
+        ([" "], [0], "must hold at least one prompt"),
+        (["a \ud800 [V]"], [0], "is half of a pair and no text"),
+        (["a [V] cat"], [-1], "seeds=-1 is out of range"),
+        (["a [V] cat" * 500], [0], "tokens with its wrapping, this base can read"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(cat: Learned, prompts, seeds, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cat.images(prompts, seeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["decoder=jacoby"], r"decoder='jacoby' is not known; did you mean jacobi\?"),
+        (["model.paths=x"], r"did you mean path\?"),
+        (["decoder.top_k=-1"], "decoder.top_k=-1 is out of range"),
+        (["decoder"], "'decoder' is no setting: write key=value"),
+        (["--help"], "'--help' is no setting"),
+        (["prompts=[a]"], r"load takes no prompts=: give them to images\(\)"),
+        (["watermark=me"], r"load takes no watermark=: personalar\.watermark\.mark"),
+    ],
+)
+def test_a_wrong_setting_is_said_as_on_the_command_line(settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        personalar.load("anywhere", *settings)
+
+
+def test_a_wrong_concept_is_said(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"concept=nowhere holds no concept\.json: give a concept"):
+        personalar.load("nowhere")
+    with pytest.raises(ValueError, match=r"was learned on base 'nano' .*: leave model= out, or set"):
+        personalar.load(finished_run, "model=nano")  # not the shipped one, but the tests'
+
+
+def test_a_folder_may_have_any_name_and_hydra_may_be_running(tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from personalar.config.compose import conf_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert sample_settings("a=b, [c] d", ["decoder.window=9", "decoder=jacobi"]).concept == "a=b, [c] d"
+        assert GlobalHydra.instance().is_initialized()
+        compose("doctor")
+
+
+def examples() -> list[str]:
+    """Return the Python of README and guide that loads a concept."""
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/sampling.md")]
+    blocks = re.findall(r"^```python\n(.*?)^```", "\n".join(texts), re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "personalar.load" in block]
+
+
+def test_the_examples_run(
+    finished_run: Path, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load: Callable[..., Learned] = personalar.load
+    monkeypatch.setattr(personalar, "load", lambda concept, *settings: load(finished_run, *settings, *base))
+    monkeypatch.chdir(tmp_path)
+    assert len(examples()) == 2
+    for example in examples():
+        assert 'personalar.load("outputs/nano/cat"' in example
+        exec(example, {})
+        assert list(tmp_path.glob("*.png"))

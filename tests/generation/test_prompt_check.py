@@ -1,0 +1,79 @@
+"""Words that a base was not trained on are named, by what its folder says and not by which base it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from personalar.config.compose import conf_dir, package_path
+from personalar.config.layout import ProtocolConfig
+from personalar.data.dreambench import dreambench_prompts
+from personalar.data.prompts import UNRELATED, fill
+from personalar.generation.prompt_check import check_prompts, unknown_words, words_note
+from personalar.models.chameleon.model_files import read_layout
+from personalar.nano.world.captions import caption_words, sample_example
+from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.scene import CLASSES
+
+NANO = read_layout(package_path("package://nano") / "protocol.json")
+
+
+def test_nano_knows_the_words_of_its_world_and_no_others() -> None:
+    assert NANO.known_words == list(caption_words())
+    rng = np.random.default_rng(0)
+    captions = [sample_example(rng)[1] for _ in range(400)]
+    assert unknown_words(NANO, captions) == []
+    told = {word for caption in captions for word in caption.split()}
+    assert told - {"[V]"} >= set(caption_words()) - {"glasses", "hat", "scarf"}
+
+
+def test_the_benchmarks_own_prompts_are_known() -> None:
+    prompts = [fill(spec.text, noun) for noun in CLASSES for spec in bench_prompts(noun)]
+    assert unknown_words(NANO, [*prompts, *UNRELATED]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("an astronaut [V] riding a bicycle on the moon", ["astronaut", "riding", "bicycle", "moon"]),
+        ("a photo of [V] duck toy, wearing a red hat", []),
+        ("a two-tone [V] cat [S1] in the Snow; it's a dog's", ["Snow", "it's", "dog's"]),
+        ("雪の中の [V] 3", ["雪の中の", "3"]),
+        ("\x00 {} %s", ["s"]),
+    ],
+)
+def test_unknown_words(prompt: str, words: list[str]) -> None:
+    assert unknown_words(NANO, [prompt, prompt], ["[V]", "[S1]"]) == words
+
+
+def test_a_base_that_lists_no_words_says_nothing() -> None:
+    assert words_note(ProtocolConfig(), ["an astronaut"]) is None
+
+
+def test_a_long_list_is_cut() -> None:
+    note = words_note(NANO, [fill(spec.text, "cat") for spec in dreambench_prompts(live=True)])
+    assert note is not None and len(note) < 200 and note.endswith(" more")
+
+
+def test_the_note_comes_with_the_check_once(tiny_backend, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(tiny_backend.protocol, "config", NANO)
+    model = SimpleNamespace(backend=tiny_backend, identifier=None)
+    check_prompts(model, ["a cat on the moon"])
+    assert capsys.readouterr().out == "note: this base was not trained on: moon\n"
+    check_prompts(model, ["a cat on the moon"], say=None)
+    check_prompts(model, ["a cat on the beach"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_guide_lists_what_nano_knows() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    section = text.split("## What the small base knows")[1].split("\n## ")[0].replace("\n", " ")
+    assert [word for word in caption_words() if word not in section] == []
+
+
+def test_no_code_asks_which_base_it_is() -> None:
+    assert "known_words" not in (conf_dir() / "model" / "nano.yaml").read_text()
+    assert "nano" not in Path(check_prompts.__code__.co_filename).read_text()

@@ -1,0 +1,77 @@
+"""The quickstart runs from its first cell to its last, on a tiny model, and is stored with what it shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
+
+
+def read_notebook() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def parameters_index(notebook: nbformat.NotebookNode) -> int:
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    return tagged[0]
+
+
+def test_it_is_stored_with_what_a_reader_on_github_is_to_see():
+    notebook = read_notebook()
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} == {"stream", "display_data"}  # no error
+    assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "stage transformer: 60 steps in " in said and "report: outputs/quickstart/report.html" in said
+    assert "\x1b" not in said and "\r" not in said  # bars move on terminals only
+    assert not re.search(r"(?<![\w.])/\w+/", said)  # no place on the machine that made it
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert NOTEBOOK.stat().st_size < 1_500_000
+
+
+def test_it_says_how_to_open_it():
+    assert "jupyter lab notebooks/quickstart.ipynb" in read_notebook().cells[0].source
+
+
+@pytest.mark.filterwarnings("ignore")  # jupyter's own, of sockets and event loops
+def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))  # also when not installed
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    place = tmp_path / "repository" / "notebooks"  # opened there: results go to the folder above
+    (place.parent / "personalar").mkdir(parents=True)
+    (place.parent / "personalar" / "run.py").touch()
+    place.mkdir()
+    model = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
+    scorer = [f"scorer.clip={tiny_scorer_dir / 'clip'}", f"scorer.dino={tiny_scorer_dir / 'dino'}"]
+    notebook = read_notebook()
+    changed = f"OVERRIDES = {['experiment=quick', *model, *scorer]!r}\nSAMPLE_OVERRIDES = {model!r}"
+    notebook.cells.insert(parameters_index(notebook) + 1, nbformat.v4.new_code_cell(changed))
+    client = NotebookClient(
+        notebook,
+        timeout=900,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": place}},
+    )
+    client.execute()
+    run_dir = place.parent / "outputs" / "quickstart"
+    assert (run_dir / "report.html").is_file() and (run_dir / "summary.json").is_file()
+    assert len(list((run_dir / "samples").glob("*.png"))) == 3
+    shown = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "display_data"
+    ]
+    assert len(shown) == 3

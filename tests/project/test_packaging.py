@@ -1,0 +1,113 @@
+"""What a fresh machine gets: bounds, exact versions, a wheel with configuration, template and weights."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def all_requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    tested = [part for name, part in extras.items() if name != "quantized"]  # needs an NVIDIA GPU
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *chain(*tested)]]
+
+
+def test_compromised_releases_are_excluded():
+    for requirement in all_requirements():
+        if requirement.name in ("lightning", "pytorch-lightning"):
+            assert "2.6.2" not in requirement.specifier and "2.6.3" not in requirement.specifier
+            assert "2.6.6" in requirement.specifier
+
+
+def test_every_dependency_has_its_licence_listed():
+    page = (ROOT / "docs" / "licences.md").read_text().lower().replace("_", "-")
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]:
+        requirement = Requirement(text)
+        assert f"| {requirement.name.lower()} " in page, requirement.name
+    assert "| unknown" not in page and "| gpl" not in page
+
+
+def test_every_dependency_has_an_exact_tested_version():
+    pinned = {name.lower(): version for name, version in constraints().items()}
+    for requirement in all_requirements():
+        assert requirement.name.lower() in pinned, requirement.name
+        assert pinned[requirement.name.lower()] in requirement.specifier, requirement
+    assert pinned["torch"] == "2.13.0"
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_everything_that_is_imported_is_declared():
+    declared = {requirement.name.lower().replace("-", "_") for requirement in all_requirements()}
+    declared |= {
+        "personalar",
+        "PIL",
+        "hydra",
+        "huggingface_hub",
+        "bitsandbytes",
+        "pywt",
+        "torchao",
+        "yaml",
+    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `watermark`, `lossy`
+    for path in (ROOT / "personalar").rglob("*.py"):
+        assert imported_names(path) <= declared | sys.stdlib_module_names, path
+
+
+def test_licence_and_commands_of_the_repository():
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence and len(licence.splitlines()) > 190
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK) and "make test" in script.read_text()
+
+
+def test_make_help_lists_the_targets():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "run " in done.stdout and "test " in done.stdout
+
+
+def test_importing_the_package_is_light():
+    heavy = "{'torch', 'transformers', 'lightning', 'hydra', 'deepspeed', 'wandb', 'numpy', 'PIL'}"
+    code = f"import sys, personalar; loaded = {heavy} & set(sys.modules); assert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
+def test_the_wheel_holds_what_is_not_python(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"personalar/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    for folder in ("templates", "nano"):
+        found = (path for path in (ROOT / "personalar" / folder).rglob("*") if path.is_file())
+        wanted |= {path.relative_to(ROOT).as_posix() for path in found}
+    assert wanted <= held and "personalar/reports/templates/report.html.j2" in held
+    assert not {name for name in held if name.startswith(("tests/", "experiments/", "conf/"))}

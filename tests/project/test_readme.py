@@ -1,0 +1,135 @@
+"""What the documents say is true: links lead somewhere, commands compose, make targets and files exist."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def shell_lines(path: Path) -> list[str]:
+    """Return the commands of a document's bash blocks, without comments."""
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    lines = [re.sub(r"\s+#.*$", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = sorted(
+    {
+        line
+        for path in DOCUMENTS
+        for line in shell_lines(path)
+        if line.startswith(("python -m personalar.run", "python -m personalar.sample"))
+        and not any(word in line for word in ("--help", "hydra/launcher", "hydra/sweeper"))  # extras
+    }
+)
+
+
+def compose(command: str):
+    """Compose and check the configuration of a command, as its entry point does."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from personalar.config.arguments import prepare_arguments
+    from personalar.config.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
+    from personalar.config.compose import conf_dir, read_config, register
+    from personalar.config.run_config import RunConfig
+
+    words = shlex.split(command)[2:]
+    name = words[0].removeprefix("personalar.")
+    if name == "bench":
+        return importlib.import_module(f"personalar.bench.{words[1]}").read_settings(words[2:])
+    schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig}
+    schema = (schemas | {"export": ExportConfig, "adopt": AdoptConfig})[name]
+    multirun = "-m" in words
+    arguments = [word for word in words[1:] if word not in ("--cfg", "job")]
+    arguments = prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=name == "run")
+    arguments = [word for word in arguments if word != "-m"]
+    if multirun:  # the first job of the sweep
+        arguments = [re.sub(r"=([^,=\[]+),[^\]]*$", r"=\1", argument) for argument in arguments]
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra_compose(
+            config_name=name, overrides=[a for a in arguments if not a.startswith("hydra.")]
+        )
+    return read_config(composed)
+
+
+EVALUATIONS = sorted(
+    {
+        line
+        for path in DOCUMENTS
+        for line in shell_lines(path)
+        if line.startswith("python -m personalar.evaluate")
+    }
+)
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_evaluations_compose(command):
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from personalar.config.compose import conf_dir, read_config, register
+    from personalar.evaluate import split_arguments
+
+    own, for_runs = split_arguments(shlex.split(command)[3:])
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert read_config(hydra_compose(config_name="evaluate", overrides=own)).benchmark.name
+    assert all("=" in word for word in for_runs)
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command):
+    compose(command)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+    for anchor in re.findall(r"\]\(\S+\.md#([^)]+)\)", text):
+        headings = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+        assert anchor in {
+            h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", headings, re.MULTILINE)
+        }
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = {
+        word
+        for path in DOCUMENTS
+        for word in re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+    }
+    assert {"run", "test", "lint"} <= named <= targets
+
+
+def test_the_file_map_is_true():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("## Where things are")[1].split("```")[1]
+    for line in block.strip().splitlines():
+        folder = ROOT / "personalar" if line.startswith("  ") else ROOT
+        for name in re.split(r" {2,}", line.strip())[0].split():
+            assert (folder / name).exists(), name
+
+
+def test_documents_of_every_page_are_linked():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"({path.name})" in index, path.name

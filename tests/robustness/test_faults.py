@@ -1,0 +1,341 @@
+"""Full disks, folders that may not be written, kills, lost networks, wrong clocks, too little memory.
+
+Each time: nothing finished is lost, the same command ends as an undisturbed run does, and one sentence says
+what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_killed_in, run_once
+from test_checkpoint import ended
+from test_cli import command
+from test_run import contents, same_result
+
+import personalar.training.module
+from personalar.core.errors import sentence, told
+from personalar.training.checkpoint import EXIT_TERMINATED
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB; `mount -o remount,size=...` changes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def fails(do_run, run_dir: Path, message: str) -> str:
+    """Do a run that must end in one sentence like `message`; return it."""
+    with pytest.raises(SystemExit) as stopped, told("personalar.run"):
+        do_run(run_dir, "stage=both")
+    said = str(stopped.value)
+    assert re.search(message, said) and "\n" not in said, said
+    return said
+
+
+def assert_finished_stays(before: dict[str, bytes], run_dir: Path) -> dict[str, bytes]:
+    """What was finished before the fault is there still, byte for byte; returns what is finished now."""
+    now = contents(run_dir, "images/**/*.png") | contents(run_dir, "stages/*/concept/*")
+    assert {name: data for name, data in now.items() if name in before} == before
+    return now
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again(
+    do_run, finished_run: Path, small_disk: Path, record_property
+) -> None:
+    """Room grows by 64 KiB after each failure: it fills at many places, and no work is lost at any."""
+    run_dir, kept, said, size = small_disk / "run", {}, [], 256
+    for _ in range(60):
+        try:
+            with told("personalar.run"):
+                do_run(run_dir, "stage=both")
+            break
+        except SystemExit as stop:
+            said.append(str(stop))
+            kept = assert_finished_stays(kept, run_dir)
+            assert not [path for path in run_dir.rglob(".*.tmp") if path.stat().st_size > 1 << 16]
+            size += 64
+            remount(small_disk, f"size={size}k")
+    record_property("inputs", len(said))
+    assert len(said) >= 3
+    for line in said:
+        assert re.search(r"could not be written \(No space left on device\): what was finished is kept", line)
+    same_result(finished_run, run_dir)
+
+
+PLACES = {
+    "concept": "stages/embedding/concept/learned_embeds.safetensors",
+    "record of a concept": "stages/transformer/concept/concept.json",
+    "published concept": "concept/concept.json",
+    "picture": "images/embedding/",
+    "grid": "grids/overview.png",
+    "scores": "scores.jsonl",
+    "summary": "summary.json",
+    "report": "report.html",
+    "photo codes": "cache/photo_codes.safetensors",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_write_that_fails_once_costs_nothing(
+    place: str, do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, replace, failed = tmp_path / "run", os.replace, []
+
+    def full(source: str | Path, target: str | Path) -> None:
+        if f"run/{PLACES[place]}" in str(target) and not failed:
+            failed.append(target)
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    fails(do_run, run_dir, rf"{re.escape(PLACES[place])}.* could not be written .*same command goes on")
+    kept = assert_finished_stays({}, run_dir)
+    assert not list(run_dir.rglob(".*.tmp"))
+    do_run(run_dir, "stage=both")
+    assert_finished_stays(kept, run_dir)
+    same_result(finished_run, run_dir)
+
+
+def test_a_checkpoint_too_large_for_the_limit(do_run, finished_run: Path, tmp_path: Path) -> None:
+    """torch.save on a file that may not grow: its own error names no reason, ours does."""
+    from personalar.training.checkpoint import AtomicCheckpointIO
+
+    path = tmp_path / "step_000002.ckpt"
+    path.write_bytes(b"the one before")
+    code = (
+        "import resource, signal, torch; from pathlib import Path\n"
+        "from personalar.core.errors import told; from personalar.training.checkpoint import AtomicCheckpointIO\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
+        f"path = Path({str(path)!r})\n"
+        "with told('x'): AtomicCheckpointIO().save_checkpoint({'a': torch.ones(9999)}, path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"x: {path} could not be written (File too large)" in done.stderr
+    assert path.read_bytes() == b"the one before" and not list(tmp_path.glob(".*.tmp"))
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(9999)}, path)
+    assert torch.load(path, weights_only=True)["a"].sum() == 9999
+
+
+@pytest.mark.parametrize("what", ["a file in its place", "a file above it", "read-only"])
+def test_a_run_folder_that_cannot_be_written(what: str, tmp_path: Path, small_disk: Path) -> None:
+    """As a person meets it: the command ends before anything is loaded, with one line."""
+    where = tmp_path / "there"
+    if what == "a file in its place":
+        where.write_text("mine")
+    elif what == "a file above it":
+        where.write_text("mine")
+        where = where / "run"
+    else:
+        where = small_disk / "run"
+        remount(small_disk, "ro")
+    done = command(tmp_path, "personalar.run", "+subject=cat", f"hydra.run.dir={where}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("personalar.run: ") and len(done.stderr.strip().splitlines()) == 1
+    assert ("hydra.run.dir=DIR" in done.stderr and "there" in done.stderr) or "disk" in done.stderr
+    assert what == "read-only" or (tmp_path / "there").read_text() == "mine"
+
+
+def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk: Path, monkeypatch) -> None:
+    remount(small_disk, "size=64m")
+    whole, calls = personalar.training.module.sequence_loss, []
+
+    def turns(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            remount(small_disk, "ro")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", turns)
+    fails(do_run, small_disk / "run", r"may not be written or read \(Read-only file system\)")
+    remount(small_disk, "rw")
+    do_run(small_disk / "run", "stage=both")
+    same_result(finished_run, small_disk / "run")
+
+
+KILLS = [
+    ("sampling", 2, "SIGKILL"),
+    ("embedding", 2, "SIGKILL"),
+    ("embedding", 2, "SIGTERM"),
+    ("sampling", 1, "SIGTERM"),
+    ("scoring", 1, "SIGKILL"),
+    ("scoring", 2, "SIGTERM"),
+    ("transformer", 2, "SIGKILL"),
+    ("transformer", 2, "SIGTERM"),
+]
+"""Where, at which of its events in that process, and how; one after the other in one run folder."""
+if "PERSONALAR_KILLS" not in os.environ:  # `make chaos` makes them all
+    KILLS = KILLS[1::3]
+
+
+def test_kills_in_every_phase(
+    run_overrides: list[str], finished_run: Path, tmp_path: Path, record_property
+) -> None:
+    """Kills in one run folder, each in a named phase; the lock of a killed run blocks nobody."""
+    record_property("inputs", len(KILLS))
+    run_dir, log, kept = tmp_path / "run", tmp_path / "log", {}
+    for place, count, name in KILLS:
+        code = ended(run_killed_in, run_dir, run_overrides, place, count, name, log=log)
+        assert code in (-9, -15, 255, EXIT_TERMINATED), f"{name} in {place}: {code}\n{log.read_text()}"
+        kept = assert_finished_stays(kept, run_dir)
+    assert ended(run_once, run_dir, run_overrides, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+
+
+def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
+    run_dir, whole, calls, now = tmp_path / "run", personalar.training.module.sequence_loss, [], time.time
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("killed")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(run_dir, "stage=both")
+    for path in run_dir.rglob("*"):  # what the first part wrote seems to come from next year
+        os.utime(path, (now() + 3e7, now() + 3e7))
+    seconds = json.loads((run_dir / "run.json").read_text())["total_seconds"]
+    monkeypatch.setattr(time, "time", lambda: now() - 1e8)
+    do_run(run_dir, "stage=both")
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record["total_seconds"] >= seconds >= 0
+    assert all(stage["seconds"] >= 0 for stage in record["stages"].values())
+    same_result(finished_run, run_dir)
+    from personalar.reports.run_page import read_losses
+
+    steps = [step for step, _ in read_losses(run_dir, "transformer")]
+    assert steps == sorted({*steps}) and steps == [
+        step for step, _ in read_losses(finished_run, "transformer")
+    ]
+
+
+def test_wandb_that_cannot_be_reached_is_kept_offline(do_run, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A real refused connection, not a pretended one."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    do_run(tmp_path / "run", "logger=wandb", "stage=embedding", "scorer=none")
+    said = capsys.readouterr().out
+    assert "W&B: cannot be used now (" in said and "wandb sync " in said
+    assert list((tmp_path / "run" / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
+    import httpx
+    import huggingface_hub
+    from test_loading import model
+
+    from personalar.models.loading import obtain_model
+
+    def lost(*names: object, local_files_only: bool = False, **how: object) -> str:
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        raise httpx.ReadTimeout("The read operation timed out")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
+    monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
+    lost_once = r"network was lost \(The read operation timed out\).*same command"
+    with pytest.raises(SystemExit, match=lost_once), told("personalar.run"):
+        obtain_model(model(), say=lambda text: None)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
+              RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
+)  # fmt: skip
+def test_too_little_memory_in_training_names_the_knobs(
+    error: Exception, do_run, finished_run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    whole, calls = personalar.training.module.sequence_loss, []
+
+    def hungry(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", hungry)
+    fails(do_run, tmp_path / "run", r"not enough memory \(.*memory\.gigabytes=N.*memory\.recompute=true")
+    do_run(tmp_path / "run", "stage=both")
+    same_result(finished_run, tmp_path / "run")
+
+
+def test_a_diverged_loss_is_one_sentence(do_run, tmp_path: Path, monkeypatch) -> None:
+    whole, calls = personalar.training.module.sequence_loss, []
+
+    def breaks(*args, **kwargs):
+        calls.append(1)
+        return whole(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", breaks)
+    said = fails(do_run, tmp_path / "run", r"the loss is nan at step 3 of stage embedding")
+    for told_too in ('"identifier": ', "references/0", "last good checkpoint: step_000002.ckpt"):
+        assert told_too in said  # what led to it, and where to go on from
+    stage = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["embedding"]
+    assert stage["checkpoint"]["step"] == 2
+    assert not (tmp_path / "run" / "stages" / "embedding" / "concept").exists()
+
+
+@pytest.mark.parametrize("words", [["method=qlora"], ["memory.optimizer=adamw8bit"]])
+def test_a_missing_library_is_told_before_anything_is_learned(
+    do_run, tmp_path: Path, words: list[str], monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with (
+        pytest.raises(SystemExit, match=r'needs bitsandbytes.*pip install "personalar\[quantized\]"'),
+        told("personalar.run"),
+    ):
+        do_run(tmp_path, *words)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
+    assert sentence(KeyError("x")) is None and sentence(RuntimeError("shapes")) is None
+    assert sentence(ValueError("raised by no package of ours")) is None
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(OSError, match="No space"), told("x"):
+        raise OSError(errno.ENOSPC, "No space left on device", "file")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "", "a"), "a could not be written .*goes on from there once there is room"),
+        (OSError(errno.EDQUOT, "", "a"), "a could not be written"),
+        (PermissionError(errno.EACCES, "", "a"), r"a may not be written or read \(Permission denied\)"),
+        (FileExistsError(errno.EEXIST, "", "a"), r"a is in the way \(File exists\): move it, or choose"),
+        (OSError(errno.EIO, "", "a"), r"a: Input/output error; what was finished is kept"),
+        (ConnectionResetError("reset by peer"), r"the network was lost \(reset by peer\)"),
+        (FileNotFoundError("concept=x holds none"), "^concept=x holds none$"),
+    ],
+)
+def test_what_the_system_refuses_is_told(error: OSError, message: str) -> None:
+    assert re.search(message, str(sentence(error)))

@@ -1,0 +1,275 @@
+"""The benchmark command: what it runs, resumes and writes; calibration against a published row."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_run import compose_config
+from PIL import Image
+from test_scorers import TableClip, TableDino, plain
+
+import personalar.runs.benchmark
+from personalar.config.evaluate_config import EvaluateConfig
+from personalar.evaluate import evaluate, split_arguments
+from personalar.run import personalize, prepare
+from personalar.runs.benchmark import BenchRun, plan, quoted, share
+from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.calibrate import real_images_row, verdict
+from personalar.scoring.registry import Scorers, load_scorers
+
+TINY = (
+    "model.recipe.stages.embedding={steps: 1, batch: 2, identifier_lr: 0.01}",
+    "model.recipe.stages.transformer={steps: 1, batch: 2, lr: 0.001, identifier_lr: 0.01}",
+    "model.recipe.stages.joint={steps: 1, batch: 2, lr: 0.001, identifier_lr: 0.01}",
+    "model.recipe.data.crops_per_photo=1",
+    "model.recipe.data.copies_per_photo=1",
+    "samples.prompts=['a photo of a {}', 'a {} in the snow']",
+    "samples.prior_images=2",
+    "samples.grid_every_steps=0",
+    "trainer.threads=1",
+)
+
+KNOWS = "scorer.photo_warning=null"
+"""The tiny judges take photographs."""
+
+
+def config(*overrides: str) -> EvaluateConfig:
+    return compose_config(*overrides, name="evaluate")
+
+
+@pytest.fixture
+def run_here(monkeypatch, do_run, tiny_model_dir: Path, tiny_scorer_dir: Path) -> list[str]:
+    """Runs happen in this process on the tiny model (`do_run` caches the rendered subjects)."""
+    asked: list[str] = []
+    where = [f"model.path={tiny_model_dir}", *(f"scorer.{n}={tiny_scorer_dir / n}" for n in ("clip", "dino"))]
+
+    def execute(command, log, *, gpu, threads) -> bool:
+        *overrides, folder = command[1:]
+        run_dir = Path(folder.removeprefix("hydra.run.dir=").strip("'"))
+        asked.append("/".join(run_dir.parts[-2:]))
+        try:
+            prepared = prepare(compose_config(*overrides, *TINY, *where), run_dir)
+        except ValueError:
+            return False
+        if prepared is not None:
+            personalize(*prepared, command="test")
+        return True
+
+    monkeypatch.setattr(personalar.runs.benchmark, "execute", execute)
+    return asked
+
+
+def test_two_subjects_by_two_methods(run_here: list[str], tmp_path: Path, capsys) -> None:
+    out = tmp_path / "bench"
+    settings = config(
+        "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage,dreambooth]", f"out={out}"
+    )
+    evaluate(settings, [])
+    assert run_here == ["two_stage/cat", "dreambooth/cat", "two_stage/teapot", "dreambooth/teapot"]
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    rows = list(dict.fromkeys(line["row"] for line in lines))
+    assert rows == [
+        "base", "text description", "textual inversion (stage 1)", "two stages", "one-stage DreamBooth"
+    ]  # fmt: skip
+    assert len(lines) == 2 * len(rows)
+    last = lines[-1]
+    assert last["scorers"]["dino"] and last["pres"] is not None and last["diversity"] is not None
+    assert last["drift"] >= 0 and set(last["categories"]) == {"plain"}
+    table = (out / "comparison.md").read_text()
+    assert "| two stages | 2 | 4 |" in table and "one-stage DreamBooth against two stages: likeness" in table
+    assert "protocol=paper: 1 image(s)" in table and (out / "comparison.html").is_file()
+    base = [out / method / "cat" / "images" / "base" for method in ("two_stage", "dreambooth")]
+    assert {p.name: p.read_bytes() for p in base[0].iterdir()} == {
+        p.name: p.read_bytes() for p in base[1].iterdir()
+    }
+    before = (out / "results.jsonl").read_bytes()
+    evaluate(settings, [])  # finished runs are found, not repeated
+    assert "finished before" in capsys.readouterr().out and (out / "results.jsonl").read_bytes() == before
+    evaluate(config("task=table", *settings_of(settings)), [])
+    assert len(run_here) == 8
+
+
+def settings_of(settings: EvaluateConfig) -> list[str]:
+    return [
+        f"benchmark.subjects=[{','.join(settings.benchmark.subjects or [])}]",
+        f"benchmark.methods=[{','.join(settings.benchmark.methods)}]",
+        f"out={settings.out}",
+    ]
+
+
+def make_photos(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for photo in range(3):
+            Image.new("RGB", (50, 40), (60 * number, 80 * photo, 120)).save(
+                folder / name / f"{photo:02d}.jpg"
+            )
+    (folder / "references_and_licenses.txt").write_text("credits")
+    return folder
+
+
+def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
+    run_here: list[str], tmp_path: Path, capsys
+) -> None:
+    photos = make_photos(tmp_path / "it's here" / "dataset", "dog6", "wolf_plushie")
+    settings = config(
+        "benchmark=dreambench", f"benchmark.path={quoted(photos.parent)}", "benchmark.methods=[two_stage]",
+        "kinds=[subject]", KNOWS, f"out={tmp_path / 'out'}",
+    )  # fmt: skip
+    with pytest.raises(
+        SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
+    ):
+        evaluate(settings, ["stage=transformer"])  # without a stage 1
+    with pytest.raises(SystemExit, match=r"recipe\.loss='nonsense' is not known; allowed: image_tokens"):
+        evaluate(settings, ["model.recipe.loss=nonsense"])  # once, before any run
+    evaluate(settings, [])
+    assert "CC BY 4.0" in capsys.readouterr().out
+    assert (tmp_path / "out" / "references_and_licenses.txt").read_text() == "credits"
+    assert "CC BY 4.0" in (tmp_path / "out" / "comparison.md").read_text()
+    run = json.loads((tmp_path / "out" / "two_stage" / "wolf_plushie" / "run.json").read_text())
+    assert (run["noun"], run["live"], run["rendered"]) == ("stuffed animal", False, False)
+
+
+def test_both_protocols_and_the_order_of_runs() -> None:
+    runs = plan(config("benchmark.methods=[two_stage,paper]", "protocol=dreambooth"), ["trainer=gpu"])
+    assert len(runs) == 12 * 2
+    assert [run.method for run in runs[:2]] == ["two_stage", "paper"] and runs[0].subject == runs[1].subject
+    assert "samples.seeds=[0,1,2,3]" in runs[0].overrides and runs[0].overrides[-1] == "trainer=gpu"
+    assert "experiment=paper/two_stage" in runs[0].overrides and "method=paper" in runs[1].overrides
+    assert "samples.seeds=[0]" in plan(config())[0].overrides
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["benchmark.methods=[x]"],
+            "benchmark.methods: 'x' is not known; allowed: dreambooth, embedding_only, lora, one_stage, "
+            "two_stage, without_class_name, full, joint, paper, qlora$",
+        ),
+        (["benchmark.methods=[]"], "name at least one"),
+        (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
+        (["protocol=x"], "protocol='x' is not known; allowed: paper, dreambooth"),
+        (["task=x"], "allowed: benchmark, calibrate, fetch, table"),
+        (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
+        (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*evaluate fetch"),
+        (
+            ["benchmark=dreambench", "benchmark.path=photos"],
+            r"benchmark=dreambench would be decided by judges that do not know photographs \(scorer=nano\): "
+            r"choose scorer=dreambench, scorer=none \(no scores\), or judges of your own that do \(",
+        ),
+        (
+            ["task=calibrate", "benchmark=dreambench", "benchmark.path=photos"],
+            r"choose scorer=dreambench, or judges of your own",
+        ),
+    ],
+)
+def test_mistakes_name_what_is_allowed(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(config(*overrides))
+
+
+def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
+    own, for_runs = split_arguments(
+        ["calibrate", "benchmark=nanobench", "model=nano", "scorer.clip=x", "--cfg", "job"]
+    )
+    assert own == ["task=calibrate", "benchmark=nanobench", "scorer.clip=x", "--cfg", "job"]
+    assert for_runs == ["model=nano", "scorer.clip=x"]
+    with pytest.raises(ValueError, match=r"the benchmark names the subjects: use benchmark\.subjects="):
+        split_arguments(["subject=cat"])
+    with pytest.raises(ValueError, match=r"trainer\.thread is no setting.*did you mean threads"):
+        split_arguments(["benchmark=nanobench", "trainer.thread=1"])
+
+
+def test_the_base_is_shared_but_a_begun_run_is_left_alone(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name / "images" / "base").mkdir(parents=True)
+    (tmp_path / "one" / "images" / "base" / "a.png").write_bytes(b"picture")
+    (tmp_path / "three" / "run.json").write_text("{}")
+    runs = {name: BenchRun(method=name, subject="cat", folder=tmp_path / name, overrides=())
+            for name in ("one", "two", "three")}  # fmt: skip
+    for name in ("two", "three"):
+        assert share([runs["one"]], runs[name]) == ()
+    found = [len(list((tmp_path / name / "images" / "base").iterdir())) for name in ("two", "three")]
+    assert found == [1, 0]
+
+
+def test_real_images_have_their_closed_form() -> None:
+    photos = {
+        "cat": [plain(1, 0, 0), plain(0, 1, 0)],
+        "dog": [plain(3, 4, 0), plain(3, 4, 0), plain(1, 0, 0)],
+    }
+    row = real_images_row(Scorers(clip=TableClip(), dino=TableDino()), photos)
+    # cat: one pair, 0; dog: pairs 1, .6, .6, so the photos have .8, .8, .6
+    assert row["dino"] == pytest.approx((0 + 2.2 / 3) / 2, abs=1e-6) and row["clip_i"] == row["dino"]
+    assert row["with_self"]["dino"] == pytest.approx((0.5 + (2.6 + 2.6 + 2.2) / 9) / 2, abs=1e-6)
+    assert row["subjects"]["dog"]["dino"] == pytest.approx(2.2 / 3, abs=1e-6) and row["photos"] == 5
+
+
+def test_the_verdict_passes_within_tolerance_and_over_all_subjects_only() -> None:
+    published = {"dino": 0.774, "clip_i": 0.885, "subjects": 2}
+    row = {"dino": 0.78, "clip_i": 0.88, "subjects": {"cat": {}, "dog": {}}}
+    passed, sentence = verdict(row, published, 0.01)
+    assert passed and sentence.startswith("PASS: dino 0.780 (published 0.774, off by +0.006)")
+    passed, sentence = verdict({**row, "dino": 0.70}, published, 0.01)
+    assert not passed and "FAIL" in sentence and "scorer.dino_preprocess" in sentence
+    passed, sentence = verdict(row, {**published, "subjects": 30}, 1.0)
+    assert not passed and "2 of 30 subjects" in sentence
+
+
+def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_dir: Path, capsys) -> None:
+    photos = make_photos(tmp_path / "photos", "cat", "vase")
+    judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
+    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
+    opened = [[Image.open(path).convert("RGB") for path in sorted((photos / name).glob("*.jpg"))]
+              for name in ("cat", "vase")]  # fmt: skip
+    features = [scorers.dino.features(images) for images in opened]
+    expected = float(torch.stack([similarity_between(found).mean() for found in features]).mean())
+    clip = [scorers.clip.image_features(images) for images in opened]
+    clip_i = float(torch.stack([similarity_between(found).mean() for found in clip]).mean())
+    common = (
+        "task=calibrate",
+        "benchmark=dreambench",
+        f"benchmark.path={photos}",
+        *judges,
+        KNOWS,
+        f"out={tmp_path}",
+    )
+    row = f"{{dino: {expected:.6f}, clip_i: {clip_i:.6f}, subjects: 2}}"
+    evaluate(config(*common, f"benchmark.published={row}"), [])
+    facts = json.loads((tmp_path / "calibration.json").read_text())
+    said = capsys.readouterr().out
+    assert re.findall(r"\n(\w+)\nphoto +pixels +verdict", said) == ["cat", "vase"]  # whose table it is
+    assert facts["passed"] and facts["dino"] == pytest.approx(expected, abs=1e-5)
+    assert facts["scorers"]["dino_preprocessing"].startswith("shorter side 32, bicubic, centre crop")
+    assert facts["with_self"]["dino"] == pytest.approx(
+        float(torch.stack([mean_similarity(f, f).mean() for f in features]).mean()), abs=1e-5
+    )
+    with pytest.raises(SystemExit, match="1"):
+        evaluate(config(*common), [])  # the real row: 30 subjects
+    assert "2 of 30 subjects" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="calibrate needs photographs with a published row"):
+        evaluate(config("task=calibrate"), [])
+    with pytest.raises(SystemExit, match="calibrate needs judges: scorer=dreambench"):
+        evaluate(config(*common[:3], "scorer=none"), [])
+    with pytest.raises(SystemExit, match="benchmark=nanobench has nothing to fetch"):
+        evaluate(config("task=fetch"), [])
+
+
+@pytest.mark.slow
+def test_a_launcher_does_the_subjects_of_a_method_as_one_sweep(
+    tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    out = tmp_path / "bench"
+    settings = config(
+        "launcher=joblib", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage]", f"out={out}"
+    )
+    judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
+    evaluate(settings, [f"model.path={tiny_model_dir}", *judges, *TINY])
+    assert {path.parent.name for path in out.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
+    assert (out / "logs" / "two_stage.log").is_file() and "two stages" in (out / "comparison.md").read_text()
