@@ -60,7 +60,7 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     ]
 
 
-def size_of(config: SampleConfig, layout: ProtocolConfig) -> Size:
+def size_of(config: SampleConfig, layout: ProtocolConfig | Backend) -> Size:
     """Return the size of the pictures; see `read_size`, which refuses what the base does not know."""
     return layout.square if config.size is None else read_size(config.size, layout.sizes)
 
@@ -116,7 +116,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.generation.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)
-    layout = generator.backend.protocol.config
+    layout = generator.backend
     size = size_of(config, layout)
     check_prompts(generator, config.prompts, size=size)
     if config.watermark is not None:

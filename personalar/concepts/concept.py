@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -31,19 +31,11 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import join_rows, parse_record, read_tensors
 from personalar.core.files import write_atomic
-from personalar.models.chameleon.tokenizer import Tokenizer
-from personalar.models.chameleon.transformer import ChameleonTransformer
+from personalar.models.base import Backend
 
 FORMAT_VERSION = 2
 ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
 LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
-
-
-class HasTransformer(Protocol):
-    """What a concept needs of a backend."""
-
-    transformer: ChameleonTransformer
-    tokenizer: Tokenizer
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:
@@ -155,7 +147,7 @@ class Concept:
                 "model= out, or set model.path=DIR to the folder where its files lie"
             )
 
-    def apply(self, backend: HasTransformer) -> Identifier:
+    def apply(self, backend: Backend) -> Identifier:
         """Put the changed weights into `backend`, in place, and return the identifier for it.
 
         Raises:
@@ -163,13 +155,13 @@ class Concept:
         """
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
-        width = parameters["model.embed_tokens.weight"].shape[1]
+        width = backend.word_table.shape[1]
         if self.rows.shape[1] != width:
             raise ValueError(
                 f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
             )
         _check_ids(self.tokens, backend)
-        device = next(iter(parameters.values())).device
+        device = backend.device
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
@@ -209,9 +201,9 @@ def read_row(path: Path) -> Tensor:
     return row.reshape(1, -1).float()
 
 
-def _check_ids(tokens: Mapping[str, int], backend: HasTransformer) -> None:
+def _check_ids(tokens: Mapping[str, int], backend: Backend) -> None:
     """Refuse ids that mean something already: a row in their place would change every prompt or picture."""
-    foreign = {name: index for name, index in tokens.items() if index not in backend.tokenizer.concept_ids}
+    foreign = {name: index for name, index in tokens.items() if index not in backend.reserved_ids}
     if foreign:
         raise ValueError(
             f"the concept takes the ids {foreign}, which this base has not reserved for names: another base"

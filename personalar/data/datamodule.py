@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from personalar.config.recipe import DataNumbers
 from personalar.core.files import write_atomic
 from personalar.data.prompts import image_token_names, training_prompt
-from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import TrainingSequence
+from personalar.models.base import Backend, TrainingSequence
 from personalar.training.stage import Stage, owner, replay_count, sequences_per_step
 
 ENCODE_BATCH = 16
@@ -52,7 +51,7 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
 
 @torch.no_grad()
 def encode_photos(
-    backend: ChameleonBackend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
+    backend: Backend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
 ) -> list[Tensor]:
     """Return per photo the codes (A, h, w) of its A copies and crops.
 
@@ -102,7 +101,7 @@ class SequenceStream(IterableDataset):
     def __init__(
         self,
         *,
-        backend: ChameleonBackend,
+        backend: Backend,
         stage: Stage,
         data: DataNumbers,
         noun: str,
@@ -113,15 +112,9 @@ class SequenceStream(IterableDataset):
         seed: int,
     ) -> None:
         """Begin with sequence number 0; `start` begins elsewhere, `share` leaves out other processes'."""
-        self.protocol, self.stage, self.data, self.noun, self.tokens = (
-            backend.protocol,
-            stage,
-            data,
-            noun,
-            tokens,
-        )
+        self.backend, self.stage, self.data, self.noun, self.tokens = backend, stage, data, noun, tokens
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
-        self.share, self.pad = (0, 1), backend.tokenizer.pad
+        self.share, self.pad = (0, 1), backend.pad_id
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
         trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
@@ -148,9 +141,9 @@ class SequenceStream(IterableDataset):
             own = step * num_subject + slot
             (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
         if _uniform(generator) < dropout:
-            made = self.protocol.unconditional_ids(codes, loss=self.loss)
+            made = self.backend.unconditional_sequence(codes, loss=self.loss)
         else:
-            made = self.protocol.training_ids(prompt, codes, self.tokens, loss=self.loss)
+            made = self.backend.training_sequence(prompt, codes, self.tokens, loss=self.loss)
         return replace(made, key=stream_seed(self.seed, self.stage.name, number, "pass"))
 
     def pictures(self, step: int) -> list[str]:

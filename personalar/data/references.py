@@ -18,7 +18,7 @@ from PIL import Image
 from personalar.config.layout import ProtocolConfig
 from personalar.core.image_sizes import fit
 from personalar.core.png import save_png
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 from personalar.models.image_transforms import fill_size, to_uint8
 
 LARGEST_PX = 512
@@ -40,7 +40,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
             save_png(fill_size(photo, sizes=layout.sizes, resize=layout.resize), path)
 
 
-def save_redrawn(folder: Path, photos: Sequence[Image.Image], backend: ChameleonBackend) -> None:
+def save_redrawn(folder: Path, photos: Sequence[Image.Image], backend: Backend) -> None:
     """Write what the image tokenizer of `backend` keeps of each photo to `folder`, one at a time."""
     for index, photo in enumerate(photos):
         codes = backend.encode_images(backend.preprocess(photo).unsqueeze(0))

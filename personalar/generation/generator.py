@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.image_sizes import Size
 from personalar.core.png import load_sample, sample_filename, save_sample
 from personalar.core.types import Sample
+from personalar.generation.base import Decoder
 from personalar.generation.batching import (
     PICTURES_AT_ONCE,
     Count,
@@ -32,32 +33,10 @@ from personalar.generation.batching import (
 )
 from personalar.generation.prompt_check import encode_prompts
 from personalar.generation.requests import Ask, Request, as_samples, unique
-from personalar.generation.sampling import Sampling
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 from personalar.models.image_transforms import to_uint8
 
 Finished = TypeVar("Finished")
-
-
-class Decoder(Protocol):
-    """What samples codes; see `personalar.generation.decoders`."""
-
-    sampling: Sampling
-
-    def forget(self) -> None:
-        """Free what outlives a call."""
-        ...
-
-    def __call__(
-        self,
-        backend: ChameleonBackend,
-        prompts: list[list[int]],
-        grid: tuple[int, int],
-        seeds: list[int],
-        identifier: Identifier | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Any:
-        """Return codes (B, h, w) for B prompts."""
 
 
 class Generator:
@@ -66,7 +45,7 @@ class Generator:
     def __init__(
         self,
         *,
-        backend: ChameleonBackend,
+        backend: Backend,
         decoder: Decoder,
         identifier: Identifier | None = None,
         batch: int | None = 16,
@@ -112,7 +91,7 @@ class Generator:
 
     def grid(self, size: Size | None = None) -> tuple[int, int]:
         """Return the codes (h, w) of a picture of `size`."""
-        return self.backend.protocol.code_shape(*(size or self.backend.protocol.config.square))
+        return self.backend.code_shape(size)
 
     def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
         """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 
 
-def make_lossy(backend: ChameleonBackend, *, cache: str, weights: str) -> list[str]:
+def make_lossy(backend: Backend, *, cache: str, weights: str) -> list[str]:
     """Change `backend` in place, after all weights are in; return what is lossy now, in words.
 
     Args:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from personalar.concepts.adapters.identifier import Identifier
-from personalar.config.layout import ProtocolConfig
 from personalar.core.image_sizes import Size
 from personalar.data.prompts import SUBJECT_TOKEN
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 
 WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 MOST = 12
@@ -19,14 +18,14 @@ LEAST = 64
 """Tokens of a prompt that every base is trusted with; its own image is beyond what some configs declare."""
 
 
-def longest_prompt(backend: ChameleonBackend, size: Size | None = None) -> int:
+def longest_prompt(backend: Backend, size: Size | None = None) -> int:
     """Return how many tokens a prompt may have, so that its picture still lies where the base was trained."""
-    answer = len(backend.grammar(*backend.protocol.code_shape(*(size or backend.protocol.config.square))))
-    return max(LEAST, backend.transformer.config.max_position_embeddings - answer)
+    answer = len(backend.grammar(*backend.code_shape(size)))
+    return max(LEAST, backend.max_tokens - answer)
 
 
 def encode_prompts(
-    backend: ChameleonBackend,
+    backend: Backend,
     prompts: Sequence[str],
     tokens: Mapping[str, int] | None,
     *,
@@ -41,8 +40,8 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
     """
-    allowed, (width, height) = longest_prompt(backend, size), size or backend.protocol.config.square
-    ids = [backend.protocol.prompt_ids(prompt, width, height, tokens) for prompt in prompts]
+    allowed = longest_prompt(backend, size)
+    ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         if len(some) > allowed:
             short = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
@@ -53,22 +52,31 @@ def encode_prompts(
     return ids
 
 
-def unknown_words(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> list[str]:
+class KnowsWords(Protocol):
+    """A backend, or the layout of one: both say which words the base was trained on."""
+
+    @property
+    def known_words(self) -> Sequence[str] | None:
+        """All words of its captions, or None where they are unknown."""
+        ...
+
+
+def unknown_words(base: KnowsWords, prompts: Iterable[str], names: Iterable[str] = ()) -> list[str]:
     """Return the words of `prompts` that the base was not trained on, in order; none where nobody knows.
 
     Args:
         names: tokens of their own, such as [V]; they are no words.
     """
-    if layout.known_words is None:
+    if base.known_words is None:
         return []
     learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
     words = [word for prompt in prompts for word in WORD.findall(re.sub(learned, " ", prompt))]
-    return [word for word in dict.fromkeys(words) if word not in layout.known_words]
+    return [word for word in dict.fromkeys(words) if word not in base.known_words]
 
 
-def words_note(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()) -> str | None:
+def words_note(base: KnowsWords, prompts: Iterable[str], names: Iterable[str] = ()) -> str | None:
     """Return a sentence that names the words a base was not trained on; None where there are none."""
-    words = unknown_words(layout, prompts, names)
+    words = unknown_words(base, prompts, names)
     more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
     return f"this base was not trained on: {', '.join(words[:MOST])}{more}" if words else None
 
@@ -76,7 +84,7 @@ def words_note(layout: ProtocolConfig, prompts: Iterable[str], names: Iterable[s
 class HasModel(Protocol):
     """What makes pictures: a state of the model."""
 
-    backend: ChameleonBackend
+    backend: Backend
     identifier: Identifier | None
 
 
@@ -95,6 +103,6 @@ def check_prompts(
     """
     tokens = generator.identifier.tokens if generator.identifier else {}
     encode_prompts(generator.backend, prompts, tokens, size=size)
-    note = words_note(generator.backend.protocol.config, prompts, tokens)
+    note = words_note(generator.backend, prompts, tokens)
     if say is not None and note is not None:
         say(f"note: {note}")

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from personalar.models.base import Backend, Cache, GenerationRequest, Identifier
+from personalar.generation.base import GenerationRequest, Identifier
+from personalar.models.base import Backend, Cache
 
 CODE = -1  # in tables of forced ids: a code goes here
 

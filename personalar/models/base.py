@@ -7,7 +7,7 @@ argument. Shapes: B batch, T tokens, D width, K image codes, (h, w) codes of an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,12 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-Progress = Callable[[int, int], None]
-"""Called with (codes done, codes in all) of the images being decoded, about once per row of codes."""
-
-
-Grid = tuple[int, int] | Sequence[tuple[int, int]]
-"""(h, w) in codes: of all images of a batch, or one per image."""
+from personalar.models.dropout import Dropout
 
 
 class Cache(Protocol):
@@ -50,20 +45,91 @@ class Cache(Protocol):
         ...
 
 
-class Identifier(Protocol):
-    """Learned rows that stand in for embeddings of reserved ids."""
+Loss = Literal["image_tokens", "answer"]
+"""The tokens to predict: the image codes (arXiv 2504.13162), or all of the answer (Lumina-mGPT)."""
 
-    def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
-        """Replace in `embeds` (B, T, D) what `ids` (B, T) names."""
+
+Head = Callable[[Tensor], Tensor]
+"""Maps hidden states (..., D) to float32 logits (..., K)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSequence:
+    """One training example; `loss_mask[i]` is true where `ids[i]` is predicted from the ids before it."""
+
+    ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    key: int = 0
+    """Seed of everything that a pass over this example draws at random (dropout); 63 bits."""
+
+
+class NetworkShape(Protocol):
+    """The numbers of a transformer, known before any weight is read; a frozen dataclass."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    vocab_size: int
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        ...
+
+    def build(self) -> Any:
+        """Return the transformer, on torch's default device, with `blocks` and `head(rows)`."""
         ...
 
 
 class Backend(Protocol):
     """A base model. The contract test runs every implementation through all of it."""
 
+    transformer: nn.Module
+    """The network that can be trained, with the parameter names of the published checkpoints."""
+
     @property
     def device(self) -> torch.device:
         """Where token ids and codes must lie."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the transformer."""
+        ...
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        """Image sizes (width, height) in pixels that this model knows."""
+        ...
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """The size that is drawn where none is asked for."""
+        ...
+
+    @property
+    def known_words(self) -> Sequence[str] | None:
+        """Every word of the captions the model was trained on, or None where that is unknown."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Number of positions that the model was trained with."""
+        ...
+
+    @property
+    def reserved_ids(self) -> Sequence[int]:
+        """Ids that no text uses; learned identifiers take them."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows of a batch up."""
+        ...
+
+    @property
+    def word_table(self) -> Tensor:
+        """The embedding table (V, D)."""
         ...
 
     @property
@@ -114,6 +180,45 @@ class Backend(Protocol):
         """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
         ...
 
+    def best_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the one of `sizes` that loses least of an upright `image`."""
+        ...
+
+    def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
+        ...
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text`; names of special tokens in it are plain text."""
+        ...
+
+    def prompt_ids(
+        self,
+        prompt: str,
+        size: tuple[int, int] | None = None,
+        tokens: Mapping[str, int] | None = None,
+    ) -> list[int]:
+        """Return the ids before an image of `size` (width, height), by default of `square`.
+
+        Args:
+            tokens: names that are one token each in this prompt, such as {"[V]": id}.
+        """
+        ...
+
+    def training_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
+    ) -> TrainingSequence:
+        """Return `prompt` and the image of codes (h, w) as one training example."""
+        ...
+
+    def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
+        """Return the image of codes (h, w) after the unconditional context: a dropped prompt."""
+        ...
+
+    def choices(self, loss: Loss) -> slice:
+        """Return the ids among which a token is predicted with `loss`."""
+        ...
+
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
         """Return the ids of an image of (h, w) codes: forced ones, and None where a code is free."""
         ...
@@ -132,8 +237,13 @@ class Backend(Protocol):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         mask: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if there is one."""
+        ...
+
+    def head(self, rows: slice) -> Head:
+        """Return the map from hidden states to the logits of the ids `rows`; it reads its weights now."""
         ...
 
     def nearest_codes(self, count: int) -> Tensor:
@@ -143,53 +253,3 @@ class Backend(Protocol):
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
-    """Images to draw: one per prompt.
-
-    Raises ValueError when there is nothing to draw or prompts and seeds do not pair up.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    """Ids before the image, per image."""
-    grid: Grid
-    """(h, w) in codes: of all images, or one per image."""
-    seeds: Sequence[int]
-    """One per image; with weights and prompt it determines the image."""
-
-    def __post_init__(self) -> None:
-        """Check what a caller can get wrong."""
-        if not self.prompts or any(len(prompt) == 0 for prompt in self.prompts):
-            raise ValueError(
-                f"got {len(self.prompts)} prompts, some or all empty; give at least one token each"
-            )
-        if len(self.seeds) != len(self.prompts):
-            raise ValueError(
-                f"got {len(self.seeds)} seeds for {len(self.prompts)} prompts; give one per image"
-            )
-        if len(self.grids) != len(self.prompts):
-            raise ValueError(
-                f"got {len(self.grids)} grids for {len(self.prompts)} prompts; "
-                "give one (h, w), or one per image"
-            )
-        for h, w in self.grids:
-            if min(h, w) < 1:
-                raise ValueError(f"got an image of {h}x{w} codes; both must be at least 1")
-
-    @property
-    def grids(self) -> list[tuple[int, int]]:
-        """(h, w) of every image."""
-        if isinstance(self.grid[0], int):
-            return [(self.grid[0], self.grid[1])] * len(self.prompts)  # type: ignore[list-item]
-        return [(h, w) for h, w in self.grid]  # type: ignore[misc]
-
-    def collect(self, images: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Return the codes of every image as asked for: (B, h, w), or a list where `grid` is one."""
-        return torch.stack(list(images)) if isinstance(self.grid[0], int) else list(images)
-
-    def split(self, codes: Tensor) -> Tensor | list[Tensor]:
-        """Cut codes (B, N), N being those of the largest image, to the images asked for."""
-        shapes = zip(codes, self.grids, strict=True)
-        return self.collect([row[: h * w].view(h, w) for row, (h, w) in shapes])

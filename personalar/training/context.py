@@ -23,8 +23,9 @@ from personalar.core.run_folder import RunFolder
 from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.data.prompts import fill, unrelated_prompts
 from personalar.data.references import save_references
+from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.generation.generator import Decoder, Generator, generate_files, have_files
+from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.prompt_check import check_prompts
 from personalar.generation.requests import Request, chunks, pick_grid_prompts, requests_for
 from personalar.models.chameleon.backend import ChameleonBackend, load_backend

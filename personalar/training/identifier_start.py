@@ -12,12 +12,12 @@ from personalar.config.recipe import IdentifierNumbers
 from personalar.core.console import Reporter
 from personalar.data.datamodule import collate
 from personalar.data.prompts import SUBJECT_TOKEN, image_token_names
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 from personalar.training.loss import sequence_loss
 
 
 def start_identifier(
-    backend: ChameleonBackend,
+    backend: Backend,
     numbers: IdentifierNumbers,
     *,
     prompt: str,
@@ -32,23 +32,23 @@ def start_identifier(
         photos: codes (h, w) of each photo.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
-    tokens = assign_tokens(names, backend.tokenizer.concept_ids)
-    table = backend.transformer.model.embed_tokens.weight
-    known = table[list(backend.tokenizer.concept_ids)]
+    tokens = assign_tokens(names, backend.reserved_ids)
+    table = backend.word_table
+    known = table[list(backend.reserved_ids)]
     rows = random_rows(table, len(names), generator=generator)
     if numbers.init == "names":
         rows[:1] = random_rows(known, 1, generator=generator)
     if numbers.init == "nearest":
         rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
     if numbers.init == "words":
-        words = [backend.tokenizer.encode_text(f" {word}") for word in numbers.words]
+        words = [backend.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
     return Identifier(tokens=tokens, rows=rows)
 
 
 @torch.no_grad()
 def nearest_row(
-    backend: ChameleonBackend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
+    backend: Backend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
 ) -> Tensor:
     """Return (1, D), that of `rows` (K, D) as [V] in `prompt` under which `photos` (codes) are likeliest.
 
@@ -56,13 +56,9 @@ def nearest_row(
     is most like the subject. It costs one forward pass over the photos for each row. On nano 164 of 187
     tokens come after [V]: with the others computed once a name took 0.37 s in place of 0.38 (one thread).
     """
-    tokens = {SUBJECT_TOKEN: backend.tokenizer.concept_ids[0]}
-    sequences = [
-        backend.protocol.training_ids(prompt, codes, tokens, loss="image_tokens") for codes in photos
-    ]
-    batch = {
-        name: data.to(rows.device) for name, data in collate(sequences, pad=backend.tokenizer.pad).items()
-    }
+    tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
+    sequences = [backend.training_sequence(prompt, codes, tokens, loss="image_tokens") for codes in photos]
+    batch = {name: data.to(rows.device) for name, data in collate(sequences, pad=backend.pad_id).items()}
 
     def loss(row: Tensor) -> float:
         identifier = Identifier(tokens=tokens, rows=row[None].float()).to(rows.device)

@@ -19,12 +19,12 @@ from personalar.config.recipe import DataNumbers
 from personalar.data.datamodule import Replay, cached_codes, encode_photos, stream_seed
 from personalar.data.prompts import fill, training_prompt
 from personalar.data.references import save_redrawn
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 from personalar.training.context import Session
 from personalar.training.identifier_start import start_identifier
 from personalar.training.stage import Stage
 
-LoadBase = Callable[[], ChameleonBackend]
+LoadBase = Callable[[], Backend]
 
 
 def new_identifier(session: Session, load: LoadBase) -> Identifier:

@@ -14,45 +14,47 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from personalar.concepts.adapters.identifier import Identifier
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend, Head
 from personalar.models.dropout import Dropout
 
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
-def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+def _chunk_loss(hidden: Tensor, head: Head, targets: Tensor, z_loss: float) -> Tensor:
     """Return the summed loss of (N, D) hidden states."""
-    logits = F.linear(hidden, weight).float()
+    logits = head(hidden)
     total = F.cross_entropy(logits, targets, reduction="sum")
     return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
 
 
 def head_loss(
     hidden: Tensor,
-    weight: Tensor,
+    head: Head,
     targets: Tensor,
     *,
+    num_choices: int,
     z_loss: float = 0.0,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
-    """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D) and a head (V, D).
+    """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D).
 
     Args:
+        num_choices: K, the logits that `head` gives for each state.
         z_loss: weight of the mean squared log-partition (Lumina-mGPT).
         logits_at_once: how many logits may exist together; more are split, and made again when due.
     """
-    rows = max(1, logits_at_once // len(weight))
+    rows = max(1, logits_at_once // num_choices)
     if len(hidden) <= rows:
-        return _chunk_loss(hidden, weight, targets, z_loss) / len(targets)
+        return _chunk_loss(hidden, head, targets, z_loss) / len(targets)
     parts = [
-        checkpoint(_chunk_loss, part, weight, wanted, z_loss, use_reentrant=False)
+        checkpoint(_chunk_loss, part, head, wanted, z_loss, use_reentrant=False)
         for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.stack(parts).sum() / len(targets)
 
 
 def sequence_loss(
-    backend: ChameleonBackend,
+    backend: Backend,
     identifier: Identifier,
     batch: Mapping[str, Tensor],
     *,
@@ -71,9 +73,14 @@ def sequence_loss(
         dropout: chance of every number that a block adds to be left out, by the sequences' keys; 0: none.
     """
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
-    transformer = backend.transformer
     left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
-    hidden = transformer(identifier(ids, transformer.embed(ids)), dropout=left_out)  # (B, T, D)
-    rows = backend.tokenizer.image_rows if loss == "image_tokens" else slice(0, None)
+    hidden = backend.forward(identifier(ids, backend.embed(ids)), dropout=left_out)  # (B, T, D)
+    rows = backend.choices(loss)
     targets = ids[:, 1:][mask] - rows.start
-    return head_loss(hidden[:, :-1][mask], transformer.lm_head.weight[rows], targets, z_loss=z_loss)
+    return head_loss(
+        hidden[:, :-1][mask],
+        backend.head(rows),
+        targets,
+        num_choices=rows.stop - rows.start,
+        z_loss=z_loss,
+    )

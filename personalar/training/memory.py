@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.base import NetworkShape
 from personalar.models.dropout import Dropout
 from personalar.training.loss import LOGITS_AT_ONCE, head_loss
 from personalar.training.model_prep import prepare_blocks, train_in_float32
@@ -44,7 +44,7 @@ OFFLOADED = 10**12
 class Workload:
     """What decides the memory of one stage on one device."""
 
-    shape: TransformerConfig
+    shape: NetworkShape
     dtype: torch.dtype
     patterns: tuple[str, ...]
     """Of the transformer's parameters that train (fnmatch)."""
@@ -88,6 +88,14 @@ class _Adapted(nn.Module):
         return (result + self.up(self.down(x.to(torch.float32))) * 1.0).to(result.dtype)
 
 
+def _adapt(block: nn.Module, rank: int) -> None:
+    """Put adapters on the query, key and value projections of `block`."""
+    for module in list(block.modules()):
+        for name, child in list(module.named_children()):
+            if name in ("q_proj", "k_proj", "v_proj"):
+                setattr(module, name, _Adapted(child, rank))
+
+
 class Allocations(TorchDispatchMode):
     """Adds up the storages that operations make while it is on, and takes them off when they are freed."""
 
@@ -122,7 +130,7 @@ class Allocations(TorchDispatchMode):
 def parameter_counts(work: Workload) -> tuple[int, int, int]:
     """Return how many parameters are (frozen, frozen in the blocks' matrices, trained in the transformer)."""
     with torch.device("meta"):
-        named = dict(ChameleonTransformer(work.shape).named_parameters())
+        named = dict(work.shape.build().named_parameters())
     trained = {n for n in named if any(fnmatchcase(n, pattern) for pattern in work.patterns)}
     frozen = {n: p for n, p in named.items() if n not in trained}
     matrices = sum(p.numel() for n, p in frozen.items() if fnmatchcase(n, PROJECTIONS))
@@ -155,7 +163,7 @@ def observe_pass(work: Workload) -> int:
 
 def _observe(work: Workload) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(work.dtype):
-        network = ChameleonTransformer(work.shape).requires_grad_(False)
+        network = work.shape.build().requires_grad_(False)
         weights = {
             name: p
             for name, p in network.named_parameters()
@@ -164,10 +172,10 @@ def _observe(work: Workload) -> int:
         train_in_float32(network, weights)
         for parameter in weights.values():
             parameter.requires_grad_(True)
-        for layer in network.model.layers[:: work.lora_every] if work.lora_rank else ():
-            for name in ("q_proj", "k_proj", "v_proj"):
-                setattr(layer.self_attn, name, _Adapted(getattr(layer.self_attn, name), work.lora_rank))
-        prepare_blocks(network, recompute=work.recompute, compiled=False)
+        if work.lora_rank:
+            for block in network.blocks[:: work.lora_every]:
+                _adapt(block, work.lora_rank)
+        prepare_blocks(network.blocks, recompute=work.recompute, compiled=False)
         with Allocations(network) as observed:
             for parameter in network.parameters():
                 if parameter.requires_grad:
@@ -177,8 +185,9 @@ def _observe(work: Workload) -> int:
             dropout = Dropout(chance=work.dropout, keys=keys) if work.dropout else None
             hidden = network(embeds.requires_grad_(True), dropout=dropout)[:, : work.image_tokens]
             targets = torch.empty(work.batch * work.image_tokens, dtype=torch.int64)
-            head = network.lm_head.weight[: work.choices]
-            head_loss(hidden.reshape(-1, hidden.shape[-1]), head, targets).backward()
+            head = network.head(slice(0, work.choices))
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            head_loss(flat, head, targets, num_choices=work.choices).backward()
         return observed.peak
 
 

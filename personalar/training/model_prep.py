@@ -5,15 +5,13 @@ None of it changes what a block computes beyond its number format, nor the names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
-
-from personalar.models.chameleon.transformer import ChameleonTransformer
 
 
 class Rounded(nn.Module):
@@ -41,14 +39,14 @@ def train_in_float32(network: nn.Module, weights: Mapping[str, nn.Parameter]) ->
         parametrize.register_parametrization(network.get_submodule(owner), leaf, Rounded(dtype), unsafe=True)
 
 
-def prepare_blocks(transformer: ChameleonTransformer, *, recompute: bool, compiled: bool) -> None:
+def prepare_blocks(blocks: Iterable[nn.Module], *, recompute: bool, compiled: bool) -> None:
     """Make training passes through each block recompute its inside, run as compiled code, or both.
 
     Passes without gradients or with a cache (sampling) go the plain way.
     """
     if not (recompute or compiled):
         return
-    for layer in transformer.model.layers:
+    for layer in blocks:
         layer.forward = _training_forward(layer.forward, recompute=recompute, compiled=compiled)
 
 
@@ -77,11 +75,11 @@ def require_bitsandbytes(knob: str) -> Any:
     return bitsandbytes
 
 
-def quantize_base(transformer: ChameleonTransformer) -> None:
+def quantize_base(blocks: Iterable[nn.Module]) -> None:
     """Keep the blocks' frozen matrices in four bits (NF4, with quantised scales); products are bfloat16."""
     library = require_bitsandbytes("method.base_bits=4")
-    for layer in transformer.model.layers:
-        for part in (layer.self_attn, layer.mlp):
+    for layer in blocks:
+        for part in layer.children():
             for name, linear in list(part.named_children()):
                 if not isinstance(linear, nn.Linear):
                     continue

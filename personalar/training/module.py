@@ -16,7 +16,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.types import Sample
 from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
-from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.base import Backend
 from personalar.training.loss import sequence_loss
 from personalar.training.optimizer import make_optimizer
 from personalar.training.stage import Stage, lr_factor, parameter_groups
@@ -26,7 +26,7 @@ from personalar.training.stage import Stage, lr_factor, parameter_groups
 class Network:
     """What a stage works on."""
 
-    backend: ChameleonBackend
+    backend: Backend
     identifier: Identifier
     weights: Mapping[str, nn.Parameter]
     """Parameters of the backend's transformer that train in this stage, by name."""

@@ -30,7 +30,7 @@ def build_network(session: Session, stage: Stage, concept: Concept) -> Network:
     backend = session.load_base()
     identifier = concept.apply(backend)
     if session.plans[stage.name].base_bits == 4:
-        quantize_base(backend.transformer)
+        quantize_base(backend.blocks)
     weights = choose_weights(backend.transformer, stage, seed=session.config.seed)
     if not session.config.trainer.strategy.startswith("zero"):  # DeepSpeed keeps float32 copies itself
         train_in_float32(backend.transformer, weights)
@@ -39,7 +39,7 @@ def build_network(session: Session, stage: Stage, concept: Concept) -> Network:
 
 def _finished(session: Session, stage: Stage, network: Network) -> Network:
     plan, compiled = session.plans[stage.name], session.config.trainer.compile_blocks
-    prepare_blocks(network.backend.transformer, recompute=plan.recompute, compiled=compiled)
+    prepare_blocks(network.backend.blocks, recompute=plan.recompute, compiled=compiled)
     return network
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from naive import NaiveDecoder
 from torch import Tensor
 
+from personalar.generation.base import GenerationRequest
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import (
     Sampling,
@@ -22,7 +23,6 @@ from personalar.generation.sampling import (
     seed_tensor,
 )
 from personalar.generation.schedule import image_schedule, plan
-from personalar.models.base import GenerationRequest
 from personalar.models.chameleon.backend import ChameleonBackend
 
 GRID = (4, 4)

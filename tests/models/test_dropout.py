@@ -86,7 +86,7 @@ def test_a_sequence_drops_the_same_alone_and_padded() -> None:
 
 def gradient(*, recompute: bool, compiled: bool) -> torch.Tensor:
     transformer = build().requires_grad_(True)
-    prepare_blocks(transformer, recompute=recompute, compiled=compiled)
+    prepare_blocks(transformer.blocks, recompute=recompute, compiled=compiled)
     embeds = transformer.embed(random_ids(2, 7)).detach()
     transformer(embeds, dropout=Dropout(chance=0.3, keys=KEYS)).square().sum().backward()
     return torch.cat([p.grad.flatten() for p in transformer.model.layers.parameters()])

@@ -30,7 +30,9 @@ def test_chunks_equal_the_plain_loss(at_once: int, z_loss: float) -> None:
     logits = hidden @ weight.T
     plain = F.cross_entropy(logits, targets) + z_loss * torch.logsumexp(logits, -1).square().mean()
     expected = torch.autograd.grad(plain, (hidden, weight))
-    chunked = head_loss(hidden, weight, targets, z_loss=z_loss, logits_at_once=at_once)
+    chunked = head_loss(
+        hidden, lambda x: x @ weight.T, targets, num_choices=10, z_loss=z_loss, logits_at_once=at_once
+    )
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(torch.autograd.grad(chunked, (hidden, weight)), expected)
 
@@ -40,7 +42,7 @@ def gradients(recompute: bool, compiled: bool = False) -> dict[str, torch.Tensor
     weights = select_parameters(backend.transformer, QKV)
     for parameter in weights.values():
         parameter.requires_grad_(True)
-    prepare_blocks(backend.transformer, recompute=recompute, compiled=compiled)
+    prepare_blocks(backend.blocks, recompute=recompute, compiled=compiled)
     ids = torch.arange(70, 82)[None]
     backend.transformer(backend.embed(ids)).square().mean().backward()
     others = [
@@ -84,7 +86,7 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
     [
         lambda: require_bitsandbytes("memory.optimizer=adamw8bit"),
         lambda: make_optimizer([], betas=(0.9, 0.95), name="adamw8bit"),
-        lambda: quantize_base(make_backend().transformer),
+        lambda: quantize_base(make_backend().blocks),
     ],
 )
 def test_what_needs_bitsandbytes_says_so(use, monkeypatch: pytest.MonkeyPatch) -> None:

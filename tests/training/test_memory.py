@@ -86,7 +86,7 @@ def allocated(work: Workload) -> int:
         network = ChameleonTransformer(work.shape).requires_grad_(False)
         names = [n for n, _ in network.named_parameters() if any(fnmatchcase(n, p) for p in work.patterns)]
         weights = [network.get_parameter(name).requires_grad_(True) for name in names]
-        prepare_blocks(network, recompute=work.recompute, compiled=False)
+        prepare_blocks(network.blocks, recompute=work.recompute, compiled=False)
         rows = torch.zeros(work.identifier_rows, work.shape.hidden_size, requires_grad=True)
         optimizer = torch.optim.AdamW([*weights, rows], fused=True)
         keys = torch.arange(work.batch)
@@ -95,7 +95,7 @@ def allocated(work: Workload) -> int:
             embeds = torch.randn(work.batch, work.tokens, work.shape.hidden_size) + rows[0]
             hidden = network(embeds, dropout=dropout)[:, : work.image_tokens].flatten(0, 1)
             targets = torch.zeros(len(hidden), dtype=torch.int64)
-            loss = head_loss(hidden, network.lm_head.weight[: work.choices], targets)
+            loss = head_loss(hidden, network.head(slice(0, work.choices)), targets, num_choices=work.choices)
             if turn % 2 == 0:
                 optimizer.zero_grad()
             loss.backward()

@@ -28,7 +28,7 @@ def losses(run_dir: Path, stage: str) -> list[float]:
 def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[float], list[torch.Tensor]]:
     """Return losses and the last gradients of three steps on the attention's projections."""
     transformer = make_backend().transformer
-    prepare_blocks(transformer, recompute=recompute, compiled=compiled)
+    prepare_blocks(transformer.blocks, recompute=recompute, compiled=compiled)
     chosen = [p for name, p in transformer.named_parameters() if "q_proj" in name]
     for parameter in chosen:
         parameter.requires_grad_(True)
@@ -90,7 +90,7 @@ def test_four_bits_hold_the_matrices_nearly() -> None:
     linear = transformer.model.layers[0].self_attn.q_proj
     before = linear.weight.detach().clone()
     names = {name for name, _ in transformer.named_modules()}
-    quantize_base(transformer)
+    quantize_base(transformer.blocks)
     assert {name for name, _ in transformer.named_modules()} == names
     small = transformer.model.layers[0].self_attn.q_proj
     assert small.weight.dtype == torch.uint8 and small.weight.numel() == before.numel() // 2

@@ -18,15 +18,13 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from personalar.models.chameleon.transformer import ChameleonTransformer
-
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
 
 
 def inject_lora(
-    transformer: ChameleonTransformer,
+    transformer: nn.Module,
     *,
     rank: int,
     every_n_layers: int = 1,
@@ -69,14 +67,12 @@ def inject_lora(
     return parameters
 
 
-def has_lora(transformer: ChameleonTransformer) -> bool:
+def has_lora(transformer: nn.Module) -> bool:
     """Tell whether adapters are in."""
     return any(".lora_A." in name for name, _ in transformer.named_parameters())
 
 
-def lora_files(
-    transformer: ChameleonTransformer, values: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, bytes]:
+def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None = None) -> dict[str, bytes]:
     """Return the adapter as PEFT's two files, by name. Raises ValueError when there is none.
 
     Args:
@@ -102,7 +98,7 @@ def lora_files(
     }
 
 
-def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
+def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
     """Put a saved adapter into `transformer`, in place; return its parameters by name.
 
     Raises:
@@ -136,14 +132,14 @@ def load_lora(transformer: ChameleonTransformer, files: Mapping[str, bytes]) -> 
     return parameters
 
 
-def merge_lora(transformer: ChameleonTransformer) -> None:
+def merge_lora(transformer: nn.Module) -> None:
     """Add the adapters to the weights they sit on and take them out: plain layers, plain names remain."""
     for module in _adapted(transformer).values():
         module.merge()
     remove_lora(transformer)
 
 
-def remove_lora(transformer: ChameleonTransformer) -> None:
+def remove_lora(transformer: nn.Module) -> None:
     """Take the adapters out."""
     for name, module in _adapted(transformer).items():
         parent, _, child = name.rpartition(".")
@@ -153,11 +149,11 @@ def remove_lora(transformer: ChameleonTransformer) -> None:
 
 
 def _check_adapter(
-    config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: ChameleonTransformer
+    config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: nn.Module
 ) -> None:
     """Raise ValueError for numbers that PEFT should not be given, before it makes anything of them."""
     layers, targets = config.get("layers_to_transform", []), config["target_modules"]
-    depth, width = transformer.config.num_hidden_layers, transformer.lm_head.weight.shape[1]
+    depth, width = transformer.config.num_hidden_layers, transformer.config.hidden_size
     problems = {
         f"r={config['r']!r:.40}": type(config["r"]) is int and 1 <= config["r"] <= width,
         f"lora_alpha={config['lora_alpha']!r:.40}": type(config["lora_alpha"]) in (int, float)
@@ -176,12 +172,12 @@ def _check_adapter(
         raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
 
 
-def _inject(transformer: ChameleonTransformer, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:
     from peft import LoraConfig, inject_adapter_in_model
 
     if has_lora(transformer):
         raise ValueError("the transformer already has an adapter: merge_lora or remove_lora first")
-    device = transformer.lm_head.weight.device
+    device = next(transformer.parameters()).device
     with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which is replaced
         inject_adapter_in_model(LoraConfig(**config), transformer)
     parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
@@ -190,7 +186,7 @@ def _inject(transformer: ChameleonTransformer, config: Mapping[str, Any]) -> dic
     return parameters
 
 
-def _adapted(transformer: ChameleonTransformer) -> dict[str, Any]:
+def _adapted(transformer: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}

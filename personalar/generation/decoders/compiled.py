@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from personalar.generation.base import GenerationRequest, Identifier, Progress
 from personalar.generation.decoders.plain import NOISE_AHEAD, PlainDecoder
 from personalar.generation.decoders.step import Step
 from personalar.generation.schedule import Schedule, plan
-from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+from personalar.models.base import Backend
 
 PROGRAMS = 64
 """How often a block may be compiled in a process; after that it is captured as it is, which is slower."""

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from personalar.generation.base import GenerationRequest, Identifier, Progress
 from personalar.generation.decoders.coupling import COUPLINGS
 from personalar.generation.decoders.draft import INITS
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.decoders.window import Window
-from personalar.models.base import Backend, GenerationRequest, Identifier, Progress
+from personalar.models.base import Backend
 
 
 class JacobiDecoder(PlainDecoder):

@@ -12,10 +12,11 @@ import math
 import torch
 from torch import Tensor
 
+from personalar.generation.base import GenerationRequest, Grid, Identifier, Progress
 from personalar.generation.decoders.finite import check_finite
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
-from personalar.models.base import Backend, GenerationRequest, Grid, Identifier, Progress
+from personalar.models.base import Backend
 
 NOISE_AHEAD = 16  # codes: few calls, little memory
 

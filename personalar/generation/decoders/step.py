@@ -10,9 +10,10 @@ import math
 
 import torch
 
+from personalar.generation.base import GenerationRequest, Identifier
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import Schedule, num_codes, prefill
-from personalar.models.base import Backend, GenerationRequest, Identifier
+from personalar.models.base import Backend
 
 
 class Step:

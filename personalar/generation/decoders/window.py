@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from personalar.generation.base import GenerationRequest, Identifier
 from personalar.generation.decoders.coupling import count_final, redraw, relaxed
 from personalar.generation.decoders.draft import first_drafts
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import image_schedule, num_codes, prefill
-from personalar.models.base import Backend, GenerationRequest, Identifier
+from personalar.models.base import Backend
 
 PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
 

@@ -5,6 +5,7 @@ They are one class with other numbers. Where their files lie and what they are c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from personalar.core.files import write_atomic
 from personalar.core.image_sizes import choose_bucket
+from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.cache import KVCache
 from personalar.models.chameleon.export import hf_config
 from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
@@ -26,6 +28,7 @@ from personalar.models.chameleon.transformer import ChameleonTransformer, Transf
 from personalar.models.chameleon.vq import VQConfig, VQModel
 from personalar.models.chameleon.vq_checkpoint import load_vq
 from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
+from personalar.models.dropout import Dropout
 from personalar.models.image_transforms import preprocess, to_model_range
 
 
@@ -68,6 +71,36 @@ class ChameleonBackend(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the transformer; the VQ model is always float32."""
         return self.transformer.lm_head.weight.dtype
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """The size that is drawn where none is asked for."""
+        return self.protocol.config.square
+
+    @property
+    def known_words(self) -> list[str] | None:
+        """Every word of the captions the model was trained on, or None where that is unknown."""
+        return self.protocol.config.known_words
+
+    @property
+    def max_tokens(self) -> int:
+        """Number of positions that the model was trained with."""
+        return self.transformer.config.max_position_embeddings
+
+    @property
+    def reserved_ids(self) -> tuple[int, ...]:
+        """Ids that no text uses; learned identifiers take them."""
+        return tuple(self.tokenizer.concept_ids)
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows of a batch up."""
+        return self.tokenizer.pad
+
+    @property
+    def word_table(self) -> Tensor:
+        """The embedding table (V, D)."""
+        return self.transformer.model.embed_tokens.weight
 
     @property
     def unconditional_prompt(self) -> list[int]:
@@ -134,6 +167,41 @@ class ChameleonBackend(nn.Module):
         config = self.vq.config
         return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
 
+    def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
+        return self.protocol.code_shape(*(size or self.square))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text`; names of special tokens in it are plain text."""
+        return self.tokenizer.encode_text(text)
+
+    def prompt_ids(
+        self,
+        prompt: str,
+        size: tuple[int, int] | None = None,
+        tokens: Mapping[str, int] | None = None,
+    ) -> list[int]:
+        """Return the ids before an image of `size` (width, height); see `Protocol.prompt_ids`."""
+        return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
+
+    def training_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
+    ) -> TrainingSequence:
+        """Return `prompt` and the image of codes (h, w) as one training example."""
+        return self.protocol.training_ids(prompt, codes, tokens, loss=loss)
+
+    def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
+        """Return the image of codes (h, w) after the unconditional context."""
+        return self.protocol.unconditional_ids(codes, loss=loss)
+
+    def choices(self, loss: Loss) -> slice:
+        """Return the ids among which a token is predicted with `loss`."""
+        return (
+            self.tokenizer.image_rows
+            if loss == "image_tokens"
+            else slice(0, self.transformer.config.vocab_size)
+        )
+
     def grammar(self, h: int, w: int) -> list[int | None]:
         """Return the ids of an image of (h, w) codes, None where a code is free; see `Protocol.grammar`."""
         return self.protocol.grammar(h, w)
@@ -152,9 +220,14 @@ class ChameleonBackend(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         mask: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `ChameleonTransformer.forward`."""
-        return self.transformer(embeds, positions, cache, mask)
+        return self.transformer(embeds, positions, cache, mask, dropout)
+
+    def head(self, rows: slice) -> Head:
+        """Return the map from hidden states to the logits of the ids `rows`."""
+        return self.transformer.head(rows)
 
     @torch.no_grad()
     def nearest_codes(self, count: int) -> Tensor:

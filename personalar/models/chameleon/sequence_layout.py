@@ -13,26 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from personalar.config.layout import ProtocolConfig
+from personalar.models.base import Loss, TrainingSequence
 from personalar.models.chameleon.tokenizer import Tokenizer
-
-Loss = Literal["image_tokens", "answer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSequence:
-    """One training example; `loss_mask[i]` tells whether `ids[i]` is to be predicted from those before."""
-
-    ids: tuple[int, ...]
-    loss_mask: tuple[bool, ...]
-    key: int = 0
-    """What a pass over this example draws at random (dropout) is drawn by; 63 bits."""
 
 
 class Protocol:

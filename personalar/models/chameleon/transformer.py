@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personalar.models.attention import attend
+from personalar.models.base import Head
 from personalar.models.cache import KVCache, Store, new_table
 from personalar.models.dropout import Dropout, drop
 
@@ -84,6 +85,10 @@ class TransformerConfig:
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", 32))
         theta = float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0)
         return cls(**values, rope_theta=theta, attention=attention)
+
+    def build(self) -> ChameleonTransformer:
+        """Return a transformer of this shape, on torch's default device."""
+        return ChameleonTransformer(self)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the json that transformers' `ChameleonConfig` and `from_hf` read."""
@@ -216,6 +221,11 @@ class ChameleonTransformer(nn.Module):
         self.model = Stack(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers."""
+        return self.model.layers
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, *, std: float = 0.02) -> None:
         """Draw every matrix from N(0, std); norms become the identity."""
@@ -277,6 +287,15 @@ class ChameleonTransformer(nn.Module):
         if cache is not None:
             cache.advance(num_tokens)
         return self.model.norm(hidden).view(embeds.shape)
+
+    def head(self, rows: slice) -> Head:
+        """Return the map from hidden states (..., D) to float32 logits of the vocabulary rows `rows`.
+
+        The weight is read once, here: a pass that is computed again in the backward pass reads no parameter
+        that DeepSpeed may have released.
+        """
+        weight = self.lm_head.weight[rows]
+        return lambda hidden: F.linear(hidden, weight).float()
 
     def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
         """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
