@@ -1,16 +1,17 @@
 """The window of speculative Jacobi decoding: the state of a batch of images, and one pass over it.
 
-Token t of an image (codes and newlines in reading order, counted from the first code) lies in slot
+Token t of an image (codes and what the layout puts between them, counted from the first code) lies in slot
 `longest prompt + t`, so that images at different places share one cache. A pass feeds the last final token
 and the drafts after it; what it writes for wrong drafts is overwritten by the next.
 
-Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and the newlines among
+Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and what stands among
 them), K image codes, N codes of the largest image, M tokens of it up to its last code.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,8 +31,10 @@ PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes sh
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The tokens from the first code to the last of every image, (B, more than M + W); forced after it."""
+    """The tokens from the first code to the last of every image, (B, M + the largest W); forced after."""
 
+    places: list[list[int]]
+    """The tokens of every image that are codes, in order."""
     forced: Tensor
     """Ids that the layout fixes; anything where a code is free."""
     is_code: Tensor
@@ -50,18 +53,30 @@ def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[li
     bodies = [
         [*(token for forced in followers[:-1] for token in (None, *forced)), None] for _, followers in layouts
     ]
+    places = [[token for token, forced in enumerate(body) if forced is None] for body in bodies]
     lengths = [len(body) for body in bodies]
-    longest = max(lengths) + size + size // min(w for _, w in shapes) + 3
-    padded = [body + [0] * (longest - len(body)) for body in bodies]
+    widest = max(span(codes, first, size) for codes in places for first in (0, *(code + 1 for code in codes)))
+    padded = [body + [0] * (max(lengths) + widest - len(body)) for body in bodies]
     own = [shapes.index(grid) for grid in request.grids]
     is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
     return [layouts[i][0] for i in own], Body(
+        places=[places[i] for i in own],
         forced=torch.tensor([[t or 0 for t in body] for body in padded], device=backend.device)[own],
         is_code=is_code,
         code_index=is_code.long().cumsum(1) - is_code.long(),
         lengths=torch.tensor(lengths, device=backend.device)[own],
         widths=torch.tensor([w for _, w in request.grids], device=backend.device),
     )
+
+
+def span(codes: list[int], first: int, size: int) -> int:
+    """Return how many tokens from `first` on hold `size` of the `codes`, or all that are left; 0 at the end.
+
+    Args:
+        codes: the tokens of an image that are codes, in order.
+    """
+    last = min(bisect_left(codes, first) + size, len(codes)) - 1
+    return max(0, codes[last] - first + 1)
 
 
 class Window:
@@ -90,7 +105,6 @@ class Window:
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = num_codes(backend)
-        self._sizes = request.grids
         batch, most = len(request.prompts), max(h * w for h, w in request.grids)
         self.peaks = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
         """The largest logit of every code so far, (B, K); NaN stays."""
@@ -111,9 +125,14 @@ class Window:
         return self._codes[:, :-1]
 
     def passes(self, identifier: Identifier | None) -> Iterator[int]:
-        """Decode, yielding after every forward how many codes of all images are final."""
-        first, number = [0] * len(self._seeds), 0
-        while width := max(self._span(*image) for image in zip(first, self._sizes, strict=True)):
+        """Decode, yielding after every forward how many codes of all images are final.
+
+        Raises:
+            RuntimeError: a forward made no token final, and so would the next.
+        """
+        places, number = self._body.places, 0
+        first = [0] * len(places)
+        while width := max(span(*image, self._size) for image in zip(places, first, strict=True)):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
             drafts, fresh = self._draft(tokens)
             if number == 0:
@@ -128,14 +147,14 @@ class Window:
             drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
             final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
             self._first = self._first + final
-            first = self._first.tolist()  # the one wait for the device
-            yield sum(place - place // (w + 1) for place, (_, w) in zip(first, self._sizes, strict=True))
-
-    def _span(self, first: int, shape: tuple[int, int]) -> int:
-        """Return how many tokens from `first` on hold `size` codes, or what is left of the image (h, w)."""
-        h, w = shape
-        last = min(first - first // (w + 1) + self._size, h * w) - 1  # code
-        return max(0, last + last // w - first + 1)
+            before, first = first, self._first.tolist()  # the one wait for the device
+            done, total = sum(map(bisect_left, places, first)), sum(map(len, places))
+            if first == before:
+                raise RuntimeError(
+                    f"decoder=jacobi: pass {number} made no token final, after {done} of {total} codes; each "
+                    "pass must make at least one final: this is a fault of the decoder; use decoder=plain"
+                )
+            yield done
 
     def _offset(self, tokens: Tensor) -> Tensor:
         """Return how many codes stand between the first that is not final and each of `tokens` (B, W)."""
