@@ -23,6 +23,7 @@ from personalar.sample import concept_folder
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
     from personalar.concepts.concept import Concept
     from personalar.models.chameleon.backend import ChameleonBackend
+    from personalar.models.chameleon.transformer import TransformerConfig
 
 CHECKPOINT = "checkpoint"
 
@@ -92,19 +93,22 @@ def read_learned(config: ExportConfig, concept: Concept) -> tuple[ChameleonBacke
     with torch.no_grad():  # the learned rows go where their reserved ids look them up
         table[identifier.ids] = identifier.rows.to(table.dtype)
     of_base, rows = shared_norm_rows(files.base, transformer.state_dict())
-    return backend, rows, norm_words(of_base, rows, transformer.config.head_dim)
+    return backend, rows, norm_words(of_base, rows, transformer.config)
 
 
-def norm_words(of_base: int | None, rows: int | None, width: int) -> str:
+def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) -> str:
     """Return which form the query and key norms have in a checkpoint, and who reads it."""
     if rows is not None:
+        width = shape.head_dim
         return f"query and key norms ({rows}, {width}) for all heads, as Lumina-mGPT's own code reads them"
     told = (
         "a query and a key norm for every head, as transformers' ChameleonForConditionalGeneration reads them"
     )
-    if of_base is not None:
-        told += "; Lumina-mGPT's own code does not: heads that shared a norm in the base were trained apart"
-    return told
+    if of_base is None:
+        return told
+    if shape.num_attention_heads == shape.num_key_value_heads:
+        return f"{told}; so does Lumina-mGPT's own code"
+    return f"{told}; Lumina-mGPT's own code does not: heads that shared a norm in the base were trained apart"
 
 
 def left_out(config: ExportConfig, concept: Concept) -> str:

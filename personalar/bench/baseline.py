@@ -29,7 +29,7 @@ def hf_model(backend: ChameleonBackend) -> Any:
     numbers = {k: v for k, v in backend.transformer.config.to_hf().items() if k != "model_type"}
     small = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
     small |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}  # never used: codes stay codes here
-    config = ChameleonConfig(**numbers, vocabulary_map={"<image>": backend.tokenizer.boi}, vq_config=small)
+    config = ChameleonConfig(**numbers, vocabulary_map={}, vq_config=small)
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
     weights = {name: tensor.contiguous() for name, tensor in backend.transformer.state_dict().items()}

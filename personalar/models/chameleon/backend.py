@@ -281,7 +281,7 @@ def load_backend(
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
     """Write a model folder with weights in `dtype`, each file atomically; return it."""
     tokenizer, vq = backend.tokenizer, backend.vq.config
-    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype)
+    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype, norm_rows=None)
     write_json(path / "base" / "config.json", base)
     write_json(path / "vq" / "config.json", vq.to_hf())
     write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())

@@ -23,7 +23,7 @@ from personalar.models.chameleon.tensor_files import (
     write_shards,
     write_tensors,
 )
-from personalar.models.chameleon.tokenizer import Tokenizer, code_name
+from personalar.models.chameleon.tokenizer import IMAGE, Tokenizer, code_name
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig
 
@@ -34,18 +34,44 @@ SHARD_BYTES = 5_000_000_000
 
 
 def hf_config(
-    transformer: TransformerConfig, tokenizer: Tokenizer, vq: VQConfig, *, dtype: torch.dtype
+    transformer: TransformerConfig,
+    tokenizer: Tokenizer,
+    vq: VQConfig,
+    *,
+    dtype: torch.dtype,
+    norm_rows: int | None = 1,
 ) -> dict[str, Any]:
-    """Return the config.json that transformers' Chameleon class reads."""
+    """Return the config.json that transformers' Chameleon class reads, and Lumina-mGPT's own code.
+
+    That code has defaults of its own: without `mask_image_logits: false` it can draw no image code, without
+    `rope_theta` it turns by 10000, without `model_parallel_size` it has one row of norms.
+
+    Args:
+        norm_rows: rows of the query and key norms in the shards; None is one row per head.
+    """
+    heads, key_heads = transformer.num_attention_heads, transformer.num_key_value_heads
+    own = heads if heads == key_heads else 1  # it has one number for both norms
     return transformer.to_hf() | {
         "architectures": ["ChameleonForConditionalGeneration"],
+        "rope_theta": transformer.rope_theta,
+        "model_parallel_size": own if norm_rows is None else norm_rows,
+        "mask_image_logits": False,
         "bos_token_id": tokenizer.bos,
         "pad_token_id": tokenizer.pad,
-        "eos_token_id": tokenizer.sep,
-        "vocabulary_map": {"<image>": tokenizer.boi},  # transformers cannot construct the model without one
+        "eos_token_id": [tokenizer.eos, tokenizer.sep],  # Chameleon's and Anole's, Lumina-mGPT's
+        "vocabulary_map": vocabulary_map(tokenizer),
         "vq_config": vq.to_hf(),
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def vocabulary_map(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the names that both read: of the image codes, and of what stands for a picture in a prompt.
+
+    A vocabulary without such an id has no `<image>` here: another token in its place would be replaced.
+    """
+    names = {code_name(code): code + tokenizer.code_offset for code in range(tokenizer.num_codes)}
+    return names if tokenizer.image is None else {IMAGE: tokenizer.image, **names}
 
 
 def export_transformer(
@@ -68,9 +94,7 @@ def export_transformer(
     """
     state = transformer.state_dict()
     tensors = {**(collapse_norms(state, rows=norm_rows) if norm_rows else state), **(beside or {})}
-    config = hf_config(transformer.config, tokenizer, vq, dtype=dtype)
-    names = {code_name(code): code + tokenizer.code_offset for code in range(tokenizer.num_codes)}
-    config["vocabulary_map"] = config["vocabulary_map"] | names
+    config = hf_config(transformer.config, tokenizer, vq, dtype=dtype, norm_rows=norm_rows)
     return write_checkpoint(folder, config=config, tokenizer=tokenizer, tensors=tensors.items(), dtype=dtype)
 
 

@@ -21,6 +21,7 @@ SEPARATOR, NEWLINE = "<reserved08706>", "<reserved08799>"
 SIZE_BASE = 8800  # `<reserved(8800 + n)>` stands for a side of n grids
 CONCEPT_BASE = 9004  # reserved names from here on are used by no released checkpoint
 PLACEHOLDER = "<|image|>"
+IMAGE, IMAGE_RESERVED = "<image>", "<reserved08707>"  # one id: published checkpoints renamed Meta's token
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 _SPECIAL = re.compile(
@@ -56,10 +57,13 @@ class Tokenizer:
         # Lumina-mGPT's own code adds this name behind the vocabulary, for itself: it has no embedding.
         self.vocab_size = max(index for name, index in vocabulary.items() if name != PLACEHOLDER) + 1
         self.bos, self.pad = _require(vocabulary, BOS), _require(vocabulary, PAD)
+        self.eos = _require(vocabulary, EOS)
         self.boi, self.eoi = _require(vocabulary, BEGIN_OF_IMAGE), _require(vocabulary, END_OF_IMAGE)
         self.sep, self.newline = _require(vocabulary, SEPARATOR), _require(vocabulary, NEWLINE)
         self.code_offset = _require(vocabulary, code_name(0))
         self.num_codes = _count_codes(vocabulary, self.code_offset)
+        self.image = vocabulary.get(IMAGE, vocabulary.get(IMAGE_RESERVED))
+        """Where transformers' class puts the codes of a picture; None in a small vocabulary."""
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
         """Ids free for identifiers, in order."""

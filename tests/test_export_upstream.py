@@ -1,0 +1,188 @@
+"""What others make of an exported checkpoint: Lumina-mGPT's own code, and transformers with a picture.
+
+The authors' code is stood for by its rules: the defaults of its config class, what it multiplies by
+`model_parallel_size`, and when it masks image codes. Everything else is transformers' own class.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from conftest_backend import make_backend, sharpen
+from conftest_upstream import (
+    ANOLE,
+    LUMINA,
+    NUMBERS,
+    VQ_NUMBERS,
+    lumina_backend,
+    lumina_tokenizer,
+    save_anole,
+    tensors_of,
+)
+from PIL import Image
+from test_export import concept_on, exporting
+from test_upstream import is_norm
+from torch import Tensor
+
+from personalar.export import norm_words, write_export
+from personalar.models.chameleon.backend import ChameleonBackend, init_backend, load_backend, save_backend
+from personalar.models.chameleon.export import export_backend, vocabulary_map
+from personalar.models.chameleon.model_files import open_folder
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import TransformerConfig
+
+AUTHORS_DEFAULTS = {
+    "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
+    "tie_word_embeddings": False, "attention_dropout": 0.0, "dropout": 0.0, "model_parallel_size": 1,
+    "swin_norm": False, "mask_image_logits": True,
+}  # fmt: skip
+SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def authors_logits(folder: Path, ids: Tensor) -> Tensor:
+    """Return the logits (B, T, V) that Lumina-mGPT's own code computes from an exported folder."""
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+    stored = json.loads((folder / "config.json").read_text())
+    told = {name: stored[name] for name in SHAPE}
+    told |= {name: stored.get(name, default) for name, default in AUTHORS_DEFAULTS.items()}
+    shards, masked = told.pop("model_parallel_size"), told.pop("mask_image_logits")
+    assert told.pop("rope_scaling") is None and told.pop("dropout") == 0.0
+    rope = {"rope_type": "default", "rope_theta": told.pop("rope_theta")}
+    small = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
+    small |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}
+    config = ChameleonConfig(**told, rope_parameters=rope, vocabulary_map={}, vq_config=small)
+    theirs = ChameleonForConditionalGeneration(config).eval()
+    state = {n: tensor for n, tensor in tensors_of(folder).items() if "vqmodel" not in n}
+    for name in filter(is_norm, state):
+        heads = told["num_attention_heads" if "q_norm" in name else "num_key_value_heads"]
+        assert len(state[name]) == shards, "its class has another shape"
+        state[name] = state[name].repeat_interleave(heads // shards, dim=0)
+    report = theirs.load_state_dict(state, strict=False)
+    assert not report.unexpected_keys and all("vqmodel" in name for name in report.missing_keys)
+    with torch.no_grad():
+        logits = theirs.lm_head(theirs.model(input_ids=ids).last_hidden_state).float()
+    if masked:
+        codes = [index for name, index in stored["vocabulary_map"].items() if name.startswith("IMGIMG")]
+        logits[..., codes] = torch.finfo(logits.dtype).min
+    return logits
+
+
+def backend_of(shards: int, **numbers: object) -> ChameleonBackend:
+    """A random Lumina model whose norms differ between `shards` groups of heads."""
+    tokenizer = lumina_tokenizer()
+    shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **(NUMBERS | numbers))
+    backend = init_backend(transformer=shape, vq=VQ_NUMBERS, tokenizer=tokenizer, protocol=LUMINA, seed=0)
+    sharpen(backend, 0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, norm in backend.transformer.named_parameters():
+            if is_norm(name):
+                rows = torch.randn(shards, norm.shape[1], generator=generator) + 1.0
+                norm.copy_(rows.repeat_interleave(len(norm) // shards, dim=0))
+    return backend.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("shards", "norm_rows", "numbers"),
+    [
+        (1, 1, {}),
+        (2, 2, {}),
+        (4, None, {}),  # a norm of its own for every head
+        (1, 1, {"rope_theta": 500.0, "swin_norm": True, "rms_norm_eps": 0.1}),
+        (2, 2, {"rope_theta": 500.0, "num_key_value_heads": 2}),
+    ],
+)
+def test_the_authors_code_computes_our_logits(
+    shards: int, norm_rows: int | None, numbers: dict[str, object], tmp_path: Path
+) -> None:
+    backend = backend_of(shards, **numbers)
+    export_backend(backend, tmp_path, dtype=torch.float32, norm_rows=norm_rows)
+    ids = torch.tensor([backend.protocol.training_ids("a red cat", torch.arange(16).view(4, 4)).ids])
+    ours = backend.transformer.logits(backend(backend.embed(ids)))
+    torch.testing.assert_close(authors_logits(tmp_path, ids), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_norms_of_fewer_key_heads_fit_transformers_alone() -> None:
+    shape = TransformerConfig(vocab_size=9, **(NUMBERS | {"num_key_value_heads": 2}))
+    assert "Lumina-mGPT's own code does not: heads that shared a norm" in norm_words(1, None, shape)
+    assert "Lumina" not in norm_words(None, None, shape)
+    assert norm_words(1, None, replace(shape, num_key_value_heads=4)).endswith(
+        "; so does Lumina-mGPT's own code"
+    )
+
+
+def renamed(folder: Path, name: str) -> Path:
+    """Call id 8711 `name` in the tokenizer of `folder`, where Meta has a reserved name."""
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<reserved08707>", name))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("anole_7b", "<image>"), ("anole_7b", "<reserved08707>"), ("chameleon_7b", "<image>")]
+)
+def test_transformers_takes_a_picture(model: str, name: str, vqgan_dir: Path, tmp_path: Path) -> None:
+    """Its processor and class, on an export of 512 px: 1024 placeholders for 1024 codes."""
+    from transformers import ChameleonForConditionalGeneration, ChameleonProcessor, PreTrainedTokenizerFast
+    from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
+
+    base = renamed(save_anole(tmp_path / "base", decoder=model == "anole_7b"), name)
+    files = open_folder(base, vq=vqgan_dir, layout=ANOLE)
+    tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
+    concept_on(files, 64, tokens=tokens, rows=torch.ones(1, 64)).save(tmp_path / "concept")
+    where = [f"model={model}", "model.dtype=float32", f"model.path={base}", f"model.vq_path={vqgan_dir}"]
+    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where, "checkpoint=true"))
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), sep_token="</s>")
+    processor = ChameleonProcessor(ChameleonImageProcessorPil(), tokenizer, image_token=name)
+    noise = np.random.default_rng(0).integers(0, 255, (600, 700, 3), dtype=np.uint8)
+    inputs = processor(images=Image.fromarray(noise), text=f"a cat {name}", return_tensors="pt")
+    ids = inputs["input_ids"]
+    assert (ids == 8711).sum() == 1024
+    theirs, loading = ChameleonForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values()), loading
+    with torch.no_grad():
+        expected = theirs.eval().model(**inputs).last_hidden_state
+
+    ours = load_backend(folder)
+    codes = ours.vq.encode(inputs["pixel_values"])
+    assert codes.shape == (1, 32, 32)
+    ids = ids.masked_scatter(ids == 8711, codes.flatten() + ours.code_offset)
+    torch.testing.assert_close(ours(ours.embed(ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reply_in_words_ends_where_either_family_ends_it(tmp_path: Path) -> None:
+    backend = lumina_backend()
+    export_backend(backend, tmp_path, dtype=torch.float32, norm_rows=1)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [2, 8710]
+
+
+def test_a_small_vocabulary_has_no_placeholder_and_none_is_invented(tmp_path: Path) -> None:
+    """BOI stands in prompts and images: in its place transformers would put a picture's codes."""
+    from transformers import ChameleonForConditionalGeneration
+
+    backend = make_backend()
+    assert backend.tokenizer.image is None
+    names = vocabulary_map(backend.tokenizer)
+    assert "<image>" not in names and names["IMGIMGGDZ"] == backend.code_offset + 63
+    for folder in (
+        save_backend(backend, tmp_path / "saved", dtype=torch.float32) / "base",
+        export_backend(backend, tmp_path / "out", dtype=torch.float32, norm_rows=None),
+    ):
+        assert json.loads((folder / "config.json").read_text())["vocabulary_map"] == names
+        assert ChameleonForConditionalGeneration.from_pretrained(folder).config.image_token_id is None
+
+
+def test_the_placeholder_is_looked_up_by_either_name() -> None:
+    tokenizer = lumina_tokenizer()
+    assert tokenizer.image == vocabulary_map(tokenizer)["<image>"] == 8711
+    text = tokenizer.to_json().replace("<reserved08707>", "<image>")
+    assert Tokenizer(tokenizers.Tokenizer.from_str(text)).image == 8711
