@@ -17,6 +17,7 @@ from personalar.config.entry import start
 from personalar.config.run_config import ModelConfig, TrainerConfig
 from personalar.core.process import available_cores
 from personalar.models.loading import (
+    PARTS,
     cache_folder,
     free_bytes,
     hub_parts,
@@ -96,8 +97,12 @@ def model_files(model: ModelConfig) -> Finding:
     lines = [
         f"model={model.name}: {len(sizes)} weight file(s), {total / 1e9:.2f} GB, {model.dtype} when loaded"
     ]
-    lines += [f"transformer: {files.base}", f"image tokenizer: {files.vq}"]
-    lines += pins(model)
+    lines += [
+        f"transformer: {files.base}",
+        f"image tokenizer: {files.vq}",
+        f"text tokenizer: {files.tokenizer}",
+        *pins(model),
+    ]
     sampling = model.sampling
     lines.append(
         f"{files.layout.resolution} px, {files.layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
@@ -109,10 +114,10 @@ def model_files(model: ModelConfig) -> Finding:
 def pins(model: ModelConfig) -> list[str]:
     """Return, for each repository whose branch was downloaded, which commit that was and how to keep it."""
     pinned = pin(model)
-    pairs = [("hub", model.hub, pinned.hub), ("vq_hub", model.vq_hub, pinned.vq_hub)]
+    pairs = [(key, getattr(model, key), getattr(pinned, key)) for key in PARTS]
     return [
-        f"{now.repo}: {asked.revision} is this commit; model.{name}.revision={now.revision} keeps it"
-        for name, asked, now in pairs
+        f"{now.repo}: {asked.revision} is this commit; model.{key}.revision={now.revision} keeps it"
+        for key, asked, now in pairs
         if asked and now and asked.revision != now.revision
     ]
 

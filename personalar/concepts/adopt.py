@@ -36,7 +36,7 @@ def adopt(config: AdoptConfig, files: ModelFiles) -> Concept:
     row = read_row(embeds)
     lora = {} if config.lora is None else read_adapter(Path(config.lora).expanduser())
     check_fit(row.shape[1], lora, files)
-    tokenizer = Tokenizer.from_file(files.base / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(files.tokenizer)
     return Concept(
         base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
         subject={

@@ -9,7 +9,7 @@ from typing import Any
 
 from personalar.config.compose import conf_dir, group_options
 from personalar.config.quoting import parse, quote
-from personalar.models.loading import is_commit
+from personalar.models.loading import PARTS, is_commit
 
 
 def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
@@ -50,7 +50,7 @@ def base_arguments(folder: Path) -> list[str]:
         where = _within(model, key)
         if isinstance(where, str) and Path(where).is_dir():
             words.append(f"model.{key}={quote(str(Path(where).absolute()))}")
-    for key in ("hub", "vq_hub"):
+    for key in PARTS:
         revision = _within(model, key, "revision")
         if isinstance(revision, str) and is_commit(revision) and _within(model, "path") is None:
             words.append(f"model.{key}.revision={revision}")

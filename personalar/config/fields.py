@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "selection.patience": (1, MANY),
     "model.hub.gigabytes": (0, MANY),
     "model.vq_hub.gigabytes": (0, MANY),
+    "model.tokenizer_hub.gigabytes": (0, MANY),
     "model.sampling.batch": (1, MANY),
     "model.sampling.cfg_scale": (0, 1000),
     "model.sampling.top_k": (0, MANY),

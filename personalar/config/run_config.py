@@ -57,7 +57,8 @@ class ModelConfig:
     """Folder of the image tokenizer, where it is not in `path`; null: there, or from `vq_hub`."""
     hub: HubFiles | None = None
     vq_hub: HubFiles | None = None
-    """The image tokenizer's repository, where the model's has none."""
+    tokenizer_hub: HubFiles | None = None
+    """Repositories of the image and of the text tokenizer, where the model's has none."""
     layout: ProtocolConfig | None = None
     """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
     dtype: str = "float32"

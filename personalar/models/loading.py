@@ -7,30 +7,29 @@ how large, where they will be kept and how much room is there. `HF_HUB_OFFLINE=1
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from personalar.config.compose import package_path
 from personalar.config.run_config import HubFiles, ModelConfig
-from personalar.models.chameleon.model_files import (
-    VQ_CHECKPOINT,
-    ModelFiles,
-    find_vq,
-    missing_base,
-    open_folder,
-)
+from personalar.models.chameleon.model_files import TOKENIZER, WEIGHTS, ModelFiles, open_folder, shard_names
 
 Say = Callable[[str], None]
+PARTS = {"hub": "transformer", "vq_hub": "image tokenizer", "tokenizer_hub": "text tokenizer"}
+"""What the repositories of a `ModelConfig` hold, by their setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One repository's share of a base model, and the folder in the cache that holds all of it, if any."""
 
-    what: str
+    key: str
+    """Its setting, one of `PARTS`."""
     hub: HubFiles
     folder: Path | None
 
@@ -51,8 +50,19 @@ def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
         told = statement(config, parts)
         if reason := obstacle(parts):
             raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
+        wanted = sorted((part for part in parts if not part.folder), key=lambda part: part.hub.gigabytes)
+        for part in wanted:
+            check_listed(config, part)
         say(f"{told}\ndownloading now")
-        return _assemble(config, [part if part.folder else _download(part) for part in parts])
+        for part in wanted:  # the smallest first: what is refused is then refused before 14 GB are here
+            download(part)
+        if (found := offline_model(config)) is None:
+            repos = ", ".join(part.hub.repo for part in hub_parts(config) if part.folder is None)
+            raise FileNotFoundError(
+                f"{repos}: its index names files that the repository does not hold; choose another revision, "
+                "or set model.path=DIR to a folder that holds all files"
+            )
+        return found
 
 
 @contextmanager
@@ -93,16 +103,12 @@ def pin(config: ModelConfig) -> ModelConfig:
     """
     if config.path is not None:
         return config
-    commits = {
-        part.hub.repo: part.folder.name
+    pinned = {
+        part.key: replace(part.hub, revision=part.folder.name)
         for part in hub_parts(config)
         if part.folder is not None and is_commit(part.folder.name)
     }
-    hub, vq_hub = (
-        replace(one, revision=commits.get(one.repo, one.revision)) if one is not None else None
-        for one in (config.hub, config.vq_hub)
-    )
-    return replace(config, hub=hub, vq_hub=vq_hub)
+    return replace(config, **pinned)
 
 
 def is_commit(revision: str) -> bool:
@@ -112,11 +118,10 @@ def is_commit(revision: str) -> bool:
 
 def hub_parts(config: ModelConfig) -> list[Part]:
     """Return the repositories that a model without `path` comes from, the transformer's first; no network."""
-    assert config.hub is not None
-    wanted = [("transformer", config.hub)]
-    if config.vq_hub is not None and config.vq_path is None:
-        wanted.append(("image tokenizer", config.vq_hub))
-    return [Part(what=what, hub=hub, folder=cached(hub)) for what, hub in wanted]
+    wanted = {key: hub for key in PARTS if (hub := getattr(config, key)) is not None}
+    if config.vq_path is not None:
+        wanted.pop("vq_hub", None)
+    return [Part(key=key, hub=hub, folder=cached(hub)) for key, hub in wanted.items()]
 
 
 def cached(hub: HubFiles) -> Path | None:
@@ -131,8 +136,21 @@ def cached(hub: HubFiles) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     folder = Path(found)
-    whole = (find_vq(folder) / VQ_CHECKPOINT).is_file() or not missing_base(folder)
-    return folder if whole and all(any(folder.glob(name)) for name in hub.files) else None
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    holds_weights = any(name.endswith(".safetensors") for name in hub.files)
+    whole = not holds_weights or set(shard_names(folder)) <= set(files)
+    return folder if whole and not lacking(hub, files) else None
+
+
+def lacking(hub: HubFiles, files: Collection[str]) -> list[str]:
+    """Return what of `hub` is not among the `files` of its repository; weights in one file need no index."""
+
+    def is_there(pattern: str) -> bool:
+        alike = (file for file in files if fnmatchcase(file, pattern))
+        return any(file.count("/") == pattern.count("/") for file in alike)
+
+    optional = ".index.json" if WEIGHTS in files else "\0"
+    return [name for name in hub.files if not is_there(name) and not name.endswith(optional)]
 
 
 def statement(config: ModelConfig, parts: list[Part]) -> str:
@@ -143,7 +161,7 @@ def statement(config: ModelConfig, parts: list[Part]) -> str:
         if part.folder is None:
             hub = part.hub
             lines += [
-                f"  {part.what}: {', '.join(hub.files)}",
+                f"  {PARTS[part.key]}: {', '.join(hub.files)}",
                 f"    from https://huggingface.co/{hub.repo} (revision {hub.revision}), "
                 f"about {hub.gigabytes:g} GB",
                 f"    licence to accept there: {hub.licence}",
@@ -183,23 +201,58 @@ def _local(config: ModelConfig) -> ModelFiles:
     assert config.path is not None
     vq = Path(config.vq_path).expanduser() if config.vq_path else None
     files = open_folder(package_path(config.path), vq=vq, layout=config.layout)
-    if missing := files.missing():
+    missing = files.missing()
+    told = f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); "
+    source = config.tokenizer_hub or config.hub
+    if missing == [str(files.tokenizer)] and source is not None:
         raise FileNotFoundError(
-            f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); set "
-            "model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
+            f"{told}it is the one of https://huggingface.co/{source.repo}: copy it there, or run "
+            f"`hf download {source.repo} {TOKENIZER} --revision {source.revision} "
+            f"--local-dir {shlex.quote(str(files.tokenizer.parent))}`"
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"{told}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
         )
     return files
 
 
 def _assemble(config: ModelConfig, parts: list[Part]) -> ModelFiles:
-    base, *others = (part.folder for part in parts)
+    folders = {part.key: part.folder for part in parts}
+    base, tokens = folders["hub"], folders.get("tokenizer_hub")
     assert base is not None
-    vq = Path(config.vq_path).expanduser() if config.vq_path else next(iter(others), None)
-    return open_folder(base, vq=vq, layout=config.layout)
+    tokenizer = None if tokens is None else tokens / TOKENIZER
+    vq = Path(config.vq_path).expanduser() if config.vq_path else folders.get("vq_hub")
+    return open_folder(base, vq=vq, tokenizer=tokenizer, layout=config.layout)
 
 
-def _download(part: Part) -> Part:
+def check_listed(config: ModelConfig, part: Part) -> None:
+    """Raise FileNotFoundError where the repository's list of files does not have all files of `part`."""
+    from huggingface_hub import HfApi
+
+    hub = part.hub
+    with _told(part):
+        files = HfApi().list_repo_files(hub.repo, revision=hub.revision)
+    if missing := lacking(hub, files):
+        raise FileNotFoundError(
+            f"https://huggingface.co/{hub.repo} (revision {hub.revision}) has no {', '.join(missing)}, which "
+            f"model={config.name} takes from there; nothing was downloaded. Choose another revision "
+            f"(model.{part.key}.revision=COMMIT) or repository (model.{part.key}.repo=OWNER/NAME), or set "
+            "model.path=DIR to a folder that has all files"
+        )
+
+
+def download(part: Part) -> None:
+    """Fetch the files of `part` into the hub's cache. Raises FileNotFoundError with what the hub answered."""
     from huggingface_hub import snapshot_download
+
+    with _told(part):
+        snapshot_download(part.hub.repo, revision=part.hub.revision, allow_patterns=part.hub.files)
+
+
+@contextmanager
+def _told(part: Part) -> Iterator[None]:
+    """Turn what the hub refuses within the block into a FileNotFoundError that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -210,7 +263,7 @@ def _download(part: Part) -> Part:
     hub = part.hub
     page = f"https://huggingface.co/{hub.repo}"
     try:
-        folder = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=hub.files)
+        yield
     except GatedRepoError as error:
         raise FileNotFoundError(
             f"{page} gives its files to those who accepted its licence ({hub.licence}): accept it there, "
@@ -218,8 +271,8 @@ def _download(part: Part) -> Part:
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"{page} has no revision {hub.revision}; choose another, for instance model.hub.revision=main"
+            f"{page} has no revision {hub.revision}; choose another, for instance "
+            f"model.{part.key}.revision=main"
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"{page} could not be read ({str(error).splitlines()[0]})") from error
-    return Part(what=part.what, hub=hub, folder=Path(folder))

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from personalar.models.chameleon.backend import ChameleonBackend, is_sharded, load_backend
 from personalar.models.chameleon.model_files import ModelFiles, read_json
-from personalar.models.chameleon.tensor_files import expand_norm, read_tensors
+from personalar.models.chameleon.tensor_files import check_fit, expand_norm, read_shapes, read_tensors
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
 
 
 @contextmanager
@@ -72,21 +73,18 @@ def load_sharded_backend(
     numbers = read_json(files.base / "config.json")
     transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
     parameters = dict(transformer.named_parameters())
-    filled = set()
+    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
+    found = {name: s for name, s in read_shapes(files.base).items() if not name.startswith(VQ_PREFIX)}
+    check_fit(shapes, found, where=files.base, published=files.published)
     for name, tensor in read_tensors(files.base):
-        if name.startswith("model.vqmodel."):
-            continue
         if name not in parameters:
-            raise ValueError(f"the weights in {files.base} hold {name}, which config.json does not know")
-        shape = torch.Size(getattr(parameters[name], "ds_shape", parameters[name].shape))
-        tensor = changed.get(name, expand_norm(name, tensor, shape)).to(dtype)
-        if tensor.shape != shape:
+            continue
+        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
+        if tensor.shape != shapes[name]:
             raise ValueError(
-                f"{name} in {files.base} has shape {list(tensor.shape)} instead of {list(shape)}"
+                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
+                "take the base that it was learned on"
             )
         assign(parameters[name], tensor)
-        filled.add(name)
-    if missing := [name for name in parameters if name not in filled]:
-        raise ValueError(f"the weights in {files.base} lack {', '.join(missing)}")
     with ordinary_modules():
         return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)

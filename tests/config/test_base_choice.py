@@ -40,6 +40,9 @@ def test_the_commit_of_a_hub_is_the_one_it_was_learned_on(learned: Callable[...,
     model = {"path": None, "hub": {"revision": COMMIT}, "vq_hub": {"revision": "main"}}
     run = learned(base={"name": "anole_7b"}, config={"model": model})
     assert base_arguments(run) == ["model=anole_7b", f"model.hub.revision={COMMIT}"]
+    model |= {"tokenizer_hub": {"revision": "b" * 40}}
+    run = learned(base={"name": "lumina_mgpt_7b_512"}, config={"model": model})
+    assert f"model.tokenizer_hub.revision={'b' * 40}" in base_arguments(run)
 
 
 @pytest.mark.parametrize("name", ["../evil", "no such base", None, 3, ["nano"]])

@@ -66,7 +66,7 @@ def answer(*arguments: str) -> str:
         composed = copy.deepcopy(cat())
         with open_dict(composed):
             composed.model.layout = OmegaConf.structured(ProtocolConfig())
-            for name in ("hub", "vq_hub"):
+            for name in ("hub", "vq_hub", "tokenizer_hub"):
                 composed.model[name] = OmegaConf.structured(
                     HubFiles(repo="a/b", licence="x", files=["*"], gigabytes=1.0)
                 )

@@ -19,6 +19,8 @@ from personalar.models.chameleon.model_files import ModelFiles
 from personalar.models.loading import free_bytes, hub_parts, obtain_model, offline_model, pin
 
 COMMIT = "a" * 40
+LISTED = ["config.json", "tokenizer.json", "model.safetensors", "original_tokenizers/vqgan.ckpt",
+          "original_tokenizers/vqgan.yaml"]  # fmt: skip
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     return tmp_path / "hub"
 
 
@@ -51,7 +54,19 @@ def model(name: str = "lumina_mgpt_7b_768", *overrides: str) -> ModelConfig:
 def fill(cache: Path, config: ModelConfig, lumina_dir: Path, vqgan_dir: Path) -> Path:
     assert config.hub is not None and config.vq_hub is not None
     put(cache, config.vq_hub.repo, config.vq_hub.revision, vqgan_dir, "original_tokenizers")
-    return put(cache, config.hub.repo, config.hub.revision, lumina_dir)
+    base = put(cache, config.hub.repo, config.hub.revision, lumina_dir)
+    if config.tokenizer_hub is not None:
+        (base / "tokenizer.json").unlink()
+        put(cache, config.tokenizer_hub.repo, config.tokenizer_hub.revision, tokenizer_of(lumina_dir))
+    return base
+
+
+def tokenizer_of(lumina_dir: Path) -> Path:
+    """A folder with that checkpoint's tokenizer.json and nothing else."""
+    folder = lumina_dir.parent / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(lumina_dir / "tokenizer.json", folder)
+    return folder
 
 
 def test_what_lacks_is_said_before_anything(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +95,9 @@ def test_a_full_cache_needs_no_network(cache: Path, lumina_dir: Path, vqgan_dir:
     base = fill(cache, config, lumina_dir, vqgan_dir)
     files = obtain_model(config, say=pytest.fail)
     assert (files.base, files.vq.name, files.layout.resolution) == (base, "original_tokenizers", 512)
-    assert not files.missing()
+    assert not files.missing() and not (base / "tokenizer.json").exists()
+    assert "models--Alpha-VLLM--Lumina-mGPT-7B-768" in files.tokenizer.parts
+    assert f"text tokenizer: {files.tokenizer}" in model_files(config).lines
 
 
 def test_a_partial_cache_is_not_taken_for_a_whole_one(cache: Path, lumina_dir: Path, vqgan_dir: Path) -> None:
@@ -105,10 +122,13 @@ def fake_download(
         if local_files_only:
             return real(repo, revision=revision, allow_patterns=allow_patterns, local_files_only=True)
         asked.append(f"{repo}@{revision[:7]}: {' '.join(allow_patterns)}")
+        if allow_patterns == ["tokenizer.json"]:
+            return str(put(cache, repo, revision, tokenizer_of(lumina_dir)))
         inside = ("original_tokenizers", vqgan_dir) if "original" in allow_patterns[0] else (".", lumina_dir)
         return str(put(cache, repo, revision, inside[1], inside[0]))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: LISTED)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     return asked
 
@@ -119,10 +139,10 @@ def test_it_is_said_and_then_downloaded(cache: Path, fake_download: list[str]) -
     assert isinstance(files, ModelFiles) and not files.missing()
     assert len(said) == 1 and said[0].startswith("0 model=lumina_mgpt_7b_768 needs files")
     assert said[0].endswith("downloading now")
-    assert fake_download == [
+    assert fake_download == [  # the small one first
+        "Alpha-VLLM/Chameleon_7B_mGPT@main: original_tokenizers/vqgan.ckpt original_tokenizers/vqgan.yaml",
         "Alpha-VLLM/Lumina-mGPT-7B-768@9624463: config.json tokenizer.json *.safetensors "
         "*.safetensors.index.json",
-        "Alpha-VLLM/Chameleon_7B_mGPT@main: original_tokenizers/vqgan.ckpt original_tokenizers/vqgan.yaml",
     ]
     obtain_model(model(), say=pytest.fail)
     assert len(fake_download) == 2
@@ -172,18 +192,20 @@ def hub_error(kind: type[Exception]) -> Exception:
     return error
 
 
+@pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         (errors.GatedRepoError, r"accepted its licence \(.*log in with `hf auth login`"),
-        (errors.RevisionNotFoundError, r"has no revision 9624463a.*model\.hub\.revision=main"),
+        (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
         (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
         (errors.LocalEntryNotFoundError, "could not be read"),
     ],
 )
 def test_what_the_hub_can_answer(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], message: str
+    cache: Path, monkeypatch: pytest.MonkeyPatch, listed: bool, kind: type[Exception], message: str
 ) -> None:
+    """When it is asked for its list of files, and when it is asked for the files."""
     real: Callable = huggingface_hub.snapshot_download
 
     def refuse(*names: object, local_files_only: bool = False, **how: object) -> str:
@@ -191,6 +213,9 @@ def test_what_the_hub_can_answer(
             return real(*names, local_files_only=True, **how)
         raise hub_error(kind)
 
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", (lambda *_, **__: LISTED) if listed else refuse
+    )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     with pytest.raises(FileNotFoundError, match=message):
@@ -209,6 +234,31 @@ def test_a_folder_of_ones_own(cache: Path, lumina_dir: Path, vqgan_dir: Path, tm
         FileNotFoundError, match=r"model-00002-of-00003\.safetensors missing .*a whole Hugging"
     ):
         obtain_model(model("lumina_mgpt_7b_512", f"model.path={part}", where[1]), say=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("lumina_mgpt_7b_512", "9624463a82ea5ce814af9b561dcd08a31082c3af"),
+        ("lumina_mgpt_7b_768", "9624463a82ea5ce814af9b561dcd08a31082c3af"),
+        ("lumina_mgpt_7b_1024", "9624463a82ea5ce814af9b561dcd08a31082c3af"),
+    ],
+)
+def test_a_folder_without_the_text_tokenizer(
+    cache: Path, lumina_dir: Path, vqgan_dir: Path, tmp_path: Path, name: str, revision: str
+) -> None:
+    """The message has the command that brings it; with the file there, the folder is whole."""
+    part = Path(shutil.copytree(lumina_dir, tmp_path / "as published"))
+    (part / "tokenizer.json").unlink()
+    config = model(name, f"model.path='{part}'", f"model.vq_path={vqgan_dir}")
+    with pytest.raises(FileNotFoundError) as error:
+        obtain_model(config, say=pytest.fail)
+    command = f"hf download Alpha-VLLM/Lumina-mGPT-7B-768 tokenizer.json --revision {revision}"
+    assert str(part / "tokenizer.json") in str(error.value)
+    assert f"run `{command} --local-dir '{part}'`" in str(error.value)
+    assert model_files(config).problem == str(error.value)
+    shutil.copy(lumina_dir / "tokenizer.json", part)
+    assert obtain_model(config, say=pytest.fail).tokenizer == part / "tokenizer.json"
 
 
 def test_our_folder_without_its_parts(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -230,6 +280,7 @@ def test_a_branch_becomes_the_commit_that_was_downloaded(
     pinned = pin(config)
     assert pinned.hub.revision == pinned.vq_hub.revision == COMMIT
     assert config.hub.revision == "main" and pin(pinned) == pinned
+    assert pinned.tokenizer_hub == config.tokenizer_hub  # a commit already
     told = "\n".join(model_files(config).lines)
     assert f"Lumina-mGPT-7B-512: main is this commit; model.hub.revision={COMMIT} keeps it" in told
     assert f"model.vq_hub.revision={COMMIT} keeps it" in told

@@ -260,6 +260,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
         raise httpx.ReadTimeout("The read operation timed out")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lost)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     lost_once = r"network was lost \(The read operation timed out\).*same command"

@@ -26,6 +26,7 @@ from personalar.models.chameleon.tensor_files import load_strict, write_tensors
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
 from personalar.models.chameleon.vq_checkpoint import load_vq
 from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
 from personalar.models.dropout import Dropout
@@ -264,7 +265,7 @@ def load_backend(
     """
     device = torch.device(device)
     files = open_folder(where) if isinstance(where, Path) else where
-    tokenizer = Tokenizer.from_file(files.base / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(files.tokenizer)
     numbers = read_json(files.base / "config.json")
     codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
     tokenizer.check_ids(files.layout.ids | codes)
@@ -272,7 +273,14 @@ def load_backend(
         with torch.device("meta"):
             transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
         # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
-        load_strict(transformer, files.base, dtype=dtype, device=device, ignore_prefixes=("model.vqmodel.",))
+        load_strict(
+            transformer,
+            files.base,
+            dtype=dtype,
+            device=device,
+            published=files.published,
+            ignore_prefixes=(VQ_PREFIX,),
+        )
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)

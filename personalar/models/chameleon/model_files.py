@@ -8,7 +8,8 @@ Two kinds of folder are understood. Ours:
     vq/{config.json, model.safetensors}        the image tokenizer, encoder and decoder
 
 and a Hugging Face checkpoint (config.json at its top), whose image tokenizer lies in it (`model.vqmodel.*`
-tensors, or vqgan.ckpt in a folder of that name) or elsewhere, and whose layout the configuration gives.
+tensors, or vqgan.ckpt in a folder of that name) or elsewhere, as may tokenizer.json, and whose layout the
+configuration gives.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from personalar.config.layout import ProtocolConfig
 from personalar.core.files import write_atomic
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
 VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # where upstream repositories keep it
 
@@ -73,18 +75,22 @@ class ModelFiles:
     """Where the parts of one base model lie."""
 
     base: Path
-    """Folder of config.json, tokenizer.json and the transformer's safetensors."""
+    """Folder of config.json and the transformer's safetensors."""
+    tokenizer: Path
+    """The tokenizer.json."""
     vq: Path
     """Folder of the image tokenizer: vqgan.ckpt, or config.json and safetensors; may be `base`."""
     layout: ProtocolConfig
+    published: bool
+    """Whether `base` is a Hugging Face checkpoint, where unknown tensors are ignored, and not our format."""
 
     def missing(self) -> list[str]:
         """Return the files that lack, as paths."""
-        lacking = missing_base(self.base)
+        needed = [self.base / "config.json", self.tokenizer]
+        needed += [self.base / name for name in shard_names(self.base)]
         if self.vq != self.base and not (self.vq / VQ_CHECKPOINT).is_file():
-            needed = ("config.json", *shard_names(self.vq))
-            lacking += [str(self.vq / name) for name in needed if not (self.vq / name).is_file()]
-        return lacking
+            needed += [self.vq / name for name in ("config.json", *shard_names(self.vq))]
+        return [str(file) for file in needed if not file.is_file()]
 
     def weights(self) -> list[Path]:
         """Return every file that holds tensors, those of the transformer first."""
@@ -94,17 +100,18 @@ class ModelFiles:
         return files if self.vq == self.base else [*files, *weight_files(self.vq)]
 
 
-def missing_base(folder: Path) -> list[str]:
-    """Return which of the transformer's files lack in `folder`, as paths."""
-    names = ("config.json", "tokenizer.json", *shard_names(folder))
-    return [str(folder / name) for name in names if not (folder / name).is_file()]
-
-
-def open_folder(path: Path, *, vq: Path | None = None, layout: ProtocolConfig | None = None) -> ModelFiles:
+def open_folder(
+    path: Path,
+    *,
+    vq: Path | None = None,
+    tokenizer: Path | None = None,
+    layout: ProtocolConfig | None = None,
+) -> ModelFiles:
     """Find the parts of a base model in the folder `path`; nothing is loaded.
 
     Args:
         vq: the image tokenizer's folder or its vqgan.ckpt, where it is not in `path`.
+        tokenizer: the tokenizer.json, where it is not in `path`.
         layout: by default what `protocol.json` in `path` says.
 
     Raises:
@@ -120,9 +127,15 @@ def open_folder(path: Path, *, vq: Path | None = None, layout: ProtocolConfig | 
         raise FileNotFoundError(
             f"no image tokenizer at {vq}; set model.vq_path to a folder with {VQ_CHECKPOINT} or safetensors"
         )
-    if (path / "config.json").is_file():
-        return ModelFiles(base=path, vq=find_vq(vq or path), layout=layout)
-    return ModelFiles(base=path / "base", vq=find_vq(vq or path / "vq"), layout=layout)
+    published = (path / "config.json").is_file()
+    base = path if published else path / "base"
+    return ModelFiles(
+        base=base,
+        tokenizer=tokenizer or base / TOKENIZER,
+        vq=find_vq(vq or (path if published else path / "vq")),
+        layout=layout,
+        published=published,
+    )
 
 
 def find_vq(path: Path) -> Path:

@@ -1,13 +1,15 @@
 """Tensors between folders and modules: strict, streamed reading and atomic writing of safetensors.
 
-Nothing is ever re-initialised in silence: a tensor that is missing, unknown or of another shape is an error
-that names it, before any is read. Tensors go one by one from the file to their place, so that a big model is
-in memory once, and the host holds at most one file beside it.
+Nothing is ever re-initialised in silence: a tensor that is missing or of another shape is an error that names
+it, before any is read. An unknown tensor is an error in the files that this program writes; in published ones
+it is ignored and named once. Tensors go one by one from the file to their place, so that a big model is in
+memory once, and the host holds at most one file beside it.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from personalar.core.files import write_atomic
+from personalar.core.process import global_rank
 from personalar.models.chameleon.model_files import INDEX, WEIGHTS, weight_files, write_json
+
+SHOWN = 12
+"""Ignored tensors that a warning names."""
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
@@ -82,6 +88,7 @@ def load_strict(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    published: bool,
     prefix: str = "",
     ignore_prefixes: tuple[str, ...] = (),
 ) -> None:
@@ -91,11 +98,12 @@ def load_strict(
     per model-parallel shard, (1, head_dim), for all heads of that shard.
 
     Args:
+        published: see `check_fit`.
         prefix: of the names that belong to `module`, taken off; others are somebody else's.
         ignore_prefixes: of names that are known and not wanted.
 
     Raises:
-        ValueError: naming every tensor that is missing, unknown or of another shape; nothing is read then.
+        ValueError: see `check_fit`; nothing is read then.
     """
     shapes = read_shapes(folder)
     names = {
@@ -103,37 +111,60 @@ def load_strict(
         for name in shapes
         if name.startswith(prefix) and not name.startswith(ignore_prefixes or ("\0",))
     }
-    check_fit(module, {names[name]: shapes[name] for name in names}, where=folder)
+    found = {names[name]: shapes[name] for name in names}
+    check_fit(shapes_of(module), found, where=folder, published=published)
     wanted = ((names[name], tensor) for name, tensor in read_tensors(folder) if name in names)
     fill(module, wanted, dtype=dtype, device=device)
 
 
-def check_fit(module: nn.Module, shapes: Mapping[str, torch.Size], *, where: Path) -> None:
-    """Raise ValueError, naming them all, unless `shapes` are those of the module's tensors."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """Return the shape of each of the module's tensors."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def check_fit(
+    expected: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size], *, where: Path, published: bool
+) -> None:
+    """Compare `shapes`, which a file holds, with those `expected`.
+
+    Args:
+        published: by others: unknown tensors are ignored with a warning that names them.
+
+    Raises:
+        ValueError: naming every tensor that is missing, of another shape or, unless `published`, unknown.
+    """
+    unknown = [name for name in shapes if name not in expected]
     problems = {
         "missing": [name for name in expected if name not in shapes],
-        "unexpected": [name for name in shapes if name not in expected],
+        "unexpected": unknown,
         "of another shape": [
             f"{name} {list(shape)} instead of {list(expected[name])}"
             for name, shape in shapes.items()
             if name in expected and not (shape == expected[name] or _can_expand(name, shape, expected[name]))
         ],
     }
-    if any(problems.values()):
+    tolerated = ("unexpected",) if published else ()
+    if any(names for kind, names in problems.items() if kind not in tolerated):
         told = "; ".join(
             f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
         )
         raise ValueError(f"the weights in {where} do not fit its config.json: {told}")
+    if unknown and global_rank() == 0:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        warnings.warn(
+            f"{where} holds tensors of no use here, which are ignored: {', '.join(unknown[:SHOWN])}{more}",
+            stacklevel=2,
+        )
 
 
 def fill(
     module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Put `tensors`, which fit, into `module`, each cast and moved as it comes."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    state = {}
+    """Put `tensors`, which fit, into `module`, each cast and moved as it comes; unknown ones are ignored."""
+    expected, state = shapes_of(module), {}
     for name, tensor in tensors:
+        if name not in expected:
+            continue
         state[name] = expand_norm(name, tensor, expected[name]).to(device, dtype)
     module.load_state_dict(state, strict=True, assign=True)
 

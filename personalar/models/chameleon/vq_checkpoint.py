@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS, read_json
-from personalar.models.chameleon.tensor_files import check_fit, fill, load_strict, read_shapes
+from personalar.models.chameleon.tensor_files import check_fit, fill, load_strict, read_shapes, shapes_of
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
 PREFIX = "model.vqmodel."
@@ -59,7 +59,8 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
             vq = VQModel(vq_config(folder))
         state = read_checkpoint(checkpoint)
         _check_decoder(state, checkpoint)
-        check_fit(vq, {name: tensor.shape for name, tensor in state.items()}, where=checkpoint)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        check_fit(shapes_of(vq), shapes, where=checkpoint, published=True)
         fill(vq, state.items(), dtype=torch.float32, device=device)
         return vq
     inside = "vq_config" in read_json(folder / "config.json")
@@ -70,7 +71,7 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
     if inside and not any(name.startswith(PREFIX) for name in shapes):
         raise ValueError(f"{folder} holds no image tokenizer ({PREFIX}*), as Lumina-mGPT's do not: {HINT}")
     _check_decoder([name.removeprefix(prefix) for name in shapes if name.startswith(prefix)], folder)
-    load_strict(vq, folder, dtype=torch.float32, device=device, prefix=prefix)
+    load_strict(vq, folder, dtype=torch.float32, device=device, published=inside, prefix=prefix)
     return vq
 
 
@@ -101,7 +102,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a vqgan.ckpt by name, without those of its training loss.
 
     Raises:
-        ValueError: when the file is damaged, or holds other objects than tensors, which are never loaded.
+        ValueError: when the file is damaged, holds no tensors, or objects that only running code would load.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,9 +112,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "objects that would run code; copy it again, or save its state_dict apart"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    values = state.items() if isinstance(state, Mapping) else ()
+    tensors = {name: value for name, value in values if isinstance(value, Tensor)}
+    if not tensors:
         raise ValueError(f"{path} holds no state_dict of tensors; it is not a VQGAN checkpoint")
-    return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
 
 
 def _check_decoder(names: Any, where: Path) -> None:
