@@ -15,13 +15,42 @@ WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 MOST = 12
 """Unknown words that a note names."""
 LEAST = 64
-"""Tokens of a prompt that every base is trusted with; its own image is beyond what some configs declare."""
+"""Tokens of a prompt that every base is trusted with; its own picture is beyond what some configs declare."""
 
 
-def longest_prompt(backend: Backend, size: Size | None = None) -> int:
-    """Return how many tokens a prompt may have, so that its picture still lies where the base was trained."""
+def longest_prompt(backend: Backend) -> int:
+    """Return how many tokens a prompt may have: all positions that the base declares."""
+    return backend.max_tokens
+
+
+def length_note(
+    backend: Backend, prompts: Sequence[str], ids: Sequence[Sequence[int]], size: Size | None = None
+) -> str | None:
+    """Return a sentence where pictures end beyond the positions that the base declares, or None.
+
+    They are drawn: rotary positions go on without an end, and the authors' code goes on too, with a reminder.
+
+    Args:
+        prompts, ids: what `encode_prompts` took and returned.
+        size: of the pictures; None: the base's square.
+    """
     answer = len(backend.grammar(*backend.code_shape(size)))
-    return max(LEAST, backend.max_tokens - answer)
+    safe = max(LEAST, longest_prompt(backend) - answer)
+    long = [(prompt, len(some)) for prompt, some in zip(prompts, ids, strict=True) if len(some) > safe]
+    if not long:
+        return None
+    prompt, length = max(long, key=lambda pair: pair[1])
+    others = f" ({len(long)} prompts are longer than {safe})" if len(long) > 1 else ""
+    return (
+        f"the prompt {shortened(prompt)!r} has {length} tokens with its wrapping and its picture {answer}, "
+        f"more than the {longest_prompt(backend)} that this base declares: the end of the picture may be "
+        f"worse; a prompt of at most {safe} avoids that{others}"
+    )
+
+
+def shortened(prompt: str) -> str:
+    """Return the beginning of a prompt, for a message."""
+    return prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
 
 
 def encode_prompts(
@@ -40,14 +69,13 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
     """
-    allowed = longest_prompt(backend, size)
+    allowed = longest_prompt(backend)
     ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         if len(some) > allowed:
-            short = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
             raise ValueError(
-                f"the prompt {short!r} has {len(some)} tokens with its wrapping, this base can read "
-                f"{allowed} before a picture: shorten it"
+                f"the prompt {shortened(prompt)!r} has {len(some)} tokens with its wrapping, this base can "
+                f"read {allowed}: shorten it"
             )
     return ids
 
@@ -93,16 +121,20 @@ def check_prompts(
     prompts: Sequence[str],
     *,
     size: Size | None = None,
-    say: Callable[[str], object] | None = print,
+    words: bool = True,
+    say: Callable[[str], object] = print,
 ) -> None:
     """Raise ValueError for a prompt that cannot be drawn, before the first one is.
 
     Args:
         size: of the pictures, one of the base's; None: its square.
-        say: is told of words that the base was not trained on; None where that was said before.
+        words: say which words the base was not trained on; False where that was said before.
+        say: is told the notes.
     """
     tokens = generator.identifier.tokens if generator.identifier else {}
-    encode_prompts(generator.backend, prompts, tokens, size=size)
-    note = words_note(generator.backend, prompts, tokens)
-    if say is not None and note is not None:
+    ids = encode_prompts(generator.backend, prompts, tokens, size=size)
+    notes = [length_note(generator.backend, prompts, ids, size)]
+    if words:
+        notes.append(words_note(generator.backend, prompts, tokens))
+    for note in filter(None, notes):
         say(f"note: {note}")

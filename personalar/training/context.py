@@ -151,7 +151,8 @@ class Session:
             generator = None if have_files(requests, self.folder.path) else self.generator(*self.load(stage))
             with closing(generator) if generator is not None else nullcontext():
                 if generator is not None:
-                    check_prompts(generator, [request.prompt for request in requests], say=None)
+                    prompts = [request.prompt for request in requests]
+                    check_prompts(generator, prompts, words=False, say=self.reporter.say)
                 files = generate_files(
                     batches, generator, self.folder.path, provenance=provenance, progress=advance
                 )

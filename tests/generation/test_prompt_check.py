@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from conftest_upstream import lumina_backend
 
 from personalar.config.compose import conf_dir, package_path
 from personalar.config.layout import ProtocolConfig
 from personalar.data.dreambench import dreambench_prompts
 from personalar.data.prompts import UNRELATED, fill
-from personalar.generation.prompt_check import check_prompts, unknown_words, words_note
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
+from personalar.generation.prompt_check import check_prompts, encode_prompts, unknown_words, words_note
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
+from personalar.models.chameleon.sequence_layout import Protocol
 from personalar.nano.world.captions import caption_words, sample_example
 from personalar.nano.world.prompts import bench_prompts
 from personalar.nano.world.scene import CLASSES
@@ -63,9 +70,50 @@ def test_the_note_comes_with_the_check_once(tiny_backend, monkeypatch, capsys) -
     model = SimpleNamespace(backend=tiny_backend, identifier=None)
     check_prompts(model, ["a cat on the moon"])
     assert capsys.readouterr().out == "note: this base was not trained on: moon\n"
-    check_prompts(model, ["a cat on the moon"], say=None)
+    check_prompts(model, ["a cat on the moon"], words=False)
     check_prompts(model, ["a cat on the beach"])
     assert capsys.readouterr().out == ""
+
+
+def declaring(backend: ChameleonBackend, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `backend` declare so many positions."""
+    config = dataclasses.replace(backend.transformer.config, max_position_embeddings=positions)
+    monkeypatch.setattr(backend.transformer, "config", config)
+
+
+def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
+    """A square picture has 4164 tokens, more than the 4096 positions that configs of this family declare."""
+    lumina = lumina_backend()
+    protocol = Protocol(lumina.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
+    backend = SimpleNamespace(protocol=protocol, transformer=lumina.transformer, grammar=protocol.grammar)
+    least = len(encode_prompts(backend, [""], None)[0])
+    short, long = "\x01" * (64 - least), "\x01" * (65 - least)
+    said: list[str] = []
+    model = SimpleNamespace(backend=backend, identifier=None)
+    check_prompts(model, [short], say=said.append)
+    assert said == []
+    check_prompts(model, [short, long], say=said.append)
+    assert (
+        len(said) == 1
+        and "has 65 tokens with its wrapping and its picture 4164, more than the 4096" in said[0]
+    )
+    assert said[0].endswith("a prompt of at most 64 avoids that")
+    assert [len(ids) for ids in encode_prompts(backend, [long * 9], None)] > [65]
+    with pytest.raises(ValueError, match="has 4097 tokens with its wrapping, this base can read 4096"):
+        encode_prompts(backend, ["\x01" * (4097 - least)], None)
+
+
+def test_a_picture_beyond_the_declared_positions_is_drawn_alike(tiny_backend, monkeypatch, capsys) -> None:
+    prompt = "\x01" * 90
+    generator = Generator(backend=tiny_backend, decoder=PlainDecoder())
+    within = generator.codes([prompt], [3])
+    length = len(encode_prompts(tiny_backend, [prompt], None)[0])
+    declaring(tiny_backend, length + 3, monkeypatch)
+    check_prompts(generator, [prompt, "a cat", f"{prompt}\x01"])
+    said = capsys.readouterr().out
+    safe = length + 3 - len(tiny_backend.grammar(4, 4))
+    assert f"has {length + 1} tokens" in said and f"(2 prompts are longer than {safe})" in said
+    assert torch.equal(generator.codes([prompt], [3]), within)
 
 
 def test_the_guide_lists_what_nano_knows() -> None:
