@@ -12,7 +12,7 @@ import yaml
 from conftest_run import compose_config
 from PIL import Image
 from test_concept import make
-from test_export import adapter, exporting
+from test_concept_export import adapter, exporting
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.export_card import export_content

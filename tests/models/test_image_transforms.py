@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +165,20 @@ def test_chameleon_resizes_in_one_lanczos_step_after_the_alpha() -> None:
     expected = white.resize((96, 64), Image.Resampling.LANCZOS).crop((16, 0, 80, 64))
     got = preprocess(image, sizes=[(64, 64)], resize="lanczos")
     assert np.array_equal(level(got), np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "CMYK"])
+def test_where_upstream_resizes_in_the_files_own_mode_we_differ_as_documented(mode: str) -> None:
+    """The remedy that docs/own_photos.md names, RGB, gives upstream's pixels."""
+
+    def upstream(image: Image.Image) -> np.ndarray:
+        resized = image.resize((64, 64), Image.Resampling.BICUBIC)
+        return np.asarray(resized.convert("RGB")).transpose(2, 0, 1)
+
+    image = picture(100, 100).convert(mode)
+    ours = level(preprocess(image, sizes=[(64, 64)]))
+    assert np.array_equal(ours, upstream(image.convert("RGB")))
+    assert not np.array_equal(ours, upstream(image))
+    for guide in ("own_photos", "compatibility"):
+        text = (Path(__file__).parents[2] / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+        assert "palette" in text and "1-bit and CMYK photos" in text

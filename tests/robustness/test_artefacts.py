@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from test_concept import NAME, make
-from test_export import adapter
+from test_concept_export import adapter
 
 from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
