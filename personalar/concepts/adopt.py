@@ -87,10 +87,20 @@ def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
             load_lora(ChameleonTransformer(numbers), {Path(name).name: data for name, data in lora.items()})
 
 
+def check_out(out: Path) -> None:
+    """Raise ValueError when `out` holds files that the concept would replace and no concept has written."""
+    from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, files_of
+
+    found = [name for name in (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, "lora") if (out / name).exists()]
+    if found and not files_of(out):
+        raise ValueError(f"out={out} holds {', '.join(found)}, but no concept: choose another folder")
+
+
 def write_concept(config: AdoptConfig) -> None:
     """Do what the command says."""
-    concept = adopt(config, obtain_model(config.model, say=print))
-    print(concept.save(Path(config.out).expanduser()))
+    concept, out = adopt(config, obtain_model(config.model, say=print)), Path(config.out).expanduser()
+    check_out(out)
+    print(concept.save(out))
 
 
 def main() -> None:

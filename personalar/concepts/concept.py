@@ -66,6 +66,20 @@ def package_versions() -> dict[str, str]:
     }
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the checked content of the concept.json in `folder`. Raises as `parse_record`."""
+    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
+    return parse_record(folder / RECORD_FILE, version=FORMAT_VERSION, files=allowed, needed=ROWS_FILE)
+
+
+def files_of(folder: Path) -> set[str]:
+    """Return the names of the files of the concept in `folder`; none where no concept lies there."""
+    try:
+        return set(read_record(folder)["files"])
+    except (OSError, ValueError):
+        return set()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """A learned subject; plain values and CPU tensors."""
@@ -90,13 +104,14 @@ class Concept:
         """Write the folder, `concept.json` last; return it."""
         if (folder / "lora").is_symlink():
             raise ValueError(f"{folder / 'lora'} is a link: nothing is written outside of a concept's folder")
+        before = files_of(folder)
         (folder / RECORD_FILE).unlink(missing_ok=True)
         rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
         files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
         if self.weights:
             weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
             files[WEIGHTS_FILE] = save_safetensors(weights, metadata={"format": "pt"})
-        for stale in {WEIGHTS_FILE, *LORA_FILES} - set(files):
+        for stale in before - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():
             write_atomic(folder / name, data)
@@ -121,8 +136,7 @@ class Concept:
             FileNotFoundError: when it holds no concept.
             ValueError: when it was written by another format version, is damaged or holds NaN.
         """
-        allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
-        record = parse_record(folder / RECORD_FILE, version=FORMAT_VERSION, files=allowed, needed=ROWS_FILE)
+        record = read_record(folder)
         files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
         rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
         changed = files.pop(WEIGHTS_FILE, None)

@@ -27,6 +27,7 @@ from personalar.config.run_config import (
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.targets import check_targets
 from personalar.core.types import STAGE_NAMES
+from personalar.names import check_folder_names, inside
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -136,6 +137,7 @@ def read_config(cfg: DictConfig) -> Any:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+    check_folder_names(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)
     check_ranges(values)
     check_names(values)
@@ -158,7 +160,7 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def register() -> None:
-    """Tell Hydra the schema of every group, and how a folder subject gets its name."""
+    """Tell Hydra the schema of every group, and how names and folders come from other settings."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -171,3 +173,4 @@ def register() -> None:
         "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
     )
     OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)
+    OmegaConf.register_new_resolver("inside", inside, replace=True)

@@ -90,7 +90,7 @@ class SubjectConfig:
     kind: str = "rendered"
     """"rendered" (a fixed instance of the embedded world) or "folder" (one's own photos)."""
     name: str = MISSING
-    """Names the run folder."""
+    """Names the run folder; no path."""
     noun: str = MISSING
     """The class in plain words, for instance dog."""
     seed: int = 0
@@ -268,7 +268,7 @@ class RunConfig:
     reuse: str | None = None
     """Folder of a run whose stage 1 is taken over, where this run would learn the same; null: learn it."""
     overwrite: bool = False
-    """Delete what an earlier run left in the run folder and start afresh."""
+    """Delete what an earlier run wrote in the run folder, and nothing else, and start afresh."""
 
     def __post_init__(self) -> None:
         for name, stage in self.method.stages.items():

@@ -17,6 +17,9 @@ from PIL import Image, PngImagePlugin
 from personalar.core.files import write_atomic
 from personalar.core.types import PromptSpec, Sample
 
+SAMPLE_NAME = r"(subject|class|description|prior|unrelated)_([a-z0-9-]+_)?[0-9a-f]{6}_s\d+\.png"
+"""What `sample_filename` gives a picture of a run."""
+
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write `image` as a PNG whose text chunks (UTF-8) hold `metadata`; create the folder."""
@@ -45,6 +48,11 @@ def sample_filename(kind: str, prompt: str, seed: int, *, size: str | None = Non
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
     return "_".join(filter(None, (kind, words, digest, f"s{seed}", size))) + ".png"
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """Return the pictures in `folder` that `sample_filename` named; others are a person's own."""
+    return sorted(path for path in folder.glob("*.png") if re.fullmatch(SAMPLE_NAME, path.name))
 
 
 def sample_metadata(sample: Sample) -> dict[str, str]:

@@ -8,18 +8,26 @@ run goes on.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from personalar.concepts.concept import RECORD_FILE, Concept
 from personalar.concepts.model_card import PICTURES, write_card
-from personalar.core.files import write_atomic
+from personalar.core.files import TEMPORARY, write_atomic
 from personalar.core.types import STAGE_NAMES, Sample
+from personalar.own_files import FOLDERS, RESULTS, delete_own, delete_temporaries, own_files
 
-OWN = ("run.json", "stages", "cache", "images", "grids", "concept", "references", "logs")
-RESULTS = ("scores.jsonl", "summary.json", "report.html")
+FORMAT_VERSION = 1
+SHARED = (
+    "images/base",
+    "references/redrawn",
+    "cache/photo_codes.safetensors",
+    "cache/class_codes.safetensors",
+)
+"""What depends on base, photos, prompts and seeds alone; the codes carry their own key.
+
+It may be copied into a folder before its run begins."""
 SHOWN = 3
 """Pictures that a concept's card shows."""
 
@@ -58,8 +66,14 @@ class RunFolder:
                 raise ValueError("no object with stages")
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{record} is damaged ({error}): restore it, or delete the run folder"
+                f"{record} is damaged ({error}): restore it, or choose another folder with hydra.run.dir=DIR"
             ) from error
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its run.json is one that a run wrote."""
+        learned = isinstance(self.record.get("settings"), dict) and "photos" in self.record
+        return learned and self.record.get("format_version") == FORMAT_VERSION
 
     def concept(self, stage: str) -> Path:
         """Where `stage` leaves its concept."""
@@ -82,42 +96,49 @@ class RunFolder:
         """Make sure that what lies here was learned with the same `settings` and `photos` (a fingerprint).
 
         Raises:
-            ValueError: when it was learned with others; they are named.
+            ValueError: when it was learned with others, which are named, or is no run's.
         """
-        if overwrite:
+        if not self.is_run and (found := self.strangers()):
+            raise ValueError(
+                f"{self.path} holds {first_few(found)} but no run.json that says what they were made with: "
+                "they are left as they are; choose another folder with hydra.run.dir=DIR"
+            )
+        delete_temporaries(self.path)
+        if overwrite and self.is_run:
             self.clear()
         changed = differences(self.record.get("settings", {}), settings)
         if self.record.get("photos", photos) != photos:
             changed.insert(0, "other photos")
-        learned = (self.path / "images").exists() or (self.path / "stages").exists()
-        # Pictures of the base alone may be another run's, copied: they do not depend on what is learned.
-        others = {path.name for path in self.path.glob("images/*")} - {"base"}
-        if (others or (self.path / "stages").exists()) and not self.record:
-            raise ValueError(
-                f"{self.path} holds pictures or stages but no run.json that says what they were made with: "
-                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
-            )
-        for partial in self.path.rglob(".*.tmp"):  # what a killed run was writing
-            partial.unlink(missing_ok=True)
-        if learned and self.record and changed:
+        if self.record and changed and any(own_files(self.path, "images", "stages")):
             raise ValueError(
                 f"{self.path} holds a run with other settings ({first_few(changed)}): "
                 "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
             )
 
-    def clear(self) -> None:
-        """Delete what runs wrote here, and nothing else."""
-        for name in (*OWN, *RESULTS):
-            path = self.path / name
+    def strangers(self) -> list[str]:
+        """Return the names of what lies where a run would write, beyond what is `SHARED`."""
+        found = []
+        for name in ("run.json", *RESULTS, *FOLDERS):
+            path, inside = self.path / name, {name}
             if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+                names = [entry.name for entry in path.iterdir()]
+                inside = {f"{name}/{entry}" for entry in names if not TEMPORARY.fullmatch(entry)}
+            if path.exists() and not inside <= set(SHARED):
+                found.append(name)
+        return found
+
+    def clear(self) -> None:
+        """Delete what runs wrote here, and nothing else; run.json stays, to say whose folder this is."""
+        kept = {name: self.record[name] for name in ("settings", "photos")}
         self.record = {}
+        self.update(**kept)
+        for name in RESULTS:
+            (self.path / name).unlink(missing_ok=True)
+        delete_own(self.path, *FOLDERS)
 
     def update(self, **facts: Any) -> None:
         """Put `facts` into run.json."""
-        self.record = {"format_version": 1, **self.record, **facts}
+        self.record = {"format_version": FORMAT_VERSION, **self.record, **facts}
         write_atomic(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False).encode())
 
     def update_stage(self, stage: str, **facts: Any) -> None:
@@ -131,13 +152,13 @@ class RunFolder:
         if "checkpoint" in stages.get(stage, {}):
             facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}
             self.update(stages={**stages, stage: facts})
-        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+        delete_own(self.path, f"stages/{stage}/checkpoints")
 
     def publish(self, stage: str) -> Path:
         """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
         concept = Concept.load(self.concept(stage))
         folder = concept.save(self.path / "concept")
-        shutil.rmtree(folder / PICTURES, ignore_errors=True)  # those of the stage before
+        delete_own(self.path, f"concept/{PICTURES}")  # those of the stage before
         write_card(concept, folder)
         return folder
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from personalar.config.run_config import RunConfig
+from personalar.core.files import temporary
 
 LOCK_FILE = ".lock"
 HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
@@ -101,7 +102,7 @@ def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
     if not leads:
         return
     with locked(run_dir):
-        probe = run_dir / f".probe.{os.getpid()}.tmp"
+        probe = temporary(run_dir / "probe")
         try:
             probe.write_bytes(bytes(1 << 16))
         finally:
@@ -114,7 +115,10 @@ def check_started_alone(config: RunConfig) -> None:
     if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
         return
     if config.overwrite:
-        raise ValueError("overwrite=true cannot be given to torchrun or srun: delete the run folder first")
+        raise ValueError(
+            "overwrite=true cannot be given to torchrun or srun: choose another folder with "
+            "hydra.run.dir=DIR, or delete the run folder first"
+        )
     if config.reuse:
         raise ValueError(
             "reuse=DIR cannot be given to torchrun or srun: do stage 1 in this folder first, with the same "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
-from personalar.core.png import load_sample, save_png
+from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
 from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
@@ -43,7 +43,7 @@ def read_pictures(row: Row) -> dict[Picture, Sample]:
     """Return the samples of a row's states by subject, template and seed."""
     found: dict[Picture, Sample] = {}
     for state in row.states:
-        for path in sorted((state.run_dir / "images" / state.stage).glob("*.png")):
+        for path in sample_files(state.run_dir / "images" / state.stage):
             sample = load_sample(path)
             if sample.kind == state.kind:
                 found[str(state.run.get("subject")), sample.spec.text, sample.seed] = sample

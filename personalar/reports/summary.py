@@ -106,7 +106,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} is damaged ({error}): restore it, or delete the run folder and run the command again"
+            f"{path} is damaged ({error}): restore it, or run the command again in another folder"
         ) from error
     if run.get("format_version") != FORMAT_VERSION:
         raise ValueError(

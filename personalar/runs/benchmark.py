@@ -25,11 +25,12 @@ from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.gpus import visible_gpus
 from personalar.core.files import write_atomic
 from personalar.core.process import available_cores
+from personalar.core.run_folder import SHARED
 from personalar.core.types import STAGE_NAMES
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
-from personalar.runs.reuse import FIRST, SHARED, copy_files
+from personalar.runs.reuse import FIRST, copy_files
 
 TITLES = {
     ("two_stage", "embedding"): "textual inversion (stage 1)",

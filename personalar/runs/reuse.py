@@ -13,17 +13,10 @@ from personalar.concepts.concept import RECORD_FILE, Concept, base_fingerprint
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.files import write_atomic
-from personalar.core.run_folder import RunFolder, differences, first_few
+from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
 
 FIRST = "embedding"
-SHARED = (
-    "images/base",
-    "references/redrawn",
-    "cache/photo_codes.safetensors",
-    "cache/class_codes.safetensors",
-)
-"""What depends on base, photos, prompts and seeds alone; the codes carry their own key."""
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:

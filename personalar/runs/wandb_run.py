@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from personalar.core.png import read_png_metadata
+from personalar.core.png import read_png_metadata, sample_files
 from personalar.core.run_folder import RunFolder, flatten
 from personalar.core.types import STAGE_NAMES
 from personalar.scoring.score_file import read_scores
@@ -127,7 +127,7 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
         scores.setdefault(key, {})[line["scorer"]] = line["value"]
     rows = []
     for stage in STAGE_NAMES:
-        for path in sorted((run_dir / "images" / stage).glob("*.png")):
+        for path in sample_files(run_dir / "images" / stage):
             facts = read_png_metadata(path)
             found = {
                 **{name: facts[name] for name in ("stage", "kind", "prompt")},

@@ -25,8 +25,10 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from personalar.core.files import temporary
 from personalar.core.process import global_rank
 from personalar.core.run_folder import RunFolder
+from personalar.own_files import remove
 
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
@@ -49,17 +51,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        unfinished = temporary(path)
         try:
-            with temporary.open("wb") as stream:
+            with unfinished.open("wb") as stream:
                 torch.save(checkpoint, stream)
-            os.replace(temporary, path)
+            os.replace(unfinished, path)
         except (RuntimeError, OSError) as error:
             if (refused := _refusal(error)) is None:
                 raise
             raise OSError(refused.errno, refused.strerror, str(path)) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read tensors and plain values; other objects, which could run code, are never made.
@@ -158,13 +160,6 @@ def _check_entry(record: Any, where: Path) -> None:
         )
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 class StageCheckpoint(L.Callback):
     """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end."""
 
@@ -259,7 +254,7 @@ class StageCheckpoint(L.Callback):
         """Write a checkpoint, name it in run.json, delete those before."""
         path = self.folder.checkpoints(self.stage) / f"step_{trainer.global_step:06d}.ckpt"
         if trainer.is_global_zero:
-            _remove(path)  # half of one, from a run that was killed here
+            remove(path)  # half of one, from a run that was killed here
         trainer.strategy.barrier()
         with full_disk_named(path):
             trainer.save_checkpoint(path)
@@ -277,4 +272,4 @@ class StageCheckpoint(L.Callback):
         )
         for other in path.parent.iterdir():
             if other != path and NAME.fullmatch(other.name):
-                _remove(other)
+                remove(other)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from personalar.concepts.concept import Concept
 from personalar.config.run_config import LoggerConfig
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
+from personalar.own_files import delete_own
 from personalar.runs.wandb_run import steps_before
 from personalar.training.callbacks.best_step import BestStep, Patience
 from personalar.training.callbacks.collect import Learned
@@ -177,7 +177,7 @@ def leave_concept(
     note_move(session, stage, start, concept)
     concept.save(session.folder.concept(stage.name))
     if best is not None:
-        shutil.rmtree(best.folder)
+        delete_own(session.folder.path, f"stages/{stage.name}/best")
 
 
 def stage_flops(session: Session, stage: Stage) -> float:

@@ -192,7 +192,7 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a run folder: no run\.json"):
         write_summary(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"is damaged .*: restore it, or delete the run folder"):
+    with pytest.raises(ValueError, match=r"is damaged .*: restore it, or run the command again in another"):
         write_summary(tmp_path)
     (tmp_path / "run.json").write_text('{"format_version": 99}')
     with pytest.raises(ValueError, match=r"has format_version 99; this version of personalar reads 1"):

@@ -367,7 +367,7 @@ def test_a_record_of_checkpoints_that_is_none(tmp_path: Path, entry: object) -> 
 @pytest.mark.parametrize("text", ["[]", "3", '{"stages": 3}', "[" * 100_000, '"x"'])
 def test_a_run_record_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json is damaged .*delete the run folder"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*choose another folder"):
         RunFolder(tmp_path)
 
 

@@ -7,6 +7,7 @@ checkpoint finds what that checkpoint calls the best.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from personalar.training.callbacks.collect import learned_parts
 
+NAME = re.compile(r"step_\d{6,}")
 Save = Callable[..., object]
 
 
@@ -57,7 +59,8 @@ class BestStep(L.Callback):
             self.save(self.kept(self.step), tokens=pl_module.identifier.tokens, **parts)
             needed = {self.kept(self.step), self.kept(self._named)}
             for other in set(self.folder.iterdir()) - needed:
-                shutil.rmtree(other)
+                if NAME.fullmatch(other.name):
+                    shutil.rmtree(other)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the best in the checkpoint, which then needs it."""

@@ -1,0 +1,77 @@
+"""What a run writes into its folder, by name; nothing else that lies there is ever deleted.
+
+A person may keep files of their own in a run folder, or name a folder that is no run's by mistake.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from personalar.concepts.concept import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.concepts.model_card import CARD_FILE, PICTURES
+from personalar.core.files import TEMPORARY
+from personalar.core.png import SAMPLE_NAME
+from personalar.core.types import STAGE_NAMES
+
+FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
+RESULTS = ("scores.jsonl", "summary.json", "report.html")
+OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
+"""What temporary files were called before they named the program."""
+
+_STAGE = f"({'|'.join(STAGE_NAMES)})"
+_CONCEPT = f"({'|'.join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))})"
+OWN = re.compile(
+    "|".join(
+        [
+            rf"stages/{_STAGE}/(concept/{_CONCEPT}|best/step_\d{{6,}}|checkpoints/step_\d{{6,}}\.ckpt)",
+            rf"cache/((photo|class)_codes\.safetensors|start/{_CONCEPT})",
+            rf"images/{_STAGE}/{SAMPLE_NAME}",
+            rf"grids/(overview|{_STAGE}(_\d{{5,}})?)\.png",
+            rf"concept/({_CONCEPT}|{re.escape(CARD_FILE)}|{PICTURES}/{SAMPLE_NAME})",
+            r"references/((cropped|redrawn)/)?\d{2,}\.png",
+            rf"logs/{_STAGE}/(part_\d+|tensorboard)/(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+)",
+            r"logs/wandb/((offline-)?run-\d{8}_\d{6}-[^/]+|latest-run|debug[^/]*\.log)",
+        ]
+    )
+)
+"""Paths in a run folder; those that may be folders (of checkpoints, of W&B) are ours with all they hold."""
+
+
+def own_files(root: Path, *below: str) -> Iterator[Path]:
+    """Yield what a run wrote in the run folder `root`, below its folders `below`."""
+    for folder in below:
+        for path in sorted((root / folder).rglob("*")):
+            if OWN.fullmatch(path.relative_to(root).as_posix()):
+                yield path
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder; what is gone already is no mistake."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def delete_own(root: Path, *below: str) -> None:
+    """Delete `own_files`, and the folders in which nothing is left then."""
+    for path in own_files(root, *below):
+        remove(path)
+        for parent in path.relative_to(root).parents[:-1]:
+            with suppress(OSError):  # it holds something else
+                (root / parent).rmdir()
+
+
+def delete_temporaries(root: Path) -> None:
+    """Delete what a killed run was writing in the run folder `root`."""
+    for path in root.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            remove(path)
+    for folder in FOLDERS:
+        for path in (root / folder).rglob(".*.tmp"):
+            if TEMPORARY.fullmatch(path.name) or OLDER_TEMPORARY.fullmatch(path.name):
+                remove(path)
