@@ -83,9 +83,8 @@ def declaring(backend: ChameleonBackend, positions: int, monkeypatch: pytest.Mon
 
 def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     """A square picture has 4164 tokens, more than the 4096 positions that configs of this family declare."""
-    lumina = lumina_backend()
-    protocol = Protocol(lumina.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
-    backend = SimpleNamespace(protocol=protocol, transformer=lumina.transformer, grammar=protocol.grammar)
+    backend = lumina_backend()
+    backend.protocol = Protocol(backend.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
     least = len(encode_prompts(backend, [""], None)[0])
     short, long = "\x01" * (64 - least), "\x01" * (65 - least)
     said: list[str] = []

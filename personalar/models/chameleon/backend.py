@@ -224,7 +224,7 @@ class ChameleonBackend(nn.Module):
         dropout: Dropout | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `ChameleonTransformer.forward`."""
-        return self.transformer(embeds, positions, cache, mask, dropout)
+        return self.transformer(embeds, positions, cache, mask, dropout=dropout)
 
     def head(self, rows: slice) -> Head:
         """Return the map from hidden states to the logits of the ids `rows`."""
