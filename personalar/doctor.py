@@ -98,9 +98,7 @@ def model_files(model: ModelConfig) -> Finding:
         f"model={model.name}: {len(sizes)} weight file(s), {total / 1e9:.2f} GB, {model.dtype} when loaded"
     ]
     lines += [
-        f"transformer: {files.base}",
-        f"image tokenizer: {files.vq}",
-        f"text tokenizer: {files.tokenizer}",
+        *(f"{part}: {where}" for part, where in files.parts().items()),
         *pins(model),
     ]
     sampling = model.sampling

@@ -22,7 +22,7 @@ from personalar.sample import concept_folder
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
     from personalar.concepts.concept import Concept
-    from personalar.models.chameleon.backend import ChameleonBackend
+    from personalar.models.base import Backend
     from personalar.models.chameleon.transformer import TransformerConfig
 
 CHECKPOINT = "checkpoint"
@@ -72,7 +72,7 @@ def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
             )
 
 
-def read_learned(config: ExportConfig, concept: Concept) -> tuple[ChameleonBackend, int | None, str]:
+def read_learned(config: ExportConfig, concept: Concept) -> tuple[Backend, int | None, str]:
     """Return the base with all that was learned in it, the rows of its norms in files, and that in words.
 
     Raises:
@@ -81,12 +81,11 @@ def read_learned(config: ExportConfig, concept: Concept) -> tuple[ChameleonBacke
     import torch
 
     from personalar.concepts.concept import base_fingerprint
-    from personalar.models.chameleon.backend import load_backend
     from personalar.models.chameleon.export import shared_norm_rows
 
     files = obtain_model(config.model, say=print)
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
-    backend = load_backend(files, dtype=getattr(torch, config.model.dtype))
+    backend = files.load(dtype=getattr(torch, config.model.dtype), device="cpu", attention="sdpa")
     identifier = concept.apply(backend)
     transformer = backend.transformer
     table = transformer.model.embed_tokens.weight
@@ -130,9 +129,7 @@ def left_out(config: ExportConfig, concept: Concept) -> str:
     )
 
 
-def _write_checkpoint(
-    config: ExportConfig, backend: ChameleonBackend, folder: Path, norm_rows: int | None
-) -> Path:
+def _write_checkpoint(config: ExportConfig, backend: Backend, folder: Path, norm_rows: int | None) -> Path:
     import torch
 
     from personalar.models.chameleon.export import export_backend

@@ -73,13 +73,11 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
     from personalar.concepts.concept import Concept, base_fingerprint
     from personalar.generation.generator import Generator
     from personalar.generation.lossy import make_lossy
-    from personalar.models.chameleon.backend import load_backend
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     size_of(config, files.layout)  # before the weights are read
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
-    backend = load_backend(
-        files,
+    backend = files.load(
         dtype=getattr(torch, config.model.dtype),
         device=config.trainer.torch_device,
         attention=config.trainer.attention,

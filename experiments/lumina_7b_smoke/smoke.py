@@ -29,8 +29,8 @@ from memory import peak_host_bytes, reset_peak_memory
 from personalar.config.compose import conf_dir, group_options, read_config, register
 from personalar.config.run_config import RunConfig
 from personalar.data.datamodule import encode_photos
-from personalar.models.chameleon.backend import load_backend
 from personalar.models.chameleon.model_files import ModelFiles
+from personalar.models.chameleon.serialization import load_backend
 from personalar.run import prepare
 from personalar.training.context import Session
 from personalar.training.train import train_stage

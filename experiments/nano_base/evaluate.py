@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.serialization import load_backend
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import article, place, wearing
 from personalar.nano.world.contexts import CONTEXTS

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from train_base import base_config, load_vq
 
-from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
+from personalar.models.chameleon.serialization import save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer
 from personalar.nano.world.captions import caption_words

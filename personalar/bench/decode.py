@@ -38,7 +38,8 @@ from personalar.config.compose import composed, conf_dir, read_config
 from personalar.core.png import save_png
 from personalar.core.process import keep_memory, prepare_torch
 from personalar.generation.generator import Generator
-from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import load_backend
 from personalar.models.loading import obtain_model
 
 

@@ -39,7 +39,8 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.core.process import keep_memory, prepare_torch
 from personalar.generation.generator import Generator
 from personalar.generation.lossy import make_lossy, require_torchao
-from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import load_backend
 from personalar.models.loading import obtain_model
 from personalar.reports.bootstrap import difference
 from personalar.scoring.registry import load_scorers

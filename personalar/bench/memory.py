@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 
 from personalar.generation.batching import PICTURES_AT_ONCE
+from personalar.models.chameleon.memory_shape import decode_bytes
 from personalar.models.chameleon.transformer import TransformerConfig
 from personalar.models.chameleon.vq import VQConfig
-from personalar.models.chameleon.vq_memory import decode_bytes
 from personalar.training.memory import Workload, estimate, peak, sampling_bytes
 
 QKV = ("model.layers.*.self_attn.[qkv]_proj.weight",)

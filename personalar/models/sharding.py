@@ -1,4 +1,4 @@
-"""Weights that no process holds alone (ZeRO 3): build them cut up, fill them, read them back whole.
+"""Weights that no process holds alone (ZeRO 3): fill them and read them back whole.
 
 Everything here also works on ordinary parameters, so that callers do not ask which kind they have. All
 processes must call these functions together and in the same order.
@@ -6,17 +6,16 @@ processes must call these functions together and in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from personalar.models.chameleon.backend import ChameleonBackend, is_sharded, load_backend
-from personalar.models.chameleon.model_files import ModelFiles, read_json
-from personalar.models.chameleon.tensor_files import check_fit, expand_norm, read_shapes, read_tensors
-from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Tell whether `parameter` is cut up over processes (DeepSpeed's ZeRO 3)."""
+    return hasattr(parameter, "ds_id")
 
 
 @contextmanager
@@ -52,39 +51,3 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
     with whole(parameter, changed=True):
         if parameter.shape == values.shape:
             parameter.copy_(values)
-
-
-def load_sharded_backend(
-    files: ModelFiles,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attention: str,
-    changed: Mapping[str, Tensor],
-) -> ChameleonBackend:
-    """Read a base within DeepSpeed's sharding context, one tensor at a time.
-
-    A layer is cut up as soon as it is made, so that a process never holds more than its share and one tensor.
-
-    Args:
-        files, dtype, device, attention: as for `load_backend`.
-        changed: weights by name to take in place of the files' (an earlier stage's).
-    """
-    numbers = read_json(files.base / "config.json")
-    transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-    parameters = dict(transformer.named_parameters())
-    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
-    found = {name: s for name, s in read_shapes(files.base).items() if not name.startswith(VQ_PREFIX)}
-    check_fit(shapes, found, where=files.base, published=files.published)
-    for name, tensor in read_tensors(files.base):
-        if name not in parameters:
-            continue
-        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
-        if tensor.shape != shapes[name]:
-            raise ValueError(
-                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
-                "take the base that it was learned on"
-            )
-        assign(parameters[name], tensor)
-    with ordinary_modules():
-        return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)

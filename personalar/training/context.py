@@ -28,8 +28,7 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.prompt_check import check_prompts
 from personalar.generation.requests import Request, chunks, pick_grid_prompts, requests_for
-from personalar.models.chameleon.backend import ChameleonBackend, load_backend
-from personalar.models.chameleon.model_files import ModelFiles
+from personalar.models.base import Backend, ModelFiles
 from personalar.reports.picture_grid import draw_grid, stack
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer
@@ -74,17 +73,14 @@ class Session:
         """Precision of the base."""
         return getattr(torch, self.config.model.dtype)
 
-    def load_base(self) -> ChameleonBackend:
+    def load_base(self) -> Backend:
         """Return a fresh backend with the base's weights."""
         prepare_torch(self.config.trainer.threads)
-        return load_backend(
-            self.model_files,
-            dtype=self.dtype,
-            device=self.device,
-            attention=self.config.trainer.attention,
+        return self.model_files.load(
+            dtype=self.dtype, device=self.device, attention=self.config.trainer.attention
         )
 
-    def load(self, stage: str) -> tuple[ChameleonBackend, Identifier | None]:
+    def load(self, stage: str) -> tuple[Backend, Identifier | None]:
         """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
         backend = self.load_base()
         if stage == "base":
@@ -107,7 +103,7 @@ class Session:
             **learned,
         )
 
-    def generator(self, backend: ChameleonBackend, identifier: Identifier | None) -> Generator:
+    def generator(self, backend: Backend, identifier: Identifier | None) -> Generator:
         """Return what makes pictures with this state of the model."""
         if backend.is_cut_up:  # jacobi's passes depend on the picture, and a batch on what memory is free
             plain = PlainDecoder(**asdict(self.decoder.sampling))

@@ -12,11 +12,7 @@ import torch
 
 from personalar.config.run_config import RunConfig, TrainerConfig
 from personalar.generation.batching import PICTURES_AT_ONCE
-from personalar.models.chameleon.model_files import ModelFiles, read_json
-from personalar.models.chameleon.transformer import TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.chameleon.vq_checkpoint import vq_config
-from personalar.models.chameleon.vq_memory import decode_bytes
+from personalar.models.base import ModelFiles
 from personalar.training.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
 from personalar.training.model_prep import require_bitsandbytes
 from personalar.training.stage import Stage, share_of
@@ -71,44 +67,29 @@ def check_host(config: RunConfig, work: Workload) -> None:
         )
 
 
-def read_shape(files: ModelFiles, attention: str) -> tuple[TransformerConfig, VQConfig]:
-    """Return what transformer and image tokenizer look like, from a base's descriptions."""
-    numbers = read_json(files.base / "config.json")
-    return TransformerConfig.from_hf(numbers, attention=attention), vq_config(files.vq)
-
-
-def network_bytes(vq: VQConfig) -> int:
-    """Return what the image tokenizer's weights take; they are float32 whatever the base is."""
-    with torch.device("meta"):
-        return sum(parameter.nbytes for parameter in VQModel(vq).parameters())
-
-
 def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
     """Return what `stage` asks of one device, with nothing spared."""
-    shape, vq = read_shape(files, config.trainer.attention)
-    resolution, num_codes = files.layout.resolution, vq.num_embeddings
-    side = resolution // vq.downsample
+    shape = files.shape(attention=config.trainer.attention, images=PICTURES_AT_ONCE)
     world = config.trainer.devices * config.trainer.num_nodes
     answer = config.model.recipe.loss == "answer"
-    image_tokens = side * (side + 1) + 5
     return Workload(
-        shape=shape,
+        shape=shape.network,
         dtype=getattr(torch, config.model.dtype),
         patterns=tuple(stage.trains.parameters),
         lora_rank=stage.trains.lora.rank,
         lora_every=stage.trains.lora.every_n_layers,
         base_bits=config.method.base_bits if stage.trains.lora.rank else 16,
         batch=share_of(stage.numbers, world)[0],
-        tokens=PROMPT_TOKENS + image_tokens,
-        image_tokens=image_tokens if answer else side * side,
-        choices=shape.vocab_size if answer else num_codes,
+        tokens=PROMPT_TOKENS + shape.answer_tokens,
+        image_tokens=shape.answer_tokens if answer else shape.codes,
+        choices=shape.network.vocab_size if answer else shape.num_codes,
         recompute=bool(config.memory.recompute),
         optimizer=config.memory.optimizer or "adamw",
         dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
-        extra=network_bytes(vq),
-        pictures=decode_bytes(vq, PICTURES_AT_ONCE, resolution**2),
+        extra=shape.tokenizer_bytes,
+        pictures=shape.decode_bytes,
     )
 
 

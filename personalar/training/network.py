@@ -9,7 +9,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import inject_lora
 from personalar.concepts.concept import Concept
 from personalar.data.datamodule import stream_seed
-from personalar.models.sharding import load_sharded_backend, ordinary_modules
+from personalar.models.sharding import ordinary_modules
 from personalar.training.context import Session
 from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.module import Network
@@ -49,8 +49,7 @@ def build_sharded_network(session: Session, stage: Stage, concept: Concept) -> N
         raise ValueError("method.base_bits=4 cannot be cut up: use trainer=gpu, ddp or zero2")
     if concept.lora:
         raise ValueError("a stage after a LoRA stage cannot start cut up: use trainer=ddp or zero2 for it")
-    backend = load_sharded_backend(
-        session.model_files,
+    backend = session.model_files.load_sharded(
         dtype=session.dtype,
         device=session.device,
         attention=session.config.trainer.attention,

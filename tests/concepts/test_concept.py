@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept, base_fingerprint
-from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.serialization import load_backend
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

@@ -24,8 +24,8 @@ from personalar.config.commands import AdoptConfig, ExportConfig
 from personalar.export import write_export
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.chameleon.backend import load_backend
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
+from personalar.models.chameleon.serialization import load_backend
 
 QKV = "model.layers.{}.self_attn.{}_proj.weight"
 

@@ -24,9 +24,10 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.generation.prompt_check import encode_prompts, length_note
-from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.sequence_layout import Protocol
+from personalar.models.chameleon.serialization import save_backend
 
 SIZES = [(64, 16), (48, 16), (32, 16), (32, 32), (16, 32), (16, 48), (16, 64)]
 PROMPT = "a photo of a [V] cat"
@@ -181,7 +182,7 @@ def test_the_command_draws_the_size_that_it_is_given(concept, tmp_path: Path, mo
 
 
 def test_a_wrong_size_is_said_before_the_weights_are_read(concept, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("personalar.models.chameleon.backend.load_backend", None)
+    monkeypatch.setattr("personalar.models.chameleon.serialization.load_backend", None)
     words = [f"concept={concept[0]}", f"prompts={PROMPT}", *concept[1:], "size=64x64"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(

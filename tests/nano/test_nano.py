@@ -13,7 +13,8 @@ from PIL import Image
 from personalar.config.compose import package_path
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.chameleon.backend import ChameleonBackend, load_backend
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import load_backend
 from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import CLASSES, render, sample_instance, sample_scene

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import personalar.training.memory_fit
 from personalar.config.compose import package_path
+from personalar.models.chameleon.memory_shape import decode_bytes, images_at_once, shape_of
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
 from personalar.models.dropout import Dropout
 from personalar.training.loss import head_loss
 from personalar.training.memory import (
@@ -165,12 +165,8 @@ def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """zero3_offload fits a small device, where the host holds what the device does not."""
     monkeypatch.setattr(personalar.training.memory_fit, "check_devices", lambda trainer: None)
-    monkeypatch.setattr(
-        personalar.training.memory_fit,
-        "read_shape",
-        lambda files, attention: (TransformerConfig(), VQConfig()),
-    )
-    files = Mock(layout=Mock(resolution=512))
+    shape = shape_of(TransformerConfig(), VQConfig(), resolution=512, images=4)
+    files = Mock(shape=lambda attention, images: shape)
 
     def plan(method: str, host: float) -> None:
         monkeypatch.setattr(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest_backend import make_backend
 
-from personalar.models.chameleon.backend import save_backend
+from personalar.models.chameleon.serialization import save_backend
 from personalar.training.model_prep import prepare_blocks, quantize_base
 from personalar.training.optimizer import make_optimizer
 

@@ -14,7 +14,7 @@ from personalar.config.run_config import StageMethod
 from personalar.data.datamodule import collate
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon.serialization import load_backend
 from personalar.training.loss import sequence_loss
 from personalar.training.module import Network, PersonalizationModule
 from personalar.training.stage import Stage, select_parameters

@@ -6,8 +6,6 @@ They are one class with other numbers. Where their files lie and what they are c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,27 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from personalar.core.files import write_atomic
 from personalar.core.image_sizes import choose_bucket
 from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.cache import KVCache
-from personalar.models.chameleon.export import hf_config
-from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
+from personalar.models.chameleon.memory_shape import decode_bytes, images_at_once
 from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
-from personalar.models.chameleon.tensor_files import load_strict, write_tensors
 from personalar.models.chameleon.tokenizer import Tokenizer
-from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
-from personalar.models.chameleon.vq_checkpoint import load_vq
-from personalar.models.chameleon.vq_memory import decode_bytes, images_at_once
+from personalar.models.chameleon.transformer import ChameleonTransformer
+from personalar.models.chameleon.vq import VQModel
 from personalar.models.dropout import Dropout
 from personalar.models.image_transforms import preprocess, to_model_range
-
-
-def is_sharded(parameter: nn.Parameter) -> bool:
-    """Tell whether `parameter` is cut up over processes (DeepSpeed's ZeRO 3)."""
-    return hasattr(parameter, "ds_id")
+from personalar.models.sharding import is_sharded
 
 
 class ChameleonBackend(nn.Module):
@@ -241,78 +229,3 @@ class ChameleonBackend(nn.Module):
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         return self.transformer.logits(hidden, self.tokenizer.image_rows)
-
-
-def load_backend(
-    where: Path | ModelFiles,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    attention: Literal["eager", "sdpa"] = "sdpa",
-    transformer: ChameleonTransformer | None = None,
-) -> ChameleonBackend:
-    """Read a base model; everything in it is frozen and in evaluation mode.
-
-    Args:
-        where: a model folder, or the files that `files.open_folder` found.
-        dtype: precision of the transformer; the VQ model stays float32.
-        attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
-        transformer: one that is filled already, in place of the weights in the files.
-
-    Raises:
-        FileNotFoundError: when a file is missing.
-        ValueError: when files do not fit together, naming the tensors or settings.
-    """
-    device = torch.device(device)
-    files = open_folder(where) if isinstance(where, Path) else where
-    tokenizer = Tokenizer.from_file(files.tokenizer)
-    numbers = read_json(files.base / "config.json")
-    codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
-    tokenizer.check_ids(files.layout.ids | codes)
-    if transformer is None:
-        with torch.device("meta"):
-            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
-        load_strict(
-            transformer,
-            files.base,
-            dtype=dtype,
-            device=device,
-            published=files.published,
-            ignore_prefixes=(VQ_PREFIX,),
-        )
-    vq = load_vq(files.vq, device=device)
-    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
-    return backend.eval().requires_grad_(False)
-
-
-def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a model folder with weights in `dtype`, each file atomically; return it."""
-    tokenizer, vq = backend.tokenizer, backend.vq.config
-    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype, norm_rows=None)
-    write_json(path / "base" / "config.json", base)
-    write_json(path / "vq" / "config.json", vq.to_hf())
-    write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
-    write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
-    write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
-    write_json(path / "protocol.json", asdict(backend.protocol.config))
-    return path
-
-
-def init_backend(
-    *,
-    transformer: TransformerConfig,
-    vq: VQConfig,
-    tokenizer: Tokenizer,
-    protocol: ProtocolConfig,
-    seed: int,
-) -> ChameleonBackend:
-    """Return an untrained backend whose weights are drawn from `seed`."""
-    with torch.device("meta"):
-        networks = ChameleonTransformer(transformer), VQModel(vq)
-    generator = torch.Generator().manual_seed(seed)
-    for network in networks:
-        network.to_empty(device="cpu").init_weights(generator)
-    return ChameleonBackend(
-        transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
-    ).eval()

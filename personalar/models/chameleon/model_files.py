@@ -18,13 +18,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from personalar.config.layout import ProtocolConfig
 from personalar.core.files import write_atomic
+
+if TYPE_CHECKING:  # torch is loaded where a model is
+    import torch
+    from torch import Tensor
+
+    from personalar.models.base import BaseShape
+    from personalar.models.chameleon.backend import ChameleonBackend
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -98,6 +105,35 @@ class ModelFiles:
         if (self.vq / VQ_CHECKPOINT).is_file():
             return [*files, self.vq / VQ_CHECKPOINT]
         return files if self.vq == self.base else [*files, *weight_files(self.vq)]
+
+    def parts(self) -> dict[str, Path]:
+        """Return where each part of the base is, by its name in plain words."""
+        return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
+
+    def shape(self, *, attention: str, images: int) -> BaseShape:
+        """Return the numbers that decide memory, for `images` images decoded together."""
+        from personalar.models.chameleon.memory_shape import read_shape
+
+        return read_shape(self, attention=attention, images=images)
+
+    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
+        """Return the base; see `serialization.load_backend`."""
+        from personalar.models.chameleon.serialization import load_backend
+
+        return load_backend(self, dtype=dtype, device=device, attention=attention)
+
+    def load_sharded(
+        self,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        attention: str,
+        changed: Mapping[str, Tensor],
+    ) -> ChameleonBackend:
+        """Return the base sharded by DeepSpeed; see `serialization.load_sharded_backend`."""
+        from personalar.models.chameleon.serialization import load_sharded_backend
+
+        return load_sharded_backend(self, dtype=dtype, device=device, attention=attention, changed=changed)
 
 
 def open_folder(

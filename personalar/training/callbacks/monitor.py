@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from personalar.core.process import peak_memory_bytes
-from personalar.models.chameleon.backend import is_sharded
+from personalar.models.sharding import is_sharded
 from personalar.training.strategy import gradient_norm
 
 

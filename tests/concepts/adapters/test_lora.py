@@ -18,7 +18,8 @@ from personalar.concepts.adapters.lora import (
     merge_lora,
     remove_lora,
 )
-from personalar.models.chameleon.backend import ChameleonBackend, save_backend
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import save_backend
 from personalar.models.chameleon.transformer import ChameleonTransformer
 
 IDS = torch.tensor([[0, 70, 5, 9, 30, 200]])

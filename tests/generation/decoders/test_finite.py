@@ -15,7 +15,8 @@ from torch import Tensor
 from personalar.core.errors import sentence
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models.chameleon.backend import ChameleonBackend, load_backend, save_backend
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import load_backend, save_backend
 
 NAN, INFINITY = float("nan"), float("inf")
 DECODERS: dict[str, Callable[..., PlainDecoder]] = {

@@ -31,9 +31,10 @@ from test_upstream import is_norm
 from torch import Tensor
 
 from personalar.export import norm_words, write_export
-from personalar.models.chameleon.backend import ChameleonBackend, init_backend, load_backend, save_backend
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.export import export_backend, vocabulary_map
 from personalar.models.chameleon.model_files import open_folder
+from personalar.models.chameleon.serialization import init_backend, load_backend, save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import TransformerConfig
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest_upstream import ANOLE, LUMINA, lumina_backend, replace_tensors, save_anole, tensors_of
 
-from personalar.models import sharding
-from personalar.models.chameleon.backend import load_backend
+from personalar.models.chameleon import serialization
 from personalar.models.chameleon.model_files import open_folder
+from personalar.models.chameleon.serialization import load_backend
 from personalar.models.chameleon.tensor_files import SHOWN
 from personalar.models.chameleon.vq_checkpoint import load_vq
 
@@ -86,7 +86,7 @@ def test_cut_up_weights_are_read_as_tolerantly(
 ) -> None:
     files = open_folder(with_buffers(lumina_dir, tmp_path / "base"), vq=vqgan_dir, layout=LUMINA)
     with pytest.warns(UserWarning, match=r"which are ignored: model\.layers\.0\.self_attn\.rotary"):
-        backend = sharding.load_sharded_backend(files, **one_process)
+        backend = serialization.load_sharded_backend(files, **one_process)
     ours = lumina_backend().transformer.state_dict()
     assert all(torch.equal(t, ours[name]) for name, t in backend.transformer.state_dict().items())
 
@@ -98,7 +98,7 @@ def test_cut_up_weights_are_read_as_strictly(
     tensors = {name: t for name, t in tensors_of(folder).items() if name != "model.norm.weight"}
     replace_tensors(folder, tensors | {"lm_head.weight": torch.zeros(5, 64)})
     with pytest.raises(ValueError, match=r"1 missing: model\.norm\.weight; .*lm_head\.weight \[5, 64\]"):
-        sharding.load_sharded_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA), **one_process)
+        serialization.load_sharded_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA), **one_process)
 
 
 def test_a_long_list_is_cut(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path) -> None:

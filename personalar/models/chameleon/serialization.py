@@ -1,0 +1,142 @@
+"""Read and write whole Chameleon models: in one process, or sharded by DeepSpeed while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from personalar.config.layout import ProtocolConfig
+from personalar.core.files import write_atomic
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.export import hf_config
+from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
+from personalar.models.chameleon.tensor_files import (
+    check_fit,
+    expand_norm,
+    load_strict,
+    read_shapes,
+    read_tensors,
+    write_tensors,
+)
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
+from personalar.models.chameleon.vq_checkpoint import load_vq
+from personalar.models.sharding import assign, ordinary_modules
+
+
+def load_backend(
+    where: Path | ModelFiles,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+    transformer: ChameleonTransformer | None = None,
+) -> ChameleonBackend:
+    """Read a base model; everything in it is frozen and in evaluation mode.
+
+    Args:
+        where: a model folder, or the files that `files.open_folder` found.
+        dtype: precision of the transformer; the VQ model stays float32.
+        attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
+        transformer: one that is filled already, in place of the weights in the files.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when files do not fit together, naming the tensors or settings.
+    """
+    device = torch.device(device)
+    files = open_folder(where) if isinstance(where, Path) else where
+    tokenizer = Tokenizer.from_file(files.tokenizer)
+    numbers = read_json(files.base / "config.json")
+    codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
+    tokenizer.check_ids(files.layout.ids | codes)
+    if transformer is None:
+        with torch.device("meta"):
+            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
+        load_strict(
+            transformer,
+            files.base,
+            dtype=dtype,
+            device=device,
+            published=files.published,
+            ignore_prefixes=(VQ_PREFIX,),
+        )
+    vq = load_vq(files.vq, device=device)
+    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
+    return backend.eval().requires_grad_(False)
+
+
+def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a model folder with weights in `dtype`, each file atomically; return it."""
+    tokenizer, vq = backend.tokenizer, backend.vq.config
+    base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype, norm_rows=None)
+    write_json(path / "base" / "config.json", base)
+    write_json(path / "vq" / "config.json", vq.to_hf())
+    write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
+    write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
+    write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
+    write_json(path / "protocol.json", asdict(backend.protocol.config))
+    return path
+
+
+def init_backend(
+    *,
+    transformer: TransformerConfig,
+    vq: VQConfig,
+    tokenizer: Tokenizer,
+    protocol: ProtocolConfig,
+    seed: int,
+) -> ChameleonBackend:
+    """Return an untrained backend whose weights are drawn from `seed`."""
+    with torch.device("meta"):
+        networks = ChameleonTransformer(transformer), VQModel(vq)
+    generator = torch.Generator().manual_seed(seed)
+    for network in networks:
+        network.to_empty(device="cpu").init_weights(generator)
+    return ChameleonBackend(
+        transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
+    ).eval()
+
+
+def load_sharded_backend(
+    files: ModelFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str,
+    changed: Mapping[str, Tensor],
+) -> ChameleonBackend:
+    """Read a base within DeepSpeed's sharding context, one tensor at a time.
+
+    A layer is cut up as soon as it is made, so that a process never holds more than its share and one tensor.
+
+    Args:
+        files, dtype, device, attention: as for `load_backend`.
+        changed: weights by name to take in place of the files' (an earlier stage's).
+    """
+    numbers = read_json(files.base / "config.json")
+    transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+    parameters = dict(transformer.named_parameters())
+    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
+    found = {name: s for name, s in read_shapes(files.base).items() if not name.startswith(VQ_PREFIX)}
+    check_fit(shapes, found, where=files.base, published=files.published)
+    for name, tensor in read_tensors(files.base):
+        if name not in parameters:
+            continue
+        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
+                "take the base that it was learned on"
+            )
+        assign(parameters[name], tensor)
+    with ordinary_modules():
+        return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
