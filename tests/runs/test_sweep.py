@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest_run import compose_config
+from omegaconf import OmegaConf
 from PIL import Image
 from synthetic_run import make_run
 from test_cli import command
@@ -82,9 +83,7 @@ def test_a_sweep_tells_of_its_own_jobs_alone(
 ) -> None:
     """Other sweeps lie in the same folder: an old failure fails no later sweep, old runs are in no table."""
     monkeypatch.setattr(SweepReport, "failed", ())
-    config = SimpleNamespace(
-        trainer=SimpleNamespace(devices=1), hydra=SimpleNamespace(sweep=SimpleNamespace(dir=str(tmp_path)))
-    )
+    config = OmegaConf.create({"trainer": {"devices": 1}, "hydra": {"sweep": {"dir": str(tmp_path)}}})
     (begin_job(tmp_path / "old" / "failed") / "error.txt").write_text("it was")
     for name in ("old/finished", "old/done_again", "old/failing_now"):
         write_summary(make_run(tmp_path / name))
