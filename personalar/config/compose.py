@@ -26,8 +26,8 @@ from personalar.config.run_config import (
 )
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.targets import check_targets
+from personalar.config.names import check_folder_names, inside
 from personalar.core.types import STAGE_NAMES
-from personalar.names import check_folder_names, inside
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,

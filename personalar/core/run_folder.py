@@ -15,8 +15,8 @@ from typing import Any
 from personalar.concepts.concept import RECORD_FILE, Concept
 from personalar.concepts.model_card import PICTURES, write_card
 from personalar.core.files import TEMPORARY, write_atomic
+from personalar.core.own_files import FOLDERS, RESULTS, delete_own, delete_temporaries, own_files
 from personalar.core.types import STAGE_NAMES, Sample
-from personalar.own_files import FOLDERS, RESULTS, delete_own, delete_temporaries, own_files
 
 FORMAT_VERSION = 1
 SHARED = (

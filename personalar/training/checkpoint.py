@@ -26,9 +26,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from personalar.core.files import temporary
+from personalar.core.own_files import remove
 from personalar.core.process import global_rank
 from personalar.core.run_folder import RunFolder
-from personalar.own_files import remove
 
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""

@@ -19,9 +19,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from personalar.concepts.concept import Concept
 from personalar.config.run_config import LoggerConfig
+from personalar.core.own_files import delete_own
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
-from personalar.own_files import delete_own
 from personalar.runs.wandb_run import steps_before
 from personalar.training.callbacks.best_step import BestStep, Patience
 from personalar.training.callbacks.collect import Learned

@@ -77,7 +77,7 @@ def test_what_is_needed_of_vqgan_is_all_there(
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Reading weights that nobody holds alone, by one process without DeepSpeed."""
-    monkeypatch.setattr(sharding, "ordinary_modules", nullcontext)
+    monkeypatch.setattr(serialization, "ordinary_modules", nullcontext)
     return {"dtype": torch.float32, "device": "cpu", "attention": "eager", "changed": {}}
 
 
