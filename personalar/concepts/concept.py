@@ -187,34 +187,6 @@ class Concept:
         return Identifier(tokens=self.tokens, rows=self.rows).to(device)
 
 
-def save_row(path: Path, name: str, row: Tensor) -> Path:
-    """Write one learned row (D,) as a file of one key; return its path."""
-    write_atomic(path, save_safetensors({name: row.reshape(1, -1).contiguous()}, metadata={"format": "pt"}))
-    return path
-
-
-def read_row(path: Path) -> Tensor:
-    """Return the row (1, D), float32, of a file of one key, whatever the key is called.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is no safetensors file, holds several keys, several rows, or NaN.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"embeds={path} does not exist: give a learned_embeds.safetensors")
-    tensors = read_tensors(path, path.read_bytes())
-    if len(tensors) != 1:
-        raise ValueError(
-            f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
-        )
-    (row,) = tensors.values()
-    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
-        raise ValueError(
-            f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
-        )
-    return row.reshape(1, -1).float()
-
-
 def _check_ids(tokens: Mapping[str, int], backend: Backend) -> None:
     """Refuse ids that mean something already: a row in their place would change every prompt or picture."""
     foreign = {name: index for name, index in tokens.items() if index not in backend.reserved_ids}

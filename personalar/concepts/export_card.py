@@ -55,13 +55,13 @@ def adopt_commands(concept: Concept, base: str, *, checkpoint: bool) -> tuple[st
     An adapter goes back on the base that it was trained on; other changed weights are in the checkpoint
     alone, which then is the base.
     """
-    lora = " lora=DIR/lora" if concept.lora else ""
-    if checkpoint and not lora:
+    if checkpoint and not concept.lora:
         base = f"{base.removesuffix(FOREIGN_BASE)} model.path=DIR/checkpoint"
-    names = " ".join(shlex.quote(f"{key}={plain(concept.subject[key])}") for key in ("noun", "name"))
-    row = "embeds=DIR/learned_embeds.safetensors"
+    words = ["DIR", *shlex.split(base)]
+    names = ", ".join(f"{key}={plain(concept.subject[key])!r}" for key in ("noun", "name"))
     return (
-        f"python -m personalar.concepts.adopt {row}{lora} {names} out=adopted{base}",
+        f"python - <<END\nfrom pathlib import Path\nfrom personalar.concepts.exchange import read_export\n"
+        f"read_export({', '.join(map(repr, words))}, {names}).save(Path('adopted'))\nEND",
         sample_command(concept, "adopted", base),
     )
 

@@ -1,4 +1,4 @@
-"""The knobs of the smaller commands: sample, doctor, export, adopt. Those of run stand in config.py."""
+"""The knobs of the smaller commands: sample, doctor, export. Those of run stand in config.py."""
 
 from __future__ import annotations
 
@@ -65,21 +65,4 @@ class ExportConfig:
     """Folder for the files."""
     checkpoint: bool = False
     """Write the whole model too, with the learned weights in it, norms formed as the base's own files."""
-    model: ModelConfig = MISSING
-
-
-@dataclass(kw_only=True)
-class AdoptConfig:
-    """`python -m personalar.concepts.adopt`."""
-
-    embeds: str = MISSING
-    """A learned_embeds.safetensors of one key."""
-    lora: str | None = None
-    """Folder of a PEFT adapter for the same model."""
-    noun: str = MISSING
-    """The class in plain words, for instance dog."""
-    name: str = "adopted"
-    """What the subject is called."""
-    out: str = MISSING
-    """Folder for the concept."""
     model: ModelConfig = MISSING

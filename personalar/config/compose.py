@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalar.config.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
+from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
 from personalar.config.evaluate_config import BenchmarkConfig, EvaluateConfig
 from personalar.config.fields import check_ranges
 from personalar.config.recipe import RecipeConfig, one_of
@@ -48,7 +48,6 @@ COMMANDS: dict[str, Any] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
-    "adopt": AdoptConfig,
     "doctor": DoctorConfig,
 }
 """What Hydra composes for each command: `python -m personalar.NAME`, conf/NAME.yaml."""

@@ -1,4 +1,4 @@
-"""How `sample`, `export`, `adopt` and `doctor` begin: from a command line to work on its settings."""
+"""How `sample`, `export` and `doctor` begin: from a command line to work on its settings."""
 
 from __future__ import annotations
 

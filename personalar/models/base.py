@@ -130,6 +130,18 @@ class ModelFiles(Protocol):
         """
         ...
 
+    def reserved_ids(self) -> Sequence[int]:
+        """Return the ids that no text uses; no weight is read."""
+        ...
+
+    def checkpoint_form(self, backend: Backend) -> str:
+        """Return in words what form `write_checkpoint` writes, and which programs read it."""
+        ...
+
+    def write_checkpoint(self, backend: Backend, folder: Path, *, dtype: torch.dtype) -> Path:
+        """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
+        ...
+
     def load_sharded(
         self,
         *,

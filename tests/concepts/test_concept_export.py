@@ -15,13 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_readme import compose, shell_lines
 
-import personalar.concepts.adopt
 import personalar.export
 from personalar.concepts.adapters.lora import inject_lora, lora_files
-from personalar.concepts.adopt import adopt, read_adapter
-from personalar.concepts.concept import Concept, base_fingerprint, read_row
-from personalar.config.commands import AdoptConfig, ExportConfig
-from personalar.export import write_export
+from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.exchange import read_export, read_row, write_export
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
@@ -49,18 +46,16 @@ def concept_on(files: ModelFiles, width: int, **changes: object) -> Concept:
     return Concept(**(values | changes))
 
 
-def exporting(concept: Path, out: Path, *overrides: str) -> ExportConfig:
-    return compose_config(f"concept={concept}", f"out={out}", *overrides, name="export")
-
-
-def adopting(embeds: Path, out: Path, *overrides: str) -> AdoptConfig:
-    return compose_config(f"embeds={embeds}", "noun=cat", f"out={out}", *overrides, name="adopt")
+def export(concept: Path, out: Path, *overrides: str) -> list[Path]:
+    """Do what `personalar.export` does, and return the paths."""
+    config = compose_config(f"concept={concept}", f"out={out}", *overrides, name="export")
+    return write_export(Concept.load(concept), out, config.model, checkpoint=config.checkpoint)
 
 
 def test_a_row_of_one_key(tiny_model_dir: Path, tmp_path: Path) -> None:
     concept = concept_on(open_folder(tiny_model_dir), 32)
     concept.save(tmp_path / "concept")
-    path, card = write_export(exporting(tmp_path, tmp_path / "out"))
+    path, card = export(tmp_path / "concept", tmp_path / "out")
     assert card.name == "README.md"
     assert path.name == "learned_embeds.safetensors"
     with safe_open(path, framework="pt") as opened:
@@ -73,13 +68,12 @@ def test_out_and_in_again_draws_the_same_pictures(tiny_model_dir: Path, tmp_path
     ids = load_backend(files).tokenizer.concept_ids
     concept = concept_on(files, 32, tokens={"[V]": ids[0], "[S1]": ids[1]}, lora=adapter())
     concept.save(tmp_path / "concept")
-    paths = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    paths = export(tmp_path / "concept", tmp_path / "out")
     assert [path.relative_to(tmp_path / "out").as_posix() for path in paths] == [
         "learned_embeds.safetensors", "lora/adapter_config.json", "lora/adapter_model.safetensors",
         "README.md",
     ]  # fmt: skip
-    where = [f"lora={tmp_path / 'out' / 'lora'}", f"model.path={tiny_model_dir}", "name=rex"]
-    adopted = adopt(adopting(paths[0], tmp_path / "in", *where), files)
+    adopted = read_export(tmp_path / "out", f"model.path={tiny_model_dir}", noun="cat", name="rex")
     again = Concept.load(adopted.save(tmp_path / "in"))
     again.check_base(name="nano", fingerprint=base_fingerprint(files.weights()))
     assert again.tokens == {"[V]": ids[0]} and again.subject["name"] == "rex" and again.lora == concept.lora
@@ -100,7 +94,7 @@ def test_peft_loads_the_folder_on_transformers(tiny_model_dir: Path, tmp_path: P
     files = open_folder(tiny_model_dir)
     concept = concept_on(files, 32, lora=adapter())
     concept.save(tmp_path / "concept")
-    write_export(exporting(tmp_path, tmp_path / "out"))
+    export(tmp_path / "concept", tmp_path / "out")
     base = ChameleonForConditionalGeneration.from_pretrained(tiny_model_dir / "base")
     theirs = PeftModel.from_pretrained(base, tmp_path / "out" / "lora").eval()
     backend, ids = load_backend(files), torch.tensor([[0, 70, 5, 9, 30, 200]])
@@ -117,7 +111,7 @@ def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path:
     concept.save(tmp_path / "concept")
     where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
     where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
-    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    *_, folder, _ = export(tmp_path / "concept", tmp_path / "out", *where)
     assert tensors_of(folder)["model.layers.0.self_attn.q_norm.weight"].shape == (1, 16)
     assert "norms (1, 16) for all heads, as Lumina-mGPT's own code reads them" in capsys.readouterr().out
     assert not any("vqmodel" in name for name in tensors_of(folder))  # as in its repositories
@@ -145,7 +139,7 @@ def test_where_heads_have_norms_of_their_own_transformers_reads_the_checkpoint(
 
     concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
     where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
-    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
+    *_, folder, _ = export(tmp_path / "concept", tmp_path / "out", *where)
     assert "for every head, as transformers' ChameleonForConditionalGeneration" in capsys.readouterr().out
     theirs, loading = ChameleonForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading  # nothing is drawn at random, its image encoder neither
@@ -162,8 +156,8 @@ def test_a_checkpoint_is_a_base_on_which_the_row_draws_the_same_pictures(
 ) -> None:
     concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
     where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
-    row, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where))
-    again = adopt(adopting(row, tmp_path / "in", f"model.path={folder}"), open_folder(folder))
+    row, folder, _ = export(tmp_path / "concept", tmp_path / "out", *where)
+    again = read_export(row.parent, f"model.path={folder}", noun="cat")
     drawn = []
     for learned, base in ((concept, tiny_model_dir), (again, folder)):
         backend = load_backend(base)
@@ -181,7 +175,7 @@ def test_heads_that_were_trained_apart_are_written_apart_and_said_so(
     concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights).save(tmp_path / "c")
     where = ["model=lumina_mgpt_7b_512", "model.dtype=float32", f"model.path={lumina_files.base}"]
     where += [f"model.vq_path={lumina_files.vq}", "checkpoint=true"]
-    *_, folder, _ = write_export(exporting(tmp_path / "c", tmp_path / "out", *where))
+    *_, folder, _ = export(tmp_path / "c", tmp_path / "out", *where)
     assert torch.equal(tensors_of(folder)[name], weights[name])
     assert "Generation reads them; so does Lumina-mGPT's own code" in capsys.readouterr().out
 
@@ -189,7 +183,7 @@ def test_heads_that_were_trained_apart_are_written_apart_and_said_so(
 def test_a_checkpoint_that_cannot_be_leaves_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
     learned_on_tiny(tmp_path / "concept", tiny_model_dir)
     with pytest.raises(ValueError, match="was learned on base 'nano'"):  # and not on the shipped nano
-        write_export(exporting(tmp_path, tmp_path / "out", "checkpoint=true"))
+        export(tmp_path / "concept", tmp_path / "out", "checkpoint=true")
     assert not (tmp_path / "out").exists()
 
 
@@ -210,7 +204,7 @@ def test_a_folder_of_something_else_is_left_alone(
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     with pytest.raises(ValueError, match=message):
-        write_export(exporting(tmp_path, tmp_path / "out"))
+        export(tmp_path / "concept", tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
     assert file.read_text() == "mine"
 
@@ -219,10 +213,10 @@ def test_trained_weights_without_checkpoint_are_mentioned(
     tiny_model_dir: Path, tmp_path: Path, capsys
 ) -> None:
     learned_on_tiny(tmp_path / "concept", tiny_model_dir)
-    write_export(exporting(tmp_path, tmp_path / "out", f"model.path={tiny_model_dir}"))
+    export(tmp_path / "concept", tmp_path / "out", f"model.path={tiny_model_dir}")
     note = "note: 2 tensors of the transformer were trained too and are in none of these files; "
     assert f"{note}checkpoint=true writes all of it\n" in capsys.readouterr().out
-    write_export(exporting(tmp_path, tmp_path / "out"))  # again, and the base is another
+    export(tmp_path / "concept", tmp_path / "out")  # again, and the base is another
     told = f"{note}checkpoint=true writes all of it where the base lies that they belong to (model=nano)"
     assert told in capsys.readouterr().out
 
@@ -250,51 +244,46 @@ def test_wrong_rows(tensors: dict | None, message: str, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_the_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    files, path = open_folder(tiny_model_dir), tmp_path / "row.safetensors"
+    path, base = tmp_path / "learned_embeds.safetensors", f"model.path={tiny_model_dir}"
     save_file({"a": torch.zeros(5)}, path)
     with pytest.raises(ValueError, match="the row is 5 wide, the base's embeddings 32: another base"):
-        adopt(adopting(path, tmp_path), files)
+        read_export(tmp_path, base, noun="cat")
     save_file({"a": torch.zeros(32)}, path)
+    (tmp_path / "lora").mkdir()
     for name, data in adapter(64).items():
-        (tmp_path / Path(name).name).write_bytes(data)
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match="another architecture; what does not fit"):
-        adopt(adopting(path, tmp_path, f"lora={tmp_path}"), files)
-    (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"lacks adapter_config\.json: give the folder that PEFT saved"
-    ):
-        read_adapter(tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not exist: give a learned_embeds"):
-        read_row(tmp_path / "nothing")
+        read_export(tmp_path, base, noun="cat")
+    (tmp_path / "lora" / "adapter_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"is missing lora/adapter_config\.json: lora/ must"):
+        read_export(tmp_path, base, noun="cat")
+    with pytest.raises(FileNotFoundError, match="does not exist: give a folder that"):
+        read_export(tmp_path / "lora", base, noun="cat")
+    with pytest.raises(ValueError, match=r"the command has no .modle.; did you mean model"):
+        read_export(tmp_path, "modle=nano", noun="cat")
 
 
-def test_both_commands(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_command(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     concept_on(open_folder(tiny_model_dir), 32).save(tmp_path / "concept")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["export", f"concept={tmp_path}", "out=out"])
     personalar.export.main()
-    row = "embeds=out/learned_embeds.safetensors"
-    monkeypatch.setattr(sys, "argv", ["adopt", row, "noun=cat", "out=in", f"model.path={tiny_model_dir}"])
-    personalar.concepts.adopt.main()
-    assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md", "in"]
-    assert Concept.load(tmp_path / "in").subject["noun"] == "cat"
-    for module, arguments, message in (
-        (personalar.export, ["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),
-        (personalar.concepts.adopt, ["embeds=nowhere", "noun=cat", "out=x"], "embeds=nowhere does not exist"),
-        (personalar.concepts.adopt, ["embed=nowhere"], "did you mean embeds"),
-        (personalar.export, ["concept=x"], "no value for out: set out="),
+    assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md"]
+    for arguments, message in (
+        (["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),
+        (["concept=x"], "no value for out: set out="),
     ):
         monkeypatch.setattr(sys, "argv", ["x", *arguments])
         with pytest.raises(SystemExit, match=message):
-            module.main()
+            personalar.export.main()
 
 
-def test_the_commands_of_the_guide_are_settings_of_theirs() -> None:
+def test_the_lines_of_the_guide_are_settings(tmp_path: Path, monkeypatch) -> None:
     guide = Path(__file__).parents[2] / "docs" / "real_base.md"
-    commands = [
-        line for line in shell_lines(guide) if re.match(r"python -m personalar\.(export|adopt) ", line)
-    ]
-    assert len(commands) == 4
-    for command in commands:
-        config = compose(command)
-        assert config.out.startswith(("exported", "adopted"))
+    commands = [line for line in shell_lines(guide) if line.startswith("python -m personalar.export ")]
+    assert len(commands) == 2
+    assert all(compose(command).out.startswith("exported") for command in commands)
+    (block,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^exported/learned_embeds\.safetensors does not exist"):
+        exec(block)

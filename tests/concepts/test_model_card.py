@@ -12,14 +12,13 @@ import yaml
 from conftest_run import compose_config
 from PIL import Image
 from test_concept import make
-from test_concept_export import adapter, exporting
+from test_concept_export import adapter, export
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.export_card import export_content
 from personalar.concepts.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
 from personalar.config.fingerprint import learning_settings
 from personalar.core.png import read_png_metadata, save_png
-from personalar.export import write_export
 
 
 def parts(card: str) -> tuple[dict, str]:
@@ -73,7 +72,7 @@ def test_an_export_shows_the_pictures_that_lie_beside_it(tmp_path: Path) -> None
     grey = Image.new("RGB", (8, 8))
     for name, prompt in (("a.png", "[V] cat <b>, asleep"), ("a b.png", "x"), ("strange.png", None)):
         save_png(grey, tmp_path / "out" / PICTURES / name, {"prompt": prompt} if prompt else {})
-    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    *_, card = export(tmp_path / "concept", tmp_path / "out")
     head, _ = parts(card.read_text())
     assert head["widget"] == [{"text": "[V] cat  b , asleep", "output": {"url": "pictures/a.png"}}]
 
@@ -114,7 +113,7 @@ def test_a_base_of_the_hub_is_named_with_its_licence(tmp_path: Path) -> None:
 
 def test_every_export_has_one(tmp_path: Path) -> None:
     make(weights={}, lora=adapter()).save(tmp_path / "concept")
-    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    *_, card = export(tmp_path / "concept", tmp_path / "out")
     head, body = parts(card.read_text())
     assert card == tmp_path / "out" / CARD_FILE and "lora" in head["tags"]
     assert check_hashes(tmp_path / "out", body) == [
@@ -124,15 +123,12 @@ def test_every_export_has_one(tmp_path: Path) -> None:
 
 def test_the_card_of_an_export_tells_what_lies_there_and_how_it_comes_back(tmp_path: Path) -> None:
     make().save(tmp_path / "concept")
-    *_, card = write_export(exporting(tmp_path / "concept", tmp_path / "out"))
+    *_, card = export(tmp_path / "concept", tmp_path / "out")
     _, body = parts(card.read_text())
     assert "changed tensors: 1, in none of these files" in body and "learned names: `[V]`\n" in body
     assert "and changed weights" not in body and "- not here: 1 tensors of the transformer" in body
-    adopt = "adopt embeds=DIR/learned_embeds.safetensors noun=cat name=cat out=adopted\n"
-    assert adopt in body and "sample concept=adopted 'prompts=[" in body and "concept=DIR" not in body
-    make(weights={}, lora=adapter()).save(tmp_path / "lora")
-    *_, card = write_export(exporting(tmp_path / "lora", tmp_path / "out2"))
-    assert "adopt embeds=DIR/learned_embeds.safetensors lora=DIR/lora noun=cat" in card.read_text()
+    assert "read_export('DIR', noun='cat', name='cat').save(Path('adopted'))\n" in body
+    assert "sample concept=adopted 'prompts=[" in body and "concept=DIR" not in body
 
 
 def test_the_card_of_a_checkpoint_takes_it_as_the_base() -> None:
@@ -141,11 +137,11 @@ def test_the_card_of_a_checkpoint_takes_it_as_the_base() -> None:
     told = export_content(concept, "norms (1, 128)")
     assert told.changed == "1, in checkpoint/" and told.names == ("[V]", "[S1]")
     assert "`[V]` is the token 80; norms (1, 128)" in told.needs
-    for command in told.commands:
-        assert command.endswith(" model=lumina_mgpt_7b_512 model.path=DIR/checkpoint")
+    assert "read_export('DIR', 'model=lumina_mgpt_7b_512', 'model.path=DIR/checkpoint', n" in told.commands[0]
+    assert told.commands[1].endswith(" model=lumina_mgpt_7b_512 model.path=DIR/checkpoint")
     with_adapter = make(weights={}, lora=adapter(), config=config)
-    for command in export_content(with_adapter, "norms (1, 128)").commands:  # it goes on the base itself
-        assert command.endswith(" model.path=BASE")
+    command = export_content(with_adapter, "norms (1, 128)").commands[1]
+    assert command.endswith(" model.path=BASE")  # an adapter goes on the base itself
 
 
 def test_a_card_names_the_base_that_its_command_needs(tmp_path: Path) -> None:

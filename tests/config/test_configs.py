@@ -42,7 +42,6 @@ def test_every_yaml_is_a_choice_or_a_command() -> None:
         "sample",
         "doctor",
         "export",
-        "adopt",
         "evaluate",
         "hydra_settings",
     }

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from test_knobs import inner, knobs
 
 from personalar.config.arguments import prepare_arguments
-from personalar.config.commands import AdoptConfig, ExportConfig, SampleConfig
+from personalar.config.commands import ExportConfig, SampleConfig
 from personalar.config.compose import COMMANDS, conf_dir, register
 from personalar.config.quoting import QUOTED, parse, pieces, quote
 from personalar.config.run_config import RunConfig
@@ -190,7 +190,6 @@ def test_the_whole_way(tmp_path: Path) -> None:
          r"^subject= belongs to personalar\.run; personalar\.doctor takes model=, trainer=$"),
         (SampleConfig, ["subject.path=x"], r"^subject= belongs to personalar\.run; .*sample takes model="),
         (ExportConfig, ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate"),
-        (AdoptConfig, ["experiment=quick"], r"^experiment= belongs to .*run; .*adopt takes model=$"),
         (RunConfig, ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate; .*run takes"),
     ],
 )  # fmt: skip

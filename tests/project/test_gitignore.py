@@ -19,7 +19,7 @@ def test_git_passes_over_what_commands_leave() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "conf").rglob("*.yaml")]
     named = {name for page in pages for name in PLACES.findall(page.read_text())}
     defaults = {"outputs", "sweeps", "samples", "comparison"}  # run.yaml, sample.yaml, compare.py
-    assert {"exported", "adopted", "data", "weights"} <= named
+    assert {"exported", "data", "weights"} <= named
     ignored = (ROOT / ".gitignore").read_text().split()
     shown = [name for name in named | defaults if not any(fnmatch(f"/{name}/", line) for line in ignored)]
     assert shown == []

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "personalar"
 LAYERS = {
-    5: ("run", "sample", "learned", "doctor", "export", "adopt", "bench", "evaluate", "compare"),
+    5: ("run", "sample", "learned", "doctor", "export", "bench", "evaluate", "compare"),
     4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
     3: (
         "entry",
@@ -41,6 +41,7 @@ LAYERS = {
         "concept_check",
         "model_card",
         "export_card",
+        "exchange",
         "run_folder",
         "references",
         "reuse",
@@ -179,10 +180,7 @@ def test_heavy_libraries_stay_where_they_are_allowed(path: Path) -> None:
     "module",
     [
         "personalar",
-        *(
-            f"personalar.{name}"
-            for name in ("run", "sample", "doctor", "export", "adopt", "locate", "config")
-        ),
+        *(f"personalar.{name}" for name in ("run", "sample", "doctor", "export", "locate", "config")),
     ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:

@@ -38,7 +38,7 @@ def compose(command: str):
     from hydra import initialize_config_dir
 
     from personalar.config.arguments import prepare_arguments
-    from personalar.config.commands import AdoptConfig, DoctorConfig, ExportConfig, SampleConfig
+    from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
     from personalar.config.compose import conf_dir, read_config, register
     from personalar.config.run_config import RunConfig
 
@@ -46,8 +46,8 @@ def compose(command: str):
     name = words[0].removeprefix("personalar.")
     if name == "bench":
         return importlib.import_module(f"personalar.bench.{words[1]}").read_settings(words[2:])
-    schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig}
-    schema = (schemas | {"export": ExportConfig, "adopt": AdoptConfig})[name]
+    schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig, "export": ExportConfig}
+    schema = schemas[name]
     multirun = "-m" in words
     arguments = [word for word in words[1:] if word not in ("--cfg", "job")]
     arguments = prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=name == "run")

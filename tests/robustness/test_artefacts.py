@@ -17,17 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from test_concept import NAME, make
-from test_concept_export import adapter
+from test_concept_export import adapter, export
 
 from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
 from personalar.config.arguments import prepare_arguments
-from personalar.config.commands import ExportConfig
 from personalar.config.compose import conf_dir
 from personalar.config.layout import ProtocolConfig
 from personalar.config.run_config import RunConfig
 from personalar.core.run_folder import RunFolder
-from personalar.export import write_export
 from personalar.models.chameleon.model_files import read_layout
 from personalar.training.checkpoint import AtomicCheckpointIO, digest_of, find_checkpoint
 
@@ -313,10 +311,8 @@ def test_a_target_in_a_concepts_config_is_a_plain_value(
     monkeypatch.setattr(os, "system", called.append)
     bomb = {"_target_": "os.system", "command": "true"}
     make(weights={}, config={"decoder": bomb, "a": [bomb]}).save(tmp_path / "c")
-    config: ExportConfig = compose_config(
-        f"concept={tmp_path / 'c'}", f"out={tmp_path / 'out'}", name="export"
-    )
-    assert write_export(config) and Concept.load(tmp_path / "c").config["decoder"] == bomb
+    assert export(tmp_path / "c", tmp_path / "out")
+    assert Concept.load(tmp_path / "c").config["decoder"] == bomb
     assert not called
 
 

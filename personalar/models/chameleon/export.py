@@ -114,6 +114,23 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
     return max(fewer), max(fewer)
 
 
+def norm_form(backend: ChameleonBackend, base: Path) -> str:
+    """Return which form the query and key norms have in a checkpoint, and which programs read it."""
+    shape = backend.transformer.config
+    of_base, rows = shared_norm_rows(base, backend.transformer.state_dict())
+    if rows is not None:
+        form = f"query and key norms ({rows}, {shape.head_dim}) for all heads"
+        return f"{form}, as Lumina-mGPT's own code reads them"
+    form = (
+        "a query and a key norm for every head, as transformers' ChameleonForConditionalGeneration reads them"
+    )
+    if of_base is None:
+        return form
+    if shape.num_attention_heads == shape.num_key_value_heads:
+        return f"{form}; so does Lumina-mGPT's own code"
+    return f"{form}; Lumina-mGPT's own code does not: heads that shared a norm in the base were trained apart"
+
+
 def export_backend(
     backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype, norm_rows: int | None
 ) -> Path:

@@ -15,7 +15,7 @@ configuration gives.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +121,25 @@ class ModelFiles:
         from personalar.models.chameleon.serialization import load_backend
 
         return load_backend(self, dtype=dtype, device=device, attention=attention)
+
+    def reserved_ids(self) -> Sequence[int]:
+        """Return the ids that no text uses; no weight is read."""
+        from personalar.models.chameleon.tokenizer import Tokenizer
+
+        return Tokenizer.from_file(self.tokenizer).concept_ids
+
+    def checkpoint_form(self, backend: ChameleonBackend) -> str:
+        """Return in words what form `write_checkpoint` writes, and which programs read it."""
+        from personalar.models.chameleon.export import norm_form
+
+        return norm_form(backend, self.base)
+
+    def write_checkpoint(self, backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype) -> Path:
+        """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
+        from personalar.models.chameleon.export import export_backend, shared_norm_rows
+
+        _, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
+        return export_backend(backend, folder, dtype=dtype, norm_rows=rows)
 
     def load_sharded(
         self,

@@ -1,0 +1,201 @@
+"""A concept in files that other programs read, and back.
+
+learned_embeds.safetensors      the row of [V], one key, as textual-inversion tools pass it around
+lora/                           the adapter as PEFT wrote it, where stage 2 trained one
+checkpoint/                     on request: the whole model with the learned weights in it
+README.md                       the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from personalar.concepts.adapters.identifier import assign_tokens
+from personalar.concepts.adapters.lora import load_lora
+from personalar.concepts.concept import LORA_FILES, Concept, base_fingerprint
+from personalar.concepts.export_card import write_export_card
+from personalar.concepts.model_card import CARD_FILE, is_card, plain
+from personalar.concepts.validation import read_tensors
+from personalar.config.arguments import prepare_arguments
+from personalar.config.commands import ExportConfig
+from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.run_config import ModelConfig
+from personalar.core.files import write_atomic
+from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.models.base import Backend, ModelFiles
+from personalar.models.loading import obtain_model, offline_model, pin
+
+ROW_FILE = "learned_embeds.safetensors"
+CHECKPOINT = "checkpoint"
+
+
+def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint: bool) -> list[Path]:
+    """Write the concept's files into `out`; return the paths. Every possible failure comes before a write.
+
+    Args:
+        model: the base; read for the checkpoint only.
+        checkpoint: also write the whole model.
+
+    Raises:
+        FileNotFoundError, ValueError: when the model cannot be read or is not the concept's, or when `out`
+            contains what the files would be mixed up with.
+    """
+    check_out(out, lora=bool(concept.lora), checkpoint=checkpoint)
+    learned, form = read_learned(concept, model) if checkpoint else None, None
+    row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
+    paths = [save_row(out / ROW_FILE, SUBJECT_TOKEN, row)]
+    for name, data in concept.lora.items():
+        write_atomic(out / name, data)
+        paths.append(out / name)
+    if learned is not None:
+        backend, files = learned
+        form = files.checkpoint_form(backend)
+        print(f"{CHECKPOINT}: {form}")
+        dtype = getattr(torch, model.dtype)
+        paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))
+    elif concept.weights:
+        print(left_out(concept, model))
+    return [*paths, write_export_card(concept, out, checkpoint=form)]
+
+
+def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:
+    """Return the concept of the row in an exported `folder`, and of the PEFT adapter in its `lora/`.
+
+    The row becomes [V] on the first free reserved id of the base. No weights are loaded.
+
+    Args:
+        settings: the base, as on the command line: "model=lumina_mgpt_7b_512", "model.path=DIR"; by default
+            nano. Of an export with changed weights it is the folder's checkpoint.
+        noun: the class in plain words.
+        name: the subject's.
+
+    Raises:
+        FileNotFoundError: when a file is missing.
+        ValueError: when the row or the adapter does not fit the base.
+    """
+    folder = Path(folder).expanduser()
+    words = ["concept=x", "out=x", *settings]
+    words = prepare_arguments(words, schema=ExportConfig, conf=conf_dir(), needs_subject=False)
+    model = read_config(composed("export", words)).model
+    row, lora = read_row(folder / ROW_FILE), read_adapter(folder)
+    files = obtain_model(model, say=print)
+    check_fit(row.shape[1], lora, files)
+    fingerprint = hashlib.sha256((folder / ROW_FILE).read_bytes()).hexdigest()
+    return Concept(
+        base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
+        subject={"name": name, "noun": noun, "fingerprint": fingerprint},
+        stage="transformer" if lora else "embedding",
+        tokens=assign_tokens([SUBJECT_TOKEN], files.reserved_ids()),
+        rows=row,
+        lora=lora,
+        config={"adopted": {"embeds": ROW_FILE, "lora": bool(lora)}, "model": asdict(pin(model))},
+    )
+
+
+def read_adapter(folder: Path) -> dict[str, bytes]:
+    """Return the files of the adapter in `folder`/lora by their path in a concept; none without that folder.
+
+    Raises:
+        FileNotFoundError: when the folder is incomplete.
+    """
+    if not (folder / "lora").exists():
+        return {}
+    missing = [name for name in LORA_FILES if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is missing {', '.join(missing)}: lora/ must be the folder that PEFT saved; without an "
+            "adapter remove it"
+        )
+    return {name: (folder / name).read_bytes() for name in LORA_FILES}
+
+
+def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
+    """Raise ValueError unless a row of `width` and the adapter fit the base; on a model without weights."""
+    network = files.shape(attention="sdpa", images=1).network
+    if width != network.hidden_size:
+        raise ValueError(
+            f"the row is {width} wide, the base's embeddings {network.hidden_size}: another base"
+        )
+    if lora:
+        with torch.device("meta"):
+            load_lora(network.build(), {Path(name).name: data for name, data in lora.items()})
+
+
+def save_row(path: Path, name: str, row: Tensor) -> Path:
+    """Write one learned row (D,) as a file of one key; return its path."""
+    write_atomic(path, save_safetensors({name: row.reshape(1, -1).contiguous()}, metadata={"format": "pt"}))
+    return path
+
+
+def read_row(path: Path) -> Tensor:
+    """Return the row (1, D), float32, of a file of one key, whatever the key is called.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no safetensors file, holds several keys, several rows, or NaN.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a folder that personalar.export wrote")
+    tensors = read_tensors(path, path.read_bytes())
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
+        )
+    (row,) = tensors.values()
+    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
+        raise ValueError(
+            f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
+        )
+    return row.reshape(1, -1).float()
+
+
+def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
+    """Raise ValueError when `out` holds a concept, a page of somebody's, or parts of another export."""
+    if (out / "concept.json").exists():
+        raise ValueError(f"out={out} is a concept's own folder, which an export would spoil: choose another")
+    if (out / CARD_FILE).exists() and not is_card(out / CARD_FILE):
+        raise ValueError(f"out={out} holds a {CARD_FILE} that no export wrote: choose another folder")
+    for name, written in (("lora", lora), (CHECKPOINT, checkpoint)):
+        if (out / name).exists() and not written:
+            raise ValueError(
+                f"out={out} holds {name}/ of an earlier export, which this one does not write: choose "
+                "another folder, or remove it"
+            )
+
+
+def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFiles]:
+    """Return the base with everything that was learned in it, and the files that it came from.
+
+    Raises:
+        FileNotFoundError, ValueError: when the base is missing, or is not the concept's.
+    """
+    files = obtain_model(model, say=print)
+    concept.check_base(name=model.name, fingerprint=base_fingerprint(files.weights()))
+    backend = files.load(dtype=getattr(torch, model.dtype), device="cpu", attention="sdpa")
+    identifier = concept.apply(backend)
+    table = backend.word_table
+    with torch.no_grad():  # the learned rows go where their reserved ids look them up
+        table[identifier.ids] = identifier.rows.to(table.dtype)
+    return backend, files
+
+
+def left_out(concept: Concept, model: ModelConfig) -> str:
+    """Return what the files do not hold, and the arguments that would write it."""
+    try:
+        files = offline_model(model)
+        here = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
+    except (FileNotFoundError, ValueError):
+        here = False
+    how = "checkpoint=true writes all of it"
+    if not here:
+        how += f" where the base lies that they belong to (model={plain(concept.base['name'])})"
+    return (
+        f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of these "
+        f"files; {how}"
+    )
