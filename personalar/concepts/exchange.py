@@ -19,8 +19,7 @@ from torch import Tensor
 from personalar.concepts.adapters.identifier import assign_tokens
 from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import LORA_FILES, Concept, base_fingerprint
-from personalar.concepts.export_card import write_export_card
-from personalar.concepts.model_card import CARD_FILE, is_card, plain
+from personalar.concepts.model_card import CARD_FILE, is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
 from personalar.config.arguments import prepare_arguments
 from personalar.config.commands import ExportConfig
@@ -61,7 +60,7 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
         paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))
     elif concept.weights:
         print(left_out(concept, model))
-    return [*paths, write_export_card(concept, out, checkpoint=form)]
+    return [*paths, write_card(concept, out, exported=True, checkpoint=form)]
 
 
 def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:

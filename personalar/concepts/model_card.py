@@ -1,7 +1,7 @@
-"""The README.md beside a concept: what it is for, what it is not for, what it was made of, and its hashes.
+"""The README.md beside a concept or an export: purpose, limits, provenance and hashes.
 
-Its head is what the Hugging Face hub reads. Everything comes from the concept itself; a stranger's facts are
-quoted as values and never as markup.
+Its head is what the Hugging Face hub reads, its body is templates/card.md.j2. Everything comes from the
+concept itself; a stranger's facts are quoted as values and never as markup.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +26,8 @@ PLACES = ("in the snow", "on the beach")
 """Of the prompts that the head suggests where there are no pictures."""
 DEFAULT_BASE = "nano"
 """What commands take without `model=`."""
-FOREIGN_BASE = " model.path=BASE"
-"""What commands need for a base that lay in a folder."""
 OWN_LICENCE = "apache-2.0"
 """Of the base that comes with this program."""
-BODY = """\
-# {subject}, learned by personalar
-
-What `[V]` means to **{base}**: {kind}, learned from {photos} photos of one {noun}. {needs}
-
-```bash
-{commands}
-```
-
-## Intended use
-
-Pictures of this one subject in other places, poses and styles, by people who may use its likeness: for play,
-for research on personalization, for drafts that are marked as generated.
-
-## Out of scope
-
-- People without their consent, children that are not yours, and pictures that pass for photographs.
-- Works, brands and designs whose owners have not agreed.
-- Anything that the base's licence rules out: {licence}
-- Evidence, identification, or any use in which a wrong picture does harm: likeness is approximate.
-
-It has its base's prejudices and gaps; personalization neither finds nor removes them. There is no watermark:
-pictures carry prompt, seed, base and concept in their PNG metadata, which are easily stripped.
-
-## Provenance
-
-{facts}
-
-## Files
-
-{files}
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a card says of the files beside it."""
-
-    kind: str
-    """What they are."""
-    needs: str
-    """What else must be there, and what they do not hold."""
-    commands: tuple[str, ...]
-    """How pictures are made with them; DIR is the folder."""
-    changed: str
-    """How many tensors of the transformer were trained, and where they are."""
-    names: tuple[str, ...]
-    """Whose rows there are."""
 
 
 def plain(value: Any, most: int = 120) -> str:
@@ -87,10 +35,14 @@ def plain(value: Any, most: int = 120) -> str:
     return re.sub(r"[^\w .,;+()/-]", " ", str(value))[:most].strip() or "unknown"
 
 
+def _model(concept: Concept) -> dict[str, Any]:
+    model = concept.config.get("model")
+    return model if isinstance(model, dict) else {}
+
+
 def origin(concept: Concept) -> tuple[str | None, str]:
     """Return (hub id of the base or None, its licence in one line)."""
-    model = concept.config.get("model")
-    model = model if isinstance(model, dict) else {}
+    model = _model(concept)
     hub = model.get("hub")
     if isinstance(hub, dict) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(hub.get("repo"))):
         return str(hub["repo"]), plain(hub.get("licence"))
@@ -101,13 +53,12 @@ def origin(concept: Concept) -> tuple[str | None, str]:
 
 def instance_prompt(concept: Concept) -> str:
     """Return a prompt that the subject was learned with: the first template, with or without its class."""
-    data = concept.config.get("model")
+    data = _model(concept)
     for name in ("recipe", "data"):
-        data = data.get(name) if isinstance(data, dict) else None
-    told = data if isinstance(data, dict) else {}
-    templates = told.get("templates")
+        data = data.get(name) if isinstance(data.get(name), dict) else {}
+    templates = data.get("templates")
     template = str(templates[0]) if isinstance(templates, list) and templates else "a photo of {}"
-    with_class = bool(told.get("class_name", True))
+    with_class = bool(data.get("class_name", True))
     return prompt_words(training_prompt(template, str(concept.subject["noun"]), class_name=with_class))
 
 
@@ -150,83 +101,52 @@ def head(concept: Concept, folder: Path) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def facts(concept: Concept, told: Content) -> str:
-    """Return where it comes from, one line each."""
-    config = concept.config
-    method = config.get("method")
-    known: Mapping[str, Any] = {
-        "base": concept.base["name"],
-        "base fingerprint (sha256)": concept.base["fingerprint"],
-        "base repository": origin(concept)[0] or "none; it came from a folder or with the program",
-        "subject": concept.subject["name"],
-        "fingerprint of the photos": concept.subject["fingerprint"],
-        "learned up to stage": concept.stage,
-        "method": method.get("name") if isinstance(method, dict) else None,
-        "seed": config.get("seed"),
-        "changed tensors": told.changed,
-    }
-    lines = [f"- {name}: {plain(value)}" for name, value in known.items() if value is not None]
-    return "\n".join([*lines, f"- learned names: `{', '.join(told.names)}`"])
+def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
+    """Return the arguments that choose the base the concept was learned on; none for the default one."""
+    name, path = plain(concept.base["name"]), _model(concept).get("path")
+    words = [] if name == DEFAULT_BASE else [f"model={name}"]
+    if exported_checkpoint:
+        return [*words, "model.path=DIR/checkpoint"]
+    foreign = path and not str(path).startswith("package://")
+    return [*words, "model.path=BASE"] if foreign else words
 
 
-def base_words(concept: Concept) -> str:
-    """Return the arguments that choose the base the concept was learned on; "" for the default one."""
-    model = concept.config.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
-    name = plain(concept.base["name"])
-    words = "" if name == DEFAULT_BASE else " " + shlex.quote(f"model={name}")
-    return words + (FOREIGN_BASE if path and not str(path).startswith("package://") else "")
-
-
-def sample_command(concept: Concept, folder: str, base: str) -> str:
-    """Return the command that draws with the concept in `folder` on the base that the words `base` choose."""
-    prompt = f"a photo of [V] {plain(concept.subject['noun'])} in the snow"
-    return f"python -m personalar.sample concept={folder} 'prompts=[\"{prompt}\"]'{base}"
-
-
-def content(concept: Concept) -> Content:
-    """Return what the folder of a concept holds."""
-    kind = "rows of the embedding table"
-    kind += " and a LoRA adapter" if concept.lora else " and changed weights" if concept.weights else ""
-    return Content(
-        kind=kind,
-        needs=f"It needs that very base\n(fingerprint `{short(concept)}`) and does nothing without it.",
-        commands=(sample_command(concept, "DIR", base_words(concept)),),
-        changed=str(len(concept.weights)),
-        names=tuple(concept.tokens),
-    )
-
-
-def short(concept: Concept) -> str:
-    """Return the beginning of the base's fingerprint."""
-    return plain(concept.base["fingerprint"])[:12]
-
-
-def model_card(concept: Concept, folder: Path, told: Content | None = None) -> str:
-    """Return the card of `concept`, with a hash for every file that lies in `folder`.
+def model_card(
+    concept: Concept, folder: Path, *, exported: bool = False, checkpoint: str | None = None
+) -> str:
+    """Return the card of `concept`, with a hash for every file in `folder`.
 
     Args:
-        told: what the folder holds; by default the concept.
+        exported: `folder` contains files for other programs, not the concept itself.
+        checkpoint: the form of the exported checkpoint, in words; None without one.
     """
-    files = sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and path.name != CARD_FILE and not path.name.startswith(".")
-    )  # fmt: skip
-    hashes = [f"- `{path.relative_to(folder).as_posix()}` sha256 `{digest(path)}`" for path in files]
-    told = told or content(concept)
-    body = BODY.format(
-        subject=plain(concept.subject["name"]),
-        base=plain(concept.base["name"]),
-        kind=told.kind,
-        photos=len(concept.tokens) - 1,
-        noun=plain(concept.subject["noun"]),
-        needs=told.needs,
-        commands="\n".join(told.commands),
-        licence=origin(concept)[1],
-        facts=facts(concept, told),
-        files="\n".join(hashes),
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD_FILE]
+    files = [path for path in paths if not path.name.startswith(".")]
+    repository, licence = origin(concept)
+    method, whole = concept.config.get("method"), checkpoint is not None
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return f"---\n{head(concept, folder)}---\n\n{body}"
+    environment.filters.update(plain=plain, quote=shlex.quote)
+    return environment.get_template("card.md.j2").render(
+        head=head(concept, folder),
+        concept=concept,
+        short=plain(concept.base["fingerprint"])[:12],
+        repository=repository,
+        licence=licence,
+        method=method.get("name") if isinstance(method, dict) else None,
+        exported=exported,
+        checkpoint=checkpoint,
+        names=list(concept.tokens) if whole or not exported else [SUBJECT_TOKEN],
+        base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
+        files=[(path.relative_to(folder).as_posix(), digest(path)) for path in files],
+    )
 
 
 def digest(path: Path) -> str:
@@ -235,11 +155,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_card(concept: Concept, folder: Path) -> Path:
-    """Write the card into `folder`, beside the files it tells of; return its path."""
-    path = folder / CARD_FILE
-    write_atomic(path, model_card(concept, folder).encode())
-    return path
+def write_card(
+    concept: Concept, folder: Path, *, exported: bool = False, checkpoint: str | None = None
+) -> Path:
+    """Write the card into `folder`, beside the files that it describes; return its path. See `model_card`."""
+    card = model_card(concept, folder, exported=exported, checkpoint=checkpoint)
+    write_atomic(folder / CARD_FILE, card.encode())
+    return folder / CARD_FILE
 
 
 def is_card(path: Path) -> bool:

@@ -24,6 +24,7 @@ from personalar.generation.generator import Generator
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
 from personalar.models.chameleon.serialization import load_backend
 
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 QKV = "model.layers.{}.self_attn.{}_proj.weight"
 
 
@@ -152,12 +153,15 @@ def test_where_heads_have_norms_of_their_own_transformers_reads_the_checkpoint(
 
 
 def test_a_checkpoint_is_a_base_on_which_the_row_draws_the_same_pictures(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch
 ) -> None:
     concept = learned_on_tiny(tmp_path / "concept", tiny_model_dir)
     where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
-    row, folder, _ = export(tmp_path / "concept", tmp_path / "out", *where)
-    again = read_export(row.parent, f"model.path={folder}", noun="cat")
+    _, folder, card = export(tmp_path / "concept", tmp_path / "out", *where)
+    (block,) = PYTHON.findall(card.read_text())
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("DIR", "out"))
+    again = Concept.load(tmp_path / "adopted")
     drawn = []
     for learned, base in ((concept, tiny_model_dir), (again, folder)):
         backend = load_backend(base)
@@ -283,7 +287,7 @@ def test_the_lines_of_the_guide_are_settings(tmp_path: Path, monkeypatch) -> Non
     commands = [line for line in shell_lines(guide) if line.startswith("python -m personalar.export ")]
     assert len(commands) == 2
     assert all(compose(command).out.startswith("exported") for command in commands)
-    (block,) = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    (block,) = PYTHON.findall(guide.read_text())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^exported/learned_embeds\.safetensors does not exist"):
         exec(block)

@@ -15,7 +15,6 @@ from test_concept import make
 from test_concept_export import adapter, export
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.export_card import export_content
 from personalar.concepts.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
 from personalar.config.fingerprint import learning_settings
 from personalar.core.png import read_png_metadata, save_png
@@ -131,17 +130,17 @@ def test_the_card_of_an_export_tells_what_lies_there_and_how_it_comes_back(tmp_p
     assert "sample concept=adopted 'prompts=[" in body and "concept=DIR" not in body
 
 
-def test_the_card_of_a_checkpoint_takes_it_as_the_base() -> None:
+def test_the_card_of_a_checkpoint_takes_it_as_the_base(tmp_path: Path) -> None:
     config = {"model": {"path": "/somewhere"}}
     concept = make(base={"name": "lumina_mgpt_7b_512", "fingerprint": "abc"}, config=config)
-    told = export_content(concept, "norms (1, 128)")
-    assert told.changed == "1, in checkpoint/" and told.names == ("[V]", "[S1]")
-    assert "`[V]` is the token 80; norms (1, 128)" in told.needs
-    assert "read_export('DIR', 'model=lumina_mgpt_7b_512', 'model.path=DIR/checkpoint', n" in told.commands[0]
-    assert told.commands[1].endswith(" model=lumina_mgpt_7b_512 model.path=DIR/checkpoint")
+    card = model_card(concept, tmp_path, exported=True, checkpoint="norms (1, 128)")
+    assert "changed tensors: 1, in checkpoint/\n" in card and "names: `[V], [S1]`" in card
+    assert "`[V]` is the token 80; norms (1, 128)" in card
+    assert "read_export('DIR', 'model=lumina_mgpt_7b_512', 'model.path=DIR/checkpoint', noun=" in card
+    assert "in the snow\"]' model=lumina_mgpt_7b_512 model.path=DIR/checkpoint\n" in card
     with_adapter = make(weights={}, lora=adapter(), config=config)
-    command = export_content(with_adapter, "norms (1, 128)").commands[1]
-    assert command.endswith(" model.path=BASE")  # an adapter goes on the base itself
+    card = model_card(with_adapter, tmp_path, exported=True, checkpoint="norms (1, 128)")
+    assert "in the snow\"]' model.path=BASE\n" in card  # an adapter goes on the base itself
 
 
 def test_a_card_names_the_base_that_its_command_needs(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_strangers_facts_are_words(evil: str, tmp_path: Path) -> None:
     head, body = parts(model_card(concept, tmp_path))
     assert head["license"] == "other" and "base_model" not in head
     assert "<" not in head["instance_prompt"] and "\n" not in head["widget"][0]["text"]
-    exported = model_card(concept, tmp_path, export_content(concept, None))
+    exported = model_card(concept, tmp_path, exported=True)
     for sign in ("<script", "](", "\n---", "{base}", "\x00", "` `"):
         assert sign not in body and sign not in exported.split("---\n", 2)[2]
     concept.save(tmp_path)

@@ -40,7 +40,6 @@ LAYERS = {
         "concept",
         "concept_check",
         "model_card",
-        "export_card",
         "exchange",
         "run_folder",
         "references",
