@@ -100,7 +100,7 @@ def open_session(
 def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concepts.concept import package_versions
-    from personalar.generation.prompt_check import words_note
+    from personalar.generation.requests import words_note
     from personalar.training.callbacks.learning_check import notes
     from personalar.training.memory_fit import describe_sampling
 

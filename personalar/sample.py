@@ -110,7 +110,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.core.console import Reporter
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
-    from personalar.generation.prompt_check import check_prompts
+    from personalar.generation.requests import check_prompts
     from personalar.generation.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
-import personalar.generation.decoders.step as step
 import personalar.generation.sampling as sampling
 import personalar.models.chameleon.transformer as network
 from personalar.core import random_keys as hashing
+from personalar.generation.decoders import compiled
 from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
 from personalar.models.attention import attend
 from personalar.models.cache import CacheWindow
@@ -156,10 +156,10 @@ def gated(mlp: network.MLP, x: Tensor) -> Tensor:
 @contextmanager
 def keep(decoder: Changed) -> Iterator[None]:
     """Compile head, guidance, noise and draw too."""
-    program = decoder.lower(step.Step.keep)
+    program = decoder.lower(compiled.Step.keep)
     with (
-        patch.object(step, "gumbel_noise", table_noise),
-        patch.object(step.Step, "keep", lambda self, hidden: program(self, hidden)),
+        patch.object(compiled, "gumbel_noise", table_noise),
+        patch.object(compiled.Step, "keep", lambda self, hidden: program(self, hidden)),
     ):
         yield
 

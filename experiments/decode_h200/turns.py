@@ -18,7 +18,7 @@ from personalar.bench.decode_table import PROMPT
 from personalar.bench.peak import reason
 from personalar.bench.roofline import synchronize
 from personalar.generation.base import GenerationRequest
-from personalar.generation.decoders.step import Step
+from personalar.generation.decoders.compiled import Step
 from personalar.generation.sampling import Sampling, seed_tensor
 from personalar.generation.schedule import plan
 from personalar.models.chameleon.backend import ChameleonBackend

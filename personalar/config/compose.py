@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
 from personalar.config.evaluate_config import BenchmarkConfig, EvaluateConfig
 from personalar.config.fields import check_ranges
+from personalar.config.names import check_folder_names, inside
 from personalar.config.recipe import RecipeConfig, one_of
 from personalar.config.run_config import (
     DecoderConfig,
@@ -26,8 +27,8 @@ from personalar.config.run_config import (
 )
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.targets import check_targets
-from personalar.config.names import check_folder_names, inside
 from personalar.core.types import STAGE_NAMES
+from personalar.measures import IN_SUMMARY
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -51,12 +52,6 @@ COMMANDS: dict[str, Any] = {
     "doctor": DoctorConfig,
 }
 """What Hydra composes for each command: `python -m personalar.NAME`, conf/NAME.yaml."""
-
-MEASURES = (
-    "dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy", "images", "class_dino",
-    "class_drift", "pres", "diversity", "drift", "nearest", "memorised", "steps", "seconds",
-)  # fmt: skip
-"""What summary.json says of a stage in one number: what an objective may be made of."""
 
 
 def conf_dir() -> Path:
@@ -123,7 +118,7 @@ def check_names(values: dict[str, Any]) -> None:
         one_of("stage.run", name, STAGE_NAMES[1:])
     for product in values.get("objective", []):
         for factor in str(product).split("*"):
-            one_of("objective", factor.strip(), MEASURES)
+            one_of("objective", factor.strip(), IN_SUMMARY)
 
 
 def read_config(cfg: DictConfig) -> Any:

@@ -31,8 +31,7 @@ from personalar.generation.batching import (
     free_bytes,
     largest_batch,
 )
-from personalar.generation.prompt_check import encode_prompts
-from personalar.generation.requests import Ask, Request, as_samples, unique
+from personalar.generation.requests import Ask, Request, as_samples, encode_prompts, unique
 from personalar.models.base import Backend
 from personalar.models.image_transforms import to_uint8
 

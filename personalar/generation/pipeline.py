@@ -63,7 +63,7 @@ class Learned:
                 f"{len(wanted)} prompts and {len(numbers)} seeds: give one seed for each prompt; for several "
                 "seeds repeat the prompt, as images([prompt] * 4, range(4))"
             )
-        from personalar.generation.prompt_check import check_prompts
+        from personalar.generation.requests import check_prompts
 
         for note in check_words(wanted, [SUBJECT_TOKEN]):
             warnings.warn(note, stacklevel=2)

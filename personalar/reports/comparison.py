@@ -13,21 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.types import STAGE_NAMES
+from personalar.measures import COMPARED, INTERVALS, MEASURES, SHARES
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores
 
 Picture = tuple[str, str, int]
 """Subject, prompt template, seed: what is drawn again by every method."""
-COMPARED = {"likeness": "likeness", "clip_t": "CLIP-T", "balance": "likeness × CLIP-T"}
-"""Measures whose differences are taken, and their titles."""
-_DINO, _CLIP = ("dino", "dino_preprocessing"), ("clip", "clip_preprocessing")
-_READING = (*_CLIP, "clip_text")
-JUDGES = {
-    "dino": _DINO, "fidelity": _DINO, "likeness": _DINO, "clip_i": _CLIP, "clip_t": _READING,
-    "balance": (*_DINO, *_READING),
-}  # fmt: skip
-"""What of a run's judges (`SubjectScorer.describe`) each measure hangs on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +59,7 @@ class State:
     def judges(self, measure: str) -> tuple[str, ...]:
         """Return who made a measure: weights by their hash, wherever they lay, and what they were shown."""
         known = self.run.get("scorers") or {}
-        return tuple(str(known.get(name)).rpartition("#")[2] for name in JUDGES[measure])
+        return tuple(str(known.get(name)).rpartition("#")[2] for name in MEASURES[measure].judges)
 
     def _picture(self, line: dict[str, Any]) -> Picture:
         return str(self.run.get("subject")), line.get("template", line["prompt"]), line["seed"]
@@ -97,27 +89,6 @@ class Row:
         found = [state.measures.get(name) for state in self.states]
         known = [float(value) for value in found if value is not None]
         return sum(known) / len(known) if known else None
-
-
-MEANS = {
-    "fidelity": "fidelity",
-    "dino": "DINO",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "balance": "likeness × CLIP-T",
-}
-"""Measures with an interval, and their titles."""
-SHARES = {
-    "context_accuracy": "places",
-    "accessory_accuracy": "accessories",
-    "class_drift": "class drift",
-    "pres": "PRES",
-    "diversity": "DIV",
-    "drift": "drift",
-    "memorised": "memorised",
-    "seconds": "seconds",
-}
-"""Means over subjects of what summary.json holds."""
 
 
 def is_run(folder: Path) -> bool:
@@ -201,7 +172,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
     for row in rows:
         record: dict[str, Any] = {"row": row.title, "subjects": len(row.states)}
         record["images"] = len(row.pictures("dino"))
-        for measure in MEANS:
+        for measure in INTERVALS:
             groups = row.groups(measure)
             record[measure], record[f"{measure}_interval"] = group_mean(groups), interval(groups)
         record |= {name: row.mean_of(name) for name in SHARES}
@@ -248,7 +219,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown; columns that nobody measured are left out."""
     columns = {
         name: title
-        for name, title in {**MEANS, **SHARES}.items()
+        for name, title in {**INTERVALS, **SHARES}.items()
         if any(record.get(name) is not None for record in records)
     }
     if any("fidelity" in record and record["fidelity"] is not None for record in records):

@@ -17,10 +17,9 @@ from typing import Any
 from personalar.core.files import write_atomic
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
+from personalar.measures import INTERVALS, SHARES
 from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
-    MEANS,
-    SHARES,
     Picture,
     Row,
     find_runs,
@@ -91,7 +90,7 @@ def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
         )
         for r in known
     ]
-    return marks, MEANS[likeness]
+    return marks, INTERVALS[likeness]
 
 
 def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path: Path) -> None:
@@ -136,13 +135,13 @@ def write_comparison(
     out.mkdir(parents=True, exist_ok=True)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")
-    columns = {n: t for n, t in {**MEANS, **SHARES}.items() if any(r[n] is not None for r in records)}
+    columns = {n: t for n, t in {**INTERVALS, **SHARES}.items() if any(r[n] is not None for r in records)}
     context = {
         "title": title,
         "notes": list(notes),
         "records": records,
         "columns": columns,
-        "intervals": list(MEANS),
+        "intervals": list(INTERVALS),
         "verdicts": sentences,
         "plot": scatter_chart(
             marks, title=f"{likeness} against CLIP-T", x_title="CLIP-T (prompt following)", y_title=likeness

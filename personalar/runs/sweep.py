@@ -18,10 +18,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from personalar.config.gpus import take_gpu
+from personalar.config.names import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.core.errors import told
-from personalar.config.names import check_folder_names
 from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
 

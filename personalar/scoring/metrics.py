@@ -15,7 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-MEASURES = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy", "diversity", "drift")
+from personalar.measures import IN_LINES
+
 _IMAGE = ("stage", "kind", "prompt", "seed")
 
 
@@ -34,7 +35,7 @@ def _number(*words: object) -> int:
 
 
 class MeanScores(Metric):
-    """The mean of each of `MEASURES`: over images, then over subjects.
+    """The mean of each of `IN_LINES`: over images, then over subjects.
 
     A picture that two processes scored (samplers repeat pictures to fill the last batch) counts once.
     """
@@ -59,7 +60,7 @@ class MeanScores(Metric):
             (
                 _number(line.get("subject"), measure, *(line.get(key) for key in _IMAGE)),
                 _number(line.get("subject")),
-                MEASURES.index(measure),
+                IN_LINES.index(measure),
                 value,
             )
             for line in lines
@@ -78,7 +79,7 @@ class MeanScores(Metric):
         once = torch.tensor(sorted(last.values()), dtype=torch.long, device=values.device)
         subjects, measures, values = subjects[once], measures[once], values[once]
         means = {}
-        for index, measure in enumerate(MEASURES):
+        for index, measure in enumerate(IN_LINES):
             chosen = measures == index
             groups = [values[chosen & (subjects == subject)] for subject in subjects[chosen].unique()]
             if groups:

@@ -26,8 +26,7 @@ from personalar.data.references import save_references
 from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
-from personalar.generation.prompt_check import check_prompts
-from personalar.generation.requests import Request, chunks, pick_grid_prompts, requests_for
+from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
 from personalar.models.base import Backend, ModelFiles
 from personalar.reports.picture_grid import draw_grid, stack
 from personalar.scoring.score_file import merge_scores

@@ -18,11 +18,12 @@ from test_cli import command
 from test_configs import cat
 
 from personalar.config.arguments import EXAMPLES, prepare_arguments
-from personalar.config.compose import MEASURES, conf_dir, read_config
+from personalar.config.compose import conf_dir, read_config
 from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.fields import MANY, range_of
 from personalar.config.layout import ProtocolConfig
 from personalar.config.run_config import HubFiles, RunConfig
+from personalar.measures import IN_SUMMARY
 
 KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
 """A key of each mapping, to reach what lies in it."""
@@ -160,7 +161,7 @@ def test_every_enumeration_is_tried() -> None:
         (["samples.seeds=[]"], "at least one seed"),
         (["stage.run=[embeding]"], r"stage\.run='embeding' is not known; did you mean embedding\?"),
         (["objective=[dinoo*clip_t]"], "objective='dinoo' is not known; did you mean dino"),
-        (["objective=['']"], "objective='' is not known; allowed: dino"),
+        (["objective=['']"], "objective='' is not known; allowed: fidelity, dino"),
         (["model.recipe=3"], r"allowed: what it holds, as model\.recipe\.x="),
     ],
 )
@@ -172,7 +173,7 @@ def test_every_measure_may_be_an_objective(finished_run: Path) -> None:
     stages = json.loads((finished_run / "summary.json").read_text())["stages"]
     known = {name for name, value in stages["transformer"].items() if not isinstance(value, dict)}
     signs = {"selected_step", "v_moved", "pictures_changed"}  # these say nothing of how good a stage is
-    assert known - signs == set(MEASURES)
+    assert known - signs == set(IN_SUMMARY)
 
 
 def test_the_other_commands_numbers_have_ranges_too() -> None:

@@ -14,10 +14,11 @@ from hydra.types import RunMode
 from PIL import Image
 
 import personalar.run
-from personalar.config.compose import MEASURES, composed
+from personalar.config.compose import composed
 from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import UNJUDGED, judged
+from personalar.measures import IN_SUMMARY
 from personalar.run import Job
 from personalar.runs.sweep import check_objective, searches
 
@@ -114,7 +115,7 @@ def test_only_a_sweeper_that_learns_searches() -> None:
 
 
 def test_what_no_judge_says_is_a_measure() -> None:
-    assert set(UNJUDGED) < set(MEASURES)
+    assert set(UNJUDGED) < set(IN_SUMMARY)
     assert judged(["steps*seconds", "dino", "fidelity * seconds"]) == ["dino", "fidelity * seconds"]
 
 

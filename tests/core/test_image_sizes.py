@@ -23,7 +23,7 @@ from personalar.generation import batching
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.generation.prompt_check import encode_prompts, length_note
+from personalar.generation.requests import encode_prompts, length_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.sequence_layout import Protocol

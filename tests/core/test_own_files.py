@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import compose_config
+from personalar.concepts.adopt import write_concept
 from PIL import Image
 from test_cli import command
 from test_concept_export import adapter, adopting, concept_on
 from test_run import contents, same_result
 
-from personalar.concepts.adopt import write_concept
 from personalar.concepts.concept import save_row
-from personalar.core.files import temporary, write_atomic
 from personalar.config.names import check_folder_names, inside
+from personalar.core.files import temporary, write_atomic
 from personalar.core.own_files import FOLDERS, OWN, RESULTS
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder

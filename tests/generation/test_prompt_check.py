@@ -17,7 +17,7 @@ from personalar.data.dreambench import dreambench_prompts
 from personalar.data.prompts import UNRELATED, fill
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.generation.prompt_check import check_prompts, encode_prompts, unknown_words, words_note
+from personalar.generation.requests import check_prompts, encode_prompts, unknown_words, words_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
 from personalar.models.chameleon.sequence_layout import Protocol

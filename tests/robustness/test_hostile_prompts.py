@@ -18,7 +18,7 @@ from personalar.core.png import read_png_metadata, sample_filename, save_png
 from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
 from personalar.generation.generator import Generator
-from personalar.generation.prompt_check import encode_prompts, longest_prompt
+from personalar.generation.requests import encode_prompts, longest_prompt
 from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
 from personalar.sample import check_words
 

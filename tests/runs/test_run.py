@@ -179,9 +179,9 @@ def test_samples_without_the_subject_are_refused() -> None:
 
 
 def test_unknown_words_are_told_and_kept(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
-    from personalar.generation import prompt_check
+    from personalar.generation import requests
 
-    monkeypatch.setattr(prompt_check, "unknown_words", lambda layout, prompts, names=(): prompts)
+    monkeypatch.setattr(requests, "unknown_words", lambda layout, prompts, names=(): prompts)
     do_run(tmp_path / "run", "stage=embedding", 'samples.prompts=["a {} on the moon"]')
     note = "this base was not trained on: a cat on the moon"
     assert capsys.readouterr().out.count(f"note: {note}\n") == 1

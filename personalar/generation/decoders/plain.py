@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from personalar.generation.base import GenerationRequest, Grid, Identifier, Progress
-from personalar.generation.decoders.finite import check_finite
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
 from personalar.models.base import Backend
@@ -103,3 +102,22 @@ class NoiseAhead:
             positions = torch.arange(index, index + NOISE_AHEAD, device=self._seeds.device)
             self._noise = gumbel_noise(self._seeds, positions, num_codes)  # (B, ahead, K)
         return self._noise[:, ahead]
+
+
+def check_finite(peaks: Tensor) -> None:
+    """Look at the largest logits of every image, (B, K); -inf, a code that is forbidden, is a number here.
+
+    NaN is the largest value to argmax, so a network that answers with it draws code 0 for ever: pictures of
+    one colour, and no error. NaN and infinity stay in the largest logits, so one look at the end suffices.
+
+    Raises:
+        FloatingPointError: with how many images are concerned, likely causes and what to do.
+    """
+    lost = int((~(peaks < math.inf).all(-1)).sum())  # NaN is not smaller either; the one wait for the device
+    if lost:
+        raise FloatingPointError(
+            f"the model's logits are NaN or infinite for {lost} of {len(peaks)} pictures, which would be "
+            "noise or one colour: its precision is too narrow (model.dtype=float16 overflows beyond 65504: "
+            "choose bfloat16 or float32), its files are damaged (get them again), or its weights were left "
+            "by a training that diverged (lower model.recipe.stages.*.lr and identifier_lr)"
+        )
