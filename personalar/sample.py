@@ -60,7 +60,7 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     ]
 
 
-def size_of(config: SampleConfig, layout: ProtocolConfig | Backend) -> Size:
+def size_of(config: SampleConfig, layout: ProtocolConfig) -> Size:
     """Return the size of the pictures; see `read_size`, which refuses what the base does not know."""
     return layout.square if config.size is None else read_size(config.size, layout.sizes)
 

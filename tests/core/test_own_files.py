@@ -9,15 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from conftest_run import compose_config
-from personalar.concepts.adopt import write_concept
 from PIL import Image
 from test_cli import command
-from test_concept_export import adapter, adopting, concept_on
+from test_concept_export import adapter, concept_on
 from test_run import contents, same_result
 
-from personalar.concepts.concept import save_row
 from personalar.config.names import check_folder_names, inside
 from personalar.core.files import temporary, write_atomic
 from personalar.core.own_files import FOLDERS, OWN, RESULTS
@@ -236,17 +233,10 @@ def test_a_concept_replaces_no_files_of_others(tiny_model_dir: Path, tmp_path: P
     (out / "weights.safetensors").write_bytes(b"mine")
     concept_on(files, 32).save(out)
     assert (out / "weights.safetensors").read_bytes() == b"mine"
-    (out / "concept.json").unlink()
-    row = save_row(tmp_path / "row.safetensors", "[V]", torch.zeros(32))
-    with pytest.raises(ValueError, match=r"out=.* holds .*weights\.safetensors, but no concept: choose"):
-        write_concept(adopting(row, out, f"model.path={tiny_model_dir}"))
-    assert (out / "weights.safetensors").read_bytes() == b"mine" and not (out / "concept.json").exists()
-    adopted = tmp_path / "new"
-    for _ in range(2):  # over a concept of ours it may be written
-        write_concept(adopting(row, adopted, f"model.path={tiny_model_dir}"))
-    concept_on(files, 32, lora=adapter()).save(adopted)
-    concept_on(files, 32).save(adopted)
-    assert not (adopted / "lora" / "adapter_config.json").exists()  # its own it takes away
+    own = tmp_path / "own"
+    concept_on(files, 32, lora=adapter()).save(own)
+    concept_on(files, 32).save(own)
+    assert not (own / "lora" / "adapter_config.json").exists()  # its own it takes away
 
 
 def test_pictures_of_ones_own_are_not_taken_for_a_runs(finished_run: Path, tmp_path: Path) -> None:

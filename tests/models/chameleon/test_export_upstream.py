@@ -26,11 +26,10 @@ from conftest_upstream import (
     tensors_of,
 )
 from PIL import Image
-from test_concept_export import concept_on, exporting
+from test_concept_export import concept_on, export
 from test_upstream import is_norm
 from torch import Tensor
 
-from personalar.export import norm_words, write_export
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.export import export_backend, vocabulary_map
 from personalar.models.chameleon.model_files import open_folder
@@ -140,7 +139,7 @@ def test_transformers_takes_a_picture(model: str, name: str, vqgan_dir: Path, tm
     tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
     concept_on(files, 64, tokens=tokens, rows=torch.ones(1, 64)).save(tmp_path / "concept")
     where = [f"model={model}", "model.dtype=float32", f"model.path={base}", f"model.vq_path={vqgan_dir}"]
-    *_, folder, _ = write_export(exporting(tmp_path, tmp_path / "out", *where, "checkpoint=true"))
+    *_, folder, _ = export(tmp_path / "concept", tmp_path / "out", *where, "checkpoint=true")
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), sep_token="</s>")
     processor = ChameleonProcessor(ChameleonImageProcessorPil(), tokenizer, image_token=name)
