@@ -15,7 +15,6 @@ from typing import Any
 
 from personalar.config.compose import COMMANDS, GROUPS, group_options, groups_of
 from personalar.config.quoting import HydraSettings, list_value, parse, text_value
-from personalar.config.targets import check_arguments
 
 SHOW_FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc",
@@ -147,7 +146,7 @@ def _word(argument: str, before: str) -> str:
     """Return a flag or a deletion (~key). Raises ValueError for another word without "="."""
     flag = argument.partition("=")[0]
     if argument.startswith("-"):
-        if flag not in FLAGS:  # nor an abbreviation: what is asked of foreign folders knows the full names
+        if flag not in FLAGS:  # nor an abbreviation
             raise ValueError(f"{flag} is no flag{_suggest(flag, FLAGS)}\nallowed: {', '.join(FLAGS)}")
     elif not argument.startswith("~"):
         whole = (
@@ -238,7 +237,6 @@ def prepare_arguments(
     Raises:
         ValueError: for an unknown setting, an unknown choice, or a missing subject, with what is allowed.
     """
-    check_arguments(arguments)
     names = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
     line = CommandLine(
         schema=schema,

@@ -185,7 +185,7 @@ def test_the_other_commands_numbers_have_ranges_too() -> None:
 @pytest.mark.parametrize(
     "argument",
     ["trainer.devices=wide", "model.recipe.stages.embedding.lr=nan", "trainer.accelerator=gpv", "sead=3",
-     "decoder._target_=os.system", "samples.seeds=[x]"],
+     "samples.seeds=[x]"],
 )  # fmt: skip
 def test_on_the_command_line_it_is_one_answer(argument: str, tmp_path: Path) -> None:
     done = command(tmp_path, "personalar.run", "+subject=cat", argument)

@@ -88,7 +88,6 @@ LAYERS = {
         "fault",
         "hashing",
         "gpus",
-        "targets",
         "arguments",
         "quoting",
         "__init__",

@@ -116,8 +116,12 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
 
 def norm_form(backend: ChameleonBackend, base: Path) -> str:
     """Return which form the query and key norms have in a checkpoint, and which programs read it."""
-    shape = backend.transformer.config
     of_base, rows = shared_norm_rows(base, backend.transformer.state_dict())
+    return norm_words(of_base, rows, backend.transformer.config)
+
+
+def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) -> str:
+    """Return `norm_form` for the rows that the base and the checkpoint have; None is one row per head."""
     if rows is not None:
         form = f"query and key norms ({rows}, {shape.head_dim}) for all heads"
         return f"{form}, as Lumina-mGPT's own code reads them"
