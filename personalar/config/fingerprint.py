@@ -20,24 +20,21 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     model["sampling"].pop("batch")  # how many pictures are drawn together changes none
     if model["layout"] is not None:
         model["layout"].pop("known_words")
-    chooses = {}
-    if config.selection.selects:  # then what is compared, and by whom, decides what is left
-        compared = ("seeds", "prompts", "prompt_set", "num_grid_prompts", "grid_every_steps")
-        samples = {name: getattr(config.samples, name) for name in compared}
-        chooses = {"selection": {**asdict(config.selection), **samples, "scorer": judges_of(config)}}
     return {
         "model": model,
         "subject": asdict(config.subject),
         "method": asdict(config.method),
         "decoder": asdict(config.decoder),
         "seed": config.seed,
-        **chooses,
     }
 
 
 def judges_of(config: RunConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
-    return {name: value for name, value in asdict(config.scorer).items() if name != "photo_warning"}
+    judges = asdict(config.scorer)
+    for name in ("photo_warning", "likeness_weight"):  # a note, and a curve in training
+        judges.pop(name)
+    return judges
 
 
 def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from omegaconf import II, MISSING
 from personalar.config.layout import ProtocolConfig
 from personalar.config.recipe import RecipeConfig, one_of
 from personalar.config.scorer_config import ScorerConfig
-from personalar.config.selection import SelectionConfig
 from personalar.config.trainer_config import ACCELERATORS, LoggerConfig, MemoryConfig, TrainerConfig
 
 
@@ -260,7 +259,6 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
     seed: int = 0
     """Of the identifier's start, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
@@ -288,9 +286,6 @@ class RunConfig:
                 f"stage={missing[0]} does not exist in method={self.method.name}; allowed: both, "
                 f"{', '.join(self.method.stages)}"
             )
-        self.selection.check(
-            self.scorer, photographs=self.subject.photographs, every=self.samples.grid_every_steps
-        )
 
     @property
     def photo_warnings(self) -> list[str]:

@@ -26,6 +26,8 @@ class ScorerConfig:
     """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
     clip_text: str = "class"
     """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+    likeness_weight: float = 0.5
+    """Weight of likeness in the curve `val/harmonic`, 0 to 1: lambda in RPO (arXiv 2407.12164)."""
     photo_warning: str | None = None
     """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
     photographs."""

@@ -36,8 +36,7 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "scorers": {"clip": "...", "dino": "..."} | null,   which checkpoints judged (`describe()`)
      "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
                 "embedding": {"steps": 300, "seconds": 31.0},
-                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran; where a rule
-                                picked a step also "selected_step": 50, "selected_by": {"val/product": .2};
+                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran;
                                 what else a stage has, "v_moved", "pictures_changed" and "note": `signs.py`
      "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
                 "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
@@ -47,7 +46,7 @@ The run folder, as this module and `report.py` read it (everything optional but 
 
     {"subject", "model", "noun",
      "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
-                        "selected_step", "seconds", "accessory_accuracy", "class_dino", "images", "pres",
+                        "seconds", "accessory_accuracy", "class_dino", "images", "pres",
                         "diversity", "drift", "nearest", "memorised", "v_moved", "pictures_changed",
                         "intervals": {measure: [low, high]},
                         "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
@@ -59,8 +58,7 @@ The run folder, as this module and `report.py` read it (everything optional but 
      "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
 
 A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
-the class and 1 for the thing itself; `selected_step` is the step that a rule picked, null where the last one
-was kept unasked (`selection.rule=last`); `class_drift` is the rise, since the base, of the same measure on
+the class and 1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on
 class prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness
 (DINO) of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far
 pictures of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean
@@ -84,7 +82,7 @@ from personalar.reports.bootstrap import interval
 from personalar.scoring.score_file import read_scores
 
 FORMAT_VERSION = 1
-OWN_FACTS = ("steps", "selected_step", "seconds", "v_moved", "pictures_changed")
+OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
 """What a stage tells of itself in run.json."""
 
 Lines = list[dict[str, Any]]

@@ -163,17 +163,9 @@ def _check_entry(record: Any, where: Path) -> None:
 class StageCheckpoint(L.Callback):
     """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end."""
 
-    def __init__(
-        self, *, folder: RunFolder, stage: str, strategy: str, every: int, selects: bool = False
-    ) -> None:
-        """Save into `folder` after every `every` optimizer steps.
-
-        Args:
-            selects: sample grids decide which step is kept. A step that has one is then saved after it, with
-                what it decided, because Lightning does not make a grid again when it goes on from that step.
-        """
+    def __init__(self, *, folder: RunFolder, stage: str, strategy: str, every: int) -> None:
+        """Save into `folder` after every `every` optimizer steps."""
         self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
-        self.selects, self._owed = selects, False
         self.asked = self._ending = 0
         """The signal that asked this process, or any of them, to end; 0: none did."""
         self._last_step = 0
@@ -214,23 +206,11 @@ class StageCheckpoint(L.Callback):
         self._last_step = trainer.global_step
         self._ending = self._anyone_asked(trainer)
         if self._ending or trainer.global_step % self.every == 0:
-            batch_idx = trainer.fit_loop.total_batch_idx
-            self._owed = self.selects and (batch_idx + 1) % trainer.val_check_batch == 0
-            if not self._owed:
-                self.save(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Save what waited for the grid."""
-        if self._owed:
-            self._owed = False
             self.save(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End here where asked to: the last step is logged by now, and sampling would cost minutes.
-
-        A step that is saved after its grid gets it first: else it would be lost.
-        """
-        if self._ending and not self._owed:
+        """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
+        if self._ending:
             raise SystemExit(128 + self._ending if trainer.is_global_zero else 0)
 
     def end_if_asked(self, trainer: L.Trainer) -> None:

@@ -11,19 +11,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from personalar.concepts.concept import Concept
 from personalar.config.run_config import LoggerConfig
-from personalar.core.own_files import delete_own
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
 from personalar.runs.wandb_run import steps_before
-from personalar.training.callbacks.best_step import BestStep, Patience
 from personalar.training.callbacks.collect import Learned
 from personalar.training.callbacks.learning_check import note_move
 from personalar.training.callbacks.monitor import FiniteLoss, SamplingBudget, StepWatch
@@ -123,61 +119,32 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
             first_step=steps_before(folder.record, stage.name),
         ),
     ]
-    selection, judged = session.config.selection, session.config.scorer.scores
-    if judged:  # also above rank zero, which alone has the judges
-        callbacks.append(SubjectScores(session.scorer and session.scorer.score, selection))
+    scorer = session.config.scorer
+    if scorer.scores:  # also above rank zero, which alone has the judges
+        callbacks.append(SubjectScores(session.scorer and session.scorer.score, scorer.likeness_weight))
     checkpoint = StageCheckpoint(
-        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps,
-        selects=selection.selects,
-    )  # fmt: skip
-    if selection.selects:  # every grid is made: which steps compete must not depend on the clock
-        callbacks += selecting(session, stage)
-    else:
-        callbacks.append(SamplingBudget(session.config.samples.time_share))
+        folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
+    )
+    callbacks.append(SamplingBudget(session.config.samples.time_share))
     callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
     callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
     return [*callbacks, checkpoint]  # last: it keeps what the others counted
 
 
-def selecting(session: Session, stage: Stage) -> list[L.Callback]:
-    """Return what keeps the best step of `stage` and, with patience, ends it early."""
-    selection = session.config.selection
-
-    def save(folder: Path, **learned: Any) -> None:
-        session.new_concept(stage.name, **learned).save(folder)
-
-    best = BestStep(
-        folder=session.folder.path / "stages" / stage.name / "best", rule=selection.rule,
-        last_step=stage.numbers.steps, save=save,
-    )  # fmt: skip
-    if selection.patience is None:
-        return [best]
-    return [best, Patience(rule=selection.rule, patience=selection.patience)]
-
-
 def leave_concept(
     session: Session, stage: Stage, start: str, trainer: L.Trainer, module: PersonalizationModule
 ) -> None:
-    """Write what `stage` leaves, the kept step's concept or else the last one's; rank zero calls it."""
+    """Write what `stage` leaves, the last step's concept; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
-    best, steps = found.get(BestStep), trainer.global_step
-    seconds = round(found[StageClock].seconds, 3)
-    facts: dict[str, Any] = {"steps": steps, "seconds": seconds, "processes": trainer.world_size}
-    if best is None:
-        learned = {"tokens": module.identifier.tokens, **found[Learned].parts}
-        concept = session.new_concept(stage.name, **learned)
-    else:
-        concept = Concept.load(best.kept(best.step))
-        facts |= {"selected_step": best.step, "selected_by": {best.metric: round(best.value, 6)}}
-        session.reporter.say(
-            f"stage {stage.name}: step {best.step} of {steps} kept, {best.metric} {best.value:.4f} is the "
-            f"highest of {best.grids} grids"
-        )
-    session.folder.update_stage(stage.name, **facts)
+    concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **found[Learned].parts)
+    session.folder.update_stage(
+        stage.name,
+        steps=trainer.global_step,
+        seconds=round(found[StageClock].seconds, 3),
+        processes=trainer.world_size,
+    )
     note_move(session, stage, start, concept)
     concept.save(session.folder.concept(stage.name))
-    if best is not None:
-        delete_own(session.folder.path, f"stages/{stage.name}/best")
 
 
 def stage_flops(session: Session, stage: Stage) -> float:

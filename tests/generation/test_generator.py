@@ -21,7 +21,7 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
 from personalar.training.callbacks.sample_grid import grid_picture
-from personalar.training.callbacks.subject_scores import SubjectScores
+from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
 
 SPECS = (
     PromptSpec(text="a photo of a {}", category="plain"),
@@ -262,3 +262,18 @@ def test_means_are_named_for_curves() -> None:
             "val/harmonic": round((2 / (1 / 1 + 1 / 0.6) + 2 / (1 / 0.5 + 1 / 0.7)) / 2, 6),
             "val/product": 0.15,
         }
+
+
+def test_the_harmonic_mean_is_rpos() -> None:
+    """1 / (lambda / I + (1 - lambda) / T) of cosines put on [0, 1]; alike values stay what they are."""
+    assert harmonic(0.6, 0.6, 0.3) == pytest.approx(0.8)
+    assert harmonic(0.6, 0.2, 0.3) == pytest.approx(1 / (0.3 / 0.8 + 0.7 / 0.6))
+    assert harmonic(0.6, 0.2, 1.0) == pytest.approx(0.8) and harmonic(0.6, 0.2, 0.0) == pytest.approx(0.6)
+    assert 0 <= harmonic(-1.0, 1.0, 0.5) < 1e-6  # a picture that has only one of the two is worth nothing
+
+
+def test_its_weight_is_a_setting_and_no_pictures_give_no_values() -> None:
+    values = [("dino", 0.6), ("clip_t", 0.2)]
+    lines = [{"prompt": "a cat", "seed": 0, "scorer": name, "value": value} for name, value in values]
+    assert combined(lines, 0.3)["harmonic"] == pytest.approx(harmonic(0.6, 0.2, 0.3))
+    assert combined([], 0.5) == {}

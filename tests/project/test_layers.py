@@ -75,7 +75,6 @@ LAYERS = {
         "ranges",
         "layout",
         "sizes",
-        "selection",
         "judges",
         "machine",
         "measures",

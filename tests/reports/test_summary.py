@@ -70,7 +70,6 @@ def test_means_fidelity_and_accuracies():
         "nearest": None,
         "memorised": None,
         "steps": 7,
-        "selected_step": None,
         "seconds": 1.5,
         "v_moved": 1.2,
         "pictures_changed": None,

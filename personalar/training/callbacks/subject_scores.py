@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 
-from personalar.config.selection import SelectionConfig, rule_values
 from personalar.core.types import Sample
 from personalar.scoring.metrics import MeanScores
 
 Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
+def harmonic(likeness: float, following: float, weight: float) -> float:
+    """Return RPO's reward of one picture (arXiv 2407.12164), 0 to 1.
+
+    It is the weighted harmonic mean of two cosines that are put on [0, 1].
+
+    Args:
+        likeness: cosine of picture and references, -1 to 1.
+        following: cosine of picture and prompt, -1 to 1.
+        weight: RPO's lambda, of the likeness.
+    """
+    like, follow = max((likeness + 1) / 2, 1e-8), max((following + 1) / 2, 1e-8)
+    return 1 / (weight / like + (1 - weight) / follow)
+
+
+def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, float]:
+    """Return two values that want likeness and obedience at once, from lines of scores.jsonl.
+
+    "harmonic" is the mean of the pictures' rewards, "product" is the product of the means.
+    Without pictures there are no values.
+    """
+    pictures: dict[tuple[str, int], dict[str, float]] = {}
+    for line in lines:
+        pictures.setdefault((line["prompt"], line["seed"]), {})[line["scorer"]] = float(line["value"])
+    if not pictures:
+        return {}
+    count, found = len(pictures), pictures.values()
+    reward = sum(harmonic(values["dino"], values["clip_t"], weight) for values in found)
+    likeness = sum(values["dino"] for values in found)
+    following = sum(values["clip_t"] for values in found)
+    return {"harmonic": reward / count, "product": likeness / count * (following / count)}
+
+
 class SubjectScores(L.Callback):
-    """Logs `val/dino`, `val/clip_i`, `val/clip_t`, the zero-shot accuracies and what selection compares.
+    """Logs `val/dino`, `val/clip_i`, `val/clip_t`, the zero-shot accuracies, `val/harmonic` and
+    `val/product`.
 
     Every process has all pictures of a grid (`PersonalizationModule.validation_step`), rank zero alone has
     judges: it scores, the others are told, and all log the same numbers.
     """
 
-    def __init__(self, score: Score | None, selection: SelectionConfig | None = None) -> None:
+    def __init__(self, score: Score | None, likeness_weight: float = 0.5) -> None:
         """Judge with `score`: samples to lines of scores.jsonl; None above rank zero."""
-        self.score, self.selection = score, selection or SelectionConfig()
+        self.score, self.likeness_weight = score, likeness_weight
         self.lines: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
@@ -39,6 +71,6 @@ class SubjectScores(L.Callback):
         means = MeanScores(sync_on_compute=False)  # rank zero has all pictures; the others have no lines
         means.update(lines)
         values = {measure: float(mean) for measure, mean in means.compute().items()}
-        values |= rule_values(lines, self.selection)
+        values |= combined(lines, self.likeness_weight)
         told = trainer.strategy.broadcast(values)
         pl_module.log_dict({f"val/{measure}": value for measure, value in told.items()})
