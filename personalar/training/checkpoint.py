@@ -1,16 +1,14 @@
 """Checkpoints within a stage: a kill at any moment loses at most a few steps, and nothing else.
 
-A checkpoint counts once run.json names it, with a digest of its files; it is named after it is complete, and
-the one before is deleted after that. What run.json names must be there and be the very same, or the run
-stops: a stage never starts again in silence.
+A checkpoint counts once run.json names it; it is named after it is complete, and the one before is deleted
+after that. What run.json names must be there and be readable, or the run stops: a stage never starts again in
+silence.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -25,6 +23,7 @@ import lightning as L
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from personalar.core.errors import left_alone, out_of_memory
 from personalar.core.files import temporary
 from personalar.core.own_files import remove
 from personalar.core.process import global_rank
@@ -34,32 +33,56 @@ EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
 """What a checkpoint may be called, and what is deleted once there is a newer one."""
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError,
-              AttributeError, AssertionError, OverflowError)  # fmt: skip
-"""What torch raises over a file that is no checkpoint."""
-_ENDS = 1 << 20
+AFRESH = "copy it back, or start afresh with overwrite=true"
+
+
+@contextmanager
+def refusal_named(path: Path) -> Iterator[None]:
+    """Raise the system's OSError, with `path`, where torch's writers hide it behind a RuntimeError.
+
+    The error of a Python stream is the context of torch's; a writer in C++ (DeepSpeed's) keeps the reason to
+    itself, and a disk without room is the likely one.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            there = next(parent for parent in path.parents if parent.exists())
+            if shutil.disk_usage(there).free >= 1 << 20:
+                raise
+            cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+@contextmanager
+def damage_named(path: Path | str) -> Iterator[None]:
+    """Raise ValueError, with what to do, for whatever a library raises over a damaged checkpoint."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if left_alone(error) or out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{path} cannot be read ({reason}): it is damaged, or not a checkpoint of this run; {AFRESH}"
+        ) from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a file is complete or absent; reads tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`.
-
-        Raises:
-            OSError: the disk is full, or refuses; torch's own error would hide that.
-        """
+        """Write `checkpoint` to `path`; OSError where the disk is full, or refuses."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = temporary(path)
         try:
-            with unfinished.open("wb") as stream:
+            with refusal_named(path), unfinished.open("wb") as stream:
                 torch.save(checkpoint, stream)
             os.replace(unfinished, path)
-        except (RuntimeError, OSError) as error:
-            if (refused := _refusal(error)) is None:
-                raise
-            raise OSError(refused.errno, refused.strerror, str(path)) from error
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -69,52 +92,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ValueError: the file is damaged or holds other objects.
         """
-        try:
-            with warnings.catch_warnings():  # torch warns of a strange pickle before it refuses it
-                warnings.simplefilter("ignore", UserWarning)
-                return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
-        except UNREADABLE as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ValueError(
-                f"{path} cannot be read as tensors alone ({reason}): it is damaged, or holds objects that "
-                "would run code; copy it back, or start afresh with overwrite=true"
-            ) from error
-
-
-def _refusal(error: BaseException | None) -> OSError | None:
-    """Return the operating system's error behind `error`, which torch raised while it was handling that."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
-        error = error.__context__
-    return error
-
-
-@contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
-    """Say that the disk is full where torch's writer (DeepSpeed's checkpoints) keeps the reason to itself.
-
-    Raises:
-        OSError: in place of the writer's RuntimeError, when the disk of `path` has no room left.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        there = next(parent for parent in path.parents if parent.exists())
-        if shutil.disk_usage(there).free >= _ENDS:
-            raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-
-
-def digest_of(path: Path) -> str:
-    """Return a hash of a checkpoint (a file, or DeepSpeed's folder): names, sizes, ends of every file."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path.parent).as_posix()}:{size};".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_ENDS))
-            stream.seek(max(_ENDS, size - _ENDS))
-            digest.update(stream.read())
-    return digest.hexdigest()
+        with damage_named(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of what it then refuses
+            return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
 
 
 def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str) -> Path | None:
@@ -122,21 +102,16 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
 
     Raises:
         FileNotFoundError: when the checkpoint that run.json names is gone.
-        ValueError: when it is not the one that was written, or needs as many processes as wrote it.
+        ValueError: when it needs as many processes as wrote it, or run.json is damaged.
     """
     record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
     if record is None:
         return None
-    afresh = "copy it back, or start afresh with overwrite=true"
     _check_entry(record, folder.path / "run.json")
     path = folder.checkpoints(stage) / record["file"]
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {afresh}"
-        )
-    if digest_of(path) != record["digest"]:
-        raise ValueError(
-            f"{path} is not the checkpoint that this run wrote (damaged, or another run's): {afresh}"
+            f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {AFRESH}"
         )
     sharded = "zero" in strategy or "zero" in record["strategy"]
     if sharded and (record["world"], record["strategy"]) != (world, strategy):
@@ -150,8 +125,8 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
 
 def _check_entry(record: Any, where: Path) -> None:
     """Raise ValueError unless run.json's entry on a checkpoint is one that we wrote."""
-    kinds = {"file": str, "step": int, "world": int, "strategy": str, "digest": str}
-    if not isinstance(record, dict) or not all(type(record.get(n)) is kind for n, kind in kinds.items()):
+    kinds = {"file": str, "step": int, "world": int, "strategy": str}
+    if not isinstance(record, dict) or {name: type(record.get(name)) for name in kinds} != kinds:
         raise ValueError(f"{where} is damaged (checkpoint): restore it, or delete the run folder")
     if not NAME.fullmatch(record["file"]):
         raise ValueError(
@@ -236,7 +211,7 @@ class StageCheckpoint(L.Callback):
         if trainer.is_global_zero:
             remove(path)  # half of one, from a run that was killed here
         trainer.strategy.barrier()
-        with full_disk_named(path):
+        with refusal_named(path):
             trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
@@ -247,7 +222,6 @@ class StageCheckpoint(L.Callback):
                 "step": trainer.global_step,
                 "world": trainer.world_size,
                 "strategy": self.strategy,
-                "digest": digest_of(path),
             },
         )
         for other in path.parent.iterdir():

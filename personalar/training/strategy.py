@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.strategy import Strategy as _Base
 from torch import Tensor
 
 from personalar.config.run_config import TrainerConfig
+from personalar.training.checkpoint import damage_named
 
 # Rank zero samples and scores while the others wait; the launcher, not this, notices a rank that dies.
 PATIENCE = timedelta(hours=12)
@@ -49,6 +50,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read DeepSpeed's folder; ValueError, with what to do, where it is damaged."""
+        with damage_named(checkpoint_path):
+            return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 class ZeroPrecision(DeepSpeedPrecision):

@@ -28,7 +28,7 @@ from personalar.config.layout import ProtocolConfig
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import read_layout
 from personalar.sample import write_samples
-from personalar.training.checkpoint import AtomicCheckpointIO, digest_of, find_checkpoint
+from personalar.training.checkpoint import AtomicCheckpointIO, find_checkpoint
 
 REFUSED = (ValueError, FileNotFoundError)
 SLOW_FIXTURE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_would_run_code(tmp_path: Path, kind: str) -> None:
     path.write_bytes({"pickle": pickle.dumps(Bomb(bomb)), "torch": torch_pickle(Bomb(bomb), tmp_path),
                       "truncated": good[:-40], "text": b"x" * 99, "empty": b""}[kind])  # fmt: skip
     for asked in ({}, {"weights_only": False}):
-        with pytest.raises(ValueError, match="cannot be read as tensors alone") as stopped:
+        with pytest.raises(ValueError, match="cannot be read ") as stopped:
             AtomicCheckpointIO().load_checkpoint(path, **asked)
         one_sentence(stopped.value)
     assert not bomb.exists()
@@ -381,7 +381,7 @@ def test_a_changed_byte_in_a_checkpoint(tmp_path: Path, part: float, byte: int) 
 def test_a_record_that_names_a_checkpoint_elsewhere(tmp_path: Path, file: str) -> None:
     folder = RunFolder(tmp_path)
     (tmp_path / "x.ckpt").write_bytes(b"x")
-    facts = {"step": 2, "world": 1, "strategy": "single", "digest": digest_of(tmp_path / "x.ckpt")}
+    facts = {"step": 2, "world": 1, "strategy": "single"}
     folder.update_stage("embedding", checkpoint={"file": file, **facts})
     with pytest.raises(ValueError, match=r"outside of the run folder: restore it"):
         find_checkpoint(folder, "embedding", world=1, strategy="single")

@@ -37,7 +37,7 @@ def test_a_process_that_dies(trainer: str, tiny_model_dir: Path, finished_run: P
     assert_same_learning(finished_run, run_dir)
 
 
-def test_a_disk_that_is_full_when_deepspeed_saves(
+def test_a_disk_that_is_full_when_deepspeed_saves_and_a_damaged_checkpoint(
     tiny_model_dir: Path, finished_run: Path, small_disk: Path
 ) -> None:
     overrides = overrides_of(tiny_model_dir, "zero2")
@@ -48,6 +48,17 @@ def test_a_disk_that_is_full_when_deepspeed_saves(
     saved = folder.record["stages"]["embedding"]["checkpoint"]
     assert saved["step"] == 2 and (folder.checkpoints("embedding") / saved["file"]).is_dir()
     (small_disk / "ballast").unlink()
+    assert_damage_is_told(folder.checkpoints("embedding") / saved["file"], overrides)
     run_together(small_disk, *overrides)  # goes on from step 2, as the curve that is compared says
-    assert len(list((small_disk / "logs" / "embedding").glob("part_*"))) == 2
+    assert len(list((small_disk / "logs" / "embedding").glob("part_*"))) == 3
     assert_same_learning(finished_run, small_disk)
+
+
+def assert_damage_is_told(checkpoint: Path, overrides: list[str]) -> None:
+    """Cut a file of DeepSpeed's in half: both processes say what to do; then make it whole again."""
+    (states,) = checkpoint.rglob("*model_states.pt")
+    whole = states.read_bytes()
+    states.write_bytes(whole[: len(whole) // 2])
+    said = run_together(checkpoint.parents[3], *overrides, expected=(1, 1))
+    assert f"ValueError: {checkpoint} cannot be read (" in said
+    states.write_bytes(whole)

@@ -29,7 +29,6 @@ from personalar.training.checkpoint import (
     EXIT_TERMINATED,
     AtomicCheckpointIO,
     StageCheckpoint,
-    digest_of,
     find_checkpoint,
 )
 
@@ -157,7 +156,7 @@ def saved(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path)
     path = folder.checkpoints("embedding") / "step_000004.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"x": torch.ones(3)}}, path)
-    facts = {"file": path.name, "step": 4, "world": 2, "strategy": "zero2", "digest": digest_of(path)}
+    facts = {"file": path.name, "step": 4, "world": 2, "strategy": "zero2"}
     folder.update_stage("embedding", checkpoint=facts)
     return folder
 
@@ -185,13 +184,32 @@ def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> Non
         find_checkpoint(saved, "embedding", world=2, strategy="zero2")
 
 
-def test_a_foreign_or_damaged_checkpoint_is_an_error(saved: RunFolder) -> None:
-    path = saved.checkpoints("embedding") / "step_000004.ckpt"
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(
-        ValueError, match=r"is not the checkpoint that this run wrote \(damaged, or another run's\)"
-    ):
-        find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
+    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*args: object) -> None:
+        raise RuntimeError("killed")
+
+    words = ("stage=embedding", "scorer=none", "samples.kinds=[subject]")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("personalar.training.train.leave_concept", dies)
+        do_run(tmp_path, *words)
+    path = RunFolder(tmp_path).checkpoints("embedding") / "step_000004.ckpt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit) as stopped, told("personalar.run"):
+        do_run(tmp_path, *words)
+    said = str(stopped.value)
+    assert "step_000004.ckpt cannot be read (" in said and "\n" not in said
+    assert said.endswith("copy it back, or start afresh with overwrite=true")
+    path.write_bytes(whole)
+    assert do_run(tmp_path, *words)
+
+
+def test_an_entry_of_before_with_a_digest_is_taken(saved: RunFolder) -> None:
+    record = saved.record["stages"]["embedding"]["checkpoint"]
+    saved.update_stage("embedding", checkpoint={**record, "digest": "0" * 64})
+    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2") is not None
 
 
 @pytest.mark.parametrize(("world", "strategy"), [(4, "zero2"), (2, "zero3"), (1, "single")])
