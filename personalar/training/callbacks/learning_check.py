@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from personalar.concepts.concept import Concept
-from personalar.config.recipe import IdentifierNumbers
 from personalar.core.types import Sample
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.training.inputs import prepare
@@ -37,26 +36,14 @@ def move_of(before: Concept, after: Concept) -> float:
 
 def share_changed(before: Sequence[Sample], after: Sequence[Sample]) -> float | None:
     """Return the share (0 to 1) of the subject's pictures that are not as before; None without any."""
-    known = {(sample.prompt, sample.seed): sample.image for sample in before if sample.kind == "subject"}
-    pairs = [
-        (known[key], sample.image)
-        for sample in after
-        if sample.kind == "subject" and (key := (sample.prompt, sample.seed)) in known
-    ]
-    return sum(old.tobytes() != new.tobytes() for old, new in pairs) / len(pairs) if pairs else None
+    old, new = _pixels(before), _pixels(after)
+    both = old.keys() & new.keys()
+    return sum(old[key] != new[key] for key in both) / len(both) if both else None
 
 
-def beginning(start: str, numbers: IdentifierNumbers) -> str:
-    """Return in words where [V] began: the row of the stage `start`, or a fresh one ("base")."""
-    if start != "base":
-        return f"where stage {start} left it"
-    known = {
-        "random": "a random row",
-        "names": "a random row like those of the base's names",
-        "nearest": "the nearest of the base's names",
-        "words": f"the words {', '.join(numbers.words)}",
-    }
-    return known[numbers.init]
+def _pixels(samples: Sequence[Sample]) -> dict[tuple[str, int], bytes]:
+    """Return the subject's pictures by (prompt, seed)."""
+    return {(s.prompt, s.seed): s.image.tobytes() for s in samples if s.kind == "subject"}
 
 
 def note_move(session: Session, stage: Stage, start: str, concept: Concept) -> None:
@@ -64,39 +51,34 @@ def note_move(session: Session, stage: Stage, start: str, concept: Concept) -> N
     if not stage.trains.identifier:
         return
     moved = move_of(prepare(session, stage, start)[0], concept)
-    origin = beginning(start, session.config.model.recipe.identifier)
-    session.reporter.say(f"stage {stage.name}: [V] moved {moved:.2g} of its length from {origin}")
+    session.reporter.say(f"stage {stage.name}: [V] moved {moved:.2g} of its length from where it began")
     facts: dict[str, Any] = {"v_moved": float(f"{moved:.4g}")}
-    alone = start == "base" and not (stage.trains.parameters or stage.trains.lora.rank)
-    if alone:
-        facts["note"] = None if moved >= LEAST_MOVE else (
-            f"stage {stage.name} learned next to nothing: [V] moved {moved:.2g} of its length, which should "
-            f"be more than {LEAST_MOVE}. Raise {knob(session, stage.name, 'identifier_lr')} "
-            f"(lr is the rate of other weights) or {knob(session, stage.name, 'steps')}"
-        )  # fmt: skip
+    if start == "base" and not (stage.trains.parameters or stage.trains.lora.rank):
+        finding = f"[V] moved {moved:.2g} of its length, which should be more than {LEAST_MOVE}"
+        facts["note"] = None if moved >= LEAST_MOVE else advice(session, stage.name, finding, "identifier_lr")
     record(session, stage.name, facts)
 
 
 def note_pictures(session: Session, samples: dict[str, list[Sample]]) -> None:
     """Record how many of stage 1's pictures stage 2 changed, where there are both; warn where it is few."""
-    if not {"embedding", "transformer"} <= samples.keys():
-        return
-    share = share_changed(samples["embedding"], samples["transformer"])
+    share = share_changed(samples.get("embedding", []), samples.get("transformer", []))
     if share is None:
         return
     session.reporter.say(f"stage transformer: {share:.0%} of the subject's pictures changed")
-    note = None if share >= LEAST_CHANGE else (
-        f"stage transformer learned next to nothing: only {share:.0%} of the subject's pictures differ from "
-        f"those of stage embedding. Raise {knob(session, 'transformer', 'lr')} or "
-        f"{knob(session, 'transformer', 'steps')}"
-    )  # fmt: skip
+    finding = f"only {share:.0%} of the subject's pictures differ from those of stage embedding"
+    note = None if share >= LEAST_CHANGE else advice(session, "transformer", finding, "lr")
     record(session, "transformer", {"pictures_changed": round(share, 4), "note": note})
 
 
-def knob(session: Session, stage: str, name: str) -> str:
-    """Return a number of the recipe of `stage` as one writes it on the command line."""
+def advice(session: Session, stage: str, finding: str, rate: str) -> str:
+    """Return what was found of `stage`, and which of its numbers to raise, as the command line takes them."""
     key = session.config.method.stages[stage].numbers
-    return f"model.recipe.stages.{key}.{name}={getattr(session.config.model.recipe.stages[key], name)}"
+    numbers, where = session.config.model.recipe.stages[key], f"model.recipe.stages.{key}"
+    other = " (lr is the rate of other weights)" if rate == "identifier_lr" else ""
+    return (
+        f"stage {stage} learned next to nothing: {finding}. Raise {where}.{rate}={getattr(numbers, rate)}"
+        f"{other} or {where}.steps={numbers.steps}"
+    )
 
 
 def record(session: Session, stage: str, facts: dict[str, Any]) -> None:

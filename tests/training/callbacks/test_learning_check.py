@@ -12,16 +12,9 @@ import torch
 from PIL import Image
 from test_concept import make
 
-from personalar.config.recipe import IdentifierNumbers
 from personalar.core.types import PromptSpec, Sample
 from personalar.reports.summary import result_lines
-from personalar.training.callbacks.learning_check import (
-    LEAST_CHANGE,
-    LEAST_MOVE,
-    beginning,
-    move_of,
-    share_changed,
-)
+from personalar.training.callbacks.learning_check import LEAST_CHANGE, LEAST_MOVE, move_of, share_changed
 
 STILL = "model.recipe.stages.embedding.identifier_lr=1e-7"
 LOOK = ("samples.kinds=[subject]", "samples.grid_every_steps=0")
@@ -30,13 +23,6 @@ LOOK = ("samples.kinds=[subject]", "samples.grid_every_steps=0")
 def test_the_move_is_in_lengths_of_the_first_row() -> None:
     before, after = (make(rows=torch.tensor([row, [9.0, 9.0]])) for row in ([3.0, 4.0], [3.0, 9.0]))
     assert move_of(before, after) == pytest.approx(1.0) and move_of(before, before) == 0
-
-
-def test_the_beginning_is_told_in_words() -> None:
-    assert beginning("base", IdentifierNumbers(init="words", words=["red", "wool"])) == "the words red, wool"
-    for init in ("random", "names", "nearest"):
-        assert beginning("base", IdentifierNumbers(init=init)).endswith(("row", "names"))
-    assert beginning("embedding", IdentifierNumbers()) == "where stage embedding left it"
 
 
 def sample(prompt: str, shade: int, *, kind: str = "subject", seed: int = 0) -> Sample:
@@ -64,7 +50,7 @@ def test_a_row_that_stays_is_noted_where_a_reader_looks(
     do_run(tmp_path, "stage=embedding", *overrides)
     lines = said(capsys)
     (moved,) = [line for line in lines if line.startswith("stage embedding: [V] moved ")]
-    assert "e-0" in moved and moved.endswith(" of its length from the nearest of the base's names")
+    assert "e-0" in moved and moved.endswith(" of its length from where it began")
     (note,) = [line for line in lines if "stage embedding learned next to nothing: [V] moved" in line][:1]
     assert "Raise model.recipe.stages.embedding.identifier_lr=1e-07 (lr is the rate of other" in note
     assert note.endswith("or model.recipe.stages.embedding.steps=4")
