@@ -29,7 +29,7 @@ class TrainerConfig:
     attention: str = "sdpa"
     """"eager" (explicit softmax; its backward is much faster on a CPU), "sdpa", or "auto": what suits."""
     threads: Any = "auto"
-    """Torch threads; auto: all cores of an idle machine, 1 on a busy one, where more are ten times slower."""
+    """Torch threads; auto: OMP_NUM_THREADS, or all cores; set 1 where others keep the cores busy."""
     compile_blocks: bool = False
     """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
     checkpoint_every_steps: int = 25

@@ -1,7 +1,6 @@
-"""What the process asks of the machine: threads that suit its load, exact float32, memory that is kept.
+"""Settings of the process: threads, exact float32, memory that is kept.
 
-Measured on 2 cores: with a busy neighbour 2 OpenMP threads are ten times slower than 1 (they wait for each
-other), and returning every big buffer to the kernel costs a third of a training step.
+Measured on 2 cores: returning every big buffer to the kernel costs a third of a training step.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import ctypes
 import os
 import resource
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
@@ -49,45 +46,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_seconds() -> tuple[float, float]:
-    """Return (busy, total) time of all cores since boot, in ticks."""
-    fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = fields[3] + fields[4]
-    return sum(fields) - idle, sum(fields)
-
-
-def busy_cores(window_s: float = 0.2) -> float:
-    """Measure how many cores others keep busy; the one-minute load average where the system tells no more.
-
-    The average alone would count this very command's set-up of a minute ago as a neighbour.
-    """
-    if not Path("/proc/stat").exists():
-        return os.getloadavg()[0]
-    busy, total = _cpu_seconds()
-    time.sleep(window_s)
-    busy_after, total_after = _cpu_seconds()
-    return (os.cpu_count() or 1) * (busy_after - busy) / max(1, total_after - total)
-
-
-def choose_threads(setting: Any, *, busy: float, cores: int) -> int:
+def choose_threads(setting: Any) -> int:
     """Return the number of torch threads.
 
     Args:
-        setting: "auto", or a number that is taken as it is.
-        busy: cores that others keep busy.
-        cores: cores this process may use.
+        setting: "auto" (OMP_NUM_THREADS, or else every core that this process may use), or a number that is
+            taken as it is.
     """
     if setting != "auto":
         return int(setting)
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
-    return cores if busy < 0.5 else max(1, int(cores - busy - 0.5))
+    return int(given) if given.isdigit() and int(given) > 0 else available_cores()
 
 
 def prepare_torch(setting: Any) -> None:
-    """Choose the number of torch threads by what others leave free right now (`choose_threads`), and of
-    what a GPU could do what suits us.
+    """Set the number of torch threads (`choose_threads`), and which of its ways a GPU may take.
 
     There PyTorch rounds what goes into float32 convolutions to 10 of 23 bits (TF32) unless told not to. Image
     tokenizer and judges are float32 so that codes and scores depend little on the machine.
@@ -97,8 +70,7 @@ def prepare_torch(setting: Any) -> None:
     """
     import torch
 
-    busy = busy_cores() if setting == "auto" else 0.0
-    torch.set_num_threads(choose_threads(setting, busy=busy, cores=available_cores()))
+    torch.set_num_threads(choose_threads(setting))
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
 
