@@ -11,7 +11,7 @@ from conftest_run import compose_config
 from huggingface_hub import constants
 
 from personalar.config.commands import DoctorConfig
-from personalar.doctor import Finding, devices, examine, main, model_files, report, versions
+from personalar.doctor import devices, diagnose, look, main, model_files, versions
 
 
 def settings(*overrides: str) -> DoctorConfig:
@@ -24,9 +24,10 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-def test_ready_on_a_cpu(tiny_model_dir: Path) -> None:
-    text = report(examine(settings(f"model.path={tiny_model_dir}")))
-    assert text.endswith("verdict: ready") and "PROBLEM" not in text
+def test_ready_on_a_cpu(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diagnose(settings(f"model.path={tiny_model_dir}"))
+    text = capsys.readouterr().out
+    assert text.endswith("verdict: ready\n") and "PROBLEM" not in text
     for part in (
         "versions\n  python 3.",
         f"torch {torch.__version__}"[:8],
@@ -38,33 +39,33 @@ def test_ready_on_a_cpu(tiny_model_dir: Path) -> None:
 
 
 def test_missing_files_are_described(tmp_path: Path) -> None:
-    finding = model_files(settings("model=anole_7b").model)
-    told = "\n".join(finding.lines)
+    told, well = look("model", model_files(settings("model=anole_7b").model))
     assert (
         "https://huggingface.co/leloy/Anole-7b-v0.1-hf (revision 96df523" in told and "about 14.3 GB" in told
     )
     assert f"kept in {tmp_path / 'hub'}" in told and "licence to accept there" in told
-    assert finding.problem == (
-        "files are missing: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or set model.path=DIR"
+    assert not well and told.endswith(
+        "\n  PROBLEM: files are missing: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or set "
+        "model.path=DIR"
     )
 
 
-def look_at(*overrides: str) -> Finding:
+def look_at(*overrides: str) -> tuple[str, bool]:
     config = settings(*overrides)
-    return devices(config.trainer, config.model)
+    return look("devices", devices(config.trainer, config.model))
 
 
 def test_a_large_base_on_a_cpu_is_noted() -> None:
-    lines = look_at("model=lumina_mgpt_7b_512", "trainer=cpu").lines
-    assert lines[-1] == "note: model=lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes days"
-    assert not any("days" in line for line in look_at("trainer=cpu").lines)
+    text, well = look_at("model=lumina_mgpt_7b_512", "trainer=cpu")
+    assert well and text.endswith("note: model=lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes days")
+    assert "days" not in look_at("trainer=cpu")[0]
 
 
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    finding = look_at("trainer=ddp")
-    assert finding.problem == "trainer=ddp asks for 2 GPU(s) and 0 can be used: choose trainer=cpu"
-    assert any("gpu: none" in line for line in finding.lines)
+    text, well = look_at("trainer=ddp")
+    assert not well and "  gpu: none" in text
+    assert text.endswith("PROBLEM: trainer=ddp needs a GPU, and torch sees none: choose trainer=cpu")
 
 
 def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,16 +73,17 @@ def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         name, total_memory = "Some GPU", 80 * 10**9
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-    finding = look_at("trainer=ddp")
-    assert finding.problem is not None and finding.problem.endswith("1 can be used: set trainer.devices=1")
-    assert "gpu 0: Some GPU, 80 GB" in finding.lines
-    assert look_at("trainer=gpu").problem is None
+    text, well = look_at("trainer=ddp")
+    assert not well and text.endswith("PROBLEM: trainer.devices=2 is out of range; allowed: 1 to 1 here")
+    assert "  gpu 0: Some GPU, 80 GB\n" in text
+    assert look_at("trainer=gpu")[1]
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("personalar.doctor.PACKAGES", ("nothing-of-that-name",))
-    assert versions().lines[1] == "nothing-of-that-name not installed"
+    assert list(versions())[1] == "nothing-of-that-name not installed"
 
 
 @pytest.mark.parametrize(
