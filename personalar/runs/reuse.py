@@ -19,7 +19,7 @@ from personalar.core.types import Subject
 FIRST = "embedding"
 
 
-def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
+def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
     """Copy files and folders by name, each file whole or not at all; what is absent is passed over."""
     for name in names:
         found = source / name
@@ -40,7 +40,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
     """
     if folder.has_concept(FIRST):
         return f"stage {FIRST}: lies here already"
-    source, settings = Path(config.reuse or "").expanduser(), learning_settings(config)
+    source = Path(config.reuse or "").expanduser()
     other = RunFolder(source)
     if not other.has_concept(FIRST) or "settings" not in other.record:
         raise FileNotFoundError(
@@ -49,7 +49,8 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
         )
     concept = Concept.load(other.concept(FIRST))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
-    theirs, ours = (stage_settings(each, FIRST) for each in (other.record["settings"], settings))
+    settings = learning_settings(config)
+    theirs, ours = stage_settings(other.record["settings"], FIRST), stage_settings(settings, FIRST)
     changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
     if concept.subject["fingerprint"] != subject.fingerprint:
         changed.append("other photos")
@@ -61,10 +62,8 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
     folder.update(settings=settings, photos=subject.fingerprint)
     facts = other.record.get("stages", {}).get(FIRST, {})
     folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
-    copy_files(source, folder.path, (*SHARED, f"images/{FIRST}", f"logs/{FIRST}"))
-    stage = str(other.concept(FIRST).relative_to(source))
-    record = f"{stage}/{RECORD_FILE}"
-    parts = tuple(str(path.relative_to(source)) for path in (source / stage).rglob("*"))
-    copy_files(source, folder.path, tuple(part for part in parts if part != record))
-    copy_files(source, folder.path, (record,))  # last: with it the stage is finished
+    copy_files(source, folder.path, [*SHARED, f"images/{FIRST}", f"logs/{FIRST}"])
+    parts = sorted(path.name for path in other.concept(FIRST).iterdir() if path.name != RECORD_FILE)
+    # The record comes last: with it the stage is finished.
+    copy_files(other.concept(FIRST), folder.concept(FIRST), [*parts, RECORD_FILE])
     return f"stage {FIRST}: taken over from {source}"
