@@ -106,17 +106,17 @@ class FiniteLoss(L.Callback):
         Raises:
             FloatingPointError: with step, pictures, learning rates and the last good checkpoint.
         """
-        if math.isfinite(loss.detach().item()):
+        value = float(loss.detach())
+        if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
         pictures = trainer.datamodule.make_stream().pictures(trainer.global_step)
-        value, stage = loss.detach().item(), pl_module.stage.name
-        step, saved = trainer.global_step, self.last_good().get("file", "none yet")
+        saved = self.last_good().get("file", "none yet")
         raise FloatingPointError(
-            f"the loss is {value} at step {step} of stage {stage}; learning rates "
-            f"{json.dumps(rates)}; pictures {', '.join(pictures)}; last good checkpoint: {saved}. "
-            "Lower the rates (model.recipe.stages.*.lr and identifier_lr) and run in another folder: the "
-            "same settings would end here again"
+            f"the loss is {value} at step {trainer.global_step} of stage {pl_module.stage.name}; "
+            f"learning rates {json.dumps(rates)}; pictures {', '.join(pictures)}; "
+            f"last good checkpoint: {saved}. Lower the rates (model.recipe.stages.*.lr and identifier_lr) "
+            "and run in another folder: the same settings would end here again"
         )
 
 
