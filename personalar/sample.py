@@ -111,14 +111,11 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
     from personalar.generation.requests import check_prompts
-    from personalar.generation.watermark import check_watermark, mark
 
     generator, lossy = prepare_generator(config, folder)
     layout = generator.backend
     size = size_of(config, layout)
     check_prompts(generator, config.prompts, size=size)
-    if config.watermark is not None:
-        check_watermark(config.watermark, side=min(size))
     digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
     wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
     at_once = even(len(wanted), generator.fitting_batch(config.prompts, size=size))
@@ -131,9 +128,6 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
         paths = []
         for (prompt, seed), image in zip(asked, pictures, strict=True):
             facts = {"prompt": prompt, "seed": str(seed), **told}
-            if config.watermark is not None:
-                image = mark(image, config.watermark)
-                facts["watermark"] = config.watermark
             name = sample_filename("subject", prompt, seed, size=other)
             paths.append(save_png(image, Path(config.out) / name, facts))
         return paths

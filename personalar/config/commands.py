@@ -39,8 +39,6 @@ class SampleConfig:
     """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
     out: str = "samples"
     """Folder for the PNG files."""
-    watermark: str | None = None
-    """Up to 16 bytes of text to hide in the pixels, if they are 64 a side or more; null: none."""
     lossy: LossyConfig = field(default_factory=LossyConfig)
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING

@@ -32,7 +32,6 @@ ELSEWHERE = {
     "seeds": "give them to images()",
     "size": "give it to images()",
     "out": "save the pictures that images() returns",
-    "watermark": "personalar.generation.watermark.mark(picture, TEXT) puts it into a picture",
 }
 """Settings of `personalar.sample` that are none here, and what takes their place."""
 

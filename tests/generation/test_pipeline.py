@@ -95,7 +95,6 @@ def test_what_cannot_be_drawn_is_said(cat: Learned, prompts, seeds, message: str
         (["decoder"], "'decoder' is no setting: write key=value"),
         (["--help"], "'--help' is no setting"),
         (["prompts=[a]"], r"load takes no prompts=: give them to images\(\)"),
-        (["watermark=me"], r"load takes no watermark=: personalar\.watermark\.mark"),
     ],
 )
 def test_a_wrong_setting_is_said_as_on_the_command_line(settings: list[str], message: str) -> None:

@@ -60,7 +60,6 @@ LAYERS = {
         "bootstrap",
         "grid",
         "png",
-        "watermark",
         "models",
         "decoding",
         "scoring",

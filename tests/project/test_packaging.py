@@ -73,10 +73,9 @@ def test_everything_that_is_imported_is_declared():
         "hydra",
         "huggingface_hub",
         "bitsandbytes",
-        "pywt",
         "torchao",
         "yaml",
-    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `watermark`, `lossy`
+    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `lossy`
     for path in (ROOT / "personalar").rglob("*.py"):
         assert imported_names(path) <= declared | sys.stdlib_module_names, path
 
