@@ -43,7 +43,7 @@ from personalar.runs.sweep import (
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
     from personalar.core.run_folder import RunFolder
-    from personalar.models.base import ModelFiles
+    from personalar.models.stored_base import ModelFiles
     from personalar.training.context import Session
     from personalar.training.stage import Stage
 

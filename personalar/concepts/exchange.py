@@ -27,8 +27,9 @@ from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import write_atomic
 from personalar.data.prompts import SUBJECT_TOKEN
-from personalar.models.base import Backend, ModelFiles
+from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, pin
+from personalar.models.stored_base import ModelFiles
 
 ROW_FILE = "learned_embeds.safetensors"
 CHECKPOINT = "checkpoint"

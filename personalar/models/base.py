@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -62,100 +61,6 @@ class TrainingSequence:
     loss_mask: tuple[bool, ...]
     key: int = 0
     """Seed of everything that a pass over this example draws at random (dropout); 63 bits."""
-
-
-class NetworkShape(Protocol):
-    """The numbers of a transformer, known before any weight is read; a frozen dataclass."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    vocab_size: int
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        ...
-
-    def build(self) -> Any:
-        """Return the transformer, on torch's default device, with `blocks` and `head(rows)`."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseShape:
-    """The numbers of a base that decide how much memory it takes; known before any weight is read."""
-
-    network: NetworkShape
-    codes: int
-    """Image codes of a square image."""
-    answer_tokens: int
-    """Ids of a square image in a training example, its codes among them."""
-    num_codes: int
-    """Size of the codebook."""
-    tokenizer_bytes: int
-    """Weights of the image tokenizer."""
-    decode_bytes: int
-    """Memory beside weights for turning one batch of codes into images."""
-
-
-class ModelFiles(Protocol):
-    """The files of one base model on this machine, and how they become a backend."""
-
-    layout: Any
-    """Sizes and sequence layout of the base; see `config/layout.py`."""
-
-    def missing(self) -> list[str]:
-        """Return the paths of the missing files."""
-        ...
-
-    def parts(self) -> dict[str, Path]:
-        """Return where each part of the base is, by its name in plain words."""
-        ...
-
-    def weights(self) -> list[Path]:
-        """Return every file that contains tensors; they make the base's fingerprint."""
-        ...
-
-    def shape(self, *, attention: str, images: int) -> BaseShape:
-        """Return the numbers that decide memory, for `images` images decoded together."""
-        ...
-
-    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Backend:
-        """Return the base, frozen and in evaluation mode.
-
-        Args:
-            dtype: precision of the transformer.
-            attention: "eager" or "sdpa".
-        """
-        ...
-
-    def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses; no weight is read."""
-        ...
-
-    def checkpoint_form(self, backend: Backend) -> str:
-        """Return in words what form `write_checkpoint` writes, and which programs read it."""
-        ...
-
-    def write_checkpoint(self, backend: Backend, folder: Path, *, dtype: torch.dtype) -> Path:
-        """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
-        ...
-
-    def load_sharded(
-        self,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        attention: str,
-        changed: Mapping[str, Tensor],
-    ) -> Backend:
-        """Return the base with its weights sharded, within DeepSpeed's sharding context.
-
-        Args:
-            changed: weights by name to take instead of the files' (an earlier stage's).
-        """
-        ...
 
 
 class Backend(Protocol):

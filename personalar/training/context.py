@@ -27,7 +27,8 @@ from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
-from personalar.models.base import Backend, ModelFiles
+from personalar.models.base import Backend
+from personalar.models.stored_base import ModelFiles
 from personalar.reports.picture_grid import draw_grid, stack
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer

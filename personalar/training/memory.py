@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from personalar.models.base import NetworkShape
 from personalar.models.dropout import Dropout
+from personalar.models.stored_base import NetworkShape
 from personalar.training.loss import LOGITS_AT_ONCE, head_loss
 from personalar.training.model_prep import prepare_blocks, train_in_float32
 

@@ -12,7 +12,7 @@ import torch
 
 from personalar.config.run_config import RunConfig, TrainerConfig
 from personalar.generation.batching import PICTURES_AT_ONCE
-from personalar.models.base import ModelFiles
+from personalar.models.stored_base import ModelFiles
 from personalar.training.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
 from personalar.training.model_prep import require_bitsandbytes
 from personalar.training.stage import Stage, share_of

@@ -22,7 +22,6 @@ from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder
 from personalar.reports.comparison_page import compare_folders
 from personalar.runs.wandb_run import sample_rows
-from personalar.training.callbacks.best_step import BestStep
 
 OURS = {"format_version": 1, "settings": {"seed": 0}, "photos": "p"}
 MINE = (
@@ -161,17 +160,6 @@ def test_what_a_stage_leaves_behind_goes_by_name(tmp_path: Path) -> None:
     folder.drop_checkpoints("embedding")
     assert set(contents(tmp_path, "stages/**/*")) == {"stages/embedding/checkpoints/mine.ckpt"}
     assert OWN.fullmatch(ours) and not OWN.fullmatch("stages/embedding/checkpoints/mine.ckpt")
-
-
-def test_the_best_step_leaves_others_alone(tmp_path: Path) -> None:
-    from unittest.mock import Mock, patch
-
-    write(tmp_path, "step_000002/concept.json", "mine/notes.txt", "notes.txt")
-    best = BestStep(folder=tmp_path, rule="product", last_step=9, save=Mock())
-    trainer = Mock(callback_metrics={"val/product": 0.5}, global_step=4, is_global_zero=True)
-    with patch("personalar.training.callbacks.best_step.learned_parts", return_value={}):
-        best.on_validation_end(trainer, Mock())
-    assert set(contents(tmp_path, "**/*")) == {"mine/notes.txt", "notes.txt"}
 
 
 BAD = ["../../x", "..", ".", "/abs", "a/b", "a\\b", "a\nb", "a\x00b", "", " ", "n" * 256]

@@ -281,8 +281,7 @@ def test_a_branch_becomes_the_commit_that_was_downloaded(
     assert pinned.hub.revision == pinned.vq_hub.revision == COMMIT
     assert config.hub.revision == "main" and pin(pinned) == pinned
     assert pinned.tokenizer_hub == config.tokenizer_hub  # a commit already
-    told = "
-".join(model_files(config))
+    told = "\n".join(model_files(config))
     assert f"Lumina-mGPT-7B-512: main is this commit; model.hub.revision={COMMIT} keeps it" in told
     assert f"model.vq_hub.revision={COMMIT} keeps it" in told
     assert pin(model("lumina_mgpt_7b_512", f"model.path={lumina_dir}")).hub.revision == "main"

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from personalar.models.base import BaseShape
 from personalar.models.chameleon.transformer import TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.stored_base import BaseShape
 
 if TYPE_CHECKING:
     from personalar.models.chameleon.model_files import ModelFiles

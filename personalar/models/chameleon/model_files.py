@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # torch is loaded where a model is
     import torch
     from torch import Tensor
 
-    from personalar.models.base import BaseShape
     from personalar.models.chameleon.backend import ChameleonBackend
+    from personalar.models.stored_base import BaseShape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
