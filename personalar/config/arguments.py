@@ -1,20 +1,26 @@
 """The command line before Hydra sees it: `subject=cat` is understood, mistakes are told with what may be.
 
-Free text needs no quotes (`quoting.py`); what Hydra's grammar still cannot read is answered here.
+Values are written in Hydra's own grammar; an argument that it cannot read is answered here in plain words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from personalar.config.compose import COMMANDS, GROUPS, group_options, groups_of
-from personalar.config.quoting import HydraSettings, list_value, parse, text_value
 
 SHOW_FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc",
@@ -22,20 +28,42 @@ SHOW_FLAGS = (
 CONF_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 VALUE_FLAGS = (*CONF_FLAGS, "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i")
 """Flags whose value may be the next word."""
-SWEEP_FLAGS = ("--multirun", "-m")
-FLAGS = dict.fromkeys([*SHOW_FLAGS, *VALUE_FLAGS, *SWEEP_FLAGS, "--resolve", "--run", "-r"])
+FLAGS = dict.fromkeys([*SHOW_FLAGS, *VALUE_FLAGS, "--multirun", "-m", "--resolve", "--run", "-r"])
 
-EXAMPLES = {
-    "prompts": '["a photo of [V] cat in the snow"]',
-    "samples.prompts": '["a photo of a {} in the snow"]',
-}
-"""Lists of prompts, which may be one prompt without brackets and quotes."""
-KINDS = {
-    int: (r"[+-]?\d[\d_]*", "a whole number"),
-    float: (r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", "a number"),
-    bool: (r"true|false|yes|no|on|off|y|n|1|0", "true or false"),
-}
-"""How a value of each type is written, as a pattern and in words."""
+
+@dataclasses.dataclass(kw_only=True)
+class HydraSettings:
+    """Hydra's own settings, by the name that they have on a command line."""
+
+    hydra: HydraConf = dataclasses.field(default_factory=HydraConf)
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def parse(argument: str) -> Override | None:
+    """Return what Hydra reads in `key=value`; None: it cannot, or OmegaConf cannot read a ${...} in it."""
+    try:
+        override = _parser().parse_override(argument)
+        if "${" in argument:
+            OmegaConf.create([override.value()])
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError):
+        return None  # ValueError: a number of more than 4300 digits
+    return override
+
+
+def quote(value: object) -> str:
+    """Return `value` as a text in quotes, which Hydra reads back whatever signs it contains."""
+    return QuotedString(str(value), Quote.double).with_quotes()
+
+
+def as_value(text: str) -> str:
+    """Return `text` so that Hydra reads it back: in quotes only where it needs them."""
+    override = parse(f"k={text}")
+    same = override is not None and not override.is_sweep_override() and override.value() == text
+    return text if same else quote(text)
 
 
 def _suggest(value: str, allowed: Iterable[str]) -> str:
@@ -100,46 +128,14 @@ def check_key(key: str, schema: type) -> Any:
     return hint
 
 
-def _form(key: str, hint: Any) -> str:
-    """Return in words how a value of type `hint` is written."""
-    kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
-    if kind in KINDS:
-        return f"{KINDS[kind][1]}{', or null' if may_lack else ''}"
-    if typing.get_origin(kind) is list:
-        return "a list, as [a,b]"
-    if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict:
-        return f"what it holds, as {key}.x=..."
-    return f"a word, or text in two pairs of quotes, as '{key}=\"...\"'"
-
-
-def check_value(key: str, text: str, hint: Any) -> None:
-    """Raise ValueError unless `text` can be a value of type `hint`; Hydra reads lists and formulas."""
-    if any(sign in text for sign in "(*[${'\""):
-        return
-    kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
-    if dataclasses.is_dataclass(kind) or typing.get_origin(kind) in (list, dict):
-        if text == "null" and may_lack:
-            return
-        raise ValueError(f"{key}={text!r} is no value; allowed: {_form(key, hint)}")
-    if kind not in KINDS:
-        return
-    for choice in text.split(","):
-        if (choice == "null" and may_lack) or re.fullmatch(KINDS[kind][0], choice.strip(), re.IGNORECASE):
-            continue
-        raise ValueError(f"{key}={choice!r} is no value; allowed: {_form(key, hint)}")
-
-
 def check_group(group: str, schema: type) -> None:
     """Raise ValueError where the command that `schema` belongs to takes no choice of `group`."""
     own = groups_of(schema)
     if group not in own:
         owner = next(name for name, other in COMMANDS.items() if group in groups_of(other))
         takes = ", ".join(f"{name}=" for name in own)
-        raise ValueError(f"{group}= belongs to personalar.{owner}; {_command(schema)} takes {takes}")
-
-
-def _command(schema: type) -> str:
-    return next(f"personalar.{name}" for name, other in COMMANDS.items() if other is schema)
+        this = next(name for name, other in COMMANDS.items() if other is schema)
+        raise ValueError(f"{group}= belongs to personalar.{owner}; personalar.{this} takes {takes}")
 
 
 def _word(argument: str, before: str) -> str:
@@ -162,8 +158,6 @@ class CommandLine:
 
     schema: type
     conf: Path
-    sweeps: bool
-    """Several values are several runs (-m)."""
     foreign: bool
     """Configurations from elsewhere take part, with choices that are not known here."""
 
@@ -179,10 +173,15 @@ class CommandLine:
         if not equals or argument.startswith("-"):
             return _word(argument, before)
         if key in GROUPS or key == "experiment":
-            return self.choice(argument, key, value)
-        if "@" in key or "/" in key or key == "hydra":
-            return self.checked(argument, "allowed: group=option")
-        return self.setting(argument, key, value)
+            argument = self.choice(argument, key, value)
+        elif "@" not in key and "/" not in key and key != "hydra":
+            self.check_setting(key)
+        if parse(argument) is None:
+            raise ValueError(
+                f"{argument[:200]} could not be read: text that contains commas, brackets, braces, quotes, = "
+                f"or ~ needs quotes inside those of the shell, as '{key}=\"a, b\"', a list '{key}=[\"a, b\"]'"
+            )
+        return argument
 
     def choice(self, argument: str, group: str, value: str) -> str:
         """Return a choice of a group; a subject is added to the defaults, an experiment replaces null."""
@@ -190,44 +189,20 @@ class CommandLine:
         if not self.foreign:
             check_choice(self.conf, group, value)
         bare = argument.lstrip("+~")
-        prepared = {"subject": f"+{bare}", "experiment": bare}.get(group, argument)
-        return self.checked(prepared, f"allowed: {', '.join(group_options(self.conf, group))}")
+        return {"subject": f"+{bare}", "experiment": bare}.get(group, argument)
 
-    def setting(self, argument: str, key: str, value: str) -> str:
-        """Return a setting, its text in quotes where Hydra needs them."""
-        hydras, first = key.startswith("hydra."), key.split(".")[0]
+    def check_setting(self, key: str) -> None:
+        """Raise ValueError for a setting that the command does not have."""
+        first = key.split(".")[0]
         if first in GROUPS:
             check_group(first, self.schema)
-        hint = check_key(key, HydraSettings if hydras else self.schema)
-        kind, may_lack = _inner_type(hint), _inner_type(hint) is not hint
-        how = f"allowed: {_form(key, hint)}"
-        if kind is str:
-            value = text_value(value, sweeps=self.sweeps, may_lack=may_lack)
-        elif typing.get_origin(kind) is list and typing.get_args(kind) == (str,):
-            value = list_value(value, sweeps=self.sweeps, prompts=key in EXAMPLES)
-        if key in EXAMPLES:
-            how = f"put the whole setting in single quotes, as '{key}={EXAMPLES[key]}'"
-        if kind is str or "${" in value:
-            how = "${ begins a reference to another setting, as ${model.name}; \\${ are the signs themselves"
-        if not hydras:
-            check_value(key, value, hint)
-        return self.checked(f"{argument.partition(key)[0]}{key}={value}", how, typed=argument)
-
-    def checked(self, argument: str, how: str, *, typed: str | None = None) -> str:
-        """Return `argument` if Hydra can read it. Raises ValueError that says `how` it is written."""
-        override, shown = parse(argument), (typed or argument).lstrip("+~")[:200]
-        if override is None:
-            raise ValueError(f"{shown} could not be read: {how}")
-        if override.is_sweep_override() and not self.sweeps and not self.foreign:
-            command = _command(self.schema)
-            raise ValueError(f"{shown} is several values: give one, or run each with python -m {command} -m")
-        return argument
+        check_key(key, HydraSettings if first == "hydra" else self.schema)
 
 
 def prepare_arguments(
     arguments: Sequence[str], *, schema: type, conf: Path, needs_subject: bool
 ) -> list[str]:
-    """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`, free text gets its quotes.
+    """Return the arguments for Hydra: `subject=NAME` becomes `+subject=NAME`.
 
     Args:
         schema: the dataclass of the whole configuration.
@@ -241,7 +216,6 @@ def prepare_arguments(
     line = CommandLine(
         schema=schema,
         conf=conf,
-        sweeps=bool(names & set(SWEEP_FLAGS)) or "hydra.mode=MULTIRUN" in arguments,
         foreign=bool(names & set(CONF_FLAGS)),
     )
     before = ["", *arguments[:-1]]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from personalar.config.arguments import parse, quote
 from personalar.config.compose import conf_dir, group_options
-from personalar.config.quoting import parse, quote
 from personalar.models.loading import PARTS, is_commit
 
 
@@ -49,7 +49,7 @@ def base_arguments(folder: Path) -> list[str]:
     for key in ("path", "vq_path"):
         where = _within(model, key)
         if isinstance(where, str) and Path(where).is_dir():
-            words.append(f"model.{key}={quote(str(Path(where).absolute()))}")
+            words.append(f"model.{key}={quote(Path(where).absolute())}")
     for key in PARTS:
         revision = _within(model, key, "revision")
         if isinstance(revision, str) and is_commit(revision) and _within(model, "path") is None:

@@ -137,9 +137,14 @@ def read_config(cfg: DictConfig) -> Any:
 
 
 def composed(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of personalar.`command` with `overrides`, without running it."""
+    """Return the configuration of personalar.`command` with `overrides`, without running it.
+
+    Raises:
+        ValueError: Hydra cannot compose it, with its reason.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     register()
     outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
@@ -147,6 +152,9 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return compose(command, overrides=list(overrides))
+    except HydraException as error:
+        reason = "" if error.__cause__ is None else f": {error.__cause__}"
+        raise ValueError(f"{error}{reason}") from error
     finally:
         GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
 

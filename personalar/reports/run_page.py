@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from personalar.config.arguments import as_value
 from personalar.core.files import write_atomic
 from personalar.core.png import read_png_metadata
 from personalar.core.types import STAGE_NAMES
@@ -173,7 +174,7 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
     noun = run.get("noun") or "subject"
     near = Path(os.path.relpath(run_dir))  # what a person in the same folder can type
     shown = run_dir if near.parts[:1] == ("..",) else near
-    concept = shlex.quote(f"concept={shown / 'concept'}")
+    concept = shlex.quote(f"concept={as_value(str(shown / 'concept'))}")
     prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
     commands = [
         {

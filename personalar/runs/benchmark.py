@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+from personalar.config.arguments import quote
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.fingerprint import learning_settings, stage_settings
@@ -56,11 +57,6 @@ class BenchRun:
     """The settings of its first stage, as text: runs of a subject with the same learn it once."""
 
 
-def quoted(value: object) -> str:
-    """Return a value as Hydra's grammar takes any text."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def method_overrides(method: str) -> tuple[str, ...]:
     """Return what makes a run follow `method`.
 
@@ -88,7 +84,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
         assert benchmark.path is not None
         found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
         return {
-            subject.name: ("+subject=dreambench", f"subject.path={quoted(subject.folder.resolve())}",
+            subject.name: ("+subject=dreambench", f"subject.path={quote(subject.folder.resolve())}",
                            f"subject.live={str(subject.live).lower()}", "samples.prompt_set=dreambench")
             for subject in found
         }  # fmt: skip
@@ -136,7 +132,7 @@ def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
         return ()
     copy_files(done[0].folder, run.folder, SHARED)
     same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
-    return (f"reuse={quoted(same[0].folder)}",) if same else ()
+    return (f"reuse={quote(same[0].folder)}",) if same else ()
 
 
 def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
@@ -159,7 +155,7 @@ def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads:
     for run in runs:
         shared = share(done, run)
         log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
-        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quoted(run.folder)}"]
+        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quote(run.folder)}"]
         succeeded = execute(words, log, gpu=gpu, threads=threads)
         (done if succeeded else failed).append(run)
         print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
@@ -197,7 +193,7 @@ def launch_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRu
         words = [column[0] if len(set(column)) == 1 else
                  f"{column[0].partition('=')[0]}={','.join(item.partition('=')[2] for item in column)}"
                  for column in columns if not column[0].startswith("subject.live=")]  # fmt: skip
-        sweep = [f"hydra.sweep.dir={quoted(Path(config.out) / method)}", "hydra.sweep.subdir=${subject.name}"]
+        sweep = [f"hydra.sweep.dir={quote(Path(config.out) / method)}", "hydra.sweep.subdir=${subject.name}"]
         command = ["personalar.run", "-m", *words, f"hydra/launcher={config.launcher}", *sweep]
         log = Path(config.out) / "logs" / f"{method}.log"
         succeeded = execute(command, log, gpu=None, threads=1)

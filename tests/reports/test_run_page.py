@@ -5,17 +5,21 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, make_run
 
+from personalar.config import arguments
 from personalar.core.png import save_png
 from personalar.reports.charts import line_chart, nice_ticks, smooth, thin
 from personalar.reports.run_page import (
     duration,
     memory,
+    next_commands,
     number,
     percent,
     picture_uri,
@@ -233,3 +237,11 @@ def test_words_for_numbers():
         "2 h 1 min",
     ]
     assert (memory(None), memory(1.31e9)) == ("–", "1.3 GB")
+
+
+def test_the_command_of_a_job_of_a_sweep_can_be_typed(tmp_path: Path) -> None:
+    """Its folder is named after what was overridden, with signs that Hydra must not read."""
+    folder = tmp_path / "+subject=cat,seed=0"
+    words = shlex.split(next_commands(folder, {"noun": "cat"}, [])[0]["text"])
+    override = arguments.parse(words[3])
+    assert override is not None and override.value() == str(folder / "concept")

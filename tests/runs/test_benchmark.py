@@ -13,10 +13,11 @@ from PIL import Image
 from test_scorers import TableClip, TableDino, plain
 
 import personalar.runs.benchmark
+from personalar.config.arguments import quote
 from personalar.config.evaluate_config import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
 from personalar.run import personalize, prepare
-from personalar.runs.benchmark import BenchRun, plan, quoted, share
+from personalar.runs.benchmark import BenchRun, plan, share
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers
@@ -49,7 +50,7 @@ def run_here(monkeypatch, do_run, tiny_model_dir: Path, tiny_scorer_dir: Path) -
 
     def execute(command, log, *, gpu, threads) -> bool:
         *overrides, folder = command[1:]
-        run_dir = Path(folder.removeprefix("hydra.run.dir=").strip("'"))
+        run_dir = Path(folder.removeprefix("hydra.run.dir=").strip('"'))
         asked.append("/".join(run_dir.parts[-2:]))
         try:
             prepared = prepare(compose_config(*overrides, *TINY, *where), run_dir)
@@ -117,7 +118,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
 ) -> None:
     photos = make_photos(tmp_path / "it's here" / "dataset", "dog6", "wolf_plushie")
     settings = config(
-        "benchmark=dreambench", f"benchmark.path={quoted(photos.parent)}", "benchmark.methods=[two_stage]",
+        "benchmark=dreambench", f"benchmark.path={quote(photos.parent)}", "benchmark.methods=[two_stage]",
         "kinds=[subject]", KNOWS, f"out={tmp_path / 'out'}",
     )  # fmt: skip
     with pytest.raises(

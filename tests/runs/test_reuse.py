@@ -103,7 +103,7 @@ def test_a_benchmark_learns_the_word_once(tmp_path: Path) -> None:
         for name, start in starts.items()
     }
     done = [runs["without_class_name"], runs["two_stage"]]
-    assert share(done, runs["lora"]) == (f"reuse='{tmp_path / 'two_stage'}'",)
+    assert share(done, runs["lora"]) == (f'reuse="{tmp_path / "two_stage"}"',)
     assert share(done, runs["one_stage"]) == () == share([], runs["lora"])
     runs["lora"].folder.mkdir()
     (runs["lora"].folder / "run.json").write_text("{}")
