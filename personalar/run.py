@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from personalar.config.arguments import prepare_arguments
-from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.compose import build_decoder, conf_dir, read_config, register
 from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.errors import told
@@ -58,8 +58,6 @@ def open_session(
     started: float,
 ) -> Session:
     """Check the memory, load the judges and gather what every phase needs."""
-    from hydra.utils import instantiate
-
     from personalar.concepts.concept import base_fingerprint
     from personalar.core.console import Reporter
     from personalar.scoring.registry import load_scorers
@@ -86,7 +84,7 @@ def open_session(
         specs=specs,
         folder=folder,
         reporter=Reporter(enabled=leads),
-        decoder=instantiate(config.decoder.arguments, _convert_="all"),
+        decoder=build_decoder(config.decoder),
         scorer=scorer,
         base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
         model_files=files,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalar.config.commands import SampleConfig
+from personalar.config.compose import build_decoder
 from personalar.config.entry import start
 from personalar.config.layout import ProtocolConfig
 from personalar.core.image_sizes import Size, read_size, written
@@ -65,14 +66,12 @@ def size_of(config: SampleConfig, layout: ProtocolConfig) -> Size:
     return layout.square if config.size is None else read_size(config.size, layout.sizes)
 
 
-def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
-    """Return what draws the concept's pictures, and in words what about them is lossy ("": nothing)."""
+def open_generator(config: SampleConfig, folder: Path) -> Generator:
+    """Return what draws the concept's pictures."""
     import torch
-    from hydra.utils import instantiate
 
     from personalar.concepts.concept import Concept, base_fingerprint
     from personalar.generation.generator import Generator
-    from personalar.generation.lossy import make_lossy
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     size_of(config, files.layout)  # before the weights are read
@@ -82,27 +81,20 @@ def open_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
         device=config.trainer.torch_device,
         attention=config.trainer.attention,
     )
-    generator = Generator(
+    return Generator(
         backend=backend,
         identifier=concept.apply(backend),
-        decoder=instantiate(config.decoder.arguments, _convert_="all"),
+        decoder=build_decoder(config.decoder),
         batch=config.model.sampling.batch,
     )
-    lossy = make_lossy(backend, cache=config.lossy.cache, weights=config.lossy.weights)
-    if config.decoder.relax:
-        lossy.append(f"drafts relaxed by {config.decoder.relax} codes")
-    return generator, ", ".join(lossy)
 
 
-def prepare_generator(config: SampleConfig, folder: Path) -> tuple[Generator, str]:
-    """Return what `open_generator` does, after making this process ready for it; say what is lossy."""
+def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
+    """Return what `open_generator` does, after making this process ready for it."""
     from personalar.core.process import prepare_torch
 
     prepare_torch(config.trainer.threads)
-    generator, lossy = open_generator(config, folder)
-    if lossy:
-        print(f"lossy: {lossy}; python -m personalar.bench lossy measures what that changes")
-    return generator, lossy
+    return open_generator(config, folder)
 
 
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
@@ -112,7 +104,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.generation.batching import even
     from personalar.generation.requests import check_prompts
 
-    generator, lossy = prepare_generator(config, folder)
+    generator = prepare_generator(config, folder)
     layout = generator.backend
     size = size_of(config, layout)
     check_prompts(generator, config.prompts, size=size)
@@ -122,7 +114,6 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     batches = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
     other = None if size == layout.square else written(size)
     told = {"size": written(size), "base": config.model.name, "concept": digest}
-    told |= {"lossy": lossy} if lossy else {}
 
     def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
         paths = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from personalar.core.errors import told
 
-MEASUREMENTS = ("decode", "lossy", "memory", "train")
+MEASUREMENTS = ("decode", "memory", "train")
 HELP = ("--help", "-h")
 
 
@@ -23,7 +23,7 @@ def overview() -> str:
     """Return the help of the command: one line for each measurement."""
     lines = [f"  {name:8}{description(name).splitlines()[0]}" for name in MEASUREMENTS]
     return "\n".join([
-        "personalar.bench: measure speed, memory, and what lossy sampling changes.\n",
+        "personalar.bench: measure speed and memory.\n",
         "  python -m personalar.bench NAME [setting=value ...]\n",
         "Required: NAME, one of\n",
         *lines,

@@ -140,7 +140,7 @@ def contenders(settings: Settings, backend: ChameleonBackend) -> list[Contender]
 
     draws: dict[str, Any] = {}
     for name in settings.decoders:
-        draws[name] = instantiate(compose_sample(name, settings.rest).decoder.arguments)
+        draws[name] = instantiate(compose_sample(name, settings.rest).decoder.settings)
     sampling = next(iter(draws.values())).sampling
     for name in settings.baselines:
         baseline = Baseline(backend, sampling, static=name == "static")

@@ -176,6 +176,10 @@ class CommandLine:
             argument = self.choice(argument, key, value)
         elif "@" not in key and "/" not in key and key != "hydra":
             self.check_setting(key)
+            if key.startswith("decoder.arguments.") and argument.startswith("decoder"):
+                argument = (
+                    f"++{argument}"  # unknown to the schema: a decoder of others
+                )
         if parse(argument) is None:
             raise ValueError(
                 f"{argument[:200]} could not be read: text that contains commas, brackets, braces, quotes, = "

@@ -6,24 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from personalar.config.recipe import one_of
 from personalar.config.run_config import DecoderConfig, ModelConfig, TrainerConfig
-
-FORMATS = ("exact", "int8", "fp8")
-
-
-@dataclass(kw_only=True)
-class LossyConfig:
-    """What takes less memory and changes the pictures; all off by default."""
-
-    cache: str = "exact"
-    """Keys and values: exact, int8 or fp8."""
-    weights: str = "exact"
-    """Matrices of the blocks: exact, int8 or fp8 (torchao)."""
-
-    def __post_init__(self) -> None:
-        one_of("lossy.cache", self.cache, FORMATS)
-        one_of("lossy.weights", self.weights, FORMATS)
 
 
 @dataclass(kw_only=True)
@@ -39,7 +22,6 @@ class SampleConfig:
     """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
     out: str = "samples"
     """Folder for the PNG files."""
-    lossy: LossyConfig = field(default_factory=LossyConfig)
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING

@@ -159,6 +159,25 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
 
 
+def build_decoder(config: DecoderConfig) -> Any:
+    """Return the decoder that a configuration names, one from outside of this package too.
+
+    Raises:
+        ValueError: it cannot be imported, or refuses its settings.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(config.settings, _convert_="all")
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(
+            f"the decoder {config.settings['_target_']} cannot be made ({reason}): give a class that Python "
+            "can import (its folder in PYTHONPATH) and settings that it takes, or choose decoder=plain"
+        ) from error
+
+
 def register() -> None:
     """Tell Hydra the schema of every group, and how names and folders come from other settings."""
     from hydra.core.config_store import ConfigStore

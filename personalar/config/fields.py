@@ -29,8 +29,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "decoder.window": (2, MANY),
     "decoder.max_batch": (1, MANY),
     "decoder.bucket": (1, MANY),
-    "decoder.relax": (0, MANY),
-    "decoder.relax_distance": (1e-6, 1),
     "model.layout.grid_px": (1, 4096),
     "model.layout.resolution": (1, 65536),
     "model.layout.ids.*": (0, MANY),

@@ -24,7 +24,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "model": model,
         "subject": asdict(config.subject),
         "method": asdict(config.method),
-        "decoder": asdict(config.decoder),
+        "decoder": config.decoder.settings,
         "seed": config.seed,
     }
 

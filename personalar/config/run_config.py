@@ -168,7 +168,7 @@ class MethodConfig:
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """How images are sampled; `_target_` is a decoder class, the rest its arguments; null: not its own."""
+    """How images are sampled; `_target_` is a decoder class, the rest its settings; null: not its own."""
 
     _target_: str = MISSING
     cfg_scale: float = II("model.sampling.cfg_scale")
@@ -177,22 +177,17 @@ class DecoderConfig:
     temperature: float = II("model.sampling.temperature")
     window: int | None = None
     """decoder=jacobi: codes that one forward looks at."""
-    init: str | None = None
-    """decoder=jacobi: first drafts: random, left, above, or newline (left that knows newlines)."""
-    coupling: str | None = None
-    """decoder=jacobi: gumbel (the images of decoder=plain), maximal, or independent."""
     max_batch: int | None = None
     """decoder=jacobi: images decoded speculatively at once; see docs/sampling.md for larger batches."""
-    relax: int | None = None
-    """decoder=jacobi: codes like a draft that lend it their probability, lossy; 0: exact."""
-    relax_distance: float | None = None
-    """decoder=jacobi: how much they may lend in all (a total variation)."""
     bucket: int | None = None
     """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """What a decoder from outside of this package takes besides; `_target_` may stand here too."""
 
     def __post_init__(self) -> None:
-        jacobi = ("window", "init", "coupling", "max_batch", "relax", "relax_distance")
-        own = {"JacobiDecoder": jacobi, "CompiledDecoder": ("bucket",)}
+        if not self.settings["_target_"].startswith("personalar.generation.decoders."):
+            return  # it says itself what it takes
+        own = {"JacobiDecoder": ("window", "max_batch"), "CompiledDecoder": ("bucket",)}
         for target, names in own.items():
             for name in names:
                 value, mine = getattr(self, name), self._target_.endswith(target)
@@ -203,14 +198,13 @@ class DecoderConfig:
                         f"decoder.{name}={value} does not suit {self._target_.split('.')[-1]}: it is for "
                         f"{target} and null elsewhere; choose another decoder=..."
                     )
-        if self.init is not None:
-            one_of("decoder.init", self.init, ("random", "left", "above", "newline"))
-            one_of("decoder.coupling", self.coupling, ("gumbel", "maximal", "independent"))
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What makes the decoder (`hydra.utils.instantiate`)."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        named = asdict(self)
+        from_outside = named.pop("arguments")
+        return {name: value for name, value in named.items() if value is not None} | from_outside
 
 
 @dataclass(kw_only=True)
@@ -275,11 +269,6 @@ class RunConfig:
                     f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
-        if self.decoder.relax:
-            raise ValueError(
-                f"decoder.relax={self.decoder.relax} is lossy: it belongs to personalar.sample, since a "
-                "run's scores are those of exact pictures; set decoder.relax=0"
-            )
         missing = [name for name in self.stage.run if name not in self.method.stages]
         if missing and self.stage.name != "both":
             raise ValueError(

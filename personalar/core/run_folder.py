@@ -41,9 +41,21 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+GONE = {
+    "decoder.init": "above",
+    "decoder.coupling": "gumbel",
+    "decoder.relax": 0,
+    "decoder.relax_distance": 0.1,
+}
+"""Settings that older runs have, and the value that every run has now."""
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return "name old -> new" for every nested setting that is not the same."""
     before, after = flatten(old), flatten(new)
+    for name, value in GONE.items():
+        if before.get(name) == value:
+            del before[name]
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
 

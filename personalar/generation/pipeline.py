@@ -75,8 +75,7 @@ class Learned:
 def load(concept: str | PathLike[str], settings: Sequence[str]) -> Learned:
     """Return the subject of a concept or run folder; see `personalar.load`."""
     config = sample_settings(fspath(concept), settings)
-    generator, _ = prepare_generator(config, concept_folder(config.concept))
-    return Learned(generator)
+    return Learned(prepare_generator(config, concept_folder(config.concept)))
 
 
 def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:

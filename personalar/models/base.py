@@ -228,10 +228,6 @@ class Backend(Protocol):
         """Return the map from hidden states to the logits of the ids `rows`; it reads its weights now."""
         ...
 
-    def nearest_codes(self, count: int) -> Tensor:
-        """Return the `count` other codes that look most like each image code, (K, count) int64."""
-        ...
-
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         ...

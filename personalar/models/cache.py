@@ -14,10 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personalar.models.low_bits import LowBits
-
-Table = Tensor | LowBits
-"""Keys or values of one layer, (B, Hkv, L, hd)."""
 Slots = slice | Tensor
 """Where a forward writes: a window of slots, or slots (T,), or (B, T)."""
 
@@ -29,8 +25,9 @@ class Store:
     Layers differ in nothing but the tensors in it, so that a program compiled for one serves all.
     """
 
-    keys: Table
-    values: Table
+    keys: Tensor
+    """(B, Hkv, L, hd), as the values."""
+    values: Tensor
     slots: Slots
     end: int
 
@@ -38,7 +35,7 @@ class Store:
         """Keep (B, Hkv, T, hd) in the slots; return all vectors below the end, (B, Hkv, end, hd)."""
         put(self.keys, self.slots, key)
         put(self.values, self.slots, value)
-        return read(self.keys, self.end), read(self.values, self.end)
+        return self.keys.narrow(2, 0, self.end), self.values.narrow(2, 0, self.end)
 
 
 class KVCache:
@@ -51,7 +48,7 @@ class KVCache:
     """
 
     def __init__(
-        self, *, keys: list[Table], values: list[Table], cos: Tensor, sin: Tensor, pad: Tensor
+        self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, pad: Tensor
     ) -> None:
         self.keys, self.values = keys, values
         self.cos, self.sin = cos, sin
@@ -112,7 +109,14 @@ class KVCache:
     def store(self, layer: int, num_tokens: int) -> Store:
         """Return where `layer` keeps the next `num_tokens` tokens, and all that it holds up to there."""
         window = self._window(num_tokens)
-        return Store(self.keys[layer], self.values[layer], window, window.stop)
+        return self.store_at(layer, window, window.stop)
+
+    def store_at(self, layer: int, slots: Slots, end: int) -> Store:
+        """Return where `layer` keeps tokens in `slots`, and all slots below `end`.
+
+        Every way of writing comes through here: a cache that keeps tokens in another form overrides it.
+        """
+        return Store(self.keys[layer], self.values[layer], slots, end)
 
     def advance(self, num_tokens: int) -> None:
         """Move the write position, after all layers have written."""
@@ -211,39 +215,21 @@ class CacheWindow:
 
     def store(self, layer: int, num_tokens: int) -> Store:
         """Return where `layer` keeps the tokens, and all slots below the end."""
-        return Store(self._cache.keys[layer], self._cache.values[layer], self._slots, self._end)
+        return self._cache.store_at(layer, self._slots, self._end)
 
     def advance(self, num_tokens: int) -> None:
         """Leave the write position alone: the caller says where every forward writes."""
 
 
-def new_table(like: Tensor, shape: tuple[int, ...], form: str) -> Table:
-    """Allocate a table of `shape` (B, Hkv, L, hd) on the device and in the precision of `like`.
-
-    Args:
-        form: "exact", or a name of `low_bits.FORMATS`.
-    """
-    table = like.new_zeros(shape)
-    return table if form == "exact" else LowBits(table, form)
-
-
-def put(table: Table, slots: Slots, new: Tensor) -> None:
+def put(table: Tensor, slots: Slots, new: Tensor) -> None:
     """Write vectors (B, Hkv, T, hd) into `slots` of a table."""
-    if isinstance(table, LowBits):
-        for part, piece in table.parts(new):
-            put(part, slots, piece)
-    elif isinstance(slots, slice):
+    if isinstance(slots, slice):
         table.narrow(2, slots.start, slots.stop - slots.start).copy_(new)
     elif slots.ndim == 1:
         table.index_copy_(2, slots, new)
     else:
         rows = torch.arange(len(slots), device=slots.device)[:, None]
         table.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
-
-
-def read(table: Table, end: int) -> Tensor:
-    """Return all vectors of a table below slot `end`, (B, Hkv, end, hd)."""
-    return table.read(end) if isinstance(table, LowBits) else table.narrow(2, 0, end)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

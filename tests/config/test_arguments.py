@@ -53,6 +53,11 @@ def test_mistakes_are_answered_with_what_is_allowed(arguments: list[str], messag
         prepare(*arguments)
 
 
+def test_a_decoder_from_outside_takes_any_setting() -> None:
+    given = ["+subject=cat", "decoder.arguments._target_=mine.Decoder", "+decoder.arguments.speed=3"]
+    assert prepare(*given) == [given[0], "++decoder.arguments._target_=mine.Decoder", given[2]]
+
+
 def test_keys_of_the_sample_command() -> None:
     check_key("model.sampling.batch", SampleConfig)
     with pytest.raises(ValueError, match="did you mean prompts"):
@@ -82,7 +87,7 @@ def test_keys_of_the_sample_command() -> None:
          r"^subject= belongs to personalar\.run; personalar\.doctor takes model=, trainer=$"),
         (SampleConfig, ["subject.path=x"], r"^subject= belongs to personalar\.run; .*sample takes model="),
         (COMMANDS["export"], ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate"),
-        (COMMANDS["adopt"], ["experiment=quick"], r"^experiment= belongs to .*run; .*adopt takes model=$"),
+        (COMMANDS["export"], ["experiment=quick"], r"^experiment= belongs to .*run; .*export takes model=$"),
         (RunConfig, ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate; .*run takes"),
     ],
 )  # fmt: skip

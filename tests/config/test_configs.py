@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from conftest_run import compose_config
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.compose import GROUPS, build_decoder, conf_dir, group_options, read_config, register
 from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.run_config import RunConfig
 from personalar.training.stage import resolve_stages
@@ -108,7 +107,7 @@ def test_the_papers_experiments_differ_as_its_tables_do() -> None:
 def test_decoder_takes_the_models_sampling_numbers() -> None:
     for name in group_options(CONF, "decoder"):
         composed = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
-        decoder = instantiate(composed.decoder.arguments)
+        decoder = build_decoder(composed.decoder)
         assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (2.0, 5)
 
 
@@ -185,6 +184,20 @@ def test_a_decoder_is_told_its_own_settings(decoder: str, setting: str, message:
         compose_config("+subject=cat", f"decoder={decoder}", f"decoder.{setting}")
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["decoder._target_=nowhere.Mine"], "No module named 'nowhere'"),
+        (["decoder.arguments.speed=3"], "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_a_decoder_that_cannot_be_made_is_named(words: list[str], reason: str) -> None:
+    overrides = [word.replace("decoder.arguments", "++decoder.arguments") for word in words]
+    config = compose_config("+subject=cat", *overrides)
+    with pytest.raises(ValueError, match=rf"cannot be made \(.*{reason}.*PYTHONPATH"):
+        build_decoder(config.decoder)
+
+
 def test_a_missing_value_is_named() -> None:
     composed = copy.deepcopy(cat())
     composed.subject.noun = "???"
@@ -215,7 +228,7 @@ def test_every_setting_is_used_by_some_code() -> None:
     unused = [name for name in names(RunConfig) if f".{name}" not in code]
     # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate), and a
     # reason to refuse where it is declared.
-    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature", "float16_problem"}
+    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature", "arguments", "float16_problem"}
 
 
 @pytest.mark.parametrize("seen", [True, False])

@@ -64,10 +64,8 @@ def test_rows_write_where_they_are(backend, ids: torch.Tensor) -> None:
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["exact", "int8"])
-def test_rows_run_for_their_twins_too(backend, ids: torch.Tensor, monkeypatch, form: str) -> None:
+def test_rows_run_for_their_twins_too(backend, ids: torch.Tensor) -> None:
     """Rows 0, 2 and 3 hold the same prompt, row 1 a shorter one; what follows differs in all."""
-    monkeypatch.setattr(backend.transformer, "cache_format", form)
     prompts, later = ids[[0, 1, 0, 0], :6], ids.flatten()[:12].view(4, 3)
     positions = torch.arange(9).expand(4, -1) - torch.tensor([0, 2, 0, 0])[:, None]
     results = []

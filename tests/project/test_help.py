@@ -61,7 +61,7 @@ def test_help_of_the_measurements_measures_nothing(
         assert f"python -m personalar.bench {name} " in said
 
 
-@pytest.mark.parametrize("name", ["lossy", "train"])
+@pytest.mark.parametrize("name", ["train"])
 def test_help_of_a_measurement_names_its_settings(name: str) -> None:
     own = importlib.import_module(f"personalar.bench.{name}").OWN
     for key, value in own.items():
@@ -73,10 +73,9 @@ def test_help_of_a_measurement_names_its_settings(name: str) -> None:
     ("arguments", "message"),
     [
         ([], "'' is no measurement; allowed: decode"),
-        (["decod", "--help"], "'decod' is no measurement; allowed: decode, lossy, memory, train"),
+        (["decod", "--help"], "'decod' is no measurement; allowed: decode, memory, train"),
         (["decode", "--cfg", "job"], "--cfg is no setting; allowed: key=value, --help"),
         (["decode", "subject=cat"], "subject= belongs to personalar.run; personalar.sample takes model="),
-        (["lossy", "scorer=nan"], "scorer='nan' is not known; did you mean nano?"),
         (["train", "subject=cta"], "subject='cta' is not known; did you mean cat?"),
         (["train", "steps=x"], "steps=x rounds=3 must be numbers, as steps=20 rounds=3"),
     ],
@@ -91,10 +90,10 @@ def test_measurements_say_what_is_allowed(
 
 def test_a_measurement_that_ends_early_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(arguments: list[str]) -> None:
-        raise OSError(errno.ENOSPC, "", "lossy.json")
+        raise OSError(errno.ENOSPC, "", "train.json")
 
-    monkeypatch.setattr(sys, "argv", ["bench", "lossy"])
+    monkeypatch.setattr(sys, "argv", ["bench", "train"])
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=full))
-    said = "lossy.json could not be written .*: nothing is kept, and the same command measures afresh once"
+    said = "train.json could not be written .*: nothing is kept, and the same command measures afresh once"
     with pytest.raises(SystemExit, match=f"personalar.bench: {said}"):
         bench.main()

@@ -51,7 +51,6 @@ LAYERS = {
         "flops",
         "locate",
         "base_choice",
-        "lossy",
     ),
     1: (
         "subject",

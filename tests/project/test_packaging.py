@@ -73,9 +73,8 @@ def test_everything_that_is_imported_is_declared():
         "hydra",
         "huggingface_hub",
         "bitsandbytes",
-        "torchao",
         "yaml",
-    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extras `quantized`, `lossy`
+    }  # pillow, hydra-core, pyyaml; the hub is transformers'; the extra `quantized`
     for path in (ROOT / "personalar").rglob("*.py"):
         assert imported_names(path) <= declared | sys.stdlib_module_names, path
 

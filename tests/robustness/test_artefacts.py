@@ -315,7 +315,7 @@ def test_only_what_the_user_composed_is_instantiated() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("instantiate", "call")
     ]
-    assert calls == [("run", "config.decoder.arguments"), ("sample", "config.decoder.arguments")]
+    assert calls == [("compose", "config.settings")]
 
 
 @pytest.mark.parametrize("command", ["sample", "export"])

@@ -17,16 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from personalar.generation.base import GenerationRequest, Identifier
-from personalar.generation.decoders.coupling import count_final, redraw, relaxed
 from personalar.generation.decoders.draft import first_drafts
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import image_schedule, num_codes, prefill
 from personalar.models.base import Backend
-
-PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +85,10 @@ class Window:
         sampling: Sampling,
         *,
         size: int,
-        init: str,
-        coupling: str,
-        near: Tensor | None = None,
-        distance: float = 0.0,
     ) -> None:
-        """Lay out the batch; `near` and `distance` make it lossy, see `coupling.relaxed`."""
+        """Lay out the batch; a forward looks at `size` codes."""
         self._backend, self._sampling = backend, sampling
-        self._size, self._init, self._coupling = size, init, coupling
-        self._near, self._distance = near, distance
+        self._size = size
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
         if sampling.guided:
@@ -111,11 +102,8 @@ class Window:
         self._codes = self._seeds.new_zeros(batch, most + 1)  # the last column takes what is no code
         self._first = self._seeds.new_zeros(batch)  # the first token that is not final
         self._known = self._seeds.new_zeros(batch)  # codes that were drawn, final or not
-        if coupling == "gumbel":
-            positions = torch.arange(most + 1, device=backend.device)
-            self._noise = gumbel_noise(self._seeds, positions, self._num_codes)
-        else:
-            self._laws = torch.zeros(batch, most + 1, self._num_codes, device=backend.device)
+        positions = torch.arange(most + 1, device=backend.device)
+        self._noise = gumbel_noise(self._seeds, positions, self._num_codes)
         pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
         self._cache = backend.new_cache(capacity=self._longest + self._body.forced.shape[1], pad=pad)
 
@@ -134,7 +122,7 @@ class Window:
         first = [0] * len(places)
         while width := max(span(*image, self._size) for image in zip(places, first, strict=True)):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
-            drafts, fresh = self._draft(tokens)
+            drafts = self._draft(tokens)
             if number == 0:
                 more = self._ids(tokens[:, :-1])
                 hidden = prefill(
@@ -143,7 +131,7 @@ class Window:
             else:
                 hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
             number += 1
-            draws = self._draw(hidden, tokens, drafts, fresh, number)
+            draws = self._draw(hidden, tokens, drafts)
             drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
             final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
             self._first = self._first + final
@@ -169,23 +157,25 @@ class Window:
     def _per_row(self, values: Tensor) -> Tensor:
         return torch.cat((values, values)) if self._sampling.guided else values
 
-    def _draft(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the drafts (B, W) of `tokens`, first ones made now, and which those are."""
+    def _draft(self, tokens: Tensor) -> Tensor:
+        """Return the drafts (B, W) of `tokens`; the first ones are made now."""
         index = self._body.code_index.gather(1, tokens)
         fresh = (index >= self._known[:, None]) & self._body.is_code.gather(1, tokens)
-        made = first_drafts(
+        self._store(self._codes, index, self._guess(index), fresh)
+        known = self._body.code_index.gather(1, self._first[:, None])[:, 0] + self._size
+        self._known = known.clamp_max(self._codes.shape[1] - 1)
+        return self._codes.gather(1, index)
+
+    def _guess(self, index: Tensor) -> Tensor:
+        """Return first drafts (B, W) for the codes `index` (B, W)."""
+        return first_drafts(
             self._codes,
             self._known,
             index,
             self._body.widths,
-            init=self._init,
             seeds=self._seeds,
             num_codes=self._num_codes,
         )
-        self._store(self._codes, index, made, fresh)
-        known = self._body.code_index.gather(1, self._first[:, None])[:, 0] + self._size
-        self._known = known.clamp_max(self._codes.shape[1] - 1)
-        return self._codes.gather(1, index), fresh
 
     def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
         """Put `values` (B, W, ...) into `table` (B, N + 1, ...) at `index` (B, W), `where` (B, W) only."""
@@ -199,32 +189,24 @@ class Window:
         slots = slots[0] if len(tokens) == 1 else slots  # one image: rows share their slots, which is faster
         return self._backend.forward(embeds, cache=self._cache.at(slots, end))
 
-    def _draw(self, hidden: Tensor, tokens: Tensor, drafts: Tensor, fresh: Tensor, number: int) -> Tensor:
+    def _draw(self, hidden: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
         """Return draws (B, W) for `tokens`, and keep them; where no code belongs, the draft."""
         logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
         torch.maximum(self.peaks, logits.amax(1), out=self.peaks)
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
         looked_at = is_code & (self._offset(tokens) < self._size)  # another image's window may be longer
-        if self._coupling == "gumbel":
-            rows = torch.arange(len(index), device=index.device)[:, None]
-            draws = self._sampling.draw(logits, self._noise[rows, index])
-        else:
-            law = self._sampling.law(logits)
-            drafted = is_code & (self._offset(tokens) < self._size - 1)
-            if self._near is not None:
-                moved = relaxed(law, drafts, self._near, distance=self._distance)
-                law = torch.where(drafted[..., None], moved, law)
-            before = self._laws.gather(1, index[..., None].expand(-1, -1, self._num_codes))
-            before = torch.where(fresh[..., None], one_hot(drafts, self._num_codes).to(law.dtype), before)
-            draws = redraw(
-                law,
-                before,
-                drafts,
-                drafted,
-                gumbel_noise(self._seeds, index + number * PASS, self._num_codes + 1),
-                everywhere=self._coupling == "maximal",
-            )
-            self._store(self._laws, index, law, looked_at)
-        draws = torch.where(is_code, draws, drafts)
+        draws = torch.where(is_code, self._choose(logits, tokens, drafts), drafts)
         self._store(self._codes, index, draws, looked_at)
         return draws
+
+    def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
+        """Return a code (B, W) for each of `tokens` from guided logits (B, W, K), whatever the drafts."""
+        index = self._body.code_index.gather(1, tokens)
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        return self._sampling.draw(logits, self._noise[rows, index])
+
+
+def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
+    """Return how many of (B, W) draws are final, (B,): through the first that differs from its draft."""
+    same = (draws == drafts) & drafted
+    return (same.long().cumprod(1).sum(1) + 1).clamp_max(draws.shape[1])

@@ -218,14 +218,6 @@ class ChameleonBackend(nn.Module):
         """Return the map from hidden states to the logits of the ids `rows`."""
         return self.transformer.head(rows)
 
-    @torch.no_grad()
-    def nearest_codes(self, count: int) -> Tensor:
-        """Return the `count` other codes nearest to each in the codebook, (K, count) int64, nearest first."""
-        table = self.vq.quantize.embedding.weight
-        if not 0 < count < len(table):
-            raise ValueError(f"relax={count} must be less than the {len(table)} image codes of this model")
-        return torch.cdist(table, table).fill_diagonal_(float("inf")).topk(count, largest=False).indices
-
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         return self.transformer.logits(hidden, self.tokenizer.image_rows)

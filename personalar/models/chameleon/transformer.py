@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from personalar.models.attention import attend
 from personalar.models.base import Head
-from personalar.models.cache import KVCache, Store, new_table
+from personalar.models.cache import KVCache, Store
 from personalar.models.dropout import Dropout, drop
 
 QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
@@ -216,8 +216,6 @@ class ChameleonTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.cache_format = "exact"
-        """How caches keep keys and values: exact, or a name of `low_bits.FORMATS`, which is lossy."""
         self.model = Stack(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -253,8 +251,8 @@ class ChameleonTransformer(nn.Module):
         slots = torch.arange(capacity, device=weight.device)
         cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
-        keys = [new_table(weight, shape, self.cache_format) for _ in self.model.layers]
-        values = [new_table(weight, shape, self.cache_format) for _ in self.model.layers]
+        keys = [weight.new_zeros(shape) for _ in self.model.layers]
+        values = [weight.new_zeros(shape) for _ in self.model.layers]
         return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
 
     def forward(

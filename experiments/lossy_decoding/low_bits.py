@@ -38,7 +38,7 @@ class LowBits:
             name: a key of `FORMATS`.
         """
         self.name = name
-        self.low = torch.zeros_like(like, dtype=torch.int8)
+        self.low = torch.zeros(like.shape, dtype=torch.int8, device=like.device)
         self.scale = like.new_zeros(*like.shape[:-1], 1)
 
     @property

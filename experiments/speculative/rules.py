@@ -1,12 +1,8 @@
-"""How drafts become draws: the rules of speculative Jacobi decoding, functions of one pass's distributions.
+"""How drafts become draws by rejection, and other first drafts: functions of one pass's distributions.
 
 A pass gives, for every position of a window, the law q of its code given the drafts before it. A rule turns
-the draft into a draw from q that agrees with the draft as often as it can. The draws up to the first that
-differs from its draft are then final, since what they were conditioned on did not change; the later ones are
-the next pass's drafts.
+the draft into a draw from q that agrees with the draft as often as it can.
 
-- gumbel: the draw is argmax(log q + g) with noise g that belongs to (seed, position). Whatever the drafts,
-  the final codes are those of plain decoding (shared-noise coupling, arXiv 2510.24211).
 - maximal: a draft d, drawn from p, stays with probability min(1, q(d) / p(d)), else the draw comes from the
   residual max(0, q - p); at every position of the window (maximal coupling, arXiv 2510.24211).
 - independent: the same up to the first draft that does not stay, fresh draws after it (arXiv 2410.01699).
@@ -19,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COUPLINGS = ("gumbel", "maximal", "independent")
+COUPLINGS = ("maximal", "independent")
+INITS = ("random", "left", "above", "newline")
 
 
 def residual(q: Tensor, p: Tensor) -> Tensor:
@@ -50,6 +47,13 @@ def relaxed(q: Tensor, drafts: Tensor, near: Tensor, *, distance: float) -> Tens
     return moved.clamp_min(0.0)  # rounding
 
 
+def nearest_codes(table: Tensor, count: int) -> Tensor:
+    """Return the `count` other codes nearest to each in a codebook (K, D), (K, count), nearest first."""
+    if not 0 < count < len(table):
+        raise ValueError(f"relax={count} must be less than the {len(table)} image codes of this model")
+    return torch.cdist(table, table).fill_diagonal_(float("inf")).topk(count, largest=False).indices
+
+
 def redraw(
     q: Tensor, p: Tensor, drafts: Tensor, drafted: Tensor, noise: Tensor, *, everywhere: bool
 ) -> Tensor:
@@ -72,7 +76,19 @@ def redraw(
     return torch.where(kept & ~fresh, drafts, drawn)
 
 
-def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
-    """Return how many of (B, W) draws are final, (B,): through the first that differs from its draft."""
-    same = (draws == drafts) & drafted
-    return (same.long().cumprod(1).sum(1) + 1).clamp_max(draws.shape[1])
+def draft_source(init: str, known: Tensor, index: Tensor, widths: Tensor) -> Tensor:
+    """Return the code that each draft (B, W) copies, -1: none, it is random.
+
+    Args:
+        init: "random"; "left" copies the last known code; "newline" is "left" that knows newlines: the first
+            of a row copies above.
+        known: (B,) codes that have been drawn or drafted before.
+        index: (B, W) codes in reading order.
+        widths: (B,) codes in a row.
+    """
+    last, width = (known - 1)[:, None], widths[:, None]
+    if init == "random":
+        return torch.full_like(index, -1)
+    if init == "left":
+        return last.expand_as(index)
+    return torch.where(index // width == last // width, last, last // width * width)

@@ -1,0 +1,116 @@
+"""Sampling in less memory at the price of other pictures, as a plug-in for `personalar.sample`.
+
+`decoder._target_=lossy_decoding.decoder.LossyDecoder`: keys and values in eight bits, and matrices in eight
+bits by torchao. **Lossy.** Not for `personalar.run`: it changes the network in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lossy_decoding.low_bits import FORMATS, LowBits
+from torch import Tensor, nn
+
+from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.models.cache import KVCache, Slots, put
+
+CHOICES = ("exact", *FORMATS)
+
+
+class LossyDecoder(PlainDecoder):
+    """Same call as `PlainDecoder`.
+
+    Args:
+        cache: keys and values of attention: exact, int8 or fp8.
+        weights: matrices of the blocks: exact, int8 or fp8, which need torchao. They are changed in place
+            with the first batch.
+        sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
+    """
+
+    def __init__(self, *, cache: str = "exact", weights: str = "exact", **sampling: float) -> None:
+        super().__init__(**sampling)
+        for name, value in (("cache", cache), ("weights", weights)):
+            if value not in CHOICES:
+                raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(CHOICES)}")
+        self.cache, self.weights = cache, weights
+        self._packed: Any = None
+        """The backend whose matrices are packed."""
+
+    def draw(
+        self,
+        backend: Any,
+        request: GenerationRequest,
+        identifier: Identifier | None,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        if self.weights != "exact" and self._packed is not backend:
+            quantize_weights(backend.transformer.model, self.weights)
+            self._packed = backend
+        if self.cache != "exact":
+            backend = PackedBackend(backend, self.cache)
+        return super().draw(backend, request, identifier, progress)
+
+
+class PackedBackend:
+    """A backend whose caches are packed; all else is the backend's own."""
+
+    def __init__(self, backend: Any, form: str) -> None:
+        self._backend, self._form = backend, form
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the backend's own."""
+        return getattr(self._backend, name)
+
+    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
+        """Allocate a packed cache, never an exact one beside it."""
+        transformer = self._backend.transformer
+        config, weight = transformer.config, transformer.lm_head.weight
+        slots = torch.arange(capacity, device=weight.device)
+        cos, sin = transformer.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
+        like = weight.new_empty(1).expand(len(pad), config.num_key_value_heads, capacity, config.head_dim)
+        keys = [LowBits(like, self._form) for _ in self._backend.blocks]
+        values = [LowBits(like, self._form) for _ in self._backend.blocks]
+        return PackedCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)  # type: ignore[arg-type]
+
+
+class PackedCache(KVCache):
+    """A cache whose tables are packed."""
+
+    def store_at(self, layer: int, slots: Slots, end: int) -> PackedStore:
+        """Return where `layer` keeps tokens."""
+        return PackedStore((self.keys[layer], self.values[layer]), slots, end)
+
+
+class PackedStore:
+    """A layer's part of a packed cache in one forward."""
+
+    def __init__(self, tables: tuple[LowBits, LowBits], slots: Slots, end: int) -> None:
+        self._tables, self._slots, self._end = tables, slots, end
+
+    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (B, Hkv, T, hd) in the slots; return all vectors below the end, (B, Hkv, end, hd)."""
+        for table, new in zip(self._tables, (key, value), strict=True):
+            for part, piece in table.parts(new):
+                put(part, self._slots, piece)
+        keys, values = self._tables
+        return keys.read(self._end), values.read(self._end)
+
+
+def quantize_weights(network: nn.Module, name: str) -> None:
+    """Keep the blocks' matrices in eight bits, with a scale for every output; products are in full.
+
+    Raises:
+        ModuleNotFoundError: torchao is not installed.
+    """
+    try:
+        from torchao import quantization
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"weights={name} needs torchao, which is not installed: pip install torchao, or choose "
+            "weights=exact"
+        ) from error
+    kinds = {"int8": quantization.Int8WeightOnlyConfig, "fp8": quantization.Float8WeightOnlyConfig}
+    quantization.quantize_(network, kinds[name](), filter_fn=lambda module, _: isinstance(module, nn.Linear))

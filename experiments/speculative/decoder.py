@@ -1,0 +1,88 @@
+"""Speculative Jacobi decoding by rejection: a plug-in, loaded by `decoder._target_`.
+
+An image is a draw from the distribution of plain decoding, another one than plain's. It depends on window
+and first drafts too, but never on the batch. Only `relax` makes it lossy.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from speculative.rules import COUPLINGS, INITS, nearest_codes
+from speculative.window import RejectionWindow
+from torch import Tensor
+
+from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.decoders.jacobi import JacobiDecoder
+from personalar.models.base import Backend
+
+
+class SpeculativeDecoder(JacobiDecoder):
+    """Same call as `PlainDecoder`.
+
+    Args:
+        window: codes that one forward looks at, and the newlines among them.
+        max_batch: images decoded at once; a larger batch is decoded in parts.
+        init: first drafts: random, left, above or newline.
+        coupling: maximal or independent; see `rules`.
+        relax: how many of the codes that look most like a draft lend it their probability, so that it stays
+            more often; 0 is exact. **Lossy.**
+        relax_distance: how much of it they may lend in all, see `rules.relaxed`.
+        sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int = 16,
+        max_batch: int = 1,
+        init: str = "above",
+        coupling: str = "maximal",
+        relax: int = 0,
+        relax_distance: float = 0.1,
+        **sampling: float,
+    ) -> None:
+        super().__init__(window=window, max_batch=max_batch, **sampling)
+        if relax < 0 or not 0 < relax_distance <= 1:
+            raise ValueError(f"relax={relax} must be at least 0, relax_distance={relax_distance} in (0, 1]")
+        for name, value, allowed in (("init", init, INITS), ("coupling", coupling, COUPLINGS)):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
+        self.init, self.coupling = init, coupling
+        self.relax, self.relax_distance = relax, relax_distance
+
+    def draw(
+        self,
+        backend: Backend,
+        request: GenerationRequest,
+        identifier: Identifier | None,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        sizes = [h * w for h, w in request.grids]
+        near = nearest_codes(backend.vq.quantize.embedding.weight, self.relax) if self.relax else None
+        images: list[Tensor] = []
+        peaks: list[Tensor] = []
+        done = 0
+        for start in range(0, len(sizes), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            some = GenerationRequest(
+                prompts=request.prompts[part], grid=request.grids[part], seeds=request.seeds[part]
+            )
+            window = RejectionWindow(
+                backend,
+                some,
+                self.sampling,
+                size=self.window,
+                init=self.init,
+                coupling=self.coupling,
+                near=near,
+                distance=self.relax_distance,
+            )
+            for final in window.passes(identifier):
+                if progress is not None:
+                    progress(done + final, sum(sizes))
+            done += final
+            images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
+            peaks.append(window.peaks)
+        return torch.cat(images), torch.cat(peaks)

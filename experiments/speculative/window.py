@@ -1,0 +1,64 @@
+"""The package's window with drafts that become draws by rejection, and with other first drafts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from speculative.rules import draft_source, redraw, relaxed
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from personalar.generation.decoders.window import Window
+from personalar.generation.sampling import gumbel_noise, random_codes
+
+PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
+
+
+class RejectionWindow(Window):
+    """A window that keeps the law of every draft.
+
+    Args:
+        init: first drafts; "above" are the package's, the others are in `rules.draft_source`.
+        coupling: "maximal" or "independent"; see `rules`.
+        near, distance: make it lossy, see `rules.relaxed`.
+    """
+
+    def __init__(
+        self, *batch: Any, size: int, init: str, coupling: str, near: Tensor | None, distance: float
+    ) -> None:
+        super().__init__(*batch, size=size)
+        self._init, self._coupling, self._near, self._distance = init, coupling, near, distance
+        self._laws = torch.zeros(*self._codes.shape, self._num_codes, device=self._codes.device)
+        self._number = 0
+
+    def _draft(self, tokens: Tensor) -> Tensor:
+        """Return the drafts (B, W), and note which are made now."""
+        is_code = self._body.is_code.gather(1, tokens)
+        self._fresh = (self._body.code_index.gather(1, tokens) >= self._known[:, None]) & is_code
+        return super()._draft(tokens)
+
+    def _guess(self, index: Tensor) -> Tensor:
+        """Return first drafts (B, W)."""
+        if self._init == "above":
+            return super()._guess(index)
+        source = draft_source(self._init, self._known, index, self._body.widths)
+        copied = self._codes.gather(1, source.clamp_min(0))
+        at_random = (source < 0) | (self._known[:, None] == 0)
+        return torch.where(at_random, random_codes(self._seeds, index, self._num_codes), copied)
+
+    def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
+        """Return draws (B, W) from the laws of guided logits (B, W, K), and keep the laws."""
+        self._number += 1
+        index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
+        law = self._sampling.law(logits)
+        drafted = is_code & (self._offset(tokens) < self._size - 1)
+        if self._near is not None:
+            moved = relaxed(law, drafts, self._near, distance=self._distance)
+            law = torch.where(drafted[..., None], moved, law)
+        before = self._laws.gather(1, index[..., None].expand(-1, -1, self._num_codes))
+        before = torch.where(self._fresh[..., None], one_hot(drafts, self._num_codes).to(law.dtype), before)
+        noise = gumbel_noise(self._seeds, index + self._number * PASS, self._num_codes + 1)
+        draws = redraw(law, before, drafts, drafted, noise, everywhere=self._coupling == "maximal")
+        self._store(self._laws, index, law, is_code & (self._offset(tokens) < self._size))
+        return draws

@@ -1,0 +1,127 @@
+"""The lossy plug-in: smaller, and as close to exact as each way promises."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_backend import make_backend
+from conftest_run import compose_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lossy_decoding.decoder import LossyDecoder, PackedBackend, quantize_weights
+from lossy_decoding.low_bits import FORMATS, pack, unpack
+from test_sampling import GRID, TEXTS, prompts
+from torch import Tensor
+
+from personalar.generation.decoders.plain import PlainDecoder
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.sample import write_samples
+
+ERROR = {"int8": 0.5 / 127, "fp8": 1 / 16}
+"""Largest error over the vector's largest number, and over the number itself (three bits of mantissa)."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 99), size=st.integers(1, 70), power=st.integers(-6, 6))
+def test_what_is_packed_comes_back_rounded(
+    name: str, dtype: torch.dtype, seed: int, size: int, power: int
+) -> None:
+    x = torch.randn(2, 3, 4, size, generator=torch.Generator().manual_seed(seed)).to(dtype) * 10.0**power
+    low, scale = pack(x, name)
+    assert low.dtype == torch.int8 and scale.shape == (2, 3, 4, 1)
+    error = (unpack(low, scale, name) - x).float().abs()
+    largest = x.float().abs().amax(-1, keepdim=True)
+    slack = 2.0**-6 if dtype == torch.bfloat16 else 1e-5  # the scale and the product are rounded too
+    relative = largest if name == "int8" else x.float().abs() + largest / 448
+    assert (error <= ERROR[name] * relative + slack * largest).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_vector_of_zeros_stays_one(name: str) -> None:
+    assert (unpack(*pack(torch.zeros(1, 1, 2, 4), name), name) == 0).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_packed_cache_is_small_and_nearly_exact(name: str, attention: str) -> None:
+    exact = make_backend(attention=attention)
+    packed, pad, row = (
+        PackedBackend(exact, name),
+        torch.zeros(1, dtype=torch.int64),
+        torch.arange(10, 22)[None],
+    )
+    cache, other = (backend.new_cache(capacity=12, pad=pad) for backend in (exact, packed))
+    wanted = exact.forward(exact.embed(row), cache=cache)
+    got = torch.cat([packed.forward(packed.embed(row[:, k : k + 1]), cache=other) for k in range(12)], 1)
+    assert not torch.equal(got, wanted)
+    assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.98
+    assert sum(t.nbytes for t in other.keys) < 0.6 * sum(t.nbytes for t in cache.keys)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_way_of_writing_packs_the_same(name: str) -> None:
+    backend, pad = PackedBackend(make_backend(), name), torch.zeros(2, dtype=torch.int64)
+    row = torch.arange(10, 14).expand(2, 4)
+    hidden = []
+    for slots in (None, torch.arange(4), torch.arange(4).expand(2, 4), "shared"):
+        cache = backend.new_cache(capacity=6, pad=pad)
+        if slots == "shared":
+            view = cache.shared([0], torch.tensor([0, 0]))
+            hidden.append(backend.forward(backend.embed(row[:1]), cache=view).expand(2, -1, -1))
+            continue
+        view = cache if slots is None else cache.at(slots, 4)
+        hidden.append(backend.forward(backend.embed(row), cache=view))
+    assert all(torch.allclose(hidden[0], other, atol=1e-5) for other in hidden[1:])
+
+
+def test_a_configuration_draws_with_it(finished_run: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    words = ["decoder._target_=lossy_decoding.decoder.LossyDecoder", "+decoder.arguments.cache=int8"]
+    config = compose_config(
+        f"concept={finished_run}", 'prompts=["a [V] cat"]', f"model.path={tiny_model_dir}",
+        f"out={tmp_path}", *words, name="sample",
+    )  # fmt: skip
+    (path,) = write_samples(config, finished_run / "concept")
+    assert path.is_file()
+
+
+def test_exact_is_plain(tiny_backend: ChameleonBackend) -> None:
+    ids = prompts(tiny_backend, *TEXTS)
+    drawn = [decoder(tiny_backend, ids, GRID, [1, 2, 3]) for decoder in (LossyDecoder(), PlainDecoder())]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("knob", ["cache", "weights"])
+def test_an_unknown_format_is_named(knob: str) -> None:
+    with pytest.raises(ValueError, match=rf"{knob}='int4' is not known; allowed: exact, int8, fp8"):
+        LossyDecoder(**{knob: "int4"})
+
+
+def test_a_missing_library_is_named(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ModuleNotFoundError, match=r"weights=int8 needs torchao.*or choose weights=exact"):
+        LossyDecoder(weights="int8")(tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [1])
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor, or of the parts of one that a library packed."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []
+    return sum(held_bytes(getattr(tensor, name)) for name in names) if names else tensor.nbytes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_packed_weights_are_nearly_exact(name: str) -> None:
+    pytest.importorskip("torchao", reason="pip install torchao")
+    backend = make_backend(hidden_size=64, intermediate_size=96)
+    row = torch.arange(10, 22)[None]
+    wanted = backend.image_logits(backend.forward(backend.embed(row)))
+    before = sum(held_bytes(p) for p in backend.blocks.parameters())
+    quantize_weights(backend.transformer.model, name)
+    got = backend.image_logits(backend.forward(backend.embed(row)))
+    assert not torch.equal(got, wanted)
+    assert torch.nn.functional.cosine_similarity(got, wanted, dim=-1).min() > 0.98
+    assert sum(held_bytes(p) for p in backend.blocks.parameters()) < 0.5 * before
