@@ -26,7 +26,7 @@ from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.errors import told
 from personalar.core.process import global_rank, keep_memory, local_rank, prepare_torch
-from personalar.core.run_lock import check_started_alone, locked, refusable
+from personalar.core.run_lock import locked, refusable
 from personalar.core.types import STAGE_NAMES, Subject
 from personalar.data.prompts import fill
 from personalar.data.subject import load_subject, validation_prompts
@@ -159,6 +159,7 @@ def follow(session: Session, stages: list[tuple[Stage, str]]) -> None:
 
 def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report."""
+    from personalar.runs.publish import publish_concept, show_pictures
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
     from personalar.training.train import train_stage
@@ -181,11 +182,11 @@ def personalize(session: Session, stages: list[tuple[Stage, str]], *, command: s
                 train_stage(session, pair[0], start=pair[1], base_samples=samples["base"])
             folder.drop_checkpoints(stage)
             if stage == folder.last_stage:  # a later one, learned before, stays the result
-                folder.publish(stage)
+                publish_concept(folder, stage)
             samples[stage] = session.sample_and_score(stage, samples["base"])
             note_pictures(session, samples)
             if stage == folder.last_stage:
-                folder.show(samples[stage])
+                show_pictures(folder, samples[stage])
             after(stage)
         reporter.say(f"overview: {session.draw_overview(samples)}")
         finish(session)
@@ -205,7 +206,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, list[tuple[Stage
     files = found or obtain_model(config.model, say=print)  # photos before a download
     config.model = pin(config.model)
     from personalar.core.run_folder import RunFolder
-    from personalar.runs.reuse import take_over
+    from personalar.runs.reuse import check_started_alone, take_over
     from personalar.training.stage import selected_stages
 
     folder = RunFolder(run_dir)

@@ -31,11 +31,10 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import join_rows, parse_record, read_tensors
 from personalar.core.files import write_atomic
+from personalar.core.own_files import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.models.base import Backend
 
 FORMAT_VERSION = 2
-ROWS_FILE, WEIGHTS_FILE, RECORD_FILE = "learned_embeds.safetensors", "weights.safetensors", "concept.json"
-LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:

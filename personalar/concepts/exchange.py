@@ -18,14 +18,15 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
 from personalar.concepts.adapters.lora import load_lora
-from personalar.concepts.concept import LORA_FILES, Concept, base_fingerprint
-from personalar.concepts.model_card import CARD_FILE, is_card, plain, write_card
+from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.model_card import is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
 from personalar.config.arguments import prepare_arguments
 from personalar.config.commands import ExportConfig
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import write_atomic
+from personalar.core.own_files import CARD_FILE, LORA_FILES
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, pin

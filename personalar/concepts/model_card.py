@@ -16,11 +16,10 @@ import yaml
 
 from personalar.concepts.concept import Concept
 from personalar.core.files import write_atomic
+from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
 from personalar.data.prompts import SUBJECT_TOKEN, training_prompt
 
-CARD_FILE = "README.md"
-PICTURES = "pictures"
 """Folder of pictures that the card's head shows: PNG files that tell their prompt."""
 PLACES = ("in the snow", "on the beach")
 """Of the prompts that the head suggests where there are no pictures."""

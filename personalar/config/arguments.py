@@ -177,9 +177,7 @@ class CommandLine:
         elif "@" not in key and "/" not in key and key != "hydra":
             self.check_setting(key)
             if key.startswith("decoder.arguments.") and argument.startswith("decoder"):
-                argument = (
-                    f"++{argument}"  # unknown to the schema: a decoder of others
-                )
+                argument = f"++{argument}"  # unknown to the schema: a decoder of others
         if parse(argument) is None:
             raise ValueError(
                 f"{argument[:200]} could not be read: text that contains commas, brackets, braces, quotes, = "

@@ -26,8 +26,8 @@ from personalar.config.run_config import (
     TrainerConfig,
 )
 from personalar.config.scorer_config import ScorerConfig
+from personalar.core.measures import IN_SUMMARY
 from personalar.core.types import STAGE_NAMES
-from personalar.measures import IN_SUMMARY
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from personalar.concepts.concept import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
-from personalar.concepts.model_card import CARD_FILE, PICTURES
 from personalar.core.files import TEMPORARY
 from personalar.core.png import SAMPLE_NAME
 from personalar.core.types import STAGE_NAMES
 
+RECORD_FILE, ROWS_FILE, WEIGHTS_FILE = "concept.json", "learned_embeds.safetensors", "weights.safetensors"
+LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+CARD_FILE, PICTURES = "README.md", "pictures"
+"""Names in a concept folder; see `concepts/concept.py`."""
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")

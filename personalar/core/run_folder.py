@@ -12,11 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.concepts.concept import RECORD_FILE, Concept
-from personalar.concepts.model_card import PICTURES, write_card
 from personalar.core.files import TEMPORARY, write_atomic
-from personalar.core.own_files import FOLDERS, RESULTS, delete_own, delete_temporaries, own_files
-from personalar.core.types import STAGE_NAMES, Sample
+from personalar.core.own_files import (
+    FOLDERS,
+    RECORD_FILE,
+    RESULTS,
+    delete_own,
+    delete_temporaries,
+    own_files,
+)
+from personalar.core.types import STAGE_NAMES
 
 FORMAT_VERSION = 1
 SHARED = (
@@ -28,8 +33,6 @@ SHARED = (
 """What depends on base, photos, prompts and seeds alone; the codes carry their own key.
 
 It may be copied into a folder before its run begins."""
-SHOWN = 3
-"""Pictures that a concept's card shows."""
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,6 +66,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def first_few(items: Sequence[str], most: int = 4) -> str:
     """Join items for a message, which need not hold all of them."""
     return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
+
+
+def steps_before(record: Mapping[str, Any], stage: str) -> int:
+    """Return how many optimizer steps the stages before `stage` took: where it begins on the slider."""
+    earlier = STAGE_NAMES[: STAGE_NAMES.index(stage)]
+    return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
+
+
+def steps_after(record: Mapping[str, Any], stage: str) -> int:
+    """Return the number of steps after which `stage` was finished."""
+    return steps_before(record, stage) + record.get("stages", {}).get(stage, {}).get("steps", 0)
 
 
 class RunFolder:
@@ -165,23 +179,3 @@ class RunFolder:
             facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}
             self.update(stages={**stages, stage: facts})
         delete_own(self.path, f"stages/{stage}/checkpoints")
-
-    def publish(self, stage: str) -> Path:
-        """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
-        concept = Concept.load(self.concept(stage))
-        folder = concept.save(self.path / "concept")
-        delete_own(self.path, f"concept/{PICTURES}")  # those of the stage before
-        write_card(concept, folder)
-        return folder
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Lay the first pictures of the subject beside the published concept that drew them, for its card."""
-        folder = self.path / "concept"
-        paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
-        for path in paths[:SHOWN]:
-            write_atomic(folder / PICTURES / path.name, path.read_bytes())
-        write_card(Concept.load(folder), folder)
-
-    def base_pictures(self, samples: list[Sample]) -> dict[tuple[str, int], Any]:
-        """Return the base's subject pictures by (prompt template, seed), for grids."""
-        return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}

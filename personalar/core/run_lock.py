@@ -15,7 +15,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from personalar.config.run_config import RunConfig
 from personalar.core.files import temporary
 
 LOCK_FILE = ".lock"
@@ -107,20 +106,3 @@ def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
             probe.write_bytes(bytes(1 << 16))
         finally:
             probe.unlink(missing_ok=True)
-
-
-def check_started_alone(config: RunConfig) -> None:
-    """Raise ValueError where changing the folder first would race with other processes that look at it."""
-    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
-    if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
-        return
-    if config.overwrite:
-        raise ValueError(
-            "overwrite=true cannot be given to torchrun or srun: choose another folder with "
-            "hydra.run.dir=DIR, or delete the run folder first"
-        )
-    if config.reuse:
-        raise ValueError(
-            "reuse=DIR cannot be given to torchrun or srun: do stage 1 in this folder first, with the same "
-            "command and stage=embedding, or start one process with trainer.devices=N"
-        )

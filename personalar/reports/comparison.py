@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from personalar.core.measures import COMPARED, INTERVALS, MEASURES, SHARES
 from personalar.core.types import STAGE_NAMES
-from personalar.measures import COMPARED, INTERVALS, MEASURES, SHARES
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores

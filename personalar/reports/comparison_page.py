@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
+from personalar.core.measures import INTERVALS, SHARES
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
-from personalar.measures import INTERVALS, SHARES
 from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
     Picture,

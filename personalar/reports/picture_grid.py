@@ -5,9 +5,11 @@ Columns are what is compared (reference, base, after stage 1, ...), rows are pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+
+from personalar.core.types import Sample
 
 INK = (28, 30, 36)
 FAINT = (122, 128, 140)
@@ -124,3 +126,20 @@ def draw_grid(
         for column, picture in enumerate(row):
             _paste_fitted(canvas, picture, label_px + gap_px + column * step, top, cell_px)
     return canvas
+
+
+def grid_picture(
+    samples: list[Sample], base: Mapping[tuple[str, int], Image.Image], *, label: str, title: str
+) -> Image.Image:
+    """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
+    columns = [sample.prompt for sample in samples]
+    before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
+    rows, names = [[sample.image for sample in samples]], [label]
+    if any(before):
+        rows, names = [before, *rows], ["before", *names]
+    return draw_grid(rows, column_titles=columns, row_titles=names, title=title)
+
+
+def base_pictures(samples: Iterable[Sample]) -> dict[tuple[str, int], Image.Image]:
+    """Return the base's subject pictures by (prompt template, seed), for grids."""
+    return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}

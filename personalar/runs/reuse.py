@@ -6,13 +6,15 @@ learned the same: equal settings, base and photos. Pictures and codes that depen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from personalar.concepts.concept import RECORD_FILE, Concept, base_fingerprint
+from personalar.concepts.concept import Concept, base_fingerprint
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.files import write_atomic
+from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
 
@@ -67,3 +69,20 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
     # The record comes last: with it the stage is finished.
     copy_files(other.concept(FIRST), folder.concept(FIRST), [*parts, RECORD_FILE])
     return f"stage {FIRST}: taken over from {source}"
+
+
+def check_started_alone(config: RunConfig) -> None:
+    """Raise ValueError where changing the folder first would race with other processes that look at it."""
+    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
+        return
+    if config.overwrite:
+        raise ValueError(
+            "overwrite=true cannot be given to torchrun or srun: choose another folder with "
+            "hydra.run.dir=DIR, or delete the run folder first"
+        )
+    if config.reuse:
+        raise ValueError(
+            "reuse=DIR cannot be given to torchrun or srun: do stage 1 in this folder first, with the same "
+            "command and stage=embedding, or start one process with trainer.devices=N"
+        )

@@ -16,24 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.png import read_png_metadata, sample_files
-from personalar.core.run_folder import RunFolder, flatten
+from personalar.core.run_folder import RunFolder, flatten, steps_after
 from personalar.core.types import STAGE_NAMES
 from personalar.scoring.score_file import read_scores
 from personalar.training.callbacks.sample_grid import log_grid
 from personalar.training.context import Session
 
 COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"]
-
-
-def steps_before(record: Mapping[str, Any], stage: str) -> int:
-    """Return how many optimizer steps the stages before `stage` took: where it begins on the slider."""
-    earlier = STAGE_NAMES[: STAGE_NAMES.index(stage)]
-    return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
-
-
-def steps_after(record: Mapping[str, Any], stage: str) -> int:
-    """Return the number of steps after which `stage` was finished."""
-    return steps_before(record, stage) + record.get("stages", {}).get(stage, {}).get("steps", 0)
 
 
 def start(session: Session) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from personalar.measures import IN_LINES
+from personalar.core.measures import IN_LINES
 
 _IMAGE = ("stage", "kind", "prompt", "seed")
 

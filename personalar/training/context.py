@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from personalar.concepts.adapters.identifier import Identifier
-from personalar.concepts.concept import RECORD_FILE, Concept
+from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.console import Reporter
+from personalar.core.own_files import RECORD_FILE
 from personalar.core.png import save_png
 from personalar.core.process import peak_memory_bytes, prepare_torch
 from personalar.core.run_folder import RunFolder
@@ -29,10 +30,9 @@ from personalar.generation.generator import Generator, generate_files, have_file
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
 from personalar.models.base import Backend
 from personalar.models.stored_base import ModelFiles
-from personalar.reports.picture_grid import draw_grid, stack
+from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
 from personalar.scoring.score_file import merge_scores
 from personalar.scoring.subject_scorer import SubjectScorer
-from personalar.training.callbacks.sample_grid import grid_picture
 from personalar.training.memory import Workload
 
 
@@ -184,7 +184,7 @@ class Session:
 
     def draw_grid(self, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
         """Write and announce the grid of a finished stage."""
-        before = self.folder.base_pictures(base_samples)
+        before = base_pictures(base_samples)
         title = f"{self.subject.name} on {self.config.model.name}: {stage}"
         picture = grid_picture(
             samples, before, label=f"after {stage}" if stage != "base" else "base", title=title

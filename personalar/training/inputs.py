@@ -14,8 +14,9 @@ from itertools import cycle
 import torch
 
 from personalar.concepts.adapters.identifier import Identifier
-from personalar.concepts.concept import RECORD_FILE, Concept
+from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers
+from personalar.core.own_files import RECORD_FILE
 from personalar.data.datamodule import Replay, cached_codes, encode_photos, stream_seed
 from personalar.data.prompts import fill, training_prompt
 from personalar.data.references import save_redrawn

@@ -17,9 +17,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from personalar.config.run_config import LoggerConfig
+from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
-from personalar.runs.wandb_run import steps_before
+from personalar.reports.picture_grid import base_pictures
 from personalar.training.callbacks.collect import Learned
 from personalar.training.callbacks.learning_check import note_move
 from personalar.training.callbacks.monitor import FiniteLoss, SamplingBudget, StepWatch
@@ -115,7 +116,7 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
         StageClock(),
         SampleGrid(
             folder=folder.path / "grids",
-            base=folder.base_pictures(base_samples),
+            base=base_pictures(base_samples),
             first_step=steps_before(folder.record, stage.name),
         ),
     ]

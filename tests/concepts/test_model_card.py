@@ -15,8 +15,9 @@ from test_concept import make
 from test_concept_export import adapter, export
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.model_card import CARD_FILE, PICTURES, PLACES, model_card, write_card
+from personalar.concepts.model_card import PLACES, model_card, write_card
 from personalar.config.fingerprint import learning_settings
+from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata, save_png
 
 

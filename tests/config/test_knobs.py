@@ -23,7 +23,7 @@ from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.fields import MANY, range_of
 from personalar.config.layout import ProtocolConfig
 from personalar.config.run_config import HubFiles, RunConfig
-from personalar.measures import IN_SUMMARY
+from personalar.core.measures import IN_SUMMARY
 
 KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
 """A key of each mapping, to reach what lies in it."""

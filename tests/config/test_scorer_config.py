@@ -18,7 +18,7 @@ from personalar.config.compose import composed
 from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import UNJUDGED, judged
-from personalar.measures import IN_SUMMARY
+from personalar.core.measures import IN_SUMMARY
 from personalar.run import Job
 from personalar.runs.sweep import check_objective, searches
 

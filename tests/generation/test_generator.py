@@ -20,7 +20,7 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
-from personalar.training.callbacks.sample_grid import grid_picture
+from personalar.reports.picture_grid import grid_picture
 from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
 
 SPECS = (

@@ -23,8 +23,9 @@ from test_concept_export import adapter, export
 
 import personalar
 from personalar.concepts.adapters.lora import load_lora
-from personalar.concepts.concept import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, Concept
+from personalar.concepts.concept import Concept
 from personalar.config.layout import ProtocolConfig
+from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import read_layout
 from personalar.sample import write_samples

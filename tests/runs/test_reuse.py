@@ -12,8 +12,8 @@ import pytest
 from conftest_run import compose_config
 from PIL import Image
 
-from personalar.core.run_lock import check_started_alone
 from personalar.runs.benchmark import BenchRun, first_stage, share
+from personalar.runs.reuse import check_started_alone
 
 LORA = "method=lora"
 

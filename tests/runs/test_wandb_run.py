@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from personalar.config.run_config import LoggerConfig
-from personalar.runs.wandb_run import steps_after, steps_before
+from personalar.core.run_folder import steps_after, steps_before
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 

@@ -13,19 +13,7 @@ from PIL.Image import Image
 
 from personalar.core.png import save_png
 from personalar.core.types import Sample
-from personalar.reports.picture_grid import draw_grid
-
-
-def grid_picture(
-    samples: list[Sample], base: Mapping[tuple[str, int], Image], *, label: str, title: str
-) -> Image:
-    """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
-    columns = [sample.prompt for sample in samples]
-    before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
-    rows, names = [[sample.image for sample in samples]], [label]
-    if any(before):
-        rows, names = [before, *rows], ["before", *names]
-    return draw_grid(rows, column_titles=columns, row_titles=names, title=title)
+from personalar.reports.picture_grid import grid_picture
 
 
 def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:

@@ -1,0 +1,34 @@
+"""Publish what a run learned: its concept folder, with a model card that shows pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from personalar.concepts.concept import Concept
+from personalar.concepts.model_card import write_card
+from personalar.core.files import write_atomic
+from personalar.core.own_files import PICTURES, delete_own
+from personalar.core.run_folder import RunFolder
+from personalar.core.types import Sample
+
+SHOWN = 3
+"""Pictures that a concept's card shows."""
+
+
+def publish_concept(run: RunFolder, stage: str) -> Path:
+    """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
+    concept = Concept.load(run.concept(stage))
+    folder = concept.save(run.path / "concept")
+    delete_own(run.path, f"concept/{PICTURES}")  # those of the stage before
+    write_card(concept, folder)
+    return folder
+
+
+def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
+    """Copy the first pictures of the subject beside the published concept that drew them, for its card."""
+    folder = run.path / "concept"
+    paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
+    for path in paths[:SHOWN]:
+        write_atomic(folder / PICTURES / path.name, path.read_bytes())
+    write_card(Concept.load(folder), folder)
