@@ -30,6 +30,7 @@ import torch
 
 from personalar.bench import end_to_end
 from personalar.bench.clock import WARM_UP, Moment, now, seconds_per_step
+from personalar.bench.flops import device_peak, stage_flops
 from personalar.bench.hf_trainer import Ours, Theirs, trainer_seconds
 from personalar.bench.machine import machine, told
 from personalar.bench.peak import Peak, peak_of, reason, release_memory, reset_peak
@@ -44,13 +45,11 @@ from personalar.training.context import Session
 from personalar.training.module import PersonalizationModule
 from personalar.training.stage import Stage, sequences_per_step
 from personalar.training.train import (
-    device_peak,
     make_callbacks,
     make_data,
     make_module,
     make_trainer,
     quiet,
-    stage_flops,
 )
 
 Contender = Callable[[Session, Stage], Moment]

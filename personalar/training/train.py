@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from personalar.config.run_config import LoggerConfig
@@ -29,13 +28,12 @@ from personalar.training.callbacks.sample_grid import SampleGrid
 from personalar.training.callbacks.subject_scores import SubjectScores
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.training.context import Session
-from personalar.training.flops import peak_of, step_flops
 from personalar.training.inputs import class_prompts, prepare
-from personalar.training.memory import estimate, parameter_counts, peak
+from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
 from personalar.training.module import Network, PersonalizationModule
 from personalar.training.network import build_network, build_sharded_network
-from personalar.training.stage import Stage, describe_steps, sequences_per_step, share_of
+from personalar.training.stage import Stage, describe_steps, share_of
 from personalar.training.strategy import let_go, make_environment, make_strategy, shards_weights
 
 EXPECTED_WARNINGS = (
@@ -127,7 +125,7 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
         folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
     )
     callbacks.append(SamplingBudget(session.config.samples.time_share))
-    callbacks.append(StepWatch(flops=stage_flops(session, stage), peak=device_peak()))
+    callbacks.append(StepWatch())
     callbacks.append(FiniteLoss(last_good=lambda: checkpoint.saved))
     return [*callbacks, checkpoint]  # last: it keeps what the others counted
 
@@ -146,25 +144,6 @@ def leave_concept(
     )
     note_move(session, stage, start, concept)
     concept.save(session.folder.concept(stage.name))
-
-
-def stage_flops(session: Session, stage: Stage) -> float:
-    """Return the operations of one optimizer step of `stage`."""
-    work = session.plans[stage.name]
-    _, _, trained = parameter_counts(work)
-    return step_flops(
-        work.shape,
-        sequences=sequences_per_step(stage.numbers),
-        tokens=work.tokens,
-        image_tokens=work.image_tokens,
-        choices=work.choices,
-        trained=trained,
-    )
-
-
-def device_peak() -> float | None:
-    """Return the stated speed of this machine's GPU; None without one, or where it is not known."""
-    return peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def make_module(

@@ -48,7 +48,6 @@ LAYERS = {
         "optimizer",
         "blocks",
         "memory",
-        "flops",
         "locate",
         "base_choice",
     ),

@@ -18,11 +18,10 @@ from personalar.training.strategy import gradient_norm
 
 
 class StepWatch(L.Callback):
-    """Logs learning rates, tokens per second, MFU, memory and how far [V] has come from its start."""
+    """Logs learning rates, tokens per second, memory and how far [V] has come from its start."""
 
-    def __init__(self, *, flops: float, peak: float | None) -> None:
-        """Compare a step of `flops` operations with a device of `peak` operations per second, if known."""
-        self.flops, self.peak = flops, peak
+    def __init__(self) -> None:
+        """Have counted nothing yet."""
         self._tokens, self._since, self._last_step = 0, 0.0, 0
         self._start: Tensor | None = None
 
@@ -49,13 +48,10 @@ class StepWatch(L.Callback):
         if trainer.global_step == self._last_step:
             return
         now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
         values = {
-            "watch/tokens_per_s": self._tokens / seconds,
+            "watch/tokens_per_s": self._tokens / max(now - self._since, 1e-9),
             "watch/peak_memory_gb": peak_memory_bytes() / 1e9,
         }
-        if self.peak is not None:
-            values["watch/mfu"] = self.flops / seconds / self.peak / trainer.world_size
         if (norm := gradient_norm(trainer.strategy)) is not None:
             values["watch/gradient_norm"] = norm
         row = self._row(pl_module)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from personalar.bench.flops import peak_of, step_flops
 from personalar.models.chameleon.transformer import TransformerConfig
-from personalar.training.flops import peak_of, step_flops
 
 SEVEN = {"sequences": 4, "tokens": 1100, "image_tokens": 1100, "choices": 65536}
 

@@ -6,7 +6,12 @@ the forward pass takes 2. Recomputing is not counted: it is a cost, not work don
 
 from __future__ import annotations
 
+import torch
+
 from personalar.models.chameleon.transformer import TransformerConfig
+from personalar.training.context import Session
+from personalar.training.memory import parameter_counts
+from personalar.training.stage import Stage, sequences_per_step
 
 PEAKS = {
     "H200": 989e12,
@@ -41,3 +46,22 @@ def step_flops(
 def peak_of(device_name: str) -> float | None:
     """Return the stated peak of a GPU by its name, or None where it is not known (a CPU)."""
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+
+
+def stage_flops(session: Session, stage: Stage) -> float:
+    """Return the operations of one optimizer step of `stage`."""
+    work = session.plans[stage.name]
+    _, _, trained = parameter_counts(work)
+    return step_flops(
+        work.shape,
+        sequences=sequences_per_step(stage.numbers),
+        tokens=work.tokens,
+        image_tokens=work.image_tokens,
+        choices=work.choices,
+        trained=trained,
+    )
+
+
+def device_peak() -> float | None:
+    """Return the stated speed of this machine's GPU; None without one, or where it is not known."""
+    return peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
