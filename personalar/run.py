@@ -240,7 +240,7 @@ def run_one(cfg: DictConfig) -> Objective | None:
     with told("personalar.run"), locked(run_dir, leads=leads):
         with refusable(run_dir) if leads and not sweeps else nullcontext():
             if sweeps:
-                join_sweep(hydra_config, cfg.trainer)
+                join_sweep(hydra_config, cfg.trainer.devices)
             config = read_config(cfg)
             if sweeps and searches(hydra_config):
                 check_objective(config)

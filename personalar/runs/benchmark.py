@@ -23,9 +23,8 @@ from personalar.config.arguments import quote
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.fingerprint import learning_settings, stage_settings
-from personalar.config.gpus import visible_gpus
 from personalar.core.files import write_atomic
-from personalar.core.process import available_cores
+from personalar.core.process import available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.core.types import STAGE_NAMES
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects

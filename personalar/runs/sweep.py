@@ -17,7 +17,6 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from personalar.config.gpus import take_gpu
 from personalar.config.names import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
@@ -27,8 +26,6 @@ from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
 
 Objective = float | tuple[float, ...]
 ERROR_FILE = "error.txt"
-SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")
-"""Hydra's launchers that run several jobs at once on this machine; a cluster gives each job its GPUs."""
 
 
 def check_devices(devices: Any) -> None:
@@ -45,24 +42,18 @@ def check_devices(devices: Any) -> None:
         )
 
 
-def join_sweep(hydra_config: Any, trainer: Any) -> None:
-    """Take a job's part in its sweep: W&B's group, and a GPU of its own where jobs run side by side.
+def join_sweep(hydra_config: Any, devices: Any) -> None:
+    """Take a job's part in its sweep: W&B's group.
 
     Args:
         hydra_config: Hydra's own settings of the job.
-        trainer: the job's `trainer`, not yet read: telling what "auto" is starts CUDA, after which a process
-            cannot change its GPU.
+        devices: the job's `trainer.devices`.
 
     Raises:
         ValueError: a job wants more than one device.
     """
-    check_devices(trainer.devices)
-    sweep_dir = Path(hydra_config.sweep.dir)
-    os.environ.setdefault("WANDB_RUN_GROUP", sweep_dir.name)  # W&B's own name for it
-    if trainer.accelerator != "cpu" and hydra_config.launcher._target_.endswith(SIDE_BY_SIDE):
-        place = take_gpu(sweep_dir / ".gpus")
-        if place is not None:
-            print(place, flush=True)
+    check_devices(devices)
+    os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # W&B's own name for it
 
 
 def searches(hydra_config: Any) -> bool:

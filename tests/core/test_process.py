@@ -13,6 +13,7 @@ from personalar.core.process import (
     keep_memory,
     peak_memory_bytes,
     prepare_torch,
+    visible_gpus,
 )
 
 
@@ -47,3 +48,10 @@ def test_measurements_are_sane() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_the_allocator_listens() -> None:
     assert keep_memory()
+
+
+def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert visible_gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []

@@ -83,7 +83,6 @@ LAYERS = {
         "process",
         "fault",
         "hashing",
-        "gpus",
         "arguments",
         "__init__",
     ),
