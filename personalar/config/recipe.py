@@ -96,13 +96,13 @@ class IdentifierNumbers:
 
     init: str = "random"
     """"random" (the vocabulary's mean and deviation), "words" (for [V] the mean of `words`) or, where a
-    base's pretraining gave its reserved ids a meaning, "names" (for [V] their rows' mean and deviation) or
-    "nearest" (for [V] the one of their rows under which the photos are likeliest)."""
+    base's pretraining gave its reserved ids a meaning, "nearest" (for [V] the one of their rows under which
+    the photos are likeliest)."""
     words: list[str] = field(default_factory=list)
     """Words whose embeddings start [V] when init=words."""
 
     def __post_init__(self) -> None:
-        one_of("identifier.init", self.init, ("random", "names", "nearest", "words"))
+        one_of("identifier.init", self.init, ("random", "nearest", "words"))
         if self.init == "words" and not self.words:
             raise ValueError("identifier.init=words needs words: identifier.words=[orange,striped]")
 

@@ -34,11 +34,9 @@ def start_identifier(
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
     tokens = assign_tokens(names, backend.reserved_ids)
     table = backend.word_table
-    known = table[list(backend.reserved_ids)]
     rows = random_rows(table, len(names), generator=generator)
-    if numbers.init == "names":
-        rows[:1] = random_rows(known, 1, generator=generator)
     if numbers.init == "nearest":
+        known = table[list(backend.reserved_ids)]
         rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
     if numbers.init == "words":
         words = [backend.encode_text(f" {word}") for word in numbers.words]

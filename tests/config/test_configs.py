@@ -136,7 +136,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("model.recipe.stages.embedding.schedule=cosine", "allowed: linear, constant"),
         ("model.recipe.stages.transformer.replay_ratio=1", "replay_ratio=1.0 is out of range"),
         ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
-        ("model.recipe.identifier.init=zeros", "allowed: random, names, nearest, words"),
+        ("model.recipe.identifier.init=zeros", "allowed: random, nearest, words"),
         ("model.recipe.data.templates=[a photo]", r"must each hold \{\}"),
         ("model.recipe.data.crop_scale=0", "crop_scale=0.0 is out of range"),
         ("model.recipe.loss=all", "allowed: image_tokens, answer"),

@@ -1,4 +1,4 @@
-"""Where [V] starts: from words, from the reserved ids' rows, or from the one that fits the photos."""
+"""Where [V] starts: from words, or from the one that fits the photos."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(ti
     assert torch.equal(nearest.rows[1:], random.rows[1:])
 
 
-@pytest.mark.parametrize("init", ["random", "names", "nearest"])
+@pytest.mark.parametrize("init", ["random", "nearest"])
 def test_a_start_is_a_function_of_its_seed(tiny_backend, init: str) -> None:
     assert torch.equal(start(tiny_backend, init=init).rows, start(tiny_backend, init=init).rows)
