@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import yaml
 from torch import nn
 
-from personalar.config.compose import conf_dir
 from personalar.config.recipe import RecipeConfig, StageNumbers
 from personalar.config.run_config import MethodConfig, RunConfig, StageMethod
 from personalar.core.run_folder import RunFolder
@@ -155,29 +153,17 @@ def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
 
 
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
-    """Return in one line how many steps `stage` takes, by which rule, and how often it sees each photo.
+    """Return in one line how many steps `stage` takes, by which setting, and how often it sees each photo.
 
     The paper (arXiv 2504.13162) gives its steps for subjects of 4 to 6 photos and no rule by their number.
     """
-    numbers, name = stage.numbers, stage.trains.numbers
+    numbers = stage.numbers
     own = numbers.batch - (replay_count(numbers) if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos
-    knob, written = f"model.recipe.stages.{name}.steps", recipe_steps(recipe, name)
-    if written == numbers.steps:
-        whose = f"the recipe's ({knob} of {recipe}) whatever the number of photos"
-    elif written is not None:
-        whose = f"set for this run ({knob}; {recipe} has {written})"
-    else:
-        whose = f"by {knob} of {recipe}"
-    return f"steps {stage.name}: {numbers.steps}, {whose}; each of {photos} is seen about {seen:.0f} times"
-
-
-def recipe_steps(recipe: str, numbers: str) -> int | None:
-    """Return the steps that the file of `recipe` gives a stage; None where it is not one of ours."""
-    path = conf_dir() / "model" / "recipe" / f"{recipe}.yaml"
-    if not path.is_file():
-        return None
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["stages"].get(numbers, {}).get("steps")
+    return (
+        f"steps {stage.name}: {numbers.steps} (model.recipe.stages.{stage.trains.numbers}.steps, recipe "
+        f"{recipe}), whatever the number of photos; each of {photos} is seen about {seen:.0f} times"
+    )
 
 
 def owner(number: int, numbers: StageNumbers, world: int) -> int:

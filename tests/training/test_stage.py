@@ -15,7 +15,6 @@ from personalar.training.stage import (
     describe_steps,
     lr_factor,
     parameter_groups,
-    recipe_steps,
     replay_count,
     resolve_stages,
     select_parameters,
@@ -72,37 +71,13 @@ def test_a_step_sees_batch_times_accumulate() -> None:
     assert sequences_per_step(NUMBERS) == 24
 
 
-def test_steps_are_told_with_their_rule() -> None:
+def test_steps_are_told_with_their_setting() -> None:
     numbers = StageNumbers(steps=60, batch=12, accumulate=2, identifier_lr=0.01, replay_ratio=0.35)
     stage = Stage(name="transformer", trains=StageMethod(numbers="transformer"), numbers=numbers)
     said = describe_steps(stage, "nano", 5, replayed=True)  # 4 of 12 are class images
-    assert said.startswith(
-        "steps transformer: 60, the recipe's (model.recipe.stages.transformer.steps of nano)"
-    )
+    assert said.startswith("steps transformer: 60 (model.recipe.stages.transformer.steps, recipe nano), ")
     assert said.endswith("each of 5 is seen about 192 times")
     assert "about 288 times" in describe_steps(stage, "nano", 5, replayed=False)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "whose"),
-    [
-        ("paper", "set for this run (model.recipe.stages.transformer.steps; paper has 70); each of"),
-        ("mine", "by model.recipe.stages.transformer.steps of mine; each of"),
-    ],
-)
-def test_steps_that_are_not_the_recipes_are_not_called_so(recipe: str, whose: str) -> None:
-    stage = Stage(name="transformer", trains=StageMethod(numbers="transformer"), numbers=NUMBERS)
-    assert describe_steps(stage, recipe, 5, replayed=False).startswith(
-        f"steps transformer: {NUMBERS.steps}, {whose}"
-    )
-
-
-def test_a_recipes_own_steps_are_those_it_composes_to() -> None:
-    for recipe in ("nano", "paper"):
-        stages = compose_config("+subject=cat", f"model/recipe={recipe}").model.recipe.stages
-        assert {name: recipe_steps(recipe, name) for name in stages} == {
-            name: numbers.steps for name, numbers in stages.items()
-        }
 
 
 def test_numbers_that_the_recipe_lacks() -> None:
