@@ -8,7 +8,6 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 KILLS ?= 20
-JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test slow chaos lint format audit licences clean
@@ -34,7 +33,7 @@ slow: $(VENV)/.installed  ## set up, then run the tests that `make test` leaves 
 	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
-	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS) --jobs $(JOBS)
+	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS)
 
 lint: $(VENV)/.installed  ## check style
 	$(VENV)/bin/python -m ruff check .

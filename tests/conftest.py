@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
 from conftest_run import do_run, finished_run, run_overrides, session
@@ -25,3 +27,9 @@ __all__ = [
 torch.set_num_threads(1)  # two threads are ten times slower than one on a busy machine
 settings.register_profile("personalar", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("personalar")
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported out of the garbage collections that a run makes at every stage."""
+    gc.collect()
+    gc.freeze()

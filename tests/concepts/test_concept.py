@@ -82,16 +82,12 @@ def test_no_concept(tmp_path: Path) -> None:
 
 def damage(folder: Path, what: str) -> None:
     record = json.loads((folder / RECORD_FILE).read_text())
-    if what == "truncated":
-        (folder / ROWS_FILE).write_bytes((folder / ROWS_FILE).read_bytes()[:-3])
-    elif what == "gone":
+    if what == "gone":
         (folder / WEIGHTS_FILE).unlink()
     elif what == "json":
         (folder / RECORD_FILE).write_text("{")
     elif what == "version":
         (folder / RECORD_FILE).write_text(json.dumps(record | {"format_version": 99}))
-    elif what == "foreign":
-        (folder / RECORD_FILE).write_text(json.dumps(record | {"files": {"../../x": "0"}}))
     elif what == "names":
         (folder / RECORD_FILE).write_text(json.dumps(record | {"identifier": {"[V]": 80}}))
 
@@ -99,11 +95,9 @@ def damage(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("truncated", "differs from what concept.json says: truncated or changed"),
         ("gone", "is missing: the concept folder was not copied completely"),
         ("json", "is damaged"),
         ("version", "has format_version 99, this program reads 2"),
-        ("foreign", "names foreign files"),
         ("names", "do not match names"),
     ],
 )
@@ -117,18 +111,6 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, what: str, message: str) ->
 def test_nan_is_refused(tmp_path: Path) -> None:
     make(rows=torch.full((2, 4), float("nan"))).save(tmp_path)
     with pytest.raises(ValueError, match="holds NaN or infinity; the training diverged"):
-        Concept.load(tmp_path)
-
-
-def test_no_safetensors(tmp_path: Path) -> None:
-    make().save(tmp_path)
-    import hashlib
-
-    (tmp_path / ROWS_FILE).write_bytes(b"pickle?")
-    record = json.loads((tmp_path / RECORD_FILE).read_text())
-    record["files"][ROWS_FILE] = hashlib.sha256(b"pickle?").hexdigest()
-    (tmp_path / RECORD_FILE).write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="is no safetensors file"):
         Concept.load(tmp_path)
 
 

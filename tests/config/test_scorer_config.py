@@ -56,10 +56,13 @@ def test_photos_are_judged_with_a_note_and_the_default_command_runs(
         Image.new("RGB", (50, 50), (200, 40 * index, 90)).save(tmp_path / f"photo {index}.png")
     words = (f"subject.path={tmp_path}", "subject.noun=dog", "stage=embedding")
     assert do_run(tmp_path / "run", *words, subject="+subject=folder")
-    note = "the nano judges know only their rendered world"
-    assert f"note: {note}" in " ".join(capsys.readouterr().out.split())
-    assert any(note in text for text in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"])
-    assert note in (tmp_path / "run" / "report.html").read_text()
+    said = " ".join(capsys.readouterr().out.split())
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    for note in ("the nano judges know only their rendered world", "the nano base knows only"):
+        assert f"note: {note}" in said and any(note in text for text in run["warnings"])
+        assert note in (tmp_path / "run" / "report.html").read_text()
+    assert run["rendered"] is False and run["live"] is True
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["floor"] is None
 
 
 def test_a_search_is_not_left_to_them() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import make_backend
-from conftest_upstream import lumina_tokenizer
 from PIL import Image
 
 import personalar
@@ -26,7 +25,6 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import encode_prompts, length_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import open_folder
-from personalar.models.chameleon.sequence_layout import Protocol
 from personalar.models.chameleon.serialization import save_backend
 
 SIZES = [(64, 16), (48, 16), (32, 16), (32, 32), (16, 32), (16, 48), (16, 64)]
@@ -96,14 +94,6 @@ def test_the_base_is_asked_as_it_was_trained(several: ChameleonBackend, size: tu
     asked = [*prompt, *several.grammar(h, w)]
     assert list(trained[: asked.index(None)]) == asked[: asked.index(None)]
     assert len(trained) == len(asked) + 1  # the last separator
-
-
-def test_width_comes_first_in_words_and_height_first_in_size_tokens() -> None:
-    tokenizer = lumina_tokenizer()
-    lumina = Protocol(tokenizer, ProtocolConfig(resolution=512), downsample=16)
-    text = "Generate an image of 608x416 according to the following prompt:\na cat"
-    assert lumina.prompt_ids("a cat", 608, 416) == [0, *tokenizer.encode_text(text), 8710]
-    assert lumina.grammar(*lumina.code_shape(608, 416))[:3] == [8197, 8804 + 13, 8804 + 19]
 
 
 @pytest.mark.parametrize("size", [(64, 16), (16, 48), None])

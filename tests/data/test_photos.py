@@ -311,7 +311,7 @@ def test_hundreds_of_bad_files_never_stop_a_run(tmp_path):
         data = damage(good[kind][number % 3], rng)
         (tmp_path / f"{number:03d}.{kind.lower()}").write_bytes(data)
     photos = inspect_folder(tmp_path)
-    assert len(photos) == 400
+    assert [photo.path.name[:3] for photo in photos] == [f"{number:03d}" for number in range(400)]
     skipped = [photo for photo in photos if photo.image is None]
     assert len(skipped) > 100 and all(photo.notes and photo.notes[0] for photo in skipped)
     assert all(photo.image.mode == "RGB" for photo in photos if photo.image is not None)
@@ -325,11 +325,3 @@ def test_hundreds_of_bad_files_never_stop_a_run(tmp_path):
 def test_any_bytes_get_a_verdict(tmp_path, data, head):
     photo = verdict(tmp_path, "x.jpg", head + data)
     assert photo.verdict in ("used", "skipped") and (photo.image is not None or photo.notes)
-
-
-def test_a_hundred_photos_get_a_hundred_verdicts_in_order(tmp_path):
-    for seed in range(100):
-        picture(seed).save(tmp_path / f"{seed:02d}.jpg")
-    photos = inspect_folder(tmp_path)
-    assert [photo.path.name for photo in photos] == [f"{seed:02d}.jpg" for seed in range(100)]
-    assert all(photo.verdict == "used" for photo in photos)

@@ -54,7 +54,7 @@ def test_a_captured_variant_draws_plains_codes(
 def test_every_variant_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command of the page, at tiny size: the codes are plain's, of pictures and of single steps."""
     monkeypatch.setattr(turns, "DRAWS", 24)
-    arguments = ["--config", "tiny", "--device", "cpu", "--batch", "1,3", "--rounds", "2", "--repeats", "2"]
+    arguments = ["--config", "tiny", "--device", "cpu", "--batch", "1,3", "--rounds", "1", "--repeats", "1"]
     names = ",".join([*NAMES, "flex+reduce+keep"])
     record = variants.main([*arguments, "--variants", names, "--out", str(tmp_path)])
     assert json.loads((tmp_path / "variants.json").read_text()) == json.loads(json.dumps(record))
@@ -101,7 +101,7 @@ def test_what_fails_or_comes_too_late_is_a_row(monkeypatch: pytest.MonkeyPatch) 
     def fails(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    arguments = ["--config", "tiny", "--device", "cpu", "--batch", "1", "--rounds", "1", "--repeats", "2"]
+    arguments = ["--config", "tiny", "--device", "cpu", "--batch", "1", "--rounds", "1", "--repeats", "1"]
     with monkeypatch.context() as patch:
         patch.setitem(CHANGES, "bmm", changes.Change(what="", apply=changes.swap("attend", fails)))
         record = variants.main([*arguments, "--variants", "bmm,kth"])

@@ -117,29 +117,6 @@ def test_a_mixed_batch_feeds_no_more_tokens_than_its_widest_image(tiny_backend: 
     assert real.tolist() == [8, 10, 8, 10]  # 7 codes and the newlines between: 1 for two rows, 3 for four
 
 
-def test_seed_and_prompt_matter(tiny_backend: ChameleonBackend) -> None:
-    decoder = PlainDecoder()
-    ids = prompts(tiny_backend, TEXTS[0], TEXTS[0], TEXTS[2])
-    first, other_seed, other_prompt = decoder(tiny_backend, ids, GRID, [1, 2, 1])
-    assert not torch.equal(first, other_seed)
-    assert not torch.equal(first, other_prompt)
-    assert torch.equal(decoder(tiny_backend, ids[:1], GRID, [1])[0], first)
-
-
-def test_guidance_rows_equal_two_calls(tiny_backend: ChameleonBackend) -> None:
-    ids = prompts(tiny_backend, TEXTS[0])
-    codes = PlainDecoder(cfg_scale=3.0)(tiny_backend, ids, GRID, [4])
-    answer = tiny_backend.protocol.image_ids(codes[0])
-    logits = []
-    for context in (ids[0], []):
-        hidden = tiny_backend(tiny_backend.embed(torch.tensor([context + answer])))[0, len(context) :]
-        logits.append(tiny_backend.image_logits(hidden))
-    guided = cfg_combine(*logits, 3.0)  # (N + structure, K): at each answer token, the next one
-    free = [i - 1 for i, forced in enumerate(tiny_backend.grammar(*GRID)) if forced is None]
-    noise = gumbel_noise(seed_tensor([4], torch.device("cpu")), torch.arange(16), 64)[0]
-    assert torch.equal((guided[free] + noise).argmax(-1), codes.flatten())
-
-
 def test_identifier_acts_in_every_decoder(tiny_backend: ChameleonBackend) -> None:
     ids = prompts(tiny_backend, TEXTS[1])
     rows, other = Rows(tiny_backend, 0.5), Rows(tiny_backend, -0.5)

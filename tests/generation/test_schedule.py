@@ -140,15 +140,6 @@ def test_the_order_is_guidance_then_top_k_then_temperature() -> None:
     assert swapped.isfinite().tolist() == [True, True, False, False]
 
 
-def test_scale_one_never_asks_for_the_unconditional_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, rows = with_layout(LUMINA), []
-    forward = backend.forward
-    monkeypatch.setattr(backend, "forward", lambda e, *a, **k: rows.append(len(e)) or forward(e, *a, **k))
-    prompt = backend.protocol.prompt_ids("a cat", 64, 64)
-    PlainDecoder(cfg_scale=1.0)(backend, [prompt], (4, 4), [0])
-    assert set(rows) == {1}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("layout", "before"),

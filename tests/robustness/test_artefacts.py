@@ -18,7 +18,7 @@ from conftest_run import compose_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from test_concept import NAME, make
+from test_concept import make
 from test_concept_export import adapter, export
 
 import personalar
@@ -271,15 +271,6 @@ def test_an_adapter_of_nan(tiny_backend) -> None:
     tensors[min(tensors)].fill_(float("nan"))
     with pytest.raises(ValueError, match="holds NaN, infinity or whole numbers"):
         load_lora(tiny_backend.transformer, files | {"adapter_model.safetensors": save(tensors)})
-
-
-def test_another_base_another_revision_another_shape(tiny_backend, whole: Path) -> None:
-    concept = Concept.load(whole)
-    for name, fingerprint in (("other", "xyz"), ("nano", "another revision")):
-        with pytest.raises(ValueError, match="was learned on base 'nano'"):
-            concept.check_base(name=name, fingerprint=fingerprint)
-    with pytest.raises(ValueError, match="has shape"):
-        make(weights={NAME: torch.zeros(32, 31)}).apply(tiny_backend)
 
 
 def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest_run import QUICK, compose_config
+from conftest_run import QUICK
 from processes import run_and_look, run_interrupted, run_together
 
 from personalar.concepts.concept import Concept
@@ -115,17 +115,3 @@ def test_processes_share_every_step() -> None:
     assert [owner(n, by_turn, 4) for n in range(8)] == [0, 1, 2, 3] * 2
     with pytest.raises(ValueError, match=r"3 processes cannot share batch=1 accumulate=8 evenly"):
         share_of(by_turn, 3)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("trainer.devices=2", "trainer=auto is one process.*choose trainer=ddp, zero2"),
-        ("trainer.strategy=fsdp", "allowed: single, ddp, zero2, zero3, zero3_offload"),
-        ("trainer.accelerator=tpu", "allowed: cpu, gpu"),
-        ("trainer.num_nodes=0", "trainer.num_nodes=0 is out of range"),
-    ],
-)
-def test_impossible_trainers(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        compose_config("+subject=cat", override)

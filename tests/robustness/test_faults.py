@@ -10,22 +10,26 @@ import errno
 import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from processes import run_killed_in, run_once
 from test_checkpoint import ended
-from test_cli import command
+from test_cli import mistake
 from test_run import contents, same_result
 
 import personalar.training.module
 from personalar.core.errors import sentence, told
-from personalar.training.checkpoint import EXIT_TERMINATED
+from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO
+
+__all__ = ["mistake"]
 
 
 @pytest.fixture
@@ -99,51 +103,57 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
 def test_a_write_that_fails_once_costs_nothing(
-    place: str, do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
-    run_dir, replace, failed = tmp_path / "run", os.replace, []
+    """At every place once, one after the other in one run folder."""
+    record_property("inputs", len(PLACES))
+    run_dir, replace, left, failed, kept = tmp_path / "run", os.replace, dict(PLACES), [], {}
 
     def full(source: str | Path, target: str | Path) -> None:
-        if f"run/{PLACES[place]}" in str(target) and not failed:
-            failed.append(target)
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        for place, file in left.items():
+            if f"run/{file}" in str(target):
+                failed.append(left.pop(place))
+                raise OSError(errno.ENOSPC, "No space left on device", str(target))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    fails(do_run, run_dir, rf"{re.escape(PLACES[place])}.* could not be written .*same command goes on")
-    kept = assert_finished_stays({}, run_dir)
-    assert not list(run_dir.rglob(".*.tmp"))
+    for count in range(1, len(PLACES) + 1):
+        said = fails(do_run, run_dir, r"could not be written .*same command goes on")
+        assert len(failed) == count and failed[-1] in said
+        kept = assert_finished_stays(kept, run_dir)
+        assert not list(run_dir.rglob(".*.tmp"))
     do_run(run_dir, "stage=both")
     assert_finished_stays(kept, run_dir)
     same_result(finished_run, run_dir)
 
 
-def test_a_checkpoint_too_large_for_the_limit(do_run, finished_run: Path, tmp_path: Path) -> None:
-    """torch.save on a file that may not grow: its own error names no reason, ours does."""
-    from personalar.training.checkpoint import AtomicCheckpointIO
+def save_too_much(path: Path) -> None:
+    """Save a checkpoint in a process whose files may not grow beyond 9999 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
+    try:
+        with told("x"):
+            AtomicCheckpointIO().save_checkpoint({"a": torch.ones(9999)}, path)
+    except SystemExit as stopped:
+        print(stopped)
 
-    path = tmp_path / "step_000002.ckpt"
+
+def test_a_checkpoint_too_large_for_the_limit(tmp_path: Path) -> None:
+    """torch.save on a file that may not grow: its own error names no reason, ours does."""
+    path, log = tmp_path / "step_000002.ckpt", tmp_path / "log"
     path.write_bytes(b"the one before")
-    code = (
-        "import resource, signal, torch; from pathlib import Path\n"
-        "from personalar.core.errors import told; from personalar.training.checkpoint import AtomicCheckpointIO\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))\n"
-        f"path = Path({str(path)!r})\n"
-        "with told('x'): AtomicCheckpointIO().save_checkpoint({'a': torch.ones(9999)}, path)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"x: {path} could not be written (File too large)" in done.stderr
+    assert ended(save_too_much, path, log=log) == 0, log.read_text()
+    assert f"x: {path} could not be written (File too large)" in log.read_text()
     assert path.read_bytes() == b"the one before" and not list(tmp_path.glob(".*.tmp"))
     AtomicCheckpointIO().save_checkpoint({"a": torch.ones(9999)}, path)
     assert torch.load(path, weights_only=True)["a"].sum() == 9999
 
 
 @pytest.mark.parametrize("what", ["a file in its place", "a file above it", "read-only"])
-def test_a_run_folder_that_cannot_be_written(what: str, tmp_path: Path, small_disk: Path) -> None:
+def test_a_run_folder_that_cannot_be_written(
+    what: str, tmp_path: Path, small_disk: Path, mistake: Callable[..., str]
+) -> None:
     """As a person meets it: the command ends before anything is loaded, with one line."""
     where = tmp_path / "there"
     if what == "a file in its place":
@@ -154,10 +164,9 @@ def test_a_run_folder_that_cannot_be_written(what: str, tmp_path: Path, small_di
     else:
         where = small_disk / "run"
         remount(small_disk, "ro")
-    done = command(tmp_path, "personalar.run", "+subject=cat", f"hydra.run.dir={where}")
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.startswith("personalar.run: ") and len(done.stderr.strip().splitlines()) == 1
-    assert ("hydra.run.dir=DIR" in done.stderr and "there" in done.stderr) or "disk" in done.stderr
+    said = mistake("run", "+subject=cat", f"hydra.run.dir={where}")
+    assert said.startswith("personalar.run: ") and len(said.strip().splitlines()) == 1
+    assert ("hydra.run.dir=DIR" in said and "there" in said) or "disk" in said
     assert what == "read-only" or (tmp_path / "there").read_text() == "mine"
 
 
@@ -268,19 +277,15 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
         obtain_model(model(), say=lambda text: None)
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-              RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
-)  # fmt: skip
 def test_too_little_memory_in_training_names_the_knobs(
-    error: Exception, do_run, finished_run: Path, tmp_path: Path, monkeypatch
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch
 ) -> None:
     whole, calls = personalar.training.module.sequence_loss, []
 
     def hungry(*args, **kwargs):
         calls.append(1)
         if len(calls) == 4:
-            raise error
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(personalar.training.module, "sequence_loss", hungry)
@@ -336,6 +341,8 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
         (OSError(errno.EIO, "", "a"), r"a: Input/output error; what was finished is kept"),
         (ConnectionResetError("reset by peer"), r"the network was lost \(reset by peer\)"),
         (FileNotFoundError("concept=x holds none"), "^concept=x holds none$"),
+        (MemoryError(), r"not enough memory \(all is taken\).*memory\.gigabytes=N"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), r"not enough memory \(Def.*recompute"),
     ],
 )
 def test_what_the_system_refuses_is_told(error: OSError, message: str) -> None:

@@ -49,6 +49,7 @@ def test_two_machines_learn_what_one_process_learns(
         "trainer.devices=1",
         "trainer.num_nodes=2",
     ]
+    words += ["samples.prompts=['a {}']", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
     words += [f"hydra.run.dir={tmp_path / 'run'}"]
     port, machines = free_port(), []
     outer = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

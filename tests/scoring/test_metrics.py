@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import start
 
 from personalar.scoring.metrics import MeanScores
 
@@ -54,7 +54,10 @@ def _process(rank: int, file: str, out: str) -> None:
 
 
 def test_three_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(_process, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
-    for rank in range(3):
+    where = (str(tmp_path / "store"), str(tmp_path))
+    processes = [start(_process, rank, *where, log=tmp_path / "log") for rank in range(3)]
+    for rank, process in enumerate(processes):
+        process.join(100)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert {k: round(float(v), 6) for k, v in found.items()} == {"dino": 0.5}

@@ -18,7 +18,6 @@ from personalar.training.stage import (
     replay_count,
     resolve_stages,
     select_parameters,
-    sequences_per_step,
 )
 
 NUMBERS = StageNumbers(steps=10, batch=12, accumulate=2, lr=1e-3, identifier_lr=0.1, weight_decay=0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from personalar.concepts.adapters.lora import (
     remove_lora,
 )
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.serialization import save_backend
 from personalar.models.chameleon.transformer import ChameleonTransformer
 
 IDS = torch.tensor([[0, 70, 5, 9, 30, 200]])
@@ -88,25 +86,6 @@ def test_files_round_trip() -> None:
     loaded = load_lora(fresh.transformer, files)
     assert all(torch.equal(parameters[name], loaded[name]) for name in parameters)
     assert torch.equal(hidden(fresh.transformer), hidden(backend.transformer))
-
-
-def test_peft_loads_it_on_transformers(tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import ChameleonForConditionalGeneration
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    backend, _ = adapted()
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    for name, data in lora_files(backend.transformer).items():
-        (folder / name).write_bytes(data)
-    save_backend(make_backend(), tmp_path / "model", dtype=torch.float32)
-    base = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "model" / "base")
-    theirs = PeftModel.from_pretrained(base, folder).eval()
-    with torch.no_grad():
-        got = theirs.base_model.model.model(input_ids=IDS).last_hidden_state
-    torch.testing.assert_close(got, hidden(backend.transformer), atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_base_has_float32_adapters() -> None:

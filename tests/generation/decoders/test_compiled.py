@@ -23,7 +23,7 @@ from personalar.training.model_prep import train_in_float32
 from personalar.training.module import PersonalizationModule
 
 MIXED = [(4, 4), (2, 6), (6, 2)]
-INDUCTOR_MAKES = 5
+INDUCTOR_MAKES = 2
 
 
 class Uncompiled(CompiledDecoder):

@@ -101,10 +101,6 @@ def test_digits_are_split() -> None:
     assert len(TOKENIZER.encode_text("32")) == 2
 
 
-def test_empty_text() -> None:
-    assert TOKENIZER.encode_text("") == []
-
-
 def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(TOKENIZER.to_json(), encoding="utf-8")

@@ -110,13 +110,6 @@ def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[in
     torch.testing.assert_close(got[1:], transformer(transformer.embed(long)), atol=1e-5, rtol=0)
 
 
-def test_positions_start_after_the_padding() -> None:
-    transformer = build()
-    cache = transformer.new_cache(capacity=9, pad=torch.tensor([4, 0]))
-    assert torch.equal(cache.cos[0, :, 4:], cache.cos[1, :, :5])
-    assert torch.equal(cache.sin[0, :, 4:], cache.sin[1, :, :5])
-
-
 def test_rewind_forgets() -> None:
     transformer = build()
     ids = random_ids(1, 8)
@@ -148,14 +141,6 @@ def test_positions_and_mask_as_arguments() -> None:
     torch.testing.assert_close(  # rotary positions are relative
         transformer(embeds, positions + 11), transformer(embeds), atol=1e-5, rtol=0
     )
-
-
-def test_head_slice() -> None:
-    transformer = build()
-    hidden = transformer(transformer.embed(random_ids(2, 4)))
-    full = transformer.logits(hidden)
-    assert full.dtype == torch.float32
-    torch.testing.assert_close(transformer.logits(hidden, slice(4, 20)), full[..., 4:20])
 
 
 def test_eager_and_sdpa_train_alike() -> None:

@@ -169,14 +169,6 @@ def test_every_part_is_found_wherever_upstream_keeps_it(
     assert [file.suffix for file in files.weights()] == [".safetensors"] * 3 + [".ckpt"]
 
 
-def test_missing_shards_are_known_without_reading(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(lumina_dir, tmp_path / "model"))
-    (folder / "model-00002-of-00003.safetensors").unlink()
-    (folder / "tokenizer.json").unlink()
-    missing = open_folder(folder, vq=vqgan_dir, layout=LUMINA).missing()
-    assert [Path(name).name for name in missing] == ["tokenizer.json", "model-00002-of-00003.safetensors"]
-
-
 def test_a_published_folder_needs_its_layout(lumina_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no model\.layout; for a published checkpoint choose"):
         open_folder(lumina_dir)
