@@ -84,15 +84,6 @@ def test_plain_equals_naive_for_other_architectures(numbers: dict[str, object]) 
     assert torch.equal(plain, NaiveDecoder(cfg_scale=3.0)(backend, ids, (2, 6), [1, 2]))
 
 
-def test_images_do_not_depend_on_the_batch(tiny_backend: ChameleonBackend) -> None:
-    decoder = PlainDecoder(cfg_scale=3.0, top_k=30)
-    ids, seeds = prompts(tiny_backend, *TEXTS), [1, 2, 3]
-    together = decoder(tiny_backend, ids, GRID, seeds)
-    alone = [decoder(tiny_backend, [i], GRID, [s])[0] for i, s in zip(ids, seeds, strict=True)]
-    assert torch.equal(together, torch.stack(alone))
-    assert torch.equal(decoder(tiny_backend, ids[::-1], GRID, seeds[::-1]).flip(0), together)
-
-
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "top_p": 0.9}])
 def test_prompts_and_sizes_mix_in_one_batch(
     tiny_backend: ChameleonBackend, settings: dict[str, float]

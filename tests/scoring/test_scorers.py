@@ -12,7 +12,7 @@ from conftest_scoring import SCORER_PX, make_tiny_clip
 from PIL import Image
 
 from personalar.core.types import PromptSpec, Sample, Subject
-from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.base import similarity_between
 from personalar.scoring.checkpoints import resolve_folder
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
@@ -142,12 +142,6 @@ def test_dino_reads_the_class_token(tiny_scorer_dir):
         token = dino.model(pixel_values=pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(dino.features([picture(0)]), token / token.norm())
     assert not any(parameter.requires_grad for parameter in dino.model.parameters())
-
-
-def test_mean_similarity_is_over_all_references():
-    features = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    references = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(mean_similarity(features, references), torch.tensor([0.5, 0.7]))
 
 
 def test_score_lines_hold_the_closed_form_values():

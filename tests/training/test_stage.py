@@ -66,10 +66,6 @@ def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: in
     assert replay_count(dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch)) == count
 
 
-def test_a_step_sees_batch_times_accumulate() -> None:
-    assert sequences_per_step(NUMBERS) == 24
-
-
 def test_steps_are_told_with_their_setting() -> None:
     numbers = StageNumbers(steps=60, batch=12, accumulate=2, identifier_lr=0.01, replay_ratio=0.35)
     stage = Stage(name="transformer", trains=StageMethod(numbers="transformer"), numbers=numbers)

@@ -195,13 +195,13 @@ def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
 
     torch._dynamo.reset()
     decoder, plain = Compiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
-    for batch in (1, 2, 3, 5):
+    for batch in (1, 2, 3):
         ids, seeds = prompts(backend, *[TEXTS[i % 3] for i in range(batch)]), list(range(batch))
         for grids in (GRID, (6, 6), [MIXED[i % 3] for i in range(batch)]):
             pairs = zip(decoder(backend, ids, grids, seeds), plain(backend, ids, grids, seeds), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
     assert decoder.captures > len(compiled) > 8, "torch's own limit would have ended this"
-    assert len(compiled) <= 4 * 2 * 3, "batches x widths x (one length, any length, all of the cache)"
+    assert len(compiled) <= 3 * 2 * 3, "batches x widths x (one length, any length, all of the cache)"
     assert not any("forward" in vars(block) for block in backend.blocks)
 
 
