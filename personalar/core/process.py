@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
