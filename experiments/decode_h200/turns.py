@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.decode import PROMPT
+from benchmarks.machine import now, reason
 from changes import Changed
 
-from personalar.bench.decode_table import PROMPT
-from personalar.bench.peak import reason
-from personalar.bench.roofline import synchronize
 from personalar.generation.base import GenerationRequest
 from personalar.generation.decoders.compiled import Step
 from personalar.generation.sampling import Sampling, seed_tensor
@@ -96,7 +95,7 @@ class Place:
         run = decoder._replay(self.step, self.schedule, index)
         cuda = self.backend.device.type == "cuda"
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if cuda else (None, None)
-        synchronize(self.backend.device)
+        now()  # waits for the device
         started = time.perf_counter()
         if begin is not None:
             begin.record()
@@ -127,7 +126,7 @@ def prepare(contender: Contender, place: Place, before: Changed | None) -> None:
     for index in place.indices:
         place.step.seek(place.schedule, index)
         place.run(decoder, index)
-    synchronize(place.backend.device)
+    now()  # waits for the device
     contender.ready_s = time.perf_counter() - started
     contender.drawn = place.draws(decoder)
 

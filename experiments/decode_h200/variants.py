@@ -1,5 +1,6 @@
 """Milliseconds of a step of the compiled decoder, as it is and with changes (`changes.py`), in one process.
 
+    export PYTHONPATH=experiments
     python experiments/decode_h200/variants.py --out experiments/decode_h200/variants       # the 7B's shape
     python experiments/decode_h200/variants.py --config tiny --batch 1,2 --rounds 3         # anywhere
 
@@ -21,13 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.machine import FORMULA, copy_bandwidth, machine, reason, release_memory, step_bytes
+from benchmarks.random_weights import random_backend
 from changes import CHANGES, Changed
 from turns import Contender, Place, compete, square, summary
 
-from personalar.bench.machine import machine
-from personalar.bench.peak import reason, release_memory
-from personalar.bench.random_weights import random_backend
-from personalar.bench.roofline import FORMULA, copy_bandwidth, step_bytes
 from personalar.core.process import prepare_torch
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling

@@ -24,22 +24,18 @@ GOES_ON = "what was finished is kept, and the same command goes on from there"
 
 
 @contextmanager
-def told(command: str, *, kept: str = GOES_ON) -> Iterator[None]:
-    """Run the block; what a person can mend ends it in one sentence and exit code 1, Ctrl-C in 130.
-
-    Args:
-        kept: what the sentence says of the work done before.
-    """
+def told(command: str) -> Iterator[None]:
+    """Run the block; what a person can mend ends it in one sentence and exit code 1, Ctrl-C in 130."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; {kept}", file=sys.stderr)
+        print(f"{command}: interrupted; {GOES_ON}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         text = sentence(error)
         if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        raise SystemExit(f"{command}: {text.replace(GOES_ON, kept)}") from None
+        raise SystemExit(f"{command}: {text}") from None
 
 
 def sentence(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from personalar.models.chameleon.backend import ChameleonBackend
 FOLDER = Path(__file__).parents[2] / "experiments" / "decode_h200"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="this copy of the source has no experiments/")
 if FOLDER.is_dir():
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     import changes
     import turns
     import variants

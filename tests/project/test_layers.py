@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "personalar"
 LAYERS = {
-    5: ("run", "sample", "learned", "doctor", "export", "bench", "evaluate", "compare"),
+    5: ("run", "sample", "learned", "doctor", "export", "evaluate", "compare"),
     4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
     3: (
         "entry",
@@ -102,12 +102,11 @@ ALLOWED = {
         "entry",
         "sample",
         "learned",
-        "bench",
         "evaluate",
         "sweep",
     ),
-    "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume", "bench"),
-    "transformers": ("models", "scoring", "bench"),
+    "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume"),
+    "transformers": ("models", "scoring"),
     "deepspeed": ("sharding", "strategy"),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

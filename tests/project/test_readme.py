@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -44,8 +43,6 @@ def compose(command: str):
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
-    if name == "bench":
-        return importlib.import_module(f"personalar.bench.{words[1]}").read_settings(words[2:])
     schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig, "export": ExportConfig}
     schema = schemas[name]
     multirun = "-m" in words

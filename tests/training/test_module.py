@@ -124,27 +124,3 @@ def test_a_checkpoint_holds_what_trains_and_loads_safely(backend, identifier, tm
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert not trained.strict_loading
-
-
-def test_transformers_own_class_computes_the_same_loss_and_gradients(backend, identifier, batch) -> None:
-    """What `bench train` compares with is the same step, but for the words that are not image codes."""
-    from personalar.bench.hf_trainer import Ours, Theirs
-
-    made = module(backend, identifier, *QKV)
-    made.loss = "answer"  # transformers' loss is over all of the vocabulary
-    ours = Ours(made)(**batch)["loss"]
-    wanted = torch.autograd.grad(ours, [identifier.rows, *made.network.weights.values()])
-    theirs = Theirs(made, made.stage)
-    assert set(made.network.weights) == set(select_parameters(backend.transformer, QKV))
-    loss = theirs(**batch)["loss"]
-    assert torch.allclose(loss, ours, atol=1e-5)
-    got = torch.autograd.grad(loss, [identifier.rows, *made.network.weights.values()])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, wanted, strict=True))
-    made.dropout = 0.1
-    assert Ours(made)(**batch)["loss"] != ours
-    with pytest.raises(ValueError, match=r"has no dropout; set model\.recipe\.dropout=0"):
-        Theirs(made, made.stage)
-    stage = made.stage.trains
-    stage.lora.rank = 4
-    with pytest.raises(ValueError, match="choose a method without LoRA"):
-        Theirs(made, made.stage)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from benchmarks.baseline import hf_model
+from benchmarks.machine import Moment, now, seconds_per_step
 from torch import Tensor, nn
 
-from personalar.bench.baseline import hf_model
-from personalar.bench.clock import Moment, now, seconds_per_step
 from personalar.data.datamodule import SequenceStream, collate
 from personalar.training.context import Session
 from personalar.training.module import PersonalizationModule
@@ -43,7 +43,7 @@ class Theirs(nn.Module):
         """
         super().__init__()
         if stage.trains.lora.rank:
-            raise ValueError("bench train compares whole matrices; choose a method without LoRA")
+            raise ValueError("this compares whole matrices; choose a method without LoRA")
         if module.dropout:
             raise ValueError("transformers' class has no dropout; set model.recipe.dropout=0")
         backend = module.network.backend

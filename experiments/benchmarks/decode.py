@@ -1,0 +1,268 @@
+"""Sampling speed: `python experiments/benchmarks decode model=nano decoder=plain,jacobi batch=1,16`.
+
+On a CPU every decoder and both baselines take turns in every round, so that a busy neighbour meets all of
+them; on a GPU they come one after the other, because the caches of two need not fit. Ratios are medians over
+rounds.
+
+    decoder=plain       one or several of conf/decoder
+    batch=1,16          pictures decoded together
+    runs=5              rounds
+    weights=model       or random_7b: the 7B's shape with random weights in place of a checkpoint
+    baselines=...       generate,static; static or none leaves out the slow ones
+    out=DIR             decode.json and decode.md there
+
+Other arguments are settings of `personalar.sample` (`decoder.window=32`, `trainer=gpu`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.baseline import BASELINES, Baseline
+from benchmarks.machine import (
+    FORMULA,
+    Moment,
+    copy_bandwidth,
+    counted_forwards,
+    machine,
+    now,
+    peak_bytes,
+    reason,
+    release_memory,
+    reset_peak,
+    split_own,
+    step_bytes,
+    whole_number,
+)
+from benchmarks.random_weights import random_7b
+
+from personalar.config.arguments import prepare_arguments
+from personalar.config.commands import SampleConfig
+from personalar.config.compose import build_decoder, composed, conf_dir, read_config
+from personalar.core.png import save_png
+from personalar.core.process import keep_memory, prepare_torch
+from personalar.generation.generator import Generator
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.chameleon.serialization import load_backend
+from personalar.models.loading import obtain_model
+
+PROMPT = "a photo of a cat in the snow"
+OWN = {"decoder": "plain", "batch": "1,16", "runs": "5", "weights": "model", "out": ""}
+OWN["baselines"] = ",".join(BASELINES)
+
+
+@dataclass(kw_only=True)
+class Contender:
+    """One decoder or baseline at one batch size, and what was measured of it."""
+
+    name: str
+    batch: int
+    draw: Callable[..., Any]
+    times: list[Moment] = field(default_factory=list)
+    """Seconds of decoding, and of work in them."""
+    total_s: list[float] = field(default_factory=list)
+    """With image tokenizer and PNG."""
+    steps: int = 0
+    first_s: float = 0.0
+    """The first run, with compiling and capturing."""
+    peak: int = 0
+    failed: str = ""
+    """Why it could not be measured."""
+
+
+def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the benchmark's own settings, and those of `personalar.sample`.
+
+    Raises:
+        ValueError: for what is not known, with what is allowed.
+    """
+    own, rest = split_own(arguments, OWN)
+    for number in (*own["batch"].split(","), own["runs"]):
+        whole_number({"batch or runs": number}, "batch or runs")
+    for key, allowed in (("weights", ("model", "random_7b")), ("baselines", (*BASELINES, "none"))):
+        for name in own[key].split(","):
+            if name not in allowed:
+                raise ValueError(f"{key}={name} is not known; allowed: {', '.join(allowed)}")
+    for name in own["decoder"].split(","):
+        prepare_arguments([f"decoder={name}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+    return own, prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+
+
+def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
+    """Return the settings that `personalar.sample decoder=...` would run with.
+
+    One command measures several decoders: `decoder.window=32` is for those that have a window.
+    """
+    text = (conf_dir() / "decoder" / f"{decoder}.yaml").read_text()
+    others = [f"decoder.{key}=" for key in ("window", "max_batch", "bucket") if f"\n{key}:" not in text]
+    own = [word for word in rest if not word.startswith(tuple(others))]
+    return read_config(
+        composed("sample", [f"decoder={decoder}", "concept=none", f"prompts=[{PROMPT}]", *own])
+    )
+
+
+def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
+    """Return the model to measure."""
+    device, dtype = config.trainer.torch_device, getattr(torch, config.model.dtype)
+    if own["weights"] == "random_7b":
+        return random_7b(dtype=dtype, device=torch.device(device))
+    files = obtain_model(config.model, say=print)
+    return load_backend(files, dtype=dtype, device=device, attention=config.trainer.attention)
+
+
+def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) -> list[Contender]:
+    """Return everything that takes part."""
+    names = own["decoder"].split(",")
+    draws: dict[str, Any] = {name: build_decoder(compose_sample(name, rest).decoder) for name in names}
+    sampling = draws[names[0]].sampling
+    for name in own["baselines"].split(","):
+        if name != "none":
+            draws[BASELINES[name]] = Baseline(backend, sampling, static=name == "static")
+    batches = map(int, own["batch"].split(","))
+    return [Contender(name=name, batch=b, draw=draw) for b in batches for name, draw in draws.items()]
+
+
+def measure(contender: Contender, backend: ChameleonBackend, folder: Path, *, turn: int) -> None:
+    """Draw, decode and write one batch; add what it took. Every turn has its own seeds; -1 is the warm-up."""
+    generator, batch = Generator(backend=backend, decoder=contender.draw), contender.batch
+    side = backend.protocol.config.resolution
+    ids = backend.protocol.prompt_ids(PROMPT, side, side)
+    seeds = list(range(max(turn, 0) * batch, (max(turn, 0) + 1) * batch))
+    owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
+    reset_peak(backend.device)
+    started, cpu = now()
+    with counted_forwards(owner) as calls, torch.inference_mode():  # as `personalar.sample` draws
+        codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
+    drawn, worked = now()
+    for index, picture in enumerate(generator.pictures(codes)):
+        save_png(picture, folder / f"{index}.png")
+    if turn < 0:
+        contender.first_s = drawn - started
+        return
+    contender.steps = len(calls) if len(calls) > 2 else codes[0].numel()  # replayed graphs are not counted
+    contender.times.append((drawn - started, worked - cpu))
+    contender.total_s.append(now()[0] - started)
+    contender.peak = max(contender.peak, peak_bytes(backend.device))
+
+
+def measure_all(field: list[Contender], backend: ChameleonBackend, *, runs: int) -> None:
+    """Warm up and measure every contender; one that runs out of memory, or a baseline that fails, says so."""
+    together = backend.device.type != "cuda"
+    for group in [field] if together else [[contender] for contender in field]:
+        for turn in range(-1, runs):
+            for contender in group:
+                if not contender.failed:
+                    attempt(contender, backend, turn)
+        for contender in group:
+            contender.draw.forget()
+        release_memory(backend.device)
+
+
+def attempt(contender: Contender, backend: ChameleonBackend, turn: int) -> None:
+    """Measure one turn; keep why it failed."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(contender, backend, Path(folder), turn=turn)
+    except Exception as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(contender.draw, Baseline):
+            raise
+        contender.failed = reason(error)
+
+
+def summary(
+    contender: Contender, everyone: list[Contender], backend: ChameleonBackend, bandwidth: float
+) -> dict[str, Any]:
+    """Return one row of the table."""
+    row: dict[str, Any] = {"decoder": contender.name, "batch": contender.batch}
+    if contender.failed:
+        return {**row, "failed": contender.failed}
+    side, batch = backend.protocol.config.resolution, contender.batch
+    h, w = backend.protocol.code_shape(side, side)
+    prompt, answer = len(backend.protocol.prompt_ids(PROMPT, side, side)), len(backend.grammar(h, w))
+    guided = contender.draw.sampling.guided
+    read = step_bytes(backend, batch=batch, prompt=prompt, answer=answer, guided=guided)
+    seconds = statistics.median(passed for passed, _ in contender.times)
+    row |= {
+        "steps": contender.steps,
+        "ms_per_step": 1e3 * seconds / contender.steps,
+        "decode_s": seconds,
+        "cpu_s": statistics.median(worked for _, worked in contender.times),
+        "images_per_s": batch / statistics.median(contender.total_s),
+        "peak_mb": contender.peak / 1e6,
+        "first_run_extra_s": max(0.0, contender.first_s - seconds),
+        "roofline_fraction": h * w * read / bandwidth / seconds,
+    }
+    for other in everyone:
+        if other.name in BASELINES.values() and other.batch in (batch, 1) and not other.failed:
+            for kind, clock in (("x", 0), ("cpu x", 1)):
+                pairs = zip(other.times, contender.times, strict=True)
+                ratio = statistics.median(a[clock] / b[clock] for a, b in pairs)
+                row[f"{kind} {other.name}, batch {other.batch}"] = ratio * batch / other.batch
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows in Markdown."""
+    ratios = [f"{kind} {name}" for kind in ("x", "cpu x") for name in BASELINES.values()]
+    keys = {
+        "steps": "{:.0f}",
+        "ms_per_step": "{:.2f}",
+        "decode_s": "{:.2f}",
+        "cpu_s": "{:.2f}",
+        "images_per_s": "{:.2f}",
+        "peak_mb": "{:.0f}",
+        "first_run_extra_s": "{:.1f}",
+        "roofline_fraction": "{:.1%}",
+        **dict.fromkeys(ratios, "{:.2f}"),
+    }
+    lines = [f"| decoder | batch | {' | '.join(keys)} |", "|---" * (len(keys) + 2) + "|"]
+    for row in rows:
+        cells = [row.get("failed", "")]
+        if "failed" not in row:
+            row |= {key: row[own] for key in ratios if (own := f"{key}, batch {row['batch']}") in row}
+            cells = [form.format(row[key]) if key in row else "-" for key, form in keys.items()]
+        lines.append(f"| {row['decoder']} | {row['batch']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
+    """Measure everything; return one record."""
+    config = compose_sample(own["decoder"].split(",")[0], rest)
+    prepare_torch(config.trainer.threads)
+    backend = open_backend(own, config)
+    field = contenders(own, rest, backend)
+    bandwidth = copy_bandwidth(backend.device)
+    measure_all(field, backend, runs=int(own["runs"]))
+    return {
+        "machine": machine(backend.device),
+        "model": config.model.name if own["weights"] == "model" else own["weights"],
+        "dtype": config.model.dtype,
+        "settings": {**own, "arguments": rest},
+        "copy_bandwidth_bytes_per_s": bandwidth,
+        "roofline": FORMULA,
+        "rows": [summary(contender, field, backend, bandwidth) for contender in field],
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the table, and write the JSON beside it."""
+    own, rest = read_settings(arguments)
+    keep_memory()
+    record = run(own, rest)
+    print(json.dumps({key: value for key, value in record.items() if key != "rows"}, indent=1))
+    print(table(record["rows"]))
+    for row in record["rows"]:
+        if (key := f"x {BASELINES['generate']}, batch 1") in row and row["batch"] > 1:
+            print(f"{row['decoder']}, batch {row['batch']}: an image takes 1/{row[key]:.2f} of {key[2:]}")
+    if own["out"]:
+        out = Path(own["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
+        (out / "decode.md").write_text(table(record["rows"]) + "\n")
