@@ -115,12 +115,12 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_tabl
         SystemExit: after the table, when runs failed.
     """
     from personalar.reports.comparison import markdown, verdicts
-    from personalar.runs.benchmark import launch_all, plan, run_all, write_results
+    from personalar.runs.benchmark import plan, run_all, write_results
 
     runs = plan(config, overrides)
     if config.benchmark.kind == "dreambench":
         print(ATTRIBUTION)
-    failed = [] if only_table else (launch_all if config.launcher else run_all)(runs, config)
+    failed = [] if only_table else run_all(runs, config)
     records = write_results(runs, config)
     print(markdown(records), *verdicts(records), sep="\n")
     print(f"page: {Path(config.out) / 'comparison.html'}")

@@ -67,7 +67,7 @@ class EvaluateConfig:
     jobs: int = 1
     """Subjects at a time; with GPUs, one process for each GPU in turn."""
     launcher: str | None = None
-    """Hydra launcher for a method's subjects in place of `jobs`: joblib, submitit_local, submitit_slurm."""
+    """Hydra launcher that does each run as a job of its own: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
     """Folder for the runs and the tables."""
 

@@ -147,14 +147,24 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
     return done.returncode == 0
 
 
-def run_subject(runs: Sequence[BenchRun], out: str, *, gpu: str | None, threads: int) -> list[BenchRun]:
+def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
+    """Return the overrides that put a run into its folder; with a launcher it is a sweep of one job there."""
+    if launcher is None:
+        return (f"hydra.run.dir={quote(run.folder)}",)
+    where = (f"hydra.sweep.dir={quote(run.folder)}", "hydra.sweep.subdir=.")
+    return ("hydra.mode=MULTIRUN", f"hydra/launcher={launcher}", *where)
+
+
+def run_subject(
+    runs: Sequence[BenchRun], config: EvaluateConfig, *, gpu: str | None, threads: int
+) -> list[BenchRun]:
     """Do the runs of one subject in order, sharing what they have in common; return those that failed."""
     failed: list[BenchRun] = []
     done: list[BenchRun] = []
     for run in runs:
         shared = share(done, run)
-        log = Path(out) / "logs" / f"{run.method}-{run.subject}.log"
-        words = ["personalar.run", *run.overrides, *shared, f"hydra.run.dir={quote(run.folder)}"]
+        log = Path(config.out) / "logs" / f"{run.method}-{run.subject}.log"
+        words = ["personalar.run", *run.overrides, *shared, *place(run, config.launcher)]
         succeeded = execute(words, log, gpu=gpu, threads=threads)
         (done if succeeded else failed).append(run)
         print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
@@ -172,9 +182,7 @@ def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
     def subject(name: str) -> list[BenchRun]:
         gpu = gpus.get()
         try:
-            return run_subject(
-                [run for run in runs if run.subject == name], config.out, gpu=gpu, threads=threads
-            )
+            return run_subject([run for run in runs if run.subject == name], config, gpu=gpu, threads=threads)
         finally:
             gpus.put(gpu)
 
@@ -182,22 +190,6 @@ def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
         return [
             run for failed in pool.map(subject, dict.fromkeys(run.subject for run in runs)) for run in failed
         ]
-
-
-def launch_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
-    """Do the runs as one Hydra sweep for each method, through `config.launcher`; return those that failed."""
-    for method in dict.fromkeys(run.method for run in runs):
-        chosen = [run for run in runs if run.method == method]
-        columns = list(zip(*(run.overrides for run in chosen), strict=True))
-        words = [column[0] if len(set(column)) == 1 else
-                 f"{column[0].partition('=')[0]}={','.join(item.partition('=')[2] for item in column)}"
-                 for column in columns if not column[0].startswith("subject.live=")]  # fmt: skip
-        sweep = [f"hydra.sweep.dir={quote(Path(config.out) / method)}", "hydra.sweep.subdir=${subject.name}"]
-        command = ["personalar.run", "-m", *words, f"hydra/launcher={config.launcher}", *sweep]
-        log = Path(config.out) / "logs" / f"{method}.log"
-        succeeded = execute(command, log, gpu=None, threads=1)
-        print(f"{method}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
-    return [run for run in runs if not (run.folder / "summary.json").is_file()]
 
 
 def collect(runs: Iterable[BenchRun]) -> list[Row]:

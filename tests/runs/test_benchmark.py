@@ -17,7 +17,7 @@ from personalar.config.arguments import quote
 from personalar.config.evaluate_config import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
 from personalar.run import personalize, prepare
-from personalar.runs.benchmark import BenchRun, plan, share
+from personalar.runs.benchmark import BenchRun, place, plan, share
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers
@@ -261,8 +261,16 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         evaluate(config("task=fetch"), [])
 
 
+def test_with_a_launcher_a_run_is_a_sweep_of_one_job_in_its_folder(tmp_path: Path) -> None:
+    run = BenchRun(method="one", subject="cat", folder=tmp_path, overrides=())
+    assert place(run, None) == (f'hydra.run.dir="{tmp_path}"',)
+    words = place(run, "submitit_slurm")
+    assert words[:2] == ("hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
+    assert words[2:] == (f'hydra.sweep.dir="{tmp_path}"', "hydra.sweep.subdir=.")
+
+
 @pytest.mark.slow
-def test_a_launcher_does_the_subjects_of_a_method_as_one_sweep(
+def test_a_launcher_does_each_run_as_a_job(
     tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -273,4 +281,6 @@ def test_a_launcher_does_the_subjects_of_a_method_as_one_sweep(
     judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
     evaluate(settings, [f"model.path={tiny_model_dir}", *judges, *TINY])
     assert {path.parent.name for path in out.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
-    assert (out / "logs" / "two_stage.log").is_file() and "two stages" in (out / "comparison.md").read_text()
+    assert (out / "logs" / "two_stage-cat.log").is_file() and "two stages" in (
+        out / "comparison.md"
+    ).read_text()
