@@ -1,7 +1,6 @@
 """Evaluate methods on a benchmark: `python -m personalar.evaluate benchmark=nanobench`.
 
     python -m personalar.evaluate benchmark=nanobench             every subject by every method, one table
-    python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR     get the photographs
     python -m personalar.evaluate calibrate benchmark=dreambench benchmark.path=DIR scorer=dreambench
     python -m personalar.evaluate table benchmark=nanobench             the table again, from what is finished
 
@@ -25,9 +24,9 @@ from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.recipe import one_of
 from personalar.config.run_config import RunConfig
 from personalar.core.errors import told
-from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, fetch, find_subjects
+from personalar.data.dreambench import ATTRIBUTION, find_subjects
 
-TASKS = ("benchmark", "calibrate", "fetch", "table")
+TASKS = ("benchmark", "calibrate", "table")
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -57,16 +56,6 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     conf = conf_dir()
     own = prepare_arguments(own, schema=EvaluateConfig, conf=conf, needs_subject=False)
     return own, prepare_arguments(for_runs, schema=RunConfig, conf=conf, needs_subject=False)
-
-
-def fetch_photos(config: EvaluateConfig) -> None:
-    """Download the data set into `benchmark.path` and show whose it is."""
-    path, url = config.benchmark.path, config.benchmark.url
-    if not path or not url:
-        raise ValueError(f"benchmark={config.benchmark.name} has nothing to fetch; allowed: dreambench")
-    print(ATTRIBUTION)
-    count = fetch(Path(path).expanduser(), url)
-    print(f"{count} files in {path}; photographers and licences: {Path(path) / CREDITS_FILE}")
 
 
 def photographs(config: EvaluateConfig) -> dict[str, Sequence]:
@@ -133,9 +122,7 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str], *, only_tabl
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     """Do the task that the configuration names; a user's mistake ends in one sentence."""
     with told("personalar.evaluate"):
-        if config.task == "fetch":
-            fetch_photos(config)
-        elif config.task == "calibrate":
+        if config.task == "calibrate":
             if not calibrate(config):
                 raise SystemExit(1)
         else:

@@ -22,8 +22,6 @@ class BenchmarkConfig:
     """"rendered" (named choices of subject) or "dreambench" (photographs in a folder)."""
     path: str | None = None
     """Folder in DreamBench's layout; kind=dreambench only."""
-    url: str | None = None
-    """Where `fetch` finds the archive of the data set."""
     subjects: list[str] | None = None
     """Names; null: all that lie in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
@@ -41,7 +39,7 @@ class BenchmarkConfig:
         if self.kind == "dreambench" and self.path is None:
             raise ValueError(
                 "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
-                "layout; python -m personalar.evaluate fetch benchmark=dreambench benchmark.path=DIR gets it"
+                "layout: git clone https://github.com/google/dreambooth DIR"
             )
 
     @property
@@ -55,7 +53,7 @@ class EvaluateConfig:
     """`python -m personalar.evaluate`."""
 
     task: str = "benchmark"
-    """"benchmark", "calibrate" (the judges), "fetch" (the photographs) or "table" (once more)."""
+    """"benchmark", "calibrate" (the judges) or "table" (once more)."""
     benchmark: BenchmarkConfig = MISSING
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
@@ -72,9 +70,9 @@ class EvaluateConfig:
     """Folder for the runs and the tables."""
 
     def __post_init__(self) -> None:
-        one_of("task", self.task, ("benchmark", "calibrate", "fetch", "table"))
+        one_of("task", self.task, ("benchmark", "calibrate", "table"))
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
-        if self.task in ("benchmark", "calibrate"):  # the others use no judges
+        if self.task != "table":  # it uses no judges
             self.scorer.check_decides(
                 f"benchmark={self.benchmark.name}",
                 photographs=self.benchmark.photographs,

@@ -6,17 +6,14 @@ subject and `references_and_licenses.txt`; a checkout of google/dreambooth has t
 
 from __future__ import annotations
 
-import io
-import urllib.request
-import zipfile
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from personalar.core.types import PromptSpec
 
-COMMIT = "4f887af"
-ARCHIVE = f"https://github.com/google/dreambooth/archive/{COMMIT}.zip"
+REPOSITORY = "https://github.com/google/dreambooth"
 CREDITS_FILE = "references_and_licenses.txt"
 ATTRIBUTION = (
     "DreamBench photographs: N. Ruiz, Y. Li, V. Jampani, Y. Pritch, M. Rubinstein, K. Aberman\n"
@@ -89,9 +86,8 @@ def dataset_folder(path: Path) -> Path:
         if any((folder / name).is_dir() for name in SUBJECTS):
             return folder
     raise FileNotFoundError(
-        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of a "
-        "checkout of google/dreambooth, or fetch it with "
-        f"python -m personalar.evaluate fetch benchmark=dreambench benchmark.path={path}"
+        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of its "
+        f"photographs, or get them with git clone {REPOSITORY} {shlex.quote(str(path))}"
     )
 
 
@@ -109,40 +105,10 @@ def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[Bench
     missing = [name for name in names or () if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}: fetch the whole data set, or leave them out of subjects"
+            f"{folder} lacks {', '.join(missing)}: clone the whole data set, or leave them out of subjects"
         )
     return tuple(
         BenchSubject(name=name, noun=noun, folder=folder / name)
         for name, noun in SUBJECTS.items()
         if (names is None or name in names) and (folder / name).is_dir()
     )
-
-
-def fetch(folder: Path, url: str = ARCHIVE) -> int:
-    """Download the archive and put the content of its `dataset/` into `folder`; return the number of files.
-
-    Raises:
-        FileNotFoundError: the address cannot be reached.
-        ValueError: what came is no such archive.
-    """
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            archive = zipfile.ZipFile(io.BytesIO(answer.read()))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{url} is not a zip archive ({error}): check benchmark.url") from error
-    except OSError as error:
-        raise FileNotFoundError(
-            f"could not fetch {url} ({error}): check the network, or copy the folder dataset/ of "
-            f"google/dreambooth to {folder} by hand"
-        ) from error
-    wanted = {}
-    for name in archive.namelist():
-        parts = PurePosixPath(name).parts
-        if len(parts) > 2 and parts[1] == "dataset" and not name.endswith("/") and ".." not in parts:
-            wanted[name] = folder.joinpath(*parts[2:])
-    if not wanted:
-        raise ValueError(f"{url} holds no folder dataset/: check benchmark.url")
-    for name, path in wanted.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(archive.read(name))
-    return len(wanted)

@@ -155,9 +155,9 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x' is not known; allowed: paper, dreambooth"),
-        (["task=x"], "allowed: benchmark, calibrate, fetch, table"),
+        (["task=x"], "allowed: benchmark, calibrate, table"),
         (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
-        (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*evaluate fetch"),
+        (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
             r"benchmark=dreambench would be decided by judges that do not know photographs \(scorer=nano\): "
@@ -257,8 +257,6 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         evaluate(config("task=calibrate"), [])
     with pytest.raises(SystemExit, match="calibrate needs judges: scorer=dreambench"):
         evaluate(config(*common[:3], "scorer=none"), [])
-    with pytest.raises(SystemExit, match="benchmark=nanobench has nothing to fetch"):
-        evaluate(config("task=fetch"), [])
 
 
 def test_with_a_launcher_a_run_is_a_sweep_of_one_job_in_its_folder(tmp_path: Path) -> None:
