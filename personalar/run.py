@@ -42,10 +42,10 @@ from personalar.runs.sweep import (
 )
 
 if TYPE_CHECKING:  # imported where used: a mistake is answered before torch loads
+    from personalar.config.run_config import Stage
     from personalar.core.run_folder import RunFolder
     from personalar.models.stored_base import ModelFiles
     from personalar.training.context import Session
-    from personalar.training.stage import Stage
 
 
 def open_session(

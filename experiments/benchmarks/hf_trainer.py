@@ -9,10 +9,11 @@ from benchmarks.baseline import hf_model
 from benchmarks.machine import Moment, now, seconds_per_step
 from torch import Tensor, nn
 
+from personalar.config.run_config import Stage
 from personalar.data.datamodule import SequenceStream, collate
 from personalar.training.context import Session
 from personalar.training.module import PersonalizationModule
-from personalar.training.stage import Stage, select_parameters, sequences_per_step
+from personalar.training.stage import select_parameters
 
 
 class Ours(nn.Module):
@@ -80,7 +81,7 @@ def trainer_seconds(
     arguments = TrainingArguments(
         output_dir=str(session.folder.path / "transformers"), max_steps=stage.numbers.steps, report_to="none",
         per_device_train_batch_size=size, use_cpu=torch.device(session.device).type == "cpu",
-        gradient_accumulation_steps=sequences_per_step(stage.numbers) // size, remove_unused_columns=False,
+        gradient_accumulation_steps=stage.numbers.sequences // size, remove_unused_columns=False,
         max_grad_norm=stage.numbers.gradient_clip or 0.0, dataloader_pin_memory=False, disable_tqdm=True,
         save_steps=session.config.trainer.checkpoint_every_steps, save_strategy="no", logging_steps=1,
     )  # fmt: skip

@@ -42,14 +42,13 @@ from benchmarks.machine import (
 
 from personalar.config.arguments import prepare_arguments
 from personalar.config.compose import composed, conf_dir, read_config
-from personalar.config.run_config import RunConfig
+from personalar.config.run_config import RunConfig, Stage
 from personalar.core.console import Reporter
 from personalar.core.process import keep_memory
 from personalar.data.datamodule import SequenceStream, collate
 from personalar.run import prepare
 from personalar.training.context import Session
 from personalar.training.module import PersonalizationModule
-from personalar.training.stage import Stage, sequences_per_step
 from personalar.training.train import make_callbacks, make_data, make_module, make_trainer, quiet
 
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
@@ -140,7 +139,7 @@ def by_hand(session: Session, stage: Stage) -> Moment:
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     trained = [p for p in module.parameters() if p.requires_grad]
     size, times = session.plans[stage.name].batch, []
-    source, passes = batches(stream, size), sequences_per_step(stage.numbers) // size
+    source, passes = batches(stream, size), stage.numbers.sequences // size
     for _ in range(stage.numbers.steps):
         optimizer.zero_grad()
         for _ in range(passes):
@@ -199,7 +198,7 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
         "stage": stage.name,
         "batch": stage.numbers.batch,
         "tokens": plan.tokens,
-        "tokens_per_s": sequences_per_step(stage.numbers) * plan.tokens / rows[0]["s_per_step"],
+        "tokens_per_s": stage.numbers.sequences * plan.tokens / rows[0]["s_per_step"],
         "rows": rows,
     }
 

@@ -6,6 +6,7 @@ fill them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -52,6 +53,41 @@ class StageNumbers:
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("linear", "constant"))
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that one optimizer step sees."""
+        return self.batch * self.accumulate
+
+    @property
+    def replayed(self) -> int:
+        """Sequences of a batch that are replayed class images; at least one where replay is on."""
+        if self.replay_ratio == 0:
+            return 0
+        return min(self.batch, max(1, math.floor(self.batch * self.replay_ratio + 0.5)))
+
+    def share(self, world: int) -> tuple[int, int]:
+        """Return (sequences per forward pass, forward passes per step) of each of `world` processes.
+
+        A step sees the same sequences whatever `world` is.
+
+        Raises:
+            ValueError: when the step's sequences cannot be shared out evenly.
+        """
+        if self.batch % world == 0:
+            return self.batch // world, self.accumulate
+        if self.accumulate % world == 0:
+            return self.batch, self.accumulate // world
+        raise ValueError(
+            f"{world} processes cannot share batch={self.batch} accumulate={self.accumulate} evenly: make "
+            f"one of them a multiple of {world}, or set trainer.devices to a divisor"
+        )
+
+    def owner(self, number: int, world: int) -> int:
+        """Return the process that sequence `number` of a stage belongs to."""
+        if self.batch % world == 0:
+            return number % self.batch % world
+        return number // self.batch % world
 
 
 @dataclass(kw_only=True)

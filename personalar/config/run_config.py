@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from personalar.config.layout import ProtocolConfig
-from personalar.config.recipe import RecipeConfig, one_of
+from personalar.config.recipe import RecipeConfig, StageNumbers, one_of
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.trainer_config import ACCELERATORS, LoggerConfig, MemoryConfig, TrainerConfig
 
@@ -146,6 +146,15 @@ class StageMethod:
             raise ValueError("a stage trains nothing: set identifier=true, parameters=[...] or lora.rank")
         if self.parameters and self.lora.rank:
             raise ValueError("a stage trains either parameters or lora; set parameters=[] or lora.rank=0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, complete: `trains` says what, `numbers` how."""
+
+    name: str
+    trains: StageMethod
+    numbers: StageNumbers
 
 
 @dataclass(kw_only=True)

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from personalar.config.recipe import DataNumbers
+from personalar.config.run_config import Stage
 from personalar.core.files import write_atomic
 from personalar.data.prompts import image_token_names, training_prompt
 from personalar.models.base import Backend, TrainingSequence
-from personalar.training.stage import Stage, owner, replay_count, sequences_per_step
 
 ENCODE_BATCH = 16
 
@@ -125,7 +125,7 @@ class SequenceStream(IterableDataset):
         """Yield this process's sequences from number `start` on, forever."""
         number = self.start
         while True:
-            if owner(number, self.stage.numbers, self.share[1]) == self.share[0]:
+            if self.stage.numbers.owner(number, self.share[1]) == self.share[0]:
                 yield self.sequence(number)
             number += 1
 
@@ -133,7 +133,7 @@ class SequenceStream(IterableDataset):
         """Return sequence `number` of the stage."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
         step, slot = divmod(number, self.stage.numbers.batch)
-        num_replayed = replay_count(self.stage.numbers) if self.replay is not None else 0
+        num_replayed = self.stage.numbers.replayed if self.replay is not None else 0
         num_subject = self.stage.numbers.batch - num_replayed
         if slot >= num_subject:
             (prompt, codes), dropout = self._replayed(generator), self.replay_prompt_dropout
@@ -148,8 +148,8 @@ class SequenceStream(IterableDataset):
 
     def pictures(self, step: int) -> list[str]:
         """Return the names of the pictures that optimizer step `step` sees, replayed ones together."""
-        numbers, each = self.stage.numbers, sequences_per_step(self.stage.numbers)
-        num_subject = numbers.batch - (replay_count(numbers) if self.replay is not None else 0)
+        numbers, each = self.stage.numbers, self.stage.numbers.sequences
+        num_subject = numbers.batch - (numbers.replayed if self.replay is not None else 0)
         seen = set()
         for number in range(step * each, (step + 1) * each):
             generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
@@ -223,7 +223,7 @@ class SubjectData(L.LightningDataModule):
         """Continue where the restored step counter stands, with this process's share of every step."""
         stream, (rank, world) = self.make_stream(), self._rank()
         numbers = stream.stage.numbers
-        stream.start = self.trainer.global_step * sequences_per_step(numbers) if self.trainer else 0
+        stream.start = self.trainer.global_step * numbers.sequences if self.trainer else 0
         stream.share = (rank, world)
         return DataLoader(stream, batch_size=self.batch, collate_fn=partial(collate, pad=stream.pad))
 

@@ -16,6 +16,7 @@ import torch
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers
+from personalar.config.run_config import Stage
 from personalar.core.own_files import RECORD_FILE
 from personalar.data.datamodule import Replay, cached_codes, encode_photos, stream_seed
 from personalar.data.prompts import fill, training_prompt
@@ -23,7 +24,6 @@ from personalar.data.references import save_redrawn
 from personalar.models.base import Backend
 from personalar.training.context import Session
 from personalar.training.identifier_start import start_identifier
-from personalar.training.stage import Stage
 
 LoadBase = Callable[[], Backend]
 

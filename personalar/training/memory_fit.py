@@ -10,12 +10,11 @@ from itertools import islice
 import psutil
 import torch
 
-from personalar.config.run_config import RunConfig, TrainerConfig
+from personalar.config.run_config import RunConfig, Stage, TrainerConfig
 from personalar.generation.batching import PICTURES_AT_ONCE
 from personalar.models.stored_base import ModelFiles
 from personalar.training.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
 from personalar.training.model_prep import require_bitsandbytes
-from personalar.training.stage import Stage, share_of
 
 PROMPT_TOKENS = 64
 """Room for the wrapped prompt; the longest training template takes about 40."""
@@ -79,7 +78,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         lora_rank=stage.trains.lora.rank,
         lora_every=stage.trains.lora.every_n_layers,
         base_bits=config.method.base_bits if stage.trains.lora.rank else 16,
-        batch=share_of(stage.numbers, world)[0],
+        batch=stage.numbers.share(world)[0],
         tokens=PROMPT_TOKENS + shape.answer_tokens,
         image_tokens=shape.answer_tokens if answer else shape.codes,
         choices=shape.network.vocab_size if answer else shape.num_codes,

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.training.loss import sequence_loss
 from personalar.training.optimizer import make_optimizer
-from personalar.training.stage import Stage, lr_factor, parameter_groups
+from personalar.training.stage import lr_factor, parameter_groups
 
 
 @dataclass(frozen=True, kw_only=True)

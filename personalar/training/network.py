@@ -8,12 +8,13 @@ from torch import nn
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import inject_lora
 from personalar.concepts.concept import Concept
+from personalar.config.run_config import Stage
 from personalar.data.datamodule import stream_seed
 from personalar.models.sharding import ordinary_modules
 from personalar.training.context import Session
 from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.module import Network
-from personalar.training.stage import Stage, select_parameters
+from personalar.training.stage import select_parameters
 
 
 def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:

@@ -7,26 +7,16 @@ groups.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from personalar.config.recipe import RecipeConfig, StageNumbers
-from personalar.config.run_config import MethodConfig, RunConfig, StageMethod
+from personalar.config.run_config import MethodConfig, RunConfig, Stage, StageMethod
 from personalar.core.run_folder import RunFolder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage, complete: `trains` says what, `numbers` how."""
-
-    name: str
-    trains: StageMethod
-    numbers: StageNumbers
 
 
 def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, ...]:
@@ -129,52 +119,15 @@ def lr_factor(step: int, *, numbers: StageNumbers) -> float:
     return max(0.0, 1.0 - step / numbers.steps)
 
 
-def sequences_per_step(numbers: StageNumbers) -> int:
-    """Return how many sequences one optimizer step sees."""
-    return numbers.batch * numbers.accumulate
-
-
-def share_of(numbers: StageNumbers, world: int) -> tuple[int, int]:
-    """Return (sequences per forward pass, forward passes per step) of each of `world` processes.
-
-    A step sees the same sequences whatever `world` is.
-
-    Raises:
-        ValueError: when the step's sequences cannot be shared out evenly.
-    """
-    if numbers.batch % world == 0:
-        return numbers.batch // world, numbers.accumulate
-    if numbers.accumulate % world == 0:
-        return numbers.batch, numbers.accumulate // world
-    raise ValueError(
-        f"{world} processes cannot share batch={numbers.batch} accumulate={numbers.accumulate} evenly: make "
-        f"one of them a multiple of {world}, or set trainer.devices to a divisor"
-    )
-
-
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
     """Return in one line how many steps `stage` takes, by which setting, and how often it sees each photo.
 
     The paper (arXiv 2504.13162) gives its steps for subjects of 4 to 6 photos and no rule by their number.
     """
     numbers = stage.numbers
-    own = numbers.batch - (replay_count(numbers) if replayed else 0)
+    own = numbers.batch - (numbers.replayed if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos
     return (
         f"steps {stage.name}: {numbers.steps} (model.recipe.stages.{stage.trains.numbers}.steps, recipe "
         f"{recipe}), whatever the number of photos; each of {photos} is seen about {seen:.0f} times"
     )
-
-
-def owner(number: int, numbers: StageNumbers, world: int) -> int:
-    """Return the process that sequence `number` of a stage belongs to."""
-    if numbers.batch % world == 0:
-        return number % numbers.batch % world
-    return number // numbers.batch % world
-
-
-def replay_count(numbers: StageNumbers) -> int:
-    """Return how many sequences of a batch are replayed class images; at least one where replay is on."""
-    if numbers.replay_ratio == 0:
-        return 0
-    return min(numbers.batch, max(1, math.floor(numbers.batch * numbers.replay_ratio + 0.5)))

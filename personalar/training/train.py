@@ -15,7 +15,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from personalar.config.run_config import LoggerConfig
+from personalar.config.run_config import LoggerConfig, Stage
 from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
@@ -33,7 +33,7 @@ from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
 from personalar.training.module import Network, PersonalizationModule
 from personalar.training.network import build_network, build_sharded_network
-from personalar.training.stage import Stage, describe_steps, share_of
+from personalar.training.stage import describe_steps
 from personalar.training.strategy import let_go, make_environment, make_strategy, shards_weights
 
 EXPECTED_WARNINGS = (
@@ -77,7 +77,7 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
     """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
     config, folder, numbers = session.config.trainer, session.folder, stage.numbers
     every = session.config.samples.grid_every_steps
-    batch, accumulate = share_of(numbers, config.devices * config.num_nodes)
+    batch, accumulate = numbers.share(config.devices * config.num_nodes)
     accumulate *= batch // session.plans[stage.name].batch  # a batch that did not fit is passed in parts
     sharded = config.strategy.startswith("zero")
     return L.Trainer(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import DataNumbers, StageNumbers
-from personalar.config.run_config import StageMethod
+from personalar.config.run_config import Stage, StageMethod
 from personalar.data.datamodule import (
     Replay,
     SequenceStream,
@@ -24,7 +24,6 @@ from personalar.data.datamodule import (
     stream_seed,
 )
 from personalar.training.module import sequence_loss
-from personalar.training.stage import Stage
 
 TOKENS = {"[V]": 70, "[S1]": 71, "[S2]": 72}
 NUMBERS = StageNumbers(steps=10, batch=4, identifier_lr=0.1, replay_ratio=0.25)

@@ -14,7 +14,6 @@ from personalar.concepts.concept import Concept
 from personalar.config.recipe import StageNumbers
 from personalar.core.run_folder import RunFolder
 from personalar.training.checkpoint import EXIT_TERMINATED, find_checkpoint
-from personalar.training.stage import owner, share_of
 
 STRATEGIES = ["ddp", "zero2", "zero3", "zero3_offload"]
 
@@ -108,10 +107,10 @@ def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
 
 def test_processes_share_every_step() -> None:
     by_batch = StageNumbers(steps=1, batch=4, accumulate=3, identifier_lr=0)
-    assert share_of(by_batch, 2) == (2, 3)
-    assert [owner(n, by_batch, 2) for n in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert by_batch.share(2) == (2, 3)
+    assert [by_batch.owner(n, 2) for n in range(6)] == [0, 1, 0, 1, 0, 1]
     by_turn = StageNumbers(steps=1, batch=1, accumulate=8, identifier_lr=0)
-    assert share_of(by_turn, 4) == (1, 2)
-    assert [owner(n, by_turn, 4) for n in range(8)] == [0, 1, 2, 3] * 2
+    assert by_turn.share(4) == (1, 2)
+    assert [by_turn.owner(n, 4) for n in range(8)] == [0, 1, 2, 3] * 2
     with pytest.raises(ValueError, match=r"3 processes cannot share batch=1 accumulate=8 evenly"):
-        share_of(by_turn, 3)
+        by_turn.share(3)

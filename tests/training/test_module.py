@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import StageNumbers
-from personalar.config.run_config import StageMethod
+from personalar.config.run_config import Stage, StageMethod
 from personalar.data.datamodule import collate
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.serialization import load_backend
 from personalar.training.loss import sequence_loss
 from personalar.training.module import Network, PersonalizationModule
-from personalar.training.stage import Stage, select_parameters
+from personalar.training.stage import select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
 

@@ -9,13 +9,11 @@ import torch
 from conftest_run import compose_config
 
 from personalar.config.recipe import RecipeConfig, StageNumbers
-from personalar.config.run_config import MethodConfig, StageMethod
+from personalar.config.run_config import MethodConfig, Stage, StageMethod
 from personalar.training.stage import (
-    Stage,
     describe_steps,
     lr_factor,
     parameter_groups,
-    replay_count,
     resolve_stages,
     select_parameters,
 )
@@ -63,7 +61,7 @@ def test_schedules() -> None:
     ("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 1, 1), (0.5, 3, 2)]
 )
 def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: int) -> None:
-    assert replay_count(dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch)) == count
+    assert dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch).replayed == count
 
 
 def test_steps_are_told_with_their_setting() -> None:

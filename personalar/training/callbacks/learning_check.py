@@ -16,8 +16,8 @@ from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.training.inputs import prepare
 
 if TYPE_CHECKING:
+    from personalar.config.run_config import Stage
     from personalar.training.context import Session
-    from personalar.training.stage import Stage
 
 LEAST_MOVE = 0.1
 """Lengths of [V]'s first row; below it a stage that trains nothing else has learned nothing. On nano: 1.2 by
