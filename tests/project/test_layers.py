@@ -1,179 +1,100 @@
-"""Imports point downwards, heavy libraries stay where they may, importing loads nothing."""
+"""The floor plan: folders in one order, imports point down, sizes are bounded, names are unique."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "personalar"
-LAYERS = {
-    5: ("run", "sample", "learned", "doctor", "export", "evaluate", "compare"),
-    4: ("report", "summary", "plot", "comparison", "comparison_page", "benchmark", "sweep"),
-    3: (
-        "entry",
-        "module",
-        "datamodule",
-        "generator",
-        "request",
-        "batching",
-        "training",
-        "session",
-        "dashboard",
-        "callbacks",
-        "preparation",
-        "signs",
-        "identifier_start",
-        "network",
-        "resume",
-        "preflight",
-        "sharding",
-        "strategy",
-    ),
-    2: (
-        "stage",
-        "identifier",
-        "concept",
-        "concept_check",
-        "model_card",
-        "exchange",
-        "run_folder",
-        "references",
-        "reuse",
-        "run_lock",
-        "objective",
-        "optimizer",
-        "blocks",
-        "memory",
-        "locate",
-        "base_choice",
-    ),
-    1: (
-        "subject",
-        "photos",
-        "prompts",
-        "bootstrap",
-        "grid",
-        "png",
-        "models",
-        "decoding",
-        "scoring",
-        "world",
-    ),
-    0: (
-        "config",
-        "commands",
-        "compose",
-        "settings",
-        "recipe",
-        "ranges",
-        "layout",
-        "sizes",
-        "judges",
-        "machine",
-        "measures",
-        "atomic",
-        "reporter",
-        "evaluate_config",
-        "dreambench",
-        "types",
-        "process",
-        "fault",
-        "hashing",
-        "arguments",
-        "__init__",
-    ),
-}
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
-SIBLINGS = {  # in layer 1 parts know each other through types.py and protocols only; these pairs are meant
-    ("subject", "world"),
-    ("subject", "prompts"),
-    ("subject", "photos"),
-    ("decoding", "models.base"),
-}
-ALLOWED = {
-    "hydra": (
-        "compose",
-        "arguments",
-        "run",
-        "entry",
-        "sample",
-        "learned",
-        "evaluate",
-        "sweep",
-    ),
-    "lightning": ("module", "datamodule", "training", "callbacks", "strategy", "resume"),
+ORDER = (
+    "core", "nano", "config", "models", "data", "concepts", "generation", "scoring", "reports", "training",
+    "runs",
+)  # fmt: skip
+"""The packages, lowest first. A module imports its own package and those before it."""
+ENTRY_POINTS = {"__init__", "run", "sample", "evaluate", "compare", "export", "doctor"}
+WITHOUT = {"scoring": {"models"}, "reports": {"models"}, "models": {"nano"}, "config": {"nano"}}
+"""Lower packages that a package does without all the same."""
+HOMES = {
+    "lightning": ("data", "training"),
     "transformers": ("models", "scoring"),
-    "deepspeed": ("sharding", "strategy"),
+    "deepspeed": ("models", "training"),
 }
-FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+"""The packages that may import a heavy library."""
+FAMILIES = {path.parent.name for path in (PACKAGE / "models").glob("*/__init__.py")}
+QUESTION = re.compile(r"(what|how|which|where|whether|who|when|why)\b", re.IGNORECASE)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(module: str) -> str:
-    """Return "models" for "personalar.models.chameleon.backend"."""
-    return module.removeprefix("personalar").lstrip(".").split(".")[0] or "__init__"
+def home(path: Path) -> str:
+    """Return the package of a file; "" for an entry point."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Return (module, inside a function or TYPE_CHECKING) for every import of a file."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set(map(id, tree.body))
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) not in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            names = (
-                [f"personalar.{alias.name}" for alias in node.names] if module == "personalar" else [module]
-            )
-            found += [(name, id(node) not in top) for name in names]
+            found.append((node.module or "", id(node) not in top))
     return found
 
 
-def module_name(path: Path) -> str:
-    return "personalar." + path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+def test_the_packages_are_those_of_the_order() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(ORDER) and len(ORDER) <= 11
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ENTRY_POINTS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_imports_point_down(path: Path) -> None:
-    importer = part(module_name(path))
-    if importer == "nano":
-        return
-    assert importer in LAYER, f"{path} has no layer: add it to LAYERS in this test"
+    own = home(path)
     for module, deferred in imports(path):
-        if not module.startswith("personalar") or module == "personalar.__version__":
+        name, _, rest = module.partition(".")
+        if name != "personalar" or not rest:
             continue
-        if importer == "__init__" and deferred and module == "personalar.generation.pipeline":
-            continue  # what the package hands out, loaded when it is asked for
-        imported = part(module)
-        assert LAYER[imported] <= LAYER[importer], f"{path} imports {module}, which lies above it"
-        if LAYER[importer] == LAYER[imported] == 1 and importer != imported:
-            pair = {(importer, imported), (importer, module.removeprefix("personalar."))}
-            assert pair & SIBLINGS, f"{path} imports its sibling {module}; talk through types.py"
+        imported = rest.split(".")[0]
+        if path.name == "__init__.py" and not own:
+            assert deferred, "importing the package must load nothing"
+        elif not own:
+            assert imported in (*ORDER, *ENTRY_POINTS)
+        else:
+            assert imported in ORDER[: ORDER.index(own) + 1], f"{path} imports {module}, which is above it"
+            assert imported not in WITHOUT.get(own, set()), f"{path} does without {imported}/"
+        if own != "models":
+            assert not FAMILIES & set(module.split(".")[2:]), f"{path} knows the model family of {module}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_heavy_libraries_stay_where_they_are_allowed(path: Path) -> None:
-    importer = part(module_name(path))
     for module, deferred in imports(path):
         library = module.split(".")[0]
-        if library not in ALLOWED:
-            continue
-        assert importer in ALLOWED[library], f"{path} imports {library}; allowed in {ALLOWED[library]}"
-        assert library != "transformers" or deferred, f"{path} imports transformers at import time"
+        if library in HOMES:
+            assert home(path) in HOMES[library], f"{path} imports {library}; allowed in {HOMES[library]}"
+            assert library != "transformers" or deferred, f"{path} imports transformers at import time"
 
 
 def test_importing_loads_nothing_heavy() -> None:
     """Neither what answers mistakes nor what reads run folders loads torch, and the package alone nothing."""
     heavy = {"torch", "transformers", "lightning", "deepspeed"}
-    expected = ["__init__", "config", "summary", "comparison", "locate", "doctor", "export", "sample", "run"]
+    expected = [
+        "personalar", "personalar.config.run_config", "personalar.reports.summary",
+        "personalar.reports.comparison", "personalar.models.loading", "personalar.doctor",
+        "personalar.export", "personalar.sample", "personalar.run",
+    ]  # fmt: skip
     code = f"import importlib, sys; heavy = {heavy | {'hydra', 'wandb', 'numpy', 'PIL'}}\n"
     for name in expected:
-        code += f"importlib.import_module('personalar.{name}'); print('{name}', *heavy & set(sys.modules))\n"
+        code += f"importlib.import_module('{name}'); print('{name}', *heavy & set(sys.modules))\n"
         code += f"heavy = {heavy}\n"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
@@ -183,9 +104,28 @@ def test_importing_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_files_keep_the_house_measure(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
     assert text.count("\n") <= 300, f"{path} has more than 300 lines"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= 60, f"{path}:{node.name} has {length} lines, more than 60"
+    assert not QUESTION.match(ast.get_docstring(tree) or ""), f"{path}: a noun phrase or an imperative"
+
+
+def test_folders_are_small_and_file_names_are_found_once() -> None:
+    modules = [path for path in FILES if path.name != "__init__.py"]
+    folders = Counter(path.parent for path in modules)
+    assert max(folders.values()) <= 12, folders.most_common(1)
+    names = Counter(path.name for path in modules if path.name != "base.py")
+    assert max(names.values()) == 1, names.most_common(3)
+
+
+def test_tests_are_laid_out_as_the_package_is() -> None:
+    """Each test of a package is in the folder of its name; helpers and whole-program tests have their own."""
+    tests = PACKAGE.parent / "tests"
+    others = {"", "fixtures", "project", "robustness", "experiments", "plugins"}
+    for path in tests.rglob("test_*.py"):
+        folder = path.parent.relative_to(tests).as_posix().removeprefix(".")
+        assert folder in others or (PACKAGE / folder).is_dir(), f"{path} tests no folder of the package"
