@@ -51,6 +51,8 @@ GONE = {
     "decoder.relax_distance": 0.1,
 }
 """Settings that older runs have, and the value that every run has now."""
+MOVED = {"personalar.decoding.": "personalar.generation.decoders."}
+"""Modules that older runs name as `decoder._target_`, and where they are now."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -59,6 +61,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for name, value in GONE.items():
         if before.get(name) == value:
             del before[name]
+    for there, here in MOVED.items():
+        if str(before.get("decoder._target_", "")).startswith(there):
+            before["decoder._target_"] = before["decoder._target_"].replace(there, here)
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
 
