@@ -1,7 +1,6 @@
-"""What a stranger's concept folder may hold: plain facts and finite tensors, at the places known for them.
+"""Checks of a concept folder that may come from a stranger: plain facts and finite tensors only.
 
-Hashes tell an accident from a whole folder; they cannot tell a friend from a foe, who writes them too. So
-every fact that is used later is looked at here, before it is used.
+Hashes detect corruption, not tampering, so every field is validated before use.
 """
 
 from __future__ import annotations

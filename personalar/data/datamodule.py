@@ -1,4 +1,4 @@
-"""What training sees: sequences of the photos and of replayed class images, each a function of its number.
+"""Training sequences of the photos and of replayed class images, each a function of its number.
 
 Images become codes once; sequence number i of a stage is drawn from a generator seeded with (seed, stage,
 i), so a resumed stage continues with the very sequences that an uninterrupted one would have seen.

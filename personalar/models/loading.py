@@ -1,7 +1,7 @@
-"""Where a base model's files lie: in the package, in a folder of the user's, or in the hub's cache.
+"""Find a base model's files: in the package, in a folder of the user, or in the hub's cache.
 
-What lacks is said before anything is downloaded or allocated: which files, from where, under which licence,
-how large, where they will be kept and how much room is there. `HF_HUB_OFFLINE=1` never asks the network.
+Before a download everything about the missing files is printed: source, licence, size, place and free space.
+`HF_HUB_OFFLINE=1` never asks the network.
 """
 
 from __future__ import annotations

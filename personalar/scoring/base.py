@@ -1,4 +1,4 @@
-"""What a scorer must offer. Implementations meet these protocols; nothing inherits.
+"""The contract of scorers; implementations meet these protocols, nothing inherits.
 
 All features are float32, L2-normalised and on the CPU, so that a dot product is a cosine in [-1, 1].
 """

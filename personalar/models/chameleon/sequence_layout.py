@@ -1,4 +1,4 @@
-"""Where every token goes: the sequence layout of Lumina-mGPT (arXiv 2408.02657).
+"""The sequence layout of Lumina-mGPT (arXiv 2408.02657): the place of every token.
 
     BOS  "Generate an image of {W}x{H} ...:\\n{prompt}"  SEP   BOI size(H) size(W)  rows  EOI  SEP
     \\_________________ prompt ________________________/   \\___________ answer ______________/

@@ -1,4 +1,4 @@
-"""What a picture of the world is called: the prompt grammar of DreamBench, in a few neutral openings.
+"""Captions of the rendered world: the prompt grammar of DreamBench, in a few neutral openings.
 
 An instance is told by class, body colour, and (if it has one) its pattern and second colour; never by its
 third colour, exact shades, proportions or the pattern's parameters. `[V]` stands for "this very individual".
