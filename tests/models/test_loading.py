@@ -97,7 +97,7 @@ def test_a_full_cache_needs_no_network(cache: Path, lumina_dir: Path, vqgan_dir:
     assert (files.base, files.vq.name, files.layout.resolution) == (base, "original_tokenizers", 512)
     assert not files.missing() and not (base / "tokenizer.json").exists()
     assert "models--Alpha-VLLM--Lumina-mGPT-7B-768" in files.tokenizer.parts
-    assert f"text tokenizer: {files.tokenizer}" in model_files(config).lines
+    assert f"text tokenizer: {files.tokenizer}" in list(model_files(config))
 
 
 def test_a_partial_cache_is_not_taken_for_a_whole_one(cache: Path, lumina_dir: Path, vqgan_dir: Path) -> None:
@@ -256,7 +256,9 @@ def test_a_folder_without_the_text_tokenizer(
     command = f"hf download Alpha-VLLM/Lumina-mGPT-7B-768 tokenizer.json --revision {revision}"
     assert str(part / "tokenizer.json") in str(error.value)
     assert f"run `{command} --local-dir '{part}'`" in str(error.value)
-    assert model_files(config).problem == str(error.value)
+    with pytest.raises(FileNotFoundError) as said_by_the_doctor:
+        list(model_files(config))
+    assert str(said_by_the_doctor.value) == str(error.value)
     shutil.copy(lumina_dir / "tokenizer.json", part)
     assert obtain_model(config, say=pytest.fail).tokenizer == part / "tokenizer.json"
 

@@ -15,12 +15,12 @@ from conftest_run import compose_config
 from PIL import Image
 
 import personalar.run
-import personalar.training.context
 import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
+from personalar.models.chameleon import serialization
 from personalar.training.context import Session
 
 
@@ -228,7 +228,7 @@ def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
-    load, alive, found = personalar.training.context.load_backend, weakref.WeakSet(), []
+    load, alive, found = serialization.load_backend, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
         found.append(len(alive))
@@ -236,7 +236,7 @@ def test_one_network_at_a_time_is_in_memory(
         alive.add(backend.transformer)
         return backend
 
-    monkeypatch.setattr(personalar.training.context, "load_backend", watched)
+    monkeypatch.setattr(serialization, "load_backend", watched)
     gc.collect()
     gc.disable()
     try:
