@@ -28,7 +28,7 @@ from memory import peak_host_bytes, reset_peak_memory
 
 from personalar.config.compose import conf_dir, group_options, read_config, register
 from personalar.config.run_config import RunConfig
-from personalar.data.datamodule import encode_photos
+from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ModelFiles
 from personalar.models.chameleon.serialization import load_backend
 from personalar.run import prepare

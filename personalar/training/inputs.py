@@ -18,7 +18,8 @@ from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers
 from personalar.config.run_config import Stage
 from personalar.core.own_files import RECORD_FILE
-from personalar.data.datamodule import Replay, cached_codes, encode_photos, stream_seed
+from personalar.data.codes import cached_codes, encode_photos, stream_seed
+from personalar.data.datamodule import Replay
 from personalar.data.prompts import fill, training_prompt
 from personalar.data.references import save_redrawn
 from personalar.models.base import Backend

@@ -9,7 +9,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import inject_lora
 from personalar.concepts.concept import Concept
 from personalar.config.run_config import Stage
-from personalar.data.datamodule import stream_seed
+from personalar.data.codes import stream_seed
 from personalar.models.sharding import ordinary_modules
 from personalar.training.context import Session
 from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32

@@ -13,16 +13,8 @@ from PIL import Image
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import DataNumbers, StageNumbers
 from personalar.config.run_config import Stage, StageMethod
-from personalar.data.datamodule import (
-    Replay,
-    SequenceStream,
-    SubjectData,
-    cached_codes,
-    collate,
-    encode_photos,
-    random_crop,
-    stream_seed,
-)
+from personalar.data.codes import cached_codes, encode_photos, random_crop, stream_seed
+from personalar.data.datamodule import Replay, SequenceStream, SubjectData, collate
 from personalar.training.module import sequence_loss
 
 TOKENS = {"[V]": 70, "[S1]": 71, "[S2]": 72}
