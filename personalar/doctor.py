@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from personalar.config.command_line import start
 from personalar.config.commands import DoctorConfig
-from personalar.config.entry import start
 from personalar.config.run_config import ModelConfig, TrainerConfig
 from personalar.core.process import available_cores
 from personalar.models.loading import (

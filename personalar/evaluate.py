@@ -18,9 +18,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
+from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import conf_dir, read_config, register
-from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.recipe import one_of
 from personalar.config.run_config import RunConfig
 from personalar.core.errors import told

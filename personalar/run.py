@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
 from personalar.config.compose import build_decoder, conf_dir, read_config, register
 from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.run_config import RunConfig

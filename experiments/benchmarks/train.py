@@ -40,7 +40,7 @@ from benchmarks.machine import (
     whole_number,
 )
 
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import RunConfig, Stage
 from personalar.core.console import Reporter

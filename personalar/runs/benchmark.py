@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from personalar.config.arguments import quote
+from personalar.config.command_line import quote
+from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.compose import composed, conf_dir, group_options, read_config
-from personalar.config.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_atomic
 from personalar.core.process import available_cores, visible_gpus

@@ -17,7 +17,7 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from personalar.config.names import check_folder_names
+from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.core.errors import told

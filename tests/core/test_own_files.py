@@ -15,7 +15,7 @@ from test_cli import command
 from test_concept_export import adapter, concept_on
 from test_run import contents, same_result
 
-from personalar.config.names import check_folder_names, inside
+from personalar.config.fields import check_folder_names, inside
 from personalar.core.files import temporary, write_atomic
 from personalar.core.own_files import FOLDERS, OWN, RESULTS
 from personalar.core.run_folder import RunFolder

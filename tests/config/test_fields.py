@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest_run import compose_config
 from omegaconf import OmegaConf, open_dict
 from test_cli import mistake
-from test_configs import cat
+from test_compose import cat
 
-from personalar.config.arguments import parse, prepare_arguments
+from personalar.config.command_line import parse, prepare_arguments
+from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import conf_dir, read_config
-from personalar.config.evaluate_config import EvaluateConfig
-from personalar.config.fields import MANY, range_of
+from personalar.config.fields import MANY
 from personalar.config.layout import ProtocolConfig
-from personalar.config.run_config import HubFiles, RunConfig
+from personalar.config.model_config import HubFiles
+from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
 
 __all__ = ["mistake"]
@@ -42,19 +44,22 @@ def inner(hint: Any) -> Any:
     return parts[0] if type(None) in typing.get_args(hint) else hint
 
 
-def knobs(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (a.b.c, type) of every setting below `schema`."""
-    for name, hint in typing.get_type_hints(schema).items():
-        kind, knob = inner(hint), f"{prefix}{name}"
+def knobs(schema: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (a.b.c, type, limits) of every setting below `schema`."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        kind, knob = inner(hints[field.name]), f"{prefix}{field.name}"
         if typing.get_origin(kind) is dict and dataclasses.is_dataclass(typing.get_args(kind)[1]):
             yield from knobs(typing.get_args(kind)[1], f"{knob}.{KEYS[knob]}.")
         elif dataclasses.is_dataclass(kind):
             yield from knobs(kind, f"{knob}.")
         else:
-            yield knob, hint
+            yield knob, hints[field.name], field.metadata.get("limits")
 
 
-KNOBS = dict(knobs(RunConfig))
+FOUND = list(knobs(RunConfig))
+KNOBS = {knob: hint for knob, hint, _ in FOUND}
+LIMITS = {knob: found for knob, _, found in FOUND if found}
 NUMBERS = [knob for knob, hint in KNOBS.items()
            if inner(hint) in (int, float, list[int], list[float])]  # fmt: skip
 WRONG = {int: ["wide", "1.5", "true", "1e3", "", "--1", "0x1"], float: ["wide", "true", "", "1.2.3"],
@@ -90,7 +95,7 @@ def test_a_misspelt_knob(knob: str, record_property) -> None:
     last = knob.rpartition(".")[2]
     for wrong in (f"{last}q", f"{last[:1]}{last}"):
         said = answer(f"{knob.removesuffix(last)}{wrong}=1")
-        assert "is no setting" in said and f"has no {wrong!r}" in said, said
+        assert "unknown setting" in said and f"has no {wrong!r}" in said, said
         assert f"did you mean {last}?" in said or len(last) < 3, said
         assert last in said.split("allowed: ")[1]
 
@@ -117,9 +122,8 @@ def test_a_word_in_the_place_of_a_list(knob: str) -> None:
 @pytest.mark.parametrize("knob", NUMBERS)
 def test_a_number_out_of_range(knob: str, record_property) -> None:
     """Below, above, and not finite; the smallest allowed value is named."""
-    found = range_of(knob)
-    assert found is not None, f"{knob} is not in personalar/config/fields.py"
-    low, high = found
+    assert knob in LIMITS, f"{knob} is declared without limits"
+    low, high = LIMITS[knob]
     hint = inner(KNOBS[knob])
     listed = typing.get_origin(hint) is list
     whole = (typing.get_args(hint)[0] if listed else hint) is int
@@ -172,9 +176,11 @@ def test_every_measure_may_be_an_objective(finished_run: Path) -> None:
 
 
 def test_the_other_commands_numbers_have_ranges_too() -> None:
-    KEYS.setdefault("benchmark.published", "dino")
-    for knob, hint in knobs(EvaluateConfig):
-        assert inner(hint) not in (int, float) or range_of(knob), knob
+    for knob, hint, found in knobs(EvaluateConfig):
+        assert inner(hint) not in (int, float, dict[str, float]) or found, knob
+    for knob, value in {"benchmark.published.dino": -1.0, "jobs": 0}.items():
+        with pytest.raises(ValueError, match=rf"{knob}={value} is out of range; allowed: "):
+            compose_config(f"+{knob}={value}" if "published" in knob else f"{knob}={value}", name="evaluate")
 
 
 @pytest.mark.parametrize(
