@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from personalar.config.fields import SEED, limits, one_of
 from personalar.config.run_config import DecoderConfig, ModelConfig, ScorerConfig, TrainerConfig
 
+TASKS = ("benchmark", "calibrate", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images for each prompt: arXiv 2504.13162 draws one (750 in all), DreamBooth four (3000)."""
 
@@ -109,7 +110,7 @@ class EvaluateConfig:
     """Folder for the runs and the tables."""
 
     def __post_init__(self) -> None:
-        one_of("task", self.task, ("benchmark", "calibrate", "table"))
+        one_of("task", self.task, TASKS)
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
         if self.task != "table":  # it uses no judges
             self.scorer.check_decides(

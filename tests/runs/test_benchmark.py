@@ -16,7 +16,7 @@ import personalar.runs.benchmark
 from personalar.config.command_line import quote
 from personalar.config.commands import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
-from personalar.run import personalize, prepare
+from personalar.runs.personalize import personalize, prepare
 from personalar.runs.benchmark import BenchRun, place, plan, share
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict

@@ -14,13 +14,13 @@ import torch
 from conftest_run import compose_config
 from PIL import Image
 
-import personalar.run
-import personalar.training.context
+import personalar.runs.personalize
 import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
+from personalar.models.chameleon.model_files import ModelFiles
 from personalar.training.context import Session
 
 
@@ -106,7 +106,7 @@ def test_pictures_drawn_in_smaller_batches_are_the_same_run(do_run, finished_run
 
 
 @pytest.mark.parametrize(
-    "part", ["personalar.reports.run_page.write_report", "personalar.reports.summary.result_lines"]
+    "part", ["personalar.reports.run_page.write_report", "personalar.runs.personalize.result_lines"]
 )
 def test_a_run_that_dies_at_its_report_is_not_finished(
     part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,7 +149,7 @@ def test_a_finished_run_started_again_keeps_its_result(
 
 def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 2 would learn photos that stage 1 has no names for, beside pictures judged by others."""
-    monkeypatch.setattr(personalar.run, "load_subject", load_subject)  # `do_run` loads each once
+    monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
     photos, run_dir = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     words = ["stage=embedding", f"subject.path={photos}", "subject.noun=dog"]
@@ -228,7 +228,7 @@ def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
-    load, alive, found = personalar.training.context.load_backend, weakref.WeakSet(), []
+    load, alive, found = ModelFiles.load, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
         found.append(len(alive))
@@ -236,7 +236,7 @@ def test_one_network_at_a_time_is_in_memory(
         alive.add(backend.transformer)
         return backend
 
-    monkeypatch.setattr(personalar.training.context, "load_backend", watched)
+    monkeypatch.setattr(ModelFiles, "load", watched)
     gc.collect()
     gc.disable()
     try:

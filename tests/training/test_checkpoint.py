@@ -23,7 +23,7 @@ import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.errors import told
 from personalar.core.run_folder import RunFolder
-from personalar.run import personalize, prepare
+from personalar.runs.personalize import personalize, prepare
 from personalar.training.checkpoint import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
