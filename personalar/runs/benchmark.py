@@ -1,8 +1,8 @@
-"""A benchmark: every subject learned by every method, each run a folder of its own, then one table.
+"""A benchmark: every subject learned by every method, one folder per run, then one table.
 
 OUT/{method}/{subject}/     run folders; a run that is finished is not repeated
 OUT/logs/{method}-{subject}.log     what each run printed
-OUT/results.jsonl           one line for each method, stage and subject
+OUT/results.jsonl           one line per method, stage and subject
 OUT/comparison.*            `comparison_page.py`
 """
 
@@ -58,11 +58,7 @@ class BenchRun:
 
 
 def method_overrides(method: str) -> tuple[str, ...]:
-    """Return what makes a run follow `method`.
-
-    Raises:
-        ValueError: nobody knows it.
-    """
+    """Return the overrides of `method`. Raises ValueError where it is unknown."""
     conf = conf_dir()
     experiments = [name for name in group_options(conf, "experiment") if name.startswith("paper/")]
     if f"paper/{method}" in experiments:
@@ -75,7 +71,7 @@ def method_overrides(method: str) -> tuple[str, ...]:
 
 
 def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
-    """Return the benchmark's subjects by name, each with what makes a run learn it.
+    """Return the overrides of each subject, by name.
 
     Raises:
         ValueError, FileNotFoundError: a subject does not exist.
@@ -122,16 +118,13 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
 
 
 def first_stage(overrides: Sequence[str]) -> str | None:
-    """Return what the first stage of a run with these `overrides` depends on, as text; None: no stage 1."""
+    """Return the settings that stage 1 of a run depends on, as text; None without stage 1."""
     settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
     return settings and json.dumps(settings, sort_keys=True, default=str)
 
 
 def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
-    """Bring what earlier runs of the subject have made into a folder that is not begun; return overrides.
-
-    Pictures of the base do not depend on the method; a stage 1 that would be the same is taken over.
-    """
+    """Copy pictures of the base from an earlier run of the subject; return overrides to reuse stage 1."""
     if not done or is_run(run.folder):
         return ()
     copy_files(done[0].folder, run.folder, SHARED)

@@ -16,8 +16,8 @@ import personalar.runs.benchmark
 from personalar.config.command_line import quote
 from personalar.config.commands import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
-from personalar.runs.personalize import personalize, prepare
 from personalar.runs.benchmark import BenchRun, place, plan, share
+from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers

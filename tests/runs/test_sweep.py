@@ -35,7 +35,7 @@ def test_the_objective_is_a_product_of_measures_of_the_last_stage() -> None:
     assert objective_value(SUMMARY, ["dino", "clip_t"]) == (0.5, 0.4)
     unscored = {"stages": {"base": {"dino": None, "clip_t": None}}}
     assert math.isnan(objective_value(unscored, ["dino*clip_t"]))
-    with pytest.raises(ValueError, match="objective: 'fidelty' is no measure; allowed: clip_t, dino"):
+    with pytest.raises(ValueError, match="objective: 'fidelty' is not a measure; allowed: clip_t, dino"):
         objective_value(SUMMARY, ["fidelty"])
     assert compose_config("+subject=cat").objective == ["dino*clip_t"]
 

@@ -199,13 +199,13 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     server = LeavingServer(("127.0.0.1", 0), LeavingServer.Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     wandb.teardown()
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run_dir = tmp_path / "run"
-    do_run(run_dir, "logger=wandb", "logger.wandb_upload_seconds=1", "stage=embedding")
+    do_run(run_dir, "logger=wandb", "logger.wandb_upload_seconds=2", "stage=embedding")
     said = capsys.readouterr().out
-    kept = re.search(r"not all was uploaded within logger\.wandb_upload_seconds=1 .*wandb sync (\S+)", said)
+    kept = re.search(r"not all was uploaded within logger\.wandb_upload_seconds=2 .*wandb sync (\S+)", said)
     assert "W&B: the table of pictures and the concept were not sent" in said
     assert kept is not None and (run_dir / "report.html").is_file()
     (path,) = Path(kept.group(1)).glob("*.wandb")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest_run import QUICK, compose_config
 from processes import run_interrupted, run_killed, run_once, start
-from test_run import same_result
+from test_personalize import same_result
 
 import personalar.training.module
 from personalar.concepts.concept import Concept

@@ -82,27 +82,16 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     same_result(finished_run, tmp_path / "killed")
 
 
-def test_a_finished_run_is_reported_not_redone(do_run, finished_run: Path, capsys) -> None:
-    before = contents(finished_run, "**/*")
-    assert not do_run(finished_run, "stage=both")
-    assert contents(finished_run, "**/*") == before
-    assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
-
-
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
     """Each of these used to judge all pictures again and to book the seconds in total_seconds."""
     before = contents(finished_run, "**/*")
-    assert not do_run(finished_run, "stage=embedding") and not do_run(finished_run, "stage=transformer")
+    for words in (["stage=both"], ["stage=embedding"], ["stage=transformer"], ["model.sampling.batch=3"]):
+        assert not do_run(finished_run, *words)
+        assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
     assert contents(finished_run, "**/*") == before
-    assert "finished before" in capsys.readouterr().out
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     assert do_run(copy, "stage=embedding", "samples.seeds=[0,1]")  # of all stages: they are shown together
     assert not do_run(copy, "stage=both", "samples.seeds=[0,1]")
-
-
-def test_pictures_drawn_in_smaller_batches_are_the_same_run(do_run, finished_run: Path) -> None:
-    """Whoever runs out of memory lowers it and goes on in the same folder."""
-    assert not do_run(finished_run, "stage=both", "model.sampling.batch=3")
 
 
 @pytest.mark.parametrize(
