@@ -70,7 +70,7 @@ class BenchmarkConfig:
     published: dict[str, float] = field(default_factory=dict, metadata=limits(0))
     """The published row of real photographs, for `calibrate`: dino, clip_i, subjects."""
     tolerance: float = field(default=0.01, metadata=limits(0, 1))
-    """How far from the published row `calibrate` passes."""
+    """Largest distance from the published row at which `calibrate` passes."""
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))

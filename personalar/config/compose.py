@@ -86,7 +86,7 @@ def choices(conf: Path, command: str) -> str:
 
 
 def package_path(where: str) -> Path:
-    """Return the folder that `where` names: "package://x" lies inside the installed package."""
+    """Return the folder that `where` names: "package://x" is inside the installed package."""
     inside = where.removeprefix("package://")
     return Path(__file__).resolve().parents[1] / inside if inside != where else Path(where).expanduser()
 

@@ -31,7 +31,7 @@ class ProtocolConfig:
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
     "separator" (the prompt's last token, as the SJD code has it) or "bos" (Chameleon)."""
     resize: str = "halving"
-    """How a photo fills its size: "halving" (box halvings, then bicubic: Lumina-mGPT) or "lanczos"
+    """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT) or "lanczos"
     (Chameleon)."""
     prompt_template: str = LUMINA_PROMPT
     """The user's turn, with {width}, {height} and {prompt}."""

@@ -23,7 +23,7 @@ def is_commit(revision: str) -> bool:
 
 @dataclass(kw_only=True)
 class SamplingNumbers:
-    """The model's sampling defaults; `decoder` takes them unless told otherwise."""
+    """The model's sampling defaults; `decoder` takes them by default."""
 
     cfg_scale: float = field(default=1.0, metadata=limits(0, 1000))
     top_k: int = field(default=0, metadata=limits(0))
@@ -56,7 +56,7 @@ class ModelConfig:
 
     name: str = MISSING
     path: str | None = None
-    """Folder of weights; "package://x" lies inside the installed package; null: from `hub`."""
+    """Folder of weights; "package://x" is inside the installed package; null: from `hub`."""
     vq_path: str | None = None
     """Folder of the image tokenizer, where it is not in `path`; null: there, or from `vq_hub`."""
     hub: HubFiles | None = None
@@ -69,7 +69,7 @@ class ModelConfig:
     float16_problem: str | None = None
     """Why dtype=float16 is refused; null: it is not."""
     accelerator: str = "cpu"
-    """What trainer=auto takes: "cpu", "gpu", or "auto", a GPU if torch sees one."""
+    """The choice of trainer=auto: "cpu", "gpu", or "auto", a GPU if torch sees one."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     sampling: SamplingNumbers = field(default_factory=SamplingNumbers)
     photo_warning: str | None = None

@@ -16,7 +16,7 @@ from personalar.config.fields import limits, one_of
 
 @dataclass(kw_only=True)
 class StageNumbers:
-    """How long and how fast one stage trains. AdamW with weight decay 0 is Adam."""
+    """Duration and speed of one stage. AdamW with weight decay 0 is Adam."""
 
     steps: int = field(default=MISSING, metadata=limits(1))
     """Optimizer steps."""
@@ -110,7 +110,7 @@ class DataNumbers:
     replay_prompts_live: list[str] = field(default_factory=list)
     """More of them for animals."""
     replay_images: int = field(default=0, metadata=limits(0))
-    """How many class images the base makes for replay."""
+    """Number of class images that the base makes for replay."""
 
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
@@ -122,7 +122,7 @@ class DataNumbers:
 
 @dataclass(kw_only=True)
 class IdentifierNumbers:
-    """Where the identifier rows start."""
+    """Start of the identifier rows."""
 
     init: str = "random"
     """"random" (the vocabulary's mean and deviation), "words" (for [V] the mean of `words`), or "nearest"

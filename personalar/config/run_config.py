@@ -20,7 +20,7 @@ from personalar.config.trainer_config import LoggerConfig, MemoryConfig, Trainer
 
 @dataclass(kw_only=True)
 class StageSelection:
-    """Which stages of the method run now."""
+    """Stages of the method to run now."""
 
     name: str = MISSING
     run: list[str] = MISSING
@@ -38,7 +38,7 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class StageMethod:
-    """What one stage trains."""
+    """The parameters that one stage trains."""
 
     numbers: str = MISSING
     """Key of `model.recipe.stages`."""
@@ -85,7 +85,7 @@ class MethodConfig:
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """How images are sampled; `_target_` is a decoder class, the rest its settings; null: not its own."""
+    """The sampler of images: `_target_` is a decoder class, the rest its settings; null: not its own."""
 
     _target_: str = MISSING
     cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
@@ -99,7 +99,7 @@ class DecoderConfig:
     bucket: int | None = field(default=None, metadata=limits(1))
     """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What a decoder from outside of this package takes besides; `_target_` may stand here too."""
+    """Further settings of a decoder from outside of this package; `_target_` may be here too."""
 
     def __post_init__(self) -> None:
         if not self.settings["_target_"].startswith("personalar.generation.decoders."):
@@ -118,7 +118,7 @@ class DecoderConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the decoder (`hydra.utils.instantiate`)."""
+        """Arguments of the decoder (`hydra.utils.instantiate`)."""
         named = asdict(self)
         from_outside = named.pop("arguments")
         return {name: value for name, value in named.items() if value is not None} | from_outside
@@ -141,7 +141,7 @@ class RunConfig:
     seed: int = field(default=0, metadata=SEED)
     """Of the identifier's start, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
-    """What a sweeper is told: measures of the last stage in summary.json, "*" multiplies them."""
+    """Values for a sweeper: measures of the last stage in summary.json, "*" multiplies them."""
     reuse: str | None = None
     """Folder of a run whose stage 1 is taken over, where this run would learn the same; null: learn it."""
     overwrite: bool = False
@@ -163,7 +163,7 @@ class RunConfig:
 
     @property
     def photo_warnings(self) -> list[str]:
-        """What to say of base and judges where the subject is real photographs."""
+        """Warnings about base and judges where the subject is real photographs."""
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]

@@ -19,13 +19,13 @@ class ScorerConfig:
 
     name: str = MISSING
     clip: str | None = None
-    """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
+    """Folder or hub id of a CLIP model; "package://x" is inside the installed package."""
     dino: str | None = None
     """Folder or hub id of a DINO-style vision transformer."""
     dino_preprocess: str = "checkpoint"
     """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
     clip_text: str = "class"
-    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+    """Text of CLIP-T for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
     likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
     """Weight of likeness in the curve `val/harmonic`, 0 to 1: lambda in RPO (arXiv 2407.12164)."""
     photo_warning: str | None = None

@@ -61,7 +61,7 @@ def dreambench_class(path: str | None) -> str:
 
 @dataclass(kw_only=True)
 class SubjectConfig:
-    """What to learn."""
+    """A subject to learn."""
 
     kind: str = "rendered"
     """"rendered" (a fixed instance of the embedded world) or "folder" (one's own photos)."""
@@ -89,7 +89,7 @@ class SubjectConfig:
 
 @dataclass(kw_only=True)
 class SamplesConfig:
-    """What is sampled before, between and after the stages."""
+    """Pictures to sample before, between and after the stages."""
 
     seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
     """Every prompt is sampled once per seed, the same at every stage."""
@@ -98,7 +98,7 @@ class SamplesConfig:
     prompt_set: str = "world"
     """"world" (what the rendered world can show) or "dreambench" (the published 25)."""
     num_grid_prompts: int = field(default=6, metadata=limits(1, 100))
-    """How many of the prompts the sample grids show."""
+    """Number of prompts in the sample grids."""
     grid_every_steps: int = field(default=50, metadata=limits(0))
     """Steps between sample grids in training; 0: none."""
     time_share: float = field(default=0.3, metadata=limits(0, 1))

@@ -32,7 +32,7 @@ class TrainerConfig:
     compile_blocks: bool = False
     """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
     checkpoint_every_steps: int = field(default=25, metadata=limits(1))
-    """How much of a stage a kill can cost."""
+    """Steps that a kill can cost at most."""
 
     @property
     def torch_device(self) -> str:
@@ -66,7 +66,7 @@ def _sees_gpu() -> bool:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """What a run may do to fit; what it computes stays the same up to rounding."""
+    """Ways of a run to fit into memory; its results stay the same up to rounding."""
 
     name: str = MISSING
     gigabytes: float | None = field(default=None, metadata=limits(0.001))
@@ -85,7 +85,7 @@ class MemoryConfig:
 
 @dataclass(kw_only=True)
 class LoggerConfig:
-    """Where curves go besides the CSV files, which are always written."""
+    """Curves besides the CSV files, which are always written."""
 
     name: str = MISSING
     tensorboard: bool = False
@@ -97,4 +97,4 @@ class LoggerConfig:
     """null: the name of the sweep's folder, in a sweep."""
     wandb_tags: list[str] = field(default_factory=list)
     wandb_upload_seconds: int = field(default=600, metadata=limits(0))
-    """How long the end of a run waits for W&B to take what is left; 0: until it has. What stays is kept."""
+    """Longest wait at the end of a run for uploads to W&B; 0: no limit. The rest is kept on disk."""

@@ -49,7 +49,7 @@ class Fit:
     size: Size
     """Size of the base that the photo fills."""
     cut: float
-    """Share of the photo's area that lies outside of it, 0 to 1, wherever the cut is made."""
+    """Share of the photo's area that is cut off, 0 to 1."""
     tall: bool
     """The cut is at top and bottom, not at left and right."""
     enlarged: float

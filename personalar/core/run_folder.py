@@ -116,7 +116,7 @@ class RunFolder:
         return next((stage for stage in reversed(STAGE_NAMES) if self.has_concept(stage)), None)
 
     def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
-        """Make sure that what lies here was learned with the same `settings` and `photos` (a fingerprint).
+        """Make sure that the run here was learned with the same `settings` and `photos` (a fingerprint).
 
         Raises:
             ValueError: other settings, which are named, or not the folder of a run.

@@ -55,7 +55,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, Stages] | None:
 
 def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
     """Return the subject and the base's files, downloaded if need be; pin the base to their commit."""
-    found = offline_model(config.model)  # before the photos: a folder that is no model is an error at once
+    found = offline_model(config.model)  # before the photos: a folder without a model is an error at once
     layout = found.layout if found else config.model.layout
     subject = load_subject(config.subject, layout.sizes if layout else None)
     files = found or obtain_model(config.model, say=print)

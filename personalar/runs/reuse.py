@@ -33,7 +33,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
         weights: files of the base.
 
     Raises:
-        FileNotFoundError: there is no finished first stage.
+        FileNotFoundError: the first stage is missing or unfinished.
         ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
     """
     if folder.has_concept(FIRST):
