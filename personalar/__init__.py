@@ -26,7 +26,7 @@ def load(concept: str | PathLike[str], *settings: str) -> Learned:
         settings: as on the command line: "decoder=jacobi", "model=lumina_mgpt_7b_512", "trainer=gpu".
 
     Raises:
-        FileNotFoundError: when there is no concept, or files of the base lack.
+        FileNotFoundError: when the concept or files of the base are missing.
         ValueError: for an unknown setting, with what is allowed, or a concept of another base.
     """
     from personalar.generation.pipeline import load as load_learned

@@ -1,6 +1,6 @@
-"""Say whether a command can run here, before it does: `python -m personalar.doctor model=… trainer=…`.
+"""Check that a command can run here, before it does: `python -m personalar.doctor model=… trainer=…`.
 
-Versions, devices, the model's files (where they are, or what is missing and from where it would come), a
+Versions, devices, the model's files (their place, or what is missing and where it would come from), a
 verdict. Nothing is downloaded and no weight is read; the exit status is 0 when all is well and 1 otherwise.
 """
 
@@ -11,25 +11,15 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from personalar.config.command_line import start
 from personalar.config.commands import DoctorConfig
-from personalar.config.entry import start
-from personalar.config.run_config import ModelConfig, TrainerConfig
+from personalar.config.model_config import PARTS, ModelConfig
+from personalar.config.trainer_config import TrainerConfig
 from personalar.core.process import available_cores
-from personalar.models.loading import (
-    PARTS,
-    cache_folder,
-    free_bytes,
-    hub_parts,
-    obstacle,
-    offline_model,
-    pin,
-    statement,
-)
+from personalar.models import loading
 
-PACKAGES = (
-    "personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers", "huggingface_hub",
-    "peft", "deepspeed",
-)  # fmt: skip
+PACKAGES = ("personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers")
+PACKAGES += ("huggingface_hub", "peft", "deepspeed")
 
 
 def versions() -> Iterator[str]:
@@ -43,7 +33,7 @@ def versions() -> Iterator[str]:
 
 
 def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
-    """Yield what there is to compute with; ValueError where `trainer` asks for more."""
+    """Yield the devices there are; ValueError where `trainer` asks for more."""
     import psutil
     import torch
 
@@ -64,54 +54,48 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
 
 def model_files(model: ModelConfig) -> Iterator[str]:
     """Yield where the model's files are; FileNotFoundError or ValueError where some are missing."""
-    files = offline_model(model)
+    files = loading.offline_model(model)
     if files is None:
-        parts = hub_parts(model)
-        yield from statement(model, parts).splitlines()
-        closing = obstacle(parts) or "a run downloads them first"
+        parts = loading.hub_parts(model)
+        yield from loading.statement(model, parts).splitlines()
+        closing = loading.obstacle(parts) or "a run downloads them first"
         raise FileNotFoundError(f"files are missing: {closing}, or set model.path=DIR")
-    weights = files.weights()
-    size = f"{sum(file.stat().st_size for file in weights) / 1e9:.2f} GB"
-    yield f"model={model.name}: {len(weights)} weight file(s), {size}, {model.dtype} when loaded"
+    weights, layout, sampling = files.weights(), files.layout, model.sampling
+    size = sum(file.stat().st_size for file in weights) / 1e9
+    yield f"model={model.name}: {len(weights)} weight file(s), {size:.2f} GB, {model.dtype} when loaded"
     for part, where in files.parts().items():
         yield f"{part}: {where}"
-    yield from pins(model)
-    sampling = model.sampling
-    yield (
-        f"{files.layout.resolution} px, {files.layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
-        f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
-    )
-
-
-def pins(model: ModelConfig) -> Iterator[str]:
-    """Yield, for each repository whose branch was downloaded, which commit that was and how to keep it."""
-    pinned = pin(model)
+    pinned = loading.pin(model)
     for key in PARTS:
         asked, now = getattr(model, key), getattr(pinned, key)
         if asked and now and asked.revision != now.revision:
             setting = f"model.{key}.revision={now.revision}"
             yield f"{now.repo}: {asked.revision} is this commit; {setting} keeps it"
+    yield (
+        f"{layout.resolution} px, {layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
+        f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
+    )
 
 
 def disk() -> Iterator[str]:
     """Yield the free space where results and downloads go."""
-    for what, where in {"outputs": Path.cwd(), "hub cache": cache_folder()}.items():
-        yield f"{what}: {free_bytes(where) / 1e9:.1f} GB free in {where}"
+    for name, folder in {"outputs": Path.cwd(), "hub cache": loading.cache_folder()}.items():
+        yield f"{name}: {loading.free_bytes(folder) / 1e9:.1f} GB free in {folder}"
 
 
 def look(title: str, findings: Iterator[str]) -> tuple[str, bool]:
-    """Return what was found under a title, as text, and whether all is well."""
-    lines = [title]
+    """Return the findings under a title, as text, and whether all is well."""
+    lines, well = [title], True
     try:
         lines.extend(findings)
     except (FileNotFoundError, ValueError) as error:
-        lines += f"PROBLEM: {error}".splitlines()
-        return "\n  ".join(lines), False
-    return "\n  ".join(lines), True
+        lines.extend(f"PROBLEM: {error}".splitlines())
+        well = False
+    return "\n  ".join(lines), well
 
 
 def diagnose(config: DoctorConfig) -> None:
-    """Say what was found, and exit with 1 when something is missing."""
+    """Print the findings, and exit with 1 when something is missing."""
     sections = {
         "versions": versions(),
         "devices": devices(config.trainer, config.model),

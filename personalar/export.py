@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from personalar.config.command_line import start
 from personalar.config.commands import ExportConfig
-from personalar.config.entry import start
 from personalar.sample import concept_folder
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from personalar.config.command_line import start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import build_decoder
-from personalar.config.entry import start
 from personalar.config.layout import ProtocolConfig
 from personalar.core.image_sizes import Size, read_size, written
 from personalar.core.process import keep_memory

@@ -106,9 +106,3 @@ def test_the_command(
             main()
         assert error.value.code == status
     assert shown in capsys.readouterr().out
-
-
-def test_a_wrong_name_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["doctor", "model=lumina_mgpt_7b_51"])
-    with pytest.raises(SystemExit, match=r"did you mean lumina_mgpt_7b_512\?"):
-        main()

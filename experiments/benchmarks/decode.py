@@ -43,7 +43,7 @@ from benchmarks.machine import (
 )
 from benchmarks.random_weights import random_7b
 
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import build_decoder, composed, conf_dir, read_config
 from personalar.core.png import save_png

@@ -40,13 +40,13 @@ from benchmarks.machine import (
     whole_number,
 )
 
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import RunConfig, Stage
 from personalar.core.console import Reporter
 from personalar.core.process import keep_memory
 from personalar.data.datamodule import SequenceStream, collate
-from personalar.run import prepare
+from personalar.runs.personalize import prepare
 from personalar.training.context import Session
 from personalar.training.module import PersonalizationModule
 from personalar.training.train import make_callbacks, make_data, make_module, make_trainer, quiet

@@ -31,7 +31,7 @@ from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ModelFiles
 from personalar.models.chameleon.serialization import load_backend
-from personalar.run import prepare
+from personalar.runs.personalize import prepare
 from personalar.training.context import Session
 from personalar.training.train import train_stage
 

@@ -21,7 +21,7 @@ from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import Concept, base_fingerprint
 from personalar.concepts.model_card import is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
-from personalar.config.arguments import prepare_arguments
+from personalar.config.command_line import prepare_arguments
 from personalar.config.commands import ExportConfig
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import ModelConfig

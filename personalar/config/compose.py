@@ -1,4 +1,4 @@
-"""How a configuration comes about: where the named choices lie, each group's schema, the typed result."""
+"""Composition of a configuration: folder of named choices, schema of each group, the typed result."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
-from personalar.config.evaluate_config import BenchmarkConfig, EvaluateConfig
-from personalar.config.fields import check_ranges
-from personalar.config.names import check_folder_names, inside
-from personalar.config.recipe import RecipeConfig, one_of
-from personalar.config.run_config import (
-    DecoderConfig,
-    LoggerConfig,
-    MemoryConfig,
-    MethodConfig,
-    ModelConfig,
-    RunConfig,
-    StageSelection,
-    SubjectConfig,
-    TrainerConfig,
+from personalar.config.commands import (
+    BenchmarkConfig,
+    DoctorConfig,
+    EvaluateConfig,
+    ExportConfig,
+    SampleConfig,
 )
+from personalar.config.fields import check_folder_names, check_limits, inside, one_of
+from personalar.config.model_config import ModelConfig
+from personalar.config.recipe import RecipeConfig
+from personalar.config.run_config import DecoderConfig, MethodConfig, RunConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
+from personalar.config.subject_config import SubjectConfig, dreambench_class
+from personalar.config.trainer_config import LoggerConfig, MemoryConfig, TrainerConfig
 from personalar.core.measures import IN_SUMMARY
 from personalar.core.types import STAGE_NAMES
 
@@ -50,7 +47,7 @@ COMMANDS: dict[str, Any] = {
     "export": ExportConfig,
     "doctor": DoctorConfig,
 }
-"""What Hydra composes for each command: `python -m personalar.NAME`, conf/NAME.yaml."""
+"""The configuration of each command: `python -m personalar.NAME`, conf/NAME.yaml."""
 
 
 def conf_dir() -> Path:
@@ -88,31 +85,14 @@ def choices(conf: Path, command: str) -> str:
     return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
 
 
-def dreambench_class(path: str | None) -> str:
-    """Return the class of the DreamBench subject whose folder is `path`.
-
-    Raises:
-        ValueError: the folder has another name.
-    """
-    from personalar.data.dreambench import SUBJECTS
-
-    name = Path(path).resolve().name if path else None
-    if name not in SUBJECTS:
-        raise ValueError(
-            f"+subject=dreambench needs subject.path=DIR/NAME, a folder of DreamBench (got {path}); allowed "
-            f"names: {', '.join(SUBJECTS)}; for other photos use +subject=folder"
-        )
-    return SUBJECTS[name]
-
-
 def package_path(where: str) -> Path:
-    """Return the folder that `where` names: "package://x" lies inside the installed package."""
+    """Return the folder that `where` names: "package://x" is inside the installed package."""
     inside = where.removeprefix("package://")
     return Path(__file__).resolve().parents[1] / inside if inside != where else Path(where).expanduser()
 
 
 def check_names(values: dict[str, Any]) -> None:
-    """Raise ValueError for names in lists that would be passed over in silence, or met at the very end."""
+    """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
     for name in values.get("stage", {}).get("run", []):
         one_of("stage.run", name, STAGE_NAMES[1:])
     for product in values.get("objective", []):
@@ -131,7 +111,7 @@ def read_config(cfg: DictConfig) -> Any:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
     check_folder_names(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)
-    check_ranges(values)
+    check_limits(values, cfg)
     check_names(values)
     return OmegaConf.to_object(cfg)
 
@@ -179,7 +159,7 @@ def build_decoder(config: DecoderConfig) -> Any:
 
 
 def register() -> None:
-    """Tell Hydra the schema of every group, and how names and folders come from other settings."""
+    """Register the schema of every group with Hydra, and our resolvers with OmegaConf."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

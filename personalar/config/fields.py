@@ -1,94 +1,94 @@
-"""What every number of the configuration may be, on one page: smallest and largest value by pattern.
+"""Checks of single values: limits of numbers, words of a list, names of folders.
 
-Checked on what is composed, before anything is loaded. The dataclasses check names and what contradicts what.
+Limits are metadata of the dataclass fields. They are checked on the composed configuration, before anything
+is loaded; what contradicts what is checked by the dataclasses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 MANY, LARGEST_SEED = 10**9, 2**63 - 1
-RANGES: dict[str, tuple[float, float]] = {
-    "*seed": (0, LARGEST_SEED),
-    "*seeds": (0, LARGEST_SEED),
-    "samples.num_grid_prompts": (1, 100),
-    "samples.grid_every_steps": (0, MANY),
-    "samples.time_share": (0, 1),
-    "samples.prior_images": (2, MANY),
-    "logger.wandb_upload_seconds": (0, MANY),
-    "scorer.likeness_weight": (0, 1),
-    "model.*hub.gigabytes": (0, MANY),
-    "model.sampling.batch": (1, MANY),
-    "*.cfg_scale": (0, 1000),
-    "*.top_k": (0, MANY),
-    "*.top_p": (1e-6, 1),
-    "*.temperature": (0, 1000),
-    "decoder.window": (2, MANY),
-    "decoder.max_batch": (1, MANY),
-    "decoder.bucket": (1, MANY),
-    "model.layout.grid_px": (1, 4096),
-    "model.layout.resolution": (1, 65536),
-    "model.layout.ids.*": (0, MANY),
-    "model.recipe.z_loss": (0, 1000),
-    "model.recipe.dropout": (0, 0.9),
-    "model.recipe.stages.*.steps": (1, MANY),
-    "model.recipe.stages.*.batch": (1, MANY),
-    "model.recipe.stages.*.accumulate": (1, MANY),
-    "model.recipe.stages.*lr": (0, 1000),
-    "model.recipe.stages.*.weight_decay": (0, 1000),
-    "model.recipe.stages.*.betas": (0, 0.999999),
-    "model.recipe.stages.*.gradient_clip": (1e-9, MANY),
-    "model.recipe.stages.*.replay_ratio": (0, 0.9),
-    "model.recipe.stages.*.image_token_ratio": (0, 1),
-    "model.recipe.data.*prompt_dropout": (0, 1),
-    "model.recipe.data.*_per_photo": (0, MANY),
-    "model.recipe.data.crop_scale": (0.1, 1),
-    "model.recipe.data.replay_images": (0, MANY),
-    "method.base_bits": (4, 16),
-    "method.stages.*.lora.rank": (0, MANY),
-    "method.stages.*.lora.every_n_layers": (1, MANY),
-    "trainer.devices": (1, 4096),
-    "trainer.num_nodes": (1, MANY),
-    "trainer.threads": (1, 4096),
-    "trainer.checkpoint_every_steps": (1, MANY),
-    "memory.gigabytes": (0.001, MANY),
-    "benchmark.published.*": (0, MANY),
-    "benchmark.tolerance": (0, 1),
-    "jobs": (1, MANY),
-}
-SIZES = {"model.recipe.stages.*.betas": 2}
-"""How many numbers a list must hold."""
+FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
+"""Each names a folder: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
+LONGEST = 255
+"""Bytes that a file system allows a name."""
 
 
-def range_of(knob: str) -> tuple[float, float] | None:
-    """Return the smallest and the largest value of `knob` (a.b.c); None where the page does not know it."""
-    return next((found for pattern, found in RANGES.items() if fnmatchcase(knob, pattern)), None)
+def limits(low: float, high: float = MANY) -> dict[str, Any]:
+    """Return metadata of a field: the smallest and largest value of its number, or of all its numbers."""
+    return {"limits": (low, high)}
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (a.b.c, value) of nested mappings."""
-    for key, value in node.items():
+SEED = limits(0, LARGEST_SEED)
+
+
+def check_number(knob: str, number: object, low: float, high: float) -> None:
+    """Raise ValueError, naming the knob and what is allowed, for a number out of range or not finite."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return
+    if not low <= number <= high or not math.isfinite(number):
+        most = f" to {high:g}" if high < MANY else " and more"
+        raise ValueError(f"{knob}={number} is out of range; allowed: {low:g}{most}, a finite number")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError for a seed out of range."""
+    for seed in seeds:
+        check_number("seeds", seed, *SEED["limits"])
+
+
+def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None) -> None:
+    """Check every number of a configuration.
+
+    Args:
+        values: of `node`, resolved.
+        outer: limits of the field that holds `node`, where it is a dict of numbers.
+
+    Raises:
+        ValueError: a number is out of range, with its knob and what is allowed.
+    """
+    schema = OmegaConf.get_type(node)
+    declared = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
+    metadata = {field.name: field.metadata for field in declared}
+    for name, value in values.items():
+        found = metadata.get(name, {}).get("limits", outer)
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def check_ranges(config: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the knob and what is allowed, for a number that cannot be meant."""
-    for knob, value in leaves(config):
-        for pattern, count in SIZES.items():
-            if fnmatchcase(knob, pattern) and len(value) != count:
-                raise ValueError(f"{knob}={value} must hold {count} numbers")
+            check_limits(value, node[name], f"{prefix}{name}.", found)
+            continue
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            low, high = range_of(knob) or (-math.inf, math.inf)
-            if not low <= number <= high or not math.isfinite(number):
-                most = "" if high >= MANY else f" to {high:g}"
-                raise ValueError(
-                    f"{knob}={number} is out of range; allowed: {low:g}{most or ' and more'}, a finite number"
-                )
+            check_number(f"{prefix}{name}", number, *(found or (-math.inf, math.inf)))
+
+
+def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is among `allowed`."""
+    if value not in allowed:
+        near = get_close_matches(str(value), allowed, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
+
+
+def check_folder_names(cfg: DictConfig) -> None:
+    """Raise ValueError where one of `FOLDER_NAMES` is more than the name of one folder."""
+    for knob in FOLDER_NAMES:
+        name = OmegaConf.select(cfg, knob)
+        if name is None:
+            continue
+        strange = not name.strip() or name in (".", "..") or not name.isprintable()
+        if strange or "/" in name or "\\" in name or len(name.encode()) > LONGEST:
+            raise ValueError(
+                f"{knob}={name[:60]!r} is not the name of one folder; allowed: printable characters on one "
+                f"line without / and \\, at most {LONGEST} bytes, and not . or ..; a run is put elsewhere "
+                "with hydra.run.dir=DIR"
+            )
+
+
+def inside(path: str) -> str:
+    """Return `path` with every step upwards (..) replaced, so that it stays where it is joined to."""
+    return "/".join("__" if part == ".." else part for part in str(path).split("/"))

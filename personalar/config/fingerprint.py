@@ -1,7 +1,4 @@
-"""Which settings determine a result: what a run, and what its first stage alone, is a function of.
-
-And what is asked for beyond learning: which stages, pictures and scores.
-"""
+"""Settings that a result depends on, and the request of a run: stages, pictures, scores."""
 
 from __future__ import annotations
 
@@ -38,10 +35,7 @@ def judges_of(config: RunConfig) -> dict[str, Any]:
 
 
 def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:
-    """Return what of `learning_settings` the first stage of a method depends on; None where it is not first.
-
-    A run with the same ones, on the same base and photos, would learn the same stage.
-    """
+    """Return those of `learning_settings` that `stage` depends on, if it is the method's first; else None."""
     method, model = settings["method"], settings["model"]
     if next(iter(method["stages"]), None) != stage:
         return None
@@ -55,7 +49,7 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
 
 
 def request_of(config: RunConfig) -> dict[str, Any]:
-    """Return what a command asks for beyond learning; run.json keeps what is finished of it."""
+    """Return the stages, pictures and scores of a run; run.json keeps those that are finished."""
     return {
         "stages": list(config.stage.run),
         "samples": asdict(config.samples),

@@ -1,6 +1,6 @@
-"""What a base model was trained with: image sizes, the wording of a prompt, where every kind of token goes.
+"""The layout that a base model was trained with: image sizes, wording of a prompt, place of every token.
 
-Plain numbers, without torch: they stand in `protocol.json` of a model folder or in `conf/model/*.yaml`.
+Plain numbers, from `protocol.json` of a model folder or `conf/model/*.yaml`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from string import Formatter
 
-from personalar.config.recipe import one_of
+from personalar.config.fields import limits, one_of
 from personalar.core.image_sizes import Size, bucket_sizes
 
 LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
@@ -16,26 +16,26 @@ LUMINA_PROMPT = "Generate an image of {width}x{height} according to the followin
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """The sequence layout's numbers. NOTE: not frozen, for OmegaConf; see recipe.py."""
+    """The sequence layout's numbers."""
 
-    grid_px: int = 32
+    grid_px: int = field(default=32, metadata=limits(1, 4096))
     """Pixels per unit of a size token."""
-    resolution: int = 512
+    resolution: int = field(default=512, metadata=limits(1, 65536))
     """Side in pixels of the square image, and of the bucket area."""
     buckets: str = "aspect"
-    """Which image shapes it knows: "square" only, or "aspect": all of Lumina's aspect ratios of that area."""
+    """Image shapes it knows: "square" only, or "aspect": all of Lumina's aspect ratios of that area."""
     structure: str = "rows"
     """"rows": size tokens, and a newline after each row of codes (Lumina-mGPT); "flat": the codes alone, of
     one square size (Chameleon, Anole)."""
     unconditional: str = "image"
-    """What stands before the image in the unconditional context of guidance: "image" (nothing, Lumina-mGPT),
+    """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
     "separator" (the prompt's last token, as the SJD code has it) or "bos" (Chameleon)."""
     resize: str = "halving"
-    """How a photo fills its size: "halving" (box halvings, then bicubic: Lumina-mGPT) or "lanczos"
+    """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT) or "lanczos"
     (Chameleon)."""
     prompt_template: str = LUMINA_PROMPT
     """The user's turn, with {width}, {height} and {prompt}."""
-    ids: dict[str, int] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))
     """Ids that tokens must have by name; a tokenizer that gives others is refused."""
     known_words: list[str] | None = None
     """Every word of the captions it was trained on: a note names others in a prompt. null: nobody knows."""

@@ -1,6 +1,6 @@
 """The numbers a model is personalized with: how long, how fast, on what. Values: conf/model/recipe.
 
-NOTE: not frozen, here and in config.py: OmegaConf makes frozen dataclasses read-only, and YAML could not
+NOTE: configuration dataclasses are not frozen: OmegaConf makes frozen ones read-only, and YAML could not
 fill them.
 """
 
@@ -8,51 +8,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from omegaconf import MISSING
 
-
-def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is among `allowed`."""
-    if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
+from personalar.config.fields import limits, one_of
 
 
 @dataclass(kw_only=True)
 class StageNumbers:
-    """How long and how fast one stage trains. AdamW with weight decay 0 is Adam."""
+    """Duration and speed of one stage. AdamW with weight decay 0 is Adam."""
 
-    steps: int = MISSING
+    steps: int = field(default=MISSING, metadata=limits(1))
     """Optimizer steps."""
-    batch: int = MISSING
+    batch: int = field(default=MISSING, metadata=limits(1))
     """Sequences per forward pass."""
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=limits(1))
     """Forward passes per optimizer step."""
-    lr: float = 0.0
+    lr: float = field(default=0.0, metadata=limits(0, 1000))
     """Peak learning rate of the transformer's chosen weights (or of LoRA's)."""
-    identifier_lr: float = MISSING
+    identifier_lr: float = field(default=MISSING, metadata=limits(0, 1000))
     """Peak learning rate of the identifier rows."""
     schedule: str = "linear"
     """"linear" (decay to 0 at the last step) or "constant"."""
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata=limits(0, 1000))
     """AdamW's decay of the transformer's weights; the identifier rows never decay."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=limits(0, 0.999999))
     """AdamW's moments."""
-    gradient_clip: float | None = 1.0
+    gradient_clip: float | None = field(default=1.0, metadata=limits(1e-9))
     """Largest gradient norm over everything that trains; null: no clipping."""
-    replay_ratio: float = 0.0
-    """Part of each batch that is class images made by the base itself (prior preservation), 0 to 1."""
-    image_token_ratio: float = 0.5
+    replay_ratio: float = field(default=0.0, metadata=limits(0, 0.9))
+    """Part of each batch that is class images made by the base itself (prior preservation)."""
+    image_token_ratio: float = field(default=0.5, metadata=limits(0, 1))
     """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
     also_train: list[str] = field(default_factory=list)
-    """Patterns of parameters to train besides the method's: a small base needs more than attention's
-    projections to take in a new thing."""
+    """Patterns of parameters to train besides the method's, for a small base."""
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("linear", "constant"))
+        if len(self.betas) != 2:
+            raise ValueError(f"betas={self.betas} must hold 2 numbers")
 
     @property
     def sequences(self) -> int:
@@ -92,31 +86,31 @@ class StageNumbers:
 
 @dataclass(kw_only=True)
 class DataNumbers:
-    """What the training sequences are made of."""
+    """The mixture of training sequences."""
 
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}"])
     """Neutral training prompts; "{}" becomes "[V] <noun>"."""
     class_name: bool = True
     """Say the class after [V] ("[V] cat"), in training and in sampling; False: "[V]" alone."""
-    prompt_dropout: float = 0.0
+    prompt_dropout: float = field(default=0.0, metadata=limits(0, 1))
     """Chance that a subject's sequence loses its prompt (the context of classifier-free guidance)."""
-    replay_prompt_dropout: float = 0.0
+    replay_prompt_dropout: float = field(default=0.0, metadata=limits(0, 1))
     """The same for replayed class images: guidance's context goes on meaning "any of the class"."""
-    crops_per_photo: int = 0
+    crops_per_photo: int = field(default=0, metadata=limits(0))
     """Randomly shifted and scaled copies of each photo."""
-    copies_per_photo: int = 1
+    copies_per_photo: int = field(default=1, metadata=limits(0))
     """Unchanged copies of each photo; with the crops they are the pool that batches draw from."""
-    crop_scale: float = 0.8
+    crop_scale: float = field(default=0.8, metadata=limits(0.1, 1))
     """Smallest side of a random crop relative to the photo."""
     crop: str = "center"
-    """What of a photo is kept where its shape is none of the model's: "center", or "random" as Lumina-mGPT
-    trains (each copy another)."""
+    """Part of a photo that is kept where its shape is not one of the model's: "center", or "random" as
+    Lumina-mGPT trains (each copy another)."""
     replay_prompts: list[str] = field(default_factory=list)
     """Prompts of the replayed class images; "{}" becomes the noun."""
     replay_prompts_live: list[str] = field(default_factory=list)
     """More of them for animals."""
-    replay_images: int = 0
-    """How many class images the base makes for replay."""
+    replay_images: int = field(default=0, metadata=limits(0))
+    """Number of class images that the base makes for replay."""
 
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
@@ -128,12 +122,11 @@ class DataNumbers:
 
 @dataclass(kw_only=True)
 class IdentifierNumbers:
-    """Where the identifier rows start."""
+    """Start of the identifier rows."""
 
     init: str = "random"
-    """"random" (the vocabulary's mean and deviation), "words" (for [V] the mean of `words`) or, where a
-    base's pretraining gave its reserved ids a meaning, "nearest" (for [V] the one of their rows under which
-    the photos are likeliest)."""
+    """"random" (the vocabulary's mean and deviation), "words" (for [V] the mean of `words`), or "nearest"
+    (for [V] the reserved row under which the photos are likeliest), if pretraining gave those a meaning."""
     words: list[str] = field(default_factory=list)
     """Words whose embeddings start [V] when init=words."""
 
@@ -154,11 +147,11 @@ class RecipeConfig:
     identifier: IdentifierNumbers = field(default_factory=IdentifierNumbers)
     loss: str = "image_tokens"
     """"image_tokens" (codes only, the paper) or "answer" (all of Lumina-mGPT's supervised labels)."""
-    z_loss: float = 0.0
+    z_loss: float = field(default=0.0, metadata=limits(0, 1000))
     """Weight of the mean squared log-partition (Lumina-mGPT: 1e-5)."""
-    dropout: float = 0.0
-    """Chance, 0 to 0.9, of every number that attention or MLP adds to be left out of a training pass
-    (Lumina-mGPT: 0.05; the paper says nothing). Pictures and scores are made with everything."""
+    dropout: float = field(default=0.0, metadata=limits(0, 0.9))
+    """Chance that a number that attention or MLP adds is left out of a training pass (Lumina-mGPT: 0.05;
+    the paper says nothing). Pictures and scores are made without dropout."""
 
     def __post_init__(self) -> None:
         one_of("recipe.loss", self.loss, ("image_tokens", "answer"))

@@ -1,6 +1,6 @@
-"""Every knob of the program on one page: one dataclass per config group, each value declared once.
+"""The whole configuration of a run: one dataclass per config group, each value declared once.
 
-The YAML files in `conf/` hold named choices of these values; a key that is not declared here does not exist.
+The YAML files in `conf/` hold named choices of these values; a key that is not declared does not exist.
 """
 
 from __future__ import annotations
@@ -10,109 +10,17 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from personalar.config.layout import ProtocolConfig
-from personalar.config.recipe import RecipeConfig, StageNumbers, one_of
+from personalar.config.fields import SEED, limits, one_of
+from personalar.config.model_config import ModelConfig
+from personalar.config.recipe import StageNumbers
 from personalar.config.scorer_config import ScorerConfig
-from personalar.config.trainer_config import ACCELERATORS, LoggerConfig, MemoryConfig, TrainerConfig
-
-
-@dataclass(kw_only=True)
-class SamplingNumbers:
-    """The model's sampling defaults; `decoder` takes them unless told otherwise."""
-
-    cfg_scale: float = 1.0
-    top_k: int = 0
-    """0: off."""
-    top_p: float = 1.0
-    temperature: float = 1.0
-    batch: int = 16
-    """Images decoded together. An image does not depend on it."""
-
-
-@dataclass(kw_only=True)
-class HubFiles:
-    """Files of one Hugging Face repository, and what to know before they are downloaded."""
-
-    repo: str = MISSING
-    """owner/name."""
-    revision: str = "main"
-    """Commit or branch; "main" is whatever the repository holds that day."""
-    licence: str = MISSING
-    """One line; the repository's page has the text to accept."""
-    files: list[str] = field(default_factory=list)
-    """Names or patterns of what is needed."""
-    gigabytes: float = MISSING
-    """About how much that is, in 1e9 bytes."""
-
-
-@dataclass(kw_only=True)
-class ModelConfig:
-    """A base model: where its weights lie and what suits it."""
-
-    name: str = MISSING
-    path: str | None = None
-    """Folder of weights; "package://x" lies inside the installed package; null: from `hub`."""
-    vq_path: str | None = None
-    """Folder of the image tokenizer, where it is not in `path`; null: there, or from `vq_hub`."""
-    hub: HubFiles | None = None
-    vq_hub: HubFiles | None = None
-    tokenizer_hub: HubFiles | None = None
-    """Repositories of the image and of the text tokenizer, where the model's has none."""
-    layout: ProtocolConfig | None = None
-    """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
-    dtype: str = "float32"
-    float16_problem: str | None = None
-    """Why dtype=float16 is refused; null: it is not."""
-    accelerator: str = "cpu"
-    """What trainer=auto takes: "cpu", "gpu", or "auto", a GPU if torch sees one."""
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    sampling: SamplingNumbers = field(default_factory=SamplingNumbers)
-    photo_warning: str | None = None
-    """Said when the subject is real photographs."""
-
-    def __post_init__(self) -> None:
-        one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
-        if self.dtype == "float16" and self.float16_problem:
-            raise ValueError(
-                f"model.dtype=float16 is refused for model={self.name}: {self.float16_problem}; choose "
-                "model.dtype=bfloat16, or float32, which takes twice the memory"
-            )
-        one_of("model.accelerator", self.accelerator, ACCELERATORS)
-        if self.path is None and self.hub is None:
-            raise ValueError(f"model={self.name} says nowhere where its weights are: set model.path=DIR")
-
-
-@dataclass(kw_only=True)
-class SubjectConfig:
-    """What to learn."""
-
-    kind: str = "rendered"
-    """"rendered" (a fixed instance of the embedded world) or "folder" (one's own photos)."""
-    name: str = MISSING
-    """Names the run folder; no path."""
-    noun: str = MISSING
-    """The class in plain words, for instance dog."""
-    seed: int = 0
-    """Which instance of the class is rendered."""
-    path: str | None = None
-    """Folder of photos when kind=folder."""
-    live: bool | None = None
-    """An animal; null: known from the noun."""
-    description: str | None = None
-    """The best text description; null: from the renderer, or none."""
-
-    def __post_init__(self) -> None:
-        one_of("subject.kind", self.kind, ("rendered", "folder"))
-
-    @property
-    def photographs(self) -> bool:
-        """Whether the pictures are real photographs."""
-        return self.kind != "rendered"
+from personalar.config.subject_config import SamplesConfig, SubjectConfig
+from personalar.config.trainer_config import LoggerConfig, MemoryConfig, TrainerConfig
 
 
 @dataclass(kw_only=True)
 class StageSelection:
-    """Which stages of the method run now."""
+    """Stages of the method to run now."""
 
     name: str = MISSING
     run: list[str] = MISSING
@@ -122,15 +30,15 @@ class StageSelection:
 class LoraConfig:
     """Low-rank adapters (PEFT) on attention projections."""
 
-    rank: int = 0
+    rank: int = field(default=0, metadata=limits(0))
     """0: no adapters."""
-    every_n_layers: int = 1
+    every_n_layers: int = field(default=1, metadata=limits(1))
     """Adapters on every n-th layer (the paper's N)."""
 
 
 @dataclass(kw_only=True)
 class StageMethod:
-    """What one stage trains."""
+    """The parameters that one stage trains."""
 
     numbers: str = MISSING
     """Key of `model.recipe.stages`."""
@@ -162,7 +70,7 @@ class MethodConfig:
     """An ordered set of stages ("embedding", "transformer"); each starts from what the one before left."""
 
     name: str = MISSING
-    base_bits: int = 16
+    base_bits: int = field(default=16, metadata=limits(4, 16))
     """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: in `model.dtype`."""
     stages: dict[str, StageMethod] = field(default_factory=dict)
 
@@ -177,21 +85,21 @@ class MethodConfig:
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """How images are sampled; `_target_` is a decoder class, the rest its settings; null: not its own."""
+    """The sampler of images: `_target_` is a decoder class, the rest its settings; null: not its own."""
 
     _target_: str = MISSING
-    cfg_scale: float = II("model.sampling.cfg_scale")
-    top_k: int = II("model.sampling.top_k")
-    top_p: float = II("model.sampling.top_p")
-    temperature: float = II("model.sampling.temperature")
-    window: int | None = None
+    cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
+    top_k: int = field(default=II("model.sampling.top_k"), metadata=limits(0))
+    top_p: float = field(default=II("model.sampling.top_p"), metadata=limits(1e-6, 1))
+    temperature: float = field(default=II("model.sampling.temperature"), metadata=limits(0, 1000))
+    window: int | None = field(default=None, metadata=limits(2))
     """decoder=jacobi: codes that one forward looks at."""
-    max_batch: int | None = None
+    max_batch: int | None = field(default=None, metadata=limits(1))
     """decoder=jacobi: images decoded speculatively at once; see docs/sampling.md for larger batches."""
-    bucket: int | None = None
+    bucket: int | None = field(default=None, metadata=limits(1))
     """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """What a decoder from outside of this package takes besides; `_target_` may stand here too."""
+    """Further settings of a decoder from outside of this package; `_target_` may be here too."""
 
     def __post_init__(self) -> None:
         if not self.settings["_target_"].startswith("personalar.generation.decoders."):
@@ -210,42 +118,10 @@ class DecoderConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the decoder (`hydra.utils.instantiate`)."""
+        """Arguments of the decoder (`hydra.utils.instantiate`)."""
         named = asdict(self)
         from_outside = named.pop("arguments")
         return {name: value for name, value in named.items() if value is not None} | from_outside
-
-
-@dataclass(kw_only=True)
-class SamplesConfig:
-    """What is sampled before, between and after the stages."""
-
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """Every prompt is sampled once per seed, the same at every stage."""
-    prompts: list[str] | None = None
-    """Prompts with "{}" where the subject goes; null: those of `prompt_set`."""
-    prompt_set: str = "world"
-    """"world" (what the rendered world can show) or "dreambench" (the published 25)."""
-    num_grid_prompts: int = 6
-    """How many of the prompts the sample grids show."""
-    grid_every_steps: int = 50
-    """Steps between sample grids in training; 0: none."""
-    time_share: float = 0.3
-    """Largest part of a stage's time that grids may take (0 to 1); what would go beyond is left out."""
-    kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
-    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds:
-    PRES and diversity), "unrelated" (other things: drift)."""
-    prior_images: int = 8
-    """Seeds of the kind "prior"."""
-
-    def __post_init__(self) -> None:
-        one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
-        for kind in self.kinds:
-            one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
-        if "subject" not in self.kinds:
-            raise ValueError(f"samples.kinds={self.kinds} must hold subject, which grids and scores show")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"samples.seeds={self.seeds} must be at least one seed, each once")
 
 
 @dataclass(kw_only=True)
@@ -262,10 +138,10 @@ class RunConfig:
     logger: LoggerConfig = MISSING
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    seed: int = 0
+    seed: int = field(default=0, metadata=SEED)
     """Of the identifier's start, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
-    """What a sweeper is told: measures of the last stage in summary.json, "*" multiplies them."""
+    """Values for a sweeper: measures of the last stage in summary.json, "*" multiplies them."""
     reuse: str | None = None
     """Folder of a run whose stage 1 is taken over, where this run would learn the same; null: learn it."""
     overwrite: bool = False
@@ -287,7 +163,7 @@ class RunConfig:
 
     @property
     def photo_warnings(self) -> list[str]:
-        """What to say of base and judges where the subject is real photographs."""
+        """Warnings about base and judges where the subject is real photographs."""
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]

@@ -1,13 +1,13 @@
-"""The judges of a run: who they are, and what may not hang on the word of some."""
+"""Scorer settings, and the decisions that need scorers that know photographs. Values: conf/scorer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from personalar.config.recipe import one_of
+from personalar.config.fields import limits, one_of
 
 UNJUDGED = ("images", "steps", "seconds")
 """Measures in summary.json that no judge makes."""
@@ -19,14 +19,14 @@ class ScorerConfig:
 
     name: str = MISSING
     clip: str | None = None
-    """Folder or hub id of a CLIP model; "package://x" lies inside the installed package."""
+    """Folder or hub id of a CLIP model; "package://x" is inside the installed package."""
     dino: str | None = None
     """Folder or hub id of a DINO-style vision transformer."""
     dino_preprocess: str = "checkpoint"
     """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
     clip_text: str = "class"
-    """What CLIP-T reads for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
-    likeness_weight: float = 0.5
+    """Text of CLIP-T for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+    likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
     """Weight of likeness in the curve `val/harmonic`, 0 to 1: lambda in RPO (arXiv 2407.12164)."""
     photo_warning: str | None = None
     """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
@@ -38,7 +38,7 @@ class ScorerConfig:
 
     @property
     def scores(self) -> bool:
-        """Whether there are judges."""
+        """There are judges."""
         return bool(self.clip and self.dino)
 
     def warning(self, *, photographs: bool) -> str | None:
@@ -62,5 +62,5 @@ class ScorerConfig:
 
 
 def judged(objective: Iterable[str]) -> list[str]:
-    """Return those of an objective's names ("dino*clip_t") that hold a judge's measure."""
+    """Return those of an objective's names ("dino*clip_t") that contain a judge's measure."""
     return [name for name in objective if {f.strip() for f in name.split("*")} - set(UNJUDGED)]

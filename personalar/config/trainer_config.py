@@ -1,5 +1,4 @@
-"""The machine's side of a run: where it computes, over how many processes, in how much memory, and where its
-curves go."""
+"""The machine's side of a run: processes, memory, curves. Values: conf/trainer, conf/memory, conf/logger."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from personalar.config.recipe import one_of
+from personalar.config.fields import limits, one_of
 
 ACCELERATORS = ("cpu", "gpu", "auto")
 
@@ -20,20 +19,20 @@ class TrainerConfig:
     name: str = MISSING
     accelerator: str = "cpu"
     """"cpu", "gpu", or "auto", which becomes one of them: gpu if torch sees one."""
-    devices: int = 1
+    devices: int = field(default=1, metadata=limits(1, 4096))
     """Processes on each machine."""
-    num_nodes: int = 1
+    num_nodes: int = field(default=1, metadata=limits(1))
     """Machines; each starts the same command, by torchrun or srun."""
     strategy: str = "single"
     """"single" process, "ddp" (whole copies), or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host)."""
     attention: str = "sdpa"
     """"eager" (explicit softmax; its backward is much faster on a CPU), "sdpa", or "auto": what suits."""
-    threads: Any = "auto"
+    threads: Any = field(default="auto", metadata=limits(1, 4096))
     """Torch threads; auto: OMP_NUM_THREADS, or all cores; set 1 where others keep the cores busy."""
     compile_blocks: bool = False
     """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
-    checkpoint_every_steps: int = 25
-    """How much of a stage a kill can cost."""
+    checkpoint_every_steps: int = field(default=25, metadata=limits(1))
+    """Steps that a kill can cost at most."""
 
     @property
     def torch_device(self) -> str:
@@ -67,10 +66,10 @@ def _sees_gpu() -> bool:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """What a run may do to fit; what it computes stays the same up to rounding."""
+    """Ways of a run to fit into memory; its results stay the same up to rounding."""
 
     name: str = MISSING
-    gigabytes: float | None = None
+    gigabytes: float | None = field(default=None, metadata=limits(0.001))
     """Memory to fit into, 10^9 bytes on each device; null: what the device has."""
     recompute: bool | None = None
     """Compute the inside of each block again in the backward pass; null: where it does not fit otherwise."""
@@ -86,7 +85,7 @@ class MemoryConfig:
 
 @dataclass(kw_only=True)
 class LoggerConfig:
-    """Where curves go besides the CSV files, which are always written."""
+    """Curves besides the CSV files, which are always written."""
 
     name: str = MISSING
     tensorboard: bool = False
@@ -97,5 +96,5 @@ class LoggerConfig:
     wandb_group: str | None = None
     """null: the name of the sweep's folder, in a sweep."""
     wandb_tags: list[str] = field(default_factory=list)
-    wandb_upload_seconds: int = 600
-    """How long the end of a run waits for W&B to take what is left; 0: until it has. What stays is kept."""
+    wandb_upload_seconds: int = field(default=600, metadata=limits(0))
+    """Longest wait at the end of a run for uploads to W&B; 0: no limit. The rest is kept on disk."""

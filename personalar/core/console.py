@@ -1,7 +1,4 @@
-"""What a person sees while a run works: a bar per phase with the time left, and where pictures lie.
-
-On a terminal the bars move; into a file goes one plain line per finished phase.
-"""
+"""Progress of a run: on a terminal a bar per phase with the time left, in a file one line per phase."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from rich.progress import (
 
 
 class Reporter:
-    """Speaks to the terminal; silent where `enabled` is false (ranks above zero, tests)."""
+    """Print progress; silent where `enabled` is false (ranks above zero, tests)."""
 
     def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
         """Speak to `console`, standard output by default."""
@@ -39,12 +36,10 @@ class Reporter:
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         """Show a bar while the block runs; yields `advance(count=1, note="")`."""
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-        )  # fmt: skip
-        progress = Progress(*columns, console=self.console, disable=not self.is_live, transient=True)
+        texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
+        columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
+        live = {"console": self.console, "disable": not self.is_live, "transient": True}
+        progress = Progress(*columns, TimeRemainingColumn(), **live)
         task = progress.add_task(name, total=total, note="")
         started, booked, last_note = time.perf_counter(), self._booked, ""
 
@@ -67,10 +62,7 @@ class Reporter:
 
     @property
     def is_live(self) -> bool:
-        """Whether bars may move: on a terminal, and not where FORCE_COLOR says that there is one.
-
-        A notebook's kernel and many CI services set it; what they keep would be every frame of every bar.
-        """
+        """Bars may move: on a real terminal, and not where only FORCE_COLOR (notebooks, CI) claims one."""
         return self.enabled and self.console.is_terminal and self.console.file.isatty()
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""What ends a command: anything that a person can mend is told in one sentence with what to do.
+"""Errors that end a command: those of a user become one sentence with a fix.
 
-The rest is a mistake of ours and keeps its traceback, as everything does with HYDRA_FULL_ERROR=1.
+The rest are bugs and keep their traceback, as all errors do with HYDRA_FULL_ERROR=1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GOES_ON = "what was finished is kept, and the same command goes on from there"
 
 @contextmanager
 def told(command: str) -> Iterator[None]:
-    """Run the block; what a person can mend ends it in one sentence and exit code 1, Ctrl-C in 130."""
+    """Run the block; a user's mistake ends it in one sentence and exit code 1, Ctrl-C in 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -39,7 +39,7 @@ def told(command: str) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str | None:
-    """Return what to tell a person about `error`; None where only a developer can mend it."""
+    """Return the message about `error` for a user; None where only a developer can fix it."""
     if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"the network was lost ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses what is on this machine"
@@ -62,13 +62,13 @@ def sentence(error: BaseException) -> str | None:
 
 
 def left_alone(error: BaseException) -> bool:
-    """Tell whether the processes of a distributed run could not speak with each other any more."""
+    """Tell whether the processes of a distributed run lost each other."""
     backend = type(error).__name__ in ("DistBackendError", "DistNetworkError")
     return backend or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory, of the host or of a device, did not suffice."""
+    """Tell whether memory of the host or of a device ran out."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -104,4 +104,4 @@ def _system(error: OSError) -> str:
             f"{what} is in the way ({reason}): move it, or choose another folder "
             "(hydra.run.dir=DIR for a run, out=DIR elsewhere)"
         )
-    return f"{what}: {reason}; {GOES_ON} once that is mended"
+    return f"{what}: {reason}; {GOES_ON} once that is fixed"

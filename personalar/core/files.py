@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, whenever a process ends."""
+"""Atomic files: complete or absent, whenever a process ends."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\..+\.personalar-\d+-\d+\.tmp")
-"""Names that `temporary` gives, and nobody else: what a killed run was writing is known by them."""
+"""Names that only `temporary` gives: they mark files that a killed run was writing."""
 
 
 def temporary(path: Path) -> Path:
-    """Return the file beside `path` in which this thread writes what is to become `path`."""
+    """Return the file beside `path` that this thread writes and then renames to `path`."""
     own = f"personalar-{os.getpid()}-{threading.get_ident()}"
     return path.with_name(f".{path.name[:40]}.{own}.tmp")  # a long name must not get too long
 
@@ -24,5 +24,5 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         unfinished.write_bytes(data)
         os.replace(unfinished, path)
-    finally:  # half a file would take the room that lacks
+    finally:  # half a file would fill a full disk
         unfinished.unlink(missing_ok=True)

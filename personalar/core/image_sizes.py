@@ -1,7 +1,7 @@
-"""Which picture sizes a base knows, which of them suits a photo, and what the photo loses by it.
+"""Picture sizes of a base, and the one that suits a photo.
 
 A size is (width, height) in pixels. A bucket is one of about the model's area, both sides multiples of one
-grid, at most 4:1 (Lumina-mGPT's). Plain numbers, without torch.
+grid, at most 4:1 (Lumina-mGPT's).
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ def choose_bucket(width: int, height: int, sizes: Sequence[Size]) -> Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a base makes of a photo's size."""
+    """The fit of a photo into a size of the base."""
 
     size: Size
-    """The one of the base's sizes that the photo fills."""
+    """Size of the base that the photo fills."""
     cut: float
-    """Share of the photo's area that lies outside of it, 0 to 1, wherever the cut is made."""
+    """Share of the photo's area that is cut off, 0 to 1."""
     tall: bool
     """The cut is at top and bottom, not at left and right."""
     enlarged: float
-    """How many times longer the photo's sides become; below 1 it is scaled down."""
+    """Factor on the photo's sides; below 1 it is scaled down."""
 
 
 def fit(image: Size, sizes: Sequence[Size]) -> Fit:
-    """Return how a photo fills the one of `sizes` that loses least of it."""
+    """Return the fit of a photo into the one of `sizes` that loses least of it."""
     size = choose_bucket(*image, sizes)
     scales = (size[0] / image[0], size[1] / image[1])
     return Fit(size=size, cut=1 - kept_share(image, size), tall=scales[0] > scales[1], enlarged=max(scales))
 
 
 def written(size: Size) -> str:
-    """Return "608x416": width before height, as prompts and settings have it."""
+    """Return a size as "608x416", width first, as in prompts and settings."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -72,12 +72,14 @@ def read_size(text: str, sizes: Sequence[Size]) -> Size:
     """Return the one of a base's `sizes` that `text` ("608x416") names.
 
     Raises:
-        ValueError: when it is no size, or none of this base's; with those that are, or the nearest in shape.
+        ValueError: unknown size; with the known ones, or the nearest in shape.
     """
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(text))
     if found is None:
         example = written(choose_bucket(3, 2, sizes))
-        raise ValueError(f"size={text!r} is no size: write width x height in pixels, such as size={example}")
+        raise ValueError(
+            f"size={text!r} is not a size: write width x height in pixels, such as size={example}"
+        )
     size = int(found[1]), int(found[2])
     if size in sizes:
         return size
@@ -85,4 +87,4 @@ def read_size(text: str, sizes: Sequence[Size]) -> Size:
         raise ValueError(f"size={text}: this base draws {written(sizes[0])} only; leave size out")
     near = sorted(sizes, key=lambda one: (kept_share(size, one), one), reverse=True)[:LISTED]
     which = "allowed" if len(sizes) <= LISTED else f"it has {len(sizes)}, nearest in shape"
-    raise ValueError(f"size={text} is none of this base's sizes; {which}: {', '.join(map(written, near))}")
+    raise ValueError(f"size={text} is not one of this base's sizes; {which}: {', '.join(map(written, near))}")

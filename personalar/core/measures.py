@@ -1,4 +1,4 @@
-"""The table of measures: names, titles, and where each one is used."""
+"""The table of measures: names, titles and uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _READING = (*_CLIP, "clip_text")
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number that says how good pictures are, or what they took."""
+    """One number about the quality or the cost of pictures."""
 
     title: str | None = None
     """Of its column in a comparison; None: it has none there."""

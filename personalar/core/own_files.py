@@ -1,6 +1,6 @@
-"""What a run writes into its folder, by name; nothing else that lies there is ever deleted.
+"""Names of the files that a run writes into its folder; nothing else there is ever deleted.
 
-A person may keep files of their own in a run folder, or name a folder that is no run's by mistake.
+Users may keep files of their own in a run folder, or name another folder by mistake.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CARD_FILE, PICTURES = "README.md", "pictures"
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
-"""What temporary files were called before they named the program."""
+"""Names of temporary files before they contained the program's name."""
 
 _STAGE = f"({'|'.join(STAGE_NAMES)})"
 _CONCEPT = f"({'|'.join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))})"
@@ -40,11 +40,11 @@ OWN = re.compile(
         ]
     )
 )
-"""Paths in a run folder; those that may be folders (of checkpoints, of W&B) are ours with all they hold."""
+"""Paths in a run folder; folders among them (of checkpoints, of W&B) are ours with all they contain."""
 
 
 def own_files(root: Path, *below: str) -> Iterator[Path]:
-    """Yield what a run wrote in the run folder `root`, below its folders `below`."""
+    """Yield the files of the run in the folder `root`, below its folders `below`."""
     for folder in below:
         for path in sorted((root / folder).rglob("*")):
             if OWN.fullmatch(path.relative_to(root).as_posix()):
@@ -52,7 +52,7 @@ def own_files(root: Path, *below: str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder; what is gone already is no mistake."""
+    """Delete a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -60,16 +60,16 @@ def remove(path: Path) -> None:
 
 
 def delete_own(root: Path, *below: str) -> None:
-    """Delete `own_files`, and the folders in which nothing is left then."""
+    """Delete `own_files`, and the folders that are empty then."""
     for path in own_files(root, *below):
         remove(path)
         for parent in path.relative_to(root).parents[:-1]:
-            with suppress(OSError):  # it holds something else
+            with suppress(OSError):  # not empty
                 (root / parent).rmdir()
 
 
 def delete_temporaries(root: Path) -> None:
-    """Delete what a killed run was writing in the run folder `root`."""
+    """Delete the unfinished files of a killed run in the run folder `root`."""
     for path in root.glob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             remove(path)

@@ -1,7 +1,4 @@
-"""PNG files that say what made them: prompt, seed and the rest travel in the image's own text chunks.
-
-Written atomically (temporary file, then rename), so a killed run never leaves half a picture.
-"""
+"""PNG files, written atomically, with prompt, seed and the rest in the image's own text chunks."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from personalar.core.files import write_atomic
 from personalar.core.types import PromptSpec, Sample
 
 SAMPLE_NAME = r"(subject|class|description|prior|unrelated)_([a-z0-9-]+_)?[0-9a-f]{6}_s\d+\.png"
-"""What `sample_filename` gives a picture of a run."""
+"""Names that `sample_filename` gives pictures of a run."""
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write `image` as a PNG whose text chunks (UTF-8) hold `metadata`; create the folder."""
+    """Write `image` as a PNG with `metadata` as text chunks (UTF-8); create the folder."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value)
@@ -56,7 +53,7 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def sample_metadata(sample: Sample) -> dict[str, str]:
-    """Return what the PNG of `sample` carries: stage, prompt, kind, seed and the `PromptSpec`."""
+    """Return the metadata of the PNG of `sample`: stage, prompt, kind, seed and the `PromptSpec`."""
     spec = {key: value for key, value in dataclasses.asdict(sample.spec).items() if value is not None}
     spec["template"] = spec.pop("text")
     return {
@@ -80,25 +77,16 @@ def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] 
 
 
 def load_sample(path: Path) -> Sample:
-    """Read back what `save_sample` wrote.
-
-    Raises:
-        ValueError: the PNG does not carry the metadata of a sample.
-    """
+    """Read back a file of `save_sample`. Raises ValueError where the PNG has no metadata of a sample."""
     found = read_png_metadata(path)
     missing = [key for key in ("stage", "prompt", "kind", "seed", "template", "category") if key not in found]
     if missing:
         raise ValueError(
-            f"{path} is not a sample of personalar: its PNG metadata lack {', '.join(missing)}; "
+            f"{path} is not a sample of personalar: its PNG metadata miss {', '.join(missing)}; "
             "only images that a run or personalar.sample wrote can be read back"
         )
-    spec = PromptSpec(
-        text=found["template"],
-        category=found["category"],
-        context=found.get("context"),
-        accessory=found.get("accessory"),
-        colour=found.get("colour"),
-    )
+    details = {name: found.get(name) for name in ("context", "accessory", "colour")}
+    spec = PromptSpec(text=found["template"], category=found["category"], **details)
     with Image.open(path) as image:
         pixels = image.convert("RGB")
     return Sample(

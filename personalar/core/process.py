@@ -1,7 +1,4 @@
-"""Settings of the process: threads, exact float32, memory that is kept.
-
-Measured on 2 cores: returning every big buffer to the kernel costs a third of a training step.
-"""
+"""Settings of the process: threads, exact float32, the allocator, ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # fro
 
 
 def keep_memory() -> bool:
-    """Tell glibc to keep freed memory for the next step; return whether it listened (False elsewhere)."""
+    """Make glibc keep freed memory for the next step, which is faster; return whether it did (Linux only)."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -43,7 +40,7 @@ def local_rank() -> int:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -56,12 +53,7 @@ def visible_gpus() -> list[str]:
 
 
 def choose_threads(setting: Any) -> int:
-    """Return the number of torch threads.
-
-    Args:
-        setting: "auto" (OMP_NUM_THREADS, or else every core that this process may use), or a number that is
-            taken as it is.
-    """
+    """Return the number of torch threads: `setting`, or for "auto" OMP_NUM_THREADS, else all cores."""
     if setting != "auto":
         return int(setting)
     given = os.environ.get("OMP_NUM_THREADS", "")
@@ -69,13 +61,10 @@ def choose_threads(setting: Any) -> int:
 
 
 def prepare_torch(setting: Any) -> None:
-    """Set the number of torch threads (`choose_threads`), and which of its ways a GPU may take.
+    """Set the number of torch threads (`choose_threads`) and the kernels of a GPU.
 
-    There PyTorch rounds what goes into float32 convolutions to 10 of 23 bits (TF32) unless told not to. Image
-    tokenizer and judges are float32 so that codes and scores depend little on the machine.
-
-    On Hopper and newer it may take cuDNN for attention, which prepares itself anew for every shape (tenths of
-    a second, as others measured): in sampling every step has a length of its own.
+    TF32 convolutions are off: codes and scores, made in float32, shall depend little on the machine. So is
+    cuDNN's attention, which prepares itself anew for every length.
     """
     import torch
 

@@ -1,8 +1,4 @@
-"""Random numbers as a hash of what they are for: any of them, in any order, on any device, with equal values.
-
-A generator gives numbers in the order in which it is asked, so what it gives depends on everything before; a
-hash depends on its key alone.
-"""
+"""Random numbers as hashes of keys: any of them, in any order, equal on every device."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def apart(keys: Tensor) -> Tensor:
-    """Return other keys than `keys`, for a second kind of numbers that has nothing of the first."""
+    """Derive keys for an independent random stream."""
     return keys ^ _ODD
 
 

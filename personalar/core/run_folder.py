@@ -1,8 +1,7 @@
-"""The folder of one run: where everything lies, what is done already, and whether this run may go on in it.
+"""The folder of one run: its paths, and its record run.json of what is done.
 
-Its name holds no date, so the same command finds what an interrupted one left. `summary.py` documents the
-files that outsiders read; this module adds `stages/{stage}/{concept,checkpoints}` and `cache/`, from which a
-run goes on.
+`reports/summary.py` documents the files that others read; a run goes on from
+`stages/{stage}/{concept,checkpoints}` and `cache/`.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ SHARED = (
     "cache/photo_codes.safetensors",
     "cache/class_codes.safetensors",
 )
-"""What depends on base, photos, prompts and seeds alone; the codes carry their own key.
-
-It may be copied into a folder before its run begins."""
+"""Files that depend on base, photos, prompts and seeds alone; they may be copied before a run begins."""
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -69,12 +66,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def first_few(items: Sequence[str], most: int = 4) -> str:
-    """Join items for a message, which need not hold all of them."""
+    """Join the first items for a message."""
     return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
 
 
 def steps_before(record: Mapping[str, Any], stage: str) -> int:
-    """Return how many optimizer steps the stages before `stage` took: where it begins on the slider."""
+    """Return the number of optimizer steps of the stages before `stage`: its start on the slider."""
     earlier = STAGE_NAMES[: STAGE_NAMES.index(stage)]
     return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
 
@@ -102,16 +99,16 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether its run.json is one that a run wrote."""
+        """Its run.json is one that a run wrote."""
         learned = isinstance(self.record.get("settings"), dict) and "photos" in self.record
         return learned and self.record.get("format_version") == FORMAT_VERSION
 
     def concept(self, stage: str) -> Path:
-        """Where `stage` leaves its concept."""
+        """The folder of the concept that `stage` leaves."""
         return self.path / "stages" / stage / "concept"
 
     def checkpoints(self, stage: str) -> Path:
-        """Where an unfinished `stage` keeps its last checkpoint."""
+        """The folder of the last checkpoint of an unfinished `stage`."""
         return self.path / "stages" / stage / "checkpoints"
 
     def has_concept(self, stage: str) -> bool:
@@ -124,10 +121,10 @@ class RunFolder:
         return next((stage for stage in reversed(STAGE_NAMES) if self.has_concept(stage)), None)
 
     def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
-        """Make sure that what lies here was learned with the same `settings` and `photos` (a fingerprint).
+        """Make sure that the run here was learned with the same `settings` and `photos` (a fingerprint).
 
         Raises:
-            ValueError: when it was learned with others, which are named, or is no run's.
+            ValueError: other settings, which are named, or not the folder of a run.
         """
         if not self.is_run and (found := self.strangers()):
             raise ValueError(
@@ -147,7 +144,7 @@ class RunFolder:
             )
 
     def strangers(self) -> list[str]:
-        """Return the names of what lies where a run would write, beyond what is `SHARED`."""
+        """Return names in the way of a run: all that it would write, without `SHARED`."""
         found = []
         for name in ("run.json", *RESULTS, *FOLDERS):
             path, inside = self.path / name, {name}
@@ -159,7 +156,7 @@ class RunFolder:
         return found
 
     def clear(self) -> None:
-        """Delete what runs wrote here, and nothing else; run.json stays, to say whose folder this is."""
+        """Delete the files of runs; run.json stays with settings and photos, as the mark of a run."""
         kept = {name: self.record[name] for name in ("settings", "photos")}
         self.record = {}
         self.update(**kept)
@@ -178,7 +175,7 @@ class RunFolder:
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
 
     def drop_checkpoints(self, stage: str) -> None:
-        """Delete what a finished `stage` went on from, 19 GB for a 7B; run.json stops naming it first."""
+        """Delete the checkpoints of a finished `stage`, after their entry in run.json."""
         stages = self.record.get("stages", {})
         if "checkpoint" in stages.get(stage, {}):
             facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}

@@ -1,7 +1,6 @@
-"""One run at a time in a run folder: a second one ends at once and says which process is in its way.
+"""One run at a time in a run folder: a second one ends at once and names the process that holds the lock.
 
-The operating system holds the lock (flock, by the library filelock) and lets go of it when the process ends,
-however it ends: what a killed run left behind blocks nobody.
+The lock (flock) ends with its process, so a killed run blocks nobody.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.y
 
 
 def in_use(run_dir: Path) -> str:
-    """Return what to tell a person whose run would be the second in `run_dir`."""
+    """Return the message for a second run in `run_dir`."""
     try:
         holder = json.loads((run_dir / LOCK_FILE).read_text())
         host, pid = str(holder["host"]), int(holder["pid"])
-    except (OSError, ValueError, TypeError, KeyError):  # the other one has not written its name yet
+    except (OSError, ValueError, TypeError, KeyError):  # not written yet
         host, pid = "this or another machine", 0
     who = f"process {pid} on {host}" if pid else f"another process on {host}"
     ending = f"end it with `kill {pid}` on {host}" if pid else "end it"
@@ -41,7 +40,7 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
     """Keep other runs out of `run_dir` while the block runs.
 
     Args:
-        leads: whether this is the process of rank zero; the others of its run take no lock.
+        leads: this is the process of rank zero; the others take no lock.
 
     Raises:
         ValueError: another run is at work there, with its host and process.
@@ -65,10 +64,7 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
 
 @contextmanager
 def refusable(run_dir: Path) -> Iterator[None]:
-    """Remove `run_dir` when the block fails before anything of a run lies there; inside `locked`.
-
-    A mistyped folder of photos would leave one that looks like a run.
-    """
+    """Remove `run_dir` when the block fails before a run wrote anything there; inside `locked`."""
     try:
         yield
     except Exception:
@@ -77,13 +73,13 @@ def refusable(run_dir: Path) -> Iterator[None]:
 
 
 def remove_empty_run(run_dir: Path) -> None:
-    """Delete `run_dir` if Hydra's three files and the lock are all it holds; else leave it as it is."""
+    """Delete `run_dir` if it contains only Hydra's three files and the lock."""
     hydra = run_dir / HYDRA_FOLDER
     found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
     ours = {HYDRA_FOLDER, LOCK_FILE, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
     if not found <= ours or run_dir.resolve() == Path.cwd():
         return
-    with suppress(OSError):  # what is not as it looks, or may not be deleted, stays
+    with suppress(OSError):  # not as it looks, or not to be deleted
         for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
             path.unlink(missing_ok=True)
         if hydra.is_dir():
@@ -92,7 +88,7 @@ def remove_empty_run(run_dir: Path) -> None:
 
 
 def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
-    """Make `run_dir` and try it, before anything is written there that another run may hold dear.
+    """Make `run_dir` and try to write there, before Hydra does.
 
     Raises:
         ValueError: another run is at work there.

@@ -1,4 +1,4 @@
-"""The words every layer shares: plain values, no behaviour beyond what they mean.
+"""Plain values that all packages share.
 
 One alphabet for shapes, used in every comment and docstring:
 B batch, T sequence, N image tokens, V vocabulary, D width, H heads; (H, W) pixels, (h, w) codes.
@@ -35,12 +35,12 @@ def image_fingerprint(images: Iterable[Image]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One thing to learn, with what is needed to judge the result."""
+    """One thing to learn, with the images to judge the result by."""
 
     name: str
-    """What `+subject=` called it; names the run folder."""
+    """The name of the run folder."""
     noun: str
-    """Its class in plain words ("duck toy"); stands in every prompt."""
+    """Its class in plain words ("duck toy"), part of every prompt."""
     images: tuple[Image, ...]
     """Training photos, RGB, any size, at least one."""
     live: bool
@@ -57,10 +57,10 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """One validation prompt with what it asks for, so that obedience can be checked."""
+    """One validation prompt with the content that it asks for."""
 
     text: str
-    """Holds "{}" where the subject goes: "a {} in the snow"."""
+    """With "{}" where the subject goes: "a {} in the snow"."""
     category: str
     """"plain", "recontext", "accessory" or "property"."""
     context: str | None = None
@@ -70,7 +70,7 @@ class PromptSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One generated image and everything that made it."""
+    """One generated image with prompt and seed."""
 
     stage: str
     """"base", "embedding" or "transformer"."""
@@ -83,4 +83,4 @@ class Sample:
     spec: PromptSpec
     image: Image
     path: Path | None = None
-    """Where the PNG lies, once written."""
+    """The PNG file, once written."""

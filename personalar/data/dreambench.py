@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalar.config.subject_config import DREAMBENCH_CLASSES as SUBJECTS
 from personalar.core.types import PromptSpec
 
 REPOSITORY = "https://github.com/google/dreambooth"
@@ -21,16 +22,6 @@ ATTRIBUTION = (
     f"International (CC BY 4.0); photographers and the licence of each picture: {CREDITS_FILE}"
 )
 LIVE_CLASSES = ("cat", "dog")
-SUBJECTS = {
-    "backpack": "backpack", "backpack_dog": "backpack", "bear_plushie": "stuffed animal",
-    "berry_bowl": "bowl", "can": "can", "candle": "candle", "cat": "cat", "cat2": "cat", "clock": "clock",
-    "colorful_sneaker": "sneaker", "dog": "dog", "dog2": "dog", "dog3": "dog", "dog5": "dog", "dog6": "dog",
-    "dog7": "dog", "dog8": "dog", "duck_toy": "toy", "fancy_boot": "boot",
-    "grey_sloth_plushie": "stuffed animal", "monster_toy": "toy", "pink_sunglasses": "glasses",
-    "poop_emoji": "toy", "rc_car": "toy", "red_cartoon": "cartoon", "robot_toy": "toy",
-    "shiny_sneaker": "sneaker", "teapot": "teapot", "vase": "vase", "wolf_plushie": "stuffed animal",
-}  # fmt: skip
-"""Name of each subject's folder -> its class, as the prompts name it."""
 
 _PLACES = (
     "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from personalar.config.arguments import prepare_arguments
-from personalar.config.base_choice import add_base
+from personalar.config.command_line import add_base, prepare_arguments
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, conf_dir, read_config
-from personalar.config.fields import check_ranges
+from personalar.config.fields import check_seeds
 from personalar.core.image_sizes import read_size
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.sample import check_words, concept_folder, prepare_generator
@@ -68,7 +67,7 @@ class Learned:
             warnings.warn(note, stacklevel=2)
         pixels = None if size is None else read_size(size, self.generator.backend.sizes)
         check_prompts(self.generator, wanted, size=pixels, say=lambda note: warnings.warn(note, stacklevel=4))
-        check_ranges({"seeds": numbers})
+        check_seeds(numbers)
         return self.generator.images(wanted, numbers, size=pixels)
 
 

@@ -6,7 +6,6 @@ Before a download everything about the missing files is printed: source, licence
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -16,12 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from personalar.config.compose import package_path
-from personalar.config.run_config import HubFiles, ModelConfig
+from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
 from personalar.models.chameleon.model_files import TOKENIZER, WEIGHTS, ModelFiles, open_folder, shard_names
 
 Say = Callable[[str], None]
-PARTS = {"hub": "transformer", "vq_hub": "image tokenizer", "tokenizer_hub": "text tokenizer"}
-"""What the repositories of a `ModelConfig` hold, by their setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +106,6 @@ def pin(config: ModelConfig) -> ModelConfig:
         if part.folder is not None and is_commit(part.folder.name)
     }
     return replace(config, **pinned)
-
-
-def is_commit(revision: str) -> bool:
-    """Tell whether `revision` names one state of a repository, and not a branch, which moves."""
-    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def hub_parts(config: ModelConfig) -> list[Part]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from personalar.config.arguments import as_value
+from personalar.config.command_line import as_value
 from personalar.core.files import write_atomic
 from personalar.core.png import read_png_metadata
 from personalar.core.types import STAGE_NAMES

@@ -1,8 +1,8 @@
-"""A benchmark: every subject learned by every method, each run a folder of its own, then one table.
+"""A benchmark: every subject learned by every method, one folder per run, then one table.
 
 OUT/{method}/{subject}/     run folders; a run that is finished is not repeated
 OUT/logs/{method}-{subject}.log     what each run printed
-OUT/results.jsonl           one line for each method, stage and subject
+OUT/results.jsonl           one line per method, stage and subject
 OUT/comparison.*            `comparison_page.py`
 """
 
@@ -16,19 +16,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
-from personalar.config.arguments import quote
+from personalar.config.command_line import quote
+from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.compose import composed, conf_dir, group_options, read_config
-from personalar.config.evaluate_config import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_atomic
 from personalar.core.process import available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.core.types import STAGE_NAMES
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
-from personalar.reports.comparison import Row, State, is_run, read_states
+from personalar.reports.comparison import Row, State, is_run, markdown, read_states, verdicts
 from personalar.reports.comparison_page import write_comparison
 from personalar.runs.reuse import FIRST, copy_files
 
@@ -57,11 +58,7 @@ class BenchRun:
 
 
 def method_overrides(method: str) -> tuple[str, ...]:
-    """Return what makes a run follow `method`.
-
-    Raises:
-        ValueError: nobody knows it.
-    """
+    """Return the overrides of `method`. Raises ValueError where it is unknown."""
     conf = conf_dir()
     experiments = [name for name in group_options(conf, "experiment") if name.startswith("paper/")]
     if f"paper/{method}" in experiments:
@@ -74,7 +71,7 @@ def method_overrides(method: str) -> tuple[str, ...]:
 
 
 def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
-    """Return the benchmark's subjects by name, each with what makes a run learn it.
+    """Return the overrides of each subject, by name.
 
     Raises:
         ValueError, FileNotFoundError: a subject does not exist.
@@ -82,11 +79,15 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
     if benchmark.kind == "dreambench":
         assert benchmark.path is not None
         found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
+        common = ("+subject=dreambench", "samples.prompt_set=dreambench")
         return {
-            subject.name: ("+subject=dreambench", f"subject.path={quote(subject.folder.resolve())}",
-                           f"subject.live={str(subject.live).lower()}", "samples.prompt_set=dreambench")
+            subject.name: (
+                *common,
+                f"subject.path={quote(subject.folder.resolve())}",
+                f"subject.live={str(subject.live).lower()}",
+            )
             for subject in found
-        }  # fmt: skip
+        }
     allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
     names = benchmark.subjects or allowed
     unknown = [name for name in names if name not in allowed]
@@ -117,21 +118,39 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
 
 
 def first_stage(overrides: Sequence[str]) -> str | None:
-    """Return what the first stage of a run with these `overrides` depends on, as text; None: no stage 1."""
+    """Return the settings that stage 1 of a run depends on, as text; None without stage 1."""
     settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
     return settings and json.dumps(settings, sort_keys=True, default=str)
 
 
 def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
-    """Bring what earlier runs of the subject have made into a folder that is not begun; return overrides.
-
-    Pictures of the base do not depend on the method; a stage 1 that would be the same is taken over.
-    """
+    """Copy pictures of the base from an earlier run of the subject; return overrides to reuse stage 1."""
     if not done or is_run(run.folder):
         return ()
     copy_files(done[0].folder, run.folder, SHARED)
     same = [other for other in done if run.first_stage and other.first_stage == run.first_stage]
     return (f"reuse={quote(same[0].folder)}",) if same else ()
+
+
+def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
+    """Do the runs that are not finished, unless only the table is asked for; then write the tables.
+
+    Raises:
+        SystemExit: after the table, when runs failed.
+    """
+    runs = plan(config, overrides)
+    if config.benchmark.kind == "dreambench":
+        print(ATTRIBUTION)
+    failed = [] if config.task == "table" else run_all(runs, config)
+    records = write_results(runs, config)
+    print(markdown(records), *verdicts(records), sep="\n")
+    print(f"page: {Path(config.out) / 'comparison.html'}")
+    if failed:
+        names = ", ".join(f"{run.method} {run.subject}" for run in failed)
+        raise SystemExit(
+            f"personalar.evaluate: {len(failed)} of {len(runs)} runs failed ({names}); "
+            f"see {config.out}/logs; the same command does them again"
+        )
 
 
 def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
@@ -140,11 +159,9 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", *command]
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(
-            [sys.executable, "-m", *command], stdout=stream, stderr=stream, env=environment, check=False
-        )
-    return done.returncode == 0
+        return subprocess.run(words, stdout=stream, stderr=stream, env=environment).returncode == 0
 
 
 def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
@@ -186,10 +203,9 @@ def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
         finally:
             gpus.put(gpu)
 
+    names = list(dict.fromkeys(run.subject for run in runs))
     with ThreadPoolExecutor(config.jobs) as pool:
-        return [
-            run for failed in pool.map(subject, dict.fromkeys(run.subject for run in runs)) for run in failed
-        ]
+        return list(chain.from_iterable(pool.map(subject, names)))
 
 
 def collect(runs: Iterable[BenchRun]) -> list[Row]:
@@ -197,27 +213,25 @@ def collect(runs: Iterable[BenchRun]) -> list[Row]:
 
     A method's earlier stages are shown for the first method only: the others share them or stop there.
     """
-    found: dict[tuple[str, str], list[State]] = {}
-    seen: set[tuple[str, str]] = set()
-    finished = [run for run in runs if (run.folder / "summary.json").is_file()]
-    first = finished[0].method if finished else None
-    for run in finished:
+    shown_once = {("base", "subject"): "base", ("base", "description"): "text description"}
+    found: dict[tuple[str, str], dict[str, State]] = {key: {} for key in shown_once}
+    first = None
+    for run in runs:
+        if not (run.folder / "summary.json").is_file():
+            continue
+        first = first or run.method
         states = read_states(run.folder)
         last = [stage for stage, kind in states if kind == "subject"][-1]
         for (stage, kind), state in states.items():
             if stage == "base":
-                if (kind, run.subject) not in seen:
-                    seen.add((kind, run.subject))
-                    found.setdefault((stage, kind), []).append(state)
+                found.setdefault((stage, kind), {}).setdefault(run.subject, state)
             elif stage == last or run.method == first:
-                found.setdefault((run.method, stage), []).append(state)
-    names = {("base", "subject"): "base", ("base", "description"): "text description"}
-    order = [*names, *[key for key in found if key not in names]]
-    order.sort(key=lambda key: key not in names)
+                found.setdefault((run.method, stage), {})[run.subject] = state
+    titles = {**TITLES, **shown_once}
     return [
-        Row(title=names.get(key) or TITLES.get(key) or " ".join(key), states=tuple(found[key]))
-        for key in order
-        if key in found
+        Row(title=titles.get(key) or " ".join(key), states=tuple(states.values()))
+        for key, states in found.items()
+        if states
     ]
 
 
@@ -231,13 +245,14 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
     if not rows:
         raise FileNotFoundError(f"no finished run in {config.out}: see {config.out}/logs, then run again")
     out = Path(config.out)
-    lines = [
-        {"row": row.title, "stage": state.stage, "kind": state.kind, "subject": state.run.get("subject"),
-         "model": state.run.get("model"), "scorers": state.run.get("scorers"), **state.measures}
-        for row in rows for state in row.states
-    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        for state in row.states:
+            facts = {name: state.run.get(name) for name in ("subject", "model", "scorers")}
+            lines.append(
+                {"row": row.title, "stage": state.stage, "kind": state.kind, **facts, **state.measures}
+            )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "results.jsonl", text.encode())
     notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
     if config.benchmark.kind == "dreambench":

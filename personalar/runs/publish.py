@@ -26,7 +26,7 @@ def publish_concept(run: RunFolder, stage: str) -> Path:
 
 
 def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
-    """Copy the first pictures of the subject beside the published concept that drew them, for its card."""
+    """Copy the first pictures of the subject into the published concept, for its card."""
     folder = run.path / "concept"
     paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
     for path in paths[:SHOWN]:

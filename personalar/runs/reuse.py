@@ -1,8 +1,4 @@
-"""The first stage of another run, taken over: several recipes of stage 2 learn the word once.
-
-`reuse=DIR` copies what a finished stage of the run in DIR left, after checking that this run would have
-learned the same: equal settings, base and photos. Pictures and codes that depend on no more come along.
-"""
+"""The first stage of another run, copied (`reuse=DIR`) where this run would learn the same."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ FIRST = "embedding"
 
 
 def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy files and folders by name, each file whole or not at all; what is absent is passed over."""
+    """Copy files and folders by name, each file whole or not at all; skip absent ones."""
     for name in names:
         found = source / name
         for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
@@ -31,17 +27,17 @@ def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:
-    """Copy the first stage of the run in `config.reuse` into `folder`; return what was done.
+    """Copy the first stage of the run in `config.reuse` into `folder`; return a message.
 
     Args:
         weights: files of the base.
 
     Raises:
-        FileNotFoundError: there is no finished first stage.
+        FileNotFoundError: the first stage is missing or unfinished.
         ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
     """
     if folder.has_concept(FIRST):
-        return f"stage {FIRST}: lies here already"
+        return f"stage {FIRST}: exists here already"
     source = Path(config.reuse or "").expanduser()
     other = RunFolder(source)
     if not other.has_concept(FIRST) or "settings" not in other.record:
@@ -72,7 +68,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
 
 
 def check_started_alone(config: RunConfig) -> None:
-    """Raise ValueError where changing the folder first would race with other processes that look at it."""
+    """Raise ValueError where changing the folder would race with processes started by torchrun or srun."""
     started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
         return

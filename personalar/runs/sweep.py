@@ -1,7 +1,7 @@
-"""Several runs from one command (`-m`): what a run is worth, and what happens when one of them fails.
+"""Several runs from one command (`-m`), and the objective of each.
 
-A job that fails leaves `error.txt` in its folder and counts as not a number; the others go on, and the
-command ends with a table of those that finished, a comparison page, and a non-zero exit code.
+A failed job leaves `error.txt` in its folder and counts as not a number; the others go on, and the command
+ends with a table of the finished ones, a comparison page, and a non-zero exit code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from personalar.config.names import check_folder_names
+from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.core.errors import told
@@ -29,11 +29,7 @@ ERROR_FILE = "error.txt"
 
 
 def check_devices(devices: Any) -> None:
-    """Refuse a sweep over runs with more than one device.
-
-    Raises:
-        ValueError: with the reason and what to do.
-    """
+    """Raise ValueError for a sweep over runs with more than one device."""
     if devices != 1:
         raise ValueError(
             f"-m with trainer.devices={devices} is refused: each process of a distributed run starts with "
@@ -43,30 +39,18 @@ def check_devices(devices: Any) -> None:
 
 
 def join_sweep(hydra_config: Any, devices: Any) -> None:
-    """Take a job's part in its sweep: W&B's group.
-
-    Args:
-        hydra_config: Hydra's own settings of the job.
-        devices: the job's `trainer.devices`.
-
-    Raises:
-        ValueError: a job wants more than one device.
-    """
+    """Name the sweep as W&B's group. Raises ValueError where a job wants more than one device."""
     check_devices(devices)
     os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # W&B's own name for it
 
 
 def searches(hydra_config: Any) -> bool:
-    """Tell whether the sweeper learns from results (Optuna), which then decide what is tried next."""
+    """Tell whether the sweeper learns from results (Optuna)."""
     return not hydra_config.sweeper._target_.endswith("BasicSweeper")
 
 
 def check_objective(config: RunConfig) -> None:
-    """Refuse a search that would be led by judges who do not know the pictures.
-
-    Raises:
-        ValueError: with the reason and what to do.
-    """
+    """Raise ValueError for a search led by judges that do not know the pictures."""
     if names := judged(config.objective):
         config.scorer.check_decides(
             f"what a search by objective=[{','.join(names)}] tries",
@@ -76,7 +60,7 @@ def check_objective(config: RunConfig) -> None:
 
 
 def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:
-    """Return what a sweeper is to maximise: measures of the last stage, "*" multiplies them.
+    """Return the value for a sweeper to maximise: measures of the last stage, "*" multiplies them.
 
     Returns:
         One number, or one for each name; not a number where a measure was not taken (scorer=none).
@@ -91,7 +75,9 @@ def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objecti
         factors = [factor.strip() for factor in name.split("*")]
         unknown = [factor for factor in factors if factor not in known]
         if unknown:
-            raise ValueError(f"objective: {unknown[0]!r} is no measure; allowed: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"objective: {unknown[0]!r} is not a measure; allowed: {', '.join(sorted(known))}"
+            )
         found = [measures[factor] for factor in factors]
         return math.nan if None in found else math.prod(found)
 
@@ -105,8 +91,7 @@ def keep_sweeping(
     """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
 
     Args:
-        searches: the sweeper learns from results (Optuna): it wants to hear of failures as exceptions, and
-            cannot use what is not a number.
+        searches: the sweeper learns from results (Optuna): it needs exceptions, and no NaN.
 
     Raises:
         RuntimeError: the job failed and the sweeper searches.
@@ -129,13 +114,13 @@ def keep_sweeping(
 
 
 def job_starts(folder: Path) -> dict[Path, int]:
-    """Return every job's folder below `folder`, and when (ns) Hydra last began a job there."""
+    """Return the start (ns) of Hydra's last job in every job folder below `folder`."""
     written = folder.rglob(f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}")  # anew at each start, by the job's own process
     return {path.parent.parent: path.stat().st_mtime_ns for path in written}
 
 
 class SweepReport(Callback):
-    """Hydra's callback around runs: refuses what cannot work, and tells at a sweep's end how it went."""
+    """Hydra's callback around runs: checks before the first, a comparison after a sweep."""
 
     failed: tuple[str, ...] = ()
     """Of the last sweep, the folders of the jobs that failed."""
@@ -159,9 +144,9 @@ class SweepReport(Callback):
         self.before = job_starts(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the runs of this sweep that finished, name those that failed; the folder may hold others.
+        """Compare the finished runs of this sweep and name the failed ones.
 
-        Hydra tells of a job's end in the launcher's process, not in this one: the folders say it.
+        Hydra reports a job's end in the launcher's process, so this one looks at the folders.
         """
         from personalar.reports.comparison import markdown, rows_of_runs
         from personalar.reports.comparison_page import write_comparison

@@ -1,8 +1,7 @@
-"""Weights & Biases: one W&B run for each run folder, filled while it works and at its end.
+"""Weights & Biases: one W&B run per run folder, filled during the run and at its end.
 
-Curves come from Lightning's logger (`training.make_loggers`), everything else from here: the configuration,
-the references once, a `samples` panel with a slider over the steps of all stages, a table of every scored
-picture, the means, and the concept as an artifact. All of it is also in the run folder, with or without W&B.
+Lightning's logger sends the curves, this module the rest: configuration, references, a `samples` panel with a
+slider over the steps of all stages, a table of every picture, the means, and the concept as an artifact.
 """
 
 from __future__ import annotations
@@ -26,11 +25,7 @@ COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i",
 
 
 def start(session: Session) -> Any:
-    """Return a W&B run for the folder, a new one or the one that an interrupted command began.
-
-    Without an account, or where W&B cannot be reached, the run is kept offline, and a line says how to upload
-    it.
-    """
+    """Return the W&B run of the folder, new or resumed; offline without an account or a network."""
     import wandb
 
     config, folder = session.config.logger, session.folder
@@ -58,7 +53,7 @@ def start(session: Session) -> Any:
 
 
 def _open(session: Session, *, offline: bool) -> Any:
-    """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError where it cannot be reached."""
+    """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
     import wandb
 
     config, folder = session.config.logger, session.folder
@@ -87,7 +82,7 @@ def _open(session: Session, *, offline: bool) -> Any:
 
 
 def finish(run: Any, session: Session, *, exit_code: int = 0) -> None:
-    """End the W&B run; where the network was lost, say how to upload the rest, and go on."""
+    """End the W&B run; after a lost network, say how to upload the rest."""
     kept = Path(run.dir).parent
     try:
         run.finish(exit_code=exit_code)
@@ -99,7 +94,7 @@ def finish(run: Any, session: Session, *, exit_code: int = 0) -> None:
 
 
 def log_references(run: Any, folder: RunFolder) -> None:
-    """Show the training photos, once for each W&B run."""
+    """Log the training photos, once per W&B run."""
     import wandb
 
     photos = sorted((folder.path / "references").glob("*.png"))
@@ -109,7 +104,7 @@ def log_references(run: Any, folder: RunFolder) -> None:
 
 
 def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one entry of `COLUMNS` for each picture of a run; "image" is its path."""
+    """Return `COLUMNS` of each picture of a run; "image" is its path."""
     scores: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in read_scores(run_dir / "scores.jsonl"):
         key = (line["stage"], line["kind"], line["prompt"], line["seed"])
@@ -135,7 +130,7 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def send_results(run: Any, session: Session) -> None:
-    """Log what a finished run has; what a lost network keeps from W&B stays in the folder, and is said."""
+    """Log the results of a finished run; after a lost network, say where they are."""
     import wandb
 
     log_means(run, session.folder)
@@ -144,7 +139,7 @@ def send_results(run: Any, session: Session) -> None:
     except wandb.errors.CommError as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
         session.reporter.say(
-            f"W&B: the table of pictures and the concept were not sent ({reason}); both lie in "
+            f"W&B: the table of pictures and the concept were not sent ({reason}); both are in "
             f"{session.folder.path}: report.html, concept/"
         )
 
@@ -175,7 +170,7 @@ def log_pictures_and_concept(run: Any, session: Session) -> None:
 
 @contextmanager
 def dashboard(session: Session) -> Iterator[Callable[[str], None]]:
-    """Yield what is to be called after each stage; does nothing without W&B, and on all processes but one."""
+    """Yield a function to call after each stage; it does nothing without W&B, or above rank zero."""
     if session.config.logger.wandb_project is None or not session.reporter.enabled:
         yield lambda stage: None
         return

@@ -63,17 +63,17 @@ LUMINA_512 = ProtocolConfig(resolution=512).sizes
         (
             "768x512",
             LUMINA_512,
-            "size=768x512 is none of this base's sizes; it has 49, nearest in shape: 608x416, 608x384, ",
+            "size=768x512 is not one of this base's sizes; it has 49, nearest in shape: 608x416, 608x384, ",
         ),
         ("1024x1024", LUMINA_512, "nearest in shape: 512x512, 512x480, "),
         ("16x16", SIZES, "allowed: 32x32, 32x16, 16x32, 48x16, 16x48, 64x16, 16x64$"),
         ("416x608", [(512, 512)], "size=416x608: this base draws 512x512 only; leave size out"),
-        ("512", LUMINA_512, "size='512' is no size: write width x height in pixels, such as size=608x416"),
-        ("608X416", LUMINA_512, "is no size"),
-        ("608x416\n", LUMINA_512, "is no size"),
-        ("-608x416", LUMINA_512, "is no size"),
-        ("0x0", LUMINA_512, "is no size"),
-        ((608, 416), LUMINA_512, r"size=\(608, 416\) is no size"),
+        ("512", LUMINA_512, "size='512' is not a size: write width x height in pixels, such as size=608x416"),
+        ("608X416", LUMINA_512, "is not a size"),
+        ("608x416\n", LUMINA_512, "is not a size"),
+        ("-608x416", LUMINA_512, "is not a size"),
+        ("0x0", LUMINA_512, "is not a size"),
+        ((608, 416), LUMINA_512, r"size=\(608, 416\) is not a size"),
     ],
 )
 def test_a_size_that_a_base_does_not_know(text, sizes, message: str) -> None:
@@ -176,14 +176,14 @@ def test_a_wrong_size_is_said_before_the_weights_are_read(concept, tmp_path: Pat
     words = [f"concept={concept[0]}", f'prompts=["{PROMPT}"]', *concept[1:], "size=64x64"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(
-        SystemExit, match=r"personalar\.sample: size=64x64 is none of this base's sizes; allowed"
+        SystemExit, match=r"personalar\.sample: size=64x64 is not one of this base's sizes; allowed"
     ):
         personalar.sample.main()
 
 
 def test_python_says_the_same(concept) -> None:
     cat = personalar.load(*concept)
-    with pytest.raises(ValueError, match="size=64x64 is none of this base's sizes; allowed: 32x32, "):
+    with pytest.raises(ValueError, match="size=64x64 is not one of this base's sizes; allowed: 32x32, "):
         cat.images([PROMPT], [0], size="64x64")
     with pytest.raises(ValueError, match=r"load takes no size=: give it to images\(\)"):
         personalar.load(*concept, "size=64x16")

@@ -180,7 +180,7 @@ def test_train_compares_in_one_run(
         (["decode", "batch=0"], "batch or runs=0 must be a whole number from 1"),
         (["decode", "weights=tiny"], "weights=tiny is not known; allowed: model, random_7b"),
         (["decode", "baselines=static,vllm"], "baselines=vllm is not known; allowed: generate, static, none"),
-        (["decode", "modle=nano"], "modle is no setting"),
+        (["decode", "modle=nano"], "unknown setting modle"),
         (["decode", "decoder=plane"], "decoder='plane' is not known"),
         (["train", "steps=3"], "must be more than the 3 that warm up"),
         (["train", "steps=x"], "steps=x must be a whole number from 1"),

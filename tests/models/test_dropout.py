@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_model_prep import NO_COMPILER
-from test_run import same_result
+from test_personalize import same_result
 from test_transformer import build, random_ids
 
 import personalar.training.module

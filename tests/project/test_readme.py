@@ -36,7 +36,7 @@ def compose(command: str):
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from personalar.config.arguments import prepare_arguments
+    from personalar.config.command_line import prepare_arguments
     from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
     from personalar.config.compose import conf_dir, read_config, register
     from personalar.config.run_config import RunConfig

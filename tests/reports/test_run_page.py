@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, make_run
 
-from personalar.config import arguments
+from personalar.config import command_line as arguments
 from personalar.core.png import save_png
 from personalar.reports.charts import line_chart, nice_ticks, smooth, thin
 from personalar.reports.run_page import (

@@ -23,7 +23,7 @@ import torch
 from processes import run_killed_in, run_once
 from test_checkpoint import ended
 from test_cli import mistake
-from test_run import contents, same_result
+from test_personalize import contents, same_result
 
 import personalar.training.module
 from personalar.core.errors import sentence, told

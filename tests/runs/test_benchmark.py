@@ -13,11 +13,11 @@ from PIL import Image
 from test_scorers import TableClip, TableDino, plain
 
 import personalar.runs.benchmark
-from personalar.config.arguments import quote
-from personalar.config.evaluate_config import EvaluateConfig
+from personalar.config.command_line import quote
+from personalar.config.commands import EvaluateConfig
 from personalar.evaluate import evaluate, split_arguments
-from personalar.run import personalize, prepare
 from personalar.runs.benchmark import BenchRun, place, plan, share
+from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers
@@ -182,7 +182,7 @@ def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     assert for_runs == ["model=nano", "scorer.clip=x"]
     with pytest.raises(ValueError, match=r"the benchmark names the subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
-    with pytest.raises(ValueError, match=r"trainer\.thread is no setting.*did you mean threads"):
+    with pytest.raises(ValueError, match=r"unknown setting trainer\.thread.*did you mean threads"):
         split_arguments(["benchmark=nanobench", "trainer.thread=1"])
 
 

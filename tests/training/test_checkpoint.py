@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest_run import QUICK, compose_config
 from processes import run_interrupted, run_killed, run_once, start
-from test_run import same_result
+from test_personalize import same_result
 
 import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.errors import told
 from personalar.core.run_folder import RunFolder
-from personalar.run import personalize, prepare
+from personalar.runs.personalize import personalize, prepare
 from personalar.training.checkpoint import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,

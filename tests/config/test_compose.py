@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from conftest_run import compose_config
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import GROUPS, build_decoder, conf_dir, group_options, read_config, register
-from personalar.config.evaluate_config import EvaluateConfig
 from personalar.config.run_config import RunConfig
 from personalar.training.stage import resolve_stages
 
@@ -111,12 +112,6 @@ def test_decoder_takes_the_models_sampling_numbers() -> None:
         assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (2.0, 5)
 
 
-def test_twelve_subjects_and_ones_own_photos() -> None:
-    files = [path for path in (CONF / "subject").glob("*.yaml") if path.stem not in ("folder", "dreambench")]
-    nouns = {path.stem: OmegaConf.load(path).noun for path in files}
-    assert len(nouns) == 12 and nouns["duck_toy"] == "duck toy" and nouns["robot_toy"] == "robot toy"
-
-
 def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
     config = compose_config("+subject=cat", "model/recipe=paper")
     one, two = resolve_stages(config.method, config.model.recipe)
@@ -128,17 +123,9 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.threads=0", "trainer.threads=0 is out of range; allowed: 1 to 4096"),
         ("trainer.devices=2", "trainer=auto is one process.*choose trainer=ddp, zero2"),
-        ("trainer.strategy=fsdp", "allowed: single, ddp, zero2, zero3, zero3_offload"),
-        ("trainer.attention=flash", "allowed: eager, sdpa, auto"),
-        ("model.accelerator=tpu", "allowed: cpu, gpu, auto"),
-        ("model.dtype=int8", "allowed: float32, bfloat16, float16"),
-        ("model.recipe.stages.embedding.schedule=cosine", "allowed: linear, constant"),
         ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
-        ("model.recipe.identifier.init=zeros", "allowed: random, nearest, words"),
         ("model.recipe.data.templates=[a photo]", r"must each hold \{\}"),
-        ("model.recipe.loss=all", "allowed: image_tokens, answer"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
         ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
@@ -146,11 +133,6 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("samples.seeds=[1,1]", "at least one seed, each once"),
         ("samples.kinds=[class]", r"samples.kinds=\['class'\] must hold subject"),
         ("samples.kinds=[x]", "allowed: subject, class, description"),
-        ("samples.kinds=[y]", "allowed: subject, class, description, prior, unrelated"),
-        ("samples.prior_images=1", "samples.prior_images=1 is out of range; allowed: 2 and more"),
-        ("scorer.dino_preprocess=x", "allowed: checkpoint, resize256_crop224"),
-        ("scorer.clip_text=x", "allowed: class, prompt"),
-        ("subject.kind=video", "allowed: rendered, folder"),
     ],
 )  # fmt: skip
 def test_impossible_values_name_the_knob(override: str, message: str) -> None:
@@ -165,13 +147,8 @@ def test_float16_is_refused_where_the_model_says_so(model: str) -> None:
     with pytest.raises(ValueError, match=rf"float16 is refused for model={model}.*65504.*dtype=bfloat16"):
         compose_config(*words, name="sample")
     assert compose_config(*words[:-1], name="sample").model.dtype == "bfloat16"
-
-
-def test_who_knows_better_takes_float16() -> None:
-    words = ["+subject=cat", "model=lumina_mgpt_7b_512", "model.dtype=float16"]
-    with pytest.raises(ValueError, match="float16 is refused"):
-        compose_config(*words)
-    assert compose_config(*words, "model.float16_problem=null").model.dtype == "float16"
+    forced = compose_config(*words, "model.float16_problem=null", name="sample")
+    assert forced.model.dtype == "float16"
 
 
 @pytest.mark.parametrize(
@@ -219,8 +196,7 @@ def test_a_stage_that_the_method_lacks() -> None:
 
 def test_every_setting_is_used_by_some_code() -> None:
     package = Path(__file__).parents[2] / "personalar"
-    declared = {"config.py", "recipe.py"}
-    code = "\n".join(p.read_text() for p in package.rglob("*.py") if p.name not in declared)
+    code = "\n".join(path.read_text() for path in package.rglob("*.py"))
 
     def names(schema: type) -> set[str]:
         found = {field.name for field in dataclasses.fields(schema) if not field.name.startswith("_")}
@@ -228,10 +204,8 @@ def test_every_setting_is_used_by_some_code() -> None:
             found |= {field.name for field in dataclasses.fields(nested) if not field.name.startswith("_")}
         return found
 
-    unused = [name for name in names(RunConfig) if f".{name}" not in code and f'"{name}"' not in code]
-    # `name` fields of groups and the decoder's numbers are used as a whole (asdict, instantiate), and a
-    # reason to refuse where it is declared.
-    assert set(unused) <= {"cfg_scale", "top_k", "top_p", "temperature", "arguments", "float16_problem"}
+    unused = [name for name in names(RunConfig) if not re.search(rf"[.\"]{name}\b", code)]
+    assert not set(unused) - {"arguments"}, unused
 
 
 @pytest.mark.parametrize("seen", [True, False])

@@ -14,13 +14,13 @@ import torch
 from conftest_run import compose_config
 from PIL import Image
 
-import personalar.run
+import personalar.runs.personalize
 import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
-from personalar.models.chameleon import serialization
+from personalar.models.chameleon.model_files import ModelFiles
 from personalar.training.context import Session
 
 
@@ -82,31 +82,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     same_result(finished_run, tmp_path / "killed")
 
 
-def test_a_finished_run_is_reported_not_redone(do_run, finished_run: Path, capsys) -> None:
-    before = contents(finished_run, "**/*")
-    assert not do_run(finished_run, "stage=both")
-    assert contents(finished_run, "**/*") == before
-    assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
-
-
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
     """Each of these used to judge all pictures again and to book the seconds in total_seconds."""
     before = contents(finished_run, "**/*")
-    assert not do_run(finished_run, "stage=embedding") and not do_run(finished_run, "stage=transformer")
+    for words in (["stage=both"], ["stage=embedding"], ["stage=transformer"], ["model.sampling.batch=3"]):
+        assert not do_run(finished_run, *words)
+        assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
     assert contents(finished_run, "**/*") == before
-    assert "finished before" in capsys.readouterr().out
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     assert do_run(copy, "stage=embedding", "samples.seeds=[0,1]")  # of all stages: they are shown together
     assert not do_run(copy, "stage=both", "samples.seeds=[0,1]")
 
 
-def test_pictures_drawn_in_smaller_batches_are_the_same_run(do_run, finished_run: Path) -> None:
-    """Whoever runs out of memory lowers it and goes on in the same folder."""
-    assert not do_run(finished_run, "stage=both", "model.sampling.batch=3")
-
-
 @pytest.mark.parametrize(
-    "part", ["personalar.reports.run_page.write_report", "personalar.reports.summary.result_lines"]
+    "part", ["personalar.reports.run_page.write_report", "personalar.runs.personalize.result_lines"]
 )
 def test_a_run_that_dies_at_its_report_is_not_finished(
     part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,7 +138,7 @@ def test_a_finished_run_started_again_keeps_its_result(
 
 def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage 2 would learn photos that stage 1 has no names for, beside pictures judged by others."""
-    monkeypatch.setattr(personalar.run, "load_subject", load_subject)  # `do_run` loads each once
+    monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
     photos, run_dir = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     words = ["stage=embedding", f"subject.path={photos}", "subject.noun=dog"]
@@ -228,7 +217,7 @@ def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
-    load, alive, found = serialization.load_backend, weakref.WeakSet(), []
+    load, alive, found = ModelFiles.load, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
         found.append(len(alive))
@@ -236,7 +225,7 @@ def test_one_network_at_a_time_is_in_memory(
         alive.add(backend.transformer)
         return backend
 
-    monkeypatch.setattr(serialization, "load_backend", watched)
+    monkeypatch.setattr(ModelFiles, "load", watched)
     gc.collect()
     gc.disable()
     try:

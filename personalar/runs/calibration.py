@@ -1,0 +1,44 @@
+"""Calibration of the judges: real photographs scored against each other, beside the published row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from personalar.config.commands import EvaluateConfig
+from personalar.core.files import write_atomic
+from personalar.data.dreambench import ATTRIBUTION, find_subjects
+from personalar.data.subject import read_folder
+from personalar.scoring.calibrate import real_images_row, verdict
+from personalar.scoring.registry import load_scorers
+
+
+def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
+    """Return the photographs of every subject, opened."""
+    if config.benchmark.kind != "dreambench":
+        raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
+    print(ATTRIBUTION)
+    opened: dict[str, Sequence] = {}
+    for subject in find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects):
+        print(f"\n{subject.name}", flush=True)
+        opened[subject.name] = read_folder(subject.folder)
+    return opened
+
+
+def calibrate(config: EvaluateConfig) -> bool:
+    """Write calibration.json, say what was found, and return whether the judges pass."""
+    subjects, judges = read_photographs(config), config.scorer
+    if judges.clip is None or judges.dino is None:
+        raise ValueError("calibrate needs judges: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
+    scorers = load_scorers(judges.clip, judges.dino, dino_preprocess=judges.dino_preprocess)
+    row = real_images_row(scorers, subjects)
+    passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
+    path = Path(config.out) / "calibration.json"
+    facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}
+    write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
+    for name, value in row["scorers"].items():
+        print(f"{name}: {value}")
+    count = f"{row['photos']} photos of {len(row['subjects'])} subjects"
+    print(f"{count}: DINO {row['dino']:.4f}, CLIP-I {row['clip_i']:.4f}\n{sentence}\nwritten: {path}")
+    return passed
