@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from os import PathLike
 
-    from personalar.generation.pipeline import Learned
+    from personalar.generation.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
 
-def load(concept: str | PathLike[str], *settings: str) -> Learned:
+def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
     """Return a learned subject, whose `images(prompts, seeds)` draws it as `personalar.sample` does.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalar.models.chameleon.export import hf_config, write_checkpoint
+from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
 from personalar.models.chameleon.tokenizer import Tokenizer, chameleon_names, train_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel

@@ -20,7 +20,7 @@ from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_random, w
 from memory import peak_host_bytes, reset_peak_memory
 
 from personalar.config.layout import ProtocolConfig
-from personalar.models.chameleon.export import hf_config, write_checkpoint
+from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
 from personalar.models.chameleon.model_files import open_folder, weight_files
 from personalar.models.chameleon.serialization import load_backend
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig

@@ -21,7 +21,7 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
 from personalar.models.chameleon.serialization import load_backend
-from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.subjects import rendered_subject
 from personalar.scoring.dino import DinoScorer
 

@@ -142,6 +142,6 @@ def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) 
         return plain_prompts(config.prompts)
     if config.prompt_set == "dreambench":
         return dreambench_prompts(live=live)
-    from personalar.nano.world.prompts import bench_prompts
+    from personalar.nano.world.prompt_set import bench_prompts
 
     return tuple(bench_prompts(noun))

@@ -1,4 +1,4 @@
-"""How many images are drawn together: as many as fit, and half as many when that was too many."""
+"""Batch sizes: as many images together as fit, and half as many when that was too many."""
 
 from __future__ import annotations
 

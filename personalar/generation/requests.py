@@ -1,4 +1,4 @@
-"""What is to be drawn: prompts, checked before the first picture, and requests, cut into batches."""
+"""Requests for images: prompts, checked before the first image, and batches of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the next image code is chosen: pure functions on logits, shared by all decoders.
+"""Choose the next image code: pure functions on logits, shared by all decoders.
 
 The order is Lumina-mGPT's: guidance on raw logits, top-k, temperature, top-p, then a draw. The draw is
 Gumbel-max, argmax(logits + g), where g belongs to (image seed, index of the code) and nothing else.

@@ -1,4 +1,4 @@
-"""Where every token of a batch goes, known before the first code is drawn.
+"""The places of all tokens of a batch, known before the first code is drawn.
 
 The layout of an image fixes all its tokens but the codes. So the slots of the cache, the positions they hold
 and what stands between two codes (newlines) are tables, made once for images of any sizes and prompts of any

@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals, and whether one run beats another on the same pictures.
+"""Bootstrap intervals of means, and tests whether one run beats another on the same pictures.
 
 Values come in groups (a subject's pictures). A draw takes groups with replacement, then values within each,
 so that an interval over subjects knows how few subjects there were; with one group only its values vary.

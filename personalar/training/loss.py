@@ -1,4 +1,4 @@
-"""What training minimises: the cross-entropy of image tokens, with the head on supervised positions only.
+"""The training loss: cross-entropy of image tokens, with the head on supervised positions only.
 
 Logits of a 65,536-word vocabulary in float32 would be the largest tensor of a step, so they are made a chunk
 at a time and made again in the backward pass; only one chunk exists at any moment.

@@ -1,4 +1,4 @@
-"""How much memory a stage needs, item by item, from the configuration alone: no weight is read.
+"""Estimate the memory of a stage, item by item, from the configuration alone: no weight is read.
 
 Weights, gradients and optimizer states are counted from a model without storage. Activations are not put
 into a formula but observed: one forward and backward pass of the very same code runs on tensors that have

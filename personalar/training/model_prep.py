@@ -1,4 +1,4 @@
-"""What is done to a network's blocks before training: float32 copies, recomputing, compiling, four bits.
+"""Prepare the blocks of a network for training: float32 copies, recomputing, compiling, four bits.
 
 None of it changes what a block computes beyond its number format, nor the names of what is learned.
 """

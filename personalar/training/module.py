@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,19 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.training.loss import sequence_loss
-from personalar.training.optimizer import make_optimizer
+from personalar.training.model_prep import require_bitsandbytes
 from personalar.training.stage import lr_factor, parameter_groups
+
+
+def make_optimizer(groups: Iterable[dict[str, Any]], *, betas: tuple[float, float], name: str) -> Any:
+    """Return the optimizer over `groups`.
+
+    Args:
+        name: "adamw" (fused: one pass over all parameters) or "adamw8bit" (states in 8 bits; bitsandbytes).
+    """
+    if name == "adamw8bit":
+        return require_bitsandbytes("memory.optimizer=adamw8bit").optim.AdamW8bit(groups, betas=betas)
+    return torch.optim.AdamW(groups, betas=betas, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How the work is spread over processes: Lightning's strategies by the name of `trainer.strategy`.
+"""Lightning's strategies by the name of `trainer.strategy`.
 
 DeepSpeed's ZeRO runs on CPUs as well (gloo), so that what several GPUs do is tested without one.
 """

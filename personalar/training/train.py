@@ -20,7 +20,7 @@ from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
 from personalar.reports.picture_grid import base_pictures
-from personalar.training.callbacks.collect import Learned
+from personalar.training.callbacks.collect import CollectLearned
 from personalar.training.callbacks.learning_check import note_move
 from personalar.training.callbacks.monitor import FiniteLoss, SamplingBudget, StepWatch
 from personalar.training.callbacks.progress import StageClock, StageProgress
@@ -135,7 +135,7 @@ def leave_concept(
 ) -> None:
     """Write what `stage` leaves, the last step's concept; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
-    concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **found[Learned].parts)
+    concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **found[CollectLearned].parts)
     session.folder.update_stage(
         stage.name,
         steps=trainer.global_step,
@@ -212,7 +212,7 @@ def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback],
     """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
     trainer = make_trainer(session, stage, callbacks)
     module = make_module(session, stage, start, trainer)
-    trainer.callbacks.append(Learned())
+    trainer.callbacks.append(CollectLearned())
     trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         leave_concept(session, stage, start, trainer, module)

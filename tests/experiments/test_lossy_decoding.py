@@ -17,8 +17,8 @@ from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
 
 from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.pipeline import write_samples
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.sample import write_samples
 
 ERROR = {"int8": 0.5 / 127, "fp8": 1 / 16}
 """Largest error over the vector's largest number, and over the number itself (three bits of mantissa)."""

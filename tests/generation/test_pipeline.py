@@ -15,7 +15,7 @@ from PIL import Image
 import personalar
 import personalar.sample
 from personalar.core.png import read_png_metadata
-from personalar.generation.pipeline import Learned, sample_settings
+from personalar.generation.pipeline import Pipeline, sample_settings
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a photo of a [V] cat", "a [V] cat in the snow"]
@@ -27,7 +27,7 @@ def base(tiny_model_dir: Path) -> list[str]:
 
 
 @pytest.fixture
-def cat(finished_run: Path, base: list[str]) -> Learned:
+def cat(finished_run: Path, base: list[str]) -> Pipeline:
     return personalar.load(finished_run, *base)
 
 
@@ -51,19 +51,19 @@ def test_pictures_are_those_of_the_command(
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(picture))
 
 
-def test_one_object_draws_again_and_alike(cat: Learned) -> None:
+def test_one_object_draws_again_and_alike(cat: Pipeline) -> None:
     first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
     assert first[1].tobytes() == second[0].tobytes()
 
 
-def test_words_that_the_base_does_not_know_are_noted(cat: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_that_the_base_does_not_know_are_noted(cat: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = cat.generator.backend.protocol
     monkeypatch.setattr(protocol, "config", replace(protocol.config, known_words=("a", "cat")))
     with pytest.warns(UserWarning, match="not trained on: moon"):
         cat.images(["a [V] cat moon"], [0])
 
 
-def test_a_prompt_without_the_subject_is_noted(cat: Learned) -> None:
+def test_a_prompt_without_the_subject_is_noted(cat: Pipeline) -> None:
     with pytest.warns(UserWarning, match=r"'a cat' does not name the subject; write \[V\] before the noun"):
         cat.images(["a cat"], [0])
 
@@ -81,7 +81,7 @@ def test_a_prompt_without_the_subject_is_noted(cat: Learned) -> None:
         (["a [V] cat" * 500], [0], "tokens with its wrapping, this base can read"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(cat: Learned, prompts, seeds, message: str) -> None:
+def test_what_cannot_be_drawn_is_said(cat: Pipeline, prompts, seeds, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cat.images(prompts, seeds)
 
@@ -131,7 +131,7 @@ def examples() -> list[str]:
 def test_the_examples_run(
     finished_run: Path, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load: Callable[..., Learned] = personalar.load
+    load: Callable[..., Pipeline] = personalar.load
     monkeypatch.setattr(personalar, "load", lambda concept, *settings: load(finished_run, *settings, *base))
     monkeypatch.chdir(tmp_path)
     assert len(examples()) == 2

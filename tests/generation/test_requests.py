@@ -22,7 +22,7 @@ from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
 from personalar.models.chameleon.sequence_layout import Protocol
 from personalar.nano.world.captions import caption_words, sample_example
-from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import CLASSES
 
 NANO = read_layout(package_path("package://nano") / "protocol.json")

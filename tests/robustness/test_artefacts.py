@@ -27,8 +27,8 @@ from personalar.concepts.concept import Concept
 from personalar.config.layout import ProtocolConfig
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.core.run_folder import RunFolder
+from personalar.generation.pipeline import write_samples
 from personalar.models.chameleon.model_files import read_layout
-from personalar.sample import write_samples
 from personalar.training.checkpoint import AtomicCheckpointIO, find_checkpoint
 
 REFUSED = (ValueError, FileNotFoundError)

@@ -18,9 +18,9 @@ from personalar.core.png import read_png_metadata, sample_filename, save_png
 from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
 from personalar.generation.generator import Generator
+from personalar.generation.pipeline import check_words
 from personalar.generation.requests import encode_prompts, longest_prompt
 from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
-from personalar.sample import check_words
 
 TOKENIZER = make_tokenizer()
 PROTOCOL = Protocol(TOKENIZER, ProtocolConfig(grid_px=16, resolution=32, buckets="square"), downsample=8)

@@ -14,7 +14,7 @@ from personalar.training.model_prep import (
     require_bitsandbytes,
     train_in_float32,
 )
-from personalar.training.optimizer import make_optimizer
+from personalar.training.module import make_optimizer
 from personalar.training.stage import select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]

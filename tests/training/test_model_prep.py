@@ -12,7 +12,7 @@ from conftest_backend import make_backend
 
 from personalar.models.chameleon.serialization import save_backend
 from personalar.training.model_prep import prepare_blocks, quantize_base
-from personalar.training.optimizer import make_optimizer
+from personalar.training.module import make_optimizer
 
 NO_COMPILER = shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes' CPU code wants multiples of 64

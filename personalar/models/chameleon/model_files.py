@@ -130,13 +130,13 @@ class ModelFiles:
 
     def checkpoint_form(self, backend: ChameleonBackend) -> str:
         """Return in words what form `write_checkpoint` writes, and which programs read it."""
-        from personalar.models.chameleon.export import norm_form
+        from personalar.models.chameleon.checkpoint_export import norm_form
 
         return norm_form(backend, self.base)
 
     def write_checkpoint(self, backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
-        from personalar.models.chameleon.export import export_backend, shared_norm_rows
+        from personalar.models.chameleon.checkpoint_export import export_backend, shared_norm_rows
 
         _, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
         return export_backend(backend, folder, dtype=dtype, norm_rows=rows)

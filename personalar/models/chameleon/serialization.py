@@ -13,7 +13,7 @@ from torch import Tensor
 from personalar.config.layout import ProtocolConfig
 from personalar.core.files import write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.export import hf_config
+from personalar.models.chameleon.checkpoint_export import hf_config
 from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
 from personalar.models.chameleon.tensor_files import (
     check_fit,

@@ -289,8 +289,7 @@ class ChameleonTransformer(nn.Module):
     def head(self, rows: slice) -> Head:
         """Return the map from hidden states (..., D) to float32 logits of the vocabulary rows `rows`.
 
-        The weight is read once, here: a pass that is computed again in the backward pass reads no parameter
-        that DeepSpeed may have released.
+        The weight is read once, here: DeepSpeed may have released it when a pass is computed again.
         """
         weight = self.lm_head.weight[rows]
         return lambda hidden: F.linear(hidden, weight).float()

@@ -14,7 +14,7 @@ from personalar.core.types import PromptSpec
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import description, recoloured
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene
 from personalar.nano.world.skin import sample_skin
 

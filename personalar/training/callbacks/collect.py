@@ -1,4 +1,4 @@
-"""What a stage has learned by now, gathered from all processes."""
+"""Gather what a stage has learned from all processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def learned_parts(pl_module: L.LightningModule) -> dict[str, Any]:
     return {"rows": rows, "weights": {}, "lora": {f"lora/{name}": data for name, data in files.items()}}
 
 
-class Learned(L.Callback):
+class CollectLearned(L.Callback):
     """Collects what a stage learned, from all processes, and then lets the network go."""
 
     def __init__(self) -> None:

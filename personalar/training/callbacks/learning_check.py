@@ -1,8 +1,8 @@
-"""Whether a stage learned anything at all, by signs that need no judge: a row that moved, other pictures.
+"""Detect a stage that learned nothing, without a scorer: [V] barely moved, or no picture changed.
 
 Loss and likeness cannot tell. On nano (cat, 60 steps) the loss of a batch is anything from 2.3 to 3.4, and at
-a rate of 1e-7 in place of 0.15 likeness (DINO) rises as well, from .29 to .55, where learning reaches .70:
-[V] begins at the name that is most like the photos.
+a rate of 1e-7 instead of 0.15 likeness (DINO) rises as well, from .29 to .55; learning reaches .70, because
+[V] starts at the name that is most like the photos.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run measures of itself while it trains, and when it must stop."""
+"""Log speed, memory and gradients while a stage trains; stop it when the loss is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a stage is, and how long it took."""
+"""Show the progress of a stage and count its seconds."""
 
 from __future__ import annotations
 

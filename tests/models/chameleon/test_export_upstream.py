@@ -31,7 +31,7 @@ from test_upstream import is_norm
 from torch import Tensor
 
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.export import export_backend, norm_words, vocabulary_map
+from personalar.models.chameleon.checkpoint_export import export_backend, norm_words, vocabulary_map
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.serialization import init_backend, load_backend, save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer

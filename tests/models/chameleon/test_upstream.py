@@ -21,7 +21,7 @@ from conftest_upstream import (
 
 from personalar.config.layout import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.export import export_transformer, shared_norm_rows
+from personalar.models.chameleon.checkpoint_export import export_transformer, shared_norm_rows
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
 from personalar.models.chameleon.serialization import load_backend
 from personalar.models.chameleon.tensor_files import collapse_norms

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import article, description, sample_example, wearing
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.prompts import bench_prompts
+from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import (
     ACCESSORIES,
     CLASSES,

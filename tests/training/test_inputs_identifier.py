@@ -12,7 +12,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import IdentifierNumbers
 from personalar.core.console import Reporter
 from personalar.data.datamodule import collate
-from personalar.training.identifier_start import nearest_row, start_identifier
+from personalar.training.inputs import nearest_row, start_identifier
 from personalar.training.loss import sequence_loss
 
 SILENT = Reporter(enabled=False)
