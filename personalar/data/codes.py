@@ -1,11 +1,10 @@
-"""Codes of the photos: each photo's copies and random crops, encoded once per run folder."""
+"""Photos as codes of the base's image tokenizer: cropped, encoded once and kept in a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,20 +43,17 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
 def encode_photos(
     backend: Backend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
 ) -> list[Tensor]:
-    """Return per photo the codes (A, h, w) of its A copies and crops.
-
-    All of a photo have the size that suits the whole photo, so photos may differ from each other in shape.
-    """
+    """Return per photo the codes (A, h, w) of its A crops and copies; photos may differ in (h, w)."""
     pools = []
     for index, photo in enumerate(photos):
         generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
-        prepare = partial(
-            backend.preprocess, size=backend.best_size(photo), crop=data.crop, generator=generator
-        )
+        size = backend.best_size(photo)
         views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
         alike = data.crop == "center"  # the same picture has the same codes
         views += [photo] * (min(1, data.copies_per_photo) if alike else data.copies_per_photo)
-        pixels = torch.stack([prepare(view) for view in views])
+        pixels = torch.stack(
+            [backend.preprocess(view, size=size, crop=data.crop, generator=generator) for view in views]
+        )
         codes = torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
         if alike and data.copies_per_photo:
             codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))

@@ -1,11 +1,12 @@
 """Training sequences of the photos and of replayed class images, each a function of its number.
 
-Images become codes once; sequence number i of a stage is drawn from a generator seeded with (seed, stage,
-i), so a resumed stage continues with the very sequences that an uninterrupted one would have seen.
+Sequence i of a stage is drawn from a generator seeded with (seed, stage, i), so a resumed stage continues
+with the sequences that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class Replay:
 
 
 class SequenceStream(IterableDataset):
-    """An endless stream of training sequences; which ones depends on their numbers only."""
+    """An endless stream of training sequences."""
 
     def __init__(
         self,
@@ -55,26 +56,23 @@ class SequenceStream(IterableDataset):
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
         trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
         self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
-        self.replay_prompt_dropout = data.replay_prompt_dropout
+        self.num_subject = stage.numbers.batch - (stage.numbers.replayed if replay is not None else 0)
 
     def __iter__(self) -> Iterator[TrainingSequence]:
         """Yield this process's sequences from number `start` on, forever."""
-        number = self.start
-        while True:
-            if self.stage.numbers.owner(number, self.share[1]) == self.share[0]:
+        rank, world = self.share
+        for number in itertools.count(self.start):
+            if self.stage.numbers.owner(number, world) == rank:
                 yield self.sequence(number)
-            number += 1
 
     def sequence(self, number: int) -> TrainingSequence:
         """Return sequence `number` of the stage."""
-        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
+        generator = self._generator(number)
         step, slot = divmod(number, self.stage.numbers.batch)
-        num_replayed = self.stage.numbers.replayed if self.replay is not None else 0
-        num_subject = self.stage.numbers.batch - num_replayed
-        if slot >= num_subject:
-            (prompt, codes), dropout = self._replayed(generator), self.replay_prompt_dropout
+        if slot >= self.num_subject:
+            (prompt, codes), dropout = self._replayed(generator), self.data.replay_prompt_dropout
         else:
-            own = step * num_subject + slot
+            own = step * self.num_subject + slot
             (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
         if uniform(generator) < dropout:
             made = self.backend.unconditional_sequence(codes, loss=self.loss)
@@ -84,15 +82,16 @@ class SequenceStream(IterableDataset):
 
     def pictures(self, step: int) -> list[str]:
         """Return the names of the pictures that optimizer step `step` sees, replayed ones together."""
-        numbers, each = self.stage.numbers, self.stage.numbers.sequences
-        num_subject = numbers.batch - (numbers.replayed if self.replay is not None else 0)
+        each = self.stage.numbers.sequences
         seen = set()
         for number in range(step * each, (step + 1) * each):
-            generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
-            photo = int(uniform(generator, 0, len(self.photo_codes)))  # the first draw of `_subject`
-            replayed = number % numbers.batch >= num_subject
+            photo = int(uniform(self._generator(number), 0, len(self.photo_codes)))  # as `_subject` draws
+            replayed = number % self.stage.numbers.batch >= self.num_subject
             seen.add("class images" if replayed else f"references/{photo:02d}.png")
         return sorted(seen)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
 
     def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
         """Draw a photo and a prompt; `number` counts the subject's sequences, replayed ones left out."""
@@ -102,12 +101,9 @@ class SequenceStream(IterableDataset):
         template = self.data.templates[int(uniform(generator, 0, len(self.data.templates)))]
         ratio = self.stage.numbers.image_token_ratio
         with_token = int((number + 1) * ratio) > int(number * ratio)  # exactly `ratio` of them, evenly spread
-        return training_prompt(
-            template,
-            self.noun,
-            image_token=self.image_tokens[photo] if with_token else None,
-            class_name=self.data.class_name,
-        ), codes
+        token = self.image_tokens[photo] if with_token else None
+        prompt = training_prompt(template, self.noun, image_token=token, class_name=self.data.class_name)
+        return prompt, codes
 
     def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:
         assert self.replay is not None
@@ -116,7 +112,7 @@ class SequenceStream(IterableDataset):
 
 
 def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Tensor]:
-    """Return "ids" (B, T), "loss_mask" (B, T) bool, "keys" (B,); padded at the right, where no one looks."""
+    """Return "ids" (B, T), "loss_mask" (B, T) bool, "keys" (B,); padded at the right."""
     length = max(len(sequence.ids) for sequence in sequences)
     ids = torch.full((len(sequences), length), pad)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
@@ -137,12 +133,13 @@ class SubjectData(L.LightningDataModule):
         batch: int,
         num_grid: int,
     ) -> None:
-        """Serve a stream, and the numbers 0 to `num_grid` - 1 of the grid's pictures.
+        """Take what makes the stream.
 
         Args:
-            prepare: leaves in the run folder what the stream needs; one process calls it, the others wait.
+            prepare: writes to the run folder what the stream needs; one process calls it, the others wait.
             make_stream: makes the stream, once the model is built.
             batch: sequences in one pass of this process.
+            num_grid: pictures of the grid.
         """
         super().__init__()
         self.prepare, self.make_stream, self.batch, self.num_grid = prepare, make_stream, batch, num_grid
@@ -157,10 +154,9 @@ class SubjectData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Continue where the restored step counter stands, with this process's share of every step."""
-        stream, (rank, world) = self.make_stream(), self._rank()
-        numbers = stream.stage.numbers
-        stream.start = self.trainer.global_step * numbers.sequences if self.trainer else 0
-        stream.share = (rank, world)
+        stream = self.make_stream()
+        stream.start = self.trainer.global_step * stream.stage.numbers.sequences if self.trainer else 0
+        stream.share = self._rank()
         return DataLoader(stream, batch_size=self.batch, collate_fn=partial(collate, pad=stream.pad))
 
     def val_dataloader(self) -> DataLoader:

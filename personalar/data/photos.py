@@ -1,7 +1,7 @@
-"""The photos of a folder: every entry gets a verdict before any model loads, and none is dropped silently.
+"""The photos of a folder: every entry gets a verdict before any model loads.
 
-A file is what its bytes say, whatever its name says. What cannot be used is skipped with the reason; what can
-is turned upright (EXIF), put on white where it is transparent, brought to sRGB and 8 bits, and says so.
+The content of a file counts, not its name. A file that cannot be used is skipped with the reason; the others
+are turned upright (EXIF), put on white where transparent, converted to sRGB and 8 bits, and noted so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
 
 SMALLEST_SIDE = 32
@@ -37,7 +38,7 @@ SUFFIXES = {
     "HEIF": (".heic", ".heif", ".hif"),
     "AVIF": (".avif",),
 }
-"""Formats that are read (Pillow's names) and how their files are usually called."""
+"""Formats that are read (Pillow's names) and the usual suffixes of their files."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _PATIENT = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # one channel of more than 8 bits
 
@@ -47,56 +48,61 @@ class Photo:
     """One entry of the folder. `image` is RGB, or None when the entry was skipped."""
 
     path: Path
-    verdict: str
-    """"used", or "skipped"."""
     notes: tuple[str, ...] = ()
-    """What was done to it, or why it was skipped."""
+    """Changes to it, or the reason why it was skipped."""
     image: Image.Image | None = None
     cut: float | None = None
-    """Share of its area, 0 to 1, outside of what a base takes of it; None where no base is asked."""
+    """Share of its area, 0 to 1, that a base cuts off; None without a base."""
 
     @property
-    def size(self) -> str:
-        """Width x height of the upright picture, or "-"."""
-        return f"{self.image.width}x{self.image.height}" if self.image else "-"
+    def verdict(self) -> str:
+        """Return "used" or "skipped"."""
+        return "skipped" if self.image is None else "used"
 
 
 class Unusable(Exception):
-    """Why a file is skipped; stays inside this module."""
+    """The reason why a file is skipped; stays inside this module."""
 
 
 def inspect_folder(folder: Path) -> list[Photo]:
     """Look at every entry of `folder` (not below it), by name; several at a time.
 
     Raises:
-        FileNotFoundError: when there is no such folder.
-        PermissionError: when it cannot be listed.
+        FileNotFoundError: the folder is missing.
+        PermissionError: it cannot be listed.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"subject.path={folder} {what}: give a folder with a few photos of one thing")
-    _register_heif()
-    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing leave Python's lock alone
+    try:
+        from pillow_heif import register_heif_opener  # the extra [heic]
+
+        register_heif_opener()
+    except ImportError:
+        pass
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release Python's lock
         photos = list(pool.map(inspect_file, sorted(folder.iterdir())))
         return mark_twins(photos, list(pool.map(_looks, photos)))
 
 
 def inspect_file(path: Path) -> Photo:
-    """Return the verdict on one entry; never raises for what lies in the file."""
+    """Return the verdict on one entry; never raises for the content of the file."""
     try:
         image, notes = read_photo(path)
     except Unusable as reason:
-        return Photo(path=path, verdict="skipped", notes=(str(reason),))
-    return Photo(path=path, verdict="used", notes=notes, image=image)
+        return Photo(path=path, notes=(str(reason),))
+    return Photo(path=path, notes=notes, image=image)
 
 
 def read_photo(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return the picture in RGB and what was done to it; `Unusable` says why not."""
-    _refuse_by_name(path)
+    """Return the picture in RGB and the changes to it. Raises `Unusable`."""
+    _check_entry(path)
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on bombs and odd metadata: our own limits decide
-            with Image.open(io.BytesIO(path.read_bytes()), formats=list(_readable())) as image:
+            formats = [name for name in SUFFIXES if name in Image.OPEN]
+            with Image.open(io.BytesIO(path.read_bytes()), formats=formats) as image:
                 return _convert(image, path)
     except Unusable:
         raise
@@ -114,23 +120,6 @@ def read_photo(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
         raise Unusable(f"damaged or cut off ({type(error).__name__}: {str(error)[:80]})") from error
 
 
-def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Turn a picture upright, to sRGB and 8 bits, transparency on white; return it and what was done."""
-    notes: list[str] = []
-    profile = image.info.get("icc_profile")
-    upright = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) in range(2, 9):
-        notes.append("turned upright")
-    if upright.mode in _PATIENT:
-        upright = _to_8_bits(upright)
-        notes.append("brought to 8 bits")
-    if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
-        upright = _on_white(upright)
-        notes.append("transparency put on white")
-    rgb, changed = _to_srgb(upright, profile)
-    return rgb, (*notes, *changed)
-
-
 def print_table(photos: Iterable[Photo]) -> None:
     """Show every entry with its verdict and, where a base is known, how much of it is cut off."""
     from rich.console import Console
@@ -144,8 +133,9 @@ def print_table(photos: Iterable[Photo]) -> None:
         table.add_column(title, overflow="fold")
     for photo in photos:
         name = photo.path.name.encode(errors="replace").decode()  # a name need not be valid text
+        size = written(photo.image.size) if photo.image else "-"
         cut = [] if not fitted else ["-" if photo.cut is None else f"{photo.cut:.0%}"]
-        table.add_row(Text(name), photo.size, *cut, photo.verdict, Text("; ".join(photo.notes)))
+        table.add_row(Text(name), size, *cut, photo.verdict, Text("; ".join(photo.notes)))
     Console().print(table)
 
 
@@ -153,7 +143,7 @@ def mark_twins(photos: Sequence[Photo], looks: Sequence[tuple[str, int] | None])
     """Skip exact copies of an earlier photo; note those that look alike.
 
     Args:
-        looks: of each photo, a hash of its pixels and its `difference_hash`; None where it is skipped.
+        looks: per photo a hash of its pixels and its `difference_hash`; None where it is skipped.
     """
     seen: dict[str, Path] = {}
     hashes: list[tuple[int, Path]] = []
@@ -163,8 +153,7 @@ def mark_twins(photos: Sequence[Photo], looks: Sequence[tuple[str, int] | None])
             pixels, own = look
             near = next((path for other, path in hashes if (own ^ other).bit_count() <= NEAR_BITS), None)
             if pixels in seen:
-                notes = (f"the same picture as {seen[pixels].name}",)
-                photo = replace(photo, verdict="skipped", notes=notes, image=None)
+                photo = replace(photo, notes=(f"the same picture as {seen[pixels].name}",), image=None)
             elif near is not None:
                 photo = replace(photo, notes=(*photo.notes, f"looks like {near.name}"))
             seen.setdefault(pixels, photo.path)
@@ -180,44 +169,55 @@ def _looks(photo: Photo) -> tuple[str, int] | None:
 def difference_hash(image: Image.Image) -> int:
     """Return 64 bits: is each of 8x8 grey pixels darker than its right neighbour?"""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    return int("".join("1" if bit else "0" for bit in (grey[:, 1:] > grey[:, :-1]).ravel()), 2)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
-def _refuse_by_name(path: Path) -> None:
+def _check_entry(path: Path) -> None:
+    """Refuse everything that is not an ordinary file with something in it."""
     if path.name.startswith((".", "~$")) or path.name.lower() in SYSTEM_FILES:
         raise Unusable("hidden or system file")
     try:
-        mode = path.stat().st_mode  # follows links
+        found = path.stat()  # follows links
     except FileNotFoundError as error:
         raise Unusable("a link that leads nowhere") from error
     except OSError as error:
         raise Unusable(f"cannot be looked at ({error.strerror})") from error
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(found.st_mode):
         raise Unusable("a folder: photos must lie directly in subject.path")
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
         raise Unusable("not an ordinary file")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise Unusable("empty file")
 
 
 def _convert(image: Image.Image, path: Path) -> tuple[Image.Image, tuple[str, ...]]:
+    """Turn a picture upright, to sRGB and 8 bits, transparency on white; return it and the changes."""
     if image.width * image.height > MOST_PIXELS:
         raise Unusable(
-            f"{image.width}x{image.height} pixels are too many (allowed: {MOST_PIXELS // 10**6} megapixels): "
+            f"{written(image.size)} pixels are too many (allowed: {MOST_PIXELS // 10**6} megapixels): "
             "scale it down"
         )
     if min(image.size) < SMALLEST_SIDE:
-        raise Unusable(f"too small: {image.width}x{image.height} pixels, at least {SMALLEST_SIDE} a side")
+        raise Unusable(f"too small: {written(image.size)} pixels, at least {SMALLEST_SIDE} a side")
     notes = []
-    usual = SUFFIXES[image.format or ""]
-    if path.suffix.lower() not in usual:
+    if path.suffix.lower() not in SUFFIXES[image.format or ""]:
         notes.append(f"is {image.format}, in spite of its name")
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         notes.append(f"first of {frames} frames")
     image.seek(0)
     image.load()
-    rgb, done = to_rgb(image)
-    return rgb, (*notes, *done)
+    profile = image.info.get("icc_profile")
+    upright = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) in range(2, 9):
+        notes.append("turned upright")
+    if upright.mode in _PATIENT:
+        upright = _to_8_bits(upright)
+        notes.append("brought to 8 bits")
+    if upright.has_transparency_data:
+        upright = _on_white(upright)
+        notes.append("transparency put on white")
+    rgb, note = _to_srgb(upright, profile)
+    return rgb, (*notes, note) if note else tuple(notes)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -234,38 +234,22 @@ def _on_white(image: Image.Image) -> Image.Image:
     return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
     """Return RGB through the embedded colour profile, if there is a usable one."""
     if image.mode == "P":
         image = image.convert("RGB")
+    note = None if image.mode in ("RGB", "L", "1") else f"converted from {image.mode}"
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if "srgb" in ImageCms.getProfileDescription(source).lower():
-                return image.convert("RGB"), ()
-            converted = ImageCms.profileToProfile(
-                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-            return converted, ("converted from its colour profile",)
+                return image.convert("RGB"), None
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            return converted, "converted from its colour profile"
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            return image.convert("RGB"), ("its colour profile is damaged and was ignored",)
-    if image.mode in ("RGB", "L", "1"):
-        return image.convert("RGB"), ()
-    return image.convert("RGB"), (f"converted from {image.mode}",)
-
-
-def _readable() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in SUFFIXES if name in Image.OPEN)
-
-
-def _register_heif() -> None:
-    """Let Pillow read HEIC where pillow-heif is installed: `pip install "personalar[heic]"`."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return
-    register_heif_opener()
+            note = "its colour profile is damaged and was ignored"
+    return image.convert("RGB"), note
 
 
 def _what_else(path: Path) -> str:

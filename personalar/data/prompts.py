@@ -1,7 +1,7 @@
 """Prompts: the names of learned rows, the wording of training sequences and of validation prompts.
 
-Training follows Textual Inversion (arXiv 2208.01618) as arXiv 2504.13162 uses it: "a photo of [V] <noun>",
-and for half of the sequences "a photo of [V] <noun> S_i" with the training photo's own token S_i at the end.
+Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the sequences "a photo of [V]
+<noun> S_i" with the training photo's own token S_i at the end.
 """
 
 from __future__ import annotations
@@ -9,41 +9,12 @@ from __future__ import annotations
 from personalar.core.types import PromptSpec, SampleKind
 
 SUBJECT_TOKEN = "[V]"
-LIVE_NOUNS = frozenset(
-    {
-        "bear",
-        "bird",
-        "cat",
-        "chicken",
-        "cow",
-        "dog",
-        "duck",
-        "elephant",
-        "fish",
-        "fox",
-        "frog",
-        "goat",
-        "hamster",
-    }
-    | {
-        "horse",
-        "kitten",
-        "monkey",
-        "mouse",
-        "owl",
-        "parrot",
-        "person",
-        "pig",
-        "puppy",
-        "rabbit",
-        "sheep",
-        "tiger",
-    }
-    | {"turtle", "wolf"}
+_ANIMALS = (
+    "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse "
+    "owl parrot person pig puppy rabbit sheep tiger turtle wolf"
 )
+LIVE_NOUNS = frozenset(_ANIMALS.split())
 """Nouns of animals, for which accessory prompts make sense."""
-
-
 UNRELATED = (
     "a photo of a teapot",
     "a red car on the beach",
@@ -102,8 +73,8 @@ def sample_prompt(
     """Return the validation prompt that the model sees.
 
     Args:
-        learned: whether the model knows [V]; the base does not, there a subject prompt names the class only.
-        class_name: whether the class stands after [V]; False where it was learned without.
+        learned: the model knows [V]; otherwise a subject prompt names the class only.
+        class_name: the class stands after [V]; False where it was learned without.
     """
     if kind == "description":
         assert description is not None
@@ -120,10 +91,10 @@ def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
 
 
 def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
-    """Return prompts from the configuration, which say nothing about what they ask for.
+    """Return prompts from the configuration.
 
     Raises:
-        ValueError: when there is none, or one has no "{}" for the subject or is no text.
+        ValueError: the list is empty, or a prompt has no "{}" for the subject or is no text.
     """
     if not texts:
         raise ValueError("samples.prompts=[] holds no prompt: write 'a {} in the snow'")

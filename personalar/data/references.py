@@ -1,11 +1,8 @@
-"""A run's photos as pictures in its folder: whole, cut to the base's sizes, redrawn by its image tokenizer.
+"""A run's photos as pictures in its folder.
 
-    references/00.png            the photo, scaled to 512 pixels at most
-    references/cropped/00.png    what is left where its middle fills that of the base's sizes which suits it;
-                                 only where something of any photo is cut off
-    references/redrawn/00.png    that, through the image tokenizer and back: about the best it could draw
-
-Training may cut elsewhere (`model.recipe.data.crop`, `crops_per_photo`); the judges get the whole photos.
+references/00.png            the photo, scaled to 512 pixels at most
+references/cropped/00.png    its middle, cropped to the best of the base's sizes; only if any photo is cut
+references/redrawn/00.png    that, through the image tokenizer and back: about the best it could draw
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ LEAST_CUT = 0.005
 
 
 def save_references(folder: Path, photos: Sequence[Image.Image], layout: ProtocolConfig) -> None:
-    """Write the photos and, where a base of `layout` cuts any, what is left of each, to `folder`."""
+    """Write the photos and, where a base of `layout` cuts any, the crops to `folder`."""
     cuts = any(fit(photo.size, layout.sizes).cut >= LEAST_CUT for photo in photos)
     for index, photo in enumerate(photos):
         path = folder / f"{index:02d}.png"
@@ -41,7 +38,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
 
 
 def save_redrawn(folder: Path, photos: Sequence[Image.Image], backend: Backend) -> None:
-    """Write what the image tokenizer of `backend` keeps of each photo to `folder`, one at a time."""
+    """Write each photo, through the image tokenizer of `backend` and back, to `folder`."""
     for index, photo in enumerate(photos):
         codes = backend.encode_images(backend.preprocess(photo).unsqueeze(0))
         pixels = to_uint8(backend.decode_images(codes)[0]).cpu().numpy()

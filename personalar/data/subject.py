@@ -1,4 +1,4 @@
-"""Subjects: a rendered one of the embedded world, or a folder of photos; looked at before any model loads."""
+"""Subjects: a rendered one of the embedded world, or a folder of photos; read before any model loads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MANY_PHOTOS = 20
 
 
 def fitted(photo: Photo, sizes: Sequence[Size]) -> Photo:
-    """Return a usable `photo` with what becomes of it at the one of a base's `sizes` that suits it."""
+    """Return `photo` with notes on the crop and the enlargement to the best of a base's `sizes`."""
     if photo.image is None:
         return photo
     found, notes = fit(photo.image.size, sizes), list(photo.notes)
@@ -40,7 +40,7 @@ def fitted(photo: Photo, sizes: Sequence[Size]) -> Photo:
 
 
 def count_note(photos: int) -> str | None:
-    """Return what to know about very few photos or very many; None for a usual number."""
+    """Return a note on very few photos or very many; None for a usual number."""
     if photos == 1:
         return "one photo; 3 to 6 from different sides are better"
     if photos > MANY_PHOTOS:
@@ -52,13 +52,13 @@ def count_note(photos: int) -> str | None:
 
 
 def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Image.Image, ...]:
-    """Return the usable photos of `folder`, and show what became of every entry.
+    """Return the usable photos of `folder`, and print the verdict on every entry.
 
     Args:
-        sizes: those of the base that is to learn them; None: only the photos are looked at.
+        sizes: those of the base that is to learn them; None: without notes on crops.
 
     Raises:
-        FileNotFoundError: when there is no such folder, or no usable photo in it.
+        FileNotFoundError: the folder is missing, or contains no usable photo.
     """
     photos = inspect_folder(folder)
     images = tuple(photo.image for photo in photos if photo.image is not None)
@@ -75,39 +75,6 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Imag
     if (note := count_note(len(images))) is not None:
         print(f"note: {note}")
     return images
-
-
-def _folder_subject(config: SubjectConfig, sizes: Sequence[Size] | None) -> Subject:
-    if config.path is None:
-        raise ValueError(
-            "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
-        )
-    images = read_folder(Path(config.path).expanduser(), sizes)
-    return Subject(
-        name=config.name,
-        noun=config.noun,
-        images=images,
-        live=config.noun in LIVE_NOUNS if config.live is None else config.live,
-        description=config.description,
-        fingerprint=image_fingerprint(images),
-    )
-
-
-def _rendered_subject(config: SubjectConfig) -> Subject:
-    from personalar.nano.world.subjects import rendered_subject
-
-    rendered = rendered_subject(config.noun, config.seed)
-    images = tuple(rendered.train)
-    return Subject(
-        name=config.name,
-        noun=config.noun,
-        images=images,
-        live=rendered.live if config.live is None else config.live,
-        holdout=tuple(rendered.holdout),
-        others=tuple(rendered.others),
-        description=config.description or rendered.description,
-        fingerprint=image_fingerprint(images),
-    )
 
 
 def _check_words(config: SubjectConfig) -> None:
@@ -127,13 +94,34 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
     """Render or read the subject; every photo is opened here, so that nothing fails later.
 
     Args:
-        sizes: those of the base that is to learn it, for what is said about photos.
+        sizes: those of the base that is to learn it, for notes on crops.
 
     Raises:
-        FileNotFoundError, ValueError: when the folder or a photo in it cannot be used.
+        FileNotFoundError, ValueError: the folder or a photo in it cannot be used.
     """
     _check_words(config)
-    return _folder_subject(config, sizes) if config.kind == "folder" else _rendered_subject(config)
+    if config.kind == "folder":
+        if config.path is None:
+            raise ValueError(
+                "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+            )
+        images, own = read_folder(Path(config.path).expanduser(), sizes), {}
+        live, description = config.noun in LIVE_NOUNS, config.description
+    else:
+        from personalar.nano.world.subjects import rendered_subject
+
+        rendered = rendered_subject(config.noun, config.seed)
+        images, own = rendered.train, {"holdout": rendered.holdout, "others": rendered.others}
+        live, description = rendered.live, config.description or rendered.description
+    return Subject(
+        name=config.name,
+        noun=config.noun,
+        images=images,
+        live=live if config.live is None else config.live,
+        description=description,
+        fingerprint=image_fingerprint(images),
+        **own,
+    )
 
 
 def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:
