@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import write_random
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.config.compose import conf_dir, group_options, read_config, register
+from personalar.config.compose import build_decoder, conf_dir, group_options, read_config, register
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ModelFiles
@@ -107,7 +106,7 @@ def draw(meter: Meter, args: argparse.Namespace, work: Path, session: Session) -
         config = settings(args, work, f"decoder={name}")
         with meter.step(f"one picture, decoder={name}") as row:
             try:
-                generator.decoder = instantiate(config.decoder.arguments, _convert_="all")
+                generator.decoder = build_decoder(config.decoder)
                 (picture,) = generator.images(["a photo of [V] dog"], [0])
                 picture.save(work / f"{name}.png")
             except ValueError as error:

@@ -60,7 +60,7 @@ def test_a_prompt_is_run_once(tiny_backend: ChameleonBackend, monkeypatch: pytes
     monkeypatch.setattr(
         tiny_backend.transformer,
         "forward",
-        lambda embeds, *rest: rows.append(len(embeds)) or forward(embeds, *rest),
+        lambda embeds, *a, **k: rows.append(len(embeds)) or forward(embeds, *a, **k),
     )
     codes = PlainDecoder(cfg_scale=3.0)(tiny_backend, ids, GRID, [4, 5, 6])
     assert rows == [3] + [6] * 15
