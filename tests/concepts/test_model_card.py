@@ -12,7 +12,7 @@ import yaml
 from conftest_run import compose_config
 from PIL import Image
 from test_concept import make
-from test_concept_export import adapter, export
+from test_exchange import adapter, export
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import PLACES, model_card, write_card

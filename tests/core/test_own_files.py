@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_cli import command
-from test_concept_export import adapter, concept_on
+from test_exchange import adapter, concept_on
 from test_personalize import contents, same_result
 
 from personalar.config.fields import inside

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from test_concept import make
-from test_concept_export import adapter, export
+from test_exchange import adapter, export
 
 import personalar
 from personalar.concepts.adapters.lora import load_lora

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest_run import compose_config
 from PIL import Image
-from test_scorers import TableClip, TableDino, plain
+from test_subject_scorer import TableClip, TableDino, plain
 
 import personalar.runs.benchmark
 from personalar.config.command_line import quote

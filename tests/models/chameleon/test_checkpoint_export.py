@@ -26,7 +26,7 @@ from conftest_upstream import (
     tensors_of,
 )
 from PIL import Image
-from test_concept_export import concept_on, export
+from test_exchange import concept_on, export
 from test_upstream import is_norm
 from torch import Tensor
 
