@@ -86,6 +86,11 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / max(whole, 1):.1f}"
 
 
+def spread(lengths: list[int]) -> str:
+    """Return median, 95th percentile and maximum of sorted numbers."""
+    return f"{median(lengths):.0f} / {lengths[len(lengths) * 95 // 100]} / {lengths[-1]}"
+
+
 def row(name: str, counts: Counts) -> dict[str, str]:
     """Return the measures of one package by column title."""
     total = sum(counts.file_lines)
@@ -98,7 +103,7 @@ def row(name: str, counts: Counts) -> dict[str, str]:
         "flat at top (lines)": f"{len(counts.top_lines)} ({sum(counts.top_lines):,})",
         "most in a folder": str(max(counts.folder_sizes.values(), default=0)),
         "file med / max": f"{median(counts.file_lines):.0f} / {max(counts.file_lines)}",
-        "fn med / p95 / max": f"{median(functions):.0f} / {functions[len(functions) * 95 // 100]} / {functions[-1]}",
+        "fn med / p95 / max": spread(functions),
         "fn > 60": str(sum(length > 60 for length in functions)),
         "doc %": percent(sum(counts.documented), len(counts.documented)),
         "annot. %": percent(sum(counts.annotated), len(counts.annotated)),
