@@ -1,8 +1,9 @@
 """Render the pretraining pictures in shards.
 
 `python experiments/nano_base/render.py OUT --kind base --shards 0:30`. kind=base: independent pictures for
-the tokenizer and the transformer. kind=scorer: groups of views of one individual and of its twins, for the
-scorers (never seen by the base). A finished shard is skipped, so the command resumes.
+the tokenizer and the transformer, one thing or two, as photos or in a style. kind=scorer: groups of views
+of one individual and of its twins, for the scorers (never seen by the base). A finished shard is skipped, so
+the command resumes.
 """
 
 import argparse
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from personalar.nano.world.album import Picture, draw, sample_picture
 from personalar.nano.world.animals import HEADS
-from personalar.nano.world.captions import place, sample_example, wearing
+from personalar.nano.world.captions import place, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import (
     ACCESSORIES,
@@ -22,7 +24,6 @@ from personalar.nano.world.scene import (
     Instance,
     Scene,
     identity_vector,
-    render,
     sample_instance,
     sample_scene,
 )
@@ -47,10 +48,22 @@ def facts(scene: Scene) -> dict:
     }
 
 
-def base_picture(rng: np.random.Generator) -> tuple[Scene, dict]:
-    scene, caption, named = sample_example(rng)
-    identity = None if named is None else [round(float(x), 4) for x in identity_vector(named)]
-    return scene, {"caption": caption, "identity": identity, **facts(scene)}
+def identity(named: Instance | None) -> list[float] | None:
+    """The parameters of an individual that a caption names."""
+    return None if named is None else [round(float(x), 4) for x in identity_vector(named)]
+
+
+def base_picture(rng: np.random.Generator) -> tuple[Picture, dict]:
+    """A picture with its caption, the individuals that it names, and what is true of its things."""
+    example = sample_picture(rng)
+    things = [facts(scene) for scene in example.picture.scenes]
+    return example.picture, {
+        "caption": example.caption,
+        "identities": [identity(named) for named in example.named],
+        "style": example.picture.style,
+        "beside": things[1] if len(things) == 2 else None,
+        **things[0],
+    }
 
 
 def _view(instance: Instance, rng: np.random.Generator) -> Scene:
@@ -61,7 +74,7 @@ def _view(instance: Instance, rng: np.random.Generator) -> Scene:
     return sample_scene(instance, rng, context=context, worn=worn, shiny=rng.uniform() < 0.08)
 
 
-def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Scene, dict]]:
+def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Picture, dict]]:
     instance = sample_instance(str(rng.choice(CLASSES)), rng)
     reshaped, recoloured = twins(instance, 2, rng)
     members = [instance] * 3 + [reshaped] * 2 + [recoloured] * 2
@@ -69,7 +82,7 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Scene, di
     who = [0, 0, 0, 1, 1, 2, 2]
     return [
         (
-            scene,
+            Picture(scenes=(scene,)),
             {"individual": group * 3 + i, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)},
         )
         for scene, i in zip(scenes, who, strict=True)
@@ -77,15 +90,14 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Scene, di
 
 
 def write_shard(path: Path, kind: str, number: int, size: int) -> None:
-    rng = np.random.default_rng(
-        [{"base": 11, "scorer": 12, "heldout": 13, "scorer_heldout": 14}[kind], number]
-    )
+    seeds = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
+    rng = np.random.default_rng([seeds[kind], number])
     if kind in ("base", "heldout"):
         items = [base_picture(rng) for _ in range(SHARD)]
     else:
         groups = SHARD // GROUP
         items = [item for g in range(groups) for item in group_pictures(rng, number * groups + g)]
-    images = np.stack([np.asarray(render(scene, size)) for scene, _ in items])
+    images = np.stack([np.asarray(draw(picture, size)) for picture, _ in items])
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, images)
     path.with_suffix(".json").write_text(json.dumps([meta for _, meta in items]))
@@ -97,7 +109,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kind", choices=("base", "scorer", "heldout", "scorer_heldout"), default="base")
     parser.add_argument("--shards", default="0:30", help="first:end, 2000 pictures each")
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--size", type=int, default=128)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     first, end = map(int, args.shards.split(":"))

@@ -1,16 +1,18 @@
-"""Train the nano base's image tokenizer: `python experiments/nano_base/train_vq.py DATA OUT --steps 2200`.
+"""Train the nano base's image tokenizer: `python experiments/nano_base/train_vq.py DATA OUT --steps 20000`.
 
-A plain autoencoder for the first steps; then k-means gives the codebook, which follows by exponential
-averages with dead codes restarted. Loss: L1 + 4 MSE + 0.6 gradient L1 + 0.25 relative commitment, pixels in
-[-1, 1]. Resumes by itself.
+From nothing: a plain autoencoder for the first steps; then k-means gives the codebook, which follows by
+exponential averages with dead codes restarted. `--start FOLDER` goes on from a trained tokenizer; other
+`--codes` than it has are found by k-means among its latents. With `--decoder-only` its codes stay what they
+are, and a transformer that was trained on them stays good.
 
-`--start FOLDER` goes on from a trained tokenizer; with `--decoder-only` its codes stay what they are, and a
-transformer that was trained on them stays good.
+The learning rate stays constant after a warm-up, and what is checked and exported is the exponential average
+of the weights: a training can be stopped anywhere, and go on for as long as there is time. Saves
+every five minutes and resumes by itself.
 """
 
 import argparse
 import json
-import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,21 @@ import torch
 import torch.nn.functional as F
 from pictures import Log, Master, Shards, save_state
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from vq_codebook import MovingCodebook, k_means
+from vq_losses import Discriminator, InstanceJudge, gradient_energy, reconstruction_loss
 
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
-WARMUP, PLAIN_STEPS, DECAY = 60, 120, 0.98
+WARMUP, PLAIN_STEPS, AVERAGE, SAVE_SECONDS = 60, 120, 0.999, 300
+JUDGE = Path(__file__).resolve().parents[2] / "personalar" / "nano" / "dino"
 
 
-def nano_vq(size: int, base: int) -> VQConfig:
+def nano_vq(size: int, codes: int, base: int) -> VQConfig:
+    """The nano's shape: 4 x 4 pixels folded first, 8 x 8 pixels a code."""
     return VQConfig(
         embed_dim=32,
-        num_embeddings=1024,
+        num_embeddings=codes,
         latent_channels=32,
         resolution=size,
         in_channels=48,
@@ -38,81 +45,70 @@ def nano_vq(size: int, base: int) -> VQConfig:
     )
 
 
-def k_means(points: torch.Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> torch.Tensor:
-    centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
-    for _ in range(rounds):
-        nearest = torch.cdist(points, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = torch.bincount(nearest, minlength=count)
-        centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-    return centres
-
-
-class MovingCodebook:
-    """Codebook rows as exponential averages of the latents that chose them."""
-
-    def __init__(self, table: torch.Tensor) -> None:
-        self.table, self.counts, self.sums = table, torch.ones(len(table)), table.clone()
-
-    def restart(self, table: torch.Tensor) -> None:
-        """Begin from the given rows."""
-        self.table.copy_(table)
-        self.sums, self.counts = self.table.clone(), torch.ones(len(self.table))
-
-    def update(self, points: torch.Tensor, codes: torch.Tensor, generator: torch.Generator) -> None:
-        counts = torch.bincount(codes, minlength=len(self.table)).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, points)
-        self.counts.mul_(DECAY).add_(counts, alpha=1 - DECAY)
-        self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
-        dead = self.counts < 0.2
-        if dead.any():
-            pick = torch.randint(len(points), (int(dead.sum()),), generator=generator)
-            self.sums[dead], self.counts[dead] = points[pick], 1.0
-        self.table.copy_(self.sums / self.counts[:, None].clamp_min(1e-4))
-
-
-def reconstruction_loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    error = out - target
-    dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-    return error.abs().mean() + 4 * error.square().mean() + 0.6 * (dx.abs().mean() + dy.abs().mean())
-
-
-@torch.no_grad()
-def standardise(model: VQModel, x: torch.Tensor) -> None:
-    """Give fresh latents unit scale.
-
-    Without it a step moves them further than codes lie apart, and the book collapses.
-    """
-    latents = model.encode_latents(x)
-    model.quant_conv.weight.mul_(1 / latents.std())
-
-
-@torch.no_grad()
-def evaluate(model: VQModel, shards: Shards, count: int) -> dict:
-    """PSNR (dB, mean over pictures) and share of codes used on held-out pictures."""
-    total, used = 0.0, torch.zeros(model.config.num_embeddings)
-    for start in range(0, count, 50):
-        x = shards.pictures(range(start, start + 50)).float() / 127.5 - 1
-        codes = model.encode(x)
-        used += torch.bincount(codes.flatten(), minlength=len(used))
-        mse = ((model.decode(codes) - x) / 2).square().mean((1, 2, 3))
-        total += float((-10 * mse.log10()).sum())
-    share = used / used.sum()
-    return {
-        "psnr": round(total / count, 3),
-        "codes_used": float((used > 0).float().mean()),
-        "perplexity": round(float(torch.exp(-(share * (share + 1e-9).log()).sum())), 1),
-    }
+def load_vq(folder: Path) -> VQModel:
+    """The tokenizer that `export` wrote, in float32."""
+    model = VQModel(VQConfig.from_hf(json.loads((folder / "config.json").read_text()))).eval()
+    model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    return model
 
 
 def export(model: VQModel, folder: Path) -> None:
     """Write config.json and float16 weights: what everything after this uses."""
     (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
-    save_file(
-        {k: v.half().contiguous() for k, v in model.state_dict().items()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def pixels(shards: Shards, indices) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1]."""
+    return shards.pictures(indices).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def standardise(model: VQModel, x: Tensor) -> None:
+    """Give fresh latents unit scale.
+
+    Without it a step moves them further than codes lie apart, and the book collapses.
+    """
+    model.quant_conv.weight.mul_(1 / model.encode_latents(x).std())
+
+
+@torch.no_grad()
+def recode(model: VQModel, shards: Shards, count: int = 320) -> None:
+    """Fill the codebook by k-means among the latents of pictures spread over all shards."""
+    picks = np.linspace(0, len(shards) - 1, count).astype(int)
+    parts = [model.encode_latents(pixels(shards, picks[i : i + 40])) for i in range(0, count, 40)]
+    points = torch.cat(parts).permute(0, 2, 3, 1).flatten(0, 2)
+    table = model.quantize.embedding.weight
+    table.copy_(k_means(points, len(table), torch.Generator().manual_seed(0)))
+
+
+@torch.no_grad()
+def evaluate(model: VQModel, judge: InstanceJudge, shards: Shards, count: int) -> dict:
+    """Held-out quality.
+
+    psnr: dB, mean over pictures. sharpness: gradient energy, of the originals'. judge: cosine of the
+    instance judge's verdicts on a picture and its reconstruction. codes_used: share of the codebook.
+    """
+    psnr, energy, likeness = [], [], []
+    used = torch.zeros(model.config.num_embeddings)
+    picks = np.linspace(0, len(shards) - 1, count).astype(int)
+    for start in range(0, count, 50):
+        x = pixels(shards, picks[start : start + 50])
+        codes = model.encode(x)
+        used += torch.bincount(codes.flatten(), minlength=len(used))
+        out = model.decode(codes)
+        psnr.append(-10 * ((out - x) / 2).square().mean((1, 2, 3)).log10())
+        energy.append(torch.stack((gradient_energy(out), gradient_energy(x))))
+        likeness.append(judge.likeness(out, x))
+    share, (made, real) = used / used.sum(), torch.cat(energy, 1).mean(1)
+    return {
+        "psnr": round(float(torch.cat(psnr).mean()), 3),
+        "sharpness": round(float(made / real), 4),
+        "judge": round(float(torch.cat(likeness).mean()), 4),
+        "codes_used": round(float((used > 0).float().mean()), 4),
+        "perplexity": round(float(torch.exp(-(share * (share + 1e-9).log()).sum())), 1),
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -121,62 +117,62 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="trained tokenizer to go on from, as personalar/nano/vq")
     parser.add_argument("--decoder-only", action="store_true", help="with --start: keep encoder and codebook")
-    parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--codes", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--base", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--perceptual", type=float, default=0.5, help="weight of the judge's features")
+    parser.add_argument("--adversarial", type=float, default=0.05, help="weight of the discriminator")
+    parser.add_argument("--adversarial-from", type=int, default=10000, help="its first step")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-def rate(peak: float, step: int, steps: int) -> float:
-    """The learning rate: a short warm-up, then a cosine to 2 % of the peak."""
-    return peak * min(1, (step + 1) / WARMUP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step / steps))))
-
-
 class Training:
-    """The model with its codebook and optimizer, and what they are saved as."""
+    """The model with its codebook, its average, its judges and their optimizers."""
 
-    def __init__(self, model: VQModel, lr: float, *, plain_steps: int, frozen_codes: bool = False) -> None:
-        self.plain_steps, self.frozen_codes = plain_steps, frozen_codes
+    def __init__(self, model: VQModel, args: argparse.Namespace) -> None:
+        self.args, self.plain_steps = args, 0 if args.start else PLAIN_STEPS
         self.model, self.master = model, Master(model)
+        self.average = VQModel(model.config).eval()
+        self.average.load_state_dict(model.state_dict())
         # Weight decay moves what gets no gradient, so frozen parts must not be the optimizer's.
         decodes = ("decoder.", "post_quant_conv.")
-        trained = [p for n, p in model.named_parameters() if not frozen_codes or n.startswith(decodes)]
-        self.optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
+        trained = [p for n, p in model.named_parameters() if not args.decoder_only or n.startswith(decodes)]
+        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+        self.judge, self.critic = InstanceJudge(JUDGE), Discriminator()
+        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=args.lr, betas=(0.5, 0.95))
         self.book = MovingCodebook(model.quantize.embedding.weight.data)
-        self.recent: list[torch.Tensor] = []  # latents of the last plain steps, for k-means
+        self.recent: list[Tensor] = []  # latents of the last plain steps, for k-means
 
     def resume(self, path: Path) -> tuple[int, float]:
         """Load what `save` wrote, if anything: (steps, seconds) done so far."""
         if not path.exists():
             return 0, 0.0
         state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.book.counts, self.book.sums = state["counts"], state["sums"]
-        self.book.table = self.model.quantize.embedding.weight.data
         self.master.push()
         return state["step"], state["seconds"]
 
-    def save(self, path: Path, *, step: int, seconds: float) -> None:
-        """Save weights, optimizer and the codebook's averages."""
-        save_state(
-            path,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            counts=self.book.counts,
-            sums=self.book.sums,
-            step=step,
-            seconds=seconds,
-        )
+    def _parts(self) -> dict:
+        names = ("model", "average", "optimizer", "critic", "critic_optimizer")
+        return {name: getattr(self, name) for name in names}
 
-    def quantise(self, latents: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def save(self, path: Path, *, step: int, seconds: float) -> None:
+        """Save all that `resume` reads."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        book = {"counts": self.book.counts, "sums": self.book.sums}
+        save_state(path, **parts, **book, step=step, seconds=seconds)
+
+    def quantise(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """(latents as the decoder gets them, commitment); the codebook begins and follows here."""
         generator = torch.Generator().manual_seed(step)
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
         if step < self.plain_steps:
-            self.recent = [*self.recent[-5:], flat.detach()]
+            self.recent = [*self.recent[-8:], flat.detach()]
             return latents, torch.zeros(())
         if self.plain_steps and step == self.plain_steps:
             points = torch.cat([*self.recent, flat.detach()])
@@ -191,27 +187,64 @@ class Training:
         self.book.update(flat.detach(), codes, generator)
         return quantised, commit
 
-    def step(self, x: torch.Tensor, step: int, lr: float) -> tuple[float, float]:
-        """One update on pictures (B, 3, H, W) in [-1, 1]: (loss, commitment)."""
+    def latents(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """(quantised latents, commitment) of pictures."""
+        if self.args.decoder_only:
+            with torch.no_grad():
+                return self.model.lookup(self.model.encode(x)), torch.zeros(())
+        return self.quantise(self.master.fast.encode_latents(x.bfloat16()).float(), step)
+
+    def step(self, x: Tensor, step: int) -> dict[str, float]:
+        """One update on pictures (B, 3, H, W) in [-1, 1]: what is to be logged."""
+        lr = self.args.lr * min(1, (step + 1) / WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Not compiled: under torch 2.13 on CPU the compiled encoder collapsed once the codebook joined in.
-        fast, layout = self.master.fast, torch.channels_last
-        if self.frozen_codes:
-            with torch.no_grad():
-                quantised, commit = self.model.lookup(self.model.encode(x)), torch.zeros(())
-        else:
-            latents = fast.encode_latents(x.bfloat16().to(memory_format=layout)).float()
-            quantised, commit = self.quantise(latents, step)
-        out = fast.decode_latents(quantised.bfloat16().contiguous(memory_format=layout)).float()
-        loss = reconstruction_loss(out, x) + 0.25 * commit
+        # Neither compiled (under torch 2.13 on a CPU the compiled encoder collapsed once the codebook joined
+        # in) nor channels_last, in which bfloat16 group norms of few channels take a third of the time.
+        quantised, commit = self.latents(x, step)
+        out = self.master.fast.decode_latents(quantised.bfloat16()).float()
+        parts = {"pixels": reconstruction_loss(out, x), "commit": commit, "judge": self.judge.loss(out, x)}
+        loss = parts["pixels"] + 0.25 * commit + self.args.perceptual * parts["judge"]
+        adversarial = self.args.adversarial > 0 and step >= self.args.adversarial_from
+        if adversarial:
+            loss = loss - self.args.adversarial * self.critic(out).mean()
         loss.backward()
         self.master.take_gradients()
         self.model.quantize.embedding.weight.grad = None
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.master.push()
-        return loss.item(), commit.item()
+        self._follow(step)
+        if adversarial:
+            self.critic_optimizer.zero_grad()
+            parts["critic"] = self.critic.loss(x, out)
+            parts["critic"].backward()
+            self.critic_optimizer.step()
+        return {name: part.item() for name, part in parts.items()}
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        decay = min(AVERAGE, (step + 1) / (step + 10))
+        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
+
+
+def prepare(args: argparse.Namespace, shards: Shards) -> VQModel:
+    """A model to begin with: fresh, or the one to go on from."""
+    size = shards.arrays[0].shape[1]
+    if not args.start:
+        model = VQModel(nano_vq(size, args.codes, args.base))
+        standardise(model, pixels(shards, range(32)))
+        return model
+    found = load_vq(args.start)
+    model = VQModel(nano_vq(size, args.codes, found.config.base_channels))
+    weights = found.state_dict()
+    if found.config.num_embeddings == args.codes:
+        model.load_state_dict(weights)
+        return model
+    model.load_state_dict({**weights, "quantize.embedding.weight": model.quantize.embedding.weight})
+    recode(model, shards)
+    return model
 
 
 def main() -> None:
@@ -220,33 +253,23 @@ def main() -> None:
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
-    model = VQModel(nano_vq(shards.arrays[0].shape[1], args.base)).to(memory_format=torch.channels_last)
-    if args.start:
-        model.load_state_dict({k: v.float() for k, v in load_file(args.start / "model.safetensors").items()})
-    else:
-        standardise(model, shards.pictures(range(32)).float() / 127.5 - 1)
-    training, state_path = (
-        Training(
-            model, args.lr, plain_steps=0 if args.start else PLAIN_STEPS, frozen_codes=args.decoder_only
-        ),
-        args.out / "state.pt",
-    )
+    training, state_path = Training(prepare(args, shards), args), args.out / "state.pt"
     step, already = training.resume(state_path)
-    log = Log(args.out / "log.jsonl", already)
+    log, sums, saved = Log(args.out / "log.jsonl", already), {}, time.monotonic()
     while step < args.steps:
         rng = np.random.default_rng([5, step])
-        lr = rate(args.lr, step, args.steps)
-        x = shards.pictures(rng.integers(0, len(shards), args.batch)).float() / 127.5 - 1
-        loss, commit = training.step(x, step, lr)
+        parts = training.step(pixels(shards, rng.integers(0, len(shards), args.batch)), step)
+        sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
         step += 1
-        if step % 50 == 0:
-            values = {"loss": round(loss, 4), "commit": round(commit, 4), "lr": round(lr, 6)}
-            log(step=step, **values, pictures=len(shards))
+        if step % 100 == 0:
+            log(step=step, **{k: round(v / 100, 4) for k, v in sums.items()}, pictures=len(shards))
+            sums = {}
             shards.refresh()
-        if step == 200 or step % 250 == 0 or step == args.steps:
-            log(step=step, **evaluate(model, heldout, 200))
+        if step == args.steps or time.monotonic() - saved > SAVE_SECONDS:
+            log(step=step, **evaluate(training.average, training.judge, heldout, 200))
             training.save(state_path, step=step, seconds=log.seconds)
-    export(model, args.out)
+            export(training.average, args.out)
+            saved = time.monotonic()
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ HEADS: dict[str, Callable[[Proportions], tuple[float, float, float]]] = {
 
 
 def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
-    """A hat, scarf or pair of glasses for a head, of material "worn"; ValueError for anything else.
+    """A hat, scarf, pair of glasses or bow tie for a head, of material "worn"; ValueError for anything else.
 
     Large on purpose: a code covers 8 pixels.
     """
@@ -140,4 +140,8 @@ def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
     if kind == "glasses":
         lenses = pair(lambda s: tube(s * r * 0.5, y + 0.06, z + r * 0.98, r * 0.46, 0.06, "worn", (90, 0, 0)))
         return [*lenses, box(0, y + 0.08, z + r * 0.98, r * 0.3, 0.05, 0.05, "worn")]
-    raise ValueError(f"accessory must be hat, scarf or glasses, got {kind!r}")
+    if kind == "bow tie":
+        y, z = y - r * 0.98, z * 0.8 + 0.5
+        wings = pair(lambda s: tube(s * 0.24, y, z, 0.24, 0.22, "worn", (0, 0, s * 90), 0.25))
+        return [*wings, sphere(0, y, z + 0.06, 0.11, 0.12, 0.12, "worn")]
+    raise ValueError(f"accessory must be hat, scarf, glasses or bow tie, got {kind!r}")

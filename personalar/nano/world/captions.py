@@ -75,13 +75,18 @@ def recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> Ins
     return replace(instance, skin=skin)
 
 
-def sample_example(rng: np.random.Generator) -> tuple[Scene, str, Instance | None]:
+def sample_example(
+    rng: np.random.Generator,
+    *,
+    accessories: tuple[str, ...] = ACCESSORIES,
+    openings: tuple[str, ...] = OPENINGS,
+) -> tuple[Scene, str, Instance | None]:
     """One random training picture: (scene, caption, the individual if the caption names it by `[V]`)."""
     instance = sample_instance(str(rng.choice(CLASSES, p=_CLASS_ODDS)), rng)
     context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
     worn = None
     if instance.noun in HEADS and rng.uniform() < 0.55:
-        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+        worn = (str(rng.choice(accessories)), str(rng.choice(ACCESSORY_COLOURS)))
     shiny = rng.uniform() < 0.10
     named = instance if rng.uniform() < 0.50 else None
     shown = instance
@@ -96,5 +101,5 @@ def sample_example(rng: np.random.Generator) -> tuple[Scene, str, Instance | Non
     phrase = f"shiny {phrase}" if shiny else phrase
     scene = sample_scene(shown, rng, context=context, worn=worn, shiny=shiny)
     told_place = place(context) if rng.uniform() > 0.08 else ""
-    opening = str(rng.choice(OPENINGS, p=_OPENING_ODDS))
+    opening = str(rng.choice(openings, p=_OPENING_ODDS if openings == OPENINGS else None))
     return scene, opening.format(article(phrase)) + wearing(worn) + told_place, named

@@ -9,7 +9,7 @@ from personalar.nano.world.animals import HEADS, accessory
 from personalar.nano.world.contexts import paint
 from personalar.nano.world.shapes import SHAPES
 from personalar.nano.world.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
-from personalar.nano.world.solids import cast, screen_extent, view_matrix
+from personalar.nano.world.solids import Solid, cast, screen_extent, view_matrix
 
 CLASSES = tuple(SHAPES)
 ACCESSORIES = ("hat", "scarf", "glasses")
@@ -86,13 +86,52 @@ def _frame(solids, view, size, scene):
     return scale, (x, y)
 
 
-def _shadow(image, view, scale, centre, reach, floating):
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A scene's thing and what it wears, as solids seen by a camera; see `solids.cast` for the numbers."""
+
+    solids: list[Solid]
+    view: np.ndarray
+    scale: float
+    centre: tuple[float, float]
+    reach: float
+    worn: tuple[float, float, float]
+
+
+def stand(scene: Scene, size: int) -> Standing:
+    """Put a scene's thing into a picture of size x size pixels."""
+    proportions = np.asarray(scene.instance.proportions)
+    solids = SHAPES[scene.instance.noun](proportions)
+    view = view_matrix(scene.yaw, scene.pitch)
+    scale, centre = _frame(solids, view, size, scene)
+    reach = max(abs(s.centre[0]) + max(s.size[0], s.size[2]) for s in solids)
+    worn = (0.0, 0.0, 0.0)
+    if scene.worn:
+        kind, colour = scene.worn
+        solids = solids + accessory(kind, HEADS[scene.instance.noun](proportions))
+        worn = COLOURS[colour]
+    return Standing(solids=solids, view=view, scale=scale, centre=centre, reach=reach, worn=worn)
+
+
+def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(light, shine) (N,) on surfaces of a material with the given normals (N, 3)."""
+    ambient, gloss = 0.58 * scene.mood, 0.55 if scene.shiny else 0.10
+    lit = ambient + 0.10 * normal[:, 1] + 0.50 * np.maximum(normal @ _LIGHT, 0)
+    if material == "flame":
+        lit = np.ones_like(lit)
+    half = (_LIGHT + np.array([0, 0, 1], np.float32)) / np.linalg.norm(_LIGHT + np.array([0, 0, 1]))
+    return lit, gloss * np.maximum(normal @ half, 0) ** (14 if scene.shiny else 24)
+
+
+def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarray:
     """Darken the floor under the thing: an ellipse around the object's origin."""
     size = image.shape[0]
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
-    half = scale * reach
-    flat = max(abs(float(view[1, 2])), 0.18)
-    d = ((xs - centre[0] - 0.12 * half) / half) ** 2 + ((ys - centre[1]) / (half * flat * 1.3)) ** 2
+    half = thing.scale * (thing.reach * 0.95)
+    flat = max(abs(float(thing.view[1, 2])), 0.18)
+    d = ((xs - thing.centre[0] - 0.12 * half) / half) ** 2 + (
+        (ys - thing.centre[1]) / (half * flat * 1.3)
+    ) ** 2
     strength = 0.22 if floating else 0.48
     return image * (1 - strength * np.clip(1.25 - d, 0, 1))[..., None]
 
@@ -107,31 +146,21 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
     """The picture of a scene as an RGB image of size x size pixels. Deterministic in the scene."""
     big = size * SUPERSAMPLING
     rng = np.random.default_rng(scene.seed)
-    instance = scene.instance
-    proportions = np.asarray(instance.proportions)
-    solids = SHAPES[instance.noun](proportions)
-    view = view_matrix(scene.yaw, scene.pitch)
-    scale, centre = _frame(solids, view, big, scene)
-    reach = max(abs(s.centre[0]) + max(s.size[0], s.size[2]) for s in solids)
+    thing = stand(scene, big)
     image = paint(scene.context, rng, big)
-    image = _shadow(image, view, scale, centre, reach * 0.95, scene.context == "water")
-    worn = (0.0, 0.0, 0.0)
-    if scene.worn:
-        kind, colour = scene.worn
-        solids = solids + accessory(kind, HEADS[instance.noun](proportions))
-        worn = COLOURS[colour]
-    hits = cast(solids, view=view, scale=scale, centre=centre, size=big)
-    ambient, gloss = 0.58 * scene.mood, 0.55 if scene.shiny else 0.10
+    image = cast_shadow(image, thing, scene.context == "water")
+    hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=big)
     for number in np.unique(hits.solid[hits.solid >= 0]):
         where = hits.solid == number
-        material, n = solids[number].material, hits.normal[where]
-        albedo = surface_colour(instance.skin, material, hits.position[where], worn)
-        lit = ambient + 0.10 * n[:, 1] + 0.50 * np.maximum(n @ _LIGHT, 0)
-        if material == "flame":
-            lit = np.ones_like(lit)
-        half = (_LIGHT + np.array([0, 0, 1], np.float32)) / np.linalg.norm(_LIGHT + np.array([0, 0, 1]))
-        shine = gloss * np.maximum(n @ half, 0) ** (14 if scene.shiny else 24)
+        material, n = thing.solids[number].material, hits.normal[where]
+        albedo = surface_colour(scene.instance.skin, material, hits.position[where], thing.worn)
+        lit, shine = light(scene, material, n)
         image[where] = albedo * lit[:, None] + shine[:, None]
+    return shrink(image)
+
+
+def shrink(image: np.ndarray) -> Image.Image:
+    """The picture of half the size that a supersampled (S, S, 3) in [0, 1] is made for."""
     small = _shrink(_shrink(np.clip(image, 0, 1)).transpose(1, 0, 2)).transpose(1, 0, 2)
     return Image.fromarray((small * 255 + 0.5).astype(np.uint8))
 

@@ -1,0 +1,87 @@
+"""What the image tokenizer is trained for: pixels, edges, a judge's features, and a patch discriminator.
+
+Pictures are (B, 3, H, W) in [-1, 1] everywhere.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from transformers import ViTModel
+
+JUDGE_LAYERS = (2, 4)  # of six: where the patches still know what small parts look like
+
+
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbours, across and down."""
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
+    """L1 + 4 MSE + 0.6 L1 of the gradients."""
+    error = out - target
+    dx, dy = gradients(error)
+    return error.abs().mean() + 4 * error.square().mean() + 0.6 * (dx.abs().mean() + dy.abs().mean())
+
+
+def gradient_energy(x: Tensor) -> Tensor:
+    """Mean squared gradient per picture, (B,): how sharp it is."""
+    dx, dy = gradients(x)
+    return dx.square().mean((1, 2, 3)) + dy.square().mean((1, 2, 3))
+
+
+class InstanceJudge(nn.Module):
+    """The shipped DINO as a fixed perceptual network."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        # Eager attention has the faster backward on a CPU.
+        options = {"add_pooling_layer": False, "attn_implementation": "eager"}
+        self.net = ViTModel.from_pretrained(folder, **options).bfloat16().eval().requires_grad_(False)
+        self.size = self.net.config.image_size
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Normalised tokens of the chosen layers, then the class token (B, 1, D) that is the verdict."""
+        small = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        out = self.net(pixel_values=small.bfloat16(), output_hidden_states=True)
+        chosen = [out.hidden_states[i] for i in JUDGE_LAYERS] + [out.last_hidden_state[:, :1]]
+        return [F.normalize(tokens.float(), dim=-1) for tokens in chosen]
+
+    def likeness(self, a: Tensor, b: Tensor) -> Tensor:
+        """Cosine of the verdicts on two pictures, (B,)."""
+        return (self.features(a)[-1] * self.features(b)[-1]).sum(-1)[:, 0]
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """Mean of 1 - cosine over the chosen layers and the verdict."""
+        with torch.no_grad():
+            wanted = self.features(target)
+        cosines = [(a * b).sum(-1).mean() for a, b in zip(self.features(out), wanted, strict=True)]
+        return 1 - torch.stack(cosines).mean()
+
+
+class Discriminator(nn.Module):
+    """Tells real patches of about 28 pixels from reconstructed ones: a logit per 8 pixels."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            spectral_norm(nn.Conv2d(48, width, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width, width * 3 // 2, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width * 3 // 2, width * 2, 3, stride=2, padding=1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width * 2, 1, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pictures to logits (B, 1, H/8, W/8); positive means real."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(x).float()
+
+    def loss(self, real: Tensor, made: Tensor) -> Tensor:
+        """The hinge loss on real and (detached) reconstructed pictures."""
+        return F.relu(1 - self(real)).mean() + F.relu(1 + self(made.detach())).mean()

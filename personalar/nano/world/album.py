@@ -1,0 +1,126 @@
+"""Pictures of one thing or two, as photos or in a style, with everything that is true of them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from personalar.nano.world.animals import HEADS
+from personalar.nano.world.captions import (
+    IDENTIFIER,
+    OPENINGS,
+    article,
+    description,
+    place,
+    sample_example,
+    wearing,
+)
+from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.layers import layers
+from personalar.nano.world.scene import (
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    CLASSES,
+    SUPERSAMPLING,
+    Instance,
+    Scene,
+    render,
+    sample_instance,
+    sample_scene,
+    shrink,
+)
+from personalar.nano.world.styles import STYLES, photo
+
+SECOND_IDENTIFIER = "[W]"
+"""Stands for the second thing's individual, as `[V]` for the first one's."""
+WEARABLE = (*ACCESSORIES, "bow tie")
+_ASIDE, _SMALLER = 0.225, 0.68  # where two things stand, and how large, of what one would be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Things in one place, from left to right, in one style (None: a photo). The first says which place."""
+
+    scenes: tuple[Scene, ...]
+    style: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown style or more than two things."""
+        if self.style is not None and self.style not in STYLES:
+            raise ValueError(f"style must be None or one of {', '.join(STYLES)}; got {self.style!r}")
+        if not 1 <= len(self.scenes) <= 2:
+            raise ValueError(f"a picture shows one thing or two; got {len(self.scenes)} scenes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture, its caption, and per thing the individual if the caption names it, else None."""
+
+    picture: Picture
+    caption: str
+    named: tuple[Instance | None, ...]
+
+
+def draw(picture: Picture, size: int = 128) -> Image.Image:
+    """The picture as an RGB image of size x size pixels. Deterministic in the picture."""
+    if picture.style is None and len(picture.scenes) == 1:
+        return render(picture.scenes[0], size)
+    paint = photo if picture.style is None else STYLES[picture.style]
+    rng = np.random.default_rng([picture.scenes[0].seed, 1])
+    return shrink(paint(layers(picture.scenes, size * SUPERSAMPLING), rng))
+
+
+def where_things_are(picture: Picture, size: int = 128) -> np.ndarray:
+    """Which thing shows at every pixel (size, size): its index in `scenes`, or -1 for the place."""
+    return layers(picture.scenes, size).thing
+
+
+def side_by_side(left: Scene, right: Scene) -> Picture:
+    """Two views as one picture in the left one's place; the one that stands lower is nearer."""
+    scenes = (
+        replace(scene, zoom=scene.zoom * _SMALLER, shift=(scene.shift[0] * 0.4 + side, scene.shift[1] * 2))
+        for scene, side in ((left, -_ASIDE), (right, _ASIDE))
+    )
+    first, second = scenes
+    return Picture(scenes=(first, replace(second, context=first.context, mood=first.mood)))
+
+
+def _thing(
+    noun: str, identifier: str, context: str | None, rng: np.random.Generator
+) -> tuple[Scene, str, Instance | None]:
+    instance = sample_instance(noun, rng)
+    worn = None
+    if noun in HEADS and rng.uniform() < 0.35:
+        worn = (str(rng.choice(WEARABLE)), str(rng.choice(ACCESSORY_COLOURS)))
+    named = instance if rng.uniform() < 0.45 else None
+    phrase = f"{identifier} {noun}"
+    if named is None:
+        phrase = description(instance) if rng.uniform() < 0.8 else noun
+    return sample_scene(instance, rng, context=context, worn=worn), article(phrase) + wearing(worn), named
+
+
+def sample_pair(rng: np.random.Generator, opening: str = "a photo of {}") -> Example:
+    """Two things of different kinds in one place."""
+    context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
+    nouns = rng.choice(CLASSES, 2, replace=False)
+    parts = [
+        _thing(str(noun), identifier, context, rng)
+        for noun, identifier in zip(nouns, (IDENTIFIER, SECOND_IDENTIFIER), strict=True)
+    ]
+    phrase = " and ".join(part[1] for part in parts)
+    return Example(
+        picture=side_by_side(parts[0][0], parts[1][0]),
+        caption=opening.format(phrase) + place(context),
+        named=tuple(part[2] for part in parts),
+    )
+
+
+def sample_picture(rng: np.random.Generator) -> Example:
+    """One random training example: a style in one of five, two things in one of five."""
+    style = str(rng.choice(list(STYLES))) if rng.uniform() < 0.2 else None
+    openings = OPENINGS if style is None else (f"{article(style)} of {{}}",)
+    if rng.uniform() < 0.2:
+        example = sample_pair(rng, str(rng.choice(openings)))
+        return replace(example, picture=replace(example.picture, style=style))
+    scene, caption, named = sample_example(rng, accessories=WEARABLE, openings=openings)
+    return Example(picture=Picture(scenes=(scene,), style=style), caption=caption, named=(named,))
