@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from train_base import base_config, load_vq
+from train_base import base_config
+from train_vq import load_vq
 
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("scorers", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--size", type=int, default=96)
     args = parser.parse_args()
-    vq = load_vq(args.vq, args.size)
+    vq = load_vq(args.vq)
+    size = vq.config.resolution
     tokens = Tokenizer.from_file(args.base / "tokenizer.json")
     state = torch.load(args.base / "state.pt", weights_only=True)["model"]
     weights = {k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transformer.")}
@@ -50,7 +51,7 @@ def main() -> None:
         embeddings = transformer.model.embed_tokens.weight
         embeddings[ids] = names @ state["identify.weight"].T + state["identify.bias"]
     words = list(caption_words())
-    protocol = ProtocolConfig(grid_px=16, resolution=args.size, buckets="square", known_words=words)
+    protocol = ProtocolConfig(grid_px=16, resolution=size, buckets="square", known_words=words)
     save_backend(
         ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out
     )

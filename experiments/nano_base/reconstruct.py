@@ -1,6 +1,8 @@
-"""Pass scorer pictures through the image tokenizer.
+"""Pass pictures through the image tokenizer.
 
-`python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6`. A finished shard is skipped.
+`python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6` writes whole shards, for the scorers; a
+finished shard is skipped. With `--sheet FILE.png` a few pictures (odd rows) over what becomes of them (even
+rows), to look at.
 """
 
 import argparse
@@ -9,35 +11,49 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from train_vq import nano_vq
+from PIL import Image
+from train_vq import load_vq
 
 from personalar.models.chameleon.vq import VQModel
 
+COLUMNS, ROWS = 12, 3
+
 
 @torch.no_grad()
+def reconstruct(vq: VQModel, pictures: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, 3) uint8 through the codes and back."""
+    x = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    out = vq.decode(vq.encode(x))
+    return ((out + 1) / 2 * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def write_sheet(vq: VQModel, source: np.ndarray, path: Path) -> None:
+    """Save a sheet of pictures spread over the shard, each row over its reconstructions."""
+    chosen = source[np.linspace(0, len(source) - 1, COLUMNS * ROWS).astype(int)]
+    made = reconstruct(vq, chosen)
+    rows = [part[row : row + COLUMNS] for row in range(0, len(chosen), COLUMNS) for part in (chosen, made)]
+    Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("vq", type=Path)
     parser.add_argument("--shards", default="0:6")
     parser.add_argument("--kind", default="scorer")
+    parser.add_argument("--sheet", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    state = load_file(args.vq / "model.safetensors")
-    vq = VQModel(nano_vq(96, state["encoder.conv_in.weight"].shape[0])).eval()
-    vq.load_state_dict(state)
-    vq = vq.to(memory_format=torch.channels_last)
+    vq = load_vq(args.vq)
     for number in range(*map(int, args.shards.split(":"))):
         source = np.load(args.data / f"{args.kind}_{number:03d}.npy", mmap_mode="r")
+        if args.sheet:
+            write_sheet(vq, source, args.sheet)
+            return
         target = args.data / f"{args.kind}_recon_{number:03d}.npy"
         if target.exists():
             continue
-        parts = []
-        for start in range(0, len(source), 95):
-            x = torch.from_numpy(source[start : start + 95].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-            out = vq.decode(vq.encode(x.to(memory_format=torch.channels_last)))
-            parts.append(((out + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
+        parts = [reconstruct(vq, source[start : start + 95]) for start in range(0, len(source), 95)]
         temporary = target.with_suffix(".tmp.npy")
         np.save(temporary, np.concatenate(parts))
         os.replace(temporary, target)

@@ -30,6 +30,7 @@ from personalar.nano.world.scene import (
 from personalar.nano.world.subjects import twins
 
 SHARD = 2000
+SEEDS = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
 GROUP = 7  # three views of an individual, two of a re-shaped twin, two of a re-coloured one
 
 
@@ -90,8 +91,7 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Picture, 
 
 
 def write_shard(path: Path, kind: str, number: int, size: int) -> None:
-    seeds = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
-    rng = np.random.default_rng([seeds[kind], number])
+    rng = np.random.default_rng([SEEDS[kind], number])
     if kind in ("base", "heldout"):
         items = [base_picture(rng) for _ in range(SHARD)]
     else:
@@ -107,7 +107,7 @@ def write_shard(path: Path, kind: str, number: int, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kind", choices=("base", "scorer", "heldout", "scorer_heldout"), default="base")
+    parser.add_argument("--kind", choices=tuple(SEEDS), default="base")
     parser.add_argument("--shards", default="0:30", help="first:end, 2000 pictures each")
     parser.add_argument("--size", type=int, default=128)
     args = parser.parse_args()

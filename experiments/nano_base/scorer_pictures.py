@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pictures import Shards
-from render import GROUP, SHARD, group_pictures
+from render import GROUP, SEEDS, SHARD, group_pictures
 from torch import Tensor
 
 from personalar.nano.world.scene import identity_vector
@@ -29,9 +29,10 @@ class Pictures:
         self.shards.refresh()
         groups = SHARD // GROUP
         for number in range(len(self.instances) // (groups * GROUP), len(self.shards.arrays)):
-            rng = np.random.default_rng([{"scorer": 12, "scorer_heldout": 14}[self.kind], number])
+            rng = np.random.default_rng([SEEDS[self.kind], number])
             for g in range(groups):
-                self.instances += [scene.instance for scene, _ in group_pictures(rng, number * groups + g)]
+                pictures = group_pictures(rng, number * groups + g)
+                self.instances += [picture.scenes[0].instance for picture, _ in pictures]
         self.identity = np.stack([identity_vector(i) for i in self.instances])
         for number in range(len(self.shards.arrays)):
             path = self.folder / f"{self.kind}_recon_{number:03d}.npy"

@@ -4,10 +4,10 @@ Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dr
 context) one time in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to
 zero over the last 45 %.
 
-`[V]` in a caption stands for "this very individual". Its embedding is a linear map of the individual's
-parameters that is learned here and thrown away: it plays the part of the countless proper names that a
-web-scale base has seen, so that one embedding vector can mean one look. Subjects are drawn afresh and never
-seen. Resumes by itself.
+`[V]` in a caption stands for "this very individual", `[W]` for the second one's. Their embedding is a linear
+map of the individual's parameters that is learned here and thrown away: it plays the part of the countless
+proper names that a web-scale base has seen, so that one embedding vector can mean one look. Subjects are
+drawn afresh and never seen. Resumes by itself.
 """
 
 import argparse
@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from train_vq import nano_vq
+from train_vq import load_vq
 
 from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQModel
+from personalar.nano.world.album import SECOND_IDENTIFIER
 from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26
@@ -34,8 +35,8 @@ PROMPT_DROP = 0.10
 WARMUP = 100
 
 
-def make_tokenizer(captions: list[str], size: int, path: Path) -> Tokenizer:
-    """Byte-level BPE over the captions in their wrapper, 1024 codes, 128 reserved ids for concepts."""
+def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> Tokenizer:
+    """Byte-level BPE over the captions in their wrapper, image codes, 128 reserved ids for concepts."""
     if not path.exists():
         wrapper = ProtocolConfig().prompt_template
         texts = [wrapper.format(width=s, height=s, prompt=c) for s in (size, 128) for c in captions[:20000]]
@@ -61,7 +62,7 @@ def make_tokenizer(captions: list[str], size: int, path: Path) -> Tokenizer:
             "weird",
         ]
         build_tokenizer(
-            texts + words * 200, num_codes=1024, max_grids=32, num_concept_ids=128, vocab_size=2048
+            texts + words * 200, num_codes=codes, max_grids=32, num_concept_ids=128, vocab_size=codes + 1024
         ).save(str(path))
     return Tokenizer.from_file(path)
 
@@ -71,22 +72,13 @@ def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
     """Codes (N, h*w) int16 of every picture, cached on disk."""
     if path.exists():
         return np.load(path)
-    fast = vq.to(memory_format=torch.channels_last)
     rows = []
     for start in range(0, len(shards), 100):
         x = shards.pictures(range(start, min(start + 100, len(shards)))).float() / 127.5 - 1
-        rows.append(fast.encode(x).flatten(1).to(torch.int16).numpy())
+        rows.append(vq.encode(x).flatten(1).to(torch.int16).numpy())
     codes = np.concatenate(rows)
     np.save(path, codes)
     return codes
-
-
-def load_vq(folder: Path, size: int) -> VQModel:
-    """The trained image tokenizer, for pictures of size x size pixels."""
-    state = load_file(folder / "model.safetensors")
-    vq = VQModel(nano_vq(size, state["encoder.conv_in.weight"].shape[0])).eval()
-    vq.load_state_dict(state)
-    return vq
 
 
 class Sequences:
@@ -96,12 +88,13 @@ class Sequences:
         self, protocol: Protocol, facts: list[dict], codes: np.ndarray, side: int, size: int
     ) -> None:
         tokens = protocol.tokenizer
-        self.names = {IDENTIFIER: tokens.concept_ids[0]}
+        self.names = dict(zip((IDENTIFIER, SECOND_IDENTIFIER), tokens.concept_ids, strict=False))
         self.codes, self.side, self.tokens = codes, side, tokens
         self.prompts = [protocol.prompt_ids(f["caption"], size, size, self.names) for f in facts]
-        self.identity = np.zeros((len(facts), IDENTITY_SIZE), np.float32)
+        self.identity = np.zeros((len(facts), 2, IDENTITY_SIZE), np.float32)
         for row, fact in zip(self.identity, facts, strict=True):
-            row[:] = fact["identity"] or 0
+            for which, identity in enumerate(fact["identities"]):
+                row[which] = identity or 0
         # Neither the last newline nor EOI is ever an input that matters.
         grammar = protocol.grammar(side, side)[:-2]
         self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
@@ -134,7 +127,7 @@ class Base(nn.Module):
         super().__init__()
         self.transformer = ChameleonTransformer(config)
         self.identify = nn.Linear(IDENTITY_SIZE, config.hidden_size)
-        self.identifier, self.rows = tokens.concept_ids[0], tokens.image_rows
+        self.identifiers, self.rows = tokens.concept_ids[:2], tokens.image_rows
         generator = torch.Generator().manual_seed(0)
         self.transformer.init_weights(generator)
         nn.init.normal_(self.identify.weight, std=0.02, generator=generator)
@@ -151,8 +144,10 @@ class Base(nn.Module):
     def loss(self, ids: Tensor, where: Tensor, target: Tensor, identity: Tensor) -> Tensor:
         """Mean cross-entropy in nats per code."""
         embeds = self.transformer.embed(ids)
-        named = (ids == self.identifier)[..., None]
-        embeds = torch.where(named, self.identify(identity.to(embeds.dtype))[:, None], embeds)
+        names = self.identify(identity.to(embeds.dtype))  # (B, 2, C)
+        for which, identifier in enumerate(self.identifiers):
+            named = (ids == identifier)[..., None]
+            embeds = torch.where(named, names[:, which : which + 1], embeds)
         hidden = self.transformer(embeds)
         chosen = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = self.transformer.logits(chosen, self.rows)
@@ -211,8 +206,9 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
     size = shards.arrays[0].shape[1]
     if args.start:  # its ids are what its embeddings mean
         shutil.copy(args.start / "base" / "tokenizer.json", args.out / "tokenizer.json")
-    tokens = make_tokenizer([f["caption"] for f in shards.facts], size, args.out / "tokenizer.json")
-    vq = load_vq(args.vq, size)
+    vq = load_vq(args.vq)
+    captions, codes = [f["caption"] for f in shards.facts], vq.config.num_embeddings
+    tokens = make_tokenizer(captions, size, codes, args.out / "tokenizer.json")
     down = vq.config.downsample
     protocol = Protocol(
         tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=down
