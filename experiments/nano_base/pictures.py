@@ -65,6 +65,16 @@ class Master:
             fast.copy_(full)
 
 
+def share_machine(limit: int) -> None:
+    """Use as many threads as there are idle cores, at least one and at most `limit`.
+
+    Two threads beside a busy neighbour are several times slower than one: each waits for the other.
+    """
+    others = os.getloadavg()[0] - torch.get_num_threads()
+    idle = round((os.cpu_count() or 1) - max(0.0, others))
+    torch.set_num_threads(max(1, min(limit, idle)))
+
+
 def peak_rates(optimizers: list[torch.optim.Optimizer]) -> list[list[float]]:
     """The learning rate of every group. Ask before `resume`, which brings back those of its last step."""
     return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]

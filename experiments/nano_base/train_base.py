@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates
+from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates, share_machine
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_vq import load_vq
@@ -182,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="at most; fewer while cores are busy")
     return parser.parse_args()
 
 
@@ -237,7 +237,7 @@ def heldout_loss(loss_fn: Callable[..., Tensor], check: Sequences, size: int) ->
 
 def main() -> None:
     args = arguments()
-    torch.set_num_threads(args.threads)
+    share_machine(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model, train, check = prepare(args)
     if args.start:
@@ -257,6 +257,7 @@ def main() -> None:
         step += 1
         if step % 50 == 0:
             log(step=step, loss=round(float(np.mean(running[-50:])), 4), sequences=step * args.batch)
+            share_machine(args.threads)
         if step % 250 == 0 or step == args.steps:
             log(step=step, heldout=round(heldout_loss(loss_fn, check, args.batch), 4))
             keep(state_path, "model", master, opts, step=step, seconds=log.seconds)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pictures import Log, Master, Shards, save_state
+from pictures import Log, Master, Shards, save_state, share_machine
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vq_codebook import MovingCodebook, k_means
@@ -26,7 +26,7 @@ from vq_losses import Discriminator, InstanceJudge, gradient_energy, reconstruct
 
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
-WARMUP, PLAIN_STEPS, AVERAGE, SAVE_SECONDS = 60, 120, 0.999, 300
+WARMUP, PLAIN_STEPS, AVERAGE, REPORT, SAVE_SECONDS = 60, 120, 0.999, 50, 300
 JUDGE = Path(__file__).resolve().parents[2] / "personalar" / "nano" / "dino"
 
 
@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--perceptual", type=float, default=0.5, help="weight of the judge's features")
     parser.add_argument("--adversarial", type=float, default=0.05, help="weight of the discriminator")
     parser.add_argument("--adversarial-from", type=int, default=10000, help="its first step")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="at most; fewer while cores are busy")
     return parser.parse_args()
 
 
@@ -249,7 +249,7 @@ def prepare(args: argparse.Namespace, shards: Shards) -> VQModel:
 
 def main() -> None:
     args = arguments()
-    torch.set_num_threads(args.threads)
+    share_machine(args.threads)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
@@ -261,10 +261,11 @@ def main() -> None:
         parts = training.step(pixels(shards, rng.integers(0, len(shards), args.batch)), step)
         sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
         step += 1
-        if step % 100 == 0:
-            log(step=step, **{k: round(v / 100, 4) for k, v in sums.items()}, pictures=len(shards))
+        if step % REPORT == 0:
+            log(step=step, **{k: round(v / REPORT, 4) for k, v in sums.items()}, pictures=len(shards))
             sums = {}
             shards.refresh()
+            share_machine(args.threads)
         if step == args.steps or time.monotonic() - saved > SAVE_SECONDS:
             log(step=step, **evaluate(training.average, training.judge, heldout, 200))
             training.save(state_path, step=step, seconds=log.seconds)
