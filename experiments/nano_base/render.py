@@ -29,7 +29,7 @@ from personalar.nano.world.scene import (
 )
 from personalar.nano.world.subjects import twins
 
-SHARD = 2000
+SHARD, HELDOUT = 2000, 500  # pictures in a shard
 SEEDS = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
 GROUP = 7  # three views of an individual, two of a re-shaped twin, two of a re-coloured one
 
@@ -93,7 +93,7 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Picture, 
 def write_shard(path: Path, kind: str, number: int, size: int) -> None:
     rng = np.random.default_rng([SEEDS[kind], number])
     if kind in ("base", "heldout"):
-        items = [base_picture(rng) for _ in range(SHARD)]
+        items = [base_picture(rng) for _ in range(HELDOUT if kind == "heldout" else SHARD)]
     else:
         groups = SHARD // GROUP
         items = [item for g in range(groups) for item in group_pictures(rng, number * groups + g)]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-DECAY, DEAD = 0.99, 0.1
+DECAY, DEAD = 0.99, 0.02  # dead: chosen less often than this share of the mean
 
 
 def k_means(points: Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> Tensor:
@@ -34,8 +34,9 @@ class MovingCodebook:
         sums = torch.zeros_like(self.sums).index_add_(0, codes, points)
         self.counts.mul_(DECAY).add_(counts, alpha=1 - DECAY)
         self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
-        dead = self.counts < DEAD
+        mean = float(self.counts.mean())
+        dead = self.counts < DEAD * mean
         if dead.any():
             pick = torch.randint(len(points), (int(dead.sum()),), generator=generator)
-            self.sums[dead], self.counts[dead] = points[pick], 1.0
+            self.sums[dead], self.counts[dead] = points[pick] * mean, mean
         self.table.copy_(self.sums / self.counts[:, None].clamp_min(1e-4))
