@@ -26,11 +26,12 @@ from vq_losses import Discriminator, InstanceJudge, gradient_energy, reconstruct
 
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
-WARMUP, PLAIN_STEPS, AVERAGE, REPORT, SAVE_SECONDS = 60, 120, 0.999, 50, 300
+WARMUP, PLAIN_STEPS, AVERAGE = 60, 120, 0.999
+REPORT, CHECK, SAVE_SECONDS = 50, 500, 300
 JUDGE = Path(__file__).resolve().parents[2] / "personalar" / "nano" / "dino"
 
 
-def nano_vq(size: int, codes: int, base: int) -> VQConfig:
+def nano_vq(size: int, codes: int) -> VQConfig:
     """The nano's shape: 4 x 4 pixels folded first, 8 x 8 pixels a code."""
     return VQConfig(
         embed_dim=32,
@@ -38,9 +39,9 @@ def nano_vq(size: int, codes: int, base: int) -> VQConfig:
         latent_channels=32,
         resolution=size,
         in_channels=48,
-        base_channels=base,
+        base_channels=64,
         channel_multiplier=(1, 2),
-        num_res_blocks=1,
+        num_res_blocks=2,
         patch_size=4,
     )
 
@@ -71,6 +72,21 @@ def standardise(model: VQModel, x: Tensor) -> None:
     Without it a step moves them further than codes lie apart, and the book collapses.
     """
     model.quant_conv.weight.mul_(1 / model.encode_latents(x).std())
+
+
+@torch.no_grad()
+def grow(model: VQModel, found: VQModel) -> None:
+    """Begin as another tokenizer; blocks that it does not have begin as the identity.
+
+    Where it has another number of codes, the codebook stays as it was: see `recode`.
+    """
+    weights = found.state_dict()
+    if found.config.num_embeddings != model.config.num_embeddings:
+        del weights["quantize.embedding.weight"]
+    fresh = model.load_state_dict(weights, strict=False).missing_keys
+    for name in fresh:
+        if ".conv2." in name:
+            model.get_parameter(name).zero_()
 
 
 @torch.no_grad()
@@ -120,7 +136,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--codes", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--base", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--perceptual", type=float, default=1.0, help="weight of the judge's features")
     parser.add_argument("--adversarial", type=float, default=0.1, help="weight of the discriminator")
@@ -233,17 +248,13 @@ def prepare(args: argparse.Namespace, shards: Shards) -> VQModel:
     """A model to begin with: fresh, or the one to go on from."""
     size = shards.arrays[0].shape[1]
     if not args.start:
-        model = VQModel(nano_vq(size, args.codes, args.base))
+        model = VQModel(nano_vq(size, args.codes))
         standardise(model, pixels(shards, range(32)))
         return model
-    found = load_vq(args.start)
-    model = VQModel(nano_vq(size, args.codes, found.config.base_channels))
-    weights = found.state_dict()
-    if found.config.num_embeddings == args.codes:
-        model.load_state_dict(weights)
-        return model
-    model.load_state_dict({**weights, "quantize.embedding.weight": model.quantize.embedding.weight})
-    recode(model, shards)
+    found, model = load_vq(args.start), VQModel(nano_vq(size, args.codes))
+    grow(model, found)
+    if found.config.num_embeddings != args.codes and not (args.out / "state.pt").exists():
+        recode(model, shards)
     return model
 
 
@@ -255,19 +266,20 @@ def main() -> None:
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     training, state_path = Training(prepare(args, shards), args), args.out / "state.pt"
     step, already = training.resume(state_path)
-    log, sums, saved = Log(args.out / "log.jsonl", already), {}, time.monotonic()
+    log, recent, saved = Log(args.out / "log.jsonl", already), [], time.monotonic()
     while step < args.steps:
         rng = np.random.default_rng([5, step])
-        parts = training.step(pixels(shards, rng.integers(0, len(shards), args.batch)), step)
-        sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
+        recent.append(training.step(pixels(shards, rng.integers(0, len(shards), args.batch)), step))
         step += 1
         if step % REPORT == 0:
-            log(step=step, **{k: round(v / REPORT, 4) for k, v in sums.items()}, pictures=len(shards))
-            sums = {}
+            means = {k: round(float(np.mean([parts[k] for parts in recent])), 4) for k in recent[0]}
+            log(step=step, **means, pictures=len(shards))
+            recent = []
             shards.refresh()
             share_machine(args.threads)
-        if step == args.steps or time.monotonic() - saved > SAVE_SECONDS:
+        if step == args.steps or step % CHECK == 0:
             log(step=step, **evaluate(training.average, training.judge, heldout, 200))
+        if step in (1, args.steps) or time.monotonic() - saved > SAVE_SECONDS:
             training.save(state_path, step=step, seconds=log.seconds)
             export(training.average, args.out)
             saved = time.monotonic()
