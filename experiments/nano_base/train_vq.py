@@ -268,6 +268,7 @@ def main() -> None:
     step, already = training.resume(state_path)
     log, recent, saved = Log(args.out / "log.jsonl", already), [], time.monotonic()
     while step < args.steps:
+        share_machine(args.threads)
         rng = np.random.default_rng([5, step])
         recent.append(training.step(pixels(shards, rng.integers(0, len(shards), args.batch)), step))
         step += 1
@@ -276,7 +277,6 @@ def main() -> None:
             log(step=step, **means, pictures=len(shards))
             recent = []
             shards.refresh()
-            share_machine(args.threads)
         if step == args.steps or step % CHECK == 0:
             log(step=step, **evaluate(training.average, training.judge, heldout, 200))
         if step in (1, args.steps) or time.monotonic() - saved > SAVE_SECONDS:
