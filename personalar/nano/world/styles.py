@@ -12,6 +12,8 @@ import numpy as np
 from personalar.nano.world.layers import Layers
 
 PAPER = np.array([0.97, 0.96, 0.93], np.float32)
+STROKES = 16
+"""Across a picture: one for every code of a 128-px picture, so that hatching looks the same to all codes."""
 GRAPHITE = np.array([0.20, 0.20, 0.24], np.float32)
 
 
@@ -38,8 +40,7 @@ def pencil(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     depth = np.clip(depth * np.where(inside, 1.0, 0.6), 0.05, 0.95)
     size = len(depth)
     y, x = np.mgrid[0:size, 0:size] / size
-    slant = np.where(inside, x + 0.9 * y, x - 0.5 * y) + 0.006 * _drift(size, rng, 5)
-    strokes = 0.5 + 0.5 * np.sin(slant * 2 * np.pi * 16 + rng.uniform(0, 6))
+    strokes = 0.5 + 0.5 * np.sin(np.where(inside, x + y, x - y) * 2 * np.pi * STROKES)
     share = np.where(inside, 0.5, 0.35)
     cover = (1 - share) * depth + share * np.clip((depth - strokes) / 0.6 + 0.5, 0, 1)
     drawn = _draw(np.broadcast_to(PAPER, picture.shape), layers.albedo * 0.85, cover)
