@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vq_codebook import MovingCodebook, k_means
 from vq_losses import Discriminator, InstanceJudge, gradient_energy, reconstruction_loss
+from vq_optimizer import ConvolutionMuon
 
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
@@ -152,10 +153,10 @@ class Training:
         self.model, self.master = model, Master(model)
         self.average = VQModel(model.config).eval()
         self.average.load_state_dict(model.state_dict())
-        # Weight decay moves what gets no gradient, so frozen parts must not be the optimizer's.
-        decodes = ("decoder.", "post_quant_conv.")
-        trained = [p for n, p in model.named_parameters() if not args.decoder_only or n.startswith(decodes)]
-        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-4)
+        # Weight decay moves what gets no gradient, so what is frozen is not the optimizer's.
+        frozen = ("quantize.", "encoder.", "quant_conv.") if args.decoder_only else ("quantize.",)
+        trained = [(n, p) for n, p in model.named_parameters() if not n.startswith(frozen)]
+        self.optimizer = ConvolutionMuon(trained, args.lr)
         self.judge, self.critic = InstanceJudge(JUDGE), Discriminator()
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=args.lr, betas=(0.5, 0.95))
         self.book = MovingCodebook(model.quantize.embedding.weight.data)
@@ -211,9 +212,7 @@ class Training:
 
     def step(self, x: Tensor, step: int) -> dict[str, float]:
         """One update on pictures (B, 3, H, W) in [-1, 1]: what is to be logged."""
-        lr = self.args.lr * min(1, (step + 1) / WARMUP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.set_rate(self.args.lr * min(1, (step + 1) / WARMUP))
         # Neither compiled (under torch 2.13 on a CPU the compiled encoder collapsed once the codebook joined
         # in) nor channels_last, in which bfloat16 group norms of few channels take a third of the time.
         quantised, commit = self.latents(x, step)
