@@ -13,7 +13,7 @@ ENDS = ("conv_in", "conv_out", "quant_conv")  # where pixels and codes come in a
 
 
 class ConvolutionMuon:
-    """Muon for convolutions between hidden layers, seen as matrices; AdamW for the rest. One rate for both."""
+    """Muon for convolutions between hidden layers, as matrices; AdamW for the rest. One rate for both."""
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], lr: float) -> None:
         rest: list[nn.Parameter] = []
