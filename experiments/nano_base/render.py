@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+from album import Picture, draw, sample_picture
 
-from personalar.nano.world.album import Picture, draw, sample_picture
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import place, wearing
 from personalar.nano.world.contexts import CONTEXTS

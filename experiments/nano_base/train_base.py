@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from album import SECOND_IDENTIFIER
 from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates, share_machine
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQModel
-from personalar.nano.world.album import SECOND_IDENTIFIER
 from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26

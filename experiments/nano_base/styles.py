@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-
-from personalar.nano.world.layers import Layers
+from layers import Layers
 
 PAPER = np.array([0.97, 0.96, 0.93], np.float32)
 STROKES = 16

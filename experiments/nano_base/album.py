@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from layers import layers
 from PIL import Image
+from styles import STYLES, photo
 
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import (
@@ -16,7 +18,6 @@ from personalar.nano.world.captions import (
     wearing,
 )
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.layers import layers
 from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
@@ -29,7 +30,6 @@ from personalar.nano.world.scene import (
     sample_scene,
     shrink,
 )
-from personalar.nano.world.styles import STYLES, photo
 
 SECOND_IDENTIFIER = "[W]"
 """Stands for the second thing's individual, as `[V]` for the first one's."""

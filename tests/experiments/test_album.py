@@ -4,8 +4,7 @@ import re
 
 import numpy as np
 import pytest
-
-from personalar.nano.world.album import (
+from album import (
     WEARABLE,
     Picture,
     draw,
@@ -13,11 +12,12 @@ from personalar.nano.world.album import (
     sample_picture,
     where_things_are,
 )
+from layers import layers
+from styles import STYLES, photo
+
 from personalar.nano.world.captions import description
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.layers import layers
 from personalar.nano.world.scene import render, sample_instance, sample_scene, shrink
-from personalar.nano.world.styles import STYLES, photo
 
 
 def scene(noun="cat", seed=3, **options):
