@@ -19,6 +19,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from personalar.core.process import keep_memory
 from personalar.data.datamodule import SequenceStream, collate
 from personalar.runs.personalize import prepare
 from personalar.training.context import Session
+from personalar.training.inputs import prepare as prepare_stage
 from personalar.training.module import PersonalizationModule
 from personalar.training.train import make_callbacks, make_data, make_module, make_trainer, quiet
 
@@ -96,16 +98,18 @@ def ours(session: Session, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
     trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
-    module = make_module(session, stage, "base", trainer)
+    inputs = cache(lambda: prepare_stage(session, stage, "base"))
+    module = make_module(session, stage, inputs, trainer)
     with quiet():
-        trainer.fit(module, make_data(session, stage, "base", module))
+        trainer.fit(module, make_data(session, stage, inputs, module))
     return seconds_per_step(clock.times)
 
 
 def bare(session: Session, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
     """Return the same network and sequences without Lightning around them."""
-    module = make_module(session, stage, "base", None)
-    data = make_data(session, stage, "base", module)
+    inputs = cache(lambda: prepare_stage(session, stage, "base"))
+    module = make_module(session, stage, inputs, None)
+    data = make_data(session, stage, inputs, module)
     data.prepare_data()
     module.configure_model()
     return module, data.make_stream()

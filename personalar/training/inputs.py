@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ from personalar.training.context import Session
 from personalar.training.loss import sequence_loss
 
 LoadBase = Callable[[], Backend]
+
+
+class StageInputs(NamedTuple):
+    """What a stage starts from."""
+
+    concept: Concept
+    photo_codes: list[Tensor]
+    """The codes of each photo's crops and copies, (V, h, w)."""
+    replay: Replay | None
 
 
 def start_identifier(
@@ -168,10 +178,10 @@ def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
     return concept
 
 
-def prepare(session: Session, stage: Stage, start: str) -> tuple[Concept, list[Tensor], Replay | None]:
-    """Return (start, photo codes, replay) of `stage`, from the run folder where they lie there already."""
+def prepare(session: Session, stage: Stage, start: str) -> StageInputs:
+    """Return the inputs of `stage`, which starts from stage `start`; what the run folder has is read there."""
     load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
-    return (
+    return StageInputs(
         start_concept(session, start, load),
         photo_codes(session, load),
         replay_images(session, stage, load),

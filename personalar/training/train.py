@@ -8,13 +8,15 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from personalar.concepts.concept import Concept
 from personalar.config.run_config import LoggerConfig, Stage
 from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
@@ -28,7 +30,7 @@ from personalar.training.callbacks.sample_grid import SampleGrid
 from personalar.training.callbacks.subject_scores import SubjectScores
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.training.context import Session
-from personalar.training.inputs import class_prompts, prepare
+from personalar.training.inputs import StageInputs, class_prompts, prepare
 from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
 from personalar.training.module import Network, PersonalizationModule
@@ -131,9 +133,9 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
 
 
 def leave_concept(
-    session: Session, stage: Stage, start: str, trainer: L.Trainer, module: PersonalizationModule
+    session: Session, stage: Stage, start: Concept, trainer: L.Trainer, module: PersonalizationModule
 ) -> None:
-    """Write what `stage` leaves, the last step's concept; rank zero calls it."""
+    """Write the concept of the last step of `stage`, which started from `start`; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
     concept = session.new_concept(stage.name, tokens=module.identifier.tokens, **found[CollectLearned].parts)
     session.folder.update_stage(
@@ -147,16 +149,15 @@ def leave_concept(
 
 
 def make_module(
-    session: Session, stage: Stage, start: str, trainer: L.Trainer | None
+    session: Session, stage: Stage, inputs: Callable[[], StageInputs], trainer: L.Trainer | None
 ) -> PersonalizationModule:
     """Return the module of `stage`; its network is built once the processes of `trainer` have met."""
     recipe = session.config.model.recipe
 
     def build() -> Network:
-        concept, *_ = prepare(session, stage, start)
         sharded = trainer is not None and shards_weights(trainer.strategy)
         build = build_sharded_network if sharded else build_network
-        return build(session, stage, concept)
+        return build(session, stage, inputs().concept)
 
     return PersonalizationModule(
         build=build,
@@ -170,12 +171,14 @@ def make_module(
     )
 
 
-def make_data(session: Session, stage: Stage, start: str, module: PersonalizationModule) -> SubjectData:
+def make_data(
+    session: Session, stage: Stage, inputs: Callable[[], StageInputs], module: PersonalizationModule
+) -> SubjectData:
     """Return the data of `stage`; rank zero encodes photos and samples class images first."""
     recipe = session.config.model.recipe
 
     def make_stream() -> SequenceStream:
-        concept, codes, replay = prepare(session, stage, start)
+        concept, codes, replay = inputs()
         return SequenceStream(
             backend=module.network.backend, stage=stage, data=recipe.data, noun=session.subject.noun,
             tokens=concept.tokens, photo_codes=codes, replay=replay, loss=recipe.loss,
@@ -183,7 +186,7 @@ def make_data(session: Session, stage: Stage, start: str, module: Personalizatio
         )  # fmt: skip
 
     return SubjectData(
-        prepare=lambda: prepare(session, stage, start), make_stream=make_stream,
+        prepare=inputs, make_stream=make_stream,
         batch=session.plans[stage.name].batch, num_grid=len(module.grid),
     )  # fmt: skip
 
@@ -210,12 +213,13 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
 
 def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None) -> None:
     """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
+    inputs = cache(lambda: prepare(session, stage, start))  # rank zero makes them first, the others read them
     trainer = make_trainer(session, stage, callbacks)
-    module = make_module(session, stage, start, trainer)
+    module = make_module(session, stage, inputs, trainer)
     trainer.callbacks.append(CollectLearned())
-    trainer.fit(module, make_data(session, stage, start, module), ckpt_path=last, weights_only=True)
+    trainer.fit(module, make_data(session, stage, inputs, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
-        leave_concept(session, stage, start, trainer, module)
+        leave_concept(session, stage, inputs().concept, trainer, module)
     trainer.strategy.barrier()  # the next stage starts from this file on every process
     for callback in trainer.callbacks:
         if isinstance(callback, StageCheckpoint):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
+from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.data.datamodule import collate
 from personalar.data.prompts import training_prompt
@@ -89,6 +92,20 @@ def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
         training.train_stage(session, stage, start="embedding", base_samples=[])
         seen += re.findall(r"is seen about (\d+) times", capsys.readouterr().out)
     assert seen == ["1", "1", "2"]
+
+
+def test_the_inputs_are_made_once_for_each_stage(
+    do_run: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counted(session: Session, stage: Stage, start: str) -> preparation.StageInputs:
+        asked.append(stage.name)
+        return preparation.prepare(session, stage, start)
+
+    monkeypatch.setattr(training, "prepare", counted)
+    do_run(tmp_path, "stage=both", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
+    assert asked == ["embedding", "transformer"]
 
 
 SILENT = Reporter(enabled=False)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from personalar.concepts.concept import Concept
 from personalar.core.types import Sample
 from personalar.data.prompts import SUBJECT_TOKEN
-from personalar.training.inputs import prepare
 
 if TYPE_CHECKING:
     from personalar.config.run_config import Stage
@@ -46,14 +45,14 @@ def _pixels(samples: Sequence[Sample]) -> dict[tuple[str, int], bytes]:
     return {(s.prompt, s.seed): s.image.tobytes() for s in samples if s.kind == "subject"}
 
 
-def note_move(session: Session, stage: Stage, start: str, concept: Concept) -> None:
-    """Say and record how far `stage` moved [V] to what `concept` holds; warn where it stayed."""
+def note_move(session: Session, stage: Stage, before: Concept, after: Concept) -> None:
+    """Say and record how far `stage` moved [V]; warn where it stayed."""
     if not stage.trains.identifier:
         return
-    moved = move_of(prepare(session, stage, start)[0], concept)
+    moved = move_of(before, after)
     session.reporter.say(f"stage {stage.name}: [V] moved {moved:.2g} of its length from where it began")
     facts: dict[str, Any] = {"v_moved": float(f"{moved:.4g}")}
-    if start == "base" and not (stage.trains.parameters or stage.trains.lora.rank):
+    if before.stage == "base" and not (stage.trains.parameters or stage.trains.lora.rank):
         finding = f"[V] moved {moved:.2g} of its length, which should be more than {LEAST_MOVE}"
         facts["note"] = None if moved >= LEAST_MOVE else advice(session, stage.name, finding, "identifier_lr")
     record(session, stage.name, facts)
