@@ -99,7 +99,7 @@ def ours(session: Session, stage: Stage) -> Moment:
     clock = StepClock()
     trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
     inputs = cache(lambda: prepare_stage(session, stage, "base"))
-    module = make_module(session, stage, inputs, trainer)
+    module = make_module(session, stage, inputs, trainer, grid=[])
     with quiet():
         trainer.fit(module, make_data(session, stage, inputs, module))
     return seconds_per_step(clock.times)
@@ -108,7 +108,7 @@ def ours(session: Session, stage: Stage) -> Moment:
 def bare(session: Session, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
     """Return the same network and sequences without Lightning around them."""
     inputs = cache(lambda: prepare_stage(session, stage, "base"))
-    module = make_module(session, stage, inputs, None)
+    module = make_module(session, stage, inputs, None, grid=[])
     data = make_data(session, stage, inputs, module)
     data.prepare_data()
     module.configure_model()

@@ -31,6 +31,7 @@ from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ModelFiles
 from personalar.models.chameleon.serialization import load_backend
 from personalar.runs.personalize import prepare
+from personalar.runs.pictures import grid_requests
 from personalar.training.context import Session
 from personalar.training.train import train_stage
 
@@ -93,7 +94,8 @@ def train(meter: Meter, session: Session, stages: list, *, batch: int) -> None:
     """Train every stage from what the one before left."""
     for stage, start in stages:
         with meter.step(f"stage {stage.name}, {stage.numbers.steps} steps, batch {batch}") as row:
-            train_stage(session, stage, start=start, base_samples=[])
+            grid = grid_requests(session, stage.name)
+            train_stage(session, stage, start=start, grid=grid, base_samples=[])
         took = session.folder.record["stages"][stage.name]["seconds"]
         row["seconds_per_step"] = round(took / stage.numbers.steps, 3)
 

@@ -138,6 +138,7 @@ def personalize(session: Session, stages: Stages, *, command: str) -> None:
     Args:
         command: the command line, for the report.
     """
+    from personalar.runs import pictures
     from personalar.runs.publish import publish_concept, show_pictures
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
@@ -150,43 +151,47 @@ def personalize(session: Session, stages: Stages, *, command: str) -> None:
     record_start(session, command=command)
     chosen = {stage.name: (stage, start) for stage, start in stages}
     with dashboard(session) as after:
-        samples = {"base": session.sample_and_score("base", [])}
+        samples = {"base": pictures.sample_and_score(session, "base", [])}
         after("base")
         for name in STAGE_NAMES[1:]:
             if folder.has_concept(name):
                 reporter.say(f"stage {name}: already learned")
             elif name in chosen:
                 stage, start = chosen[name]
-                train_stage(session, stage, start=start, base_samples=samples["base"])
+                grid = pictures.grid_requests(session, name)
+                train_stage(session, stage, start=start, grid=grid, base_samples=samples["base"])
             else:
                 continue
             folder.drop_checkpoints(name)
             is_last = name == folder.last_stage  # a later one, learned before, stays the result
             if is_last:
                 publish_concept(folder, name)
-            samples[name] = session.sample_and_score(name, samples["base"])
+            samples[name] = pictures.sample_and_score(session, name, samples["base"])
             note_pictures(session, samples)
             if is_last:
                 show_pictures(folder, samples[name])
             after(name)
-        reporter.say(f"overview: {session.draw_overview(samples)}")
+        reporter.say(f"overview: {pictures.draw_overview(session, samples)}")
         finish(session)
     record_end(session)  # last: a run that was killed before it goes on
 
 
 def follow(session: Session, stages: Stages) -> None:
     """Take part in training as a process above rank zero, which alone samples, scores and writes."""
+    from personalar.runs.pictures import grid_requests
     from personalar.training.train import train_stage
 
     # Decided before the first stage, which no process can end alone.
     undone = [(stage, start) for stage, start in stages if not session.folder.has_concept(stage.name)]
     for stage, start in undone:
-        train_stage(session, stage, start=start, base_samples=[])
+        grid = grid_requests(session, stage.name)
+        train_stage(session, stage, start=start, grid=grid, base_samples=[])
 
 
 def record_start(session: Session, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concepts.concept import package_versions
+    from personalar.data.references import save_references
     from personalar.generation.requests import words_note
     from personalar.training.callbacks.learning_check import notes
     from personalar.training.memory_fit import describe_sampling
@@ -216,14 +221,15 @@ def record_start(session: Session, *, command: str) -> None:
     )
     session.reporter.say(describe_sampling(session.sampling))
     session.folder.update_stage("base", steps=0, seconds=0.0)
-    session.save_references()
+    save_references(session.folder.path / "references", subject.images, session.model_files.layout)
 
 
 def finish(session: Session) -> None:
     """Write the summary and the report, and say where they are."""
     from personalar.reports.run_page import write_report
+    from personalar.runs.pictures import note_cost
 
-    session.note_cost()
+    note_cost(session)
     session.reporter.say(f"report: {write_report(session.folder.path)}")
     for line in result_lines(session.folder.path):
         session.reporter.say(line)

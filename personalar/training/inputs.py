@@ -179,7 +179,7 @@ def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
 
 
 def prepare(session: Session, stage: Stage, start: str) -> StageInputs:
-    """Return the inputs of `stage`, which starts from stage `start`; what the run folder has is read there."""
+    """Return the inputs of `stage`, which starts from stage `start`; made once per run folder."""
     load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
     return StageInputs(
         start_concept(session, start, load),

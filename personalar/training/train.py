@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from personalar.config.run_config import LoggerConfig, Stage
 from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
 from personalar.data.datamodule import SequenceStream, SubjectData
+from personalar.generation.requests import Request
 from personalar.reports.picture_grid import base_pictures
 from personalar.training.callbacks.collect import CollectLearned
 from personalar.training.callbacks.learning_check import note_move
@@ -149,7 +150,12 @@ def leave_concept(
 
 
 def make_module(
-    session: Session, stage: Stage, inputs: Callable[[], StageInputs], trainer: L.Trainer | None
+    session: Session,
+    stage: Stage,
+    inputs: Callable[[], StageInputs],
+    trainer: L.Trainer | None,
+    *,
+    grid: Sequence[Request],
 ) -> PersonalizationModule:
     """Return the module of `stage`; its network is built once the processes of `trainer` have met."""
     recipe = session.config.model.recipe
@@ -163,7 +169,7 @@ def make_module(
         build=build,
         stage=stage,
         sampler=lambda network: session.generator(network.backend, network.identifier),
-        grid=session.grid_requests(stage.name),
+        grid=grid,
         optimizer=session.plans[stage.name].optimizer,
         loss=recipe.loss,
         z_loss=recipe.z_loss,
@@ -191,10 +197,16 @@ def make_data(
     )  # fmt: skip
 
 
-def train_stage(session: Session, stage: Stage, *, start: str, base_samples: list[Sample]) -> None:
+def train_stage(
+    session: Session, stage: Stage, *, start: str, grid: Sequence[Request], base_samples: list[Sample]
+) -> None:
     """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes.
 
     All processes call it together; rank zero writes.
+
+    Args:
+        grid: the pictures to draw while it trains.
+        base_samples: the base's pictures, to be shown beside them.
     """
     config, plan = session.config.trainer, session.plans[stage.name]
     world = config.devices * config.num_nodes
@@ -205,17 +217,24 @@ def train_stage(session: Session, stage: Stage, *, start: str, base_samples: lis
     session.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
-        fit(session, stage, start, make_callbacks(session, base_samples, advance, stage), last)
+        fit(session, stage, start, grid, make_callbacks(session, base_samples, advance, stage), last)
     # Trainer, data and callbacks hold each other and the network. Until they are collected it stays on the
     # device, where the next phase loads the base: two of a 7B do not fit.
     gc.collect()
 
 
-def fit(session: Session, stage: Stage, start: str, callbacks: list[L.Callback], last: Path | None) -> None:
+def fit(
+    session: Session,
+    stage: Stage,
+    start: str,
+    grid: Sequence[Request],
+    callbacks: list[L.Callback],
+    last: Path | None,
+) -> None:
     """Train with Lightning, from the checkpoint `last` if there is one, and write the concept."""
     inputs = cache(lambda: prepare(session, stage, start))  # rank zero makes them first, the others read them
     trainer = make_trainer(session, stage, callbacks)
-    module = make_module(session, stage, inputs, trainer)
+    module = make_module(session, stage, inputs, trainer, grid=grid)
     trainer.callbacks.append(CollectLearned())
     trainer.fit(module, make_data(session, stage, inputs, module), ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:

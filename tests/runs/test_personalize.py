@@ -21,6 +21,7 @@ from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
 from personalar.models.chameleon.model_files import ModelFiles
+from personalar.runs import pictures
 from personalar.training.context import Session
 
 
@@ -123,14 +124,14 @@ def test_a_finished_run_started_again_keeps_its_result(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More pictures of a finished run, interrupted while those of stage 1 are made."""
-    copy, whole = shutil.copytree(finished_run, tmp_path / "copy"), Session.sample_and_score
+    copy, whole = shutil.copytree(finished_run, tmp_path / "copy"), pictures.sample_and_score
 
-    def interrupted(self: Session, stage: str, base_samples: list) -> list:
+    def interrupted(session: Session, stage: str, base_samples: list) -> list:
         if stage == "embedding":
             raise KeyboardInterrupt
-        return whole(self, stage, base_samples)
+        return whole(session, stage, base_samples)
 
-    monkeypatch.setattr(Session, "sample_and_score", interrupted)
+    monkeypatch.setattr(pictures, "sample_and_score", interrupted)
     with pytest.raises(KeyboardInterrupt):
         do_run(copy, "stage=both", "samples.seeds=[0,1]")
     assert Concept.load(copy / "concept").stage == "transformer"

@@ -89,7 +89,7 @@ def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
     stage, data, seen = resolve_stages(config.method, config.model.recipe)[1], config.model.recipe.data, []
     for always, live in ((["a {}"], []), ([], ["a {} with a hat"]), ([], [])):
         data.replay_prompts, data.replay_prompts_live = always, live
-        training.train_stage(session, stage, start="embedding", base_samples=[])
+        training.train_stage(session, stage, start="embedding", grid=[], base_samples=[])
         seen += re.findall(r"is seen about (\d+) times", capsys.readouterr().out)
     assert seen == ["1", "1", "2"]
 

@@ -1,0 +1,141 @@
+"""The pictures and scores of a run: make them, judge them, draw their grids."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from personalar.core.own_files import RECORD_FILE
+from personalar.core.png import save_png
+from personalar.core.process import peak_memory_bytes
+from personalar.core.types import PromptSpec, Sample
+from personalar.data.prompts import fill, unrelated_prompts
+from personalar.generation.generator import generate_files, have_files
+from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
+from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
+from personalar.scoring.score_file import merge_scores
+from personalar.training.context import Session
+
+
+def all_requests(session: Session, stage: str) -> list[Request]:
+    """Return every picture that `stage` is judged by."""
+    samples = session.config.samples
+    main = [kind for kind in samples.kinds if kind not in ("prior", "unrelated")]
+    wanted: list[tuple[Any, ...]] = [(main, session.specs, samples.seeds)]
+    if "prior" in samples.kinds:
+        prior = PromptSpec(text="a photo of a {}", category="prior")
+        wanted.append((["prior"], [prior], range(samples.prior_images)))
+    if "unrelated" in samples.kinds:
+        wanted.append((["unrelated"], unrelated_prompts(session.subject.noun), samples.seeds[:1]))
+    return [
+        request
+        for kinds, specs, seeds in wanted
+        for request in requests_for(
+            stage, specs, seeds=seeds, kinds=kinds, noun=session.subject.noun,
+            description=session.subject.description, class_name=session.config.model.recipe.data.class_name,
+        )
+    ]  # fmt: skip
+
+
+def grid_requests(session: Session, stage: str) -> list[Request]:
+    """Return the pictures of the grid: the subject in a few prompts, first seed."""
+    shown = pick_grid_prompts(session.specs, session.config.samples.num_grid_prompts)
+    seed = session.config.samples.seeds[0]
+    wanted = [r for r in all_requests(session, stage) if r.kind == "subject" and r.seed == seed]
+    return [request for spec in shown for request in wanted if request.spec == spec]
+
+
+def sample(session: Session, stage: str, base_samples: list[Sample]) -> list[Sample]:
+    """Make (or find) all pictures of `stage`; the grid comes first and is drawn at once."""
+    requests, grid = all_requests(session, stage), grid_requests(session, stage)
+    batches = chunks(requests, session.sampling.sample_batch, first=grid)
+    made_by = provenance(session, stage)
+    found: list[Sample] = []
+    with session.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
+        generator = (
+            None if have_files(requests, session.folder.path) else session.generator(*session.load(stage))
+        )
+        with closing(generator) if generator is not None else nullcontext():
+            if generator is not None:
+                prompts = [request.prompt for request in requests]
+                check_prompts(generator, prompts, words=False, say=session.reporter.say)
+            files = generate_files(
+                batches, generator, session.folder.path, provenance=made_by, progress=advance
+            )
+            for index, made in enumerate(files):
+                found += made
+                if index == 0 and grid:
+                    draw_stage_grid(session, stage, found[: len(grid)], base_samples or found)
+    return found
+
+
+def sample_and_score(session: Session, stage: str, base_samples: list[Sample]) -> list[Sample]:
+    """Make all pictures of `stage` and judge them."""
+    samples = sample(session, stage, base_samples)
+    score(session, stage, samples, base_samples)
+    note_cost(session)
+    return samples
+
+
+def provenance(session: Session, stage: str) -> dict[str, str]:
+    """Return what every picture says about the model that made it."""
+    texts = {"base": f"{session.base['name']} {session.base['fingerprint'][:12]}"}
+    if stage != "base":
+        record = (session.folder.concept(stage) / RECORD_FILE).read_bytes()
+        texts["concept"] = hashlib.sha256(record).hexdigest()[:12]
+    return texts
+
+
+def note_cost(session: Session) -> None:
+    """Put time, memory and device of the run so far into run.json."""
+    before = session.folder.record.get("peak_memory_bytes", 0)
+    session.folder.update(
+        total_seconds=round(time.perf_counter() - session.started, 3),
+        peak_memory_bytes=max(before, peak_memory_bytes()),
+        device=f"{session.device}, {torch.get_num_threads()} threads",
+    )
+
+
+def draw_stage_grid(session: Session, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+    """Write and announce the grid of a finished stage."""
+    before = base_pictures(base_samples)
+    title = f"{session.subject.name} on {session.config.model.name}: {stage}"
+    picture = grid_picture(
+        samples, before, label=f"after {stage}" if stage != "base" else "base", title=title
+    )
+    path = save_png(picture, session.folder.path / "grids" / f"{stage}.png")
+    session.reporter.say(f"grid: {path}")
+
+
+def draw_overview(session: Session, samples: Mapping[str, list[Sample]]) -> Path:
+    """Write one picture of the whole run: the photos above the same prompts at every stage."""
+    shown = {stage: [s for s in found if s.kind == "subject"][: session.config.samples.num_grid_prompts]
+             for stage, found in samples.items()}  # fmt: skip
+    columns = max(len(found) for found in shown.values())
+    title = f"{session.subject.name} on {session.config.model.name}"
+    photos = draw_grid([session.subject.images[:columns]], row_titles=["photos"], title=title)
+    titles = [fill(s.spec.text, session.subject.noun) for s in next(iter(shown.values()))]
+    rows = [[s.image for s in found] for found in shown.values()]
+    pictures = draw_grid(rows, column_titles=titles, row_titles=list(shown))
+    return save_png(stack([photos, pictures]), session.folder.path / "grids" / "overview.png")
+
+
+def score(session: Session, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+    """Judge `samples` and put the lines into scores.jsonl."""
+    if session.scorer is None:
+        return
+    batch = 64
+    with session.reporter.phase(f"scores {stage}", len(samples), "images") as advance:
+        lines: list[dict[str, Any]] = []
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
+            lines += session.scorer.score(part)
+            advance(len(part))
+        lines += session.scorer.side_effects(samples, base_samples)
+    merge_scores(session.folder.path / "scores.jsonl", lines)
