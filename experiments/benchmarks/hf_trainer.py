@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from personalar.config.run_config import Stage
 from personalar.data.datamodule import SequenceStream, collate
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.module import PersonalizationModule
 from personalar.training.stage import select_parameters
 
@@ -65,7 +65,7 @@ class Theirs(nn.Module):
 
 
 def trainer_seconds(
-    model: nn.Module, module: PersonalizationModule, stream: SequenceStream, session: Session, stage: Stage
+    model: nn.Module, module: PersonalizationModule, stream: SequenceStream, session: RunContext, stage: Stage
 ) -> Moment:
     """Return the seconds per step of transformers' Trainer on `model` with the optimizer of `module`."""
     from transformers import Trainer, TrainerCallback, TrainingArguments

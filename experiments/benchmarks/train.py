@@ -48,7 +48,7 @@ from personalar.core.console import Reporter
 from personalar.core.process import keep_memory
 from personalar.data.datamodule import SequenceStream, collate
 from personalar.runs.personalize import prepare
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.inputs import prepare as prepare_stage
 from personalar.training.module import PersonalizationModule
 from personalar.training.train import make_callbacks, make_data, make_module, make_trainer, quiet
@@ -66,7 +66,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, prepare_arguments(rest, schema=RunConfig, conf=conf_dir(), needs_subject=True)
 
 
-def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Session, Stage]:
+def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[RunContext, Stage]:
     """Return a session without judges and grids in `folder`, and the stage: from the base, `steps` steps."""
     config = read_config(composed("run", ["scorer=none", "samples.grid_every_steps=0", *rest]))
     prepared = prepare(config, folder)
@@ -94,7 +94,7 @@ class StepClock(L.Callback):
             self.times.append(now())
 
 
-def ours(session: Session, stage: Stage) -> Moment:
+def ours(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
     trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
@@ -105,7 +105,7 @@ def ours(session: Session, stage: Stage) -> Moment:
     return seconds_per_step(clock.times)
 
 
-def bare(session: Session, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
+def bare(session: RunContext, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
     """Return the same network and sequences without Lightning around them."""
     inputs = cache(lambda: prepare_stage(session, stage, "base"))
     module = make_module(session, stage, inputs, None, grid=[])
@@ -115,14 +115,14 @@ def bare(session: Session, stage: Stage) -> tuple[PersonalizationModule, Sequenc
     return module, data.make_stream()
 
 
-def their_trainer(session: Session, stage: Stage) -> Moment:
+def their_trainer(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
     module, stream = bare(session, stage)
     with quiet():
         return trainer_seconds(Ours(module), module, stream, session, stage)
 
 
-def their_trainer_and_model(session: Session, stage: Stage) -> Moment:
+def their_trainer_and_model(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of transformers' Trainer on transformers' own class, same weights."""
     module, stream = bare(session, stage)
     with quiet():
@@ -136,7 +136,7 @@ def batches(stream: SequenceStream, size: int) -> Iterator[dict[str, torch.Tenso
         yield collate(list(islice(sequences, size)), pad=stream.pad)
 
 
-def by_hand(session: Session, stage: Stage) -> Moment:
+def by_hand(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of the shortest loop that computes the same."""
     module, stream = bare(session, stage)
     configured = module.configure_optimizers()
@@ -157,7 +157,7 @@ def by_hand(session: Session, stage: Stage) -> Moment:
     return seconds_per_step(times)
 
 
-CONTENDERS: dict[str, Callable[[Session, Stage], Moment]] = {
+CONTENDERS: dict[str, Callable[[RunContext, Stage], Moment]] = {
     "personalar": ours,
     "by hand": by_hand,
     "transformers Trainer, our network": their_trainer,
@@ -165,7 +165,7 @@ CONTENDERS: dict[str, Callable[[Session, Stage], Moment]] = {
 }
 
 
-def attempt(row: dict[str, Any], session: Session, stage: Stage) -> None:
+def attempt(row: dict[str, Any], session: RunContext, stage: Stage) -> None:
     """Measure a contender once more; note why it could not be, but for our own."""
     device = torch.device(session.device)
     reset_peak(device)

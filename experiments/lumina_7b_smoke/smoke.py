@@ -32,7 +32,7 @@ from personalar.models.chameleon.model_files import ModelFiles
 from personalar.models.chameleon.serialization import load_backend
 from personalar.runs.personalize import prepare
 from personalar.runs.pictures import grid_requests
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.train import train_stage
 
 TINY = ["model.layout.resolution=64", "model.dtype=float32"]
@@ -90,7 +90,7 @@ def settings(args: argparse.Namespace, work: Path, *overrides: str) -> RunConfig
         return read_config(compose("run", words))
 
 
-def train(meter: Meter, session: Session, stages: list, *, batch: int) -> None:
+def train(meter: Meter, session: RunContext, stages: list, *, batch: int) -> None:
     """Train every stage from what the one before left."""
     for stage, start in stages:
         with meter.step(f"stage {stage.name}, {stage.numbers.steps} steps, batch {batch}") as row:
@@ -100,7 +100,7 @@ def train(meter: Meter, session: Session, stages: list, *, batch: int) -> None:
         row["seconds_per_step"] = round(took / stage.numbers.steps, 3)
 
 
-def draw(meter: Meter, args: argparse.Namespace, work: Path, session: Session) -> None:
+def draw(meter: Meter, args: argparse.Namespace, work: Path, session: RunContext) -> None:
     """Draw one picture with every decoder; one that refuses this machine says why."""
     backend, identifier = session.load("transformer")
     generator = session.generator(backend, identifier)

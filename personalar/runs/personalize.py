@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from personalar.config.run_config import Stage
     from personalar.models.stored_base import ModelFiles
     from personalar.scoring.subject_scorer import SubjectScorer
-    from personalar.training.context import Session
+    from personalar.training.context import RunContext
 
     Stages = list[tuple[Stage, str]]
     """Stages to run, each with the one it starts from."""
 
 
-def prepare(config: RunConfig, run_dir: Path) -> tuple[Session, Stages] | None:
+def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | None:
     """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
 
     Raises:
@@ -91,11 +91,11 @@ def open_session(
     stages: Stages,
     *,
     started: float,
-) -> Session:
+) -> RunContext:
     """Check the memory, load the judges and gather what every phase needs."""
     from personalar.concepts.concept import base_fingerprint
     from personalar.core.console import Reporter
-    from personalar.training.context import Session
+    from personalar.training.context import RunContext
     from personalar.training.memory_fit import preflight, sampling_work
 
     prepare_torch(config.trainer.threads)
@@ -103,7 +103,7 @@ def open_session(
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
     plans = preflight(config, undone, files)
-    return Session(
+    return RunContext(
         config=config,
         subject=subject,
         specs=specs,
@@ -132,7 +132,7 @@ def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) 
     return SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs, text=own.clip_text)
 
 
-def personalize(session: Session, stages: Stages, *, command: str) -> None:
+def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
     """Do what is not done yet: pictures of the base, each stage, scores, summary, report.
 
     Args:
@@ -176,7 +176,7 @@ def personalize(session: Session, stages: Stages, *, command: str) -> None:
     record_end(session)  # last: a run that was killed before it goes on
 
 
-def follow(session: Session, stages: Stages) -> None:
+def follow(session: RunContext, stages: Stages) -> None:
     """Take part in training as a process above rank zero, which alone samples, scores and writes."""
     from personalar.runs.pictures import grid_requests
     from personalar.training.train import train_stage
@@ -188,7 +188,7 @@ def follow(session: Session, stages: Stages) -> None:
         train_stage(session, stage, start=start, grid=grid, base_samples=[])
 
 
-def record_start(session: Session, *, command: str) -> None:
+def record_start(session: RunContext, *, command: str) -> None:
     """Write the facts of run.json that are known before the first step."""
     from personalar.concepts.concept import package_versions
     from personalar.data.references import save_references
@@ -224,7 +224,7 @@ def record_start(session: Session, *, command: str) -> None:
     save_references(session.folder.path / "references", subject.images, session.model_files.layout)
 
 
-def finish(session: Session) -> None:
+def finish(session: RunContext) -> None:
     """Write the summary and the report, and say where they are."""
     from personalar.reports.run_page import write_report
     from personalar.runs.pictures import note_cost
@@ -235,7 +235,7 @@ def finish(session: Session) -> None:
         session.reporter.say(line)
 
 
-def record_end(session: Session) -> None:
+def record_end(session: RunContext) -> None:
     """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
     request, folder = request_of(session.config), session.folder
     learned = [name for name in STAGE_NAMES if name in request["stages"] or folder.has_concept(name)]

@@ -20,10 +20,10 @@ from personalar.generation.generator import generate_files, have_files
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
 from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
 from personalar.scoring.score_file import merge_scores
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 
 
-def all_requests(session: Session, stage: str) -> list[Request]:
+def all_requests(session: RunContext, stage: str) -> list[Request]:
     """Return every picture that `stage` is judged by."""
     samples = session.config.samples
     main = [kind for kind in samples.kinds if kind not in ("prior", "unrelated")]
@@ -43,7 +43,7 @@ def all_requests(session: Session, stage: str) -> list[Request]:
     ]  # fmt: skip
 
 
-def grid_requests(session: Session, stage: str) -> list[Request]:
+def grid_requests(session: RunContext, stage: str) -> list[Request]:
     """Return the pictures of the grid: the subject in a few prompts, first seed."""
     shown = pick_grid_prompts(session.specs, session.config.samples.num_grid_prompts)
     seed = session.config.samples.seeds[0]
@@ -51,7 +51,7 @@ def grid_requests(session: Session, stage: str) -> list[Request]:
     return [request for spec in shown for request in wanted if request.spec == spec]
 
 
-def sample(session: Session, stage: str, base_samples: list[Sample]) -> list[Sample]:
+def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[Sample]:
     """Make (or find) all pictures of `stage`; the grid comes first and is drawn at once."""
     requests, grid = all_requests(session, stage), grid_requests(session, stage)
     batches = chunks(requests, session.sampling.sample_batch, first=grid)
@@ -75,7 +75,7 @@ def sample(session: Session, stage: str, base_samples: list[Sample]) -> list[Sam
     return found
 
 
-def sample_and_score(session: Session, stage: str, base_samples: list[Sample]) -> list[Sample]:
+def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]) -> list[Sample]:
     """Make all pictures of `stage` and judge them."""
     samples = sample(session, stage, base_samples)
     score(session, stage, samples, base_samples)
@@ -83,7 +83,7 @@ def sample_and_score(session: Session, stage: str, base_samples: list[Sample]) -
     return samples
 
 
-def provenance(session: Session, stage: str) -> dict[str, str]:
+def provenance(session: RunContext, stage: str) -> dict[str, str]:
     """Return what every picture says about the model that made it."""
     texts = {"base": f"{session.base['name']} {session.base['fingerprint'][:12]}"}
     if stage != "base":
@@ -92,7 +92,7 @@ def provenance(session: Session, stage: str) -> dict[str, str]:
     return texts
 
 
-def note_cost(session: Session) -> None:
+def note_cost(session: RunContext) -> None:
     """Put time, memory and device of the run so far into run.json."""
     before = session.folder.record.get("peak_memory_bytes", 0)
     session.folder.update(
@@ -102,7 +102,9 @@ def note_cost(session: Session) -> None:
     )
 
 
-def draw_stage_grid(session: Session, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+def draw_stage_grid(
+    session: RunContext, stage: str, samples: list[Sample], base_samples: list[Sample]
+) -> None:
     """Write and announce the grid of a finished stage."""
     before = base_pictures(base_samples)
     title = f"{session.subject.name} on {session.config.model.name}: {stage}"
@@ -113,7 +115,7 @@ def draw_stage_grid(session: Session, stage: str, samples: list[Sample], base_sa
     session.reporter.say(f"grid: {path}")
 
 
-def draw_overview(session: Session, samples: Mapping[str, list[Sample]]) -> Path:
+def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> Path:
     """Write one picture of the whole run: the photos above the same prompts at every stage."""
     shown = {stage: [s for s in found if s.kind == "subject"][: session.config.samples.num_grid_prompts]
              for stage, found in samples.items()}  # fmt: skip
@@ -126,7 +128,7 @@ def draw_overview(session: Session, samples: Mapping[str, list[Sample]]) -> Path
     return save_png(stack([photos, pictures]), session.folder.path / "grids" / "overview.png")
 
 
-def score(session: Session, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+def score(session: RunContext, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
     """Judge `samples` and put the lines into scores.jsonl."""
     if session.scorer is None:
         return

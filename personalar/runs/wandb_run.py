@@ -19,12 +19,12 @@ from personalar.core.run_folder import RunFolder, flatten, steps_after
 from personalar.core.types import STAGE_NAMES
 from personalar.scoring.score_file import read_scores
 from personalar.training.callbacks.sample_grid import log_grid
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 
 COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"]
 
 
-def start(session: Session) -> Any:
+def start(session: RunContext) -> Any:
     """Return the W&B run of the folder, new or resumed; offline without an account or a network."""
     import wandb
 
@@ -52,7 +52,7 @@ def start(session: Session) -> Any:
     return run
 
 
-def _open(session: Session, *, offline: bool) -> Any:
+def _open(session: RunContext, *, offline: bool) -> Any:
     """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
     import wandb
 
@@ -81,7 +81,7 @@ def _open(session: Session, *, offline: bool) -> Any:
     )
 
 
-def finish(run: Any, session: Session, *, exit_code: int = 0) -> None:
+def finish(run: Any, session: RunContext, *, exit_code: int = 0) -> None:
     """End the W&B run; after a lost network, say how to upload the rest."""
     kept = Path(run.dir).parent
     try:
@@ -129,7 +129,7 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
     return rows
 
 
-def send_results(run: Any, session: Session) -> None:
+def send_results(run: Any, session: RunContext) -> None:
     """Log the results of a finished run; after a lost network, say where they are."""
     import wandb
 
@@ -151,7 +151,7 @@ def log_means(run: Any, folder: RunFolder) -> None:
         run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
 
 
-def log_pictures_and_concept(run: Any, session: Session) -> None:
+def log_pictures_and_concept(run: Any, session: RunContext) -> None:
     """Log the table of all pictures, and the concept as an artifact; both ask the server first."""
     import wandb
 
@@ -169,7 +169,7 @@ def log_pictures_and_concept(run: Any, session: Session) -> None:
 
 
 @contextmanager
-def dashboard(session: Session) -> Iterator[Callable[[str], None]]:
+def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
     """Yield a function to call after each stage; it does nothing without W&B, or above rank zero."""
     if session.config.logger.wandb_project is None or not session.reporter.enabled:
         yield lambda stage: None

@@ -26,7 +26,7 @@ from personalar.training.memory import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class RunContext:
     """What every phase of a run needs."""
 
     config: RunConfig

@@ -26,7 +26,7 @@ from personalar.data.datamodule import Replay, collate
 from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, training_prompt
 from personalar.data.references import save_redrawn
 from personalar.models.base import Backend
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.loss import sequence_loss
 
 LoadBase = Callable[[], Backend]
@@ -95,7 +95,7 @@ def nearest_row(
     return rows[losses.index(min(losses))][None].float()
 
 
-def new_identifier(session: Session, load: LoadBase) -> Identifier:
+def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
     """Return fresh rows for [V] and one token per photo."""
     recipe, noun = session.config.model.recipe, session.subject.noun
     return start_identifier(
@@ -108,7 +108,7 @@ def new_identifier(session: Session, load: LoadBase) -> Identifier:
     )
 
 
-def photo_codes(session: Session, load: LoadBase) -> list[Tensor]:
+def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
     """Return the codes of the photos' crops and copies, computed once per run folder."""
     config, subject = session.config, session.subject
     data = config.model.recipe.data
@@ -138,7 +138,7 @@ def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:
     ]
 
 
-def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | None:
+def replay_images(session: RunContext, stage: Stage, load: LoadBase) -> Replay | None:
     """Return class images made by the base (prior preservation), sampled once; None where unused."""
     config, data = session.config, session.config.model.recipe.data
     prompts = class_prompts(data, noun=session.subject.noun, live=session.subject.live)
@@ -156,7 +156,7 @@ def replay_images(session: Session, stage: Stage, load: LoadBase) -> Replay | No
     return Replay(prompts=tuple(prompts), codes=tuple(codes))
 
 
-def first_concept(session: Session, load: LoadBase) -> Concept:
+def first_concept(session: RunContext, load: LoadBase) -> Concept:
     """Return the concept that the first stage starts from: untrained rows, drawn once per run folder."""
     folder = session.folder.path / "cache" / "start"
     if (folder / RECORD_FILE).is_file():
@@ -169,7 +169,7 @@ def first_concept(session: Session, load: LoadBase) -> Concept:
     return concept
 
 
-def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
+def start_concept(session: RunContext, start: str, load: LoadBase) -> Concept:
     """Return the concept of stage `start`; for "base" the one with untrained rows."""
     if start == "base":
         return first_concept(session, load)
@@ -178,7 +178,7 @@ def start_concept(session: Session, start: str, load: LoadBase) -> Concept:
     return concept
 
 
-def prepare(session: Session, stage: Stage, start: str) -> StageInputs:
+def prepare(session: RunContext, stage: Stage, start: str) -> StageInputs:
     """Return the inputs of `stage`, which starts from stage `start`; made once per run folder."""
     load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
     return StageInputs(

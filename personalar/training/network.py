@@ -11,7 +11,7 @@ from personalar.concepts.concept import Concept
 from personalar.config.run_config import Stage
 from personalar.data.codes import stream_seed
 from personalar.models.sharding import ordinary_modules
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.module import Network
 from personalar.training.stage import select_parameters
@@ -26,7 +26,7 @@ def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[s
     return inject_lora(transformer, rank=lora.rank, every_n_layers=lora.every_n_layers, generator=generator)
 
 
-def build_network(session: Session, stage: Stage, concept: Concept) -> Network:
+def build_network(session: RunContext, stage: Stage, concept: Concept) -> Network:
     """Return the base in the state of `concept`, with what `stage` puts in."""
     backend = session.load_base()
     identifier = concept.apply(backend)
@@ -38,13 +38,13 @@ def build_network(session: Session, stage: Stage, concept: Concept) -> Network:
     return _finished(session, stage, Network(backend=backend, identifier=identifier, weights=weights))
 
 
-def _finished(session: Session, stage: Stage, network: Network) -> Network:
+def _finished(session: RunContext, stage: Stage, network: Network) -> Network:
     plan, compiled = session.plans[stage.name], session.config.trainer.compile_blocks
     prepare_blocks(network.backend.blocks, recompute=plan.recompute, compiled=compiled)
     return network
 
 
-def build_sharded_network(session: Session, stage: Stage, concept: Concept) -> Network:
+def build_sharded_network(session: RunContext, stage: Stage, concept: Concept) -> Network:
     """Return the same as `build_network`, cut up over the processes; within DeepSpeed's sharding context."""
     if session.plans[stage.name].base_bits == 4:
         raise ValueError("method.base_bits=4 cannot be cut up: use trainer=gpu, ddp or zero2")

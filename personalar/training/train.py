@@ -30,7 +30,7 @@ from personalar.training.callbacks.progress import StageClock, StageProgress
 from personalar.training.callbacks.sample_grid import SampleGrid
 from personalar.training.callbacks.subject_scores import SubjectScores
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.inputs import StageInputs, class_prompts, prepare
 from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
@@ -76,7 +76,7 @@ def make_loggers(config: LoggerConfig, folder: Path, stage: str) -> list[Logger]
     return loggers
 
 
-def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
+def make_trainer(session: RunContext, stage: Stage, callbacks: list[L.Callback]) -> L.Trainer:
     """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
     config, folder, numbers = session.config.trainer, session.folder, stage.numbers
     every = session.config.samples.grid_every_steps
@@ -109,7 +109,9 @@ def make_trainer(session: Session, stage: Stage, callbacks: list[L.Callback]) ->
     )
 
 
-def make_callbacks(session: Session, base_samples: list[Sample], advance, stage: Stage) -> list[L.Callback]:
+def make_callbacks(
+    session: RunContext, base_samples: list[Sample], advance, stage: Stage
+) -> list[L.Callback]:
     """Return progress, checkpoint, sample grid and (with a scorer) the curves of scores."""
     folder, config = session.folder, session.config.trainer
     callbacks: list[L.Callback] = [
@@ -134,7 +136,7 @@ def make_callbacks(session: Session, base_samples: list[Sample], advance, stage:
 
 
 def leave_concept(
-    session: Session, stage: Stage, start: Concept, trainer: L.Trainer, module: PersonalizationModule
+    session: RunContext, stage: Stage, start: Concept, trainer: L.Trainer, module: PersonalizationModule
 ) -> None:
     """Write the concept of the last step of `stage`, which started from `start`; rank zero calls it."""
     found = {type(callback): callback for callback in trainer.callbacks}
@@ -150,7 +152,7 @@ def leave_concept(
 
 
 def make_module(
-    session: Session,
+    session: RunContext,
     stage: Stage,
     inputs: Callable[[], StageInputs],
     trainer: L.Trainer | None,
@@ -178,7 +180,7 @@ def make_module(
 
 
 def make_data(
-    session: Session, stage: Stage, inputs: Callable[[], StageInputs], module: PersonalizationModule
+    session: RunContext, stage: Stage, inputs: Callable[[], StageInputs], module: PersonalizationModule
 ) -> SubjectData:
     """Return the data of `stage`; rank zero encodes photos and samples class images first."""
     recipe = session.config.model.recipe
@@ -198,7 +200,7 @@ def make_data(
 
 
 def train_stage(
-    session: Session, stage: Stage, *, start: str, grid: Sequence[Request], base_samples: list[Sample]
+    session: RunContext, stage: Stage, *, start: str, grid: Sequence[Request], base_samples: list[Sample]
 ) -> None:
     """Train `stage` from the concept of stage `start` ("base": none) and leave its concept; resumes.
 
@@ -224,7 +226,7 @@ def train_stage(
 
 
 def fit(
-    session: Session,
+    session: RunContext,
     stage: Stage,
     start: str,
     grid: Sequence[Request],

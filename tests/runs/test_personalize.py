@@ -22,7 +22,7 @@ from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
 from personalar.models.chameleon.model_files import ModelFiles
 from personalar.runs import pictures
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 
 
 def contents(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -126,7 +126,7 @@ def test_a_finished_run_started_again_keeps_its_result(
     """More pictures of a finished run, interrupted while those of stage 1 are made."""
     copy, whole = shutil.copytree(finished_run, tmp_path / "copy"), pictures.sample_and_score
 
-    def interrupted(session: Session, stage: str, base_samples: list) -> list:
+    def interrupted(session: RunContext, stage: str, base_samples: list) -> list:
         if stage == "embedding":
             raise KeyboardInterrupt
         return whole(session, stage, base_samples)

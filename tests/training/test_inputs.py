@@ -21,7 +21,7 @@ from personalar.data.datamodule import collate
 from personalar.data.prompts import training_prompt
 from personalar.training import inputs as preparation
 from personalar.training import train as training
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.inputs import class_prompts, nearest_row, start_identifier
 from personalar.training.loss import sequence_loss
 from personalar.training.stage import resolve_stages
@@ -48,7 +48,7 @@ def test_class_prompts_take_turns_and_animals_have_more() -> None:
     ("class_name", "prompt"), [(True, "a rendering of [V] cat"), (False, "a rendering of [V]")]
 )
 def test_the_search_for_a_start_asks_what_training_asks(
-    session: Session, monkeypatch: pytest.MonkeyPatch, class_name: bool, prompt: str
+    session: RunContext, monkeypatch: pytest.MonkeyPatch, class_name: bool, prompt: str
 ) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(preparation, "start_identifier", lambda *_, **given: asked.update(given))
@@ -60,7 +60,7 @@ def test_the_search_for_a_start_asks_what_training_asks(
 
 
 def test_codes_are_kept_for_the_pictures_that_they_are_of(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How a photo is cut, and the size that pictures have, change its codes."""
     encoded: list[str] = []
@@ -81,7 +81,7 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
 
 
 def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
-    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    session: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name in ("fit", "make_callbacks"):
         monkeypatch.setattr(training, name, lambda *_: None)
@@ -99,7 +99,7 @@ def test_the_inputs_are_made_once_for_each_stage(
 ) -> None:
     asked: list[str] = []
 
-    def counted(session: Session, stage: Stage, start: str) -> preparation.StageInputs:
+    def counted(session: RunContext, stage: Stage, start: str) -> preparation.StageInputs:
         asked.append(stage.name)
         return preparation.prepare(session, stage, start)
 

@@ -16,7 +16,7 @@ from personalar.data.prompts import SUBJECT_TOKEN
 
 if TYPE_CHECKING:
     from personalar.config.run_config import Stage
-    from personalar.training.context import Session
+    from personalar.training.context import RunContext
 
 LEAST_MOVE = 0.1
 """Lengths of [V]'s first row; below it a stage that trains nothing else has learned nothing. On nano: 1.2 by
@@ -45,7 +45,7 @@ def _pixels(samples: Sequence[Sample]) -> dict[tuple[str, int], bytes]:
     return {(s.prompt, s.seed): s.image.tobytes() for s in samples if s.kind == "subject"}
 
 
-def note_move(session: Session, stage: Stage, before: Concept, after: Concept) -> None:
+def note_move(session: RunContext, stage: Stage, before: Concept, after: Concept) -> None:
     """Say and record how far `stage` moved [V]; warn where it stayed."""
     if not stage.trains.identifier:
         return
@@ -58,7 +58,7 @@ def note_move(session: Session, stage: Stage, before: Concept, after: Concept) -
     record(session, stage.name, facts)
 
 
-def note_pictures(session: Session, samples: dict[str, list[Sample]]) -> None:
+def note_pictures(session: RunContext, samples: dict[str, list[Sample]]) -> None:
     """Record how many of stage 1's pictures stage 2 changed, where there are both; warn where it is few."""
     share = share_changed(samples.get("embedding", []), samples.get("transformer", []))
     if share is None:
@@ -69,7 +69,7 @@ def note_pictures(session: Session, samples: dict[str, list[Sample]]) -> None:
     record(session, "transformer", {"pictures_changed": round(share, 4), "note": note})
 
 
-def advice(session: Session, stage: str, finding: str, rate: str) -> str:
+def advice(session: RunContext, stage: str, finding: str, rate: str) -> str:
     """Return what was found of `stage`, and which of its numbers to raise, as the command line takes them."""
     key = session.config.method.stages[stage].numbers
     numbers, where = session.config.model.recipe.stages[key], f"model.recipe.stages.{key}"
@@ -80,7 +80,7 @@ def advice(session: Session, stage: str, finding: str, rate: str) -> str:
     )
 
 
-def record(session: Session, stage: str, facts: dict[str, Any]) -> None:
+def record(session: RunContext, stage: str, facts: dict[str, Any]) -> None:
     """Put `facts` into the stage's entry of run.json, and their note where a reader sees it."""
     session.folder.update_stage(stage, **facts)
     note, before = facts.get("note"), session.folder.record.get("warnings", [])

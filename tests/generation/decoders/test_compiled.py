@@ -18,7 +18,7 @@ from personalar.generation.decoders.compiled import CompiledDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import gumbel_argmax, keep_top_p
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.training.context import Session
+from personalar.training.context import RunContext
 from personalar.training.model_prep import train_in_float32
 from personalar.training.module import PersonalizationModule
 
@@ -162,7 +162,7 @@ def test_a_run_holds_no_graph_when_it_loads_and_trains(
         return run
 
     monkeypatch.setattr(CompiledDecoder, "capture", capture)
-    monkeypatch.setattr(Session, "load_base", held(Session.load_base))
+    monkeypatch.setattr(RunContext, "load_base", held(RunContext.load_base))
     monkeypatch.setattr(PersonalizationModule, "training_step", held(PersonalizationModule.training_step))
     assert do_run(tmp_path / "run", "stage=both", "decoder=compiled", "samples.grid_every_steps=1")
     assert len(set(captures)) > 3  # captured anew by pictures, class images and grids
