@@ -17,21 +17,8 @@ Progress = Callable[[int], None]
 Result = TypeVar("Result")
 
 
-class Count:
-    """Tells `progress` how many more images are done, each once, however often a batch is begun."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._done = progress, 0
-
-    def reach(self, images: int) -> None:
-        """Say that `images` are done in all."""
-        if self._progress is not None and images > self._done:
-            self._progress(images - self._done)
-        self._done = max(self._done, images)
-
-
 def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that tensors on `device` can still take; None where nobody says."""
+    """Return the bytes that tensors on `device` can still take; None if unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -43,7 +30,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length: int) -> int:
-    """Return how many images to draw together: `limit`, or fewer if their keys and values do not fit.
+    """Return how many images to draw together: `limit`, or as many as their keys and values fit.
 
     Args:
         free: bytes they may take.
@@ -67,9 +54,9 @@ def even(count: int, at_once: int) -> int:
 def draw_in_batches(
     draw: Callable[[slice], Result], count: int, at_once: int, *, smallest: int = 1
 ) -> list[Result]:
-    """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory does not suffice.
+    """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory runs out.
 
-    Raises what `draw` raised when not even `smallest` images fit.
+    Raises what `draw` raised when even `smallest` images do not fit.
     """
     results: list[Result] = []
     start, at_once = 0, even(count, at_once)

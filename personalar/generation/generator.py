@@ -1,7 +1,6 @@
-"""Prompts in, samples out: backend, decoder and identifier together, with no training framework in sight.
+"""Prompts in, pictures out: backend, decoder and identifier together.
 
-A sample is a function of weights, prompt, seed and size alone, so what an interrupted run left on disk is
-kept. A size is (width, height) in pixels, one of the base's; None is its square.
+A size is (width, height) in pixels, one of the base's; None is its square.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from personalar.core.types import Sample
 from personalar.generation.base import Decoder
 from personalar.generation.batching import (
     PICTURES_AT_ONCE,
-    Count,
     Progress,
     draw_in_batches,
     free_bytes,
@@ -49,14 +47,13 @@ class Generator:
         identifier: Identifier | None = None,
         batch: int | None = 16,
     ) -> None:
-        """Sample at most `batch` images at a time.
+        """Draw at most `batch` images at a time.
 
-        None is for processes that share a network: all together, whatever memory is free, so that every
-        process runs equally many passes.
+        None: all together, whatever memory is free; processes that share a network must run equally many
+        passes.
         """
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
-        # On a CPU both want the same cores, and threads that wait for each other are ten times slower.
-        self.overlap = backend.device.type == "cuda"
+        self.overlap = backend.device.type == "cuda"  # on a CPU both would compete for the same cores
         """Turn codes into pictures while the next codes are drawn."""
         self._drawing = Lock()
 
@@ -70,7 +67,13 @@ class Generator:
         size: Size | None = None,
     ) -> Tensor:
         """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
-        ids, grid, count = self._ids(prompts, size), self.grid(size), Count(progress)
+        ids, grid, done = self._ids(prompts, size), self.grid(size), 0
+
+        def reach(images: int) -> None:
+            nonlocal done
+            if progress is not None and images > done:  # a batch that is begun again counts once
+                progress(images - done)
+            done = max(done, images)
 
         def draw(part: slice) -> Tensor:
             some = ids[part]
@@ -80,7 +83,7 @@ class Generator:
                 grid,
                 list(seeds[part]),
                 identifier=self.identifier,
-                progress=lambda done, total: count.reach(part.start + done * len(some) // total),
+                progress=lambda codes, total: reach(part.start + codes * len(some) // total),
             )
 
         with self._drawing:
@@ -112,11 +115,7 @@ class Generator:
 
     @cached_property
     def _free(self) -> int | None:
-        """Bytes that are free before the first picture; None where nobody says.
-
-        Later they depend on how far the pictures before have come and on what the decoder keeps, and batches
-        would be cut in another way every time.
-        """
+        """Free bytes before the first picture, None if unknown; later they vary, and batches would too."""
         return free_bytes(self.backend.device)
 
     def close(self) -> None:
@@ -125,10 +124,9 @@ class Generator:
 
     @torch.inference_mode()
     def pictures(self, codes: Tensor) -> list[Image.Image]:
-        """Turn codes (B, h, w) into pictures, always `PICTURES_AT_ONCE` together.
+        """Turn codes (B, h, w) into pictures, always `PICTURES_AT_ONCE` together: the last are filled up.
 
-        A convolution differs in the last bit between batches of other sizes, and truncation to bytes would
-        show it; so the last batch is filled up, and a picture does not depend on those beside it.
+        A convolution differs in the last bit between batch sizes, and truncation to bytes would show it.
         """
         missing = -len(codes) % PICTURES_AT_ONCE
         filled = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
@@ -153,7 +151,7 @@ class Generator:
         """Yield `finish(asked, pictures)` of every batch, in order, one batch behind the drawing.
 
         `finish` (PNG files, say) runs in a thread beside the drawing of the next batch; on a GPU the image
-        tokenizer does too, on a stream of its own.
+        tokenizer does too, on a CUDA stream of its own.
         """
         waiting: deque[Future[Finished]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
@@ -161,7 +159,8 @@ class Generator:
                 prompts, seeds = zip(*asked, strict=True)
                 codes = self.codes(prompts, seeds, progress, size=size)
                 if self.overlap:
-                    waiting.append(worker.submit(self._finish_beside, codes, drawn(codes), asked, finish))
+                    drawn = torch.cuda.current_stream().record_event() if codes.is_cuda else None
+                    waiting.append(worker.submit(self._finish_beside, codes, drawn, asked, finish))
                 else:
                     waiting.append(worker.submit(finish, asked, self.pictures(codes)))
                 if len(waiting) > 1:
@@ -172,21 +171,21 @@ class Generator:
     def _finish_beside(
         self,
         codes: Tensor,
-        ready: torch.cuda.Event | None,
+        drawn: torch.cuda.Event | None,
         asked: Sequence[Ask],
         finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
     ) -> Finished:
-        """Make pictures on this thread's own stream, after `ready`."""
-        if ready is None:  # not a GPU
+        """Make pictures in this thread: on a GPU on its own stream, after the event `drawn`."""
+        if drawn is None:
             return finish(asked, self._pictures_beside(codes))
         stream = picture_stream(codes.device)
         with torch.cuda.stream(stream):
-            stream.wait_event(ready)
+            stream.wait_event(drawn)
             codes.record_stream(stream)
             return finish(asked, self._pictures_beside(codes))
 
     def _pictures_beside(self, codes: Tensor) -> list[Image.Image]:
-        """Turn codes into pictures; where what is drawn meanwhile leaves no memory for that, after it."""
+        """Turn codes into pictures; if the drawing leaves too little memory for that, after it."""
         try:
             return self.pictures(codes)
         except torch.OutOfMemoryError:
@@ -196,7 +195,7 @@ class Generator:
             return self.pictures(codes)
 
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
-        """Make what is asked for; the same prompt and seed is sampled once."""
+        """Draw `requests`; the same prompt and seed is drawn once."""
         asked = unique(requests)
         return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
 
@@ -205,15 +204,6 @@ class Generator:
 def picture_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream on which codes become pictures: one, as each keeps the memory that it once used."""
     return torch.cuda.Stream(device)
-
-
-def drawn(codes: Tensor) -> torch.cuda.Event | None:
-    """Return an event that says when `codes` are drawn; None where there is nothing to wait for."""
-    if codes.device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
 
 
 def _file(request: Request, run_dir: Path) -> Path:
@@ -238,8 +228,7 @@ def generate_files(
     Args:
         generator: may be None where `have_files` of all batches.
     """
-    exists = [have_files(batch, run_dir) for batch in batches]
-    missing = [batch for batch, found in zip(batches, exists, strict=True) if not found]
+    missing = [batch for batch in batches if not have_files(batch, run_dir)]
     batch_of = iter(missing)
 
     def save(asked: Sequence[Ask], pictures: list[Image.Image]) -> list[Sample]:
@@ -248,8 +237,8 @@ def generate_files(
 
     assert generator is not None or not missing
     made = generator.stream(map(unique, missing), save, progress) if generator is not None else iter(())
-    for batch, found in zip(batches, exists, strict=True):
-        if not found:
+    for batch in batches:
+        if batch in missing:
             yield next(made)
             continue
         if progress is not None:

@@ -67,6 +67,24 @@ def _axes(
     return parts
 
 
+def _scales(x: tuple[float, float], y: tuple[float, float]) -> tuple[Scale, Scale]:
+    """Return the places in the chart of values in the ranges `x` and `y`."""
+
+    def x_of(value: float) -> float:
+        return LEFT + (value - x[0]) / (x[1] - x[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(value: float) -> float:
+        shown = min(max(value, y[0]), y[1])
+        return HEIGHT - BOTTOM - (shown - y[0]) / (y[1] - y[0]) * (HEIGHT - TOP - BOTTOM)
+
+    return x_of, y_of
+
+
+def _svg(parts: Sequence[str], title: str, kind: str = "chart") -> str:
+    head = f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={quoteattr(title)}>'
+    return "".join([head, *parts, "</svg>"])
+
+
 def _polyline(points: Sequence[Point], x_of: Scale, y_of: Scale, name: str) -> str:
     coordinates = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
     return f'<polyline class="{name}" points="{coordinates}"/>'
@@ -87,22 +105,9 @@ def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") ->
     y_ticks = nice_ticks(low, high if high > low else low + 1)
     right = max(points[-1][0], points[0][0] + 1)
     x_ticks = [tick for tick in nice_ticks(points[0][0], right) if points[0][0] <= tick <= right]
-
-    def x_of(x: float) -> float:
-        return LEFT + (x - points[0][0]) / (right - points[0][0]) * (WIDTH - LEFT - RIGHT)
-
-    def y_of(y: float) -> float:
-        shown = min(max(y, y_ticks[0]), y_ticks[-1])
-        return HEIGHT - BOTTOM - (shown - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label={quoteattr(title)}>',
-        *_axes(x_ticks, y_ticks, x_of, y_of, x_title),
-        _polyline(thin(points), x_of, y_of, "raw"),
-        _polyline(thin(mean), x_of, y_of, "mean"),
-        "</svg>",
-    ]
-    return "".join(parts)
+    x_of, y_of = _scales((points[0][0], right), (y_ticks[0], y_ticks[-1]))
+    lines = [_polyline(thin(points), x_of, y_of, "raw"), _polyline(thin(mean), x_of, y_of, "mean")]
+    return _svg([*_axes(x_ticks, y_ticks, x_of, y_of, x_title), *lines], title)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +123,8 @@ class Mark:
     """On the Pareto front: no other is better in both."""
 
 
-def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: str) -> str:
-    """Return an `<svg>` of labelled points with their intervals; the front is joined by a line.
-
-    Args:
-        marks: at least one.
-        title: read out by screen readers.
-    """
+def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
+    """Return an `<svg>` of at least one labelled point with intervals; a line joins the front."""
     spans = (
         [mark.x_range or (mark.x, mark.x) for mark in marks],
         [mark.y_range or (mark.y, mark.y) for mark in marks],
@@ -133,16 +133,8 @@ def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: s
         nice_ticks(min(low for low, _ in span), max(high for _, high in span) + 1e-6, count=6)
         for span in spans
     )
-
-    def x_of(x: float) -> float:
-        return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - LEFT - RIGHT)
-
-    def y_of(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
-
+    x_of, y_of = _scales((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
     parts = [
-        f'<svg class="chart scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        f" aria-label={quoteattr(title)}>",
         *_axes(x_ticks, y_ticks, x_of, y_of, x_title),
         f'<text class="axis" x="4" y="10">{escape(y_title)}</text>',
         _polyline([(m.x, m.y) for m in sorted(marks, key=lambda m: m.x) if m.best], x_of, y_of, "mean"),
@@ -161,11 +153,10 @@ def scatter_chart(marks: Sequence[Mark], *, title: str, x_title: str, y_title: s
         middle = base - LETTER[1] / 3
         if abs(middle - y) > LETTER[1]:  # too far from its point to be read as its own
             end = left if left > x else left + LETTER[0] * len(mark.label)
-            parts.append(
-                f'<line class="whisker" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>'
-            )
+            line = f'x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"'
+            parts.append(f'<line class="whisker" {line}/>')
         parts.append(f'<text x="{left:.1f}" y="{base:.1f}">{escape(mark.label)}</text>')
-    return "".join([*parts, "</svg>"])
+    return _svg(parts, f"{y_title} against {x_title}", "chart scatter")
 
 
 def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:
@@ -177,13 +168,9 @@ def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:
         left = x + 10 if x < WIDTH * 0.62 else x - 10 - width
         steps = (step * sign for step in range(2 * len(labels) + 1) for sign in (1, -1))
         spots = (y + LETTER[1] / 3 + LETTER[1] * step for step in steps)
-        free = (
-            spot for spot in spots
-            if LETTER[1] < spot < HEIGHT - BOTTOM
-            and not any(left < end and start < left + width and abs(spot - line) < LETTER[1]
-                        for start, end, line in taken)
-        )  # fmt: skip
-        base = next(free, y)
+        beside = [line for start, end, line in taken if left < end and start < left + width]
+        free = (spot for spot in spots if all(abs(spot - line) >= LETTER[1] for line in beside))
+        base = next((spot for spot in free if LETTER[1] < spot < HEIGHT - BOTTOM), y)
         taken.append((left, left + width, base))
         places.append((left, base))
     return places

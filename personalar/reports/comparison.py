@@ -1,7 +1,7 @@
 """Finished runs against each other: means with intervals, and differences on the very same pictures.
 
 A row is one thing to compare (a method, a run, a stage), made of one state of one or more runs: the state of
-each of a benchmark's subjects. Everything comes from the run folders (`summary.py` documents them).
+each of a benchmark's subjects. Everything comes from the run folders (docs/evaluation.md documents them).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class State:
         return {key: value for key, value in scaled.items() if value is not None}
 
     def judges(self, measure: str) -> tuple[str, ...]:
-        """Return who made a measure: weights by their hash, wherever they lay, and what they were shown."""
+        """Return the judges of a measure: hashes of their weights, and the preparation of the pictures."""
         known = self.run.get("scorers") or {}
         return tuple(str(known.get(name)).rpartition("#")[2] for name in MEASURES[measure].judges)
 
@@ -81,7 +81,7 @@ class Row:
         return {key: value for state in self.states for key, value in state.values(measure).items()}
 
     def judges(self, measure: str) -> set[tuple[str, ...]]:
-        """Return who made a measure of the row's pictures; several where its runs had different judges."""
+        """Return the judges of a measure of all runs; several if they differ."""
         return {state.judges(measure) for state in self.states if state.values(measure)}
 
     def mean_of(self, name: str) -> float | None:
@@ -133,10 +133,12 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
 
 def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row]:
     """Return one row for each run, in its last stage; a single run's stages are its rows."""
-    if len(run_dirs) == 1:
-        return [Row(title=" ".join(key) if key[1] != "subject" else key[0], states=(state,))
-                for key, state in read_states(run_dirs[0]).items()]  # fmt: skip
     rows = []
+    if len(run_dirs) == 1:
+        for (stage, kind), state in read_states(run_dirs[0]).items():
+            title = stage if kind == "subject" else f"{stage} {kind}"
+            rows.append(Row(title=title, states=(state,)))
+        return rows
     for run_dir in run_dirs:
         last = [state for (_, kind), state in read_states(run_dir).items() if kind == "subject"][-1:]
         title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
@@ -145,13 +147,12 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
 
 
 def judged_alike(row: Row, reference: Row, measure: str) -> bool:
-    """Tell whether the same judges made a measure in both rows: the scales of two have no common unit."""
+    """Return true if the same judges made a measure in both rows: other scales cannot be compared."""
     return len(row.judges(measure) | reference.judges(measure)) <= 1
 
 
 def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
-    """Return `row` minus `reference` over the pictures that both drew, subject by subject; None without any,
-    or where other judges made the measure."""
+    """Return `row` minus `reference` over the pictures that both drew; None if none, or by other judges."""
     if not judged_alike(row, reference, measure):
         return None
     ours, theirs = row.pictures(measure), reference.pictures(measure)
@@ -176,15 +177,13 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
             groups = row.groups(measure)
             record[measure], record[f"{measure}_interval"] = group_mean(groups), interval(groups)
         record |= {name: row.mean_of(name) for name in SHARES}
-        others = [] if row is reference else [reference]
-        record["against"] = reference.title if others else None
-        record["other_judges"] = [m for m in COMPARED for other in others if not judged_alike(row, other, m)]
-        record["versus"] = {
-            measure: vars(found)
-            for other in others
-            for measure in COMPARED
-            if (found := compare_rows(row, other, measure))
-        }
+        record |= {"against": None, "other_judges": [], "versus": {}}
+        if row is not reference:
+            record["against"] = reference.title
+            record["other_judges"] = [m for m in COMPARED if not judged_alike(row, reference, m)]
+            for measure in COMPARED:
+                if found := compare_rows(row, reference, measure):
+                    record["versus"][measure] = vars(found)
         records.append(record)
     return records
 
@@ -198,6 +197,12 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
             front.append((x, y))
             best = y
     return front[::-1]
+
+
+def columns_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the titles of the measures that some record has."""
+    titles = {**INTERVALS, **SHARES}
+    return {name: titles[name] for name in titles if any(record.get(name) is not None for record in records)}
 
 
 def _cell(record: dict[str, Any], name: str) -> str:
@@ -217,12 +222,8 @@ def titled(record: dict[str, Any]) -> str:
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown; columns that nobody measured are left out."""
-    columns = {
-        name: title
-        for name, title in {**INTERVALS, **SHARES}.items()
-        if any(record.get(name) is not None for record in records)
-    }
-    if any("fidelity" in record and record["fidelity"] is not None for record in records):
+    columns = columns_of(records)
+    if "fidelity" in columns:
         columns.pop("dino", None)
     head = ["", "subjects", "images", *columns.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
-from personalar.core.measures import INTERVALS, SHARES
+from personalar.core.measures import INTERVALS
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
 from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
     Picture,
     Row,
+    columns_of,
     find_runs,
     markdown,
     pareto_front,
@@ -79,17 +80,11 @@ def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
     likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
     known = [r for r in records if r[likeness] is not None and r["clip_t"] is not None]
     front = pareto_front((r["clip_t"], r[likeness]) for r in known)
-    marks = [
-        Mark(
-            label=r["row"],
-            x=r["clip_t"],
-            y=r[likeness],
-            x_range=r["clip_t_interval"],
-            y_range=r[f"{likeness}_interval"],
-            best=(r["clip_t"], r[likeness]) in front,
-        )
-        for r in known
-    ]
+    marks = []
+    for r in known:
+        x, y = r["clip_t"], r[likeness]
+        ranges = {"x_range": r["clip_t_interval"], "y_range": r[f"{likeness}_interval"]}
+        marks.append(Mark(label=r["row"], x=x, y=y, best=(x, y) in front, **ranges))
     return marks, INTERVALS[likeness]
 
 
@@ -101,17 +96,15 @@ def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path:
     save_png(draw_grid(pictures, column_titles=titles, row_titles=names), path)
 
 
-def _cells(samples: list[Sample], rows: Sequence[Row], key: Picture) -> list[dict[str, Any]]:
-    return [
-        {
-            "uri": picture_uri(sample.path),
-            "prompt": sample.prompt,
-            "seed": sample.seed,
-            "dino": row.pictures("dino").get(key),
-        }
-        for sample, row in zip(samples, rows, strict=True)
-        if sample.path is not None
-    ]
+def _board(key: Picture, samples: list[Sample], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return a line of pictures for the template."""
+    subject, template, seed = key
+    cells = []
+    for sample, row in zip(samples, rows, strict=True):
+        uri, dino = picture_uri(sample.path), row.pictures("dino").get(key)
+        cells.append({"uri": uri, "prompt": sample.prompt, "seed": seed, "dino": dino})
+    template = template.replace("{}", "⟨subject⟩")
+    return {"subject": subject, "template": template, "seed": seed, "cells": cells}
 
 
 def write_comparison(
@@ -125,8 +118,8 @@ def write_comparison(
     """Write the four files into `out` and return the records of the table.
 
     Args:
-        reference: the row that the others are compared with; the first unless told otherwise.
-        notes: what a reader must know: attribution, licence, protocol.
+        reference: the row that the others are compared with; by default the first.
+        notes: attribution, licence, protocol.
     """
     records = table(rows, reference)
     sentences = verdicts(records)
@@ -135,33 +128,22 @@ def write_comparison(
     out.mkdir(parents=True, exist_ok=True)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")
-    columns = {n: t for n, t in {**INTERVALS, **SHARES}.items() if any(r[n] is not None for r in records)}
     context = {
         "title": title,
         "notes": list(notes),
         "records": records,
-        "columns": columns,
+        "columns": columns_of(records),
         "intervals": list(INTERVALS),
         "verdicts": sentences,
-        "plot": scatter_chart(
-            marks, title=f"{likeness} against CLIP-T", x_title="CLIP-T (prompt following)", y_title=likeness
-        )
+        "plot": scatter_chart(marks, x_title="CLIP-T (prompt following)", y_title=likeness)
         if marks
         else None,
         "likeness": likeness,
         "titles": [row.title for row in rows],
-        "boards": [
-            {
-                "subject": key[0],
-                "template": key[1].replace("{}", "⟨subject⟩"),
-                "seed": key[2],
-                "cells": _cells(samples, rows, key),
-            }
-            for key, samples in shown
-        ],
+        "boards": [_board(key, samples, rows) for key, samples in shown],
         "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
-    }  # fmt: skip
+    }
     write_atomic(out / "comparison.html", render(context, "comparison.html.j2").encode())
     text = "\n".join([f"# {title}", "", markdown(records), "", *[f"- {s}" for s in [*sentences, *notes]], ""])
     write_atomic(out / "comparison.md", text.encode())

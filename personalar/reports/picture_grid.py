@@ -1,13 +1,10 @@
-"""Draw pictures side by side with captions: what a person looks at first.
-
-Columns are what is compared (reference, base, after stage 1, ...), rows are prompts.
-"""
+"""Pictures side by side with captions: columns are what is compared, rows are prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from personalar.core.types import Sample
 
@@ -38,34 +35,6 @@ def _shorten(line: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
     while line and font.getlength(f"{line}…") > width_px:
         line = line[:-1]
     return f"{line}…"
-
-
-def _check_rows(rows: Sequence[Sequence[Image.Image | None]], column_titles: Sequence[str]) -> int:
-    """Return the number of columns."""
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise ValueError(
-            f"a grid needs rows of equal length; got lengths {sorted(widths)}: fill gaps with None"
-        )
-    (columns,) = widths
-    if column_titles and len(column_titles) != columns:
-        raise ValueError(
-            f"got {len(column_titles)} column titles for {columns} columns; give one for each or none"
-        )
-    return columns
-
-
-def _paste_fitted(
-    canvas: Image.Image, picture: Image.Image | None, left: int, top: int, cell_px: int
-) -> None:
-    """Paste `picture`, scaled to fit a square cell and centred in it; None leaves an empty cell."""
-    ImageDraw.Draw(canvas).rectangle((left, top, left + cell_px - 1, top + cell_px - 1), fill=EMPTY)
-    if picture is None:
-        return
-    scale = cell_px / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    fitted = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    canvas.paste(fitted, (left + (cell_px - size[0]) // 2, top + (cell_px - size[1]) // 2))
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -100,7 +69,13 @@ def draw_grid(
     """
     if not rows or not rows[0]:
         raise ValueError("a grid needs at least one picture; got none")
-    columns = _check_rows(rows, column_titles)
+    columns, lengths = len(rows[0]), sorted({len(row) for row in rows})
+    if len(lengths) != 1:
+        raise ValueError(f"a grid needs rows of equal length; got lengths {lengths}: fill gaps with None")
+    if column_titles and len(column_titles) != columns:
+        raise ValueError(
+            f"got {len(column_titles)} column titles for {columns} columns; give one for each or none"
+        )
     if row_titles and len(row_titles) != len(rows):
         raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one for each or none")
     font_px = max(11, cell_px // 11)
@@ -124,7 +99,11 @@ def draw_grid(
             lines = "\n".join(_wrap(row_titles[index], font, label_px - 3 * gap_px))
             draw.multiline_text((2 * gap_px, top + cell_px // 2), lines, INK, font, anchor="lm", spacing=3)
         for column, picture in enumerate(row):
-            _paste_fitted(canvas, picture, label_px + gap_px + column * step, top, cell_px)
+            cell = Image.new("RGB", (cell_px, cell_px), EMPTY)
+            if picture is not None:
+                fitted = ImageOps.contain(picture.convert("RGB"), cell.size, Image.Resampling.BICUBIC)
+                cell.paste(fitted, ((cell_px - fitted.width) // 2, (cell_px - fitted.height) // 2))
+            canvas.paste(cell, (label_px + gap_px + column * step, top))
     return canvas
 
 

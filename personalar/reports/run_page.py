@@ -1,7 +1,6 @@
 """Write `report.html`: one self-contained page about a run, from the files in its folder alone.
 
-Pictures are embedded, styles and the few lines of script are inline, nothing is fetched: the file can be
-mailed. See `summary.py` for the folder. What is missing there (scores, logs, a config) is left out.
+Everything is inline, nothing is fetched. Parts whose files are missing (scores, logs) are left out.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import math
 import os
 import shlex
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,6 @@ STAGE_TITLES = {
     "embedding": ("After stage 1", "word learned"),
     "transformer": ("After stage 2", "weights tuned"),
 }
-HEADLINES = (
-    "subject",
-    "noun",
-    "description",
-    "model",
-    "method",
-    "stage",
-    "device",
-    "command",
-    "started",
-    "total_seconds",
-    "peak_memory_bytes",
-    "versions",
-    "warnings",
-    "scorers",
-)
 CATEGORIES = {
     "plain": "The subject itself",
     "recontext": "In other places",
@@ -108,7 +92,7 @@ def read_samples(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_references(folder: Path) -> dict[str, list[str]]:
-    """Return the photos, whole and as the base sees them (`references.py`); empty lists where they lack."""
+    """Return the photos, whole and as the base sees them (`references.py`); empty lists if missing."""
     views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
     return {view: [picture_uri(path) for path in sorted(at.glob("*.png"))] for view, at in views.items()}
 
@@ -117,9 +101,8 @@ def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict
     """Return the samples by category, a row for each prompt and seed, a cell for each stage."""
     rows: dict[tuple, dict[str, dict]] = {}
     for sample in samples:
-        rows.setdefault((sample["category"], sample["template"], sample["seed"]), {})[sample["stage"]] = (
-            sample
-        )
+        row = rows.setdefault((sample["category"], sample["template"], sample["seed"]), {})
+        row[sample["stage"]] = sample
     categories = [*CATEGORIES, *sorted({key[0] for key in rows} - set(CATEGORIES))]
     seeds = {key[2] for key in rows}
     groups = []
@@ -170,18 +153,14 @@ def _text_of(path: Path) -> str | None:
 
 
 def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
-    """Return what a reader may want to type next, with the reason."""
+    """Return commands that a reader may want next, with the reason."""
     noun = run.get("noun") or "subject"
     near = Path(os.path.relpath(run_dir))  # what a person in the same folder can type
     shown = run_dir if near.parts[:1] == ("..",) else near
     concept = shlex.quote(f"concept={as_value(str(shown / 'concept'))}")
     prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
-    commands = [
-        {
-            "why": "Make new pictures of it",
-            "text": f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}",
-        }
-    ]
+    text = f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}"
+    commands = [{"why": "Make new pictures of it", "text": text}]
     method = run.get("settings", {}).get("method", {}).get("stages", STAGE_NAMES)
     if "transformer" in method and "transformer" not in stages and run.get("command"):
         command = run["command"].replace("stage=embedding", "stage=transformer")
@@ -193,7 +172,7 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
 
 def gather(run_dir: Path) -> dict[str, Any]:
     """Return everything that the template shows."""
-    run = {**dict.fromkeys(HEADLINES), **read_run(run_dir)}
+    run = defaultdict(lambda: None, read_run(run_dir))  # a page shows what the record knows
     summary = write_summary(run_dir)
     samples, unreadable = read_samples(run_dir)
     stages = [stage for stage in STAGE_NAMES if stage in summary["stages"]]

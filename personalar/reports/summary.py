@@ -1,71 +1,6 @@
 """Write `summary.json`: what a finished run achieved, from the files in its folder alone.
 
-Nothing here loads a model, so a summary can be written again at any time, by any program, on any machine.
-
-The run folder, as this module and `report.py` read it (everything optional but `run.json`)::
-
-    .hydra/config.yaml                  the composed configuration
-    run.json                            facts that only the running program knows (schema below)
-    references/*.png                    the training photos, in order; cropped/ and redrawn/: `references.py`
-    concept/concept.json                what was learned, with provenance
-    images/{stage}/*.png                samples; prompt, seed and the rest in the PNG metadata (`png.py`)
-    grids/*.png                         overview pictures
-    scores.jsonl                        one line per image and scorer (`scoring/subject_scorer.py`)
-    logs/{stage}/**/metrics.csv         Lightning's CSV log; column "train/loss" against "step"
-    summary.json, report.html           written by `write_summary` and `report.write_report`
-
-`{stage}` is one of "base", "embedding", "transformer".
-
-`run.json` (format_version 1)::
-
-    {"format_version": 1,
-     "subject": "cat",                  what `+subject=` called it
-     "noun": "cat",                     its class
-     "live": true,                      an animal
-     "rendered": true,                  rendered by the built-in world (false: photographs)
-     "description": "a red cat ..."|null,   the best text description of the subject
-     "model": "nano",                   the model group's choice
-     "method": "paper", "stage": "both",    the other choices worth a headline
-     "command": "python -m personalar.run +subject=cat stage=both",
-     "started": "2026-11-21T08:00:00+00:00",    ISO 8601, UTC
-     "total_seconds": 123.4,            wall time of the whole run, all of its (resumed) parts together
-     "peak_memory_bytes": 123456789,    the largest resident set size, or the device's peak when on a GPU
-     "device": "cpu, 2 threads",
-     "versions": {"personalar": "0.1.0", "torch": "2.13.0", ...},
-     "warnings": ["..."],               what a reader must know: "the nano base knows only its rendered world"
-     "scorers": {"clip": "...", "dino": "..."} | null,   which checkpoints judged (`describe()`)
-     "stages": {"base": {"steps": 0, "seconds": 0.0},               seconds: training only, without sampling
-                "embedding": {"steps": 300, "seconds": 31.0},
-                "transformer": {"steps": 60, "seconds": 20.0}},     only the stages that ran;
-                                what else a stage has, "v_moved", "pictures_changed" and "note": `signs.py`
-     "bounds": {"floor": {"dino": 0.5, "clip_i": 0.7, "images": 20} | null,
-                "ceiling": {"dino": 0.9, "clip_i": 0.95, "images": 20} | null,    `SubjectScorer.bounds()`
-                "photos": {"dino": 0.8, "clip_i": 0.9, "dino_max": 0.95, "images": 5} | null}}
-
-`summary.json`::
-
-    {"subject", "model", "noun",
-     "stages": {stage: {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "class_drift", "steps",
-                        "seconds", "accessory_accuracy", "class_dino", "images", "pres",
-                        "diversity", "drift", "nearest", "memorised", "v_moved", "pictures_changed",
-                        "intervals": {measure: [low, high]},
-                        "categories": {category: {"dino", "clip_i", "clip_t", "images"}}}},
-     "description": {"dino", "clip_i", "clip_t", "fidelity", "context_accuracy", "accessory_accuracy",
-                     "images"} | null,       the best text description, sampled on the base
-     "ceiling": {"dino", "clip_i", "images"} | null, "floor": {"dino", "clip_i", "images"} | null,
-     "photos": {"dino", "clip_i", "dino_max", "images"} | null,    the training photos among each other
-     "notes": ["..."],                  of the stages, where one has learned nothing
-     "scorers": {...} | null, "total_seconds", "peak_memory_bytes"}
-
-A value that was not measured is null. `fidelity` = (dino - floor) / (ceiling - floor), 0 for another thing of
-the class and 1 for the thing itself; `class_drift` is the rise, since the base, of the same measure on
-class prompts without the identifier. The means are over the images of kind "subject". `pres` is the likeness
-(DINO) of "a photo of a cat" to the subject, `diversity` how far those pictures lie apart, `drift` how far
-pictures of other things moved since the base (CLIP distance, 0 where nothing changed). `nearest` is the mean
-likeness to the nearest training photo, `memorised` the share of pictures that lie nearer to a photo than the
-two closest photos lie to each other. `v_moved` is how far the stage moved [V], in lengths of the row it began
-with, `pictures_changed` the share of stage 1's pictures that stage 2 changed. `intervals` are 95 % bootstrap
-intervals over the images.
+Loads no model. docs/evaluation.md documents the files, `run.json` and `summary.json` among them.
 """
 
 from __future__ import annotations
@@ -83,7 +18,7 @@ from personalar.scoring.score_file import read_scores
 
 FORMAT_VERSION = 1
 OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
-"""What a stage tells of itself in run.json."""
+"""Keys of a stage in run.json that its summary repeats."""
 
 Lines = list[dict[str, Any]]
 
@@ -136,28 +71,23 @@ def _select(lines: Lines, **wanted: str) -> Lines:
     return [line for line in lines if all(line[key] == value for key, value in wanted.items())]
 
 
-def _question(lines: Lines, name: str) -> float | None:
-    """Return the share of right answers to a zero-shot question."""
-    return mean([line[name] for line in lines if name in line])
+def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
+    """Return the mean of one scorer's values."""
+    return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
 
 
 def _measures(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, Any]:
     """Return the means over the lines of one stage and kind."""
-    dino = mean([line["value"] for line in _select(lines, scorer="dino")])
+    dino = _value(lines, "dino")
     return {
         "dino": dino,
-        "clip_i": mean([line["value"] for line in _select(lines, scorer="clip_i")]),
-        "clip_t": mean([line["value"] for line in _select(lines, scorer="clip_t")]),
+        "clip_i": _value(lines, "clip_i"),
+        "clip_t": _value(lines, "clip_t"),
         "fidelity": fidelity_of(dino, bounds),
-        "context_accuracy": _question(lines, "context_top1"),
-        "accessory_accuracy": _question(lines, "accessory_top1"),
+        "context_accuracy": mean([line["context_top1"] for line in lines if "context_top1" in line]),
+        "accessory_accuracy": mean([line["accessory_top1"] for line in lines if "accessory_top1" in line]),
         "images": len({(line["prompt"], line["seed"]) for line in lines}),
     }
-
-
-def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
-    """Return the mean of one scorer's values."""
-    return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
 
 
 def _intervals(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, list[float] | None]:
@@ -187,8 +117,8 @@ def _categories(lines: Lines) -> dict[str, dict[str, Any]]:
 
 def _side_effects(lines: Lines, stage: str, bounds: dict[str, Any] | None) -> dict[str, Any]:
     """Return prior preservation, diversity, drift and memorisation of one stage."""
-    nearest = [line["nearest"] for line in _select(lines, scorer="dino", stage=stage, kind="subject")
-               if "nearest" in line]  # fmt: skip
+    likeness = _select(lines, scorer="dino", stage=stage, kind="subject")
+    nearest = [line["nearest"] for line in likeness if "nearest" in line]
     photos = (bounds or {}).get("photos")
     return {
         "pres": _value(lines, "dino", stage=stage, kind="prior"),
@@ -234,14 +164,12 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         if ran is None and not subject_lines:
             continue
         class_dino, class_drift = _class_drift(lines, stage, bounds)
-        own = {name: (ran or {}).get(name) for name in OWN_FACTS}
-        measures = _measures(subject_lines, bounds)
         stages[stage] = {
-            **measures,
+            **_measures(subject_lines, bounds),
             "class_dino": class_dino,
             "class_drift": class_drift,
             **_side_effects(lines, stage, bounds),
-            **own,
+            **{name: (ran or {}).get(name) for name in OWN_FACTS},
             "intervals": _intervals(subject_lines, bounds),
             "categories": _categories(subject_lines),
         }
@@ -279,6 +207,6 @@ def result_lines(run_dir: Path) -> list[str]:
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
         lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
-    lines += [f"note: {note}" for note in summary.get("notes", [])]  # before the pictures nobody saw it
+    lines += [f"note: {note}" for note in summary.get("notes", [])]
     total = summary.get("total_seconds")
     return [*lines, f"total: {total:.0f} s"] if total else lines

@@ -170,10 +170,10 @@ def test_labels_of_points_that_lie_together_stay_apart() -> None:
 
 def test_the_scatter_chart_marks_its_front() -> None:
     marks = [Mark(label="<a>", x=0.2, y=0.5, x_range=(0.1, 0.3), best=True), Mark(label="b", x=0.2, y=0.4)]
-    chart = scatter_chart(marks, title="t", x_title="x", y_title="y")
+    chart = scatter_chart(marks, x_title="x", y_title="y")
     parse(chart)
     assert chart.count('class="best"') == 1 and "&lt;a&gt;" in chart and "nan" not in chart
-    parse(scatter_chart(marks[:1], title="t", x_title="x", y_title="y"))
+    parse(scatter_chart(marks[:1], x_title="x", y_title="y"))
 
 
 def test_the_page_is_one_file_with_lazy_pictures(two_runs: Path, tmp_path: Path) -> None:
