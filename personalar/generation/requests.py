@@ -1,20 +1,23 @@
-"""Requests for images: prompts, checked before the first image, and batches of them."""
+"""Requests for pictures, cut into batches, and prompts, checked before the first picture."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Protocol
+from itertools import product, zip_longest
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.layout import ProtocolConfig
 from personalar.core.image_sizes import Size
 from personalar.core.types import PromptSpec, Sample, SampleKind
 from personalar.data.prompts import SUBJECT_TOKEN, sample_prompt
 from personalar.models.base import Backend
+
+if TYPE_CHECKING:
+    from personalar.generation.generator import Generator
 
 Ask = tuple[str, int]
 """Prompt and seed: with the weights, all that a picture depends on."""
@@ -22,7 +25,7 @@ WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 MOST = 12
 """Unknown words that a note names."""
 LEAST = 64
-"""Tokens of a prompt that every base is trusted with; its own picture is beyond what some configs declare."""
+"""Tokens of a prompt that no note is about, though its picture passes what some configs declare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,34 +51,20 @@ def requests_for(
 ) -> list[Request]:
     """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
-    return [
-        Request(
-            stage=stage,
-            kind=kind,
-            seed=seed,
-            spec=spec,
-            prompt=sample_prompt(
-                spec,
-                kind=kind,
-                noun=noun,
-                description=description,
-                learned=stage != "base",
-                class_name=class_name,
-            ),
-        )
-        for kind in wanted
-        for seed in seeds
-        for spec in specs
-    ]
+    words = {"noun": noun, "description": description, "learned": stage != "base", "class_name": class_name}
+    found = []
+    for kind, seed, spec in product(wanted, seeds, specs):
+        prompt = sample_prompt(spec, kind=kind, **words)
+        found.append(Request(stage=stage, kind=kind, seed=seed, spec=spec, prompt=prompt))
+    return found
 
 
 def pick_grid_prompts(specs: Sequence[PromptSpec], count: int) -> list[PromptSpec]:
     """Pick `count` prompts for a picture, taking turns between the categories."""
-    by_category = [
-        list(group) for _, group in groupby(sorted(specs, key=lambda s: s.category), lambda s: s.category)
-    ]
-    by_category.sort(key=lambda group: specs.index(group[0]))
-    turns = [group[k] for k in range(max(map(len, by_category))) for group in by_category if k < len(group)]
+    by_category: dict[str, list[PromptSpec]] = {}
+    for spec in specs:
+        by_category.setdefault(spec.category, []).append(spec)
+    turns = [spec for turn in zip_longest(*by_category.values()) for spec in turn if spec is not None]
     return turns[:count]
 
 
@@ -111,9 +100,9 @@ def longest_prompt(backend: Backend) -> int:
 def length_note(
     backend: Backend, prompts: Sequence[str], ids: Sequence[Sequence[int]], size: Size | None = None
 ) -> str | None:
-    """Return a sentence where pictures end beyond the positions that the base declares, or None.
+    """Return a sentence if pictures end beyond the positions that the base declares, else None.
 
-    They are drawn: rotary positions go on without an end, and the authors' code goes on too, with a reminder.
+    They are drawn, as by the authors' code: rotary positions have no end.
 
     Args:
         prompts, ids: what `encode_prompts` took and returned.
@@ -165,20 +154,13 @@ def encode_prompts(
     return ids
 
 
-class KnowsWords(Protocol):
-    """A backend, or the layout of one: both say which words the base was trained on."""
-
-    @property
-    def known_words(self) -> Sequence[str] | None:
-        """All words of its captions, or None where they are unknown."""
-        ...
-
-
-def unknown_words(base: KnowsWords, prompts: Iterable[str], names: Iterable[str] = ()) -> list[str]:
-    """Return the words of `prompts` that the base was not trained on, in order; none where nobody knows.
+def unknown_words(
+    base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
+) -> list[str]:
+    """Return the words of `prompts` that the base was not trained on, in order; none if it lists no words.
 
     Args:
-        names: tokens of their own, such as [V]; they are no words.
+        names: tokens of their own, such as [V], which do not count as words.
     """
     if base.known_words is None:
         return []
@@ -187,22 +169,17 @@ def unknown_words(base: KnowsWords, prompts: Iterable[str], names: Iterable[str]
     return [word for word in dict.fromkeys(words) if word not in base.known_words]
 
 
-def words_note(base: KnowsWords, prompts: Iterable[str], names: Iterable[str] = ()) -> str | None:
+def words_note(
+    base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
+) -> str | None:
     """Return a sentence that names the words a base was not trained on; None where there are none."""
     words = unknown_words(base, prompts, names)
     more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
     return f"this base was not trained on: {', '.join(words[:MOST])}{more}" if words else None
 
 
-class HasModel(Protocol):
-    """What makes pictures: a state of the model."""
-
-    backend: Backend
-    identifier: Identifier | None
-
-
 def check_prompts(
-    generator: HasModel,
+    generator: Generator,
     prompts: Sequence[str],
     *,
     size: Size | None = None,
@@ -213,8 +190,8 @@ def check_prompts(
 
     Args:
         size: of the pictures, one of the base's; None: its square.
-        words: say which words the base was not trained on; False where that was said before.
-        say: is told the notes.
+        words: note the words that the base was not trained on.
+        say: called with every note.
     """
     tokens = generator.identifier.tokens if generator.identifier else {}
     ids = encode_prompts(generator.backend, prompts, tokens, size=size)

@@ -1,8 +1,7 @@
-"""Choose the next image code: pure functions on logits, shared by all decoders.
+"""The choice of the next image code: pure functions on logits, shared by all decoders.
 
 The order is Lumina-mGPT's: guidance on raw logits, top-k, temperature, top-p, then a draw. The draw is
-Gumbel-max, argmax(logits + g), where g belongs to (image seed, index of the code) and nothing else.
-So an image is a function of weights, prompt and seed, whatever the decoder, the batch and its place in it.
+argmax(logits + g) with Gumbel noise g that belongs to (image seed, index of the code) and nothing else.
 Shapes: B images, K image codes, P positions.
 """
 
@@ -101,8 +100,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 def nucleus_argmax(logits: Tensor, noise: Tensor, p: float) -> Tensor:
     """Return `gumbel_argmax(keep_top_p(logits, p), noise)` without sorting.
 
-    A draw is kept when what is likelier does not reach p; else it and all that is no likelier are ruled out,
-    and the next best is tried. That is rare for p near 1.
+    A draw stays if the likelier codes do not reach p; else it and all that are not likelier are ruled out.
     """
     probabilities = logits.softmax(-1)
     noisy = logits + noise
@@ -121,9 +119,7 @@ def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
-    """Return standard Gumbel noise (B, P, K) as a hash of (seed, position, code).
-
-    A hash rather than a generator: any positions can be had in any order, on any device, with equal values.
+    """Return standard Gumbel noise (B, P, K): a hash of (seed, position, code), equal on every device.
 
     Args:
         seeds: (B,) int64, from `seed_tensor`.

@@ -1,9 +1,8 @@
-"""The places of all tokens of a batch, known before the first code is drawn.
+"""The place of every token of a batch, known before the first code is drawn.
 
-The layout of an image fixes all its tokens but the codes. So the slots of the cache, the positions they hold
-and what stands between two codes (newlines) are tables, made once for images of any sizes and prompts of any
-lengths. Images advance together, one code a step; a step is as wide as its widest image needs (a newline
-travels with the code before it), and the others leave the slots before their code empty.
+The layout of an image fixes all its tokens but the codes, so the slots of the cache, their positions and the
+ids between two codes (newlines) are tables. Images advance together, one code a step; a step is as wide as
+its widest image needs, and the others leave the slots before their code empty.
 
 Shapes: B images, R rows (B, or 2B with guidance: the unconditional ones come last), L slots.
 """

@@ -1,14 +1,11 @@
 """The compiled decoder: plain decoding whose blocks are fused by torch.compile and replayed as CUDA graphs.
 
-One graph for every width of a step and every length of cache, in buckets, so that attention reads what is
-filled and little more. Buffers and weights stay where they are: graphs are captured once for a shape of
-batch, and hold for other prompts and for a subject's weights that are copied in. Where there is no CUDA
-device the decoder says so and decodes plainly; the images are the same.
+One graph per width of a step and length of cache, in buckets, so that attention reads little more than what
+is filled. Graphs are captured once per shape of batch and hold for other prompts and for weights copied into
+place. Without a CUDA device the decoder says so and decodes plainly; the images are the same.
 
-The compiler sees one block and its program serves all of them, so that what it takes does not grow with their
-number. How a code is drawn is not compiled: it costs little, and the noise keeps its bits. (Its hash
-multiplies beyond 64 bits. A C++ compiler may take that as a promise that it never happens: what torch.compile
-made of it for a CPU looped for ever.)
+The compiler sees one block, and its program serves all of them. Drawing a code is not compiled: its noise
+multiplies beyond 64 bits, which compilers for a CPU may not expect.
 """
 
 from __future__ import annotations
@@ -43,12 +40,7 @@ class CompiledDecoder(PlainDecoder):
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
-    def __init__(
-        self,
-        *,
-        bucket: int = 128,
-        **sampling: float,
-    ) -> None:
+    def __init__(self, *, bucket: int = 128, **sampling: float) -> None:
         super().__init__(**sampling)  # type: ignore[arg-type]
         if bucket < 1:
             raise ValueError(f"bucket={bucket} must be at least 1 slot")
@@ -97,11 +89,7 @@ class CompiledDecoder(PlainDecoder):
 
     @staticmethod
     def lower(function: Function) -> Function:
-        """Return `function` as a fused program.
-
-        The first is made for the shape that is met first; a size that then differs (length of cache, rows,
-        width) is left open in the next, and soon none is missing.
-        """
+        """Return `function` as a fused program; sizes that differ between calls become dynamic."""
         return torch.compile(function)
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
@@ -169,11 +157,10 @@ def fused(blocks: Sequence[nn.Module], lower: Callable[[Function], Function]) ->
 class Step:
     """The buffers of a batch, and the step on them; `start` fills them for other batches of equal shapes.
 
-    Which code is drawn and which slots are written stands in tensors on the device, so a step has no
-    arguments but its width and the length of cache it looks at, and nothing waits for the host.
+    The code to draw and the slots to write are tensors on the device, so that nothing waits for the host.
 
     Args:
-        bucket: the cache is a multiple of so many slots long.
+        bucket: the cache is a multiple of that many slots long.
     """
 
     def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int) -> None:

@@ -1,8 +1,7 @@
 """Speculative Jacobi decoding: a window of drafts is checked in one forward, and several codes become final.
 
-Images of a batch go at their own pace; newlines are drafts that are always right. A code is the argmax of its
-logits and of noise that belongs to (seed, position), so the image is that of plain decoding, code for code,
-whatever the drafts (shared-noise coupling, arXiv 2510.24211). `draft` makes the first drafts.
+A code is the argmax of its logits and of noise that belongs to (seed, position), so the image is that of
+plain decoding, code for code, whatever the drafts (shared-noise coupling, arXiv 2510.24211).
 """
 
 from __future__ import annotations
@@ -19,19 +18,12 @@ class JacobiDecoder(PlainDecoder):
     """Same call as `PlainDecoder`.
 
     Args:
-        window: codes that one forward looks at, and the newlines among them.
-        max_batch: images decoded this way at once. For more, a forward's time grows with its tokens and plain
-            decoding is faster; it gives the same images.
+        window: codes that one forward looks at.
+        max_batch: images decoded this way at once; more are decoded plainly, which is faster for them.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
-    def __init__(
-        self,
-        *,
-        window: int = 16,
-        max_batch: int = 1,
-        **sampling: float,
-    ) -> None:
+    def __init__(self, *, window: int = 16, max_batch: int = 1, **sampling: float) -> None:
         super().__init__(**sampling)  # type: ignore[arg-type]
         if window < 2:
             raise ValueError(f"window={window} must be at least 2; decoder=plain draws one code at a time")

@@ -1,8 +1,7 @@
 """The plain decoder: one code of every image at a time, static cache, guidance as extra rows of the batch.
 
-What makes it fast is what it leaves out: forced tokens (size tokens, newlines) are not sampled, a newline
-travels with the code before it, the head computes image codes only, and nothing is read back from the device
-before the end, when it is asked whether all logits were numbers.
+Forced tokens (size tokens, newlines) are not sampled, a newline travels with the code before it, the head
+computes image codes only, and nothing is read back from the device before the end.
 """
 
 from __future__ import annotations
@@ -105,10 +104,9 @@ class NoiseAhead:
 
 
 def check_finite(peaks: Tensor) -> None:
-    """Look at the largest logits of every image, (B, K); -inf, a code that is forbidden, is a number here.
+    """Check the largest logits of every image, (B, K), in which NaN and infinity stay; -inf is allowed.
 
-    NaN is the largest value to argmax, so a network that answers with it draws code 0 for ever: pictures of
-    one colour, and no error. NaN and infinity stay in the largest logits, so one look at the end suffices.
+    Without this, NaN would draw pictures of one colour and no error.
 
     Raises:
         FloatingPointError: with how many images are concerned, likely causes and what to do.

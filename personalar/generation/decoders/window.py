@@ -1,11 +1,11 @@
 """The window of speculative Jacobi decoding: the state of a batch of images, and one pass over it.
 
-Token t of an image (codes and what the layout puts between them, counted from the first code) lies in slot
-`longest prompt + t`, so that images at different places share one cache. A pass feeds the last final token
-and the drafts after it; what it writes for wrong drafts is overwritten by the next.
+Token t of an image (codes and forced ids between them, from the first code) lies in slot
+`longest prompt + t`: images at different places share one cache. A pass feeds the last final token and the
+drafts after it; the next pass overwrites what it wrote for wrong drafts.
 
-Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and what stands among
-them), K image codes, N codes of the largest image, M tokens of it up to its last code.
+Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and the ids among them),
+K image codes, N codes of the largest image, M tokens of it up to its last code.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from personalar.generation.base import GenerationRequest, Identifier
-from personalar.generation.decoders.draft import first_drafts
-from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
+from personalar.generation.sampling import Sampling, gumbel_noise, random_codes, seed_tensor
 from personalar.generation.schedule import image_schedule, num_codes, prefill
 from personalar.models.base import Backend
 
@@ -79,16 +78,10 @@ class Window:
     """A batch of images while it is decoded; `codes` (B, N) holds final codes and drafts."""
 
     def __init__(
-        self,
-        backend: Backend,
-        request: GenerationRequest,
-        sampling: Sampling,
-        *,
-        size: int,
+        self, backend: Backend, request: GenerationRequest, sampling: Sampling, *, size: int
     ) -> None:
         """Lay out the batch; a forward looks at `size` codes."""
-        self._backend, self._sampling = backend, sampling
-        self._size = size
+        self._backend, self._sampling, self._size = backend, sampling, size
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
         if sampling.guided:
@@ -168,14 +161,9 @@ class Window:
 
     def _guess(self, index: Tensor) -> Tensor:
         """Return first drafts (B, W) for the codes `index` (B, W)."""
-        return first_drafts(
-            self._codes,
-            self._known,
-            index,
-            self._body.widths,
-            seeds=self._seeds,
-            num_codes=self._num_codes,
-        )
+        copied = first_drafts(self._codes, self._known, index, self._body.widths)
+        at_random = random_codes(self._seeds, index, self._num_codes)
+        return torch.where(copied < 0, at_random, copied)
 
     def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
         """Put `values` (B, W, ...) into `table` (B, N + 1, ...) at `index` (B, W), `where` (B, W) only."""
@@ -204,6 +192,25 @@ class Window:
         index = self._body.code_index.gather(1, tokens)
         rows = torch.arange(len(index), device=index.device)[:, None]
         return self._sampling.draw(logits, self._noise[rows, index])
+
+
+def first_drafts(codes: Tensor, known: Tensor, index: Tensor, widths: Tensor) -> Tensor:
+    """Return drafts (B, W) for codes `index` (B, W) that no pass has looked at; -1: nothing to copy.
+
+    A draft copies the nearest known code above, or in the first row the last known one. It may depend on the
+    codes before it and never on the window: otherwise images would not be those of plain decoding.
+
+    Args:
+        codes: (B, N) codes so far, in reading order.
+        known: (B,) how many of them were drawn or drafted.
+        widths: (B,) codes in a row.
+    """
+    last, width = (known - 1)[:, None], widths[:, None]
+    rows_up = (index - last + width - 1) // width  # as many as it takes to reach a known code
+    source = index - rows_up.clamp_min(1) * width
+    source = torch.where(source < 0, last, source)  # nothing above the first row: copy left
+    copied = codes.gather(1, source.clamp_min(0))
+    return torch.where(source < 0, -1, copied)
 
 
 def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ from test_sampling import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch import Tensor
 
 from personalar.generation.decoders import window
-from personalar.generation.decoders.draft import first_drafts
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.generation.sampling import Sampling, seed_tensor
+from personalar.generation.sampling import Sampling
 from personalar.models.cache import KVCache
 from personalar.models.chameleon.backend import ChameleonBackend
 
@@ -123,19 +122,13 @@ def test_setting_errors(change: dict[str, object], message: str) -> None:
     [
         (3, [30, 10, 20, 30]),  # codes 3..6 of rows of four: 10 20 30 | . . . .
         (4, [40, 10, 20, 30]),  # code 3 is known now: its draft is not asked for
+        (0, [-1, -1, -1, -1]),  # nothing to copy
     ],
 )
 def test_first_drafts_copy_the_code_above(known: int, expected: list[int]) -> None:
     codes = torch.tensor([[10, 20, 30, 40, 50, 60, 70, 80]])
     index = torch.tensor([[3, 4, 5, 6]])
-    drafts = first_drafts(
-        codes,
-        torch.tensor([known]),
-        index,
-        torch.tensor([4]),
-        seeds=seed_tensor([1], codes.device),
-        num_codes=64,
-    )
+    drafts = window.first_drafts(codes, torch.tensor([known]), index, torch.tensor([4]))
     asked = index[0] >= known
     assert drafts[0][asked].tolist() == torch.tensor(expected)[asked].tolist()
 
