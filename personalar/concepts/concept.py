@@ -1,12 +1,12 @@
-"""A concept: what a stage learned, as a folder that stages hand over and people share.
+"""A concept: the result of a stage, as a folder that stages hand over and people share.
 
     concept.json                 provenance: base, subject, identifier, stage, config, versions, hashes
     learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
     weights.safetensors          changed transformer tensors, or absent
     lora/                        a PEFT adapter folder, or absent
 
-Loading runs no code and trusts nothing: safetensors and json only, hashes, shapes and finiteness are checked.
-`concept.json` is written last, so a folder without it is unfinished.
+Loading runs no code: safetensors and json only; hashes, shapes and finiteness are checked. `concept.json` is
+written last, so a folder without it is unfinished.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ from torch import Tensor, nn
 from personalar import __version__
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import load_lora, merge_lora
-from personalar.concepts.validation import join_rows, parse_record, read_tensors
+from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
-from personalar.core.own_files import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.models.base import Backend
-
-FORMAT_VERSION = 2
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:
-    """Return a hash of a base's weight files: their names and all that is in them."""
+    """Return a hash of a base's weight files, names and contents."""
     paths = list(files)
     with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
         contents = pool.map(content_hash, paths)
@@ -65,20 +63,6 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the checked content of the concept.json in `folder`. Raises as `parse_record`."""
-    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
-    return parse_record(folder / RECORD_FILE, version=FORMAT_VERSION, files=allowed, needed=ROWS_FILE)
-
-
-def files_of(folder: Path) -> set[str]:
-    """Return the names of the files of the concept in `folder`; none where no concept lies there."""
-    try:
-        return set(read_record(folder)["files"])
-    except (OSError, ValueError):
-        return set()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Concept:
     """A learned subject; plain values and CPU tensors."""
@@ -103,7 +87,10 @@ class Concept:
         """Write the folder, `concept.json` last; return it."""
         if (folder / "lora").is_symlink():
             raise ValueError(f"{folder / 'lora'} is a link: nothing is written outside of a concept's folder")
-        before = files_of(folder)
+        try:
+            before = set(read_record(folder)["files"])
+        except (OSError, ValueError):
+            before = set()
         (folder / RECORD_FILE).unlink(missing_ok=True)
         rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
         files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
@@ -129,12 +116,7 @@ class Concept:
 
     @classmethod
     def load(cls, folder: Path) -> Concept:
-        """Read a concept folder.
-
-        Raises:
-            FileNotFoundError: when it holds no concept.
-            ValueError: when it was written by another format version, is damaged or holds NaN.
-        """
+        """Read a concept folder. Raises FileNotFoundError and ValueError, see `validation`."""
         record = read_record(folder)
         files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
         rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
@@ -164,7 +146,7 @@ class Concept:
         """Put the changed weights into `backend`, in place, and return the identifier for it.
 
         Raises:
-            ValueError: when a tensor is unknown to the backend or has another shape.
+            ValueError: a tensor is unknown to the backend or has another shape, or an id is not reserved.
         """
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
@@ -173,26 +155,18 @@ class Concept:
             raise ValueError(
                 f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
             )
-        _check_ids(self.tokens, backend)
-        device = backend.device
+        foreign = {name: index for name, index in self.tokens.items() if index not in backend.reserved_ids}
+        if foreign:  # a row in the place of a word or a code would change every prompt or picture
+            raise ValueError(
+                f"the concept takes the ids {foreign}, which are not reserved for names: another base"
+            )
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
         if self.lora:
-            load_lora(
-                backend.transformer, {name.rpartition("/")[2]: data for name, data in self.lora.items()}
-            )
+            load_lora(backend.transformer, {Path(name).name: data for name, data in self.lora.items()})
             merge_lora(backend.transformer)
-        return Identifier(tokens=self.tokens, rows=self.rows).to(device)
-
-
-def _check_ids(tokens: Mapping[str, int], backend: Backend) -> None:
-    """Refuse ids that mean something already: a row in their place would change every prompt or picture."""
-    foreign = {name: index for name, index in tokens.items() if index not in backend.reserved_ids}
-    if foreign:
-        raise ValueError(
-            f"the concept takes the ids {foreign}, which this base has not reserved for names: another base"
-        )
+        return Identifier(tokens=self.tokens, rows=self.rows).to(backend.device)
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

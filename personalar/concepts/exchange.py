@@ -1,14 +1,13 @@
 """A concept in files that other programs read, and back.
 
-learned_embeds.safetensors      the row of [V], one key, as textual-inversion tools pass it around
-lora/                           the adapter as PEFT wrote it, where stage 2 trained one
+learned_embeds.safetensors      the row of [V], one key, in the form of textual-inversion tools
+lora/                           the adapter as PEFT wrote it, if stage 2 trained one
 checkpoint/                     on request: the whole model with the learned weights in it
 README.md                       the model card
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
 from personalar.concepts.adapters.lora import load_lora
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept, base_fingerprint, content_hash
 from personalar.concepts.model_card import is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
 from personalar.config.command_line import prepare_arguments
@@ -44,16 +43,17 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
         checkpoint: also write the whole model.
 
     Raises:
-        FileNotFoundError, ValueError: when the model cannot be read or is not the concept's, or when `out`
-            contains what the files would be mixed up with.
+        FileNotFoundError, ValueError: the model cannot be read or is not the concept's, or `out` contains
+            files of something else.
     """
     check_out(out, lora=bool(concept.lora), checkpoint=checkpoint)
     learned, form = read_learned(concept, model) if checkpoint else None, None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
-    paths = [save_row(out / ROW_FILE, SUBJECT_TOKEN, row)]
-    for name, data in concept.lora.items():
+    tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}
+    contents = {ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}), **concept.lora}
+    for name, data in contents.items():
         write_atomic(out / name, data)
-        paths.append(out / name)
+    paths = [out / name for name in contents]
     if learned is not None:
         backend, files = learned
         form = files.checkpoint_form(backend)
@@ -72,13 +72,13 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
 
     Args:
         settings: the base, as on the command line: "model=lumina_mgpt_7b_512", "model.path=DIR"; by default
-            nano. Of an export with changed weights it is the folder's checkpoint.
+            nano. For an export with changed weights it is the folder's checkpoint.
         noun: the class in plain words.
         name: the subject's.
 
     Raises:
-        FileNotFoundError: when a file is missing.
-        ValueError: when the row or the adapter does not fit the base.
+        FileNotFoundError: a file is missing.
+        ValueError: the row or the adapter does not fit the base.
     """
     folder = Path(folder).expanduser()
     words = ["concept=x", "out=x", *settings]
@@ -86,11 +86,17 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
     model = read_config(composed("export", words)).model
     row, lora = read_row(folder / ROW_FILE), read_adapter(folder)
     files = obtain_model(model, say=print)
-    check_fit(row.shape[1], lora, files)
-    fingerprint = hashlib.sha256((folder / ROW_FILE).read_bytes()).hexdigest()
+    network = files.shape(attention="sdpa", images=1).network
+    if row.shape[1] != network.hidden_size:
+        raise ValueError(
+            f"the row is {row.shape[1]} wide, the base's embeddings {network.hidden_size}: another base"
+        )
+    if lora:
+        with torch.device("meta"):  # fits or raises, without weights
+            load_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
-        subject={"name": name, "noun": noun, "fingerprint": fingerprint},
+        subject={"name": name, "noun": noun, "fingerprint": content_hash(folder / ROW_FILE)},
         stage="transformer" if lora else "embedding",
         tokens=assign_tokens([SUBJECT_TOKEN], files.reserved_ids()),
         rows=row,
@@ -100,10 +106,10 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
 
 
 def read_adapter(folder: Path) -> dict[str, bytes]:
-    """Return the files of the adapter in `folder`/lora by their path in a concept; none without that folder.
+    """Return the adapter's files by their path in a concept; none without `folder`/lora.
 
     Raises:
-        FileNotFoundError: when the folder is incomplete.
+        FileNotFoundError: lora/ is incomplete.
     """
     if not (folder / "lora").exists():
         return {}
@@ -116,30 +122,12 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in LORA_FILES}
 
 
-def check_fit(width: int, lora: dict[str, bytes], files: ModelFiles) -> None:
-    """Raise ValueError unless a row of `width` and the adapter fit the base; on a model without weights."""
-    network = files.shape(attention="sdpa", images=1).network
-    if width != network.hidden_size:
-        raise ValueError(
-            f"the row is {width} wide, the base's embeddings {network.hidden_size}: another base"
-        )
-    if lora:
-        with torch.device("meta"):
-            load_lora(network.build(), {Path(name).name: data for name, data in lora.items()})
-
-
-def save_row(path: Path, name: str, row: Tensor) -> Path:
-    """Write one learned row (D,) as a file of one key; return its path."""
-    write_atomic(path, save_safetensors({name: row.reshape(1, -1).contiguous()}, metadata={"format": "pt"}))
-    return path
-
-
 def read_row(path: Path) -> Tensor:
-    """Return the row (1, D), float32, of a file of one key, whatever the key is called.
+    """Return the row (1, D), float32, of a file of one key with any name.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is no safetensors file, holds several keys, several rows, or NaN.
+        FileNotFoundError: the file is missing.
+        ValueError: damaged file, several keys, several rows, or NaN.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder that personalar.export wrote")
@@ -149,7 +137,7 @@ def read_row(path: Path) -> Tensor:
             f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
         )
     (row,) = tensors.values()
-    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
+    if row.ndim not in (1, 2) or row.numel() != row.shape[-1]:
         raise ValueError(
             f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
         )
@@ -157,7 +145,7 @@ def read_row(path: Path) -> Tensor:
 
 
 def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
-    """Raise ValueError when `out` holds a concept, a page of somebody's, or parts of another export."""
+    """Raise ValueError when `out` contains a concept, somebody's README.md, or parts of another export."""
     if (out / "concept.json").exists():
         raise ValueError(f"out={out} is a concept's own folder, which an export would spoil: choose another")
     if (out / CARD_FILE).exists() and not is_card(out / CARD_FILE):
@@ -171,10 +159,10 @@ def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
 
 
 def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFiles]:
-    """Return the base with everything that was learned in it, and the files that it came from.
+    """Return the base with the concept in it, and the base's files.
 
     Raises:
-        FileNotFoundError, ValueError: when the base is missing, or is not the concept's.
+        FileNotFoundError, ValueError: the base is missing, or is not the concept's.
     """
     files = obtain_model(model, say=print)
     concept.check_base(name=model.name, fingerprint=base_fingerprint(files.weights()))
@@ -187,16 +175,14 @@ def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFi
 
 
 def left_out(concept: Concept, model: ModelConfig) -> str:
-    """Return what the files do not hold, and the arguments that would write it."""
+    """Return a note on the changed tensors, which are not in the files, and the argument that writes them."""
     try:
         files = offline_model(model)
         here = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
     except (FileNotFoundError, ValueError):
         here = False
-    how = "checkpoint=true writes all of it"
-    if not here:
-        how += f" where the base lies that they belong to (model={plain(concept.base['name'])})"
+    where = "" if here else f" with the base that they belong to (model={plain(concept.base['name'])})"
     return (
         f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of these "
-        f"files; {how}"
+        f"files; checkpoint=true writes all of it{where}"
     )

@@ -1,12 +1,11 @@
 """The README.md beside a concept or an export: purpose, limits, provenance and hashes.
 
-Its head is what the Hugging Face hub reads, its body is templates/card.md.j2. Everything comes from the
-concept itself; a stranger's facts are quoted as values and never as markup.
+Its head is for the Hugging Face hub, its body is templates/card.md.j2. A stranger's facts are quoted as
+values and never as markup.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from pathlib import Path
@@ -14,19 +13,16 @@ from typing import Any
 
 import yaml
 
-from personalar.concepts.concept import Concept
+from personalar.concepts.concept import Concept, content_hash
 from personalar.core.files import write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
 from personalar.data.prompts import SUBJECT_TOKEN, training_prompt
 
-"""Folder of pictures that the card's head shows: PNG files that tell their prompt."""
 PLACES = ("in the snow", "on the beach")
-"""Of the prompts that the head suggests where there are no pictures."""
-DEFAULT_BASE = "nano"
-"""What commands take without `model=`."""
-OWN_LICENCE = "apache-2.0"
-"""Of the base that comes with this program."""
+"""For the prompts in the head of a card without pictures."""
+DEFAULT_BASE, OWN_LICENCE = "nano", "apache-2.0"
+"""The base that ships with this program, and its licence."""
 
 
 def plain(value: Any, most: int = 120) -> str:
@@ -51,7 +47,7 @@ def origin(concept: Concept) -> tuple[str | None, str]:
 
 
 def instance_prompt(concept: Concept) -> str:
-    """Return a prompt that the subject was learned with: the first template, with or without its class."""
+    """Return the first prompt that the subject was learned with."""
     data = _model(concept)
     for name in ("recipe", "data"):
         data = data.get(name) if isinstance(data.get(name), dict) else {}
@@ -68,7 +64,7 @@ def prompt_words(prompt: str) -> str:
 
 
 def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
-    """Return the prompts that a hub shows, with the pictures that lie in `folder` where there are any."""
+    """Return the prompts for the hub, with the pictures of `folder` if there are any."""
     shown = []
     for path in sorted((folder / PICTURES).glob("*.png")):
         prompt = read_png_metadata(path).get("prompt")
@@ -78,7 +74,7 @@ def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
 
 
 def head(concept: Concept, folder: Path) -> str:
-    """Return the YAML between the two lines of dashes; `folder` is where the card will lie."""
+    """Return the YAML between the two lines of dashes of the card in `folder`."""
     repo, licence = origin(concept)
     method = "lora" if concept.lora else "textual-inversion"
     values: dict[str, Any] = {
@@ -101,7 +97,7 @@ def head(concept: Concept, folder: Path) -> str:
 
 
 def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
-    """Return the arguments that choose the base the concept was learned on; none for the default one."""
+    """Return the arguments that choose the base of the concept; none for the default one."""
     name, path = plain(concept.base["name"]), _model(concept).get("path")
     words = [] if name == DEFAULT_BASE else [f"model={name}"]
     if exported_checkpoint:
@@ -144,25 +140,19 @@ def model_card(
         checkpoint=checkpoint,
         names=list(concept.tokens) if whole or not exported else [SUBJECT_TOKEN],
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
-        files=[(path.relative_to(folder).as_posix(), digest(path)) for path in files],
+        files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )
-
-
-def digest(path: Path) -> str:
-    """Return the sha256 of a file, read in parts: a checkpoint's shards are larger than memory."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_card(
     concept: Concept, folder: Path, *, exported: bool = False, checkpoint: str | None = None
 ) -> Path:
-    """Write the card into `folder`, beside the files that it describes; return its path. See `model_card`."""
+    """Write the card into `folder`, beside its files; return its path. See `model_card`."""
     card = model_card(concept, folder, exported=exported, checkpoint=checkpoint)
     write_atomic(folder / CARD_FILE, card.encode())
     return folder / CARD_FILE
 
 
 def is_card(path: Path) -> bool:
-    """Tell whether the file was written here, and not by a person about something else."""
+    """Return True for a card of this program, False for somebody's own page."""
     return b"\nlibrary_name: personalar\n" in path.read_bytes()[:1000]

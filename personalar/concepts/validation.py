@@ -16,31 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from personalar.core.own_files import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+
+FORMAT_VERSION = 2
 NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
 """Names that may stand for a learned row: a shorter one could hide in anybody's prompt."""
-FACTS: dict[str, tuple[str, ...]] = {
-    "base": ("name", "fingerprint"),
-    "subject": ("name", "noun", "fingerprint"),
-}
+FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
 LARGEST_JSON = 16 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def parse_record(path: Path, *, version: int, files: Collection[str], needed: str) -> dict[str, Any]:
-    """Return the content of a concept.json.
-
-    Args:
-        version: the format's number that this program reads.
-        files: names of all files that it may list.
-        needed: the one that it must list.
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the checked content of the concept.json in `folder`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, of another version, or says what it may not.
+        FileNotFoundError: the file is missing.
+        ValueError: it is damaged, of another version, or contains a fact that is not allowed.
     """
+    path = folder / RECORD_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.parent} holds no concept: {path.name} is missing (a finished run has it in concept/)"
+            f"{folder} holds no concept: {path.name} is missing (a finished run has it in concept/)"
         )
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{path} is damaged: it is larger than any {path.name} is")
@@ -49,25 +45,26 @@ def parse_record(path: Path, *, version: int, files: Collection[str], needed: st
         found = record["format_version"]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error!r:.200}): make the concept again") from error
-    if found != version:
-        raise ValueError(f"{path} has format_version {found!r:.40}, this program reads {version}")
-    if problem := _problem(record, files, needed):
+    if found != FORMAT_VERSION:
+        raise ValueError(f"{path} has format_version {found!r:.40}, this program reads {FORMAT_VERSION}")
+    if problem := _problem(record):
         raise ValueError(f"{path} is damaged: {problem}; make the concept again")
     return record
 
 
-def _problem(record: Mapping[str, Any], files: Collection[str], needed: str) -> str | None:
-    """Return what is wrong with a record, or None."""
+def _problem(record: Mapping[str, Any]) -> str | None:
+    """Return an error in a record, or None."""
     missing = {*FACTS, "stage", "identifier", "config", "files"} - set(record)
     if missing:
-        return f"it lacks {sorted(missing)}"
+        return f"{sorted(missing)} is missing"
     for fact, names in FACTS.items():
-        if not _texts(record[fact]) or not set(names) <= set(record[fact]):
-            return f"{fact} must hold the texts {', '.join(names)}"
+        if not _texts(record[fact]) or not names <= set(record[fact]):
+            return f"{fact} must hold the texts {', '.join(sorted(names))}"
     if not isinstance(record["stage"], str) or not isinstance(record["config"], dict):
         return "stage must be a text and config an object"
-    if not _texts(record["files"]) or not {needed} <= set(record["files"]) <= set(files):
-        return f"it lacks {needed} or names foreign files"
+    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
+    if not _texts(record["files"]) or not {ROWS_FILE} <= set(record["files"]) <= allowed:
+        return f"{ROWS_FILE} is missing or it names foreign files"
     return _identifier_problem(record["identifier"])
 
 
@@ -91,7 +88,7 @@ def read_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file's bytes.
 
     Raises:
-        ValueError: they are none, of whole numbers, or hold NaN.
+        ValueError: damaged file, tensors of whole numbers, or NaN.
     """
     try:
         tensors = load_safetensors(data)
@@ -109,7 +106,7 @@ def join_rows(path: Path, rows: Mapping[str, Tensor], names: Collection[str]) ->
     """Return (K, D), one row per name in their order.
 
     Raises:
-        ValueError: the names are others, or a row is not (1, D).
+        ValueError: other names, or a row that is not (1, D).
     """
     if set(rows) != set(names):
         raise ValueError(f"{path.parent}: rows {sorted(rows)} do not match names {sorted(names)}")

@@ -221,7 +221,7 @@ def test_trained_weights_without_checkpoint_are_mentioned(
     note = "note: 2 tensors of the transformer were trained too and are in none of these files; "
     assert f"{note}checkpoint=true writes all of it\n" in capsys.readouterr().out
     export(tmp_path / "concept", tmp_path / "out")  # again, and the base is another
-    told = f"{note}checkpoint=true writes all of it where the base lies that they belong to (model=nano)"
+    told = f"{note}checkpoint=true writes all of it with the base that they belong to (model=nano)"
     assert told in capsys.readouterr().out
 
 

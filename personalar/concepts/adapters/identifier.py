@@ -1,9 +1,8 @@
 """The identifier: a few trainable rows beside a frozen embedding table.
 
-`[V]` stands for the subject and `[S1]`, `[S2]`, ... for what is particular to one training photo (arXiv
-2504.13162, after Textual Inversion). Each name owns a reserved id of the vocabulary. The rows are a
-parameter of their own, so the table keeps its bits whatever the optimizer does and no gradient has to be
-masked.
+`[V]` stands for the subject and `[S1]`, `[S2]`, ... for the particulars of one training photo (arXiv
+2504.13162). Each name owns a reserved id of the vocabulary. The rows are a parameter of their own, so the
+optimizer cannot change the table.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class Identifier(nn.Module):
         """Hold `rows[k]` for the k-th of `tokens` (name -> reserved id).
 
         Raises:
-            ValueError: when `rows` is not (len(tokens), D), or two names share an id.
+            ValueError: `rows` is not (len(tokens), D), or two names share an id.
         """
         super().__init__()
         if rows.ndim != 2 or len(rows) != len(tokens):
@@ -37,21 +36,16 @@ class Identifier(nn.Module):
     def forward(self, ids: Tensor, embeds: Tensor) -> Tensor:
         """Put the rows where `ids` (B, T) names them in `embeds` (B, T, D); return (B, T, D)."""
         match = ids.unsqueeze(-1) == self.ids  # (B, T, K)
-        rows = self.rows.to(embeds.dtype)[
-            match.to(torch.uint8).argmax(-1)
-        ]  # (B, T, D); row 0 where nothing matches
+        first = match.to(torch.uint8).argmax(-1)  # (B, T); 0 where nothing matches
+        rows = self.rows.to(embeds.dtype)[first]  # (B, T, D)
         return torch.where(match.any(-1, keepdim=True), rows, embeds)
-
-    def row(self, name: str) -> Tensor:
-        """Return the learned row of `name`, (1, D), detached."""
-        return self.rows.detach()[list(self.tokens).index(name)].unsqueeze(0)
 
 
 def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str, int]:
     """Give each name its own reserved id, in order.
 
     Raises:
-        ValueError: when the vocabulary has fewer reserved ids than names.
+        ValueError: the vocabulary has fewer reserved ids than names.
     """
     if len(names) > len(concept_ids):
         raise ValueError(
@@ -72,7 +66,7 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
     """Return (1, D): the mean over words of the mean embedding of each word's tokens.
 
     Raises:
-        ValueError: when no word is given or a word has no token.
+        ValueError: no word is given or a word has no token.
     """
     if not word_ids or not all(word_ids):
         raise ValueError(

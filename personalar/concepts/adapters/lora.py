@@ -1,14 +1,13 @@
-"""Low-rank adapters on attention projections, by PEFT and in PEFT's files.
+"""Low-rank adapters on projections, by PEFT and in PEFT's files (arXiv 2504.13162, Table 3).
 
-The paper's Table 3 (arXiv 2504.13162) adapts q, k and v of every N-th layer. An adapter written here loads
-with `PeftModel.from_pretrained` on transformers' Chameleon class, because our parameter names are the same.
+`PeftModel.from_pretrained` loads them on transformers' Chameleon class: our parameter names are the same.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
 
 
@@ -32,12 +31,11 @@ def inject_lora(
     targets: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
     generator: torch.Generator,
 ) -> dict[str, nn.Parameter]:
-    """Put adapters into `transformer`, in place; return their parameters by name. Everything else is frozen.
+    """Put float32 adapters into `transformer`, in place; return their parameters by name.
 
-    The outputs do not change: B starts at zero. Adapters are float32 whatever the base is.
+    Everything else is frozen. The outputs do not change: B starts at zero.
 
     Args:
-        rank: of every adapter.
         every_n_layers: adapt layers 0, N, 2N, ...
         alpha: adapters act times alpha / rank; by default alpha = rank.
         targets: names of the projections.
@@ -45,15 +43,14 @@ def inject_lora(
     """
     if rank < 1 or every_n_layers < 1:
         raise ValueError(f"lora rank={rank} and every_n_layers={every_n_layers} must be at least 1")
-    unknown = sorted(set(targets) - PROJECTIONS)
+    unknown = sorted(set(targets) - set(PROJECTIONS))
     if unknown or not targets:
         raise ValueError(f"lora targets {unknown or list(targets)} are not projections of the transformer")
-    layers = list(range(0, transformer.config.num_hidden_layers, every_n_layers))
     config = {
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "target_modules": list(targets),
-        "layers_to_transform": layers,
+        "layers_to_transform": list(range(0, transformer.config.num_hidden_layers, every_n_layers)),
         "layers_pattern": "layers",
     }
     parameters = _inject(transformer, config)
@@ -62,18 +59,17 @@ def inject_lora(
             bound = parameter.shape[1] ** -0.5  # PEFT's own start: kaiming uniform with a = sqrt(5)
             # The device and type are named because Lightning and DeepSpeed change the defaults here.
             start = torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
-            start = start * 2 * bound - bound
-            parameter.data.copy_(start)
+            parameter.data.copy_(start * 2 * bound - bound)
     return parameters
 
 
 def has_lora(transformer: nn.Module) -> bool:
-    """Tell whether adapters are in."""
+    """Return True when adapters are in."""
     return any(".lora_A." in name for name, _ in transformer.named_parameters())
 
 
 def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None = None) -> dict[str, bytes]:
-    """Return the adapter as PEFT's two files, by name. Raises ValueError when there is none.
+    """Return the adapter as PEFT's two files, by name. Raises ValueError without an adapter.
 
     Args:
         values: the adapter's tensors by parameter name; by default those in `transformer`.
@@ -82,16 +78,11 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
         raise ValueError("the transformer has no adapter to save: inject_lora first")
     if values is None:
         values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
-    tensors = {
-        f"{_PREFIX}{name.replace('.default.', '.')}": tensor.cpu().contiguous()
-        for name, tensor in values.items()
-    }
+    tensors = {_saved_name(name): tensor.cpu().contiguous() for name, tensor in values.items()}
     with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
         transformer.peft_config["default"].save_pretrained(folder)
         config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
-    config["target_modules"] = sorted(
-        config["target_modules"]
-    )  # a set inside PEFT; equal adapters, equal bytes
+    config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT; equal adapters, equal bytes
     return {
         WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
         CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
@@ -102,11 +93,11 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
     """Put a saved adapter into `transformer`, in place; return its parameters by name.
 
     Raises:
-        ValueError: when a file is missing or damaged, or the adapter was made for another architecture.
+        ValueError: a file is missing or damaged, or the adapter was made for another architecture.
     """
     missing = sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files))
     if missing:
-        raise ValueError(f"the adapter folder lacks {', '.join(missing)}")
+        raise ValueError(f"the adapter folder is missing {', '.join(missing)}")
     try:
         saved = from_safetensors(files[WEIGHTS_FILE])
         config: dict[str, Any] = json.loads(files[CONFIG_FILE])
@@ -121,7 +112,7 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
     kept |= {key: config[key] for key in optional if config.get(key)}
     _check_adapter(kept, saved, transformer)
     parameters = _inject(transformer, kept)
-    expected = {f"{_PREFIX}{name.replace('.default.', '.')}": p for name, p in parameters.items()}
+    expected = {_saved_name(name): parameter for name, parameter in parameters.items()}
     wrong = sorted(set(saved) ^ set(expected))
     wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]
     if wrong:
@@ -133,7 +124,7 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
 
 
 def merge_lora(transformer: nn.Module) -> None:
-    """Add the adapters to the weights they sit on and take them out: plain layers, plain names remain."""
+    """Add the adapters to their weights and take them out: plain layers and plain names remain."""
     for module in _adapted(transformer).values():
         module.merge()
     remove_lora(transformer)
@@ -151,25 +142,30 @@ def remove_lora(transformer: nn.Module) -> None:
 def _check_adapter(
     config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: nn.Module
 ) -> None:
-    """Raise ValueError for numbers that PEFT should not be given, before it makes anything of them."""
-    layers, targets = config.get("layers_to_transform", []), config["target_modules"]
+    """Raise ValueError for numbers that must not reach PEFT."""
     depth, width = transformer.config.num_hidden_layers, transformer.config.hidden_size
-    problems = {
-        f"r={config['r']!r:.40}": type(config["r"]) is int and 1 <= config["r"] <= width,
-        f"lora_alpha={config['lora_alpha']!r:.40}": type(config["lora_alpha"]) in (int, float)
-        and abs(config["lora_alpha"]) < 1e6,
-        f"target_modules={targets!r:.80}": isinstance(targets, list) and bool(targets)
-        and all(isinstance(name, str) for name in targets) and set(targets) <= PROJECTIONS,
-        f"layers_to_transform={layers!r:.80}": isinstance(layers, list)
-        and all(type(layer) is int and 0 <= layer < depth for layer in layers),
-        f"layers_pattern={config.get('layers_pattern')!r:.40}": config.get("layers_pattern", "layers")
-        in ("layers", ["layers"]),
-        f"use_rslora={config.get('use_rslora')!r:.40}": config.get("use_rslora", True) is True,
-    }  # fmt: skip
-    if wrong := [told for told, fine in problems.items() if not fine]:
+    rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
+    layers = config.get("layers_to_transform", [])
+    fine = {
+        "r": type(rank) is int and 1 <= rank <= width,
+        "lora_alpha": type(alpha) in (int, float) and abs(alpha) < 1e6,
+        "target_modules": bool(targets) and _all(targets, lambda name: name in PROJECTIONS),
+        "layers_to_transform": _all(layers, lambda layer: type(layer) is int and 0 <= layer < depth),
+        "layers_pattern": config.get("layers_pattern", "layers") in ("layers", ["layers"]),
+        "use_rslora": config.get("use_rslora", True) is True,
+    }
+    if wrong := [f"{key}={config[key]!r:.80}" for key, good in fine.items() if not good]:
         raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
     if strange := [n for n, t in saved.items() if not (t.is_floating_point() and torch.isfinite(t).all())]:
         raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
+
+
+def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and all(map(fits, values))
+
+
+def _saved_name(name: str) -> str:
+    return f"{_PREFIX}{name.replace('.default.', '.')}"
 
 
 def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:

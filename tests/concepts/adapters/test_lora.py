@@ -113,7 +113,7 @@ def test_loading_errors() -> None:
     files = lora_files(adapted()[0].transformer)
     transformer = make_backend().transformer
     weights, config = "adapter_model.safetensors", "adapter_config.json"
-    with pytest.raises(ValueError, match=rf"lacks {config}"):
+    with pytest.raises(ValueError, match=rf"is missing {config}"):
         load_lora(transformer, {weights: files[weights]})
     with pytest.raises(ValueError, match="the adapter is damaged"):
         load_lora(transformer, files | {weights: files[weights][:50]})
