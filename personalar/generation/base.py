@@ -1,4 +1,4 @@
-"""The contract of decoders, and what they are asked for: one image for each prompt and seed."""
+"""The contract of decoders, and their requests: one image for each prompt and seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Decoder(Protocol):
     sampling: Sampling
 
     def forget(self) -> None:
-        """Free everything that is kept from one call to the next."""
+        """Free everything kept between calls."""
         ...
 
     def __call__(
@@ -51,10 +51,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """Images to draw: one per prompt.
-
-    Raises ValueError when there is nothing to draw or prompts and seeds do not pair up.
-    """
+    """Images to draw: one per prompt. Raises ValueError for none, or if prompts and seeds do not pair up."""
 
     prompts: Sequence[Sequence[int]]
     """Ids before the image, per image."""
@@ -64,7 +61,7 @@ class GenerationRequest:
     """One per image; with weights and prompt it determines the image."""
 
     def __post_init__(self) -> None:
-        """Check what a caller can get wrong."""
+        """Refuse what cannot be drawn."""
         if not self.prompts or any(len(prompt) == 0 for prompt in self.prompts):
             raise ValueError(
                 f"got {len(self.prompts)} prompts, some or all empty; give at least one token each"

@@ -67,7 +67,7 @@ class Generator:
         size: Size | None = None,
     ) -> Tensor:
         """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
-        ids, grid, done = self._ids(prompts, size), self.grid(size), 0
+        ids, grid, done = self._ids(prompts, size), self.backend.code_shape(size), 0
 
         def reach(images: int) -> None:
             nonlocal done
@@ -91,13 +91,9 @@ class Generator:
             at_once = self._fitting(ids, grid)
             return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
 
-    def grid(self, size: Size | None = None) -> tuple[int, int]:
-        """Return the codes (h, w) of a picture of `size`."""
-        return self.backend.code_shape(size)
-
     def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
         """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""
-        return self._fitting(self._ids(prompts, size), self.grid(size))
+        return self._fitting(self._ids(prompts, size), self.backend.code_shape(size))
 
     def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
         tokens = self.identifier.tokens if self.identifier is not None else None

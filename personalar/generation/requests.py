@@ -92,11 +92,6 @@ def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] =
     return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
-def longest_prompt(backend: Backend) -> int:
-    """Return how many tokens a prompt may have: all positions that the base declares."""
-    return backend.max_tokens
-
-
 def length_note(
     backend: Backend, prompts: Sequence[str], ids: Sequence[Sequence[int]], size: Size | None = None
 ) -> str | None:
@@ -109,7 +104,7 @@ def length_note(
         size: of the pictures; None: the base's square.
     """
     answer = len(backend.grammar(*backend.code_shape(size)))
-    safe = max(LEAST, longest_prompt(backend) - answer)
+    safe = max(LEAST, backend.max_tokens - answer)
     long = [(prompt, len(some)) for prompt, some in zip(prompts, ids, strict=True) if len(some) > safe]
     if not long:
         return None
@@ -117,7 +112,7 @@ def length_note(
     others = f" ({len(long)} prompts are longer than {safe})" if len(long) > 1 else ""
     return (
         f"the prompt {shortened(prompt)!r} has {length} tokens with its wrapping and its picture {answer}, "
-        f"more than the {longest_prompt(backend)} that this base declares: the end of the picture may be "
+        f"more than the {backend.max_tokens} that this base declares: the end of the picture may be "
         f"worse; a prompt of at most {safe} avoids that{others}"
     )
 
@@ -128,11 +123,7 @@ def shortened(prompt: str) -> str:
 
 
 def encode_prompts(
-    backend: Backend,
-    prompts: Sequence[str],
-    tokens: Mapping[str, int] | None,
-    *,
-    size: Size | None = None,
+    backend: Backend, prompts: Sequence[str], tokens: Mapping[str, int] | None, *, size: Size | None = None
 ) -> list[list[int]]:
     """Return the ids of every prompt, which say the picture's size as they do in training.
 
@@ -143,7 +134,7 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
     """
-    allowed = longest_prompt(backend)
+    allowed = backend.max_tokens
     ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         if len(some) > allowed:

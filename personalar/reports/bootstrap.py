@@ -1,7 +1,6 @@
 """Bootstrap intervals of means, and tests whether one run beats another on the same pictures.
 
-Values come in groups (a subject's pictures). A draw takes groups with replacement, then values within each,
-so that an interval over subjects knows how few subjects there were; with one group only its values vary.
+Values come in groups (a subject's pictures). A draw takes groups with replacement, then values within each.
 """
 
 from __future__ import annotations
@@ -24,11 +23,6 @@ class Difference:
     high: float
     p: float
 
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
-
 
 def group_mean(groups: Groups) -> float | None:
     """Return the mean of the groups' means; None without values."""
@@ -36,8 +30,8 @@ def group_mean(groups: Groups) -> float | None:
     return sum(means) / len(means) if means else None
 
 
-def resample(groups: Groups, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Return (draws,): the mean of the groups' means in each bootstrap draw.
+def resample(groups: Groups) -> np.ndarray:
+    """Return (DRAWS,): the mean of the groups' means in each bootstrap draw.
 
     Raises:
         ValueError: there is no value at all.
@@ -45,26 +39,25 @@ def resample(groups: Groups, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray
     filled = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
     if not filled:
         raise ValueError("a bootstrap needs at least one value; got none")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     table = np.zeros((len(filled), max(map(len, filled))))
     for row, group in enumerate(filled):
         table[row, : len(group)] = group
     sizes = np.array([len(group) for group in filled])
-    total = np.zeros(draws)
+    total = np.zeros(DRAWS)
     for _ in filled:
-        rows = rng.integers(0, len(filled), draws)
-        columns = (rng.random((draws, table.shape[1])) * sizes[rows, None]).astype(int)
+        rows = rng.integers(0, len(filled), DRAWS)
+        columns = (rng.random((DRAWS, table.shape[1])) * sizes[rows, None]).astype(int)
         used = np.arange(table.shape[1]) < sizes[rows, None]  # as many values as the group holds
         total += (table[rows[:, None], columns] * used).sum(axis=1) / sizes[rows]
     return total / len(filled)
 
 
-def interval(groups: Groups, *, level: float = 0.95) -> tuple[float, float] | None:
-    """Return (low, high) of the mean; None where fewer than two values leave nothing to vary."""
+def interval(groups: Groups) -> tuple[float, float] | None:
+    """Return the 95 % interval (low, high) of the mean; None for fewer than two values."""
     if sum(map(len, groups)) < 2:
         return None
-    tail = (1 - level) / 2
-    low, high = np.quantile(resample(groups), [tail, 1 - tail])
+    low, high = np.quantile(resample(groups), [0.025, 0.975])
     return round(float(low), 6), round(float(high), 6)
 
 

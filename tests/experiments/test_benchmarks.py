@@ -169,8 +169,6 @@ def test_train_compares_in_one_run(
     assert list(rows) == list(train.CONTENDERS) and rows["personalar"]["ours_over_s_per_step"] == 1.0
     assert all(row["s_per_step"] > 0 and row["peak_gb"] > 0 for row in rows.values())
     assert "| by hand |" in capsys.readouterr().out and result["tokens_per_s"] > 0
-    command.main(["train", "steps=4", "method=lora", *quick])
-    assert "| transformers Trainer, its own network | failed: ValueError: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

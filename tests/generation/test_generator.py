@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +19,6 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
-from personalar.reports.picture_grid import grid_picture
-from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
 
 SPECS = (
     PromptSpec(text="a photo of a {}", category="plain"),
@@ -174,9 +171,9 @@ def test_processes_that_share_a_network_run_equally_many_passes(session, tiny_ba
 
 def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatch) -> None:
     images = Generator(backend=tiny_backend, decoder=PlainDecoder(), batch=64)
-    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, images.grid())
+    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, tiny_backend.code_shape(None))
     token_bytes = 2 * 2 * 32 * 4
-    length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*images.grid()))
+    length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*tiny_backend.code_shape(None)))
     free = decoding + int(7.5 * token_bytes * length / batching.SPARE)
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: free)
     assert images.fitting_batch(["a cat"]) == 7
@@ -230,44 +227,3 @@ def test_files_are_written_once_and_read_back(generator, tmp_path: Path) -> None
         (s.prompt, s.kind, s.seed, s.spec) for s in made
     ]
     assert [s.image.tobytes() for s in found] == [s.image.tobytes() for s in made]
-
-
-def test_the_base_stands_above_the_tuned_model(generator) -> None:
-    samples = generator.samples(ask("embedding", seeds=(0,))[:3])
-    base = {(sample.spec.text, 0): sample.image for sample in samples}
-    alone = grid_picture(samples, {}, label="step 5", title="t")
-    beside = grid_picture(samples, base, label="step 5", title="t")
-    assert beside.width == alone.width and beside.height > 1.5 * alone.height
-
-
-def test_means_are_named_for_curves() -> None:
-    logged: dict[str, float] = {}
-    values = [(0, "dino", 1.0), (1, "dino", 0.0), (0, "clip_t", 0.2), (1, "clip_t", 0.4)]
-    lines = [{"prompt": "a cat", "seed": n, "scorer": name, "value": value} for n, name, value in values]
-    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda told: told))
-    module = SimpleNamespace(device="cpu", log_dict=logged.update)
-    callback = SubjectScores(lambda samples: lines)
-    for _ in range(2):  # the second validation begins afresh
-        callback.on_validation_batch_end(trainer, module, [])
-        callback.on_validation_epoch_end(trainer, module)
-        assert {name: round(float(value), 6) for name, value in logged.items()} == {
-            "val/dino": 0.5,
-            "val/clip_t": 0.3,
-            "val/harmonic": round((2 / (1 / 1 + 1 / 0.6) + 2 / (1 / 0.5 + 1 / 0.7)) / 2, 6),
-            "val/product": 0.15,
-        }
-
-
-def test_the_harmonic_mean_is_rpos() -> None:
-    """1 / (lambda / I + (1 - lambda) / T) of cosines put on [0, 1]; alike values stay what they are."""
-    assert harmonic(0.6, 0.6, 0.3) == pytest.approx(0.8)
-    assert harmonic(0.6, 0.2, 0.3) == pytest.approx(1 / (0.3 / 0.8 + 0.7 / 0.6))
-    assert harmonic(0.6, 0.2, 1.0) == pytest.approx(0.8) and harmonic(0.6, 0.2, 0.0) == pytest.approx(0.6)
-    assert 0 <= harmonic(-1.0, 1.0, 0.5) < 1e-6  # a picture that has only one of the two is worth nothing
-
-
-def test_its_weight_is_a_setting_and_no_pictures_give_no_values() -> None:
-    values = [("dino", 0.6), ("clip_t", 0.2)]
-    lines = [{"prompt": "a cat", "seed": 0, "scorer": name, "value": value} for name, value in values]
-    assert combined(lines, 0.3)["harmonic"] == pytest.approx(harmonic(0.6, 0.2, 0.3))
-    assert combined([], 0.5) == {}

@@ -143,11 +143,7 @@ def test_the_order_is_guidance_then_top_k_then_temperature() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("layout", "before"),
-    [
-        (ANOLE, [0]),
-        (LUMINA, []),
-        (ProtocolConfig(resolution=64, unconditional="separator"), [8710]),
-    ],
+    [(ANOLE, [0]), (LUMINA, []), (ProtocolConfig(resolution=64, unconditional="separator"), [8710])],
     ids=["anole", "lumina", "sjd"],
 )
 def test_the_unconditional_context(layout: ProtocolConfig, before: list[int]) -> None:

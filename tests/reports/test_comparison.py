@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from synthetic_run import PROMPTS, make_run
 from test_run_page import parse
 
 from personalar.compare import main
-from personalar.reports.charts import HEIGHT, LETTER, Mark, place_labels, scatter_chart
 from personalar.reports.comparison import (
     Row,
     compare_rows,
@@ -157,23 +155,6 @@ def test_page_and_terminal_say_that_judges_differ(rejudged: Path, tmp_path: Path
 def test_the_pareto_front() -> None:
     assert pareto_front([(1, 1), (2, 0), (0, 2), (1, 0), (0, 0), (1, 1)]) == [(0, 2), (1, 1), (2, 0)]
     assert pareto_front([]) == []
-
-
-def test_labels_of_points_that_lie_together_stay_apart() -> None:
-    labels = ["two stages", "one stage", "one-stage DreamBooth", "two stages, LoRA", "far away"]
-    places = place_labels(labels, [(100, 40), (101, 41), (96, 41), (99, 44), (400, 150)])
-    for (one, (x, y)), (two, (u, v)) in combinations(zip(labels, places, strict=True), 2):
-        side_by_side = x + LETTER[0] * len(one) <= u or u + LETTER[0] * len(two) <= x
-        assert side_by_side or abs(y - v) >= LETTER[1], (one, two)
-    assert all(LETTER[1] < y < HEIGHT for _, y in places) and places[4][0] < 400  # left of its point
-
-
-def test_the_scatter_chart_marks_its_front() -> None:
-    marks = [Mark(label="<a>", x=0.2, y=0.5, x_range=(0.1, 0.3), best=True), Mark(label="b", x=0.2, y=0.4)]
-    chart = scatter_chart(marks, x_title="x", y_title="y")
-    parse(chart)
-    assert chart.count('class="best"') == 1 and "&lt;a&gt;" in chart and "nan" not in chart
-    parse(scatter_chart(marks[:1], x_title="x", y_title="y"))
 
 
 def test_the_page_is_one_file_with_lazy_pictures(two_runs: Path, tmp_path: Path) -> None:

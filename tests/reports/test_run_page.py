@@ -15,7 +15,6 @@ from synthetic_run import PROMPTS, make_run
 
 from personalar.config import command_line as arguments
 from personalar.core.png import save_png
-from personalar.reports.charts import line_chart, nice_ticks, smooth, thin
 from personalar.reports.run_page import (
     duration,
     memory,
@@ -188,27 +187,6 @@ def test_resumed_logs_are_one_curve(tmp_path):
         (folder / "metrics.csv").write_text("\n".join(["step,train/loss", *rows]))
     assert read_losses(tmp_path, "embedding") == [(1.0, 2.0), (2.0, 1.8), (4.0, 1.5)]
     assert read_losses(tmp_path, "transformer") == []
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 10, [0, 5, 10]), (1.93, 3.7, [1.5, 2, 2.5, 3, 3.5, 4]), (1, 300, [0, 100, 200, 300])],
-)
-def test_ticks_are_round_and_cover(low, high, expected):
-    assert nice_ticks(low, high) == pytest.approx(expected)
-
-
-def test_chart_of_one_or_of_equal_points():
-    for points in ([(1, 2.0)], [(1, 2.0), (2, 2.0)], [(0, 0.0), (1, 1e9)]):
-        chart = line_chart(points, title="<loss>")
-        assert "nan" not in chart and "&lt;loss&gt;" in chart
-        parse(chart)
-
-
-def test_running_mean_and_thinning():
-    assert smooth([(0, 1.0), (1, 1.0)]) == [(0, 1.0), (1, 1.0)]
-    thinned = thin([(float(step), 0.0) for step in range(1001)])
-    assert len(thinned) <= 302 and thinned[0][0] == 0 and thinned[-1][0] == 1000
 
 
 def test_numbers_on_the_ruler_do_not_cover_each_other():

@@ -19,7 +19,7 @@ from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
 from personalar.generation.generator import Generator
 from personalar.generation.pipeline import check_words
-from personalar.generation.requests import encode_prompts, longest_prompt
+from personalar.generation.requests import encode_prompts
 from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
 
 TOKENIZER = make_tokenizer()
@@ -94,7 +94,7 @@ def test_a_picture_keeps_its_prompt(prompt: str, tmp_path: Path) -> None:
 def test_ten_thousand_characters_are_refused_before_anything_is_drawn(tiny_backend, monkeypatch) -> None:
     drawn = []
     generator = Generator(backend=tiny_backend, decoder=lambda *_, **__: drawn.append(1))
-    allowed = longest_prompt(tiny_backend)
+    allowed = tiny_backend.max_tokens
     assert allowed == 256
     long = "a cat, " * 1429
     with pytest.raises(ValueError, match=rf"has \d{{4,5}} tokens .* can read {allowed}: shorten it"):
@@ -103,7 +103,7 @@ def test_ten_thousand_characters_are_refused_before_anything_is_drawn(tiny_backe
 
 
 def test_the_longest_prompt_is_taken_and_one_more_is_not(tiny_backend) -> None:
-    allowed = longest_prompt(tiny_backend)
+    allowed = tiny_backend.max_tokens
     least = len(encode_prompts(tiny_backend, [""], None)[0])
     fits = "\x01" * (allowed - least)  # one token each
     assert len(encode_prompts(tiny_backend, [fits], None)[0]) == allowed

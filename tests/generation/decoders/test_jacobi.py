@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 import torch
 from conftest_backend import make_backend
-from test_sampling import GRID, SETTINGS, TEXTS, Rows, prompts
+from test_sampling import GRID, SETTINGS, TEXTS, prompts
 from torch import Tensor
 
 from personalar.generation.decoders import window
@@ -47,13 +47,6 @@ def test_gumbel_equals_plain_for_other_architectures() -> None:
     for max_batch in (1, 2):
         decoder = JacobiDecoder(cfg_scale=3.0, max_batch=max_batch)
         assert torch.equal(decoder(backend, ids, (2, 6), [1, 2]), plain)
-
-
-def test_identifier_acts(tiny_backend: ChameleonBackend) -> None:
-    ids, rows = prompts(tiny_backend, TEXTS[1]), Rows(tiny_backend, 0.5)
-    plain = PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows)
-    assert torch.equal(JacobiDecoder()(tiny_backend, ids, GRID, [1], identifier=rows), plain)
-    assert not torch.equal(JacobiDecoder()(tiny_backend, ids, GRID, [1]), plain)
 
 
 def count_forwards(backend: ChameleonBackend, patch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

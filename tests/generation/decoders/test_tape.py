@@ -21,23 +21,6 @@ def test_it_repeats_on_the_same_memory_with_what_stands_there_now() -> None:
     assert total.tolist() == [22, 24, 24] and kept.tolist() == [20, 21, 21]
 
 
-def test_numbers_of_the_host_stay_what_they_were() -> None:
-    filled, step = torch.zeros(4), 0
-    with Tape() as tape:
-        filled[step] += 1
-    step = 2  # a graph knows nothing of it
-    tape.replay()
-    assert filled.tolist() == [2, 0, 0, 0]
-
-
-def test_what_a_graph_made_for_itself_is_lost() -> None:
-    with Tape() as tape:
-        inner = torch.ones(2) + 1
-    assert inner.isnan().all()
-    tape.replay()
-    assert inner.isnan().all()
-
-
 @pytest.mark.parametrize(
     "wait",
     [

@@ -75,18 +75,6 @@ def uneven(h: int, w: int) -> list[int | None]:
 
 
 @pytest.mark.parametrize("size", WINDOWS)
-@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "top_k": 20}])
-def test_flat_images_are_plains(flat: ChameleonBackend, size: int, settings: dict[str, float]) -> None:
-    ids = prompts(flat, *TEXTS)
-    assert len(set(map(len, ids))) == len(ids)  # of three lengths
-    plain = PlainDecoder(**settings)(flat, ids, GRID, SEEDS)
-    assert torch.equal(NaiveDecoder(**settings)(flat, ids, GRID, SEEDS), plain)
-    for max_batch in (1, 2, 3):
-        decoder = JacobiDecoder(window=size, max_batch=max_batch, **settings)
-        assert torch.equal(decoder(flat, ids, GRID, SEEDS), plain), max_batch
-
-
-@pytest.mark.parametrize("size", WINDOWS)
 def test_the_real_vocabulary_with_anoles_layout(size: int) -> None:
     backend = relaid(lumina_backend(), ANOLE)
     ids = [backend.protocol.prompt_ids(text, 64, 64) for text in ("a red cat", "a blue dog in the snow")]
@@ -110,13 +98,6 @@ def test_prompts_and_sizes_mix_in_every_layout(
     for max_batch in (1, 2, 3):
         decoder = JacobiDecoder(window=size, cfg_scale=2.0, max_batch=max_batch)
         assert equal(decoder(tiny_backend, ids, MIXED, SEEDS), plain), max_batch
-
-
-def test_progress_counts_codes_of_flat_images(flat: ChameleonBackend) -> None:
-    calls: list[tuple[int, int]] = []
-    decoder = JacobiDecoder(window=4, max_batch=1)
-    decoder(flat, prompts(flat, TEXTS[0]), GRID, [1], progress=lambda *call: calls.append(call))
-    assert calls[-1] == (16, 16) and calls == sorted(set(calls))
 
 
 @pytest.mark.parametrize(

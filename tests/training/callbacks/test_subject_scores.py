@@ -1,0 +1,42 @@
+"""Curves of the judges: means of a validation, RPO's harmonic mean among them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
+
+
+def test_means_are_named_for_curves() -> None:
+    logged: dict[str, float] = {}
+    values = [(0, "dino", 1.0), (1, "dino", 0.0), (0, "clip_t", 0.2), (1, "clip_t", 0.4)]
+    lines = [{"prompt": "a cat", "seed": n, "scorer": name, "value": value} for n, name, value in values]
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda told: told))
+    module = SimpleNamespace(device="cpu", log_dict=logged.update)
+    callback = SubjectScores(lambda samples: lines)
+    for _ in range(2):  # the second validation begins afresh
+        callback.on_validation_batch_end(trainer, module, [])
+        callback.on_validation_epoch_end(trainer, module)
+        assert {name: round(float(value), 6) for name, value in logged.items()} == {
+            "val/dino": 0.5,
+            "val/clip_t": 0.3,
+            "val/harmonic": round((2 / (1 / 1 + 1 / 0.6) + 2 / (1 / 0.5 + 1 / 0.7)) / 2, 6),
+            "val/product": 0.15,
+        }
+
+
+def test_the_harmonic_mean_is_rpos() -> None:
+    """1 / (lambda / I + (1 - lambda) / T) of cosines put on [0, 1]; alike values stay what they are."""
+    assert harmonic(0.6, 0.6, 0.3) == pytest.approx(0.8)
+    assert harmonic(0.6, 0.2, 0.3) == pytest.approx(1 / (0.3 / 0.8 + 0.7 / 0.6))
+    assert harmonic(0.6, 0.2, 1.0) == pytest.approx(0.8) and harmonic(0.6, 0.2, 0.0) == pytest.approx(0.6)
+    assert 0 <= harmonic(-1.0, 1.0, 0.5) < 1e-6  # a picture that has only one of the two is worth nothing
+
+
+def test_its_weight_is_a_setting_and_no_pictures_give_no_values() -> None:
+    values = [("dino", 0.6), ("clip_t", 0.2)]
+    lines = [{"prompt": "a cat", "seed": 0, "scorer": name, "value": value} for name, value in values]
+    assert combined(lines, 0.3)["harmonic"] == pytest.approx(harmonic(0.6, 0.2, 0.3))
+    assert combined([], 0.5) == {}
