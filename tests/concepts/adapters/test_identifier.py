@@ -30,7 +30,6 @@ def test_rows_take_the_embeddings_precision() -> None:
     assert make()(torch.tensor([[7]]), torch.zeros(1, 1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-
 def test_tokens_are_given_in_order_and_can_run_out() -> None:
     assert assign_tokens(["[V]", "[S1]"], [40, 41, 42]) == {"[V]": 40, "[S1]": 41}
     with pytest.raises(ValueError, match=r"the tokenizer has 1: use at most 0 photos"):
