@@ -266,3 +266,18 @@ def test_neighbouring_noise_is_uncorrelated() -> None:
         (values[:, 1:, :-1], values[:, :-1, 1:]),
     ):
         assert abs((a * b).mean().item()) < 5 / a.numel() ** 0.5
+
+
+def test_no_gradients(tiny_backend: ChameleonBackend) -> None:
+    backend = make_backend().requires_grad_(True)
+    assert not PlainDecoder()(backend, prompts(backend, TEXTS[0]), GRID, [0]).requires_grad
+
+
+def test_draws_follow_the_distribution() -> None:
+    probabilities = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03])
+    draws = 40_000
+    values = noise([11], list(range(draws)), 5)[0]
+    codes = Sampling().draw(probabilities.log().expand(draws, 5), values)
+    counts = torch.bincount(codes, minlength=5)
+    chi_square = ((counts - draws * probabilities) ** 2 / (draws * probabilities)).sum().item()
+    assert chi_square < 18.47  # 4 degrees of freedom, p = .001

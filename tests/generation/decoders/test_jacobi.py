@@ -11,7 +11,7 @@ from itertools import product
 import pytest
 import torch
 from conftest_backend import make_backend
-from test_sampling import GRID, SETTINGS, TEXTS, prompts
+from test_sampling import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch import Tensor
 
 from personalar.generation.decoders import window
@@ -236,3 +236,10 @@ def test_planted_faults_of_gumbel_are_caught(
     ids = prompts(tiny_backend, TEXTS[0])
     plain = PlainDecoder()(tiny_backend, ids, GRID, [1])
     assert not torch.equal(JacobiDecoder(window=6)(tiny_backend, ids, GRID, [1]), plain)
+
+
+def test_identifier_acts(tiny_backend: ChameleonBackend) -> None:
+    ids, rows = prompts(tiny_backend, TEXTS[1]), Rows(tiny_backend, 0.5)
+    plain = PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows)
+    assert torch.equal(JacobiDecoder()(tiny_backend, ids, GRID, [1], identifier=rows), plain)
+    assert not torch.equal(JacobiDecoder()(tiny_backend, ids, GRID, [1]), plain)
