@@ -1,8 +1,7 @@
-"""Checkpoints within a stage: a kill at any moment loses at most a few steps, and nothing else.
+"""Checkpoints within a stage: a kill at any moment loses at most a few steps.
 
-A checkpoint counts once run.json names it; it is named after it is complete, and the one before is deleted
-after that. What run.json names must be there and be readable, or the run stops: a stage never starts again in
-silence.
+A checkpoint counts once run.json names it, which happens after it is complete; then the older one is deleted.
+If the named checkpoint is missing or damaged, the run stops instead of starting the stage again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from personalar.core.run_folder import RunFolder
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
-"""What a checkpoint may be called, and what is deleted once there is a newer one."""
+"""Names of checkpoints; older files with such a name are deleted."""
 AFRESH = "copy it back, or start afresh with overwrite=true"
 
 
@@ -40,8 +39,7 @@ AFRESH = "copy it back, or start afresh with overwrite=true"
 def refusal_named(path: Path) -> Iterator[None]:
     """Raise the system's OSError, with `path`, where torch's writers hide it behind a RuntimeError.
 
-    The error of a Python stream is the context of torch's; a writer in C++ (DeepSpeed's) keeps the reason to
-    itself, and a disk without room is the likely one.
+    DeepSpeed's writer in C++ gives no reason; a full disk is reported if there is no space left.
     """
     try:
         yield
@@ -147,11 +145,11 @@ class StageCheckpoint(L.Callback):
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What run.json says about the last good checkpoint, or nothing."""
+        """The entry of run.json on the last good checkpoint; empty without one."""
         return self.folder.record.get("stages", {}).get(self.stage, {}).get("checkpoint", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note SIGTERM and Ctrl-C and obey them between two steps; Lightning's own handlers save nothing."""
+        """Note SIGTERM and Ctrl-C, to end between two steps; Lightning's own handlers save nothing."""
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""One run at work: its settings, subject and folder, and what every phase does: load, sample, score."""
+"""The context of a run: its settings, subject, folder and base, and ways to load the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from personalar.training.memory import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What every phase of a run needs."""
+    """Everything that the phases of a run share."""
 
     config: RunConfig
     subject: Subject
@@ -41,15 +41,15 @@ class RunContext:
     model_files: ModelFiles
     device: str
     plans: Mapping[str, Workload]
-    """What was picked so that each stage fits, by stage."""
+    """The settings with which each stage fits into memory, by stage."""
     sampling: Workload
     """The same for sampling; `sample_batch` images are drawn together."""
     started: float
-    """When the run began (`time.perf_counter`), less what earlier parts of it took."""
+    """Start of the run (`time.perf_counter`), minus the seconds of its earlier parts."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What determines the result."""
+        """The settings that determine the result."""
         return learning_settings(self.config)
 
     @property
@@ -79,10 +79,7 @@ class RunContext:
         return backend, concept.apply(backend)
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
-        """Return what `stage` learned of this run's subject on this run's base, for others to have.
-
-        It does not tell where the photos lie: the path to them names people and places.
-        """
+        """Return the concept of `stage`, without the path of the photos, which names people and places."""
         subject, settings = self.subject, self.settings
         return Concept(
             base=self.base,
@@ -93,7 +90,7 @@ class RunContext:
         )
 
     def generator(self, backend: Backend, identifier: Identifier | None) -> Generator:
-        """Return what makes pictures with this state of the model."""
+        """Return the generator of pictures for this state of the model."""
         if backend.is_cut_up:  # jacobi's passes depend on the picture, and a batch on what memory is free
             plain = PlainDecoder(**asdict(self.decoder.sampling))
             return Generator(backend=backend, decoder=plain, identifier=identifier, batch=None)

@@ -1,6 +1,6 @@
-"""The inputs of a stage: codes of photos and class images, and the start of the identifier rows.
+"""Inputs of a stage: its starting concept, the codes of the photos, and class images.
 
-Rank zero makes them and leaves them in the run folder; every process then reads them from there.
+Rank zero makes them and leaves them in the run folder, where the other processes read them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LoadBase = Callable[[], Backend]
 
 
 class StageInputs(NamedTuple):
-    """What a stage starts from."""
+    """The starting concept and the pictures of a stage."""
 
     concept: Concept
     photo_codes: list[Tensor]
@@ -53,7 +53,7 @@ def start_identifier(
     """Return fresh rows for [V] and one token per photo.
 
     Args:
-        prompt: one that training uses, with [V] and without a photo's own token, whose row means nothing yet.
+        prompt: one that training uses, with [V] and without a photo's own token.
         photos: codes (h, w) of each photo.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
@@ -73,11 +73,9 @@ def start_identifier(
 def nearest_row(
     backend: Backend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
 ) -> Tensor:
-    """Return (1, D), that of `rows` (K, D) as [V] in `prompt` under which `photos` (codes) are likeliest.
+    """Return (1, D): the one of `rows` (K, D) that, as [V] in `prompt`, makes `photos` (codes) likeliest.
 
-    Where pretraining gave reserved ids a meaning, as names of things it saw, this begins with the thing that
-    is most like the subject. It costs one forward pass over the photos for each row. On nano 164 of 187
-    tokens come after [V]: with the others computed once a name took 0.37 s in place of 0.38 (one thread).
+    It is for bases whose pretraining gave reserved ids a meaning. Each row costs one forward pass.
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
     sequences = [backend.training_sequence(prompt, codes, tokens, loss="image_tokens") for codes in photos]

@@ -1,7 +1,6 @@
 """The training loss: cross-entropy of image tokens, with the head on supervised positions only.
 
-Logits of a 65,536-word vocabulary in float32 would be the largest tensor of a step, so they are made a chunk
-at a time and made again in the backward pass; only one chunk exists at any moment.
+The logits are computed in chunks, and again in the backward pass, so that only one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def head_loss(
     Args:
         num_choices: K, the logits that `head` gives for each state.
         z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-        logits_at_once: how many logits may exist together; more are split, and made again when due.
+        logits_at_once: the most logits in one chunk.
     """
     rows = max(1, logits_at_once // num_choices)
     if len(hidden) <= rows:
@@ -70,7 +69,7 @@ def sequence_loss(
     Args:
         batch: "ids" (B, T), "loss_mask" (B, T), true where a token is to be predicted, and "keys" (B,).
         z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-        dropout: chance of every number that a block adds to be left out, by the sequences' keys; 0: none.
+        dropout: probability of dropping a number that a block adds, drawn by the sequences' keys.
     """
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
     left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None

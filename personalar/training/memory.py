@@ -1,9 +1,7 @@
 """Estimate the memory of a stage, item by item, from the configuration alone: no weight is read.
 
-Weights, gradients and optimizer states are counted from a model without storage. Activations are not put
-into a formula but observed: one forward and backward pass of the very same code runs on tensors that have
-shapes and no values, and every allocation of it is added up. The pass is as long as the model's layers are
-many, and takes seconds for a 7B.
+Weights, gradients and optimizer states are counted from a model without storage. Activations are observed:
+a forward and backward pass runs on tensors without values, and its allocations are added up.
 """
 
 from __future__ import annotations
@@ -28,21 +26,20 @@ from personalar.training.loss import LOGITS_AT_ONCE, head_loss
 from personalar.training.model_prep import prepare_blocks, train_in_float32
 
 FLOAT32, STATE_BYTES = 4, {"adamw": 8, "adamw8bit": 2}
-NF4_BYTES = (
-    0.5 + 1 / 64 + 4 / (64 * 256)
-)  # four bits, a byte of scale per 64, a float of scale per 256 of those
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per number: four bits, a byte of scale per 64 numbers, a float of scale per 256 such bytes."""
 SHALLOW = (4, 8)
-"""Layers of the two models; multiples of the paper's spacings of adapters."""
+"""Layers of the two models that are observed in place of a deep one."""
 PROJECTIONS = "model.layers.*_proj.weight"
 LIVE_PARAMETERS = 10**9
-"""So many at most does DeepSpeed keep whole where weights are cut up (stage3_max_live_parameters)."""
+"""The most parameters that DeepSpeed gathers at once (stage3_max_live_parameters)."""
 OFFLOADED = 10**12
-"""As a number of shards: nothing of it stays on the device."""
+"""A number of shards so large that nothing stays on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What decides the memory of one stage on one device."""
+    """The numbers that decide the memory of one stage on one device."""
 
     shape: NetworkShape
     dtype: torch.dtype
@@ -57,14 +54,14 @@ class Workload:
     tokens: int
     """Ids in the longest sequence."""
     image_tokens: int
-    """Of them the predicted ones."""
+    """The predicted ids among them."""
     choices: int
-    """Vocabulary rows that the loss chooses among."""
+    """Vocabulary rows in the loss."""
     recompute: bool = False
     optimizer: str = "adamw"
     dropout: float = 0.0
     shards: tuple[int, int, int] = (1, 1, 1)
-    """Over how many processes weights, gradients and optimizer states are cut up, or `OFFLOADED`."""
+    """Shards of the weights, gradients and optimizer states, or `OFFLOADED`."""
     sample_batch: int = 1
     """Images sampled together (with guidance: twice as many sequences)."""
     extra: int = 0
@@ -74,7 +71,7 @@ class Workload:
 
 
 class _Adapted(nn.Module):
-    """What PEFT computes for an adapted projection; its own classes do not take tensors without values."""
+    """An adapted projection, as PEFT computes it; PEFT's classes need tensors with values."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -97,7 +94,7 @@ def _adapt(block: nn.Module, rank: int) -> None:
 
 
 class Allocations(TorchDispatchMode):
-    """Adds up the storages that operations make while it is on, and takes them off when they are freed."""
+    """Counts the bytes of the storages that operations allocate and free."""
 
     def __init__(self, known: nn.Module) -> None:
         """Leave out the parameters of `known`, of which operations return views."""
@@ -148,11 +145,10 @@ def parameter_counts(work: Workload) -> tuple[int, int, int]:
 
 
 def observe_pass(work: Workload) -> int:
-    """Return the peak bytes that one forward and backward pass adds to the parameters, gradients among them.
+    """Return the peak bytes that a forward and backward pass adds to the parameters, gradients included.
 
-    All gradients are there from the start: those of the passes before, or of the step before, which Lightning
-    deletes after the forward pass. Layers are alike, so a deep model's peak is a straight line through those
-    of two shallow ones.
+    All gradients exist from the start, as they do from the second pass on. The peak of a deep model is
+    extrapolated from two shallow ones.
     """
     deep = work.shape.num_hidden_layers
     if deep <= max(SHALLOW) + 2:

@@ -1,4 +1,4 @@
-"""Before any weight is read: does the run fit, with which settings, and what would make it fit."""
+"""Find the settings with which a run fits into memory, before any weight is read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PROMPT_TOKENS = 64
 """Room for the wrapped prompt; the longest training template takes about 40."""
 GB = 10**9
 DEVICE_SHARE = 0.95
-"""Of a GPU; the rest is CUDA's own, and what its allocator cannot use."""
+"""Share of a GPU's memory that a run may use; CUDA needs the rest."""
 SAMPLING_SHARE = 0.9
-"""Of the device, for weights, keys and values; what else a step of sampling needs is small."""
+"""Share of the device's memory for weights, keys and values in sampling."""
 
 
 def check_devices(trainer: TrainerConfig) -> None:
@@ -46,13 +46,13 @@ def device_bytes(config: RunConfig) -> int:
 
 
 def shards(strategy: str, world: int) -> tuple[int, int, int]:
-    """Return over how many processes weights, gradients and optimizer states are cut up."""
+    """Return the number of shards of the weights, gradients and optimizer states."""
     cut = {"zero2": (1, world, world), "zero3": (world,) * 3, "zero3_offload": (OFFLOADED,) * 3}
     return cut.get(strategy, (1, 1, 1))
 
 
 def check_host(config: RunConfig, work: Workload) -> None:
-    """Raise ValueError where what `zero3_offload` leaves with the host does not fit there."""
+    """Raise ValueError if what `zero3_offload` keeps in the host's memory does not fit there."""
     if config.trainer.strategy != "zero3_offload":
         return
     items = estimate(replace(work, shards=(config.trainer.devices * config.trainer.num_nodes,) * 3))
@@ -67,7 +67,7 @@ def check_host(config: RunConfig, work: Workload) -> None:
 
 
 def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
-    """Return what `stage` asks of one device, with nothing spared."""
+    """Return the workload of `stage` on one device, before any saving of memory."""
     shape = files.shape(attention=config.trainer.attention, images=PICTURES_AT_ONCE)
     world = config.trainer.devices * config.trainer.num_nodes
     answer = config.model.recipe.loss == "answer"
@@ -93,7 +93,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
 
 
 def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
-    """Yield `work` and what may be done to make it smaller, the fastest first."""
+    """Yield `work` and smaller variants that the settings allow, the fastest first."""
     yield work
     parts = (
         [n for n in range(work.batch - 1, 0, -1) if work.batch % n == 0] if config.memory.split_batch else []
@@ -174,7 +174,7 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
 def sampling_work(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
     """Return the work of drawing as many images together as fit, at most `model.sampling.batch`.
 
-    It depends on the device, not on what is free there now: a resumed run cuts its pictures alike.
+    It depends on the size of the device, not on its free memory, so a resumed run makes equal batches.
 
     Raises:
         ValueError: when a single image does not fit, with the items.

@@ -1,6 +1,6 @@
-"""Prepare the blocks of a network for training: float32 copies, recomputing, compiling, four bits.
+"""Prepare a network's blocks for training: float32 copies, recomputing, compiling, four bits.
 
-None of it changes what a block computes beyond its number format, nor the names of what is learned.
+Only the number format of a block's results may change; parameters keep their names.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def make_optimizer(groups: Iterable[dict[str, Any]], *, betas: tuple[float, floa
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What a stage works on."""
+    """The model of a stage."""
 
     backend: Backend
     identifier: Identifier
@@ -64,7 +64,7 @@ class PersonalizationModule(L.LightningModule):
         dropout: float = 0.0,
         optimizer: str = "adamw",
     ) -> None:
-        """Hold the recipe; the network comes in `configure_model`, where it may be built cut up.
+        """Store the recipe; `configure_model` builds the network, sharded if the strategy asks for it.
 
         Args:
             build: makes the network.
@@ -84,7 +84,7 @@ class PersonalizationModule(L.LightningModule):
         if self.network is not None:
             return
         self.network = network = self.build()
-        # Not the whole backend: the image tokenizer neither trains nor is it worth cutting up.
+        # Not the whole backend: the image tokenizer neither trains nor is it sharded.
         self.transformer, self.identifier = network.backend.transformer, network.identifier
         self.requires_grad_(False)
         for parameter in network.weights.values():
@@ -114,7 +114,7 @@ class PersonalizationModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
-        """Return the pictures of the grid, each process having made those that its `batch` (B,) numbers."""
+        """Return the pictures of the grid; this process makes those whose numbers are in `batch` (B,)."""
         # Cached: float32 copies are rounded once, not at every token. Closed: training wants the memory.
         with parametrize.cached(), closing(self.sampler(self.network)) as generator:
             made = generator.samples([self.grid[index] for index in batch.tolist()])

@@ -1,4 +1,4 @@
-"""From a base and a concept to the network that a stage trains."""
+"""Build the network that a stage trains, from a base and a concept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _finished(session: RunContext, stage: Stage, network: Network) -> Network:
 
 
 def build_sharded_network(session: RunContext, stage: Stage, concept: Concept) -> Network:
-    """Return the same as `build_network`, cut up over the processes; within DeepSpeed's sharding context."""
+    """Return the same as `build_network`, sharded; call it within DeepSpeed's sharding context."""
     if session.plans[stage.name].base_bits == 4:
         raise ValueError("method.base_bits=4 cannot be cut up: use trainer=gpu, ddp or zero2")
     if concept.lora:
@@ -56,7 +56,7 @@ def build_sharded_network(session: RunContext, stage: Stage, concept: Concept) -
         attention=session.config.trainer.attention,
         changed=concept.weights,
     )
-    with ordinary_modules():  # small; DeepSpeed cuts them up with the rest when training starts
+    with ordinary_modules():  # small; DeepSpeed shards them with the rest when training starts
         identifier = Identifier(tokens=concept.tokens, rows=concept.rows).to(session.device)
         weights = choose_weights(backend.transformer, stage, seed=session.config.seed)
     return _finished(session, stage, Network(backend=backend, identifier=identifier, weights=weights))

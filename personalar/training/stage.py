@@ -1,7 +1,6 @@
-"""A stage as data: which parameters move, how fast and for how long.
+"""A stage as data: the parameters that train, their learning rates and the number of steps.
 
-A method is an ordered set of stages; here its YAML meets the numbers of the model's recipe and becomes
-groups.
+A method (an ordered set of stages) is joined here with the numbers of the model's recipe.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
     """Return the method's stages in order, each with its numbers.
 
     Raises:
-        ValueError: when a stage refers to numbers that the recipe lacks, or that suit no adapters.
+        ValueError: when a stage names numbers that are missing in the recipe, or that do not suit adapters.
     """
     for name, stage in method.stages.items():
         if stage.numbers not in recipe.stages:
@@ -42,7 +41,7 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 
 
 def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
-    """Return what a stage trains: what the method says, and what the base needs besides."""
+    """Return `stage` with the weights that the recipe also trains."""
     if stage.lora.rank and numbers.also_train:
         recipe = f"model.recipe.stages.{stage.numbers}"
         raise ValueError(
@@ -79,7 +78,7 @@ def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, 
     """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in order.
 
     Raises:
-        ValueError: when a pattern matches nothing; the nearest names are told.
+        ValueError: when a pattern matches nothing, with the nearest names.
     """
     named = dict(network.named_parameters())
     chosen: dict[str, nn.Parameter] = {}
@@ -113,17 +112,14 @@ def parameter_groups(
 
 
 def lr_factor(step: int, *, numbers: StageNumbers) -> float:
-    """Return what the peak rates are multiplied with at optimizer step `step` (0-based)."""
+    """Return the factor of the peak rates at optimizer step `step` (0-based)."""
     if numbers.schedule == "constant":
         return 1.0
     return max(0.0, 1.0 - step / numbers.steps)
 
 
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
-    """Return in one line how many steps `stage` takes, by which setting, and how often it sees each photo.
-
-    The paper (arXiv 2504.13162) gives its steps for subjects of 4 to 6 photos and no rule by their number.
-    """
+    """Return one line: the steps of `stage`, their setting, and how often each photo is seen."""
     numbers = stage.numbers
     own = numbers.batch - (numbers.replayed if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos

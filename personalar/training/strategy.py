@@ -1,6 +1,6 @@
 """Lightning's strategies by the name of `trainer.strategy`.
 
-DeepSpeed's ZeRO runs on CPUs as well (gloo), so that what several GPUs do is tested without one.
+DeepSpeed's ZeRO also runs on CPUs (gloo), so it can be tested without GPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """This process's device; DeepSpeed wants an index, which Lightning's CPU devices lack."""
+        """This process's device; DeepSpeed wants an index, which is missing in Lightning's CPU devices."""
         device = super().root_device
         return torch.device("cpu", self.local_rank) if device.type == "cpu" else device
 
@@ -87,8 +87,7 @@ def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
 def make_environment() -> list[SLURMEnvironment]:
     """Return the plugin that a SLURM job needs; elsewhere, and under torchrun in such a job, none.
 
-    On SIGUSR1 Lightning would write a checkpoint of its own into the run folder, and begin the next stage
-    from it. SIGTERM, and the same command again, are this program's way.
+    Requeuing is off: on SIGUSR1 Lightning would write its own checkpoint and start the next stage from it.
     """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
@@ -114,10 +113,7 @@ def make_strategy(config: TrainerConfig, dtype: str) -> Strategy | str:
 
 
 def gradient_norm(strategy: _Base) -> float | None:
-    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None without DeepSpeed.
-
-    DeepSpeed takes the gradients away from the parameters, so nobody else can tell.
-    """
+    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None without DeepSpeed."""
     if not isinstance(strategy, ZeroStrategy):
         return None
     norm = strategy.deepspeed_engine.get_global_grad_norm()
@@ -125,9 +121,9 @@ def gradient_norm(strategy: _Base) -> float | None:
 
 
 def let_go(strategy: _Base) -> None:
-    """Let DeepSpeed's engine and the network that it holds be collected, once a stage has ended.
+    """Let DeepSpeed's engine and its network be collected, once a stage has ended.
 
-    Under ZeRO 3 a global list of modules at work ends with the network in it, and so does a method's cache.
+    Under ZeRO 3 a global list of modules and a method's cache still refer to the network.
     """
     if not isinstance(strategy, ZeroStrategy):
         return
@@ -142,5 +138,5 @@ def let_go(strategy: _Base) -> None:
 
 
 def shards_weights(strategy: _Base) -> bool:
-    """Tell whether no process holds the whole model (ZeRO 3)."""
+    """Return whether the weights are sharded (ZeRO 3)."""
     return isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3

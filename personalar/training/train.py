@@ -1,6 +1,6 @@
-"""One stage, from the concept it starts with to the concept it leaves: a fresh Trainer, a fresh optimizer.
+"""Train one stage, from its starting concept to the concept it leaves, with a fresh Trainer and optimizer.
 
-Stages meet on disk only, so two commands with one stage each compute what one command with both does.
+Stages share files only, so two commands with one stage each give the same result as one with both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EXPECTED_WARNINGS = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's remarks about what is meant to be out of the terminal."""
+    """Silence Lightning's warnings about things that are intended."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -220,8 +220,8 @@ def train_stage(
     phase = session.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
     with quiet(), phase as advance:
         fit(session, stage, start, grid, make_callbacks(session, base_samples, advance, stage), last)
-    # Trainer, data and callbacks hold each other and the network. Until they are collected it stays on the
-    # device, where the next phase loads the base: two of a 7B do not fit.
+    # Trainer, data and callbacks refer to each other and the network, which must leave the device before the
+    # next phase loads the base: two of a 7B do not fit.
     gc.collect()
 
 

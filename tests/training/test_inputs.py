@@ -1,4 +1,4 @@
-"""What a stage needs beforehand."""
+"""Inputs of a stage: class prompts, photo codes, and the start of [V]."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_search_for_a_start_asks_what_training_asks(
 def test_codes_are_kept_for_the_pictures_that_they_are_of(
     session: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How a photo is cut, and the size that pictures have, change its codes."""
+    """The codes change with the crop of the photos and the size of the pictures."""
     encoded: list[str] = []
 
     def encode(backend: None, photos: Any, data: DataNumbers, *, seed: int) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What is done to the blocks before training: compiled, in four bits, with an 8-bit optimizer."""
+"""Blocks prepared for training: compiled, in four bits, with an 8-bit optimizer."""
 
 from __future__ import annotations
 

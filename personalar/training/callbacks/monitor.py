@@ -1,4 +1,4 @@
-"""Log speed, memory and gradients while a stage trains; stop it when the loss is not finite."""
+"""Measurements of a run while it trains, and reasons to stop it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from personalar.training.strategy import gradient_norm
 
 
 class StepWatch(L.Callback):
-    """Logs learning rates, tokens per second, memory and how far [V] has come from its start."""
+    """Logs learning rates, tokens per second, memory and the distance of [V] from its start."""
 
     def __init__(self) -> None:
         """Have counted nothing yet."""
@@ -74,7 +74,7 @@ class StepWatch(L.Callback):
 
     @staticmethod
     def _row(pl_module: L.LightningModule) -> Tensor | None:
-        """Return [V]'s row on the CPU, where a checkpoint's lies too; None where no process has it whole."""
+        """Return a copy of [V]'s row on the CPU; None where it is sharded."""
         rows = pl_module.identifier.rows
         if not rows.numel() or is_sharded(rows):
             return None
@@ -90,10 +90,10 @@ class StepWatch(L.Callback):
 
 
 class FiniteLoss(L.Callback):
-    """Stops a run whose loss is no number, before the step that would spoil the weights."""
+    """Stops a run whose loss is not finite, before that step changes the weights."""
 
     def __init__(self, *, last_good: Callable[[], Mapping[str, Any]]) -> None:
-        """Ask `last_good` for what run.json says about the last checkpoint."""
+        """Ask `last_good` for the entry of run.json on the last checkpoint."""
         self.last_good = last_good
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -140,7 +140,7 @@ class SamplingBudget(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Where a grid is due, allow or forbid it; rank zero's clock decides for all."""
+        """Allow or forbid a grid that is due; rank zero's clock decides for all."""
         if not self._grids or (batch_idx + 1) % trainer.val_check_batch:
             return
         elapsed = max(time.perf_counter() - self._began, 1e-9)

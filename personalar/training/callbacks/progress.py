@@ -1,4 +1,4 @@
-"""Show the progress of a stage and count its seconds."""
+"""The progress bar and the clock of a stage."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def harmonic(likeness: float, following: float, weight: float) -> float:
 
 
 def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, float]:
-    """Return two values that want likeness and obedience at once, from lines of scores.jsonl.
+    """Return two values that join likeness and prompt following, from lines of scores.jsonl.
 
     "harmonic" is the mean of the pictures' rewards, "product" is the product of the means.
     Without pictures there are no values.
@@ -46,11 +46,9 @@ def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, flo
 
 
 class SubjectScores(L.Callback):
-    """Logs `val/dino`, `val/clip_i`, `val/clip_t`, the zero-shot accuracies, `val/harmonic` and
-    `val/product`.
+    """Logs the mean scores of a grid as `val/*`, with `val/harmonic` and `val/product`.
 
-    Every process has all pictures of a grid (`PersonalizationModule.validation_step`), rank zero alone has
-    judges: it scores, the others are told, and all log the same numbers.
+    Every process has all pictures of a grid, but only rank zero has judges; it broadcasts the scores.
     """
 
     def __init__(self, score: Score | None, likeness_weight: float = 0.5) -> None:
@@ -72,5 +70,5 @@ class SubjectScores(L.Callback):
         means.update(lines)
         values = {measure: float(mean) for measure, mean in means.compute().items()}
         values |= combined(lines, self.likeness_weight)
-        told = trainer.strategy.broadcast(values)
-        pl_module.log_dict({f"val/{measure}": value for measure, value in told.items()})
+        shared = trainer.strategy.broadcast(values)
+        pl_module.log_dict({f"val/{measure}": value for measure, value in shared.items()})

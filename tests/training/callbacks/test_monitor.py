@@ -1,4 +1,4 @@
-"""What a run measures of itself, a loss that is no number, a sampling budget, and the count of operations."""
+"""Measurements of a run, a loss that is not finite, and a sampling budget."""
 
 from __future__ import annotations
 
