@@ -47,9 +47,9 @@ def _finished(session: RunContext, stage: Stage, network: Network) -> Network:
 def build_sharded_network(session: RunContext, stage: Stage, concept: Concept) -> Network:
     """Return the same as `build_network`, sharded; call it within DeepSpeed's sharding context."""
     if session.plans[stage.name].base_bits == 4:
-        raise ValueError("method.base_bits=4 cannot be cut up: use trainer=gpu, ddp or zero2")
+        raise ValueError("method.base_bits=4 cannot be sharded: use trainer=gpu, ddp or zero2")
     if concept.lora:
-        raise ValueError("a stage after a LoRA stage cannot start cut up: use trainer=ddp or zero2 for it")
+        raise ValueError("a stage after a LoRA stage cannot be sharded: use trainer=ddp or zero2 for it")
     backend = session.model_files.load_sharded(
         dtype=session.dtype,
         device=session.device,

@@ -1,11 +1,9 @@
-"""Measurements of a run, a loss that is not finite, and a sampling budget."""
+"""Measurements of a run, and the budget of its sample grids."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
-
-SEVEN = {"sequences": 4, "tokens": 1100, "image_tokens": 1100, "choices": 65536}
 
 
 def test_curves_of_a_run(finished_run: Path) -> None:
