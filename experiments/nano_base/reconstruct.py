@@ -2,17 +2,20 @@
 
 `python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6` writes whole shards, for the scorers; a
 finished shard is skipped. With `--sheet FILE.png` a few pictures (odd rows) over what becomes of them (even
-rows), to look at.
+rows), to look at, and the quality per kind of picture, as JSON.
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from pictures import Shards
 from PIL import Image
-from train_vq import load_vq
+from train_vq import JUDGE, evaluate, load_vq
+from vq_losses import InstanceJudge
 
 from personalar.models.chameleon.vq import VQModel
 
@@ -35,6 +38,18 @@ def write_sheet(vq: VQModel, source: np.ndarray, path: Path) -> None:
     Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows])).save(path)
 
 
+def report(vq: VQModel, shards: Shards) -> None:
+    """Print the quality on all pictures, and on those of each style with one thing or two."""
+    kinds: dict[str, list[int]] = {"all": list(range(len(shards)))}
+    for number, fact in enumerate(shards.facts):
+        kind = (fact["style"] or "photo") + (" of two" if fact["beside"] else "")
+        kinds.setdefault(kind, []).append(number)
+    judge = InstanceJudge(JUDGE)
+    for kind, picks in kinds.items():
+        found = evaluate(vq, judge, shards, np.array(picks))
+        print(json.dumps({"kind": kind, "pictures": len(picks), **found}), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -49,6 +64,7 @@ def main() -> None:
         source = np.load(args.data / f"{args.kind}_{number:03d}.npy", mmap_mode="r")
         if args.sheet:
             write_sheet(vq, source, args.sheet)
+            report(vq, Shards(args.data, args.kind))
             return
         target = args.data / f"{args.kind}_recon_{number:03d}.npy"
         if target.exists():

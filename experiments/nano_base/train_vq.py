@@ -28,7 +28,7 @@ from vq_optimizer import ConvolutionMuon
 from personalar.models.chameleon.vq import VQConfig, VQModel
 
 WARMUP, PLAIN_STEPS, AVERAGE = 60, 120, 0.999
-REPORT, CHECK, SAVE_SECONDS = 50, 500, 300
+REPORT, CHECK, CHECKED, SAVE_SECONDS = 50, 500, 200, 300
 JUDGE = Path(__file__).resolve().parents[2] / "personalar" / "nano" / "dino"
 
 
@@ -101,16 +101,15 @@ def recode(model: VQModel, shards: Shards, count: int = 320) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: VQModel, judge: InstanceJudge, shards: Shards, count: int) -> dict:
-    """Held-out quality.
+def evaluate(model: VQModel, judge: InstanceJudge, shards: Shards, picks: np.ndarray) -> dict:
+    """Quality on the pictures with these numbers.
 
     psnr: dB, mean over pictures. sharpness: gradient energy, of the originals'. judge: cosine of the
     instance judge's verdicts on a picture and its reconstruction. codes_used: share of the codebook.
     """
     psnr, energy, likeness = [], [], []
     used = torch.zeros(model.config.num_embeddings)
-    picks = np.linspace(0, len(shards) - 1, count).astype(int)
-    for start in range(0, count, 50):
+    for start in range(0, len(picks), 50):
         x = pixels(shards, picks[start : start + 50])
         codes = model.encode(x)
         used += torch.bincount(codes.flatten(), minlength=len(used))
@@ -277,7 +276,7 @@ def main() -> None:
             recent = []
             shards.refresh()
         if step == args.steps or step % CHECK == 0:
-            log(step=step, **evaluate(training.average, training.judge, heldout, 200))
+            log(step=step, **evaluate(training.average, training.judge, heldout, np.arange(CHECKED)))
         if step in (1, args.steps) or time.monotonic() - saved > SAVE_SECONDS:
             training.save(state_path, step=step, seconds=log.seconds)
             export(training.average, args.out)
