@@ -75,6 +75,18 @@ def uneven(h: int, w: int) -> list[int | None]:
 
 
 @pytest.mark.parametrize("size", WINDOWS)
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "top_k": 20}])
+def test_flat_images_are_plains(flat: ChameleonBackend, size: int, settings: dict[str, float]) -> None:
+    ids = prompts(flat, *TEXTS)
+    assert len(set(map(len, ids))) == len(ids)  # of three lengths
+    plain = PlainDecoder(**settings)(flat, ids, GRID, SEEDS)
+    assert torch.equal(NaiveDecoder(**settings)(flat, ids, GRID, SEEDS), plain)
+    for max_batch in (1, 2, 3):
+        decoder = JacobiDecoder(window=size, max_batch=max_batch, **settings)
+        assert torch.equal(decoder(flat, ids, GRID, SEEDS), plain), max_batch
+
+
+@pytest.mark.parametrize("size", WINDOWS)
 def test_the_real_vocabulary_with_anoles_layout(size: int) -> None:
     backend = relaid(lumina_backend(), ANOLE)
     ids = [backend.protocol.prompt_ids(text, 64, 64) for text in ("a red cat", "a blue dog in the snow")]
