@@ -32,10 +32,10 @@ class Part:
 
 
 def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
-    """Return the model's files, downloading what lacks after saying so.
+    """Return the model's files; print what is missing and download it.
 
     Raises:
-        FileNotFoundError: when files lack and cannot be fetched, with all that there is to know about them.
+        FileNotFoundError: when files are missing and cannot be fetched; the message names them.
         ValueError: when a file of the folder is damaged.
     """
     if (found := offline_model(config)) is not None:
@@ -64,11 +64,10 @@ def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let one process of a machine at a time look for room and download; the others wait, then look again.
+    """Let one process of a machine download at a time; the others wait, then look again.
 
-    The hub locks each file it writes, so two downloads cannot spoil each other. But a second process would
-    count the disk as too full for what the first has half fetched, and say everything twice. A process that
-    fails lets the next one try, which then fails with its own message: nobody waits for the dead.
+    The hub locks each file. Without this lock a second process would count the disk as too full for what the
+    first has half fetched, and print everything twice.
     """
     from huggingface_hub import is_offline_mode
     from huggingface_hub.utils import WeakFileLock
@@ -94,9 +93,9 @@ def offline_model(config: ModelConfig) -> ModelFiles | None:
 
 
 def pin(config: ModelConfig) -> ModelConfig:
-    """Return `config` with each revision as the commit that lies in the hub's cache.
+    """Return `config` with each revision as the commit in the hub's cache.
 
-    A branch such as "main" is then, for a run and in what it leaves, what it was when it was downloaded.
+    A run and its results then name a fixed state instead of a branch, which moves.
     """
     if config.path is not None:
         return config
@@ -135,7 +134,7 @@ def cached(hub: HubFiles) -> Path | None:
 
 
 def lacking(hub: HubFiles, files: Collection[str]) -> list[str]:
-    """Return what of `hub` is not among the `files` of its repository; weights in one file need no index."""
+    """Return the names of `hub` that are missing in `files`; weights in one file need no index."""
 
     def is_there(pattern: str) -> bool:
         alike = (file for file in files if fnmatchcase(file, pattern))
@@ -146,7 +145,7 @@ def lacking(hub: HubFiles, files: Collection[str]) -> list[str]:
 
 
 def statement(config: ModelConfig, parts: list[Part]) -> str:
-    """Return what lacks, from where, under which licence, how large, and where it will be kept."""
+    """Describe the missing files: source, licence, size, and the folder they are kept in."""
     folder = cache_folder()
     lines = [f"model={config.name} needs files that are not on this machine:"]
     for part in parts:
@@ -165,7 +164,7 @@ def statement(config: ModelConfig, parts: list[Part]) -> str:
 
 
 def obstacle(parts: list[Part]) -> str | None:
-    """Return why what lacks cannot be downloaded, or None."""
+    """Return the reason the missing files cannot be downloaded, or None."""
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
@@ -244,7 +243,7 @@ def download(part: Part) -> None:
 
 @contextmanager
 def _told(part: Part) -> Iterator[None]:
-    """Turn what the hub refuses within the block into a FileNotFoundError that says what to do."""
+    """Turn an error of the hub within the block into a FileNotFoundError with a fix."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
