@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from train_vq import load_vq
 
-from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
+from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQModel
@@ -85,7 +85,7 @@ class Sequences:
     """Fixed-length training batches out of codes and captions."""
 
     def __init__(
-        self, protocol: Protocol, facts: list[dict], codes: np.ndarray, side: int, size: int
+        self, protocol: SequenceLayout, facts: list[dict], codes: np.ndarray, side: int, size: int
     ) -> None:
         tokens = protocol.tokenizer
         self.names = dict(zip((IDENTIFIER, SECOND_IDENTIFIER), tokens.concept_ids, strict=False))
@@ -210,7 +210,7 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
     captions, codes = [f["caption"] for f in shards.facts], vq.config.num_embeddings
     tokens = make_tokenizer(captions, size, codes, args.out / "tokenizer.json")
     down = vq.config.downsample
-    protocol = Protocol(
+    protocol = SequenceLayout(
         tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=down
     )
     train, check = (

@@ -12,7 +12,7 @@ from personalar.config.run_config import RunConfig
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that determine what is learned, as plain values."""
     model = asdict(config.model)
-    for name in ("photo_warning", "float16_problem", "accelerator"):
+    for name in ("family", "photo_warning", "float16_problem", "accelerator"):
         model.pop(name)
     model["sampling"].pop("batch")  # how many pictures are drawn together changes none
     if model["layout"] is not None:

@@ -55,6 +55,8 @@ class ModelConfig:
     """A base model: where its weights are and what suits it."""
 
     name: str = MISSING
+    family: str = "personalar.models.chameleon"
+    """Package of the model's class; see docs/adding_a_backend.md."""
     path: str | None = None
     """Folder of weights; "package://x" is inside the installed package; null: from `hub`."""
     vq_path: str | None = None

@@ -1,4 +1,4 @@
-"""Attention proper: what queries make of keys and values.
+"""Attention of queries over keys and values.
 
 Shapes: B batch, T queries, S keys, H query heads, K key/value heads, hd head size.
 """
@@ -16,7 +16,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
     Args:
         query: (B, H, T, hd); key, value: (B, K, S, hd), K divides H.
         mask: additive, broadcastable to (B, H, T, S); None means causal, and then S must equal T.
-        eager: spell it out instead of calling the fused kernel.
+        eager: single operations instead of the fused kernel.
     """
     if not eager:
         grouped = key.shape[1] != query.shape[1]
@@ -42,6 +42,6 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _one_query(query: Tensor, key: Tensor) -> Tensor:
-    """Return `query @ key.mT`, (B, H, 1, S), with the keys at the left: so a CPU reads them as they lie."""
+    """Return `query @ key.mT`, (B, H, 1, S), with the keys at the left, which is faster on a CPU."""
     products = torch.bmm(key.flatten(0, 1), query.flatten(0, 1).mT)  # (B H, S, 1)
     return products.view(*query.shape[:2], 1, -1)

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 from personalar.models.dropout import Dropout
 
+Loss = Literal["image_tokens", "answer"]
+"""The tokens to predict: the image codes (arXiv 2504.13162), or all of the answer (Lumina-mGPT)."""
+Head = Callable[[Tensor], Tensor]
+"""Maps hidden states (..., D) to float32 logits (..., K)."""
+
 
 class Cache(Protocol):
-    """Keys and values of a batch; made by `Backend.new_cache`, moved on by `Backend.forward`."""
+    """Keys and values of a batch; made by `Backend.new_cache`, advanced by `Backend.forward`."""
 
     length: int
     keys: list[Tensor]
@@ -27,30 +32,18 @@ class Cache(Protocol):
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens of every row."""
-        ...
 
     def place(self, positions: Tensor) -> None:
-        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: it is empty."""
-        ...
+        """Forget all, and set the position that each slot of a row contains, (B, L) int64; -1: empty."""
 
     def shared(self, rows: Sequence[int], twins: Tensor) -> Any:
-        """Return what `Backend.forward` takes as cache to run `rows` alone, for all that equal them.
+        """Return the cache for a `Backend.forward` of `rows` alone, which writes all rows that equal them.
 
-        `twins` (B,) int64 names the one of `rows` that every row equals.
+        `twins` (B,) int64 is, for each row, the index in `rows` of the row it equals.
         """
-        ...
 
     def at(self, slots: Tensor, end: int) -> Any:
-        """Return what `Backend.forward` takes as cache to write `slots` and read below `end`."""
-        ...
-
-
-Loss = Literal["image_tokens", "answer"]
-"""The tokens to predict: the image codes (arXiv 2504.13162), or all of the answer (Lumina-mGPT)."""
-
-
-Head = Callable[[Tensor], Tensor]
-"""Maps hidden states (..., D) to float32 logits (..., K)."""
+        """Return the cache for a `Backend.forward` that writes `slots` and reads below `end`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,84 +53,42 @@ class TrainingSequence:
     ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     key: int = 0
-    """Seed of everything that a pass over this example draws at random (dropout); 63 bits."""
+    """Seed of everything random in a pass over this example (dropout); 63 bits."""
 
 
 class Backend(Protocol):
-    """A base model. The contract test runs every implementation through all of it."""
+    """A base model. The attributes may be properties; only `transformer` is trained."""
 
     transformer: nn.Module
     """The network that can be trained, with the parameter names of the published checkpoints."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids and codes must lie."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the transformer."""
-        ...
-
-    @property
-    def sizes(self) -> Sequence[tuple[int, int]]:
-        """Image sizes (width, height) in pixels that this model knows."""
-        ...
-
-    @property
-    def square(self) -> tuple[int, int]:
-        """The size that is drawn where none is asked for."""
-        ...
-
-    @property
-    def known_words(self) -> Sequence[str] | None:
-        """Every word of the captions the model was trained on, or None where that is unknown."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """Number of positions that the model was trained with."""
-        ...
-
-    @property
-    def reserved_ids(self) -> Sequence[int]:
-        """Ids that no text uses; learned identifiers take them."""
-        ...
-
-    @property
-    def pad_id(self) -> int:
-        """The id that fills rows of a batch up."""
-        ...
-
-    @property
-    def word_table(self) -> Tensor:
-        """The embedding table (V, D)."""
-        ...
-
-    @property
-    def unconditional_prompt(self) -> Sequence[int]:
-        """Ids before the image in the unconditional context of guidance; Lumina-mGPT has none."""
-        ...
-
-    @property
-    def code_offset(self) -> int:
-        """The id of image code 0; codes are one block of ids in order."""
-        ...
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The repeated parts of the network, all of one class: `decoder=compiled` compiles its `forward`."""
-        ...
-
-    @property
-    def has_fixed_addresses(self) -> bool:
-        """Whether `forward` reads every weight at one address, call after call: what captured graphs need."""
-        ...
-
-    @property
-    def is_cut_up(self) -> bool:
-        """Whether no process holds all weights (ZeRO 3): every pass then takes all processes."""
-        ...
+    device: torch.device
+    """The device of token ids and codes."""
+    dtype: torch.dtype
+    """Precision of the transformer."""
+    sizes: Sequence[tuple[int, int]]
+    """Image sizes (width, height) in pixels that this model knows."""
+    square: tuple[int, int]
+    """The default size of a picture."""
+    known_words: Sequence[str] | None
+    """Every word of the captions the model was trained on; None: unknown."""
+    max_tokens: int
+    """Number of positions that the model was trained with."""
+    reserved_ids: Sequence[int]
+    """Ids that no text uses; learned identifiers take them."""
+    pad_id: int
+    """The id that fills up the rows of a batch."""
+    word_table: Tensor
+    """The embedding table (V, D)."""
+    unconditional_prompt: Sequence[int]
+    """Ids before the image in the unconditional context of guidance; empty for Lumina-mGPT."""
+    code_offset: int
+    """The id of image code 0; codes are one block of ids in order."""
+    blocks: Sequence[nn.Module]
+    """The repeated parts of the network, all of one class: `decoder=compiled` compiles its `forward`."""
+    has_fixed_addresses: bool
+    """True if `forward` reads every weight at one address, call after call, as captured graphs need."""
+    is_cut_up: bool
+    """True if the weights are sharded (ZeRO 3): every pass then takes all processes."""
 
     def preprocess(
         self,
@@ -147,71 +98,54 @@ class Backend(Protocol):
         crop: Literal["center", "random"] = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best this model knows."""
-        ...
+        """Return (3, H, W) in [0, 1] of `size` (width, height), by default `best_size`."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
-        ...
 
     def decode_images(self, codes: Tensor) -> Tensor:
         """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
-        ...
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
-        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
-        ...
+        """Return the bytes besides weights that `decode_images` of `images` images of (h, w) codes takes."""
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `sizes` that loses least of an upright `image`."""
-        ...
+        """Return the one of `sizes` that crops least of an upright `image`."""
 
     def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
-        ...
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text`; names of special tokens in it are plain text."""
-        ...
 
     def prompt_ids(
-        self,
-        prompt: str,
-        size: tuple[int, int] | None = None,
-        tokens: Mapping[str, int] | None = None,
+        self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
         """Return the ids before an image of `size` (width, height), by default of `square`.
 
         Args:
             tokens: names that are one token each in this prompt, such as {"[V]": id}.
         """
-        ...
 
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
         """Return `prompt` and the image of codes (h, w) as one training example."""
-        ...
 
     def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
         """Return the image of codes (h, w) after the unconditional context: a dropped prompt."""
-        ...
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids among which a token is predicted with `loss`."""
-        ...
 
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
         """Return the ids of an image of (h, w) codes: forced ones, and None where a code is free."""
-        ...
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> Cache:
         """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
-        ...
 
     def embed(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to embeddings (B, T, D)."""
-        ...
 
     def forward(
         self,
@@ -221,13 +155,10 @@ class Backend(Protocol):
         mask: Tensor | None = None,
         dropout: Dropout | None = None,
     ) -> Tensor:
-        """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if there is one."""
-        ...
+        """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if given."""
 
     def head(self, rows: slice) -> Head:
         """Return the map from hidden states to the logits of the ids `rows`; it reads its weights now."""
-        ...
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
-        ...

@@ -1,9 +1,9 @@
 """A static key/value cache that is an argument of the model, never a part of it.
 
 The rows of a batch share their slots: a forward writes the same slots of every row. Where the rows' tokens do
-not line up (prompts of other lengths, images of other widths), some slots of a row are empty: nothing ever
-looks at them. Everything a decoding step needs besides the keys and values (rotary factors, attention mask)
-depends on the slot only and is computed once, when the cache is made.
+not line up (prompts of other lengths, images of other widths), some slots of a row are empty and invisible.
+Rotary factors and attention masks depend on the slot alone; they are computed once, when the cache is made.
+Shapes: B batch, T tokens, L slots, Hkv key/value heads, hd head size.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 Slots = slice | Tensor
-"""Where a forward writes: a window of slots, or slots (T,), or (B, T)."""
+"""The slots that a forward writes: a window of them, or their numbers (T,), or (B, T)."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """What one layer needs of a cache in one forward: its tables, where to write, and how far to read.
+    """One layer's part of a cache in one forward: its tables, the slots to write, and the end of reading.
 
-    Layers differ in nothing but the tensors in it, so that a program compiled for one serves all.
+    Layers differ only in the tensors in it: a program compiled for one layer serves all.
     """
 
     keys: Tensor
@@ -39,7 +39,7 @@ class Store:
 
 
 class KVCache:
-    """Preallocated keys and values, `num_layers` tables of (B, Hkv, L, hd) each.
+    """Preallocated keys and values, one table of (B, Hkv, L, hd) per layer.
 
     Args:
         keys, values: the storage, one table per layer.
@@ -65,18 +65,17 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def place(self, positions: Tensor) -> None:
-        """Forget all, and say which position of its row each slot holds, (B, L) int64; -1: none, it is empty.
+        """Forget all, and set the position that each slot of a row contains, (B, L) int64; -1: empty.
 
-        For a cache that was made without pads, where slot i holds position i until told otherwise. Placed
-        again, a cache keeps its tensors: a captured graph that reads them stays valid.
+        Only for a cache made without pads, where slot i contains position i. The cache keeps its tensors when
+        this is called again: a captured graph that reads them stays valid.
         """
         if self.pad.any():
             raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be laid out; make it with pad=0")
         if self._by_position is None:
             self._by_position = self.cos[0, 0], self.sin[0, 0]
-            self.cos, self.sin = (
-                t.expand(len(positions), -1, -1, -1).clone() for t in (self.cos[:1], self.sin[:1])
-            )
+            self.cos = self.cos[:1].expand(len(positions), -1, -1, -1).clone()
+            self.sin = self.sin[:1].expand(len(positions), -1, -1, -1).clone()
         self.length = 0
         self._show(positions >= 0)
         for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
@@ -94,8 +93,7 @@ class KVCache:
     def mask(self, num_tokens: int) -> Tensor:
         """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T).
 
-        Empty slots are invisible and later slots too. An empty slot sees itself, because a row that sees
-        nothing would become NaN and spread through `0 * NaN` to the tokens that do not even look at it.
+        An empty slot sees itself: a row that sees nothing would become NaN and spread through `0 * NaN`.
         """
         end = self._window(num_tokens).stop
         visible = self._visible[..., :end]
@@ -107,15 +105,12 @@ class KVCache:
         return _additive(allowed | (slots[None, :] == rows[:, None]), visible.dtype)
 
     def store(self, layer: int, num_tokens: int) -> Store:
-        """Return where `layer` keeps the next `num_tokens` tokens, and all that it holds up to there."""
+        """Return the store of `layer` for the next `num_tokens` tokens."""
         window = self._window(num_tokens)
         return self.store_at(layer, window, window.stop)
 
     def store_at(self, layer: int, slots: Slots, end: int) -> Store:
-        """Return where `layer` keeps tokens in `slots`, and all slots below `end`.
-
-        Every way of writing comes through here: a cache that keeps tokens in another form overrides it.
-        """
+        """Return the store of `layer` for tokens in `slots`, reading below `end`; every write asks for it."""
         return Store(self.keys[layer], self.values[layer], slots, end)
 
     def advance(self, num_tokens: int) -> None:
@@ -123,7 +118,7 @@ class KVCache:
         self.length = self._window(num_tokens).stop
 
     def rewind(self, num_tokens: int) -> None:
-        """Forget the last `num_tokens` slots; they are overwritten by what comes next."""
+        """Forget the last `num_tokens` slots; the next tokens overwrite them."""
         if not 0 <= num_tokens <= self.length:
             raise ValueError(f"the cache holds {self.length} tokens, cannot forget {num_tokens} of them")
         self.length -= num_tokens
@@ -135,7 +130,7 @@ class KVCache:
     def at(self, slots: Tensor, end: int) -> CacheWindow:
         """Return a view for one forward that writes `slots`, (T,) or (B, T) int64, and reads below `end`.
 
-        Every slot before those must have been written; what lies in later slots is not looked at.
+        Every slot before those must have been written; later slots are invisible.
         """
         return CacheWindow(self, slots, self._visible, end)
 
@@ -158,16 +153,17 @@ class SharedStore:
     twins: Tensor
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (len(rows), Hkv, T, hd) for every row; return what the rows hold below the end."""
+        """Keep (len(rows), Hkv, T, hd) for every row; return the vectors of `rows` below the end."""
         key, value = self.store.write(key[self.twins], value[self.twins])
         return key[self.rows], value[self.rows]
 
 
 class SharedRows:
-    """A forward's view of some rows of a cache, whose tokens all others have too."""
+    """A forward's view of some rows of a cache; all other rows equal one of them."""
 
     def __init__(self, cache: KVCache, rows: Tensor, twins: Tensor) -> None:
         self._cache, self._rows, self._twins = cache, rows, twins
+        self.advance = cache.advance
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the next slots, (len(rows) or 1, 1, T, hd)."""
@@ -179,18 +175,14 @@ class SharedRows:
         return self._cache.mask(num_tokens)[self._rows]
 
     def store(self, layer: int, num_tokens: int) -> SharedStore:
-        """Return where `layer` keeps the tokens."""
+        """Return the store of `layer`."""
         return SharedStore(self._cache.store(layer, num_tokens), self._rows, self._twins)
-
-    def advance(self, num_tokens: int) -> None:
-        """Move the cache's write position, after all layers have written."""
-        self._cache.advance(num_tokens)
 
 
 class CacheWindow:
-    """A forward's view of a cache whose slots are a tensor: no shape depends on how far decoding is.
+    """A forward's view of a cache whose slots are a tensor: no shape depends on the progress of decoding.
 
-    That is what a captured graph needs, and rows that decode at their own pace.
+    Captured graphs need that, and rows that decode at their own pace.
     """
 
     def __init__(self, cache: KVCache, slots: Tensor, visible: Tensor, end: int) -> None:
@@ -208,13 +200,13 @@ class CacheWindow:
         return cos, sin
 
     def mask(self, num_tokens: int) -> Tensor:
-        """Return the additive attention mask, (B, 1, T, end): what is not empty and not later."""
+        """Return the additive attention mask, (B, 1, T, end): empty and later slots are invisible."""
         slots = torch.arange(self._end, device=self._slots.device)
         rows = self._slots[:, None] if self._slots.ndim == 1 else self._slots[:, None, :, None]
         return self._visible.masked_fill(slots > rows, float("-inf"))
 
     def store(self, layer: int, num_tokens: int) -> Store:
-        """Return where `layer` keeps the tokens, and all slots below the end."""
+        """Return the store of `layer`."""
         return self._cache.store_at(layer, self._slots, self._end)
 
     def advance(self, num_tokens: int) -> None:
@@ -233,6 +225,6 @@ def put(table: Tensor, slots: Slots, new: Tensor) -> None:
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn True (may look) into 0 and False into -inf: what attention adds without a conversion per layer."""
+    """Turn True (may look) into 0 and False into -inf: attention adds it without a conversion per layer."""
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return zeros.masked_fill_(~allowed, float("-inf"))

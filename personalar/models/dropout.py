@@ -1,9 +1,8 @@
-"""Residual dropout, as Lumina-mGPT trains: of what attention and MLP add, some channels are left out.
+"""Residual dropout, as Lumina-mGPT trains: some channels of the outputs of attention and MLP are left out.
 
-It is an argument of a training pass, not a mode of the model: what is handed none - sampling, scores, the
-search for a start - cannot drop anything. What is left out is a hash of (sequence, block, place in it), so it
-is the same when a block is computed again for the backward pass, when a killed stage goes on, and whatever
-device, process and pass the sequence falls to.
+It is an argument of a training pass, not a mode of the model: a pass without it cannot drop anything. The
+choice is a hash of (sequence, block, place in it): it is the same when a block is computed again for the
+backward pass, when a killed stage goes on, and on every device and process.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from personalar.core.random_keys import bits, mix
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """What one pass leaves out."""
+    """The dropout of one pass."""
 
     chance: float
-    """Of every single number, above 0 and below 1; what stays is scaled up, so that the mean stays."""
+    """Of every single number, above 0 and below 1; the others are scaled up, so that the mean stays."""
     keys: Tensor
     """(B,) int64, one for each sequence."""
 
@@ -37,5 +36,5 @@ class Dropout:
 
 
 def drop(added: Tensor, dropout: Dropout | None, place: int) -> Tensor:
-    """Return `added` (N, D) less what `dropout` leaves out of it at `place`; None: nothing."""
+    """Return `added` (N, D) after `dropout` at `place`; None: unchanged."""
     return added if dropout is None else dropout.at(place)(added)

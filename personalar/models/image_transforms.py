@@ -1,7 +1,4 @@
-"""From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly.
-
-The bucket (`sizes.py`) nearest in aspect ratio is filled and what sticks out is cropped.
-"""
+"""From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly."""
 
 from __future__ import annotations
 
@@ -14,37 +11,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from personalar.core.image_sizes import Size, choose_bucket
-
-
-def resize_and_crop(
-    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
-) -> Image.Image:
-    """Fill `size` (width, height) and crop the rest: halvings by box filter first, then one bicubic step."""
-    while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(size[0] / image.width, size[1] / image.height)
-    resized = (round(image.width * scale), round(image.height * scale))
-    return _crop(image.resize(resized, Image.Resampling.BICUBIC), size, crop=crop, generator=generator)
-
-
-def lanczos_and_crop(
-    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
-) -> Image.Image:
-    """Fill `size` (width, height) in one Lanczos step, as Chameleon's own code does, and crop the rest."""
-    scale = max(size[0] / image.width, size[1] / image.height)
-    resized = (round(image.width * scale), round(image.height * scale))
-    return _crop(image.resize(resized, Image.Resampling.LANCZOS), size, crop=crop, generator=generator)
-
-
-def _crop(
-    image: Image.Image, size: tuple[int, int], *, crop: str, generator: torch.Generator | None
-) -> Image.Image:
-    spare = (image.width - size[0], image.height - size[1])
-    if crop == "random":
-        left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
-    else:
-        left, top = spare[0] // 2, spare[1] // 2
-    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
@@ -66,11 +32,12 @@ def fill_size(
     crop: Literal["center", "random"] = "center",
     generator: torch.Generator | None = None,
 ) -> Image.Image:
-    """Return `image` in RGB, filling the best of `sizes`; what sticks out is cropped.
+    """Return `image` in RGB, filling the best of `sizes`; the rest is cropped.
 
     Args:
         image: any mode and size; turned upright by its EXIF orientation.
-        resize: "halving" (Lumina-mGPT) or "lanczos" (Chameleon, where transparency goes before the resize).
+        resize: "halving" (Lumina-mGPT: halvings by box filter, then one bicubic step) or "lanczos" (one step,
+            after the transparency: Chameleon).
         crop: "center" for evaluation; "random" for training, as upstream trained.
         generator: source of the random crop.
     """
@@ -81,23 +48,25 @@ def fill_size(
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("RGB", "RGBA"):  # palettes and the like cannot be interpolated
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    size = choose_bucket(image.width, image.height, sizes)
+    width, height = choose_bucket(image.width, image.height, sizes)
+    last_step = Image.Resampling.BICUBIC
     if resize == "lanczos":
-        return lanczos_and_crop(flatten_alpha(image), size, crop=crop, generator=generator)
-    return flatten_alpha(resize_and_crop(image, size, crop=crop, generator=generator))
+        image, last_step = flatten_alpha(image), Image.Resampling.LANCZOS
+    else:
+        while image.width >= 2 * width and image.height >= 2 * height:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), last_step)
+    spare = (image.width - width, image.height - height)
+    left, top = spare[0] // 2, spare[1] // 2
+    if crop == "random":
+        left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
+    return flatten_alpha(image.crop((left, top, left + width, top + height)))
 
 
-def preprocess(
-    image: Image.Image,
-    *,
-    sizes: Sequence[Size],
-    resize: str = "halving",
-    crop: Literal["center", "random"] = "center",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; see `fill_size`."""
-    filled = fill_size(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
-    levels = torch.from_numpy(np.array(filled, dtype=np.float64))
+def preprocess(image: Image.Image, **how: object) -> Tensor:
+    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; arguments as `fill_size`."""
+    levels = torch.from_numpy(np.array(fill_size(image, **how), dtype=np.float64))
     return (levels / 255.0).permute(2, 0, 1).float().contiguous()
 
 

@@ -6,6 +6,7 @@ Before a download everything about the missing files is printed: source, licence
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -13,89 +14,90 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
-from personalar.models.chameleon.model_files import TOKENIZER, WEIGHTS, ModelFiles, open_folder, shard_names
+from personalar.models.checkpoint_folder import WEIGHTS, shard_names
+
+if TYPE_CHECKING:  # torch is loaded with the model
+    from personalar.models.stored_base import ModelFiles
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One repository's share of a base model, and the folder in the cache that holds all of it, if any."""
+    """One repository's share of a base model."""
 
     key: str
     """Its setting, one of `PARTS`."""
     hub: HubFiles
     folder: Path | None
+    """Its folder in the cache; None if a file is missing there."""
 
 
 def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
-    """Return the model's files; print what is missing and download it.
+    """Return the model's files; missing ones are downloaded, after `say` is called.
 
     Raises:
-        FileNotFoundError: when files are missing and cannot be fetched; the message names them.
+        FileNotFoundError: when files are missing and cannot be downloaded, with the reason.
         ValueError: when a file of the folder is damaged.
     """
     if (found := offline_model(config)) is not None:
         return found
-    with one_at_a_time():
-        if (found := offline_model(config)) is not None:  # another process fetched it meanwhile
-            return found
-        parts = hub_parts(config)
-        told = statement(config, parts)
-        if reason := obstacle(parts):
-            raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that holds them")
-        wanted = sorted((part for part in parts if not part.folder), key=lambda part: part.hub.gigabytes)
-        for part in wanted:
-            check_listed(config, part)
-        say(f"{told}\ndownloading now")
-        for part in wanted:  # the smallest first: what is refused is then refused before 14 GB are here
-            download(part)
-        if (found := offline_model(config)) is None:
-            repos = ", ".join(part.hub.repo for part in hub_parts(config) if part.folder is None)
-            raise FileNotFoundError(
-                f"{repos}: its index names files that the repository does not hold; choose another revision, "
-                "or set model.path=DIR to a folder that holds all files"
-            )
-        return found
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Let one process of a machine download at a time; the others wait, then look again.
-
-    The hub locks each file. Without this lock a second process would count the disk as too full for what the
-    first has half fetched, and print everything twice.
-    """
-    from huggingface_hub import is_offline_mode
-    from huggingface_hub.utils import WeakFileLock
-
-    if is_offline_mode():
-        yield
-        return
+    if huggingface_hub.is_offline_mode():
+        return _download(config, say=say)  # which says why it cannot
     cache_folder().mkdir(parents=True, exist_ok=True)
+    # One process at a time: a second one would count the disk as too full and repeat the message.
     with WeakFileLock(cache_folder() / ".personalar.lock"):
-        yield
+        return offline_model(config) or _download(config, say=say)
 
 
 def offline_model(config: ModelConfig) -> ModelFiles | None:
     """Return the model's files where all are on this machine, or None where the hub must be asked.
 
     Raises:
-        FileNotFoundError, ValueError: when `model.path` names a folder that is not a whole model.
+        FileNotFoundError, ValueError: when `model.path` names a folder without a whole model.
     """
     if config.path is not None:
         return _local(config)
-    parts = hub_parts(config)
-    return None if any(part.folder is None for part in parts) else _assemble(config, parts)
+    folders = {part.key: part.folder for part in hub_parts(config)}
+    if None in folders.values():
+        return None
+    tokens = folders.get("tokenizer_hub")
+    tokenizer = None if tokens is None else tokens / config.tokenizer_hub.files[0]
+    return open_family(config, folders["hub"], vq=folders.get("vq_hub"), tokenizer=tokenizer)
+
+
+def open_family(
+    config: ModelConfig, folder: Path, *, vq: Path | None = None, tokenizer: Path | None = None
+) -> ModelFiles:
+    """Return the files in `folder`, found by the package `model.family`.
+
+    Args:
+        vq: folder of the image tokenizer, where it is not in `folder`; `model.vq_path` comes first.
+        tokenizer: file of the text tokenizer, where it is not in `folder`.
+    """
+    try:
+        opened = importlib.import_module(config.family).open_folder
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model.family={config.family} is not a model family ({error}): name an importable package with "
+            "a function open_folder, such as personalar.models.chameleon"
+        ) from error
+    vq = Path(config.vq_path).expanduser() if config.vq_path else vq
+    return opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
 
 
 def pin(config: ModelConfig) -> ModelConfig:
     """Return `config` with each revision as the commit in the hub's cache.
 
-    A run and its results then name a fixed state instead of a branch, which moves.
+    A run then keeps the state of a branch such as "main" at the time of the download.
     """
     if config.path is not None:
         return config
@@ -116,58 +118,53 @@ def hub_parts(config: ModelConfig) -> list[Part]:
 
 
 def cached(hub: HubFiles) -> Path | None:
-    """Return the folder of the hub's cache that holds `hub` completely, or None; the network is not asked."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    """Return the folder of the hub's cache that contains all of `hub`, or None; the network is not asked."""
     try:
-        found = snapshot_download(
-            hub.repo, revision=hub.revision, allow_patterns=hub.files, local_files_only=True
-        )
-    except LocalEntryNotFoundError:
+        folder = _snapshot(hub, local_files_only=True)
+    except errors.LocalEntryNotFoundError:
         return None
-    folder = Path(found)
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    holds_weights = any(name.endswith(".safetensors") for name in hub.files)
-    whole = not holds_weights or set(shard_names(folder)) <= set(files)
-    return folder if whole and not lacking(hub, files) else None
+    has_weights = any(name.endswith(".safetensors") for name in hub.files)
+    whole = not has_weights or set(shard_names(folder)) <= set(files)
+    return folder if whole and not missing_files(hub, files) else None
 
 
-def lacking(hub: HubFiles, files: Collection[str]) -> list[str]:
-    """Return the names of `hub` that are missing in `files`; weights in one file need no index."""
+def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
+    """Return those of `hub` that are not among the `files` of its repository."""
 
     def is_there(pattern: str) -> bool:
+        if pattern.endswith(".index.json") and WEIGHTS in files:
+            return True  # weights in one file need no index
         alike = (file for file in files if fnmatchcase(file, pattern))
         return any(file.count("/") == pattern.count("/") for file in alike)
 
-    optional = ".index.json" if WEIGHTS in files else "\0"
-    return [name for name in hub.files if not is_there(name) and not name.endswith(optional)]
+    return [name for name in hub.files if not is_there(name)]
 
 
 def statement(config: ModelConfig, parts: list[Part]) -> str:
-    """Describe the missing files: source, licence, size, and the folder they are kept in."""
-    folder = cache_folder()
+    """Return the names, source, licence and size of the missing files, and their place on this machine."""
     lines = [f"model={config.name} needs files that are not on this machine:"]
     for part in parts:
         if part.folder is None:
             hub = part.hub
             lines += [
                 f"  {PARTS[part.key]}: {', '.join(hub.files)}",
-                f"    from https://huggingface.co/{hub.repo} (revision {hub.revision}), "
-                f"about {hub.gigabytes:g} GB",
+                f"    from {page(hub)} (revision {hub.revision}), about {hub.gigabytes:g} GB",
                 f"    licence to accept there: {hub.licence}",
             ]
-    free = free_bytes(folder) / 1e9
-    return "\n".join(
-        [*lines, f"  they are kept in {folder} (HF_HOME moves it), where {free:.1f} GB are free"]
-    )
+    free = free_bytes(cache_folder()) / 1e9
+    lines.append(f"  they are kept in {cache_folder()} (HF_HOME moves it), where {free:.1f} GB are free")
+    return "\n".join(lines)
+
+
+def page(hub: HubFiles) -> str:
+    """Return the address of a repository's page."""
+    return f"https://huggingface.co/{hub.repo}"
 
 
 def obstacle(parts: list[Part]) -> str | None:
-    """Return the reason the missing files cannot be downloaded, or None."""
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
+    """Return why the missing files cannot be downloaded, or None."""
+    if huggingface_hub.is_offline_mode():
         return "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it"
     needed = 1e9 * sum(part.hub.gigabytes for part in parts if part.folder is None)
     if needed > free_bytes(cache_folder()):
@@ -176,30 +173,25 @@ def obstacle(parts: list[Part]) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the folder where the hub's files are kept."""
-    from huggingface_hub import constants
-
+    """Return the folder of the hub's files."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk on which `folder` is, or will be."""
+    """Return the free space of the disk of `folder`, which may not exist yet."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free
 
 
 def _local(config: ModelConfig) -> ModelFiles:
-    assert config.path is not None
-    vq = Path(config.vq_path).expanduser() if config.vq_path else None
-    files = open_folder(package_path(config.path), vq=vq, layout=config.layout)
+    files = open_family(config, package_path(config.path))
     missing = files.missing()
     told = f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); "
-    source = config.tokenizer_hub or config.hub
-    if missing == [str(files.tokenizer)] and source is not None:
+    source, tokenizer = config.tokenizer_hub or config.hub, files.parts().get("text tokenizer")
+    if missing == [str(tokenizer)] and source is not None:
         raise FileNotFoundError(
-            f"{told}it is the one of https://huggingface.co/{source.repo}: copy it there, or run "
-            f"`hf download {source.repo} {TOKENIZER} --revision {source.revision} "
-            f"--local-dir {shlex.quote(str(files.tokenizer.parent))}`"
+            f"{told}it is the one of {page(source)}: copy it there, or run `hf download {source.repo} "
+            f"{tokenizer.name} --revision {source.revision} --local-dir {shlex.quote(str(tokenizer.parent))}`"
         )
     if missing:
         raise FileNotFoundError(
@@ -208,62 +200,62 @@ def _local(config: ModelConfig) -> ModelFiles:
     return files
 
 
-def _assemble(config: ModelConfig, parts: list[Part]) -> ModelFiles:
-    folders = {part.key: part.folder for part in parts}
-    base, tokens = folders["hub"], folders.get("tokenizer_hub")
-    assert base is not None
-    tokenizer = None if tokens is None else tokens / TOKENIZER
-    vq = Path(config.vq_path).expanduser() if config.vq_path else folders.get("vq_hub")
-    return open_folder(base, vq=vq, tokenizer=tokenizer, layout=config.layout)
-
-
-def check_listed(config: ModelConfig, part: Part) -> None:
-    """Raise FileNotFoundError where the repository's list of files does not have all files of `part`."""
-    from huggingface_hub import HfApi
-
-    hub = part.hub
-    with _told(part):
-        files = HfApi().list_repo_files(hub.repo, revision=hub.revision)
-    if missing := lacking(hub, files):
+def _download(config: ModelConfig, *, say: Say) -> ModelFiles:
+    parts = hub_parts(config)
+    told = statement(config, parts)
+    if reason := obstacle(parts):
+        raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that contains them")
+    wanted = sorted((part for part in parts if not part.folder), key=lambda part: part.hub.gigabytes)
+    for part in wanted:
+        _check_listed(config, part)
+    say(f"{told}\ndownloading now")
+    for part in wanted:  # the smallest first: a refusal then comes before 14 GB are here
+        with _explained(part):
+            _snapshot(part.hub)
+    if (found := offline_model(config)) is None:
+        repos = ", ".join(part.hub.repo for part in hub_parts(config) if part.folder is None)
         raise FileNotFoundError(
-            f"https://huggingface.co/{hub.repo} (revision {hub.revision}) has no {', '.join(missing)}, which "
-            f"model={config.name} takes from there; nothing was downloaded. Choose another revision "
-            f"(model.{part.key}.revision=COMMIT) or repository (model.{part.key}.repo=OWNER/NAME), or set "
-            "model.path=DIR to a folder that has all files"
+            f"{repos}: its index names files that the repository does not have; choose another revision, or "
+            "set model.path=DIR to a folder that contains all files"
+        )
+    return found
+
+
+def _check_listed(config: ModelConfig, part: Part) -> None:
+    """Raise FileNotFoundError where the repository's list of files does not have all files of `part`."""
+    hub = part.hub
+    with _explained(part):
+        files = huggingface_hub.HfApi().list_repo_files(hub.repo, revision=hub.revision)
+    if missing := missing_files(hub, files):
+        raise FileNotFoundError(
+            f"{page(hub)} (revision {hub.revision}) has no {', '.join(missing)}, which model={config.name} "
+            f"takes from there; nothing was downloaded. Choose another revision (model.{part.key}.revision="
+            f"COMMIT) or repository (model.{part.key}.repo=OWNER/NAME), or set model.path=DIR to a folder "
+            "that has all files"
         )
 
 
-def download(part: Part) -> None:
-    """Fetch the files of `part` into the hub's cache. Raises FileNotFoundError with what the hub answered."""
-    from huggingface_hub import snapshot_download
-
-    with _told(part):
-        snapshot_download(part.hub.repo, revision=part.hub.revision, allow_patterns=part.hub.files)
+def _snapshot(hub: HubFiles, **how: bool) -> Path:
+    return Path(
+        huggingface_hub.snapshot_download(hub.repo, revision=hub.revision, allow_patterns=hub.files, **how)
+    )
 
 
 @contextmanager
-def _told(part: Part) -> Iterator[None]:
-    """Turn an error of the hub within the block into a FileNotFoundError with a fix."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+def _explained(part: Part) -> Iterator[None]:
+    """Turn a refusal by the hub within the block into a FileNotFoundError that says what to do."""
     hub = part.hub
-    page = f"https://huggingface.co/{hub.repo}"
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise FileNotFoundError(
-            f"{page} gives its files to those who accepted its licence ({hub.licence}): accept it there, "
-            "then log in with `hf auth login`"
+            f"{page(hub)} gives its files to those who accepted its licence ({hub.licence}): accept it "
+            "there, then log in with `hf auth login`"
         ) from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"{page} has no revision {hub.revision}; choose another, for instance "
+            f"{page(hub)} has no revision {hub.revision}; choose another, for instance "
             f"model.{part.key}.revision=main"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"{page} could not be read ({str(error).splitlines()[0]})") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"{page(hub)} could not be read ({str(error).splitlines()[0]})") from error

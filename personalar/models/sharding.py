@@ -1,7 +1,7 @@
-"""Weights that no process holds alone (ZeRO 3): fill them and read them back whole.
+"""Sharded weights (ZeRO 3): fill them and read them back whole.
 
-Everything here also works on ordinary parameters, so that callers do not ask which kind they have. All
-processes must call these functions together and in the same order.
+Everything here also works on ordinary parameters. All processes must call these functions together and in the
+same order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:
-    """Tell whether `parameter` is cut up over processes (DeepSpeed's ZeRO 3)."""
+    """Return whether `parameter` is sharded over processes (DeepSpeed's ZeRO 3)."""
     return hasattr(parameter, "ds_id")
 
 
@@ -31,7 +31,7 @@ def ordinary_modules() -> Iterator[None]:
 
 
 def whole(parameter: nn.Parameter, *, changed: bool = False):
-    """Return a context in which `parameter` is whole; with `changed`, rank zero's values are kept."""
+    """Return a context in which `parameter` is whole; with `changed`, rank zero keeps its new values."""
     if not is_sharded(parameter):
         return nullcontext()
     import deepspeed
@@ -40,7 +40,7 @@ def whole(parameter: nn.Parameter, *, changed: bool = False):
 
 
 def whole_copy(parameter: nn.Parameter) -> Tensor:
-    """Return all of `parameter` as a tensor of its own on the CPU."""
+    """Return all of `parameter` as a copy on the CPU."""
     with whole(parameter):
         return parameter.detach().to("cpu", copy=True)
 

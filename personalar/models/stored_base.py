@@ -20,15 +20,10 @@ class NetworkShape(Protocol):
     num_hidden_layers: int
     num_key_value_heads: int
     vocab_size: int
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        ...
+    head_dim: int
 
     def build(self) -> Any:
         """Return the transformer, on torch's default device, with `blocks` and `head(rows)`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +51,15 @@ class ModelFiles(Protocol):
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""
-        ...
 
     def parts(self) -> dict[str, Path]:
         """Return where each part of the base is, by its name in plain words."""
-        ...
 
     def weights(self) -> list[Path]:
         """Return every file that contains tensors; they make the base's fingerprint."""
-        ...
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
         """Return the numbers that decide memory, for `images` images decoded together."""
-        ...
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Backend:
         """Return the base, frozen and in evaluation mode.
@@ -77,19 +68,15 @@ class ModelFiles(Protocol):
             dtype: precision of the transformer.
             attention: "eager" or "sdpa".
         """
-        ...
 
     def reserved_ids(self) -> Sequence[int]:
         """Return the ids that no text uses; no weight is read."""
-        ...
 
     def checkpoint_form(self, backend: Backend) -> str:
         """Return in words what form `write_checkpoint` writes, and which programs read it."""
-        ...
 
     def write_checkpoint(self, backend: Backend, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
-        ...
 
     def load_sharded(
         self,
@@ -104,4 +91,3 @@ class ModelFiles(Protocol):
         Args:
             changed: weights by name to take instead of the files' (an earlier stage's).
         """
-        ...

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest_backend import make_backend
+from conftest_backend import decode_text, make_backend, parse_image
 from PIL import Image
 
 from personalar.concepts.adapters.identifier import Identifier
@@ -119,12 +119,11 @@ def test_photos_of_mixed_shapes_train_together() -> None:
         tokens=dict(zip(("[V]", "[S1]", "[S2]", "[S3]"), backend.tokenizer.concept_ids, strict=False)),
     )
     sequences = [made.sequence(i) for i in range(40)]
-    text = backend.tokenizer.decode_text
     for sequence in sequences:
-        h, w = backend.protocol.parse_image(sequence.ids).shape
-        start = sequence.ids.index(backend.tokenizer.boi)
-        assert f"an image of {8 * w}x{8 * h} according" in text(sequence.ids[:start])
-    assert len({len(backend.protocol.parse_image(s.ids)) for s in sequences}) == 3
+        h, w = parse_image(backend.protocol, sequence.ids).shape
+        prompt = sequence.ids[: sequence.ids.index(backend.tokenizer.boi)]
+        assert f"an image of {8 * w}x{8 * h} according" in decode_text(backend.tokenizer, prompt)
+    assert len({len(parse_image(backend.protocol, s.ids)) for s in sequences}) == 3
     batch = collate(sequences[:6], pad=1)
     assert batch["loss_mask"].sum() == sum(sum(s.loss_mask) for s in sequences[:6])
 

@@ -20,7 +20,7 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import check_prompts, encode_prompts, unknown_words, words_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
-from personalar.models.chameleon.sequence_layout import Protocol
+from personalar.models.chameleon.sequence_layout import SequenceLayout
 from personalar.nano.world.captions import caption_words, sample_example
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import CLASSES
@@ -79,7 +79,7 @@ def declaring(backend: ChameleonBackend, positions: int, monkeypatch: pytest.Mon
 def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     """A square picture has 4164 tokens, more than the 4096 positions that configs of this family declare."""
     backend = lumina_backend()
-    backend.protocol = Protocol(backend.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
+    backend.protocol = SequenceLayout(backend.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
     least = len(encode_prompts(backend, [""], None)[0])
     short, long = "\x01" * (64 - least), "\x01" * (65 - least)
     said: list[str] = []

@@ -10,12 +10,7 @@ import torch
 from PIL import Image
 
 from personalar.core.image_sizes import bucket_sizes, choose_bucket
-from personalar.models.image_transforms import (
-    flatten_alpha,
-    preprocess,
-    to_model_range,
-    to_uint8,
-)
+from personalar.models.image_transforms import flatten_alpha, preprocess, to_model_range, to_uint8
 
 GOLDEN = {
     (1024, 1024): ((512, 512), (768, 768), (1024, 1024)),

@@ -1,7 +1,4 @@
-"""The Chameleon backend: Lumina-mGPT, Anole, Chameleon and the small model that ships with the package.
-
-They are one class with other numbers. Where their files lie and what they are called: `files.py`.
-"""
+"""The Chameleon backend: Lumina-mGPT, Anole, Chameleon and nano are one class with other numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from personalar.core.image_sizes import choose_bucket
 from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.cache import KVCache
 from personalar.models.chameleon.memory_shape import decode_bytes, images_at_once
-from personalar.models.chameleon.sequence_layout import Protocol, ProtocolConfig
+from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer
 from personalar.models.chameleon.vq import VQModel
@@ -47,13 +44,15 @@ class ChameleonBackend(nn.Module):
                 f"{vq.config.num_embeddings}: they belong to different models"
             )
         self.transformer, self.vq, self.tokenizer = transformer, vq, tokenizer
-        self.protocol = Protocol(tokenizer, protocol, downsample=vq.config.downsample)
+        self.protocol = SequenceLayout(tokenizer, protocol, downsample=vq.config.downsample)
         self.sizes = protocol.sizes
-        """Image sizes (width, height) that this model knows."""
+        self.reserved_ids = tokenizer.concept_ids
+        self.pad_id = tokenizer.pad
+        self.code_offset = tokenizer.code_offset
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.transformer.lm_head.weight.device
 
     @property
@@ -63,12 +62,12 @@ class ChameleonBackend(nn.Module):
 
     @property
     def square(self) -> tuple[int, int]:
-        """The size that is drawn where none is asked for."""
+        """The default size of a picture."""
         return self.protocol.config.square
 
     @property
     def known_words(self) -> list[str] | None:
-        """Every word of the captions the model was trained on, or None where that is unknown."""
+        """Every word of the captions the model was trained on; None: unknown."""
         return self.protocol.config.known_words
 
     @property
@@ -77,29 +76,14 @@ class ChameleonBackend(nn.Module):
         return self.transformer.config.max_position_embeddings
 
     @property
-    def reserved_ids(self) -> tuple[int, ...]:
-        """Ids that no text uses; learned identifiers take them."""
-        return tuple(self.tokenizer.concept_ids)
-
-    @property
-    def pad_id(self) -> int:
-        """The id that fills rows of a batch up."""
-        return self.tokenizer.pad
-
-    @property
-    def word_table(self) -> Tensor:
-        """The embedding table (V, D)."""
-        return self.transformer.model.embed_tokens.weight
-
-    @property
     def unconditional_prompt(self) -> list[int]:
         """Ids before the image in the unconditional context of guidance."""
         return self.protocol.unconditional_prompt
 
     @property
-    def code_offset(self) -> int:
-        """The id of image code 0."""
-        return self.tokenizer.code_offset
+    def word_table(self) -> Tensor:
+        """The embedding table (V, D)."""
+        return self.transformer.model.embed_tokens.weight
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -108,13 +92,12 @@ class ChameleonBackend(nn.Module):
 
     @property
     def has_fixed_addresses(self) -> bool:
-        """Whether weights are read where they lie: not while float32 ones are rounded for every use, or are
-        cut up over processes (ZeRO 3) and gathered."""
+        """False where float32 weights are rounded for every use, or are sharded (ZeRO 3)."""
         return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
 
     @property
     def is_cut_up(self) -> bool:
-        """Whether no process holds all weights (ZeRO 3): every pass then takes all processes."""
+        """True if the weights are sharded (ZeRO 3)."""
         return any(map(is_sharded, self.transformer.parameters()))
 
     def preprocess(
@@ -165,12 +148,9 @@ class ChameleonBackend(nn.Module):
         return self.tokenizer.encode_text(text)
 
     def prompt_ids(
-        self,
-        prompt: str,
-        size: tuple[int, int] | None = None,
-        tokens: Mapping[str, int] | None = None,
+        self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
-        """Return the ids before an image of `size` (width, height); see `Protocol.prompt_ids`."""
+        """Return the ids before an image of `size` (width, height); see `SequenceLayout.prompt_ids`."""
         return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
 
     def training_sequence(
@@ -185,14 +165,11 @@ class ChameleonBackend(nn.Module):
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids among which a token is predicted with `loss`."""
-        return (
-            self.tokenizer.image_rows
-            if loss == "image_tokens"
-            else slice(0, self.transformer.config.vocab_size)
-        )
+        everything = slice(0, self.transformer.config.vocab_size)
+        return self.tokenizer.image_rows if loss == "image_tokens" else everything
 
     def grammar(self, h: int, w: int) -> list[int | None]:
-        """Return the ids of an image of (h, w) codes, None where a code is free; see `Protocol.grammar`."""
+        """Return the ids of an image of (h, w) codes, None where a code is free."""
         return self.protocol.grammar(h, w)
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
@@ -220,4 +197,4 @@ class ChameleonBackend(nn.Module):
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
-        return self.transformer.logits(hidden, self.tokenizer.image_rows)
+        return self.head(self.tokenizer.image_rows)(hidden)

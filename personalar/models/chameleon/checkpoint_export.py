@@ -1,7 +1,7 @@
 """Write a Chameleon model as upstream code reads it: a Hugging Face folder of shards.
 
-With `norm_rows=1` the query and key norms are (1, head_dim), as Lumina-mGPT's own code wants them; without,
-one row per head, as transformers does. Reading either is `backend.load_backend`.
+With `norm_rows=1` the query and key norms are (1, head_dim), as Lumina-mGPT's own code reads them; without,
+one row per head, as transformers does. `serialization.load_backend` reads both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from personalar.core.files import write_atomic
-from personalar.models.chameleon.model_files import write_json
 from personalar.models.chameleon.tensor_files import (
+    VQ_PREFIX,
     collapse_norms,
     is_head_norm,
     read_shapes,
@@ -26,6 +26,7 @@ from personalar.models.chameleon.tensor_files import (
 from personalar.models.chameleon.tokenizer import IMAGE, Tokenizer, code_name
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig
+from personalar.models.checkpoint_folder import write_json
 
 if TYPE_CHECKING:  # it reads what is written here
     from personalar.models.chameleon.backend import ChameleonBackend
@@ -114,14 +115,12 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
     return max(fewer), max(fewer)
 
 
-def norm_form(backend: ChameleonBackend, base: Path) -> str:
-    """Return which form the query and key norms have in a checkpoint, and which programs read it."""
-    of_base, rows = shared_norm_rows(base, backend.transformer.state_dict())
-    return norm_words(of_base, rows, backend.transformer.config)
-
-
 def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) -> str:
-    """Return `norm_form` for the rows that the base and the checkpoint have; None is one row per head."""
+    """Return in words the form of the query and key norms in a checkpoint, and the programs that read it.
+
+    Args:
+        of_base, rows: rows of the norms in the base and in the checkpoint; None is one row per head.
+    """
     if rows is not None:
         form = f"query and key norms ({rows}, {shape.head_dim}) for all heads"
         return f"{form}, as Lumina-mGPT's own code reads them"
@@ -154,7 +153,7 @@ def export_backend(
     write_json(folder / "protocol.json", asdict(backend.protocol.config))
     write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
     write_tensors(folder / "vq", vq, dtype=torch.float32)
-    encoder = {f"model.vqmodel.{name}": tensor for name, tensor in vq.items() if "decoder." not in name}
+    encoder = {f"{VQ_PREFIX}{name}": tensor for name, tensor in vq.items() if "decoder." not in name}
     return export_transformer(
         backend.transformer,
         folder,

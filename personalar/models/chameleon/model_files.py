@@ -1,4 +1,4 @@
-"""The files of a base model, without reading a tensor: which there must be, where they lie, which lack.
+"""The files of a Chameleon model: their places, and the missing ones; no tensor is read to find them.
 
 Two kinds of folder are understood. Ours:
 
@@ -7,79 +7,38 @@ Two kinds of folder are understood. Ours:
     base/model.safetensors                     or shards with an index
     vq/{config.json, model.safetensors}        the image tokenizer, encoder and decoder
 
-and a Hugging Face checkpoint (config.json at its top), whose image tokenizer lies in it (`model.vqmodel.*`
-tensors, or vqgan.ckpt in a folder of that name) or elsewhere, as may tokenizer.json, and whose layout the
-configuration gives.
+and a Hugging Face checkpoint (config.json at its top). Its image tokenizer is inside (`model.vqmodel.*`
+tensors, or vqgan.ckpt in one of `VQ_FOLDERS`) or elsewhere, as may be tokenizer.json; its layout comes from
+the configuration.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from personalar.config.layout import ProtocolConfig
-from personalar.core.files import write_atomic
+from personalar.models.checkpoint_folder import read_json, shard_names, weight_files
 
-if TYPE_CHECKING:  # torch is loaded where a model is
+if TYPE_CHECKING:  # torch is loaded with the model
     import torch
     from torch import Tensor
 
     from personalar.models.chameleon.backend import ChameleonBackend
     from personalar.models.stored_base import BaseShape
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
 VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
-VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # where upstream repositories keep it
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a json object. Raises FileNotFoundError or ValueError, naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder holds base/, vq/ and protocol.json")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a json object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a json object, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def shard_names(folder: Path) -> list[str]:
-    """Return the names of a Hugging Face folder's safetensors files: those of its index, or the one."""
-    index = folder / INDEX
-    if not index.is_file():
-        return [WEIGHTS]
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
-        raise ValueError(f"{index} has no weight_map: copy it again")
-    return sorted(set(shards.values()))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a Hugging Face folder, one or sharded. Raises FileNotFoundError."""
-    files = [folder / name for name in shard_names(folder)]
-    for file in files:
-        if file.parent != folder or not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; {folder} needs {WEIGHTS} or all shards of {INDEX}")
-    return files
+VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstream repositories
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """Where the parts of one base model lie."""
+    """The places of one model's parts; see `stored_base.ModelFiles`."""
 
     base: Path
     """Folder of config.json and the transformer's safetensors."""
@@ -92,7 +51,7 @@ class ModelFiles:
     """Whether `base` is a Hugging Face checkpoint, where unknown tensors are ignored, and not our format."""
 
     def missing(self) -> list[str]:
-        """Return the files that lack, as paths."""
+        """Return the paths of the missing files."""
         needed = [self.base / "config.json", self.tokenizer]
         needed += [self.base / name for name in shard_names(self.base)]
         if self.vq != self.base and not (self.vq / VQ_CHECKPOINT).is_file():
@@ -100,21 +59,24 @@ class ModelFiles:
         return [str(file) for file in needed if not file.is_file()]
 
     def weights(self) -> list[Path]:
-        """Return every file that holds tensors, those of the transformer first."""
+        """Return every file that contains tensors, those of the transformer first."""
         files = weight_files(self.base)
         if (self.vq / VQ_CHECKPOINT).is_file():
             return [*files, self.vq / VQ_CHECKPOINT]
         return files if self.vq == self.base else [*files, *weight_files(self.vq)]
 
     def parts(self) -> dict[str, Path]:
-        """Return where each part of the base is, by its name in plain words."""
+        """Return the place of each part, by its name in plain words."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
         """Return the numbers that decide memory, for `images` images decoded together."""
-        from personalar.models.chameleon.memory_shape import read_shape
+        from personalar.models.chameleon.memory_shape import shape_of
+        from personalar.models.chameleon.transformer import TransformerConfig
+        from personalar.models.chameleon.vq_checkpoint import vq_config
 
-        return read_shape(self, attention=attention, images=images)
+        network = TransformerConfig.from_hf(read_json(self.base / "config.json"), attention=attention)
+        return shape_of(network, vq_config(self.vq), resolution=self.layout.resolution, images=images)
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
         """Return the base; see `serialization.load_backend`."""
@@ -129,10 +91,11 @@ class ModelFiles:
         return Tokenizer.from_file(self.tokenizer).concept_ids
 
     def checkpoint_form(self, backend: ChameleonBackend) -> str:
-        """Return in words what form `write_checkpoint` writes, and which programs read it."""
-        from personalar.models.chameleon.checkpoint_export import norm_form
+        """Return in words the form that `write_checkpoint` writes, and the programs that read it."""
+        from personalar.models.chameleon.checkpoint_export import norm_words, shared_norm_rows
 
-        return norm_form(backend, self.base)
+        of_base, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
+        return norm_words(of_base, rows, backend.transformer.config)
 
     def write_checkpoint(self, backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
@@ -162,12 +125,12 @@ def open_folder(
     tokenizer: Path | None = None,
     layout: ProtocolConfig | None = None,
 ) -> ModelFiles:
-    """Find the parts of a base model in the folder `path`; nothing is loaded.
+    """Find the parts of a model in the folder `path`; nothing is loaded.
 
     Args:
         vq: the image tokenizer's folder or its vqgan.ckpt, where it is not in `path`.
         tokenizer: the tokenizer.json, where it is not in `path`.
-        layout: by default what `protocol.json` in `path` says.
+        layout: by default that of `protocol.json` in `path`.
 
     Raises:
         FileNotFoundError: when there is no such folder, or nothing says the layout.
@@ -186,7 +149,7 @@ def open_folder(
     base = path if published else path / "base"
     return ModelFiles(
         base=base,
-        tokenizer=tokenizer or base / TOKENIZER,
+        tokenizer=tokenizer or base / "tokenizer.json",
         vq=find_vq(vq or (path if published else path / "vq")),
         layout=layout,
         published=published,
@@ -194,7 +157,7 @@ def open_folder(
 
 
 def find_vq(path: Path) -> Path:
-    """Return the folder at or below `path` that holds an image tokenizer; `path` where none is apart."""
+    """Return the folder at or below `path` that contains an image tokenizer of its own, or `path`."""
     if path.name == VQ_CHECKPOINT:
         return path.parent
     for name in VQ_FOLDERS:
@@ -215,7 +178,7 @@ def read_layout(path: Path) -> ProtocolConfig:
     if unknown:
         allowed = sorted(ProtocolConfig.__dataclass_fields__)
         raise ValueError(f"{path} has unknown keys {unknown}; allowed are {allowed}")
-    try:  # typed: a text in the place of a number is told here and not where it is first used
+    try:  # checks the types too
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProtocolConfig), values))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]})") from error

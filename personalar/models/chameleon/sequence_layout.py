@@ -12,7 +12,7 @@ size.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from personalar.models.base import Loss, TrainingSequence
 from personalar.models.chameleon.tokenizer import Tokenizer
 
 
-class Protocol:
-    """Builds and reads sequences for one vocabulary and one image tokenizer.
+class SequenceLayout:
+    """Builds sequences for one vocabulary and one image tokenizer.
 
     Args:
         tokenizer: the vocabulary.
@@ -57,31 +57,23 @@ class Protocol:
         return [*self.image_prefix(h, w), *(row * h), self.tokenizer.eoi]
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI and, where the structure has them, two size tokens: what comes before the first code."""
+        """Return BOI and, where the structure has them, two size tokens: the ids before the first code."""
         if h % self.codes_per_grid or w % self.codes_per_grid:
             raise ValueError(
                 f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}"
             )
-        tokens = self.tokenizer
-        if self.flat:
-            if h * self.downsample != self.config.resolution or w != h:
-                raise ValueError(
-                    f"got {h}x{w} codes; a model without size tokens knows only "
-                    f"{self.config.resolution}x{self.config.resolution} pixels"
-                )
-            return [tokens.boi]
-        return [
-            tokens.boi,
-            tokens.size_id(h // self.codes_per_grid),
-            tokens.size_id(w // self.codes_per_grid),
-        ]
+        tokens, side = self.tokenizer, self.config.resolution
+        if not self.flat:
+            sizes = (h // self.codes_per_grid, w // self.codes_per_grid)
+            return [tokens.boi, *map(tokens.size_id, sizes)]
+        if h * self.downsample != side or w != h:
+            raise ValueError(
+                f"got {h}x{w} codes; a model without size tokens knows only {side}x{side} pixels"
+            )
+        return [tokens.boi]
 
     def prompt_ids(
-        self,
-        prompt: str,
-        width_px: int,
-        height_px: int,
-        concept_tokens: Mapping[str, int] | None = None,
+        self, prompt: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
     ) -> list[int]:
         """Return BOS, the wrapped prompt and SEP.
 
@@ -122,35 +114,6 @@ class Protocol:
     def unconditional_ids(self, codes: Tensor, *, loss: Loss = "image_tokens") -> TrainingSequence:
         """Return the answer after the unconditional context, BOI to EOI: what a dropped prompt leaves."""
         return self._masked(self.unconditional_prompt, self.image_ids(codes), loss)
-
-    def parse_image(self, ids: Sequence[int]) -> Tensor:
-        """Return the codes (h, w) of the last image in `ids`.
-
-        Raises ValueError where the layout is broken: no BOI, wrong sizes, length, newlines or non-image ids.
-        """
-        tokens = self.tokenizer
-        if tokens.boi not in ids:
-            raise ValueError(f"no begin-of-image token ({tokens.boi}) in a sequence of {len(ids)} ids")
-        answer = list(ids[len(ids) - 1 - list(reversed(ids)).index(tokens.boi) :])
-        if len(answer) < 3:
-            raise ValueError(f"the image is cut off: {len(answer)} ids from its begin-of-image token on")
-        side = self.config.resolution // self.downsample
-        sizes = (tokens.grids(index) * self.codes_per_grid for index in answer[1:3])
-        h, w = (side, side) if self.flat else sizes
-        grammar = self.grammar(h, w)
-        if len(answer) < len(grammar):
-            raise ValueError(
-                f"the image is cut off: {h}x{w} codes need {len(grammar)} ids, got {len(answer)}"
-            )
-        for position, (got, forced) in enumerate(zip(answer, grammar, strict=False)):
-            if forced is not None and got != forced:
-                raise ValueError(
-                    f"id {got} at image position {position}, expected {forced} for {h}x{w} codes"
-                )
-        first = grammar.index(None)
-        body = torch.tensor(answer[first : len(grammar) - 1]).view(h, -1)[:, :w] - tokens.code_offset
-        self._check_codes(body)
-        return body
 
     def _masked(self, prompt_ids: list[int], answer: list[int], loss: Loss) -> TrainingSequence:
         codes = self.tokenizer.image_rows

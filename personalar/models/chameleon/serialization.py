@@ -14,11 +14,11 @@ from personalar.config.layout import ProtocolConfig
 from personalar.core.files import write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import hf_config
-from personalar.models.chameleon.model_files import ModelFiles, open_folder, read_json, write_json
+from personalar.models.chameleon.model_files import ModelFiles, open_folder
 from personalar.models.chameleon.tensor_files import (
     check_fit,
     expand_norm,
-    load_strict,
+    fill,
     read_shapes,
     read_tensors,
     write_tensors,
@@ -26,8 +26,8 @@ from personalar.models.chameleon.tensor_files import (
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.chameleon.vq_checkpoint import PREFIX as VQ_PREFIX
 from personalar.models.chameleon.vq_checkpoint import load_vq
+from personalar.models.checkpoint_folder import read_json, write_json
 from personalar.models.sharding import assign, ordinary_modules
 
 
@@ -39,13 +39,13 @@ def load_backend(
     attention: Literal["eager", "sdpa"] = "sdpa",
     transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
-    """Read a base model; everything in it is frozen and in evaluation mode.
+    """Read a model; everything in it is frozen and in evaluation mode.
 
     Args:
-        where: a model folder, or the files that `files.open_folder` found.
+        where: a model folder, or the result of `open_folder`.
         dtype: precision of the transformer; the VQ model stays float32.
-        attention: "eager" where it is trained on a CPU, see `TransformerConfig`.
-        transformer: one that is filled already, in place of the weights in the files.
+        attention: see `TransformerConfig`.
+        transformer: a filled one, in place of the weights in the files.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -60,18 +60,53 @@ def load_backend(
     if transformer is None:
         with torch.device("meta"):
             transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-        # A Chameleon checkpoint may carry its image tokenizer; that is `load_vq`'s business.
-        load_strict(
+        fill(
             transformer,
-            files.base,
+            read_tensors(files.base),
+            read_shapes(files.base),
+            where=files.base,
+            published=files.published,
             dtype=dtype,
             device=device,
-            published=files.published,
-            ignore_prefixes=(VQ_PREFIX,),
         )
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)
+
+
+def load_sharded_backend(
+    files: ModelFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str,
+    changed: Mapping[str, Tensor],
+) -> ChameleonBackend:
+    """Read a model within DeepSpeed's sharding context, one tensor at a time.
+
+    A layer is sharded as soon as it is made: a process never holds more than its share and one tensor.
+
+    Args:
+        files, dtype, device, attention: as for `load_backend`.
+        changed: weights by name to take in place of the files' (an earlier stage's).
+    """
+    numbers = read_json(files.base / "config.json")
+    transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+    parameters = dict(transformer.named_parameters())
+    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
+    check_fit(shapes, read_shapes(files.base), where=files.base, published=files.published)
+    for name, tensor in read_tensors(files.base):
+        if name not in parameters:
+            continue
+        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
+                "take the base that it was learned on"
+            )
+        assign(parameters[name], tensor)
+    with ordinary_modules():
+        return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
 
 
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
@@ -104,39 +139,3 @@ def init_backend(
     return ChameleonBackend(
         transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
     ).eval()
-
-
-def load_sharded_backend(
-    files: ModelFiles,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attention: str,
-    changed: Mapping[str, Tensor],
-) -> ChameleonBackend:
-    """Read a base within DeepSpeed's sharding context, one tensor at a time.
-
-    A layer is cut up as soon as it is made, so that a process never holds more than its share and one tensor.
-
-    Args:
-        files, dtype, device, attention: as for `load_backend`.
-        changed: weights by name to take in place of the files' (an earlier stage's).
-    """
-    numbers = read_json(files.base / "config.json")
-    transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
-    parameters = dict(transformer.named_parameters())
-    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
-    found = {name: s for name, s in read_shapes(files.base).items() if not name.startswith(VQ_PREFIX)}
-    check_fit(shapes, found, where=files.base, published=files.published)
-    for name, tensor in read_tensors(files.base):
-        if name not in parameters:
-            continue
-        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
-        if tensor.shape != shapes[name]:
-            raise ValueError(
-                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
-                "take the base that it was learned on"
-            )
-        assign(parameters[name], tensor)
-    with ordinary_modules():
-        return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)

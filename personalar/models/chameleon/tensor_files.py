@@ -1,9 +1,7 @@
 """Tensors between folders and modules: strict, streamed reading and atomic writing of safetensors.
 
-Nothing is ever re-initialised in silence: a tensor that is missing or of another shape is an error that names
-it, before any is read. An unknown tensor is an error in the files that this program writes; in published ones
-it is ignored and named once. Tensors go one by one from the file to their place, so that a big model is in
-memory once, and the host holds at most one file beside it.
+A tensor that is missing or of another shape is an error that names it, before any is read; nothing is ever
+re-initialised in silence. Tensors go one by one from the file to their place: a big model is in memory once.
 """
 
 from __future__ import annotations
@@ -21,8 +19,10 @@ from torch import Tensor, nn
 
 from personalar.core.files import write_atomic
 from personalar.core.process import global_rank
-from personalar.models.chameleon.model_files import INDEX, WEIGHTS, weight_files, write_json
+from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
 
+VQ_PREFIX = "model.vqmodel."
+"""Begins the names of the image tokenizer's tensors in a checkpoint that contains it."""
 SHOWN = 12
 """Ignored tensors that a warning names."""
 
@@ -65,67 +65,50 @@ def write_shards(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def read_shapes(folder: Path) -> dict[str, torch.Size]:
-    """Return the shape of every tensor in a folder, from the files' headers. Raises as `read_tensors`."""
+def read_shapes(folder: Path, prefix: str = "") -> dict[str, torch.Size]:
+    """Return the shape of every tensor that `read_tensors` yields, from the files' headers."""
     shapes = {}
     for file in weight_files(folder):
         with _opened(file) as opened:
-            shapes |= {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            for name, stored in _names(opened, prefix):
+                shapes[name] = torch.Size(opened.get_slice(stored).get_shape())
     return shapes
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of all weights in a folder, file by file. Raises ValueError for a damaged one."""
-    for file in weight_files(folder):
-        with _opened(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, opened.get_tensor(name)
-
-
-def load_strict(
-    module: nn.Module,
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    published: bool,
-    prefix: str = "",
-    ignore_prefixes: tuple[str, ...] = (),
-) -> None:
-    """Fill `module`, built on meta, from the safetensors in `folder`.
-
-    A query or key norm with fewer rows than heads is repeated to the full number: Lumina-mGPT stores one norm
-    per model-parallel shard, (1, head_dim), for all heads of that shard.
+def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of the weights in a folder, file by file, without the image tokenizer inside.
 
     Args:
-        published: see `check_fit`.
-        prefix: of the names that belong to `module`, taken off; others are somebody else's.
-        ignore_prefixes: of names that are known and not wanted.
+        prefix: `VQ_PREFIX`: yield the image tokenizer inside alone; the names are without the prefix.
 
     Raises:
-        ValueError: see `check_fit`; nothing is read then.
+        ValueError: when a file is damaged.
     """
-    shapes = read_shapes(folder)
-    names = {
-        name: name.removeprefix(prefix)
-        for name in shapes
-        if name.startswith(prefix) and not name.startswith(ignore_prefixes or ("\0",))
-    }
-    found = {names[name]: shapes[name] for name in names}
-    check_fit(shapes_of(module), found, where=folder, published=published)
-    wanted = ((names[name], tensor) for name, tensor in read_tensors(folder) if name in names)
-    fill(module, wanted, dtype=dtype, device=device)
+    for file in weight_files(folder):
+        with _opened(file) as opened:
+            for name, stored in _names(opened, prefix):
+                yield name, opened.get_tensor(stored)
 
 
-def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
-    """Return the shape of each of the module's tensors."""
-    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+def _names(opened: safe_open, prefix: str) -> Iterator[tuple[str, str]]:
+    for stored in opened.keys():  # noqa: SIM118 (not a dict)
+        if stored.startswith(VQ_PREFIX) == (prefix == VQ_PREFIX):
+            yield stored.removeprefix(prefix), stored
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}); copy it again") from error
 
 
 def check_fit(
     expected: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size], *, where: Path, published: bool
 ) -> None:
-    """Compare `shapes`, which a file holds, with those `expected`.
+    """Compare the `shapes` in a file with those `expected`.
 
     Args:
         published: by others: unknown tensors are ignored with a warning that names them.
@@ -152,35 +135,50 @@ def check_fit(
     if unknown and global_rank() == 0:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         warnings.warn(
-            f"{where} holds tensors of no use here, which are ignored: {', '.join(unknown[:SHOWN])}{more}",
+            f"{where} contains unknown tensors, which are ignored: {', '.join(unknown[:SHOWN])}{more}",
             stacklevel=2,
         )
 
 
 def fill(
-    module: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, device: torch.device
+    module: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    shapes: Mapping[str, torch.Size],
+    *,
+    where: Path,
+    published: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """Put `tensors`, which fit, into `module`, each cast and moved as it comes; unknown ones are ignored."""
-    expected, state = shapes_of(module), {}
+    """Put `tensors` of `shapes` into `module`, built on meta, each cast and moved as it comes.
+
+    A query or key norm with fewer rows than heads is repeated to the full number: Lumina-mGPT stores one norm
+    per model-parallel shard, (1, head_dim), for all heads of that shard.
+
+    Raises:
+        ValueError: see `check_fit`; no tensor is read then.
+    """
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    check_fit(expected, shapes, where=where, published=published)
+    state = {}
     for name, tensor in tensors:
-        if name not in expected:
-            continue
-        state[name] = expand_norm(name, tensor, expected[name]).to(device, dtype)
+        if name in expected:
+            state[name] = expand_norm(name, tensor, expected[name]).to(device, dtype)
     module.load_state_dict(state, strict=True, assign=True)
 
 
 def expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Return a query or key norm repeated to `shape`, or `tensor` as it is; see `load_strict`."""
+    """Return a query or key norm repeated to `shape`, or `tensor` as it is; see `fill`."""
     if tensor.shape == shape or not _can_expand(name, tensor.shape, shape):
         return tensor
     return tensor.repeat_interleave(shape[0] // tensor.shape[0], dim=0)
 
 
 def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tensor]:
-    """Return `state` with every query and key norm written as `rows` rows, the inverse of loading.
+    """Return `state` with every query and key norm written as `rows` rows, the inverse of `expand_norm`.
 
     Raises:
-        ValueError: when heads of one group have different norms, which fewer rows cannot say.
+        ValueError: when heads of one group have different norms.
     """
     collapsed = dict(state)
     for name, tensor in state.items():
@@ -198,20 +196,10 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
 
 
 def is_head_norm(name: str) -> bool:
-    """Tell whether a tensor of that name is a query or key norm: a row per head, or fewer for all of them."""
+    """Return whether `name` is of a query or key norm: a row per head, or fewer for all of them."""
     return ".q_norm." in name or ".k_norm." in name
 
 
 def _can_expand(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
     shared = is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
     return bool(shared) and shape[1:] == wanted[1:]
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[safe_open]:
-    """Open a safetensors file, with an error that says what to do."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file ({error}); copy it again") from error

@@ -1,8 +1,7 @@
 """Words to ids, with the special tokens of the Chameleon vocabulary known by name.
 
-A thin wrapper over `tokenizers.Tokenizer`, on purpose without transformers: its automatic tokenizer classes
-have rebuilt byte-level files with another pre-tokenizer. Ids are never assumed: they are looked up under the
-names that Meta's and Lumina-mGPT's vocabulary give them, and what must hold between them is checked.
+A wrapper over `tokenizers.Tokenizer`: transformers' automatic classes have rebuilt byte-level files with a
+wrong pre-tokenizer. Ids are looked up under the names in Meta's and Lumina-mGPT's vocabulary, and checked.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ PLACEHOLDER = "<|image|>"
 IMAGE, IMAGE_RESERVED = "<image>", "<reserved08707>"  # one id: published checkpoints renamed Meta's token
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
-_SPECIAL = re.compile(
-    r"IMGIMG[A-J]+Z|</?s>|<pad>|<unk>|<mask>|<eoss>|<racm3:break>|<image>|<\|image\|>"
-    r"|<sentinel:\d+>|<reserved\d+>"
+_SPECIAL = re.compile(  # a lookahead finds overlapping names too
+    r"(?=IMGIMG[A-J]+Z|</?s>|<pad>|<unk>|<mask>|<eoss>|<racm3:break>|<image>|<\|image\|>"
+    r"|<sentinel:\d+>|<reserved\d+>)"
 )
-_SPECIAL_ANYWHERE = re.compile(f"(?=({_SPECIAL.pattern}))")  # a lookahead finds overlapping names too
 
 
 def code_name(code: int) -> str:
@@ -67,7 +65,6 @@ class Tokenizer:
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
         """Ids free for identifiers, in order."""
-        self._special_ids = {index for name, index in vocabulary.items() if _SPECIAL.fullmatch(name)}
         _check_spaces(self, backend)
 
     @classmethod
@@ -86,24 +83,12 @@ class Tokenizer:
         """The rows of the vocabulary that are image codes."""
         return slice(self.code_offset, self.code_offset + self.num_codes)
 
-    @property
-    def max_grids(self) -> int:
-        """The longest side that has a size token, in grids."""
-        return len(self._size_ids)
-
     def size_id(self, grids: int) -> int:
         """Return the token for a side of `grids` grids. Raises ValueError when the vocabulary has none."""
-        if not 1 <= grids <= self.max_grids:
-            raise ValueError(
-                f"an image side of {grids} grids has no size token; allowed are 1 to {self.max_grids}"
-            )
+        longest = len(self._size_ids)
+        if not 1 <= grids <= longest:
+            raise ValueError(f"an image side of {grids} grids has no size token; allowed are 1 to {longest}")
         return self._size_ids[grids - 1]
-
-    def grids(self, size_id: int) -> int:
-        """Return the side in grids that a size token stands for. Raises ValueError for any other id."""
-        if size_id not in self._size_ids:
-            raise ValueError(f"id {size_id} is not a size token of this vocabulary")
-        return self._size_ids.index(size_id) + 1
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of `text`, never a special id: names of special tokens in it are spelt out.
@@ -115,14 +100,10 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{text[:60]!r} is no text ({error.reason}): type it again, in UTF-8") from error
-        cuts = [0, *(match.start() + 1 for match in _SPECIAL_ANYWHERE.finditer(text)), len(text)]
+        cuts = [0, *(match.start() + 1 for match in _SPECIAL.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
         return [index for encoding in encodings for index in encoding.ids]
-
-    def decode_text(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` without special tokens."""
-        return self._backend.decode([index for index in ids if index not in self._special_ids])
 
     def check_ids(self, expected: Mapping[str, int]) -> None:
         """Raise ValueError unless every name of `expected` has its id."""
@@ -134,10 +115,6 @@ class Tokenizer:
             raise ValueError(
                 f"the tokenizer is not the one that the model was trained with: {'; '.join(told)}"
             )
-
-    def is_special(self, index: int) -> bool:
-        """Tell whether an id stands for structure rather than text."""
-        return index in self._special_ids
 
     def to_json(self) -> str:
         """Return the content of a `tokenizer.json`."""

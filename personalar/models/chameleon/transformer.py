@@ -1,8 +1,8 @@
 """The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with normalised queries and keys.
 
-Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. What that class
-cannot do: image logits are never masked, the cache is an argument, the head can be sliced to the image rows.
-There are no buffers, so that a model built on `meta` and filled with `assign=True` is complete.
+Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. Other than there,
+image logits are never masked, the cache is an argument, and the head can be sliced to the image rows.
+There are no buffers: a model built on `meta` and filled with `assign=True` is complete.
 Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 
@@ -267,10 +267,10 @@ class ChameleonTransformer(nn.Module):
 
         Args:
             embeds: (B, T, D).
-            positions: (B or 1, T) int; by default 0..T-1, or what the cache says.
-            cache: where keys and values go and come from; its write position moves by T.
-            mask: additive, broadcastable to (B, H, T, S); by default causal, or what the cache says.
-            dropout: what a training pass leaves out of what the blocks add; by default nothing.
+            positions: (B or 1, T) int; by default 0..T-1, or the cache's.
+            cache: keys and values so far; it takes the new ones, and its write position moves by T.
+            mask: additive, broadcastable to (B, H, T, S); by default causal, or the cache's.
+            dropout: of the outputs that the blocks add, in a training pass.
         """
         num_tokens = embeds.shape[1]
         if positions is None and cache is None:
@@ -294,7 +294,6 @@ class ChameleonTransformer(nn.Module):
         weight = self.lm_head.weight[rows]
         return lambda hidden: F.linear(hidden, weight).float()
 
-    def logits(self, hidden: Tensor, rows: slice | None = None) -> Tensor:
+    def logits(self, hidden: Tensor, rows: slice = slice(None)) -> Tensor:
         """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
-        weight = self.lm_head.weight if rows is None else self.lm_head.weight[rows]
-        return F.linear(hidden, weight).float()
+        return self.head(rows)(hidden)

@@ -42,8 +42,8 @@ def test_other_tensors_in_published_files_are_ignored_and_named(
         backend = load_backend(open_folder(base, vq=vq, layout=LUMINA))
     told = [str(one.message) for one in caught]
     assert told == [
-        f"{base} holds tensors of no use here, which are ignored: {', '.join(BUFFERS[:2])}",
-        f"{vq / 'vqgan.ckpt'} holds tensors of no use here, which are ignored: custom_layer.0.weight",
+        f"{base} contains unknown tensors, which are ignored: {', '.join(BUFFERS[:2])}",
+        f"{vq / 'vqgan.ckpt'} contains unknown tensors, which are ignored: custom_layer.0.weight",
     ]
     ours = lumina_backend().state_dict()
     assert ours.keys() == backend.state_dict().keys()

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest_backend import NUM_CODES, make_tokenizer
+import tokenizers
+from conftest_backend import NUM_CODES, decode_text, is_special, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,20 +21,9 @@ from personalar.models.chameleon.tokenizer import (
 
 TOKENIZER = make_tokenizer()
 TOKENIZER_LAST = reserved_name(9004 + 11)
-SPECIAL_NAMES = [
-    "<s>",
-    "<pad>",
-    "</s>",
-    "<unk>",
-    "<eoss>",
-    "<racm3:break>",
-    reserved_name(8706),
-    reserved_name(8799),
-    reserved_name(8801),
-    reserved_name(9004),
-    code_name(0),
-    code_name(53),
-]
+RESERVED = [reserved_name(number) for number in (8706, 8799, 8801, 9004)]
+SPECIAL_NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<eoss>", "<racm3:break>", *RESERVED]
+SPECIAL_NAMES += [code_name(0), code_name(53)]
 
 
 @pytest.mark.parametrize(("code", "name"), [(0, "IMGIMGAZ"), (53, "IMGIMGFDZ"), (8191, "IMGIMGIBJBZ")])
@@ -49,6 +39,11 @@ def test_all_8192_codes_are_id_minus_4() -> None:
     assert (big.bos, big.pad, big.eoi, big.boi) == (0, 1, 8196, 8197)  # as in the 7B
 
 
+def reread(content: str) -> Tokenizer:
+    """Return the tokenizer of a file with this content."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(content))
+
+
 def test_special_ids_in_order() -> None:
     t = TOKENIZER
     assert (t.bos, t.pad, t.code_offset, t.num_codes) == (0, 1, 4, NUM_CODES)
@@ -56,16 +51,14 @@ def test_special_ids_in_order() -> None:
     assert (t.eoi, t.boi, t.sep, t.newline) == (start, start + 1, start + 2, start + 3)
     assert [t.size_id(n) for n in range(1, 9)] == list(range(start + 4, start + 12))
     assert t.concept_ids == tuple(range(start + 12, start + 24))
-    assert [t.grids(t.size_id(n)) for n in range(1, 9)] == list(range(1, 9))
-    assert t.max_grids == 8
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL_NAMES), st.text(max_size=6)), max_size=8).map("".join))
 def test_text_never_yields_special_ids_and_survives(text: str) -> None:
     text = text.encode(errors="replace").decode()
     ids = TOKENIZER.encode_text(text)
-    assert not any(TOKENIZER.is_special(index) for index in ids)
-    assert TOKENIZER.decode_text(ids) == text
+    assert not any(is_special(TOKENIZER, index) for index in ids)
+    assert decode_text(TOKENIZER, ids) == text
 
 
 def test_every_name_in_the_vocabulary_is_neutralised() -> None:
@@ -74,26 +67,22 @@ def test_every_name_in_the_vocabulary_is_neutralised() -> None:
     assert len(names) >= NUM_CODES + 24
     for name in names:
         ids = TOKENIZER.encode_text(f"a {name} b")
-        assert not any(TOKENIZER.is_special(index) for index in ids)
-        assert TOKENIZER.decode_text(ids) == f"a {name} b"
+        assert not any(is_special(TOKENIZER, index) for index in ids)
+        assert decode_text(TOKENIZER, ids) == f"a {name} b"
 
 
-def test_names_that_the_file_does_not_mark_special_are_neutralised_too(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(TOKENIZER.to_json().replace('"special":true', '"special":false'), encoding="utf-8")
-    tokenizer = Tokenizer.from_file(path)
+def test_names_that_the_file_does_not_mark_special_are_neutralised_too() -> None:
+    tokenizer = reread(TOKENIZER.to_json().replace('"special":true', '"special":false'))
     for name in SPECIAL_NAMES:
-        assert not any(tokenizer.is_special(index) for index in tokenizer.encode_text(f"a{name}b <{name}>"))
+        assert not any(is_special(tokenizer, index) for index in tokenizer.encode_text(f"a{name}b <{name}>"))
 
 
-def test_special_tokens_of_unknown_name_are_neutralised_too(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
+def test_special_tokens_of_unknown_name_are_neutralised_too() -> None:
     content = json.loads(TOKENIZER.to_json())
     content["added_tokens"][-1]["content"] = "[odd]"
     vocabulary = content["model"]["vocab"]
     vocabulary["[odd]"] = vocabulary.pop(TOKENIZER_LAST)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = reread(json.dumps(content))
     assert vocabulary["[odd]"] not in tokenizer.encode_text("an [odd] cat")
 
 
@@ -150,8 +139,6 @@ def test_codes_out_of_order(tmp_path: Path) -> None:
 def test_size_errors() -> None:
     with pytest.raises(ValueError, match="allowed are 1 to 8"):
         TOKENIZER.size_id(9)
-    with pytest.raises(ValueError, match="id 0 is not a size token"):
-        TOKENIZER.grids(0)
 
 
 def test_vocabulary_too_small() -> None:
@@ -159,23 +146,19 @@ def test_vocabulary_too_small() -> None:
         build_tokenizer(["a"], num_codes=64, max_grids=4, num_concept_ids=4, vocab_size=100)
 
 
-def test_a_rewritten_pre_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_rewritten_pre_tokenizer_is_refused() -> None:
     """What automatic classes have made of byte-level files: every space of a prompt is gone."""
     content = json.loads(TOKENIZER.to_json())
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match="without the spaces: its file was rewritten"):
-        Tokenizer.from_file(path)
+        reread(json.dumps(content))
 
 
-def test_luminas_placeholder_is_no_row_of_the_model(tmp_path: Path) -> None:
+def test_luminas_placeholder_is_no_row_of_the_model() -> None:
     content = json.loads(TOKENIZER.to_json())
     flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     content["added_tokens"].append({"id": TOKENIZER.vocab_size, "content": "<|image|>", **flags})
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = reread(json.dumps(content))
     assert tokenizer.vocab_size == TOKENIZER.vocab_size
     assert max(tokenizer.encode_text("a <|image|> cat")) < tokenizer.vocab_size
 

@@ -152,7 +152,7 @@ def test_golden_ids_of_the_real_vocabulary() -> None:
     t = lumina_tokenizer()
     assert (t.bos, t.pad, t.boi, t.eoi, t.sep, t.newline) == (0, 1, 8197, 8196, 8710, 8803)
     assert (t.image_rows, t.size_id(1), t.size_id(16), t.size_id(64)) == (slice(4, 8196), 8805, 8820, 8868)
-    assert t.concept_ids[0] == 9008 and t.max_grids >= 64
+    assert t.concept_ids[0] == 9008
     assert min(t.encode_text(PROMPT)) >= len(t.concept_ids) + 9008
 
 
@@ -192,9 +192,7 @@ def test_chameleon_without_decoder_says_so(tmp_path: Path, vqgan_dir: Path) -> N
 
 
 def test_a_lumina_checkpoint_alone_has_no_image_tokenizer(lumina_dir: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"holds no image tokenizer \(model\.vqmodel\.\*\), as Lumina-mGPT's"
-    ):
+    with pytest.raises(ValueError, match=r"contains no image tokenizer \(model\.vqmodel\.\*\); Lumina-mGPT"):
         load_backend(open_folder(lumina_dir, layout=LUMINA))
 
 
@@ -235,7 +233,7 @@ def test_vqgan_yaml_and_its_defaults(vqgan_dir: Path, tmp_path: Path) -> None:
     assert read_numbers(vqgan_dir / "vqgan.yaml") == lumina_backend().vq.config
     assert read_numbers(tmp_path / "vqgan.yaml") == VQConfig()
     (tmp_path / "vqgan.yaml").write_text("model: {params: {embed_dim: 8}}")
-    with pytest.raises(ValueError, match=r"is no VQGAN description .*needs model\.params with ddconfig"):
+    with pytest.raises(ValueError, match=r"is not a VQGAN description .*needs model\.params with ddconfig"):
         read_numbers(tmp_path / "vqgan.yaml")
     for line, message in (("double_z: true", "double_latent=true"), ("out_ch: 1", "only 3 colours")):
         text = (vqgan_dir / "vqgan.yaml").read_text()
@@ -253,8 +251,8 @@ class Gadget:
     ("content", "message"),
     [
         ({"state_dict": {"decoder.x": Gadget()}}, "cannot be read as tensors alone"),
-        ({"state_dict": {"decoder.x": 3}}, "holds no state_dict of tensors"),
-        ([1], "holds no state_dict of tensors"),
+        ({"state_dict": {"decoder.x": 3}}, "contains no state_dict of tensors"),
+        ([1], "contains no state_dict of tensors"),
         ({"state_dict": {"encoder.conv_in.weight": torch.zeros(1)}}, "has no decoder"),
         ({"state_dict": {"decoder.x": torch.zeros(1)}}, r"missing: .*1 unexpected: decoder\.x"),
     ],
