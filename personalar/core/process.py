@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
@@ -52,12 +54,28 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-def choose_threads(setting: Any) -> int:
-    """Return the number of torch threads: `setting`, or for "auto" OMP_NUM_THREADS, else all cores."""
+def busy_cores() -> float:
+    """Measure for 0.2 s how many cores other processes keep busy."""
+    return psutil.cpu_percent(interval=0.2) / 100 * (os.cpu_count() or 1)
+
+
+def choose_threads(setting: Any, *, busy: float, cores: int) -> int:
+    """Return the number of torch threads.
+
+    Threads that wait for a core wait for each other: with two busy neighbours two threads trained a stage six
+    times slower than alone.
+
+    Args:
+        setting: a number, or "auto": OMP_NUM_THREADS, else the cores that others leave free.
+        busy: cores that other processes keep busy.
+        cores: cores that this process may use.
+    """
     if setting != "auto":
         return int(setting)
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) > 0 else available_cores()
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return cores if busy < 0.5 else max(1, int(cores - busy - 0.5))
 
 
 def prepare_torch(setting: Any) -> None:
@@ -68,7 +86,8 @@ def prepare_torch(setting: Any) -> None:
     """
     import torch
 
-    torch.set_num_threads(choose_threads(setting))
+    busy = busy_cores() if setting == "auto" else 0.0
+    torch.set_num_threads(choose_threads(setting, busy=busy, cores=available_cores()))
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.enable_cudnn_sdp(False)
 

@@ -9,6 +9,7 @@ import torch
 
 from personalar.core.process import (
     available_cores,
+    busy_cores,
     choose_threads,
     keep_memory,
     peak_memory_bytes,
@@ -17,13 +18,20 @@ from personalar.core.process import (
 )
 
 
-def test_auto_takes_all_cores_and_a_given_number_wins(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("busy", "cores", "threads"),
+    [(0.0, 2, 2), (0.3, 2, 2), (0.9, 2, 1), (2.0, 2, 1), (1.0, 16, 14), (0.0, 1, 1)],
+)
+def test_a_busy_machine_gets_fewer_threads(monkeypatch, busy: float, cores: int, threads: int) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert choose_threads("auto") == available_cores()
+    assert choose_threads("auto", busy=busy, cores=cores) == threads
+
+
+def test_a_given_number_wins(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert choose_threads("auto") == 3 and choose_threads(5) == 5
+    assert choose_threads("auto", busy=0.0, cores=8) == 3 and choose_threads(5, busy=9.0, cores=8) == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert choose_threads("auto") == available_cores()
+    assert choose_threads("auto", busy=0.0, cores=8) == 8
 
 
 def test_float32_is_float32_on_a_gpu_too(monkeypatch) -> None:
@@ -41,7 +49,7 @@ def test_attention_is_never_prepared_anew_for_every_length() -> None:
 
 
 def test_measurements_are_sane() -> None:
-    assert available_cores() >= 1
+    assert available_cores() >= 1 and 0 <= busy_cores() <= 1024
     assert peak_memory_bytes() > 1e6
 
 
