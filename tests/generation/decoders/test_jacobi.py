@@ -75,9 +75,9 @@ def test_agreeing_drafts_save_forwards(
     """Taking the best code of a model that repeats itself: every window is final at once."""
     shapes = count_forwards(tiny_backend, monkeypatch)
     monkeypatch.setattr(
-        tiny_backend.transformer,
-        "logits",
-        lambda hidden, rows: torch.eye(64)[5].expand(*hidden.shape[:-1], 64),
+        tiny_backend,
+        "image_logits",
+        lambda hidden: torch.eye(64)[5].expand(*hidden.shape[:-1], 64),
     )
     codes = JacobiDecoder(window=6, temperature=0.0)(tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [1])
     assert (codes == 5).all()
