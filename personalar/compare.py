@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     from personalar.reports.comparison import markdown, verdicts
     from personalar.reports.comparison_page import compare_folders
 
-    with told("personalar.compare"):
+    with user_errors("personalar.compare"):
         records = compare_folders(given.folders, given.out)
     print(markdown(records), *verdicts(records), sep="\n")
     print(f"page: {given.out / 'comparison.html'}")

@@ -21,7 +21,7 @@ from personalar.config.commands import TASKS, EvaluateConfig
 from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.fields import one_of
 from personalar.config.run_config import RunConfig
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -55,7 +55,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     """Do the task that the configuration names; a user's mistake ends in one sentence."""
-    with told("personalar.evaluate"):
+    with user_errors("personalar.evaluate"):
         if config.task == "calibrate":
             from personalar.runs.calibration import calibrate
 
@@ -69,12 +69,12 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """Entry point: split the settings of this command from those of its runs, then let Hydra compose."""
-    with told("personalar.evaluate"):
+    with user_errors("personalar.evaluate"):
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
     register()
 
     def launch(cfg: DictConfig) -> None:
-        with told("personalar.evaluate"):
+        with user_errors("personalar.evaluate"):
             config = read_config(cfg)
         evaluate(config, overrides)
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from personalar.config.command_line import prepare_arguments
 from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.run_config import RunConfig
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 from personalar.core.process import global_rank, keep_memory
 from personalar.core.run_lock import locked, refusable
 from personalar.runs.personalize import personalize, prepare
@@ -37,7 +37,7 @@ def run_one(cfg: DictConfig) -> Objective | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     leads, sweeps = global_rank() == 0, hydra_config.mode == RunMode.MULTIRUN
-    with told("personalar.run"), locked(run_dir, leads=leads):
+    with user_errors("personalar.run"), locked(run_dir, leads=leads):
         with refusable(run_dir) if leads and not sweeps else nullcontext():
             if sweeps:
                 join_sweep(hydra_config, cfg.trainer.devices)
@@ -80,7 +80,7 @@ def main() -> None:
     """Entry point: check the arguments, then let Hydra compose the configuration."""
     keep_memory()
     conf = conf_dir()
-    with told("personalar.run"):
+    with user_errors("personalar.run"):
         sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=RunConfig, conf=conf, needs_subject=True)
     register()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it

@@ -7,7 +7,7 @@ rounds.
     decoder=plain       one or several of conf/decoder
     batch=1,16          pictures decoded together
     runs=5              rounds
-    weights=model       or random_7b: the 7B's shape with random weights in place of a checkpoint
+    weights=model       or random_7b: the 7B's shape with random weights instead of a checkpoint
     baselines=...       generate,static; static or none leaves out the slow ones
     out=DIR             decode.json and decode.md there
 

@@ -228,7 +228,7 @@ class Change:
 
 
 def swap(name: str, new: Callable[..., Any], owner: Any = network) -> Callable[[Changed], Any]:
-    """Return a change that puts `new` in place of `owner.name`."""
+    """Return a change that puts `new` instead of `owner.name`."""
     return lambda decoder: patch.object(owner, name, new)
 
 

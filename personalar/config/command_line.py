@@ -33,7 +33,7 @@ from personalar.config.compose import (
     register,
 )
 from personalar.config.model_config import PARTS, is_commit
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 
 CONF_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 LOOK_FLAGS = ("--cfg", "-c", "--info", "-i")
@@ -287,13 +287,13 @@ def _within(tree: Any, *keys: str) -> Any:
 def start(name: str, work: Callable[[Any], None]) -> None:
     """Do `work` with the typed settings of personalar.`name`; a user's mistake ends in one sentence."""
     conf = conf_dir()
-    with told(f"personalar.{name}"):
+    with user_errors(f"personalar.{name}"):
         arguments = prepare_arguments(sys.argv[1:], schema=COMMANDS[name], conf=conf, needs_subject=False)
         sys.argv[1:] = add_base(arguments)
     register()
 
     def launch(cfg: DictConfig) -> None:
-        with told(f"personalar.{name}"):
+        with user_errors(f"personalar.{name}"):
             work(read_config(cfg))
 
     hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(launch)()

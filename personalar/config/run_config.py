@@ -47,7 +47,7 @@ class StageMethod:
     parameters: list[str] = field(default_factory=list)
     """Patterns (fnmatch) of transformer parameters to train."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Adapters to train in place of `parameters`."""
+    """Adapters to train instead of `parameters`."""
 
     def __post_init__(self) -> None:
         if not (self.identifier or self.parameters or self.lora.rank):

@@ -24,7 +24,7 @@ GOES_ON = "what was finished is kept, and the same command goes on from there"
 
 
 @contextmanager
-def told(command: str) -> Iterator[None]:
+def user_errors(command: str) -> Iterator[None]:
     """Run the block; a user's mistake ends it in one sentence and exit code 1, Ctrl-C in 130."""
     try:
         yield

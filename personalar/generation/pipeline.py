@@ -35,7 +35,7 @@ ELSEWHERE = {
     "size": "give it to images()",
     "out": "save the pictures that images() returns",
 }
-"""Settings of `personalar.sample` that are none here, and what takes their place."""
+"""Settings of `personalar.sample` that `load` does not take, and what to use instead."""
 
 
 def concept_folder(where: str) -> Path:
@@ -57,7 +57,7 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     """Return notes about prompts that do not name the subject.
 
     Raises:
-        ValueError: when there is no prompt, or one that is empty or no text.
+        ValueError: when there is no prompt, or one that is empty or not text.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
@@ -124,12 +124,12 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     at_once = even(len(wanted), generator.fitting_batch(config.prompts, size=size))
     batches = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
     other = None if size == layout.square else written(size)
-    told = {"size": written(size), "base": config.model.name, "concept": digest}
+    shared = {"size": written(size), "base": config.model.name, "concept": digest}
 
     def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
         paths = []
         for (prompt, seed), image in zip(asked, pictures, strict=True):
-            facts = {"prompt": prompt, "seed": str(seed), **told}
+            facts = {"prompt": prompt, "seed": str(seed), **shared}
             name = sample_filename("subject", prompt, seed, size=other)
             paths.append(save_png(image, Path(config.out) / name, facts))
         return paths
@@ -155,8 +155,8 @@ class Pipeline:
             size: width x height in pixels, one of the base's sizes ("608x416"); None: its square.
 
         Raises:
-            ValueError: when there is no prompt, or one is empty, no text or too long; when a seed lacks, or
-                is out of range; when the base does not know the size.
+            ValueError: when a prompt or a seed is missing, empty, too long or out of range; when the base does
+                not know the size.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise ValueError(
@@ -188,12 +188,12 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
     """Return what `personalar.sample` would run with.
 
     Raises:
-        ValueError: for an argument that is no setting of it, or no value, with what is allowed.
+        ValueError: for an unknown setting or a wrong value, with what is allowed.
     """
     for setting in settings:
         key = setting.lstrip("+").partition("=")[0]
         if "=" not in setting or setting.startswith(("-", "~")):
-            raise ValueError(f"{setting!r} is no setting: write key=value, as 'decoder=jacobi'")
+            raise ValueError(f"{setting!r} is not a setting: write key=value, as 'decoder=jacobi'")
         if key in ELSEWHERE:
             raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
     arguments = prepare_arguments(settings, schema=SampleConfig, conf=conf_dir(), needs_subject=False)

@@ -186,29 +186,29 @@ def free_bytes(folder: Path) -> int:
 def _local(config: ModelConfig) -> ModelFiles:
     files = open_family(config, package_path(config.path))
     missing = files.missing()
-    told = f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); "
+    what = f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); "
     source, tokenizer = config.tokenizer_hub or config.hub, files.parts().get("text tokenizer")
     if missing == [str(tokenizer)] and source is not None:
         raise FileNotFoundError(
-            f"{told}it is the one of {page(source)}: copy it there, or run `hf download {source.repo} "
+            f"{what}it is the one of {page(source)}: copy it there, or run `hf download {source.repo} "
             f"{tokenizer.name} --revision {source.revision} --local-dir {shlex.quote(str(tokenizer.parent))}`"
         )
     if missing:
         raise FileNotFoundError(
-            f"{told}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
+            f"{what}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
         )
     return files
 
 
 def _download(config: ModelConfig, *, say: Say) -> ModelFiles:
     parts = hub_parts(config)
-    told = statement(config, parts)
+    text = statement(config, parts)
     if reason := obstacle(parts):
-        raise FileNotFoundError(f"{told}\n{reason}; or set model.path=DIR to a folder that contains them")
+        raise FileNotFoundError(f"{text}\n{reason}; or set model.path=DIR to a folder that contains them")
     wanted = sorted((part for part in parts if not part.folder), key=lambda part: part.hub.gigabytes)
     for part in wanted:
         _check_listed(config, part)
-    say(f"{told}\ndownloading now")
+    say(f"{text}\ndownloading now")
     for part in wanted:  # the smallest first: a refusal then comes before 14 GB are here
         with _explained(part):
             _snapshot(part.hub)

@@ -234,7 +234,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _sentence(name: str, found: dict[str, Any]) -> str:
-    luck = "" if found["low"] > 0 or found["high"] < 0 else " (within luck)"
+    luck = "" if found["low"] > 0 or found["high"] < 0 else " (not significant)"
     return (
         f"{name} {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p={found['p']:.3f}{luck}"
     )

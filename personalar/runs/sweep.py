@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
 
@@ -131,13 +131,13 @@ class SweepReport(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Look at the run folder before Hydra writes into it."""
-        with told("personalar.run"):
+        with user_errors("personalar.run"):
             check_folder_names(config)
             check_run_folder(Path(config.hydra.run.dir), leads=global_rank() == 0)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check before the first job starts."""
-        with told("personalar.run"):
+        with user_errors("personalar.run"):
             check_devices(config.trainer.devices)
             check_folder_names(config)
             check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)

@@ -35,7 +35,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
 
 
 def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Add `lines` to the file, each in place of an older one on the same thing; return how many it holds.
+    """Add `lines` to the file, each instead of an older one on the same thing; return how many it holds.
 
     Atomic, and the same lines may come twice: a resumed run scores again without leaving doubles.
     """

@@ -29,7 +29,7 @@ FLOAT32, STATE_BYTES = 4, {"adamw": 8, "adamw8bit": 2}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per number: four bits, a byte of scale per 64 numbers, a float of scale per 256 such bytes."""
 SHALLOW = (4, 8)
-"""Layers of the two models that are observed in place of a deep one."""
+"""Layers of the two models that are observed instead of a deep one."""
 PROJECTIONS = "model.layers.*_proj.weight"
 LIVE_PARAMETERS = 10**9
 """The most parameters that DeepSpeed gathers at once (stage3_max_live_parameters)."""

@@ -97,7 +97,7 @@ class PersonalizationModule(L.LightningModule):
         del self.transformer
 
     def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Let the optimizer move `weights` in place of the network's own."""
+        """Let the optimizer move `weights` instead of the network's own."""
         self.network = replace(self.network, weights=weights)
 
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:

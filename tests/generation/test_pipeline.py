@@ -92,8 +92,8 @@ def test_what_cannot_be_drawn_is_said(cat: Pipeline, prompts, seeds, message: st
         (["decoder=jacoby"], r"decoder='jacoby' is not known; did you mean jacobi\?"),
         (["model.paths=x"], r"did you mean path\?"),
         (["decoder.top_k=-1"], "decoder.top_k=-1 is out of range"),
-        (["decoder"], "'decoder' is no setting: write key=value"),
-        (["--help"], "'--help' is no setting"),
+        (["decoder"], "'decoder' is not a setting: write key=value"),
+        (["--help"], "'--help' is not a setting"),
         (["prompts=[a]"], r"load takes no prompts=: give them to images\(\)"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_row_for_each_run_in_its_last_stage(two_runs: Path) -> None:
     assert plain["versus"] == {}
     (sentence,) = verdicts([better, plain])
     assert "better against plain: likeness +0.250" in sentence
-    assert "CLIP-T +0.000 [+0.000, +0.000], p=1.000 (within luck)" in sentence
+    assert "CLIP-T +0.000 [+0.000, +0.000], p=1.000 (not significant)" in sentence
     assert "| better | 1 | 12 | " in markdown([better, plain])
 
 

@@ -26,7 +26,7 @@ from test_cli import mistake
 from test_personalize import contents, same_result
 
 import personalar.training.module
-from personalar.core.errors import sentence, told
+from personalar.core.errors import sentence, user_errors
 from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO
 
 __all__ = ["mistake"]
@@ -52,7 +52,7 @@ def remount(folder: Path, options: str) -> None:
 
 def fails(do_run, run_dir: Path, message: str) -> str:
     """Do a run that must end in one sentence like `message`; return it."""
-    with pytest.raises(SystemExit) as stopped, told("personalar.run"):
+    with pytest.raises(SystemExit) as stopped, user_errors("personalar.run"):
         do_run(run_dir, "stage=both")
     said = str(stopped.value)
     assert re.search(message, said) and "\n" not in said, said
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_again_and_again(
     run_dir, kept, said, size = small_disk / "run", {}, [], 256
     for _ in range(60):
         try:
-            with told("personalar.run"):
+            with user_errors("personalar.run"):
                 do_run(run_dir, "stage=both")
             break
         except SystemExit as stop:
@@ -133,7 +133,7 @@ def save_too_much(path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
     try:
-        with told("x"):
+        with user_errors("x"):
             AtomicCheckpointIO().save_checkpoint({"a": torch.ones(9999)}, path)
     except SystemExit as stopped:
         print(stopped)
@@ -273,7 +273,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
     lost_once = r"network was lost \(The read operation timed out\).*same command"
-    with pytest.raises(SystemExit, match=lost_once), told("personalar.run"):
+    with pytest.raises(SystemExit, match=lost_once), user_errors("personalar.run"):
         obtain_model(model(), say=lambda text: None)
 
 
@@ -317,7 +317,7 @@ def test_a_missing_library_is_told_before_anything_is_learned(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with (
         pytest.raises(SystemExit, match=r'needs bitsandbytes.*pip install "personalar\[quantized\]"'),
-        told("personalar.run"),
+        user_errors("personalar.run"),
     ):
         do_run(tmp_path, *words)
     assert not (tmp_path / "stages").exists()
@@ -327,7 +327,7 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
     assert sentence(KeyError("x")) is None and sentence(RuntimeError("shapes")) is None
     assert sentence(ValueError("raised by no package of ours")) is None
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(OSError, match="No space"), told("x"):
+    with pytest.raises(OSError, match="No space"), user_errors("x"):
         raise OSError(errno.ENOSPC, "No space left on device", "file")
 
 

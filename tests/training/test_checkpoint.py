@@ -21,7 +21,7 @@ from test_personalize import same_result
 
 import personalar.training.module
 from personalar.concepts.concept import Concept
-from personalar.core.errors import told
+from personalar.core.errors import user_errors
 from personalar.core.run_folder import RunFolder
 from personalar.runs.personalize import personalize, prepare
 from personalar.training.checkpoint import (
@@ -120,7 +120,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_ctrl_c_elsewhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as interrupted, told("personalar.run"):
+    with pytest.raises(SystemExit) as interrupted, user_errors("personalar.run"):
         raise KeyboardInterrupt
     assert interrupted.value.code == EXIT_INTERRUPTED
     assert capsys.readouterr().err == (
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
     path = RunFolder(tmp_path).checkpoints("embedding") / "step_000004.ckpt"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SystemExit) as stopped, told("personalar.run"):
+    with pytest.raises(SystemExit) as stopped, user_errors("personalar.run"):
         do_run(tmp_path, *words)
     said = str(stopped.value)
     assert "step_000004.ckpt cannot be read (" in said and "\n" not in said

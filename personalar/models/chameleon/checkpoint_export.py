@@ -139,7 +139,7 @@ def export_backend(
 ) -> Path:
     """Write all of `backend` to `folder`; return it.
 
-    Beside what upstream code reads lie protocol.json and vq/, so that the folder is a whole `model.path`.
+    The folder also contains protocol.json and vq/, so that it is a whole `model.path`.
     With one norm per head the shards hold the image encoder as well, which transformers' class would
     otherwise draw at random.
 

@@ -45,7 +45,7 @@ def load_backend(
         where: a model folder, or the result of `open_folder`.
         dtype: precision of the transformer; the VQ model stays float32.
         attention: see `TransformerConfig`.
-        transformer: a filled one, in place of the weights in the files.
+        transformer: a filled one, instead of the weights in the files.
 
     Raises:
         FileNotFoundError: when a file is missing.
@@ -88,7 +88,7 @@ def load_sharded_backend(
 
     Args:
         files, dtype, device, attention: as for `load_backend`.
-        changed: weights by name to take in place of the files' (an earlier stage's).
+        changed: weights by name to take instead of the files' (an earlier stage's).
     """
     numbers = read_json(files.base / "config.json")
     transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))

@@ -128,10 +128,10 @@ def check_fit(
     }
     tolerated = ("unexpected",) if published else ()
     if any(names for kind, names in problems.items() if kind not in tolerated):
-        told = "; ".join(
+        listed = "; ".join(
             f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
         )
-        raise ValueError(f"the weights in {where} do not fit its config.json: {told}")
+        raise ValueError(f"the weights in {where} do not fit its config.json: {listed}")
     if unknown and global_rank() == 0:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         warnings.warn(
