@@ -155,7 +155,7 @@ class Pipeline:
             size: width x height in pixels, one of the base's sizes ("608x416"); None: its square.
 
         Raises:
-            ValueError: when a prompt or a seed is missing, empty, too long or out of range; when the base does
+            ValueError: when a prompt or a seed is missing, empty, too long or out of range, or the base does
                 not know the size.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
