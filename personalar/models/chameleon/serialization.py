@@ -28,6 +28,7 @@ from personalar.models.chameleon.transformer import ChameleonTransformer, Transf
 from personalar.models.chameleon.vq import VQConfig, VQModel
 from personalar.models.chameleon.vq_checkpoint import load_vq
 from personalar.models.checkpoint_folder import read_json, write_json
+from personalar.models.cpu_kernels import use_fast_linears
 from personalar.models.sharding import assign, ordinary_modules
 
 
@@ -69,6 +70,7 @@ def load_backend(
             dtype=dtype,
             device=device,
         )
+        use_fast_linears(transformer)
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
     return backend.eval().requires_grad_(False)
