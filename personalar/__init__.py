@@ -1,6 +1,7 @@
 """personalar: personalize autoregressive text-to-image models in two stages.
 
-    cat = personalar.load("outputs/nano/cat")
+    folder = personalar.personalize("subject=cat")
+    cat = personalar.load(folder)
     cat.images(["a photo of [V] cat in the snow"], seeds=[0])[0].save("cat.png")
 
 Importing this loads nothing heavy.
@@ -8,14 +9,45 @@ Importing this loads nothing heavy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from os import PathLike
+    from pathlib import Path
 
+    from personalar.config.run_config import Stage
     from personalar.generation.pipeline import Pipeline
+    from personalar.training.context import RunContext
 
 __version__ = "0.1.0"
+
+
+def personalize(*settings: str, folder: str | PathLike[str] | None = None) -> Path:
+    """Learn a subject as `python -m personalar.run` does; return the run folder.
+
+    A finished run is left as it is, an interrupted one goes on.
+
+    Args:
+        settings: as on the command line: "subject=cat", "stage=both", "seed=1".
+        folder: of the run; by default outputs/MODEL/SUBJECT.
+
+    Raises:
+        ValueError, FileNotFoundError: for what the command would refuse, with what to do.
+    """
+    from personalar.runs.personalize import run
+
+    return run(settings, folder)
+
+
+def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple[RunContext, list[Stage]]:
+    """Return a run and its stages, for a `lightning.Trainer` of one's own; see docs/python.md.
+
+    Args:
+        settings, folder: as for `personalize`.
+    """
+    from personalar.runs.personalize import open_run as open_settings
+
+    return open_settings(settings, folder)
 
 
 def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
@@ -32,3 +64,16 @@ def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
     from personalar.generation.pipeline import load as load_learned
 
     return load_learned(concept, settings)
+
+
+def __getattr__(name: str) -> Any:
+    """Load Lightning's classes when they are asked for."""
+    if name == "PersonalizationModule":
+        from personalar.training.module import PersonalizationModule
+
+        return PersonalizationModule
+    if name == "SubjectDataModule":
+        from personalar.training.datamodule import SubjectDataModule
+
+        return SubjectDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,7 +45,8 @@ from benchmarks.random_weights import random_7b
 
 from personalar.config.command_line import prepare_arguments
 from personalar.config.commands import SampleConfig
-from personalar.config.compose import build_decoder, composed, conf_dir, read_config
+from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.plugins import build
 from personalar.core.png import save_png
 from personalar.core.process import keep_memory, prepare_torch
 from personalar.generation.generator import Generator
@@ -120,7 +121,9 @@ def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
 def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) -> list[Contender]:
     """Return everything that takes part."""
     names = own["decoder"].split(",")
-    draws: dict[str, Any] = {name: build_decoder(compose_sample(name, rest).decoder) for name in names}
+    draws: dict[str, Any] = {
+        name: build("decoder", compose_sample(name, rest).decoder.settings) for name in names
+    }
     sampling = draws[names[0]].sampling
     for name in own["baselines"].split(","):
         if name != "none":

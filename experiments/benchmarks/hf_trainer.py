@@ -10,7 +10,7 @@ from benchmarks.machine import Moment, now, seconds_per_step
 from torch import Tensor, nn
 
 from personalar.config.run_config import Stage
-from personalar.data.datamodule import SequenceStream, collate
+from personalar.data.stream import SequenceStream, collate
 from personalar.training.context import RunContext
 from personalar.training.module import PersonalizationModule
 from personalar.training.stage import select_parameters
@@ -45,7 +45,7 @@ class Theirs(nn.Module):
         super().__init__()
         if stage.trains.lora.rank:
             raise ValueError("this compares whole matrices; choose a method without LoRA")
-        if module.dropout:
+        if module.context.config.model.recipe.dropout:
             raise ValueError("transformers' class has no dropout; set model.recipe.dropout=0")
         backend = module.network.backend
         self.model = hf_model(backend)

@@ -19,7 +19,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,12 @@ from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.run_config import RunConfig, Stage
 from personalar.core.console import Reporter
 from personalar.core.process import keep_memory
-from personalar.data.datamodule import SequenceStream, collate
+from personalar.data.stream import SequenceStream, collate
 from personalar.runs.personalize import prepare
 from personalar.training.context import RunContext
-from personalar.training.inputs import prepare as prepare_stage
+from personalar.training.datamodule import SubjectDataModule
 from personalar.training.module import PersonalizationModule
-from personalar.training.train import make_callbacks, make_data, make_module, make_trainer, quiet
+from personalar.training.train import make_callbacks, make_loggers, make_trainer, quiet
 
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
 
@@ -72,12 +72,13 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Ru
     prepared = prepare(config, folder)
     assert prepared is not None  # an empty folder holds no finished run
     session, stages = prepared
-    named = {stage.name: stage for stage, _ in stages}
+    named = {stage.name: stage for stage in stages}
     if name not in named:
         raise ValueError(f"bench_stage={name} is not in this method; allowed: {', '.join(named)}")
     object.__setattr__(session, "reporter", Reporter(enabled=False))
-    named[name].numbers.steps = steps
-    return session, named[name]
+    stage = replace(named[name], start="base")
+    stage.numbers.steps = steps
+    return session, stage
 
 
 class StepClock(L.Callback):
@@ -97,22 +98,18 @@ class StepClock(L.Callback):
 def ours(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
-    trainer = make_trainer(session, stage, [*make_callbacks(session, [], lambda *_: None, stage), clock])
-    inputs = cache(lambda: prepare_stage(session, stage, "base"))
-    module = make_module(session, stage, inputs, trainer, grid=[])
+    callbacks = [*make_callbacks(session), clock]
+    trainer = make_trainer(session, stage, callbacks, make_loggers(session, stage.name))
     with quiet():
-        trainer.fit(module, make_data(session, stage, inputs, module))
+        trainer.fit(PersonalizationModule(session, stage), SubjectDataModule(session, stage))
     return seconds_per_step(clock.times)
 
 
 def bare(session: RunContext, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
     """Return the same network and sequences without Lightning around them."""
-    inputs = cache(lambda: prepare_stage(session, stage, "base"))
-    module = make_module(session, stage, inputs, None, grid=[])
-    data = make_data(session, stage, inputs, module)
-    data.prepare_data()
+    module = PersonalizationModule(session, stage)
     module.configure_model()
-    return module, data.make_stream()
+    return module, SubjectDataModule(session, stage).make_stream(module.network.backend)
 
 
 def their_trainer(session: RunContext, stage: Stage) -> Moment:

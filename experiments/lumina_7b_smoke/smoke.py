@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import write_random
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.config.compose import build_decoder, conf_dir, group_options, read_config, register
+from personalar.config.compose import conf_dir, group_options, read_config, register
+from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ModelFiles
@@ -92,10 +93,10 @@ def settings(args: argparse.Namespace, work: Path, *overrides: str) -> RunConfig
 
 def train(meter: Meter, session: RunContext, stages: list, *, batch: int) -> None:
     """Train every stage from what the one before left."""
-    for stage, start in stages:
+    for stage in stages:
         with meter.step(f"stage {stage.name}, {stage.numbers.steps} steps, batch {batch}") as row:
             grid = grid_requests(session, stage.name)
-            train_stage(session, stage, start=start, grid=grid, base_samples=[])
+            train_stage(session, stage, grid=grid, base_samples=[])
         took = session.folder.record["stages"][stage.name]["seconds"]
         row["seconds_per_step"] = round(took / stage.numbers.steps, 3)
 
@@ -108,7 +109,7 @@ def draw(meter: Meter, args: argparse.Namespace, work: Path, session: RunContext
         config = settings(args, work, f"decoder={name}")
         with meter.step(f"one picture, decoder={name}") as row:
             try:
-                generator.decoder = build_decoder(config.decoder)
+                generator.decoder = build("decoder", config.decoder.settings)
                 (picture,) = generator.images(["a photo of [V] dog"], [0])
                 picture.save(work / f"{name}.png")
             except ValueError as error:

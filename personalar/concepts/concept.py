@@ -4,6 +4,7 @@
     learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
     weights.safetensors          changed transformer tensors, or absent
     lora/                        a PEFT adapter folder, or absent
+    adapters/NAME.safetensors    what an adapter of one's own learned, or absent
 
 Loading runs no code: safetensors and json only; hashes, shapes and finiteness are checked. `concept.json` is
 written last, so a folder without it is unfinished.
@@ -27,11 +28,12 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from personalar import __version__
+from personalar.concepts.adapters.base import Adapter, attach_learned
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
-from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.models.base import Backend
 
 
@@ -80,6 +82,8 @@ class Concept:
     """Changed transformer tensors by name."""
     lora: dict[str, bytes] = field(default_factory=dict)
     """The PEFT adapter's two files by their path in the concept folder, or empty."""
+    adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """What adapters learned, by their names; see `adapters.base`."""
     config: dict[str, Any] = field(default_factory=dict)
     """The settings that determine it, plain values."""
 
@@ -97,6 +101,9 @@ class Concept:
         if self.weights:
             weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
             files[WEIGHTS_FILE] = save_safetensors(weights, metadata={"format": "pt"})
+        for name, tensors in self.adapters.items():
+            parts = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            files[f"adapters/{name}.safetensors"] = save_safetensors(parts, metadata={"format": "pt"})
         for stale in before - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():
@@ -122,6 +129,8 @@ class Concept:
         rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
         changed = files.pop(WEIGHTS_FILE, None)
         weights = {} if changed is None else read_tensors(folder / WEIGHTS_FILE, changed)
+        own = [name for name in files if ADAPTER_FILE.fullmatch(name)]
+        adapters = {Path(name).stem: read_tensors(folder / name, files.pop(name)) for name in own}
         return cls(
             base=record["base"],
             subject=record["subject"],
@@ -130,6 +139,7 @@ class Concept:
             rows=join_rows(folder / ROWS_FILE, rows, record["identifier"]),
             weights=weights,
             lora=files,
+            adapters=adapters,
             config=record["config"],
         )
 
@@ -142,11 +152,21 @@ class Concept:
                 "model= out, or set model.path=DIR to the folder where its files lie"
             )
 
-    def apply(self, backend: Backend) -> Identifier:
-        """Put the changed weights into `backend`, in place, and return the identifier for it.
+    def apply(
+        self,
+        backend: Backend,
+        adapters: Mapping[str, Adapter] | None = None,
+        attached: dict[str, Any] | None = None,
+    ) -> Identifier:
+        """Put what was learned into `backend`, in place, and return the identifier for it.
+
+        Args:
+            adapters: those that the concept may contain, by name.
+            attached: takes the parameters of the adapters that it contains.
 
         Raises:
-            ValueError: a tensor is unknown to the backend or has another shape, or an id is not reserved.
+            ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, or
+                an adapter is not among `adapters`.
         """
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
@@ -166,6 +186,9 @@ class Concept:
         if self.lora:
             load_lora(backend.transformer, {Path(name).name: data for name, data in self.lora.items()})
             merge_lora(backend.transformer)
+        found = attach_learned(adapters or {}, self.adapters, backend)
+        if attached is not None:
+            attached.update(found)
         return Identifier(tokens=self.tokens, rows=self.rows).to(backend.device)
 
 

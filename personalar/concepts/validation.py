@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from personalar.core.own_files import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
 NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
@@ -63,7 +63,8 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     if not isinstance(record["stage"], str) or not isinstance(record["config"], dict):
         return "stage must be a text and config an object"
     allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
-    if not _texts(record["files"]) or not {ROWS_FILE} <= set(record["files"]) <= allowed:
+    files = set(record["files"]) if _texts(record["files"]) else set()
+    if ROWS_FILE not in files or any(not ADAPTER_FILE.fullmatch(name) for name in files - allowed):
         return f"{ROWS_FILE} is missing or it names foreign files"
     return _identifier_problem(record["identifier"])
 

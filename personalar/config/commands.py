@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -27,6 +28,8 @@ class SampleConfig:
     """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
     out: str = "samples"
     """Folder for the PNG files."""
+    adapters: dict[str, Any] = field(default_factory=dict)
+    """`_target_` and arguments of the adapters of one's own that the concept contains, by name."""
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING

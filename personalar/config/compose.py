@@ -22,11 +22,10 @@ from personalar.config.recipe import RecipeConfig
 from personalar.config.run_config import DecoderConfig, MethodConfig, RunConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import SubjectConfig, dreambench_class
-from personalar.config.trainer_config import LoggerConfig, MemoryConfig, TrainerConfig
+from personalar.config.trainer_config import MemoryConfig, TrainerConfig
 from personalar.core.measures import IN_SUMMARY
-from personalar.core.types import STAGE_NAMES
 
-GROUPS: dict[str, Any] = {
+GROUPS: dict[str, Any] = {  # dict: `_target_` and arguments
     "model": ModelConfig,
     "model/recipe": RecipeConfig,
     "subject": SubjectConfig,
@@ -35,7 +34,10 @@ GROUPS: dict[str, Any] = {
     "decoder": DecoderConfig,
     "trainer": TrainerConfig,
     "memory": MemoryConfig,
-    "logger": LoggerConfig,
+    "optimizer": dict,
+    "scheduler": dict,
+    "callbacks": dict,
+    "logger": dict,
     "scorer": ScorerConfig,
     "benchmark": BenchmarkConfig,
 }
@@ -75,7 +77,7 @@ def groups_of(schema: type) -> list[str]:
     """Return the config groups of which a command takes a choice; recipe and experiment are for learning."""
     own = set(typing.get_type_hints(schema).values())
     learns = MethodConfig in own
-    groups = [group for group, kind in GROUPS.items() if kind in own or (kind is RecipeConfig and learns)]
+    groups = [g for g, kind in GROUPS.items() if kind in own or (kind in (RecipeConfig, dict) and learns)]
     return [*groups, *(["experiment"] if learns else [])]
 
 
@@ -93,8 +95,6 @@ def package_path(where: str) -> Path:
 
 def check_names(values: dict[str, Any]) -> None:
     """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
-    for name in values.get("stage", {}).get("run", []):
-        one_of("stage.run", name, STAGE_NAMES[1:])
     for product in values.get("objective", []):
         for factor in str(product).split("*"):
             one_of("objective", factor.strip(), IN_SUMMARY)
@@ -111,7 +111,7 @@ def read_config(cfg: DictConfig) -> Any:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
     check_folder_names(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)
-    check_limits(values, cfg)
+    check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
     check_names(values)
     return OmegaConf.to_object(cfg)
 
@@ -139,25 +139,6 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
 
 
-def build_decoder(config: DecoderConfig) -> Any:
-    """Return the decoder that a configuration names, one from outside of this package too.
-
-    Raises:
-        ValueError: it cannot be imported, or refuses its settings.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(config.settings, _convert_="all")
-    except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(
-            f"the decoder {config.settings['_target_']} cannot be made ({reason}): give a class that Python "
-            "can import (its folder in PYTHONPATH) and settings that it takes, or choose decoder=plain"
-        ) from error
-
-
 def register() -> None:
     """Register the schema of every group with Hydra, and our resolvers with OmegaConf."""
     from hydra.core.config_store import ConfigStore
@@ -166,6 +147,8 @@ def register() -> None:
     for command, schema in COMMANDS.items():
         store.store(name=f"{command}_schema", node=schema)
     for group, schema in GROUPS.items():
+        if schema is dict:
+            continue
         store.store(group=group, name=f"{group.rsplit('/')[-1]}_schema", node=schema)
     OmegaConf.register_new_resolver("choices", lambda command: choices(conf_dir(), command), replace=True)
     OmegaConf.register_new_resolver(

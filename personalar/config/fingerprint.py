@@ -22,6 +22,8 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "subject": asdict(config.subject),
         "method": asdict(config.method),
         "decoder": config.decoder.settings,
+        "optimizer": config.optimizer,
+        "scheduler": config.scheduler,
         "seed": config.seed,
     }
 
@@ -40,6 +42,7 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     if next(iter(method["stages"]), None) != stage:
         return None
     chosen, recipe = method["stages"][stage], model["recipe"]
+    recipe = {name: value for name, value in recipe.items() if name != "trained_weights"}
     mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
     return {
         **settings,
@@ -51,7 +54,7 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
 def request_of(config: RunConfig) -> dict[str, Any]:
     """Return the stages, pictures and scores of a run; run.json keeps those that are finished."""
     return {
-        "stages": list(config.stage.run),
+        "stages": config.selected,
         "samples": asdict(config.samples),
         "scorer": judges_of(config),
     }

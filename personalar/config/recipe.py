@@ -13,10 +13,13 @@ from omegaconf import MISSING
 
 from personalar.config.fields import limits, one_of
 
+QKV = "model.layers.*.self_attn.[qkv]_proj.weight"
+"""What the paper's count of parameters (1610.6 M at 7B) says that stage 2 trains."""
+
 
 @dataclass(kw_only=True)
 class StageNumbers:
-    """Duration and speed of one stage. AdamW with weight decay 0 is Adam."""
+    """Duration and speed of one stage."""
 
     steps: int = field(default=MISSING, metadata=limits(1))
     """Optimizer steps."""
@@ -24,29 +27,23 @@ class StageNumbers:
     """Sequences per forward pass."""
     accumulate: int = field(default=1, metadata=limits(1))
     """Forward passes per optimizer step."""
-    lr: float = field(default=0.0, metadata=limits(0, 1000))
-    """Peak learning rate of the transformer's chosen weights (or of LoRA's)."""
-    identifier_lr: float = field(default=MISSING, metadata=limits(0, 1000))
-    """Peak learning rate of the identifier rows."""
+    lr: float = field(default=MISSING, metadata=limits(0, 1000))
+    """Peak learning rate of what the stage trains."""
+    identifier_lr: float | None = field(default=None, metadata=limits(0, 1000))
+    """Peak learning rate of the identifier rows, where it is another one; null: `lr`."""
     schedule: str = "linear"
     """"linear" (decay to 0 at the last step) or "constant"."""
     weight_decay: float = field(default=0.0, metadata=limits(0, 1000))
-    """AdamW's decay of the transformer's weights; the identifier rows never decay."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=limits(0, 0.999999))
-    """AdamW's moments."""
+    """Decay of weights; the identifier rows never decay. AdamW without it is Adam."""
     gradient_clip: float | None = field(default=1.0, metadata=limits(1e-9))
     """Largest gradient norm over everything that trains; null: no clipping."""
     replay_ratio: float = field(default=0.0, metadata=limits(0, 0.9))
     """Part of each batch that is class images made by the base itself (prior preservation)."""
     image_token_ratio: float = field(default=0.5, metadata=limits(0, 1))
     """Part of the subject sequences whose prompt ends in the photo's own token S_i (the paper: 1:1)."""
-    also_train: list[str] = field(default_factory=list)
-    """Patterns of parameters to train besides the method's, for a small base."""
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("linear", "constant"))
-        if len(self.betas) != 2:
-            raise ValueError(f"betas={self.betas} must hold 2 numbers")
 
     @property
     def sequences(self) -> int:
@@ -143,6 +140,10 @@ class RecipeConfig:
     name: str = MISSING
     stages: dict[str, StageNumbers] = field(default_factory=dict)
     """By the name that `method.stages.*.numbers` refers to."""
+    trained_weights: list[str] = field(default_factory=lambda: [QKV])
+    """Patterns (fnmatch) of the weights that method=paper and method=joint train."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=limits(0, 0.999999))
+    """AdamW's moments."""
     data: DataNumbers = field(default_factory=DataNumbers)
     identifier: IdentifierNumbers = field(default_factory=IdentifierNumbers)
     loss: str = "image_tokens"
@@ -155,3 +156,5 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         one_of("recipe.loss", self.loss, ("image_tokens", "answer"))
+        if len(self.betas) != 2:
+            raise ValueError(f"betas={self.betas} must hold 2 numbers")

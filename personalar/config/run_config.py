@@ -5,6 +5,7 @@ The YAML files in `conf/` hold named choices of these values; a key that is not 
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import StageNumbers
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import SamplesConfig, SubjectConfig
-from personalar.config.trainer_config import LoggerConfig, MemoryConfig, TrainerConfig
+from personalar.config.trainer_config import MemoryConfig, TrainerConfig
+
+STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 @dataclass(kw_only=True)
@@ -23,7 +26,8 @@ class StageSelection:
     """Stages of the method to run now."""
 
     name: str = MISSING
-    run: list[str] = MISSING
+    run: list[str] | None = None
+    """null: all."""
 
 
 @dataclass(kw_only=True)
@@ -38,36 +42,48 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class StageMethod:
-    """The parameters that one stage trains."""
+    """What one stage trains, and from where."""
 
     numbers: str = MISSING
     """Key of `model.recipe.stages`."""
+    start: str | None = None
+    """The stage whose result it starts from, or "base"; null: the stage before it."""
     identifier: bool = True
     """Train the identifier rows in this stage."""
     parameters: list[str] = field(default_factory=list)
     """Patterns (fnmatch) of transformer parameters to train."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters to train instead of `parameters`."""
+    adapters: dict[str, Any] = field(default_factory=dict)
+    """Further things to train, by names of one's own: `_target_` of an `adapters.base.Adapter`, arguments."""
+
+    @property
+    def changes_network(self) -> bool:
+        """It trains more than the identifier rows."""
+        return bool(self.parameters or self.lora.rank or self.adapters)
 
     def __post_init__(self) -> None:
-        if not (self.identifier or self.parameters or self.lora.rank):
-            raise ValueError("a stage trains nothing: set identifier=true, parameters=[...] or lora.rank")
+        if not (self.identifier or self.changes_network):
+            raise ValueError(
+                "a stage trains nothing: set identifier=true, parameters=[...], lora.rank or adapters"
+            )
         if self.parameters and self.lora.rank:
             raise ValueError("a stage trains either parameters or lora; set parameters=[] or lora.rank=0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage, complete: `trains` says what, `numbers` how."""
+    """One stage, complete: `trains` says what, `numbers` how, `start` from which stage's result."""
 
     name: str
     trains: StageMethod
     numbers: StageNumbers
+    start: str = "base"
 
 
 @dataclass(kw_only=True)
 class MethodConfig:
-    """An ordered set of stages ("embedding", "transformer"); each starts from what the one before left."""
+    """Stages in order, by names of one's own."""
 
     name: str = MISSING
     base_bits: int = field(default=16, metadata=limits(4, 16))
@@ -75,8 +91,15 @@ class MethodConfig:
     stages: dict[str, StageMethod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.stages:
-            one_of("method.stages", name, ("embedding", "transformer"))
+        earlier = ["base"]
+        for name, stage in self.stages.items():
+            if not STAGE_NAME.fullmatch(name) or name == "base":
+                raise ValueError(
+                    f"method.stages.{name}: a stage's name is small letters, digits and _, and not base"
+                )
+            if stage.start is not None:
+                one_of(f"method.stages.{name}.start", stage.start, tuple(earlier))
+            earlier.append(name)
         if self.base_bits not in (4, 16):
             raise ValueError(f"method.base_bits={self.base_bits} is not known; allowed: 4, 16")
         if self.base_bits == 4 and any(stage.parameters for stage in self.stages.values()):
@@ -135,7 +158,14 @@ class RunConfig:
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
     memory: MemoryConfig = MISSING
-    logger: LoggerConfig = MISSING
+    optimizer: dict[str, Any] = MISSING
+    """`_target_` of an optimizer and its arguments; parameters, rates and weight decay are a stage's."""
+    scheduler: dict[str, Any] = MISSING
+    """`_target_` of a torch scheduler of the rate, which moves by step; "{steps}" is the stage's number."""
+    callbacks: dict[str, Any] = MISSING
+    """Lightning callbacks by a name of one's own: `_target_` and arguments; null: left out."""
+    logger: dict[str, Any] = MISSING
+    """Lightning loggers in the same form; "{folder}", "{stage}" and "{part}" are filled in."""
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     seed: int = field(default=0, metadata=SEED)
@@ -154,12 +184,19 @@ class RunConfig:
                     f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
-        missing = [name for name in self.stage.run if name not in self.method.stages]
-        if missing and self.stage.name != "both":
+        target = self.optimizer.get("_target_")
+        if self.memory.optimizer is not None and target != "torch.optim.AdamW":
             raise ValueError(
-                f"stage={missing[0]} does not exist in method={self.method.name}; allowed: both, "
-                f"{', '.join(self.method.stages)}"
+                f"memory.optimizer={self.memory.optimizer} chooses between forms of AdamW, and the optimizer "
+                f"is {target}: leave memory.optimizer out, or take optimizer=adamw"
             )
+        for name in self.stage.run or ():
+            one_of("stage.run", name, tuple(self.method.stages))
+
+    @property
+    def selected(self) -> list[str]:
+        """Names of the stages to run now."""
+        return list(self.method.stages) if self.stage.run is None else self.stage.run
 
     @property
     def photo_warnings(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -77,6 +78,9 @@ class SubjectConfig:
     """An animal; null: known from the noun."""
     description: str | None = None
     """The best text description; null: from the renderer, or none."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """`_target_` of a function of one's own that returns a `core.types.Subject`, and its arguments;
+    empty: `kind`."""
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))

@@ -1,4 +1,4 @@
-"""The machine's side of a run: processes, memory, curves. Values: conf/trainer, conf/memory, conf/logger."""
+"""The machine's side of a run: processes and memory. Values: conf/trainer, conf/memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any
 from omegaconf import MISSING
 
 from personalar.config.fields import limits, one_of
+from personalar.config.lightning_arguments import LightningArguments
 
 ACCELERATORS = ("cpu", "gpu", "auto")
 
 
 @dataclass(kw_only=True)
-class TrainerConfig:
-    """The machine's side of a run; results do not depend on it, up to floating point."""
+class TrainerConfig(LightningArguments):
+    """The machine's side of a run; results do not depend on it, up to floating point.
+
+    Every other argument of `lightning.Trainer` has its own name here.
+    """
 
     name: str = MISSING
+    _target_: str = "lightning.Trainer"
     accelerator: str = "cpu"
     """"cpu", "gpu", or "auto", which becomes one of them: gpu if torch sees one."""
     devices: int = field(default=1, metadata=limits(1, 4096))
@@ -40,6 +45,7 @@ class TrainerConfig:
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         if self.accelerator == "auto":
@@ -81,20 +87,3 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         if self.optimizer is not None:
             one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))
-
-
-@dataclass(kw_only=True)
-class LoggerConfig:
-    """Curves besides the CSV files, which are always written."""
-
-    name: str = MISSING
-    tensorboard: bool = False
-    wandb_project: str | None = None
-    """null: no W&B. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
-    wandb_offline: bool = False
-    wandb_entity: str | None = None
-    wandb_group: str | None = None
-    """null: the name of the sweep's folder, in a sweep."""
-    wandb_tags: list[str] = field(default_factory=list)
-    wandb_upload_seconds: int = field(default=600, metadata=limits(0))
-    """Longest wait at the end of a run for uploads to W&B; 0: no limit. The rest is kept on disk."""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from personalar.core.files import TEMPORARY
 from personalar.core.png import SAMPLE_NAME
-from personalar.core.types import STAGE_NAMES
 
 RECORD_FILE, ROWS_FILE, WEIGHTS_FILE = "concept.json", "learned_embeds.safetensors", "weights.safetensors"
 LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+ADAPTER_FILE = re.compile(r"adapters/[a-z][a-z0-9_]{0,39}\.safetensors")
 CARD_FILE, PICTURES = "README.md", "pictures"
 """Names in a concept folder; see `concepts/concept.py`."""
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
@@ -24,8 +24,9 @@ RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 """Names of temporary files before they contained the program's name."""
 
-_STAGE = f"({'|'.join(STAGE_NAMES)})"
-_CONCEPT = f"({'|'.join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))})"
+_STAGE = "[a-z][a-z0-9_]{0,39}"
+_FILES = "|".join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))
+_CONCEPT = rf"({_FILES}|{ADAPTER_FILE.pattern})"
 OWN = re.compile(
     "|".join(
         [

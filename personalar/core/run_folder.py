@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import TEMPORARY, write_atomic
+from personalar.core.older_runs import modernized
 from personalar.core.own_files import (
     FOLDERS,
     RECORD_FILE,
@@ -20,7 +21,6 @@ from personalar.core.own_files import (
     delete_temporaries,
     own_files,
 )
-from personalar.core.types import STAGE_NAMES
 
 FORMAT_VERSION = 1
 SHARED = (
@@ -41,26 +41,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-GONE = {
-    "decoder.init": "above",
-    "decoder.coupling": "gumbel",
-    "decoder.relax": 0,
-    "decoder.relax_distance": 0.1,
-}
-"""Settings that older runs have, and the value that every run has now."""
-MOVED = {"personalar.decoding.": "personalar.generation.decoders."}
-"""Modules that older runs name as `decoder._target_`, and where they are now."""
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return "name old -> new" for every nested setting that is not the same."""
-    before, after = flatten(old), flatten(new)
-    for name, value in GONE.items():
-        if before.get(name) == value:
-            del before[name]
-    for there, here in MOVED.items():
-        if str(before.get("decoder._target_", "")).startswith(there):
-            before["decoder._target_"] = before["decoder._target_"].replace(there, here)
+    before, after = flatten(modernized(old)), flatten(modernized(new))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
 
@@ -70,9 +53,16 @@ def first_few(items: Sequence[str], most: int = 4) -> str:
     return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
 
 
+def stage_names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the states of the model that a run samples and scores, in order: "base", then its stages."""
+    trained = record.get("settings", {}).get("method", {}).get("stages") or record.get("stages", {})
+    return ("base", *(name for name in trained if name != "base"))
+
+
 def steps_before(record: Mapping[str, Any], stage: str) -> int:
     """Return the number of optimizer steps of the stages before `stage`: its start on the slider."""
-    earlier = STAGE_NAMES[: STAGE_NAMES.index(stage)]
+    names = stage_names(record)
+    earlier = names[: names.index(stage)]
     return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
 
 
@@ -111,6 +101,10 @@ class RunFolder:
         """The folder of the last checkpoint of an unfinished `stage`."""
         return self.path / "stages" / stage / "checkpoints"
 
+    def checkpoint_of(self, stage: str) -> dict[str, Any]:
+        """Return the entry of run.json on the last checkpoint of `stage`; empty without one."""
+        return self.record.get("stages", {}).get(stage, {}).get("checkpoint", {})
+
     def has_concept(self, stage: str) -> bool:
         """Tell whether `stage` is finished."""
         return (self.concept(stage) / RECORD_FILE).is_file()
@@ -118,7 +112,7 @@ class RunFolder:
     @property
     def last_stage(self) -> str | None:
         """The last stage that is finished."""
-        return next((stage for stage in reversed(STAGE_NAMES) if self.has_concept(stage)), None)
+        return next((stage for stage in reversed(stage_names(self.record)) if self.has_concept(stage)), None)
 
     def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
         """Make sure that the run here was learned with the same `settings` and `photos` (a fingerprint).

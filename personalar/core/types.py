@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # a name for annotations only: importing this module loads nothing
     from PIL.Image import Image
 
-STAGE_NAMES: tuple[str, ...] = ("base", "embedding", "transformer")
-"""The states of the model that a run samples and scores, in order."""
-
 SampleKind = Literal["subject", "class", "description", "prior", "unrelated"]
 
 
@@ -73,7 +70,7 @@ class Sample:
     """One generated image with prompt and seed."""
 
     stage: str
-    """"base", "embedding" or "transformer"."""
+    """"base", or the name of a stage ("embedding", "transformer")."""
     prompt: str
     """The prompt as given to the model, with `[V]` where the identifier stands."""
     kind: SampleKind

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from personalar.config.plugins import build
 from personalar.config.run_config import SamplesConfig, SubjectConfig
 from personalar.core.image_sizes import Size, fit, written
 from personalar.core.process import global_rank
@@ -100,6 +101,8 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         FileNotFoundError, ValueError: the folder or a photo in it cannot be used.
     """
     _check_words(config)
+    if config.source:
+        return build("subject.source", config.source)
     if config.kind == "folder":
         if config.path is None:
             raise ValueError(

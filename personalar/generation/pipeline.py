@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from personalar.config.command_line import add_base, prepare_arguments
 from personalar.config.commands import SampleConfig
-from personalar.config.compose import build_decoder, composed, conf_dir, read_config
+from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.fields import check_seeds
 from personalar.config.layout import ProtocolConfig
+from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size, written
 from personalar.data.prompts import SUBJECT_TOKEN, check_text
 from personalar.models.loading import obtain_model
@@ -92,10 +93,11 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
         device=config.trainer.torch_device,
         attention=config.trainer.attention,
     )
+    adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     return Generator(
         backend=backend,
-        identifier=concept.apply(backend),
-        decoder=build_decoder(config.decoder),
+        identifier=concept.apply(backend, adapters),
+        decoder=build("decoder", config.decoder.settings),
         batch=config.model.sampling.batch,
     )
 

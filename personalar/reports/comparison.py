@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.measures import COMPARED, INTERVALS, MEASURES, SHARES
-from personalar.core.types import STAGE_NAMES
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores
@@ -115,7 +114,7 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
     """Return the states of a run by (stage, kind): the base, its text description, and each stage."""
     run, lines = read_run(run_dir), read_scores(run_dir / "scores.jsonl")
     summary = summarise(run, lines)
-    wanted = [(stage, "subject") for stage in STAGE_NAMES if stage in summary["stages"]]
+    wanted = [(stage, "subject") for stage in summary["stages"]]
     if summary["description"]:
         wanted.insert(1, ("base", "description"))
     return {

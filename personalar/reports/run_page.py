@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 from personalar.config.command_line import as_value
 from personalar.core.files import write_atomic
 from personalar.core.png import read_png_metadata
-from personalar.core.types import STAGE_NAMES
+from personalar.core.run_folder import stage_names
 from personalar.reports.charts import line_chart
 from personalar.reports.summary import read_run, write_summary
 from personalar.scoring.score_file import read_scores
@@ -29,11 +30,6 @@ from personalar.scoring.score_file import read_scores
 LARGEST_PX = 448
 """Longer sides are scaled down in the page; the originals stay beside it."""
 
-STAGE_TITLES = {
-    "base": ("Base model", "before"),
-    "embedding": ("After stage 1", "word learned"),
-    "transformer": ("After stage 2", "weights tuned"),
-}
 CATEGORIES = {
     "plain": "The subject itself",
     "recontext": "In other places",
@@ -66,11 +62,11 @@ def _scores_by_image(lines: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]
     return found
 
 
-def read_samples(run_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the samples of a run with their scores, and the names of files that could not be read."""
     scores = _scores_by_image(read_scores(run_dir / "scores.jsonl"))
     samples, unreadable = [], []
-    for stage in STAGE_NAMES:
+    for stage in stage_names(run):
         for path in sorted((run_dir / "images" / stage).glob("*.png")):
             try:
                 found = read_png_metadata(path)
@@ -152,6 +148,17 @@ def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
+def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return a title and a word on what was learned, for each state of the model."""
+    stages = (run.get("settings") or {}).get("method", {}).get("stages", {})
+    titles = {"base": ("Base model", "before")}
+    for number, name in enumerate(stage_names(run)[1:], 1):
+        trains = stages.get(name, {})
+        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
+        titles[name] = (f"After stage {number}", "weights tuned" if network else "word learned")
+    return titles
+
+
 def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
     """Return commands that a reader may want next, with the reason."""
     noun = run.get("noun") or "subject"
@@ -161,10 +168,10 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
     prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
     text = f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}"
     commands = [{"why": "Make new pictures of it", "text": text}]
-    method = run.get("settings", {}).get("method", {}).get("stages", STAGE_NAMES)
-    if "transformer" in method and "transformer" not in stages and run.get("command"):
-        command = run["command"].replace("stage=embedding", "stage=transformer")
-        commands.append({"why": "Go on with stage 2", "text": command})
+    left = [name for name in stage_names(run) if name not in stages]
+    if left and run.get("command"):
+        command = run["command"].replace(f"stage={stages[-1]}", f"stage={left[0]}")
+        commands.append({"why": f"Go on with stage {stage_names(run).index(left[0])}", "text": command})
     if run.get("command"):
         commands.append({"why": "Do this run again", "text": run["command"]})
     return commands
@@ -174,8 +181,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
     """Return everything that the template shows."""
     run = defaultdict(lambda: None, read_run(run_dir))  # a page shows what the record knows
     summary = write_summary(run_dir)
-    samples, unreadable = read_samples(run_dir)
-    stages = [stage for stage in STAGE_NAMES if stage in summary["stages"]]
+    samples, unreadable = read_samples(run_dir, run)
+    stages = [stage for stage in stage_names(run) if stage in summary["stages"]]
+    titles = stage_titles(run)
     losses = {stage: read_losses(run_dir, stage) for stage in stages}
     by_kind = {
         kind: [sample for sample in samples if sample["kind"] == kind]
@@ -188,7 +196,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "run": run,
         "summary": summary,
         "stages": stages,
-        "titles": STAGE_TITLES,
+        "titles": titles,
         "last": stages[-1] if stages else None,
         "marks": ruler_marks(summary),
         "references": read_references(run_dir / "references"),
@@ -196,7 +204,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],
         "description_groups": prompt_groups(by_kind["description"], ["base"]),
         "charts": {
-            stage: line_chart(points, title=f"Training loss, {STAGE_TITLES[stage][0].lower()}")
+            stage: line_chart(points, title=f"Training loss, {titles[stage][0].lower()}")
             for stage, points in losses.items()
             if points
         },

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
-from personalar.core.types import STAGE_NAMES
+from personalar.core.run_folder import stage_names
 from personalar.reports.bootstrap import interval
 from personalar.scoring.score_file import read_scores
 
@@ -158,7 +158,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     """Return the content of `summary.json` from that of `run.json` and the lines of `scores.jsonl`."""
     bounds = run.get("bounds") or {}
     stages: dict[str, Any] = {}
-    for stage in STAGE_NAMES:
+    for stage in stage_names(run):
         ran = run.get("stages", {}).get(stage)
         subject_lines = _select(lines, stage=stage, kind="subject")
         if ran is None and not subject_lines:

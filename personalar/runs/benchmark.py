@@ -27,7 +27,6 @@ from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_atomic
 from personalar.core.process import available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
-from personalar.core.types import STAGE_NAMES
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.reports.comparison import Row, State, is_run, markdown, read_states, verdicts
 from personalar.reports.comparison_page import write_comparison
@@ -260,6 +259,6 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
         credits = dataset_folder(Path(config.benchmark.path or ".").expanduser()) / CREDITS_FILE
         if credits.is_file():
             shutil.copy(credits, out / CREDITS_FILE)
-    title = TITLES.get((config.benchmark.methods[0], STAGE_NAMES[-1]))
+    title = TITLES.get((config.benchmark.methods[0], "transformer"))
     reference = next((row for row in rows if row.title == title), rows[-1])
     return write_comparison(rows, out, title=config.benchmark.name, reference=reference, notes=notes)

@@ -6,17 +6,23 @@ are used, so that a mistake is answered before torch loads.
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.config.compose import build_decoder
+from personalar.config.command_line import as_value, prepare_arguments
+from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.fingerprint import covers, learning_settings, request_of
+from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.core.process import global_rank, local_rank, prepare_torch
-from personalar.core.run_folder import RunFolder
-from personalar.core.types import STAGE_NAMES, Subject
+from personalar.core.run_folder import RunFolder, stage_names
+from personalar.core.run_lock import locked
+from personalar.core.types import Subject
 from personalar.data.prompts import fill
 from personalar.data.subject import load_subject, validation_prompts
 from personalar.models.loading import obtain_model, offline_model, pin
@@ -28,8 +34,35 @@ if TYPE_CHECKING:
     from personalar.scoring.subject_scorer import SubjectScorer
     from personalar.training.context import RunContext
 
-    Stages = list[tuple[Stage, str]]
-    """Stages to run, each with the one it starts from."""
+    Stages = list[Stage]
+
+
+def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunConfig, Path]:
+    """Return the configuration of a command line, and the run folder."""
+    words = prepare_arguments(settings, schema=RunConfig, conf=conf_dir(), needs_subject=True)
+    config = read_config(composed("run", words))
+    where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
+    return config, where.absolute()
+
+
+def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
+    """Do a whole run; see `personalar.personalize`."""
+    config, run_dir = from_settings(settings, folder)
+    with locked(run_dir, leads=global_rank() == 0):
+        prepared = prepare(config, run_dir)
+        if prepared is not None:
+            command = ["python", "-m", "personalar.run", *settings, f"hydra.run.dir={as_value(str(run_dir))}"]
+            personalize(*prepared, command=shlex.join(command))
+    return run_dir
+
+
+def open_run(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunContext, Stages]:
+    """Return the run and its stages; see `personalar.open_run`."""
+    config, run_dir = from_settings(settings, folder)
+    prepared = prepare(config, run_dir)
+    if prepared is None:
+        raise ValueError(f"{run_dir} holds a finished run: choose another folder")
+    return prepared
 
 
 def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | None:
@@ -101,7 +134,7 @@ def open_session(
     prepare_torch(config.trainer.threads)
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)
-    undone = [stage for stage, _ in stages if not folder.has_concept(stage.name)]
+    undone = [stage for stage in stages if not folder.has_concept(stage.name)]
     plans = preflight(config, undone, files)
     return RunContext(
         config=config,
@@ -109,13 +142,13 @@ def open_session(
         specs=specs,
         folder=folder,
         reporter=Reporter(enabled=global_rank() == 0),
-        decoder=build_decoder(config.decoder),
+        decoder=build("decoder", config.decoder.settings),
         scorer=load_judges(config, subject, specs, device),
         base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
         model_files=files,
         device=device,
         plans=plans,
-        sampling=sampling_work(config, stages[0][0], files),
+        sampling=sampling_work(config, stages[0], files),
         started=started - folder.record.get("total_seconds", 0.0),
     )
 
@@ -142,24 +175,25 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
     from personalar.runs.publish import publish_concept, show_pictures
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
+    from personalar.training.stage import resolve_stages
     from personalar.training.train import train_stage
 
     if global_rank() > 0:
         follow(session, stages)
         return
-    folder, reporter = session.folder, session.reporter
+    folder, reporter, config = session.folder, session.reporter, session.config
+    all_stages = {stage.name: stage for stage in resolve_stages(config.method, config.model.recipe)}
     record_start(session, command=command)
-    chosen = {stage.name: (stage, start) for stage, start in stages}
+    chosen = {stage.name: stage for stage in stages}
     with dashboard(session) as after:
         samples = {"base": pictures.sample_and_score(session, "base", [])}
         after("base")
-        for name in STAGE_NAMES[1:]:
+        for name in config.method.stages:
             if folder.has_concept(name):
                 reporter.say(f"stage {name}: already learned")
             elif name in chosen:
-                stage, start = chosen[name]
                 grid = pictures.grid_requests(session, name)
-                train_stage(session, stage, start=start, grid=grid, base_samples=samples["base"])
+                train_stage(session, chosen[name], grid=grid, base_samples=samples["base"])
             else:
                 continue
             folder.drop_checkpoints(name)
@@ -167,7 +201,7 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
             if is_last:
                 publish_concept(folder, name)
             samples[name] = pictures.sample_and_score(session, name, samples["base"])
-            note_pictures(session, samples)
+            note_pictures(session, all_stages[name], samples)
             if is_last:
                 show_pictures(folder, samples[name])
             after(name)
@@ -182,10 +216,9 @@ def follow(session: RunContext, stages: Stages) -> None:
     from personalar.training.train import train_stage
 
     # Decided before the first stage, which no process can end alone.
-    undone = [(stage, start) for stage, start in stages if not session.folder.has_concept(stage.name)]
-    for stage, start in undone:
-        grid = grid_requests(session, stage.name)
-        train_stage(session, stage, start=start, grid=grid, base_samples=[])
+    undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
+    for stage in undone:
+        train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])
 
 
 def record_start(session: RunContext, *, command: str) -> None:
@@ -238,5 +271,7 @@ def finish(session: RunContext) -> None:
 def record_end(session: RunContext) -> None:
     """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
     request, folder = request_of(session.config), session.folder
-    learned = [name for name in STAGE_NAMES if name in request["stages"] or folder.has_concept(name)]
+    learned = [
+        name for name in stage_names(folder.record) if name in request["stages"] or folder.has_concept(name)
+    ]
     folder.update(finished={**request, "stages": learned})

@@ -7,6 +7,7 @@ slider over the steps of all stages, a table of every picture, the means, and th
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.png import read_png_metadata, sample_files
-from personalar.core.run_folder import RunFolder, flatten, steps_after
-from personalar.core.types import STAGE_NAMES
+from personalar.core.run_folder import RunFolder, flatten, stage_names, steps_after
 from personalar.scoring.score_file import read_scores
 from personalar.training.callbacks.sample_grid import log_grid
 from personalar.training.context import RunContext
@@ -24,60 +24,63 @@ from personalar.training.context import RunContext
 COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"]
 
 
-def start(session: RunContext) -> Any:
+NOT_FOR_INIT = ("_target_", "offline", "prefix", "save_dir", "log_model", "checkpoint_name", "settings")
+"""Arguments of Lightning's logger that `wandb.init` does not take as they are."""
+
+
+def wandb_settings(logger: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the settings of the W&B logger among those of `logger=`, or None."""
+    found = (node for node in logger.values() if node and node["_target_"].endswith("WandbLogger"))
+    return next(found, None)
+
+
+def start(session: RunContext, settings: Mapping[str, Any]) -> Any:
     """Return the W&B run of the folder, new or resumed; offline without an account or a network."""
     import wandb
 
-    config, folder = session.config.logger, session.folder
-    known = folder.record.get("wandb_id")
-    folder.update(wandb_id=known or secrets.token_hex(4))
-    offline = config.wandb_offline or wandb.api.api_key is None
-    if offline and not config.wandb_offline:
+    folder = session.folder
+    folder.update(wandb_id=folder.record.get("wandb_id") or secrets.token_hex(4))
+    mode = "offline" if settings.get("offline") else settings.get("mode") or os.environ.get("WANDB_MODE")
+    if mode in (None, "online") and wandb.api.api_key is None:
         session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")
+        mode = "offline"
     try:
-        run = _open(session, offline=offline)
+        run = _open(session, settings, mode=mode)
     except wandb.errors.CommError as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
         session.reporter.say(f"W&B: cannot be used now ({reason}); the run is kept offline")
-        offline = True
         wandb.teardown()  # its process holds the run's id still
-        run = _open(session, offline=offline)
+        mode = "offline"
+        run = _open(session, settings, mode=mode)
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step")
     run.define_metric("samples_step")
     run.define_metric("samples", step_metric="samples_step")
-    if offline:
+    if mode == "offline":
         kept = Path(run.dir).parent
         session.reporter.say(f"W&B: offline in {kept.parent}; upload it with: wandb sync {kept}")
     return run
 
 
-def _open(session: RunContext, *, offline: bool) -> Any:
+def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None) -> Any:
     """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
     import wandb
 
-    config, folder = session.config.logger, session.folder
-    logs = folder.path / "logs"
+    logs = session.folder.path / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    mine = {
+        "id": session.folder.record["wandb_id"],
+        "resume": None if mode == "offline" else "allow",
+        "dir": logs,
+        "config": asdict(session.config),
+    }
+    theirs = {name: value for name, value in settings.items() if name not in NOT_FOR_INIT}
+    config = session.config
+    theirs["tags"] = [*settings.get("tags", ()), config.model.name, config.method.name, config.subject.name]
+    quiet = {"console": "off", "silent": True, "finish_timeout_raises": True}
     return wandb.init(
-        project=config.wandb_project,
-        entity=config.wandb_entity,
-        id=folder.record["wandb_id"],
-        resume=None if offline else "allow",
-        mode="offline" if offline else "online",
-        name=session.run_name,
-        group=config.wandb_group,
-        tags=[
-            *config.wandb_tags,
-            session.config.model.name,
-            session.config.method.name,
-            session.subject.name,
-        ],
-        dir=logs,
-        config=asdict(session.config),
-        settings=wandb.Settings(
-            console="off", silent=True, finish_timeout=config.wandb_upload_seconds, finish_timeout_raises=True
-        ),
+        **{**mine, **theirs, "mode": mode},
+        settings=wandb.Settings(**{**quiet, **(settings.get("settings") or {})}),
     )
 
 
@@ -88,8 +91,8 @@ def finish(run: Any, session: RunContext, *, exit_code: int = 0) -> None:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         session.reporter.say(
-            f"W&B: not all was uploaded within logger.wandb_upload_seconds="
-            f"{session.config.logger.wandb_upload_seconds} (network lost?); it is kept: wandb sync {kept}"
+            "W&B: not all was uploaded within logger.wandb.settings.finish_timeout (network lost?); it is "
+            f"kept: wandb sync {kept}"
         )
 
 
@@ -110,7 +113,7 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
         key = (line["stage"], line["kind"], line["prompt"], line["seed"])
         scores.setdefault(key, {})[line["scorer"]] = line["value"]
     rows = []
-    for stage in STAGE_NAMES:
+    for stage in stage_names(record):
         for path in sample_files(run_dir / "images" / stage):
             facts = read_png_metadata(path)
             found = {
@@ -171,10 +174,11 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
 @contextmanager
 def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
     """Yield a function to call after each stage; it does nothing without W&B, or above rank zero."""
-    if session.config.logger.wandb_project is None or not session.reporter.enabled:
+    settings = wandb_settings(session.config.logger)
+    if settings is None or not session.reporter.enabled:
         yield lambda stage: None
         return
-    run = start(session)
+    run = start(session, settings)
 
     def after(stage: str) -> None:
         path = session.folder.path / "grids" / f"{stage}.png"

@@ -20,6 +20,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from personalar.core.errors import left_alone, out_of_memory
@@ -133,20 +134,19 @@ def _check_entry(record: Any, where: Path) -> None:
         )
 
 
-class StageCheckpoint(L.Callback):
-    """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end."""
+class StageCheckpoint(Checkpoint):
+    """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end.
 
-    def __init__(self, *, folder: RunFolder, stage: str, strategy: str, every: int) -> None:
-        """Save into `folder` after every `every` optimizer steps."""
-        self.folder, self.stage, self.strategy, self.every = folder, stage, strategy, every
+    Lightning's ModelCheckpoint names no checkpoint in run.json once it is complete, and saves nothing on a
+    signal; with it a kill could cost a stage, or leave a checkpoint that nobody knows to be whole.
+    """
+
+    def __init__(self, *, every: int) -> None:
+        """Save after every `every` optimizer steps."""
+        self.every = every
         self.asked = self._ending = 0
         """The signal that asked this process, or any of them, to end; 0: none did."""
         self._last_step = 0
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        """The entry of run.json on the last good checkpoint; empty without one."""
-        return self.folder.record.get("stages", {}).get(self.stage, {}).get("checkpoint", {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note SIGTERM and Ctrl-C, to end between two steps; Lightning's own handlers save nothing."""
@@ -172,14 +172,14 @@ class StageCheckpoint(L.Callback):
             more = done - counts["processed"]
             counts |= {name: counts[name] + more for name in ("ready", "started", "processed", "completed")}
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         """Save where it is time, or where the run was asked to end."""
         if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
             return
         self._last_step = trainer.global_step
         self._ending = self._anyone_asked(trainer)
         if self._ending or trainer.global_step % self.every == 0:
-            self.save(trainer)
+            self.save(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
@@ -203,9 +203,10 @@ class StageCheckpoint(L.Callback):
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return int(flag)
 
-    def save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write a checkpoint, name it in run.json, delete those before."""
-        path = self.folder.checkpoints(self.stage) / f"step_{trainer.global_step:06d}.ckpt"
+        folder, stage = pl_module.context.folder, pl_module.stage.name
+        path = folder.checkpoints(stage) / f"step_{trainer.global_step:06d}.ckpt"
         if trainer.is_global_zero:
             remove(path)  # half of one, from a run that was killed here
         trainer.strategy.barrier()
@@ -213,13 +214,13 @@ class StageCheckpoint(L.Callback):
             trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
-        self.folder.update_stage(
-            self.stage,
+        folder.update_stage(
+            stage,
             checkpoint={
                 "file": path.name,
                 "step": trainer.global_step,
                 "world": trainer.world_size,
-                "strategy": self.strategy,
+                "strategy": pl_module.context.config.trainer.strategy,
             },
         )
         for other in path.parent.iterdir():

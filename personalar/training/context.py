@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
+from personalar.concepts.adapters.base import Adapter
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings
+from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.core.console import Reporter
 from personalar.core.process import prepare_torch
@@ -44,6 +46,8 @@ class RunContext:
     """The settings with which each stage fits into memory, by stage."""
     sampling: Workload
     """The same for sampling; `sample_batch` images are drawn together."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Inputs of the stage that trains, by its name; see `inputs.stage_inputs`."""
     started: float
     """Start of the run (`time.perf_counter`), minus the seconds of its earlier parts."""
 
@@ -76,7 +80,16 @@ class RunContext:
             return backend, None
         concept = Concept.load(self.folder.concept(stage))
         concept.check_base(**self.base)
-        return backend, concept.apply(backend)
+        return backend, concept.apply(backend, self.make_adapters())
+
+    def make_adapters(self) -> dict[str, Adapter]:
+        """Return fresh adapters of all stages, by name."""
+        stages = self.config.method.stages.values()
+        return {
+            name: build(f"method.stages.*.adapters.{name}", settings)
+            for stage in stages
+            for name, settings in stage.adapters.items()
+        }
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
         """Return the concept of `stage`, without the path of the photos, which names people and places."""

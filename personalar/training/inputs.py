@@ -22,9 +22,9 @@ from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.core.own_files import RECORD_FILE
 from personalar.data.codes import cached_codes, encode_photos, stream_seed
-from personalar.data.datamodule import Replay, collate
 from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, training_prompt
 from personalar.data.references import save_redrawn
+from personalar.data.stream import Replay, collate
 from personalar.models.base import Backend
 from personalar.training.context import RunContext
 from personalar.training.loss import sequence_loss
@@ -176,11 +176,19 @@ def start_concept(session: RunContext, start: str, load: LoadBase) -> Concept:
     return concept
 
 
-def prepare(session: RunContext, stage: Stage, start: str) -> StageInputs:
-    """Return the inputs of `stage`, which starts from stage `start`; made once per run folder."""
+def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
+    """Return the inputs of `stage`, made once; those of the stage before are forgotten."""
+    if context.inputs.get(stage.name) is None:
+        context.inputs.clear()
+        context.inputs[stage.name] = prepare(context, stage)
+    return context.inputs[stage.name]
+
+
+def prepare(session: RunContext, stage: Stage) -> StageInputs:
+    """Make the inputs of `stage`, or find them in the run folder."""
     load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
     return StageInputs(
-        start_concept(session, start, load),
+        start_concept(session, stage.start, load),
         photo_codes(session, load),
         replay_images(session, stage, load),
     )

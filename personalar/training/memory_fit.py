@@ -83,13 +83,18 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         image_tokens=shape.answer_tokens if answer else shape.codes,
         choices=shape.network.vocab_size if answer else shape.num_codes,
         recompute=bool(config.memory.recompute),
-        optimizer=config.memory.optimizer or "adamw",
+        optimizer=config.memory.optimizer or ("adamw8bit" if is_8bit(config) else "adamw"),
         dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
         extra=shape.tokenizer_bytes,
         pictures=shape.decode_bytes,
     )
+
+
+def is_8bit(config: RunConfig) -> bool:
+    """Return whether the configured optimizer keeps its states in 8 bits; others count as AdamW."""
+    return "8bit" in str(config.optimizer.get("_target_"))
 
 
 def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
@@ -101,7 +106,8 @@ def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
     recompute = [True] if config.memory.recompute is None else []
     yield from (replace(work, batch=n) for n in parts)
     yield from (replace(work, recompute=r, batch=n) for r in recompute for n in (work.batch, *parts))
-    if config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
+    adamw = config.optimizer.get("_target_") == "torch.optim.AdamW"
+    if adamw and config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
         yield replace(work, recompute=work.recompute or bool(recompute), batch=(parts or [work.batch])[-1],
                       optimizer="adamw8bit")  # fmt: skip
 

@@ -7,71 +7,67 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from personalar.config.recipe import RecipeConfig, StageNumbers
-from personalar.config.run_config import MethodConfig, RunConfig, Stage, StageMethod
+from personalar.config.recipe import RecipeConfig
+from personalar.config.run_config import MethodConfig, RunConfig, Stage
 from personalar.core.run_folder import RunFolder
 
 
 def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, ...]:
-    """Return the method's stages in order, each with its numbers.
+    """Return the method's stages in order, each with its numbers and what it starts from.
 
     Raises:
-        ValueError: when a stage names numbers that are missing in the recipe, or that do not suit adapters.
+        ValueError: when a stage names numbers that are missing in the recipe.
     """
-    for name, stage in method.stages.items():
-        if stage.numbers not in recipe.stages:
+    stages: list[Stage] = []
+    for name, trains in method.stages.items():
+        if trains.numbers not in recipe.stages:
             raise ValueError(
-                f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
+                f"method.stages.{name}.numbers={trains.numbers!r} is not in model.recipe.stages; "
                 f"allowed: {', '.join(recipe.stages)}"
             )
-    return tuple(
-        Stage(
-            name=name,
-            trains=_with_more(stage, recipe.stages[stage.numbers]),
-            numbers=recipe.stages[stage.numbers],
-        )
-        for name, stage in method.stages.items()
-    )
+        start = trains.start or (stages[-1].name if stages else "base")
+        stages.append(Stage(name=name, trains=trains, numbers=recipe.stages[trains.numbers], start=start))
+        _check_after_lora(stages)
+    return tuple(stages)
 
 
-def _with_more(stage: StageMethod, numbers: StageNumbers) -> StageMethod:
-    """Return `stage` with the weights that the recipe also trains."""
-    if stage.lora.rank and numbers.also_train:
-        recipe = f"model.recipe.stages.{stage.numbers}"
-        raise ValueError(
-            f"lora.rank={stage.lora.rank} trains adapters alone, and {recipe}.also_train asks for weights "
-            f"besides: set {recipe}.also_train=[]"
-        )
-    return replace(stage, parameters=[*stage.parameters, *numbers.also_train])
+def _check_after_lora(stages: list[Stage]) -> None:
+    """Raise ValueError where the last stage changes weights on which an earlier one trained LoRA."""
+    by_name = {stage.name: stage for stage in stages}
+    last, stage = stages[-1], by_name.get(stages[-1].start)
+    while stage is not None:
+        if stage.trains.lora.rank and (last.trains.parameters or last.trains.lora.rank):
+            raise ValueError(
+                f"stage {last.name} would train weights that the LoRA of stage {stage.name} changes, and a "
+                f"concept keeps one of both: set method.stages.{last.name}.start={stage.start}"
+            )
+        stage = by_name.get(stage.start)
 
 
-def selected_stages(config: RunConfig, folder: RunFolder) -> list[tuple[Stage, str]]:
-    """Return the stages to run, each with the stage it starts from.
+def selected_stages(config: RunConfig, folder: RunFolder) -> list[Stage]:
+    """Return the stages to run.
 
     Raises:
-        ValueError: when none is selected, or the stage before the first of them has left no concept.
+        ValueError: when the stage that one of them starts from has left no concept.
     """
-    stages = resolve_stages(config.method, config.model.recipe)
-    starts = ["base", *[stage.name for stage in stages]]
-    pairs = [pair for pair in zip(stages, starts, strict=False) if pair[0].name in config.stage.run]
-    if not pairs:
-        raise ValueError(
-            f"stage.run={config.stage.run} names no stage of method={config.method.name}; allowed: "
-            f"{', '.join(stage.name for stage in stages)}"
-        )
-    first, start = pairs[0]
-    if start != "base" and not folder.has_concept(start):
-        raise ValueError(
-            f"stage={first.name} starts from what stage={start} leaves, and {folder.concept(start)} "
-            f"holds nothing: run with stage=both, or stage={start} first"
-        )
-    return pairs
+    stages = [s for s in resolve_stages(config.method, config.model.recipe) if s.name in config.selected]
+    made = {"base"}
+    for stage in stages:
+        if stage.start not in made and not folder.has_concept(stage.start):
+            raise ValueError(
+                f"stage={stage.name} starts from what stage={stage.start} leaves, and "
+                f"{folder.concept(stage.start)} holds nothing: run with stage=both, or "
+                f"stage={stage.start} first"
+            )
+        made.add(stage.name)
+    return stages
 
 
 def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
@@ -96,7 +92,7 @@ def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, 
 def parameter_groups(
     stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """Return AdamW groups: the transformer's weights with decay, the identifier rows without."""
+    """Return the optimizer's groups: what changes the network, with decay, and the rows without."""
     numbers = stage.numbers
     groups: list[dict[str, Any]] = []
     weights = list(weights)
@@ -105,17 +101,16 @@ def parameter_groups(
             {"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay}
         )
     if stage.trains.identifier:
-        groups.append(
-            {"name": "identifier", "params": [rows], "lr": numbers.identifier_lr, "weight_decay": 0.0}
-        )
+        rate = numbers.lr if numbers.identifier_lr is None else numbers.identifier_lr
+        groups.append({"name": "identifier", "params": [rows], "lr": rate, "weight_decay": 0.0})
     return groups
 
 
-def lr_factor(step: int, *, numbers: StageNumbers) -> float:
-    """Return the factor of the peak rates at optimizer step `step` (0-based)."""
-    if numbers.schedule == "constant":
-        return 1.0
-    return max(0.0, 1.0 - step / numbers.steps)
+def recipe_schedule(optimizer: Optimizer, *, schedule: str, steps: int) -> LambdaLR:
+    """Return the recipe's schedule: "linear" (from the peak rates to 0 after `steps`) or "constant"."""
+    if schedule == "constant":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
 
 
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:

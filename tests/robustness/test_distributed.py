@@ -106,10 +106,10 @@ def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
 
 
 def test_processes_share_every_step() -> None:
-    by_batch = StageNumbers(steps=1, batch=4, accumulate=3, identifier_lr=0)
+    by_batch = StageNumbers(steps=1, batch=4, accumulate=3, lr=0)
     assert by_batch.share(2) == (2, 3)
     assert [by_batch.owner(n, 2) for n in range(6)] == [0, 1, 0, 1, 0, 1]
-    by_turn = StageNumbers(steps=1, batch=1, accumulate=8, identifier_lr=0)
+    by_turn = StageNumbers(steps=1, batch=1, accumulate=8, lr=0)
     assert by_turn.share(4) == (1, 2)
     assert [by_turn.owner(n, 4) for n in range(8)] == [0, 1, 2, 3] * 2
     with pytest.raises(ValueError, match=r"3 processes cannot share batch=1 accumulate=8 evenly"):

@@ -23,7 +23,7 @@ from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.registry import Scorers, load_scorers
 
 TINY = (
-    "model.recipe.stages.embedding={steps: 1, batch: 2, identifier_lr: 0.01}",
+    "model.recipe.stages.embedding={steps: 1, batch: 2, lr: 0.01}",
     "model.recipe.stages.transformer={steps: 1, batch: 2, lr: 0.001, identifier_lr: 0.01}",
     "model.recipe.stages.joint={steps: 1, batch: 2, lr: 0.001, identifier_lr: 0.01}",
     "model.recipe.data.crops_per_photo=1",

@@ -46,7 +46,7 @@ def test_taken_over_equals_learned(do_run: Callable, finished_run: Path, tmp_pat
     ("overrides", "told"),
     [
         (("seed=5",), "seed 0 -> 5"),
-        (("model.recipe.stages.embedding.identifier_lr=.1",), "model.recipe.stages.identifier_lr"),
+        (("model.recipe.stages.embedding.lr=.1",), "model.recipe.stages.lr"),
         (("model.recipe.data.class_name=false",), "class_name True -> False"),
         (("method=joint",), "the method has no first stage"),
     ],

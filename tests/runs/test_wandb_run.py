@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
-from personalar.config.run_config import LoggerConfig
+from personalar.config.compose import conf_dir
 from personalar.core.run_folder import steps_after, steps_before
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -89,15 +90,14 @@ def wandb_run(do_run, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", SECRET)
         patch.setenv("WANDB_RUN_GROUP", "my-sweep")
-        do_run(run_dir, "logger=wandb", "logger.wandb_offline=true", "logger.wandb_tags=[first]")
+        do_run(run_dir, "logger=wandb", "logger.wandb.mode=offline", "logger.wandb.tags=[first]")
     return run_dir
 
 
 def test_the_offline_run_holds_everything(wandb_run: Path) -> None:
     found = read_back(wandb_run / "logs")
-    assert found["config"]["subject"]["noun"] == "cat" and found["config"]["logger"]["wandb_tags"] == [
-        "first"
-    ]
+    assert found["config"]["subject"]["noun"] == "cat"
+    assert found["config"]["logger"]["wandb"]["tags"] == ["first"]
     assert found["group"] == "my-sweep" and {"first", "nano", "paper", "cat"} <= set(found["tags"])
     curves = {name for line in found["history"] for name in line}
     assert {"embedding-train/loss", "transformer-train/loss", "transformer-val/dino"} <= curves
@@ -128,7 +128,7 @@ def test_the_table_lists_every_picture(wandb_run: Path) -> None:
 def test_no_secret_anywhere(wandb_run: Path) -> None:
     files = [path for path in wandb_run.rglob("*") if path.is_file()]
     assert files and not [path for path in files if SECRET.encode() in path.read_bytes()]
-    assert not [name for name in LoggerConfig.__dataclass_fields__ if "key" in name or "secret" in name]
+    assert not [name for name in WANDB_YAML if "key" in name or "secret" in name]
 
 
 def test_an_interrupted_run_keeps_its_id_and_its_references(wandb_run: Path, do_run, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_an_interrupted_run_keeps_its_id_and_its_references(wandb_run: Path, do_
     (copy / "run.json").write_text(json.dumps(record))
     (first,) = {*read_back(copy / "logs")["ids"]}
     shutil.rmtree(copy / "logs")
-    do_run(copy, "logger=wandb", "logger.wandb_offline=true", "logger.wandb_tags=[first]")
+    do_run(copy, "logger=wandb", "logger.wandb.mode=offline", "logger.wandb.tags=[first]")
     again = read_back(copy / "logs")
     assert {*again["ids"]} == {first}
     assert not any("references" in line for line in again["history"])
@@ -156,11 +156,14 @@ def test_without_an_account_it_stays_on_this_machine(do_run, tmp_path: Path, mon
 
 
 def test_the_slider_counts_the_steps_of_all_stages() -> None:
-    record = {"stages": {"base": {"steps": 0}, "embedding": {"steps": 80}, "transformer": {"steps": 100}}}
+    method = {"stages": {"embedding": {}, "transformer": {}}}
+    stages = {"transformer": {"steps": 100}, "base": {"steps": 0}, "embedding": {"steps": 80}}
+    record = {"settings": {"method": method}, "stages": stages}
     assert [steps_before(record, s) for s in ("base", "embedding", "transformer")] == [0, 0, 80]
     assert [steps_after(record, s) for s in ("base", "embedding", "transformer")] == [0, 80, 180]
 
 
+WANDB_YAML = yaml.safe_load((conf_dir() / "logger" / "wandb.yaml").read_text())["wandb"]
 USER = {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
 PROJECT = {"id": "p", "name": "personalar", "entity": {"id": "e", "name": "me"}}
 BUCKET = {"id": "b", "name": "b", "displayName": "b", "description": "", "config": "{}", "sweepName": None,
@@ -203,9 +206,11 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run_dir = tmp_path / "run"
-    do_run(run_dir, "logger=wandb", "logger.wandb_upload_seconds=2", "stage=embedding")
+    do_run(run_dir, "logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding")
     said = capsys.readouterr().out
-    kept = re.search(r"not all was uploaded within logger\.wandb_upload_seconds=2 .*wandb sync (\S+)", said)
+    kept = re.search(
+        r"not all was uploaded within logger\.wandb\.settings\.finish_timeout .*wandb sync (\S+)", said
+    )
     assert "W&B: the table of pictures and the concept were not sent" in said
     assert kept is not None and (run_dir / "report.html").is_file()
     (path,) = Path(kept.group(1)).glob("*.wandb")

@@ -11,7 +11,6 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -111,7 +110,7 @@ def test_who_asks_in_the_last_step_is_answered_too(
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    callback = StageCheckpoint(folder=Mock(), stage="embedding", strategy="single", every=1)
+    callback = StageCheckpoint(every=1)
     callback._note(signal.SIGINT)
     assert "Ctrl-C again ends at once" in capsys.readouterr().out
     with pytest.raises(SystemExit) as at_once:

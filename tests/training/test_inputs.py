@@ -17,8 +17,8 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
-from personalar.data.datamodule import collate
 from personalar.data.prompts import training_prompt
+from personalar.data.stream import collate
 from personalar.training import inputs as preparation
 from personalar.training import train as training
 from personalar.training.context import RunContext
@@ -83,13 +83,12 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
 def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
     session: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for name in ("fit", "make_callbacks"):
-        monkeypatch.setattr(training, name, lambda *_: None)
+    monkeypatch.setattr(training, "fit", lambda *_: None)
     config = session.config
     stage, data, seen = resolve_stages(config.method, config.model.recipe)[1], config.model.recipe.data, []
     for always, live in ((["a {}"], []), ([], ["a {} with a hat"]), ([], [])):
         data.replay_prompts, data.replay_prompts_live = always, live
-        training.train_stage(session, stage, start="embedding", grid=[], base_samples=[])
+        training.train_stage(session, stage, grid=[], base_samples=[])
         seen += re.findall(r"is seen about (\d+) times", capsys.readouterr().out)
     assert seen == ["1", "1", "2"]
 
@@ -99,11 +98,13 @@ def test_the_inputs_are_made_once_for_each_stage(
 ) -> None:
     asked: list[str] = []
 
-    def counted(session: RunContext, stage: Stage, start: str) -> preparation.StageInputs:
-        asked.append(stage.name)
-        return preparation.prepare(session, stage, start)
+    prepare = preparation.prepare
 
-    monkeypatch.setattr(training, "prepare", counted)
+    def counted(session: RunContext, stage: Stage) -> preparation.StageInputs:
+        asked.append(stage.name)
+        return prepare(session, stage)
+
+    monkeypatch.setattr(preparation, "prepare", counted)
     do_run(tmp_path, "stage=both", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
     assert asked == ["embedding", "transformer"]
 

@@ -68,9 +68,7 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
     assert torch.equal(transformer(embeds), expected)  # what the forward pass sees has not changed
     for parameter in weights.values():
         parameter.requires_grad_(True)
-    optimizer = make_optimizer(
-        [{"params": list(weights.values()), "lr": 5e-6}], betas=(0.9, 0.95), name="adamw"
-    )
+    optimizer = torch.optim.AdamW(weights.values(), lr=5e-6, betas=(0.9, 0.95))
     for _ in range(3):
         optimizer.zero_grad()
         transformer(embeds).float().square().mean().backward()
@@ -85,7 +83,7 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
     "use",
     [
         lambda: require_bitsandbytes("memory.optimizer=adamw8bit"),
-        lambda: make_optimizer([], betas=(0.9, 0.95), name="adamw8bit"),
+        lambda: make_optimizer({"_target_": "torch.optim.AdamW"}, [], eight_bit=True),
         lambda: quantize_base(make_backend().blocks),
     ],
 )

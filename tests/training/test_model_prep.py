@@ -32,7 +32,7 @@ def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[flo
     chosen = [p for name, p in transformer.named_parameters() if "q_proj" in name]
     for parameter in chosen:
         parameter.requires_grad_(True)
-    optimizer = make_optimizer([{"params": chosen, "lr": 1e-3}], betas=(0.9, 0.999), name="adamw")
+    optimizer = torch.optim.AdamW(chosen, lr=1e-3, fused=True)
     embeds = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
     found = []
     for _ in range(3):
@@ -72,7 +72,9 @@ def test_states_in_8_bits_follow_those_in_32() -> None:
     found = {}
     for name in ("adamw", "adamw8bit"):
         parameter = torch.nn.Parameter(torch.zeros(64, 128))
-        optimizer = make_optimizer([{"params": [parameter], "lr": 1e-2}], betas=(0.9, 0.95), name=name)
+        settings = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.95], "fused": True}
+        groups = [{"params": [parameter], "lr": 1e-2}]
+        optimizer = make_optimizer(settings, groups, eight_bit=name == "adamw8bit")
         for _ in range(30):
             optimizer.zero_grad()
             (parameter - goal).square().sum().backward()

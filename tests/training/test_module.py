@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest_run import compose_config
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import StageNumbers
 from personalar.config.run_config import Stage, StageMethod
-from personalar.data.datamodule import collate
-from personalar.generation.decoders.plain import PlainDecoder
-from personalar.generation.generator import Generator
+from personalar.data.stream import collate
 from personalar.models.chameleon.serialization import load_backend
 from personalar.training.loss import sequence_loss
 from personalar.training.module import Network, PersonalizationModule
@@ -48,16 +48,10 @@ def module(backend, identifier, *patterns: str, rows: bool = True) -> Personaliz
     trains = StageMethod(numbers="x", identifier=rows, parameters=list(patterns))
     numbers = StageNumbers(steps=10, batch=2, lr=1e-2, identifier_lr=0.1)
     weights = select_parameters(backend.transformer, patterns)
-    made = PersonalizationModule(
-        build=lambda: Network(backend=backend, identifier=identifier, weights=weights),
-        stage=Stage(name="transformer", trains=trains, numbers=numbers),
-        sampler=lambda network: Generator(
-            backend=network.backend, decoder=PlainDecoder(), identifier=network.identifier
-        ),
-        grid=(),
-        loss="image_tokens",
-    )
-    made.configure_model()
+    config = compose_config("+subject=cat")
+    context = SimpleNamespace(config=config, plans={"transformer": SimpleNamespace(optimizer="adamw")})
+    made = PersonalizationModule(context, Stage(name="transformer", trains=trains, numbers=numbers))
+    made.hold(Network(backend=backend, identifier=identifier, weights=weights, adapters={}))
     return made
 
 

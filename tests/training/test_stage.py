@@ -6,14 +6,13 @@ import dataclasses
 
 import pytest
 import torch
-from conftest_run import compose_config
 
 from personalar.config.recipe import RecipeConfig, StageNumbers
-from personalar.config.run_config import MethodConfig, Stage, StageMethod
+from personalar.config.run_config import LoraConfig, MethodConfig, Stage, StageMethod
 from personalar.training.stage import (
     describe_steps,
-    lr_factor,
     parameter_groups,
+    recipe_schedule,
     resolve_stages,
     select_parameters,
 )
@@ -31,15 +30,22 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(tiny_backend) -> None:
         select_parameters(tiny_backend.transformer, ["model.layers.*.attn.q_proj.weight"])
 
 
-def test_adapters_beside_the_recipes_own_weights_name_the_setting() -> None:
-    """`parameters` is empty here: the recipe asks for weights."""
-    lora = ("method.stages.transformer.parameters=[]", "method.stages.transformer.lora.rank=4")
-    config = compose_config("+subject=cat", *lora)
-    message = r"lora.rank=4 trains adapters alone.*: set model\.recipe\.stages\.transformer\.also_train=\[\]$"
+def test_a_stage_after_lora_leaves_its_weights_alone() -> None:
+    """A concept keeps a weight or its LoRA, not both."""
+    lora = LoraConfig(rank=4)
+    stages = {
+        "word": StageMethod(numbers="x"),
+        "lora": StageMethod(numbers="x", lora=lora),
+        "rows": StageMethod(numbers="x"),
+        "weights": StageMethod(numbers="x", parameters=["*"]),
+    }
+    recipe = RecipeConfig(name="r", stages={"x": NUMBERS})
+    message = r"the LoRA of stage lora changes.*set method\.stages\.weights\.start=word"
     with pytest.raises(ValueError, match=message):
-        resolve_stages(config.method, config.model.recipe)
-    config = compose_config("+subject=cat", *lora, "model.recipe.stages.transformer.also_train=[]")
-    assert resolve_stages(config.method, config.model.recipe)[1].trains.parameters == []
+        resolve_stages(MethodConfig(name="m", stages=stages), recipe)
+    stages["weights"].start = "word"
+    starts = [stage.start for stage in resolve_stages(MethodConfig(name="m", stages=stages), recipe)]
+    assert starts == ["base", "word", "lora", "word"]
 
 
 def test_rows_never_decay_and_a_switch_holds_them() -> None:
@@ -53,8 +59,17 @@ def test_rows_never_decay_and_a_switch_holds_them() -> None:
 
 
 def test_schedules() -> None:
-    assert [lr_factor(step, numbers=NUMBERS) for step in (0, 5, 10, 12)] == [1.0, 0.5, 0.0, 0.0]
-    assert lr_factor(9, numbers=dataclasses.replace(NUMBERS, schedule="constant")) == 1.0
+    def rates(schedule: str) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        scheduler = recipe_schedule(optimizer, schedule=schedule, steps=4)
+        found = []
+        for _ in range(6):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    assert rates("linear") == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0] and rates("constant") == [2.0] * 6
 
 
 @pytest.mark.parametrize(
@@ -65,7 +80,7 @@ def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: in
 
 
 def test_steps_are_told_with_their_setting() -> None:
-    numbers = StageNumbers(steps=60, batch=12, accumulate=2, identifier_lr=0.01, replay_ratio=0.35)
+    numbers = StageNumbers(steps=60, batch=12, accumulate=2, lr=0.01, replay_ratio=0.35)
     stage = Stage(name="transformer", trains=StageMethod(numbers="transformer"), numbers=numbers)
     said = describe_steps(stage, "nano", 5, replayed=True)  # 4 of 12 are class images
     assert said.startswith("steps transformer: 60 (model.recipe.stages.transformer.steps, recipe nano), ")
@@ -77,13 +92,3 @@ def test_numbers_that_the_recipe_lacks() -> None:
     method = MethodConfig(name="m", stages={"embedding": StageMethod(numbers="fast")})
     with pytest.raises(ValueError, match=r"'fast' is not in model\.recipe\.stages; allowed: slow"):
         resolve_stages(method, RecipeConfig(name="r", stages={"slow": NUMBERS}))
-
-
-def test_a_base_may_train_more_than_the_method_says() -> None:
-    method = MethodConfig(
-        name="paper", stages={"transformer": StageMethod(numbers="x", parameters=["*.q_proj.weight"])}
-    )
-    numbers = dataclasses.replace(NUMBERS, also_train=["*.o_proj.weight"])
-    (stage,) = resolve_stages(method, RecipeConfig(name="r", stages={"x": numbers}))
-    assert stage.trains.parameters == ["*.q_proj.weight", "*.o_proj.weight"]
-    assert method.stages["transformer"].parameters == ["*.q_proj.weight"]

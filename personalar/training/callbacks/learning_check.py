@@ -47,31 +47,31 @@ def note_move(session: RunContext, stage: Stage, before: Concept, after: Concept
     moved = move_of(before, after)
     session.reporter.say(f"stage {stage.name}: [V] moved {moved:.2g} of its length from where it began")
     facts: dict[str, Any] = {"v_moved": float(f"{moved:.4g}")}
-    if before.stage == "base" and not (stage.trains.parameters or stage.trains.lora.rank):
+    if before.stage == "base" and not stage.trains.changes_network:
         finding = f"[V] moved {moved:.2g} of its length, which should be more than {LEAST_MOVE}"
-        facts["note"] = None if moved >= LEAST_MOVE else advice(session, stage.name, finding, "identifier_lr")
+        facts["note"] = None if moved >= LEAST_MOVE else advice(session, stage, finding)
     record(session, stage.name, facts)
 
 
-def note_pictures(session: RunContext, samples: dict[str, list[Sample]]) -> None:
-    """Record how many of stage 1's pictures stage 2 changed, where there are both; warn where it is few."""
-    share = share_changed(samples.get("embedding", []), samples.get("transformer", []))
+def note_pictures(session: RunContext, stage: Stage, samples: dict[str, list[Sample]]) -> None:
+    """Record how many pictures of the stage before `stage` changed; warn where they are few."""
+    share = (
+        None if stage.start == "base" else share_changed(samples.get(stage.start, []), samples[stage.name])
+    )
     if share is None:
         return
-    session.reporter.say(f"stage transformer: {share:.0%} of the subject's pictures changed")
-    finding = f"only {share:.0%} of the subject's pictures differ from those of stage embedding"
-    note = None if share >= LEAST_CHANGE else advice(session, "transformer", finding, "lr")
-    record(session, "transformer", {"pictures_changed": round(share, 4), "note": note})
+    session.reporter.say(f"stage {stage.name}: {share:.0%} of the subject's pictures changed")
+    finding = f"only {share:.0%} of the subject's pictures differ from those of stage {stage.start}"
+    note = None if share >= LEAST_CHANGE else advice(session, stage, finding)
+    record(session, stage.name, {"pictures_changed": round(share, 4), "note": note})
 
 
-def advice(session: RunContext, stage: str, finding: str, rate: str) -> str:
+def advice(session: RunContext, stage: Stage, finding: str) -> str:
     """Return what was found of `stage`, and which of its numbers to raise, as the command line takes them."""
-    key = session.config.method.stages[stage].numbers
-    numbers, where = session.config.model.recipe.stages[key], f"model.recipe.stages.{key}"
-    other = " (lr is the rate of other weights)" if rate == "identifier_lr" else ""
+    numbers, where = stage.numbers, f"model.recipe.stages.{stage.trains.numbers}"
     return (
-        f"stage {stage} learned next to nothing: {finding}. Raise {where}.{rate}={getattr(numbers, rate)}"
-        f"{other} or {where}.steps={numbers.steps}"
+        f"stage {stage.name} learned next to nothing: {finding}. Raise {where}.lr={numbers.lr} or "
+        f"{where}.steps={numbers.steps}"
     )
 
 

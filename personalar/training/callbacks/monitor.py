@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -18,7 +18,10 @@ from personalar.training.strategy import gradient_norm
 
 
 class StepWatch(L.Callback):
-    """Logs learning rates, tokens per second, memory and the distance of [V] from its start."""
+    """Logs tokens per second, memory, the gradient's norm and the distance of [V] from its start.
+
+    Lightning's ThroughputMonitor would count the time of sampling.
+    """
 
     def __init__(self) -> None:
         """Have counted nothing yet."""
@@ -57,8 +60,6 @@ class StepWatch(L.Callback):
         row = self._row(pl_module)
         if row is not None and self._start is not None:
             values["watch/v_distance"] = float((row - self._start).norm())
-        for group in trainer.optimizers[0].param_groups:
-            values[f"watch/lr_{group.get('name', 'all')}"] = float(group["lr"])
         pl_module.log_dict(values, rank_zero_only=True)
         self._since, self._tokens, self._last_step = now, 0, trainer.global_step
 
@@ -92,10 +93,6 @@ class StepWatch(L.Callback):
 class FiniteLoss(L.Callback):
     """Stops a run whose loss is not finite, before that step changes the weights."""
 
-    def __init__(self, *, last_good: Callable[[], Mapping[str, Any]]) -> None:
-        """Ask `last_good` for the entry of run.json on the last checkpoint."""
-        self.last_good = last_good
-
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look at the loss of every batch.
 
@@ -106,8 +103,9 @@ class FiniteLoss(L.Callback):
         if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
-        pictures = trainer.datamodule.make_stream().pictures(trainer.global_step)
-        saved = self.last_good().get("file", "none yet")
+        stream = trainer.datamodule.make_stream(pl_module.network.backend)
+        pictures = stream.pictures(trainer.global_step)
+        saved = pl_module.context.folder.checkpoint_of(pl_module.stage.name).get("file", "none yet")
         raise FloatingPointError(
             f"the loss is {value} at step {trainer.global_step} of stage {pl_module.stage.name}; "
             f"learning rates {json.dumps(rates)}; pictures {', '.join(pictures)}; "

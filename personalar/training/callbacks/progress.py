@@ -1,59 +1,53 @@
-"""The progress bar and the clock of a stage."""
+"""The progress bar of a stage."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 
 
-class StageProgress(L.Callback):
-    """Moves the bar of a phase with the optimizer's steps."""
+class StageProgress(ProgressBar):
+    """Lightning's progress bar as a phase of the run's own output, one line where there is no terminal.
 
-    def __init__(self, advance: Callable[..., None]) -> None:
-        """Report to `advance(count, note)`."""
-        self.advance, self._last_step = advance, 0
+    Lightning's bars count batches of an epoch; a stage is one endless epoch, and its optimizer steps count.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        super().__init__()
+        self._phase, self._last_step = ExitStack(), 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar."""
+        stage = pl_module.stage
+        phase = pl_module.context.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
+        self._advance = self._phase.enter_context(phase)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin where a resumed stage begins."""
         self._last_step = trainer.global_step
-        self.advance(trainer.global_step)
+        self._advance(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Count optimizer steps, not batches."""
         steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
-        self.advance(steps, f"loss {float(outputs['loss']):.3f}")
+        self._advance(steps, f"loss {float(outputs['loss']):.3f}")
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close the bar at the end of the stage."""
+        self._phase.close()
 
-class StageClock(L.Callback):
-    """Counts the seconds of training proper, sampling left out, over all parts of a resumed stage."""
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: Any) -> None:
+        """Close the bar without a last line, as the stage is not finished."""
+        self._phase.__exit__(type(exception), exception, exception.__traceback__)
 
-    def __init__(self) -> None:
-        """Start at zero; a checkpoint's count is added when a stage resumes."""
-        self.seconds = 0.0
-        self._since = 0.0
+    def disable(self) -> None:
+        """Do nothing: above rank zero the run's output is silent already."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting."""
-        self._since = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Add what passed since the last batch or validation."""
-        now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out the time of sampling."""
-        self._since = time.perf_counter()
-
-    def state_dict(self) -> dict[str, float]:
-        """Keep the count in the checkpoint."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint's count."""
-        self.seconds = float(state_dict["seconds"])
+    def enable(self) -> None:
+        """Do nothing, for the same reason."""

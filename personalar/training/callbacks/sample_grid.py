@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL.Image import Image
 
 from personalar.core.png import save_png
+from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
-from personalar.reports.picture_grid import grid_picture
+from personalar.reports.picture_grid import base_pictures, grid_picture
 
 
 def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
@@ -24,11 +23,10 @@ def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
 
 
 class SampleGrid(L.Callback):
-    """Writes `grids/{stage}_{step}.png` from the validation step's samples."""
+    """Writes `grids/{stage}_{step}.png` from the validation step's samples, beside the base's."""
 
-    def __init__(self, *, folder: Path, base: Mapping[tuple[str, int], Image], first_step: int = 0) -> None:
-        """Draw into `folder`, beside the pictures of `base`; `first_step`: steps of the stages before."""
-        self.folder, self.base, self.first_step = folder, dict(base), first_step
+    def __init__(self) -> None:
+        """Have no samples yet."""
         self._samples: list[Sample] = []
 
     def on_validation_batch_end(
@@ -42,14 +40,14 @@ class SampleGrid(L.Callback):
         samples, self._samples = self._samples, []
         if not samples or not trainer.is_global_zero:
             return
+        folder, base = pl_module.context.folder, base_pictures(pl_module.base_samples)
         stage, step = samples[0].stage, trainer.global_step
-        picture = grid_picture(samples, self.base, label=f"step {step}", title=f"{stage}, step {step}")
-        path = save_png(picture, self.folder / f"{stage}_{step:05d}.png")
+        picture = grid_picture(samples, base, label=f"step {step}", title=f"{stage}, step {step}")
+        path = save_png(picture, folder.path / "grids" / f"{stage}_{step:05d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(picture.convert("RGB"))
                 logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
             if hasattr(logger, "log_image"):  # W&B
-                log_grid(
-                    logger.experiment, path, step=self.first_step + step, caption=f"{stage}, step {step}"
-                )
+                before = steps_before(folder.record, stage)
+                log_grid(logger.experiment, path, step=before + step, caption=f"{stage}, step {step}")

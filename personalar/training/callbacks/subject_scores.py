@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 
-from personalar.core.types import Sample
 from personalar.scoring.metrics import MeanScores
-
-Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
 def harmonic(likeness: float, following: float, weight: float) -> float:
@@ -51,20 +48,22 @@ class SubjectScores(L.Callback):
     Every process has all pictures of a grid, but only rank zero has judges; it broadcasts the scores.
     """
 
-    def __init__(self, score: Score | None, likeness_weight: float = 0.5) -> None:
-        """Judge with `score`: samples to lines of scores.jsonl; None above rank zero."""
-        self.score, self.likeness_weight = score, likeness_weight
+    def __init__(self, likeness_weight: float = 0.5) -> None:
+        """Take the weight of likeness in `val/harmonic`, 0 to 1."""
+        self.likeness_weight = likeness_weight
         self.lines: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Score the subject's samples of a batch."""
-        if self.score is not None:
-            self.lines += self.score([sample for sample in outputs if sample.kind == "subject"])
+        if (scorer := pl_module.context.scorer) is not None:
+            self.lines += scorer.score([sample for sample in outputs if sample.kind == "subject"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the means, tell all processes and log."""
+        if not pl_module.context.config.scorer.scores:
+            return
         lines, self.lines = self.lines, []
         means = MeanScores(sync_on_compute=False)  # rank zero has all pictures; the others have no lines
         means.update(lines)

@@ -129,7 +129,7 @@ def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(
     lumina: ChameleonBackend, lumina_dir: Path
 ) -> None:
     from personalar.concepts.adapters.identifier import Identifier
-    from personalar.data.datamodule import collate
+    from personalar.data.stream import collate
     from personalar.training.module import sequence_loss
 
     identifier = Identifier(tokens={"[V]": lumina.tokenizer.concept_ids[0]}, rows=torch.zeros(1, 64))

@@ -16,7 +16,7 @@ from personalar.core.types import PromptSpec, Sample
 from personalar.reports.summary import result_lines
 from personalar.training.callbacks.learning_check import LEAST_CHANGE, LEAST_MOVE, move_of, share_changed
 
-STILL = "model.recipe.stages.embedding.identifier_lr=1e-7"
+STILL = "model.recipe.stages.embedding.lr=1e-7"
 LOOK = ("samples.kinds=[subject]", "samples.grid_every_steps=0")
 
 
@@ -52,7 +52,7 @@ def test_a_row_that_stays_is_noted_where_a_reader_looks(
     (moved,) = [line for line in lines if line.startswith("stage embedding: [V] moved ")]
     assert "e-0" in moved and moved.endswith(" of its length from where it began")
     (note,) = [line for line in lines if "stage embedding learned next to nothing: [V] moved" in line][:1]
-    assert "Raise model.recipe.stages.embedding.identifier_lr=1e-07 (lr is the rate of other" in note
+    assert "Raise model.recipe.stages.embedding.lr=1e-07 or" in note
     assert note.endswith("or model.recipe.stages.embedding.steps=4")
     record = json.loads((tmp_path / "run.json").read_text())
     assert 0 < record["stages"]["embedding"]["v_moved"] < 1e-4

@@ -19,7 +19,7 @@ def test_curves_of_a_run(finished_run: Path) -> None:
         "watch/peak_memory_gb",
         "watch/v_distance",
     } <= columns
-    assert {"watch/lr_weights", "watch/lr_identifier"} <= columns
+    assert {"lr-AdamW/weights", "lr-AdamW/identifier"} <= columns
     distances = [float(row["watch/v_distance"]) for row in rows if row.get("watch/v_distance")]
     assert distances[-1] > 0
 

@@ -14,8 +14,10 @@ def test_means_are_named_for_curves() -> None:
     values = [(0, "dino", 1.0), (1, "dino", 0.0), (0, "clip_t", 0.2), (1, "clip_t", 0.4)]
     lines = [{"prompt": "a cat", "seed": n, "scorer": name, "value": value} for n, name, value in values]
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda told: told))
-    module = SimpleNamespace(device="cpu", log_dict=logged.update)
-    callback = SubjectScores(lambda samples: lines)
+    scorer = SimpleNamespace(score=lambda samples: lines, scores=True)
+    context = SimpleNamespace(scorer=scorer, config=SimpleNamespace(scorer=scorer))
+    module = SimpleNamespace(device="cpu", log_dict=logged.update, context=context)
+    callback = SubjectScores()
     for _ in range(2):  # the second validation begins afresh
         callback.on_validation_batch_end(trainer, module, [])
         callback.on_validation_epoch_end(trainer, module)

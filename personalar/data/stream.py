@@ -7,15 +7,12 @@ with the sequences that an uninterrupted one would have seen.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from personalar.config.recipe import DataNumbers
 from personalar.config.run_config import Stage
@@ -54,8 +51,7 @@ class SequenceStream(IterableDataset):
         self.share, self.pad = (0, 1), backend.pad_id
         self.image_tokens = image_token_names(len(photo_codes))
         # Without its prompt a sequence holds no identifier, so it would teach nothing where only that trains.
-        trains_weights = bool(stage.trains.parameters or stage.trains.lora.rank)
-        self.prompt_dropout = data.prompt_dropout if trains_weights else 0.0
+        self.prompt_dropout = data.prompt_dropout if stage.trains.changes_network else 0.0
         self.num_subject = stage.numbers.batch - (stage.numbers.replayed if replay is not None else 0)
 
     def __iter__(self) -> Iterator[TrainingSequence]:
@@ -120,51 +116,3 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
         ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
         mask[row, : len(sequence.ids)] = torch.tensor(sequence.loss_mask)
     return {"ids": ids, "loss_mask": mask, "keys": torch.tensor([sequence.key for sequence in sequences])}
-
-
-class SubjectData(L.LightningDataModule):
-    """Training: the stage's stream from the current step on. Validation: the pictures of the grid."""
-
-    def __init__(
-        self,
-        *,
-        prepare: Callable[[], object],
-        make_stream: Callable[[], SequenceStream],
-        batch: int,
-        num_grid: int,
-    ) -> None:
-        """Take what makes the stream.
-
-        Args:
-            prepare: writes to the run folder what the stream needs; one process calls it, the others wait.
-            make_stream: makes the stream, once the model is built.
-            batch: sequences in one pass of this process.
-            num_grid: pictures of the grid.
-        """
-        super().__init__()
-        self.prepare, self.make_stream, self.batch, self.num_grid = prepare, make_stream, batch, num_grid
-        self.prepare_data_per_node = False  # nodes share the run folder
-
-    def prepare_data(self) -> None:
-        """Make what is missing in the run folder."""
-        self.prepare()
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def train_dataloader(self) -> DataLoader:
-        """Continue where the restored step counter stands, with this process's share of every step."""
-        stream = self.make_stream()
-        stream.start = self.trainer.global_step * stream.stage.numbers.sequences if self.trainer else 0
-        stream.share = self._rank()
-        return DataLoader(stream, batch_size=self.batch, collate_fn=partial(collate, pad=stream.pad))
-
-    def val_dataloader(self) -> DataLoader:
-        """Return one batch of picture numbers: this process's, as many as every other process has.
-
-        Under ZeRO 3 every forward pass takes all processes, so each must make equally many pictures.
-        """
-        rank, world = self._rank()
-        each = math.ceil(self.num_grid / world)
-        numbers = [min(rank + world * turn, self.num_grid - 1) for turn in range(each)]
-        return DataLoader(numbers, batch_size=max(1, each))

@@ -13,11 +13,11 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import DataNumbers, StageNumbers
 from personalar.config.run_config import Stage, StageMethod
 from personalar.data.codes import encode_photos
-from personalar.data.datamodule import Replay, SequenceStream, SubjectData, collate
+from personalar.data.stream import Replay, SequenceStream, collate
 from personalar.training.module import sequence_loss
 
 TOKENS = {"[V]": 70, "[S1]": 71, "[S2]": 72}
-NUMBERS = StageNumbers(steps=10, batch=4, identifier_lr=0.1, replay_ratio=0.25)
+NUMBERS = StageNumbers(steps=10, batch=4, lr=0.1, replay_ratio=0.25)
 WEIGHTS = StageMethod(numbers="x", parameters=["*"])
 
 
@@ -157,9 +157,3 @@ def test_processes_see_each_sequence_once(tiny_backend) -> None:
     sources = [iter(part) for part in parts]
     drawn = [next(part) for _ in range(4) for part in sources]
     assert drawn == [whole.sequence(n) for n in range(8)]
-
-
-def test_loaders(tiny_backend) -> None:
-    data = SubjectData(prepare=list, make_stream=lambda: stream(tiny_backend), batch=4, num_grid=3)
-    assert next(iter(data.train_dataloader()))["ids"].shape[0] == 4
-    assert [batch.tolist() for batch in data.val_dataloader()] == [[0, 1, 2]]

@@ -1,0 +1,121 @@
+"""One toy for each seam, outside of the package, as small as the contract allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from PIL import Image
+from torch import nn
+
+from personalar.core.types import Subject, image_fingerprint
+from personalar.models.base import Backend
+
+
+class CountSteps(L.Callback):
+    """Writes the number of optimizer steps of a stage into the run folder."""
+
+    def __init__(self, *, file: str) -> None:
+        """Write into `file`."""
+        self.file = Path(file)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write one line per stage."""
+        with self.file.open("a") as stream:
+            stream.write(f"{pl_module.stage.name} {trainer.global_step}\n")
+
+
+class ListLogger(Logger):
+    """Writes each line of metrics as text."""
+
+    def __init__(self, *, file: str, name: str) -> None:
+        """Write into `file`."""
+        super().__init__()
+        self.file, self._name = Path(file), name
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return self._name
+
+    @property
+    def version(self) -> int:
+        """One for all."""
+        return 0
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Ignore them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a line."""
+        with self.file.open("a") as stream:
+            stream.write(f"{self._name} {step} {' '.join(metrics)}\n")
+
+
+class SignDescent(torch.optim.Optimizer):
+    """Moves every number by the rate, against the sign of its gradient."""
+
+    def __init__(self, params: Any, *, scale: float = 1.0) -> None:
+        """Move by `scale` times the rate."""
+        super().__init__(params, {"lr": 1e-3, "scale": scale})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Make one step."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(group["scale"] * group["lr"] * parameter.grad.sign())
+        return loss
+
+
+class Halving(torch.optim.lr_scheduler.LRScheduler):
+    """Halves the rates at every step."""
+
+    def get_lr(self) -> list[float]:
+        """Return the rates of this step."""
+        return [rate * 0.5**self.last_epoch for rate in self.base_lrs]
+
+
+class Shifted(nn.Module):
+    """A final norm with a learned shift."""
+
+    def __init__(self, norm: nn.Module, width: int) -> None:
+        super().__init__()
+        self.norm, self.shift = norm, nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise and shift."""
+        return self.norm(x) + self.shift
+
+
+class OutputShift:
+    """An adapter: a vector that is added to the network's last hidden states."""
+
+    def attach(self, backend: Backend, *, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """Put the shift after the final norm."""
+        stack = backend.transformer.model
+        stack.norm = Shifted(stack.norm, backend.word_table.shape[1])
+        return {"shift": stack.norm.shift}
+
+
+def stripes(*, colour: tuple[int, int, int] | list[int]) -> Subject:
+    """Return a subject that is drawn here."""
+    images = []
+    for width in (4, 8, 16):
+        image = Image.new("RGB", (96, 96), "white")
+        for left in range(0, 96, 2 * width):
+            image.paste(tuple(colour), (left, 0, left + width, 96))
+        images.append(image)
+    return Subject(
+        name="stripes",
+        noun="pattern",
+        images=tuple(images),
+        live=False,
+        fingerprint=image_fingerprint(images),
+    )

@@ -1,0 +1,140 @@
+"""A user's own parts, from outside of the package, by configuration alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest_run import compose_config
+
+from personalar.concepts.concept import Concept
+from personalar.data.subject import load_subject
+
+LOOK = ("scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
+DoRun = Callable[..., bool]
+PLUGINS = Path(__file__).parents[1] / "plugins"
+SEARCH = f"hydra.searchpath=[file://{PLUGINS / 'conf'}]"
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PLUGINS))
+
+
+def test_a_callback(do_run: DoRun, tmp_path: Path) -> None:
+    file = tmp_path / "steps.txt"
+    mine = ["+callbacks.mine._target_=toys.CountSteps", f"+callbacks.mine.file={file}"]
+    do_run(tmp_path / "run", "stage=both", *LOOK, *mine, "~callbacks.step_watch")
+    assert file.read_text() == "embedding 4\ntransformer 4\n"
+    curves = next((tmp_path / "run" / "logs" / "embedding").rglob("metrics.csv")).read_text()
+    assert "train/loss" in curves and "watch/" not in curves
+
+
+def test_lightnings_own_callbacks(do_run: DoRun, tmp_path: Path) -> None:
+    stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train/loss, "
+    stop += "stopping_threshold: 1000, check_on_train_epoch_end: false}"
+    do_run(tmp_path, "stage=embedding", "scorer=none", "samples.grid_every_steps=1", stop)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["stages"]["embedding"]["steps"] == 1
+
+
+def test_a_logger_beside_ours(do_run: DoRun, tmp_path: Path) -> None:
+    mine = '+logger.mine={_target_: toys.ListLogger, file: "{folder}/list.txt", name: "{stage}"}'
+    do_run(tmp_path, "stage=both", *LOOK, "logger=[csv,tensorboard]", mine)
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    assert {line.split()[0] for line in lines if "train/loss" in line} == {"embedding", "transformer"}
+    assert list((tmp_path / "logs" / "transformer" / "tensorboard").iterdir())
+
+
+def test_an_optimizer_and_a_scheduler(do_run: DoRun, tmp_path: Path) -> None:
+    mine = ["optimizer={_target_: toys.SignDescent, scale: 2}", "scheduler={_target_: toys.Halving}"]
+    # A group given as one value replaces the choice of a file, whose keys go first.
+    mine = ["~optimizer", "~scheduler", *(f"+{word}" for word in mine)]
+    do_run(tmp_path, "stage=embedding", *LOOK, *mine, "model.recipe.identifier.init=random")
+    before = Concept.load(tmp_path / "cache" / "start").rows
+    after = Concept.load(tmp_path / "stages" / "embedding" / "concept").rows
+    rate = compose_config("+subject=cat").model.recipe.stages["embedding"].lr
+    moved = ((after - before)[0].abs() / (2 * rate)).unique()
+    possible = {abs(a + b + c + d) for a in (1, -1) for b in (0.5, -0.5) for c in (0.25, -0.25)
+                for d in (0.125, -0.125)}  # fmt: skip
+    assert all(min(abs(float(step) - known) for known in possible) < 1e-4 for step in moved)
+
+
+def test_torchs_own_optimizer_and_scheduler(do_run: DoRun, tmp_path: Path) -> None:
+    do_run(tmp_path, "stage=embedding", *LOOK, "optimizer=sgd", "optimizer.momentum=0.5", "scheduler=cosine")
+    curves = next((tmp_path / "logs" / "embedding").rglob("metrics.csv")).read_text()
+    assert "lr-SGD/identifier" in curves
+
+
+def test_an_adapter_is_trained_kept_and_drawn_with(
+    do_run: DoRun, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    import personalar
+
+    do_run(tmp_path, "stage=both", *LOOK, SEARCH, "method=shift")
+    concept = Concept.load(tmp_path / "concept")
+    assert concept.stage == "shift" and float(concept.adapters["shift"]["shift"].abs().max()) > 0
+    assert not Concept.load(tmp_path / "stages" / "embedding" / "concept").adapters
+    where = [str(tmp_path), f"model.path={tiny_model_dir}", "decoder.cfg_scale=1"]
+    with pytest.raises(ValueError, match=r"adapter 'shift' learned.*\+adapters\.shift\._target_="):
+        personalar.load(*where).images(["a [V] cat"], seeds=[0])
+    drawn = personalar.load(*where, "+adapters.shift._target_=toys.OutputShift").images(["a [V] cat"], [0])
+    assert drawn[0].size == (32, 32)
+
+
+def test_a_method_of_three_stages_by_names_of_ones_own(do_run: DoRun, tmp_path: Path) -> None:
+    do_run(tmp_path, "stage=both", *LOOK, SEARCH, "method=three")
+    words, attention, mlp = (
+        Concept.load(tmp_path / "stages" / name / "concept") for name in ("word", "attention", "mlp")
+    )
+    assert {name.split(".")[-2] for name in attention.weights} == {"q_proj"}
+    assert {name.split(".")[-2] for name in mlp.weights} == {"up_proj"}  # it started from the word
+    assert torch.equal(words.rows, mlp.rows) and Concept.load(tmp_path / "concept").stage == "mlp"
+    report = (tmp_path / "report.html").read_text()
+    assert "After stage 3" in report and "weights tuned" in report
+
+
+def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
+    words = ["+subject=folder", "subject.noun=pattern", "subject.name=stripes"]
+    words += ["+subject.source={_target_: toys.stripes, colour: [200, 0, 0]}"]
+    subject = load_subject(compose_config(*words).subject)
+    assert len(subject.images) == 3 and subject.images[0].getpixel((0, 0)) == (200, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+callbacks.mine._target_=nowhere.Mine"], r"callbacks\.mine: nowhere\.Mine cannot be made"),
+        (["+logger.mine._target_=toys.ListLogger"], r"logger\.mine: .*missing 2 required keyword-only"),
+        (["+callbacks.mine.x=1"], r"callbacks\.mine=.* names no class: set callbacks\.mine\._target_="),
+        (["trainer.max_steps=3"], r"trainer\.max_steps=3 is set by another setting: model\.recipe\.stages"),
+        (["optimizer=sgd", "memory.optimizer=adamw"], r"leave memory\.optimizer out"),
+    ],
+)
+def test_what_cannot_be_made_is_named(do_run: DoRun, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        do_run(tmp_path, "stage=embedding", *LOOK, *words)
+
+
+def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, tmp_path: Path) -> None:
+    import inspect
+
+    import lightning
+
+    from personalar.config.lightning_arguments import LightningArguments
+
+    ours = set(LightningArguments.__dataclass_fields__) | {"accelerator", "devices", "num_nodes", "strategy"}
+    assert ours == set(inspect.signature(lightning.Trainer).parameters)
+    do_run(tmp_path / "dev", "stage=embedding", *LOOK, "trainer.fast_dev_run=true")
+    assert json.loads((tmp_path / "dev/run.json").read_text())["stages"]["embedding"]["steps"] == 1
+    do_run(tmp_path / "time", "stage=embedding", *LOOK, "trainer.max_time=00:00:00:00")
+    assert json.loads((tmp_path / "time/run.json").read_text())["stages"]["embedding"]["steps"] < 4
+    do_run(
+        tmp_path / "half", "stage=embedding", *LOOK, "trainer.precision=bf16-mixed", "trainer.profiler=simple"
+    )
+    do_run(tmp_path / "full", "stage=embedding", *LOOK)
+    rows = [Concept.load(tmp_path / name / "concept").rows for name in ("half", "full")]
+    assert not torch.equal(*rows) and torch.allclose(*rows, atol=0.2)
