@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import personalar.generation.sampling as sampling
 import personalar.models.chameleon.transformer as network
-from personalar.core import random_keys as hashing
 from personalar.generation.decoders import compiled
 from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
+from personalar.models import random_keys as hashing
 from personalar.models.attention import attend
 from personalar.models.cache import CacheWindow
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_random, write_vqgan
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
 from personalar.models.chameleon.model_files import open_folder, weight_files
 from personalar.models.chameleon.serialization import load_backend

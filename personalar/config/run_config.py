@@ -158,13 +158,13 @@ class RunConfig:
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
     memory: MemoryConfig = MISSING
-    optimizer: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = field(default_factory=dict)
     """`_target_` of an optimizer and its arguments; parameters, rates and weight decay are a stage's."""
-    scheduler: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = field(default_factory=dict)
     """`_target_` of a torch scheduler of the rate, which moves by step; "{steps}" is the stage's number."""
-    callbacks: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by a name of one's own: `_target_` and arguments; null: left out."""
-    logger: dict[str, Any] = MISSING
+    logger: dict[str, Any] = field(default_factory=dict)
     """Lightning loggers in the same form; "{folder}", "{stage}" and "{part}" are filled in."""
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
@@ -189,6 +189,11 @@ class RunConfig:
             raise ValueError(
                 f"memory.optimizer={self.memory.optimizer} chooses between forms of AdamW, and the optimizer "
                 f"is {target}: leave memory.optimizer out, or take optimizer=adamw"
+            )
+        if self.stage.run == []:
+            raise ValueError(
+                f"stage.run=[] names no stage of method={self.method.name}; allowed: "
+                f"{', '.join(self.method.stages)}"
             )
         for name in self.stage.run or ():
             one_of("stage.run", name, tuple(self.method.stages))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import fit
 from personalar.core.png import save_png
 from personalar.models.base import Backend

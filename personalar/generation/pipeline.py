@@ -17,7 +17,7 @@ from personalar.config.command_line import add_base, prepare_arguments
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.fields import check_seeds
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size, written
 from personalar.data.prompts import SUBJECT_TOKEN, check_text

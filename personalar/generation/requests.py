@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import Size
 from personalar.core.types import PromptSpec, Sample, SampleKind
 from personalar.data.prompts import SUBJECT_TOKEN, sample_prompt

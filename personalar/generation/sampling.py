@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from personalar.core.random_keys import apart, bits, high_bits, mix
+from personalar.models.random_keys import apart, bits, high_bits, mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ class ModelFiles(Protocol):
     """The files of one base model on this machine, and how they become a backend."""
 
     layout: Any
-    """Sizes and sequence layout of the base; see `config/layout.py`."""
+    """Sizes and sequence layout of the base; see `config/model_config.py`."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""

@@ -22,8 +22,7 @@ from personalar.config.command_line import parse, prepare_arguments
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import conf_dir, read_config
 from personalar.config.fields import MANY, check_folder_names
-from personalar.config.layout import ProtocolConfig
-from personalar.config.model_config import HubFiles
+from personalar.config.model_config import HubFiles, ProtocolConfig
 from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
 

@@ -15,7 +15,7 @@ import personalar.generation.generator as generator_module
 import personalar.sample
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.concept import Concept, base_fingerprint
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import read_size
 from personalar.core.png import read_png_metadata
 from personalar.generation import batching

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import fit
 from personalar.data.references import save_redrawn, save_references
 from personalar.data.subject import read_folder

@@ -133,7 +133,7 @@ def test_random_weights_make_a_whole_model() -> None:
 def test_transformers_own_class_computes_the_same_loss_and_gradients(backend, identifier, batch) -> None:
     """What `train` compares with is the same step, but for the words that are not image codes."""
     made = module(backend, identifier, *QKV)
-    made.loss = "answer"  # transformers' loss is over all of the vocabulary
+    made.context.config.model.recipe.loss = "answer"  # transformers' loss is over all of the vocabulary
     ours = Ours(made)(**batch)["loss"]
     wanted = torch.autograd.grad(ours, [identifier.rows, *made.network.weights.values()])
     theirs = Theirs(made, made.stage)
@@ -142,7 +142,7 @@ def test_transformers_own_class_computes_the_same_loss_and_gradients(backend, id
     assert torch.allclose(loss, ours, atol=1e-5)
     got = torch.autograd.grad(loss, [identifier.rows, *made.network.weights.values()])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, wanted, strict=True))
-    made.dropout = 0.1
+    made.context.config.model.recipe.dropout = 0.1
     assert Ours(made)(**batch)["loss"] != ours
     with pytest.raises(ValueError, match=r"has no dropout; set model\.recipe\.dropout=0"):
         Theirs(made, made.stage)

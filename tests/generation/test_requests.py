@@ -12,7 +12,7 @@ import torch
 from conftest_upstream import lumina_backend
 
 from personalar.config.compose import conf_dir, package_path
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.data.dreambench import dreambench_prompts
 from personalar.data.prompts import UNRELATED, fill
 from personalar.generation.decoders.plain import PlainDecoder

@@ -9,7 +9,7 @@ from conftest_upstream import ANOLE, LUMINA, lumina_backend
 from naive import NaiveDecoder
 from torch import Tensor
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling, cfg_combine, keep_top_k
 from personalar.models.chameleon.backend import ChameleonBackend

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.cache import KVCache
 from personalar.models.image_transforms import preprocess

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WANTED = {
     "loss": ("training", "def sequence_loss"),
-    "learning-rate schedule": ("training", "def lr_factor"),
+    "learning-rate schedule": ("training", "def recipe_schedule"),
     "checkpoints": ("training", "def save_checkpoint"),
     "Ctrl-C": ("training", "SIGINT"),
     "memory": ("training", "what fits"),

@@ -166,7 +166,7 @@ def test_foreign_and_broken_pictures_are_named_not_fatal(tmp_path):
     run_dir = make_run(tmp_path / "run")
     save_png(Image.new("RGB", (4, 4)), run_dir / "images" / "base" / "photo.png")
     (run_dir / "images" / "base" / "broken.png").write_bytes(b"\x89PNG")
-    samples, unreadable = read_samples(run_dir)
+    samples, unreadable = read_samples(run_dir, {})
     assert unreadable == ["images/base/broken.png", "images/base/photo.png"]
     assert len(samples) == 6 * len(PROMPTS)
     assert "images/base/broken.png" in write_report(run_dir).read_text(encoding="utf-8")

@@ -86,7 +86,7 @@ def test_side_effects_are_told_apart_by_kind_and_scorer():
         line("embedding", "unrelated", 0.1, scorer="drift"),
         line("embedding", "unrelated", 0.9),
     ]
-    stage = summarise({"bounds": bounds}, lines)["stages"]["embedding"]
+    stage = summarise({"bounds": bounds, "stages": {"embedding": {}}}, lines)["stages"]["embedding"]
     found = {name: stage[name] for name in ("pres", "diversity", "drift", "nearest", "memorised", "dino")}
     assert found == {
         "pres": 0.4,

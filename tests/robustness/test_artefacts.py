@@ -24,7 +24,7 @@ from test_exchange import adapter, export
 import personalar
 from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import Concept
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.core.run_folder import RunFolder
 from personalar.generation.pipeline import write_samples
@@ -306,7 +306,7 @@ def test_only_what_the_user_composed_is_instantiated() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("instantiate", "call")
     ]
-    assert calls == [("compose", "config.settings")]
+    assert calls == [("plugins", "dict(settings)")]
 
 
 @pytest.mark.parametrize("command", ["sample", "export"])

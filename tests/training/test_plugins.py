@@ -124,7 +124,7 @@ def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, tmp_path: Path
 
     import lightning
 
-    from personalar.config.lightning_arguments import LightningArguments
+    from personalar.config.trainer_config import LightningArguments
 
     ours = set(LightningArguments.__dataclass_fields__) | {"accelerator", "devices", "num_nodes", "strategy"}
     assert ours == set(inspect.signature(lightning.Trainer).parameters)

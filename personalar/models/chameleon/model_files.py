@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.checkpoint_folder import read_json, shard_names, weight_files
 
 if TYPE_CHECKING:  # torch is loaded with the model

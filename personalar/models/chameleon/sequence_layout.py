@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.base import Loss, TrainingSequence
 from personalar.models.chameleon.tokenizer import Tokenizer
 

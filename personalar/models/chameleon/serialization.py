@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import hf_config

@@ -17,7 +17,7 @@ from naive import NaiveDecoder
 from test_jacobi import MIXED, count_forwards, equal
 from test_sampling import GRID, TEXTS, prompts
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.generation.decoders import window
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder

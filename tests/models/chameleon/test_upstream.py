@@ -19,7 +19,7 @@ from conftest_upstream import (
     tensors_of,
 )
 
-from personalar.config.layout import ProtocolConfig
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import export_transformer, shared_norm_rows
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
