@@ -6,6 +6,7 @@ Hydra composes once beforehand; what it refuses is said with the nearest name an
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
         return list(words)
     overrides = add_base(args.overrides if args.config_name else signed(args.overrides))
     if args.config_path and "://" not in args.config_path:  # meant from here, not from this package
-        args.config_path = str(Path(args.config_path).absolute())
+        args.config_path = os.path.abspath(args.config_path)
         flags += ["--config-path", args.config_path]
     places = {name: getattr(args, name) for name in ("config_name", "config_path", "config_dir")}
     cfg = composed(command, overrides, **places, multirun=args.multirun)

@@ -176,8 +176,8 @@ def composed(
         words = signed(words)
     path = create_config_search_path(config_path or str(conf_dir()))
     if config_dir is not None:
-        where = f"file://{Path(config_dir).absolute()}"
-        path.prepend("command-line", where, anchor=SearchPathQuery(provider="schema"))
+        folder = f"file://{Path(config_dir).absolute()}"
+        path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     loader, name = ConfigLoaderImpl(path), config_name or command
     overrides = [read_word(words, place) for place in range(len(words))]
     for override in overrides:

@@ -7,6 +7,7 @@ slider over the steps of all stages, a table of every picture, the means, and th
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def start(session: RunContext) -> Any:
 
     config, folder = session.config.logger, session.folder
     known = folder.record.get("wandb_id")
-    folder.update(wandb_id=known or secrets.token_hex(4))
+    folder.update(wandb_id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep agent's
     offline = config.wandb_offline or wandb.api.api_key is None
     if offline and not config.wandb_offline:
         session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")
