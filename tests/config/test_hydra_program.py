@@ -122,6 +122,18 @@ def test_two_jobs_in_one_folder(words: list[str], tmp_path: Path) -> None:
     assert "page: sweep/comparison.html" in done.stdout
 
 
+def test_two_jobs_in_one_folder_at_the_same_time(words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install personalar[joblib]")
+    where = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = command(tmp_path, "personalar.run", *words, *where, *launcher, "seed=0,1", "-m")
+    assert done.returncode == 1 and "1 jobs failed: sweep/error_" in done.stderr, done.stderr
+    good = tmp_path / "sweep" / "same"
+    assert (good / "summary.json").is_file() and not list(good.rglob("error*.txt"))
+    (reason,) = [path.read_text() for path in (tmp_path / "sweep").glob("error_*.txt")]
+    assert "is in use by" in reason or "seed " in reason
+
+
 def test_a_run_that_was_finished_before_is_in_the_table_of_the_sweep(
     words: list[str], tmp_path: Path
 ) -> None:
