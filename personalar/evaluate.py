@@ -13,14 +13,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-import hydra
-from omegaconf import DictConfig
-
-from personalar.config.command_line import key_of, prepare_arguments
+from personalar.config.command_line import start
 from personalar.config.commands import TASKS, EvaluateConfig
-from personalar.config.compose import conf_dir, read_config, register
-from personalar.config.fields import one_of
-from personalar.config.run_config import RunConfig
+from personalar.config.compose import composed
+from personalar.config.fields import key_of, one_of
 from personalar.core.errors import user_errors
 
 
@@ -48,9 +44,8 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             own.append(word)
         if not mine or key == "scorer":
             for_runs.append(word)
-    conf = conf_dir()
-    own = prepare_arguments(own, schema=EvaluateConfig, conf=conf, needs_subject=False)
-    return own, prepare_arguments(for_runs, schema=RunConfig, conf=conf, needs_subject=False)
+    composed("run", for_runs)
+    return own, for_runs
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -71,14 +66,7 @@ def main() -> None:
     """Entry point: split the settings of this command from those of its runs, then let Hydra compose."""
     with user_errors("personalar.evaluate"):
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
-    register()
-
-    def launch(cfg: DictConfig) -> None:
-        with user_errors("personalar.evaluate"):
-            config = read_config(cfg)
-        evaluate(config, overrides)
-
-    hydra.main(config_path=str(conf_dir()), config_name="evaluate", version_base="1.3")(launch)()
+    start("evaluate", lambda config: evaluate(config, overrides))
 
 
 if __name__ == "__main__":

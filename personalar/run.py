@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from personalar.config.command_line import prepare_arguments
+from personalar.config.command_line import launch
 from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.fields import key_of
 from personalar.config.run_config import RunConfig
 from personalar.core.errors import user_errors
+from personalar.core.files import write_atomic
 from personalar.core.process import global_rank, keep_memory
-from personalar.core.run_lock import locked, refusable
+from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, locked, refusable
 from personalar.runs.personalize import personalize, prepare
 from personalar.runs.sweep import (
     Objective,
@@ -41,16 +41,45 @@ def run_one(cfg: DictConfig) -> Objective | None:
         with refusable(run_dir) if leads and not sweeps else nullcontext():
             if sweeps:
                 join_sweep(hydra_config, cfg.trainer.devices)
-            config = read_config(cfg)
+            config = read_config(cfg, RunConfig)
             if sweeps and searches(hydra_config):
                 check_objective(config)
             prepared = prepare(config, run_dir)
+        if leads:
+            keep_configuration(run_dir, cfg, finished=prepared is None)
         if prepared is not None:
-            command = ["python", "-m", "personalar.run", *hydra_config.overrides.task]
-            personalize(*prepared, command=shlex.join(command))
+            personalize(*prepared, command=command_of(hydra_config))
         if not leads:  # another process writes the summary, perhaps later, and is the one that is asked
             return None
         return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
+
+
+def keep_configuration(run_dir: Path, cfg: DictConfig, *, finished: bool) -> None:
+    """Write .hydra/ as Hydra would have, but only now that the run is accepted.
+
+    Args:
+        finished: there is nothing to do; the files of the run that did it stay, with the time of now.
+    """
+    folder, composed = run_dir / HYDRA_FOLDER, HydraConfig.instance().cfg
+    if finished and (folder / HYDRA_FILES[0]).is_file():
+        (folder / HYDRA_FILES[0]).touch()
+        return
+    for name, part in zip(HYDRA_FILES, (cfg, composed, HydraConfig.get().overrides.task), strict=True):
+        write_atomic(folder / name, OmegaConf.to_yaml(part).encode())
+
+
+def command_of(hydra_config: Any) -> str:
+    """Return the command line that does a run again, with the flags that matter."""
+    places = {source.provider: source.path for source in hydra_config.runtime.config_sources}
+    flags = {
+        "--config-path": places["main"] if places["main"] != str(conf_dir()) else None,
+        "--config-dir": places.get("command-line"),
+        "--config-name": hydra_config.job.config_name if hydra_config.job.config_name != "run" else None,
+    }
+    given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+    kept = ("hydra.run.dir", "hydra.searchpath", "hydra.job.chdir")
+    own = [word for word in hydra_config.overrides.hydra if key_of(word) in kept and word[:2] != "++"]
+    return shlex.join(["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task])
 
 
 class Job:
@@ -62,8 +91,10 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
-        learns = searches(hydra_config)
-        return keep_sweeping(lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns)
+        learns, sweep_dir = searches(hydra_config), Path(hydra_config.sweep.dir)
+        return keep_sweeping(
+            lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Bring our resolvers along to a launcher's process, which composes before it calls."""
@@ -77,15 +108,11 @@ def restore_job() -> Job:
 
 
 def main() -> None:
-    """Entry point: check the arguments, then let Hydra compose the configuration."""
+    """Entry point."""
     keep_memory()
-    conf = conf_dir()
-    with user_errors("personalar.run"):
-        sys.argv[1:] = prepare_arguments(sys.argv[1:], schema=RunConfig, conf=conf, needs_subject=True)
-    register()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
 
-    hydra.main(config_path=str(conf), config_name="run", version_base="1.3")(Job())()
+    launch("run", Job())
     if SweepReport.failed:
         raise SystemExit(
             f"personalar.run: {len(SweepReport.failed)} jobs failed: {', '.join(SweepReport.failed)}"

@@ -43,7 +43,6 @@ from benchmarks.machine import (
 )
 from benchmarks.random_weights import random_7b
 
-from personalar.config.command_line import prepare_arguments
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.config.plugins import build
@@ -92,8 +91,8 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             if name not in allowed:
                 raise ValueError(f"{key}={name} is not known; allowed: {', '.join(allowed)}")
     for name in own["decoder"].split(","):
-        prepare_arguments([f"decoder={name}"], schema=SampleConfig, conf=conf_dir(), needs_subject=False)
-    return own, prepare_arguments(rest, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
+        composed("sample", [f"decoder={name}", *rest])
+    return own, rest
 
 
 def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:

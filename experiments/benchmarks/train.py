@@ -41,9 +41,8 @@ from benchmarks.machine import (
     whole_number,
 )
 
-from personalar.config.command_line import prepare_arguments
-from personalar.config.compose import composed, conf_dir, read_config
-from personalar.config.run_config import RunConfig, Stage
+from personalar.config.compose import composed, read_config
+from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.core.process import keep_memory
 from personalar.data.stream import SequenceStream, collate
@@ -63,7 +62,8 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     if whole_number(own, "steps") <= WARM_UP:
         raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
     rest = rest if any("subject=" in word for word in rest) else ["+subject=cat", *rest]
-    return own, prepare_arguments(rest, schema=RunConfig, conf=conf_dir(), needs_subject=True)
+    composed("run", rest)
+    return own, rest
 
 
 def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[RunContext, Stage]:

@@ -20,9 +20,7 @@ from personalar.concepts.adapters.lora import load_lora
 from personalar.concepts.concept import Concept, base_fingerprint, content_hash
 from personalar.concepts.model_card import is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
-from personalar.config.command_line import prepare_arguments
-from personalar.config.commands import ExportConfig
-from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import write_atomic
 from personalar.core.own_files import CARD_FILE, LORA_FILES
@@ -81,9 +79,7 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
         ValueError: the row or the adapter does not fit the base.
     """
     folder = Path(folder).expanduser()
-    words = ["concept=x", "out=x", *settings]
-    words = prepare_arguments(words, schema=ExportConfig, conf=conf_dir(), needs_subject=False)
-    model = read_config(composed("export", words)).model
+    model = read_config(composed("export", ["concept=x", "out=x", *settings])).model
     row, lora = read_row(folder / ROW_FILE), read_adapter(folder)
     files = obtain_model(model, say=print)
     network = files.shape(attention="sdpa", images=1).network

@@ -1,13 +1,27 @@
-"""Composition of a configuration: folder of named choices, schema of each group, the typed result."""
+"""Composition of a configuration: folder of named choices, schema of each group, the typed result.
+
+Hydra composes; its errors are answered with the nearest name and what is allowed.
+"""
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from personalar.config.commands import (
     BenchmarkConfig,
@@ -16,14 +30,22 @@ from personalar.config.commands import (
     ExportConfig,
     SampleConfig,
 )
-from personalar.config.fields import check_folder_names, check_limits, inside, one_of
+from personalar.config.fields import (
+    check_folder_names,
+    check_keys,
+    check_limits,
+    check_names,
+    inside,
+    read_word,
+    suggest,
+    unknown_setting,
+)
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import RecipeConfig
 from personalar.config.run_config import DecoderConfig, MethodConfig, RunConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
-from personalar.config.subject_config import SubjectConfig, dreambench_class
+from personalar.config.subject_config import OWN_PHOTOS, SubjectConfig, dreambench_class
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
-from personalar.core.measures import IN_SUMMARY
 
 GROUPS: dict[str, Any] = {  # dict: `_target_` and arguments
     "model": ModelConfig,
@@ -93,22 +115,32 @@ def package_path(where: str) -> Path:
     return Path(__file__).resolve().parents[1] / inside if inside != where else Path(where).expanduser()
 
 
-def check_names(values: dict[str, Any]) -> None:
-    """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
-    for product in values.get("objective", []):
-        for factor in str(product).split("*"):
-            one_of("objective", factor.strip(), IN_SUMMARY)
-
-
-def read_config(cfg: DictConfig) -> Any:
-    """Return the typed configuration (`RunConfig` or `SampleConfig`).
-
-    Raises:
-        ValueError: when a value is missing, out of range or contradicts another.
-    """
+def check_complete(cfg: DictConfig) -> None:
+    """Raise ValueError, saying what to set, where a value is missing."""
     missing = sorted(OmegaConf.missing_keys(cfg))
+    if "subject" in missing:
+        raise ValueError(f"no subject: say what to learn\n{subject_help()}")
+    if "subject.noun" in missing and cfg.subject.kind == "folder":
+        raise ValueError(OWN_PHOTOS)
     if missing:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
+
+
+def read_config(cfg: DictConfig, schema: type | None = None) -> Any:
+    """Return the typed configuration (`RunConfig` or `SampleConfig`).
+
+    Args:
+        schema: of a configuration that was saved without one (.hydra/config.yaml).
+
+    Raises:
+        ValueError: when a value is missing, unknown, out of range or contradicts another.
+    """
+    if schema is not None and OmegaConf.get_type(cfg) is dict:
+        try:
+            cfg = OmegaConf.merge(OmegaConf.structured(schema), cfg)
+        except OmegaConfBaseException as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+    check_complete(cfg)
     check_folder_names(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)
     check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
@@ -116,27 +148,113 @@ def read_config(cfg: DictConfig) -> Any:
     return OmegaConf.to_object(cfg)
 
 
-def composed(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of personalar.`command` with `overrides`, without running it.
+def signed(words: Iterable[str]) -> list[str]:
+    """Return `words` for the defaults of conf/run.yaml: a subject is new there (+), an experiment is not."""
+    added = [f"+{word}" if word.startswith("subject=") else word for word in words]
+    return [word.lstrip("+") if word.startswith("+experiment=") else word for word in added]
+
+
+def composed(
+    command: str,
+    words: Sequence[str],
+    *,
+    config_name: str | None = None,
+    config_path: str | None = None,
+    config_dir: str | None = None,
+    multirun: bool = False,
+) -> DictConfig:
+    """Return the configuration that Hydra composes for personalar.`command`, without running it.
+
+    Args:
+        words: the arguments; of a sweep, the first job is composed and every choice is looked for.
+        config_name, config_path, config_dir, multirun: Hydra's flags.
 
     Raises:
-        ValueError: Hydra cannot compose it, with its reason.
+        ValueError: Hydra refuses it; the message has the nearest name and what is allowed.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
     register()
-    outer = GlobalHydra.instance().hydra  # the caller's, where Hydra runs the program
-    GlobalHydra.instance().hydra = None
+    version.setbase("1.3")
+    setup_globals()
+    if config_name is None:
+        words = signed(words)
+    path = create_config_search_path(config_path or str(conf_dir()))
+    if config_dir is not None:
+        folder = f"file://{Path(config_dir).absolute()}"
+        path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
+    loader, name = ConfigLoaderImpl(path), config_name or command
+    overrides = [read_word(words, place) for place in range(len(words))]
+    for override in overrides:
+        override.config_loader = loader  # finds the choices of a glob(*)
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(command, overrides=list(overrides))
-    except HydraException as error:
-        reason = "" if error.__cause__ is None else f": {error.__cause__}"
-        raise ValueError(f"{error}{reason}") from error
-    finally:
-        GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
+        cfg = loader.load_configuration(name, first_job(loader, name, overrides), RunMode.RUN)
+        if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
+            loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ValueError(explain(error, command)) from error
+    with open_dict(cfg):
+        del cfg["hydra"]
+    check_keys(OmegaConf.to_container(cfg, resolve=False), cfg)
+    return cfg
+
+
+def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]) -> list[str]:
+    """Return the arguments of a sweep's first job. Raises HydraException for a choice that is unknown."""
+    fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
+    job = [str(each.input_line) for each in overrides]
+    for place, override in enumerate(overrides):
+        if not override.is_sweep_override():
+            continue
+        key, interval = override.get_key_element(), override.is_interval_sweep()
+        values = iter([override.value().start]) if interval else override.sweep_string_iterator()
+        job[place] = f"{key}={next(values, None)}"
+        if loader.get_group_options(override.key_or_group, config_name=name, overrides=fixed):
+            for value in values:
+                loader.compute_defaults_list(name, [*fixed, f"{key}={value}"], RunMode.RUN)
+    return job
+
+
+def explain(error: Exception, command: str) -> str:
+    """Return what Hydra refuses in plain words: what was got, the nearest name, what is allowed."""
+    text, cause = str(error), error.__cause__ or error.__context__
+    if isinstance(error, MissingConfigException) and error.options:
+        return unknown_choice(error)
+    group = re.match(r"Could not override '([\w/]+)'\. No match in the defaults", text)
+    unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
+    key = group[1] if group else str(cause.full_key) if unknown else ""
+    own = groups_of(COMMANDS[command])
+    for name, schema in COMMANDS.items():
+        if key.split(".")[0] not in own and key.split(".")[0] in groups_of(schema):
+            takes = ", ".join(f"{each}=" for each in own)
+            return f"{key.split('.')[0]}= belongs to personalar.{name}; personalar.{command} takes {takes}"
+    if unknown:
+        free = "Dict[str, Any]" in str(cause)
+        return unknown_setting(key, cause.parent_node) + (f"; to add it write +{key}=..." if free else "")
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{text}: {str(error.__cause__).splitlines()[0]}"
+    return text
+
+
+def unknown_choice(error: MissingConfigException) -> str:
+    """Return the message about a choice that is not in its group."""
+    found = re.search(r"Available options in '(.+)'", str(error))
+    group = found[1] if found else ""
+    value = str(error.missing_cfg_file).removeprefix(f"{group}/")
+    options = {*(error.options or ()), *group_options(conf_dir(), group)}
+    named = sorted(name for name in options if not name.endswith("_schema"))
+    allowed = subject_help(named) if group == "subject" else f"allowed: {', '.join(named)}"
+    return f"{group}={value!r} is not known{suggest(value, named)}\n{allowed}"
+
+
+def subject_help(options: Iterable[str] = ()) -> str:
+    """Return the subjects that may be chosen, and how to give one's own photos."""
+    named = [name for name in options or group_options(conf_dir(), "subject")]
+    named = [name for name in named if name not in ("folder", "dreambench")]
+    return (
+        f"allowed: {', '.join(named)}\n"
+        "  python -m personalar.run +subject=cat stage=both\n"
+        "or your own photos:\n"
+        "  python -m personalar.run +subject=folder subject.path=DIR subject.noun=dog"
+    )
 
 
 def register() -> None:

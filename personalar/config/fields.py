@@ -1,4 +1,4 @@
-"""Checks of single values: limits of numbers, words of a list, names of folders.
+"""Checks of single values: notation, limits of numbers, words of a list, names of keys and folders.
 
 Limits are metadata of the dataclass fields. They are checked on the composed configuration, before anything
 is loaded; what contradicts what is checked by the dataclasses.
@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from personalar.core.measures import IN_SUMMARY
 
 MANY, LARGEST_SEED = 10**9, 2**63 - 1
 FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
@@ -66,11 +72,39 @@ def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
             check_number(f"{prefix}{name}", number, *(found or (-math.inf, math.inf)))
 
 
+def suggest(value: str, allowed: Iterable[str]) -> str:
+    """Return the question after the name that is nearest to `value`; "" where none is near."""
+    near = get_close_matches(str(value), list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_setting(key: str, names: Iterable[object]) -> str:
+    """Return the message about `key` (a.b.c), where its parent has `names` only."""
+    parent, _, last = key.rpartition(".")
+    known = [str(name) for name in names if name != "hydra"]
+    allowed = f"{suggest(last, known)}\nallowed: {', '.join(known) or 'none yet'}"
+    return f"unknown setting {key}: {parent or 'the command'} has no {last!r}{allowed}"
+
+
+def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") -> None:
+    """Raise ValueError for a key that was added (+key=value) where the schema of `node` has no such field.
+
+    Args:
+        values: of `node`; interpolations may be unresolved.
+    """
+    schema = OmegaConf.get_type(node)
+    names = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else None
+    for name, value in values.items():
+        if names is not None and name not in names:
+            raise ValueError(unknown_setting(f"{prefix}{name}", names))
+        if isinstance(value, Mapping):
+            check_keys(value, node[name], f"{prefix}{name}.")
+
+
 def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is among `allowed`."""
     if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = suggest(value, allowed)
         raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
 
 
@@ -92,3 +126,41 @@ def check_folder_names(cfg: DictConfig) -> None:
 def inside(path: str) -> str:
     """Return `path` with every step upwards (..) replaced, so that it stays where it is joined to."""
     return "/".join("__" if part == ".." else part for part in str(path).split("/"))
+
+
+def check_names(values: dict[str, Any]) -> None:
+    """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
+    for product in values.get("objective", []):
+        for factor in str(product).split("*"):
+            one_of("objective", factor.strip(), IN_SUMMARY)
+
+
+def parse(word: str) -> Override | None:
+    """Return Hydra's reading of `key=value`; None: it cannot, or OmegaConf cannot read a ${...} in it."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+        if "${" in word and not override.is_sweep_override():
+            OmegaConf.create([override.value()])
+    except (HydraException, OmegaConfBaseException, RecursionError, ValueError):
+        return None  # ValueError: a number of more than 4300 digits
+    return override
+
+
+def key_of(word: str) -> str:
+    """Return the setting that an argument names."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+def read_word(words: Sequence[str], place: int) -> Override:
+    """Return Hydra's reading of an argument. Raises ValueError, saying how to write it, where it has none."""
+    word, before = words[place], words[place - 1] if place else ""
+    if (override := parse(word)) is not None:
+        return override
+    if "=" not in word:
+        spaces = f"; what has spaces needs single quotes, as '{before} {word} ...'" if "=" in before else ""
+        raise ValueError(f"{word!r} is not a setting: write key=value{spaces}")
+    raise ValueError(
+        f"{word[:200]} could not be read: text that contains commas, brackets, braces, quotes, = "
+        f"or ~ needs quotes inside those of the shell, as '{key_of(word)}=\"a, b\"', a list "
+        f"'{key_of(word)}=[\"a, b\"]'"
+    )

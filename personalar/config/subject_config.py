@@ -45,6 +45,9 @@ DREAMBENCH_CLASSES = {
 """Name of each DreamBench subject's folder -> its class, as the prompts name it."""
 
 
+OWN_PHOTOS = "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+
+
 def dreambench_class(path: str | None) -> str:
     """Return the class of the DreamBench subject whose folder is `path`.
 
@@ -84,6 +87,8 @@ class SubjectConfig:
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))
+        if self.photographs and self.path is None:
+            raise ValueError(OWN_PHOTOS)
 
     @property
     def photographs(self) -> bool:

@@ -20,6 +20,10 @@ LOCK_FILE = ".lock"
 HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
+class InUseError(ValueError):
+    """Another run is at work in the folder."""
+
+
 def in_use(run_dir: Path) -> str:
     """Return the message for a second run in `run_dir`."""
     try:
@@ -53,7 +57,7 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(in_use(run_dir)) from None
+        raise InUseError(in_use(run_dir)) from None
     try:
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         (run_dir / LOCK_FILE).write_text(holder)
@@ -75,9 +79,7 @@ def refusable(run_dir: Path) -> Iterator[None]:
 def remove_empty_run(run_dir: Path) -> None:
     """Delete `run_dir` if it contains only Hydra's three files and the lock."""
     hydra = run_dir / HYDRA_FOLDER
-    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
-    ours = {HYDRA_FOLDER, LOCK_FILE, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
-    if not found <= ours or run_dir.resolve() == Path.cwd():
+    if not is_empty(run_dir) or run_dir.resolve() == Path.cwd():
         return
     with suppress(OSError):  # not as it looks, or not to be deleted
         for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
@@ -85,6 +87,12 @@ def remove_empty_run(run_dir: Path) -> None:
         if hydra.is_dir():
             hydra.rmdir()
         run_dir.rmdir()
+
+
+def is_empty(run_dir: Path, *more: str) -> bool:
+    """Tell whether `run_dir` contains only Hydra's three files, the lock and files of the names `more`."""
+    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    return found <= {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
 
 
 def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:

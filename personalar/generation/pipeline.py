@@ -13,9 +13,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.config.command_line import add_base, prepare_arguments
+from personalar.config.command_line import add_base
 from personalar.config.commands import SampleConfig
-from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_seeds
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
@@ -198,7 +198,6 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
             raise ValueError(f"{setting!r} is not a setting: write key=value, as 'decoder=jacobi'")
         if key in ELSEWHERE:
             raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
-    arguments = prepare_arguments(settings, schema=SampleConfig, conf=conf_dir(), needs_subject=False)
-    config = composed("sample", add_base(arguments, concept))
+    config = composed("sample", add_base(settings, concept))
     config.concept, config.prompts = concept, []  # set here: no folder's name is too odd for this
     return read_config(config)

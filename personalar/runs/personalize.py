@@ -14,8 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.config.command_line import as_value, prepare_arguments
-from personalar.config.compose import composed, conf_dir, read_config
+from personalar.config.command_line import as_value
+from personalar.config.compose import composed, read_config
 from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunConfig, Path]:
     """Return the configuration of a command line, and the run folder."""
-    words = prepare_arguments(settings, schema=RunConfig, conf=conf_dir(), needs_subject=True)
-    config = read_config(composed("run", words))
+    config = read_config(composed("run", settings))
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
     return config, where.absolute()
 

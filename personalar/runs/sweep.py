@@ -1,7 +1,8 @@
 """Several runs from one command (`-m`), and the objective of each.
 
 A failed job leaves `error.txt` in its folder and counts as not a number; the others go on, and the command
-ends with a table of the finished ones, a comparison page, and a non-zero exit code.
+ends with a table of the finished ones, a comparison page, and a non-zero exit code. A job that was refused in
+the folder of another run leaves `error_<job>.txt` in the sweep's folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -22,7 +24,7 @@ from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.core.errors import user_errors
 from personalar.core.process import global_rank
-from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, check_run_folder
+from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...]
 ERROR_FILE = "error.txt"
@@ -86,26 +88,37 @@ def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objecti
 
 
 def keep_sweeping(
-    job: Callable[[], Objective], run_dir: Path, count: int, *, searches: bool = False
+    job: Callable[[], Objective],
+    run_dir: Path,
+    count: int,
+    *,
+    searches: bool = False,
+    sweep_dir: Path | None = None,
 ) -> Objective:
     """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
 
     Args:
         searches: the sweeper learns from results (Optuna): it needs exceptions, and no NaN.
+        sweep_dir: folder for the reason where `run_dir` is the folder of another run.
 
     Raises:
         RuntimeError: the job failed and the sweeper searches.
     """
-    path = run_dir / ERROR_FILE
-    path.unlink(missing_ok=True)
+    before = marks(run_dir)
     try:
         worth = job()
         if searches and any(math.isnan(value) for value in np.atleast_1d(worth)):
             raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
+        (run_dir / ERROR_FILE).unlink(missing_ok=True)
         return worth
     except (Exception, SystemExit) as error:
         known = isinstance(error, SystemExit)
-        run_dir.mkdir(parents=True, exist_ok=True)
+        alone = is_empty(run_dir, ERROR_FILE) and not isinstance(error.__context__, InUseError)
+        own = alone or marks(run_dir) != before
+        path = run_dir / ERROR_FILE
+        if sweep_dir is not None and not own:
+            path = sweep_dir / f"error_{HydraConfig.get().job.num}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
         print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
         if searches:
@@ -113,10 +126,11 @@ def keep_sweeping(
         return math.nan if count == 1 else (math.nan,) * count
 
 
-def job_starts(folder: Path) -> dict[Path, int]:
-    """Return the start (ns) of Hydra's last job in every job folder below `folder`."""
-    written = folder.rglob(f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}")  # anew at each start, by the job's own process
-    return {path.parent.parent: path.stat().st_mtime_ns for path in written}
+def marks(folder: Path) -> dict[Path, int]:
+    """Return when (ns) each file at or below `folder` was written that says that a job began, or failed."""
+    started = f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}"  # anew by every job that is accepted
+    names = (started, ERROR_FILE, "error_*.txt")
+    return {path: path.stat().st_mtime_ns for name in names for path in folder.rglob(name)}
 
 
 class SweepReport(Callback):
@@ -141,7 +155,7 @@ class SweepReport(Callback):
             check_devices(config.trainer.devices)
             check_folder_names(config)
             check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)
-        self.before = job_starts(Path(config.hydra.sweep.dir))
+        self.before = marks(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs of this sweep and name the failed ones.
@@ -152,9 +166,10 @@ class SweepReport(Callback):
         from personalar.reports.comparison_page import write_comparison
 
         folder = Path(config.hydra.sweep.dir)
-        jobs = [job for job, start in sorted(job_starts(folder).items()) if self.before.get(job) != start]
-        failed = [job for job in jobs if (job / ERROR_FILE).is_file()]
+        new = sorted(path for path, written in marks(folder).items() if self.before.get(path) != written)
+        failed = [path.parent if path.name == ERROR_FILE else path for path in new if path.suffix == ".txt"]
         SweepReport.failed = tuple(map(str, failed))
+        jobs = [path.parent.parent for path in new if path.parent.name == HYDRA_FOLDER]
         if runs := [job for job in jobs if job not in failed and (job / "summary.json").is_file()]:
             print(markdown(write_comparison(rows_of_runs(runs, folder), folder, title=folder.name)))
             print(f"page: {folder / 'comparison.html'}")

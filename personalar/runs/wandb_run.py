@@ -39,7 +39,8 @@ def start(session: RunContext, settings: Mapping[str, Any]) -> Any:
     import wandb
 
     folder = session.folder
-    folder.update(wandb_id=folder.record.get("wandb_id") or secrets.token_hex(4))
+    known = folder.record.get("wandb_id")
+    folder.update(wandb_id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep agent's
     mode = "offline" if settings.get("offline") else settings.get("mode") or os.environ.get("WANDB_MODE")
     if mode in (None, "online") and wandb.api.api_key is None:
         session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")

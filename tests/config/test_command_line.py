@@ -14,40 +14,53 @@ from hypothesis import strategies as st
 
 import personalar
 import personalar.sample
-from personalar.config.command_line import (
-    add_base,
-    as_value,
-    base_arguments,
-    check_key,
-    parse,
-    prepare_arguments,
-    quote,
-)
-from personalar.config.commands import SampleConfig
-from personalar.config.compose import COMMANDS, composed, conf_dir
-from personalar.config.run_config import RunConfig
+from personalar.config.command_line import add_base, as_value, base_arguments, parse, prepare, quote
+from personalar.config.compose import composed
 
 COMMIT = "a" * 40
 
 
-def prepare(*arguments: str) -> list[str]:
-    return prepare_arguments(arguments, schema=RunConfig, conf=conf_dir(), needs_subject=True)
-
-
 def test_subject_works_with_and_without_plus() -> None:
-    assert prepare("subject=cat", "stage=both") == ["+subject=cat", "stage=both"]
-    assert prepare("+subject=cat") == ["+subject=cat"]
+    assert prepare("run", ["subject=cat", "stage=both"]) == ["+subject=cat", "stage=both"]
+    assert prepare("run", ["+subject=cat", "+experiment=quick"]) == ["+subject=cat", "experiment=quick"]
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--cfg", "job"], ["--hydra-help"], ["--info"]])
 def test_looking_needs_no_subject(flags: list[str]) -> None:
-    assert prepare(*flags) == flags
+    assert prepare("run", flags) == flags
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "subject=cat,dog", "seed=0,1"], ["subject=cat,dog", "-m", "seed=0,1"],
+     ["subject=cat,dog", "seed=0,1", "--multirun"]],
+)  # fmt: skip
+def test_flags_in_any_order(words: list[str]) -> None:
+    flag = words[[word.startswith("-") for word in words].index(True)]
+    assert prepare("run", words) == ["+subject=cat,dog", "seed=0,1", flag]
+
+
+def test_flags_with_values_in_any_order(tmp_path: Path) -> None:
+    where = ["--config-dir", str(tmp_path)]
+    assert prepare("run", [*where, "+subject=cat", "-m", "seed=1"]) == [
+        "+subject=cat",
+        "seed=1",
+        *where,
+        "-m",
+    ]
 
 
 def test_hydras_own_settings_groups_and_sweeps_pass() -> None:
-    arguments = ["+subject=cat,dog", "-m", "hydra.run.dir=x y", "model/recipe=paper", "seed=range(3)"]
-    assert prepare(*arguments) == arguments
-    assert prepare("+subject=cat", "model.recipe.stages.mine.steps=3")  # a dict may have any name
+    for words in (
+        ["+subject=cat,dog", "hydra.run.dir=x y", "model/recipe=paper", "seed=range(3)", "-m"],
+        ["+subject=cat", "hydra.mode=MULTIRUN", "seed=1,2"],
+        ["+subject=glob(c*)", "seed=0", "-m"],
+        ["+subject=cat", "decoder.top_p=interval(0.5,1)", "hydra/launcher=joblib", "-m"],
+        ["+subject=cat", "+decoder.arguments.speed=3"],
+        ["+subject=cat", "~model.recipe.stages.full"],
+        ["+subject=cat", "hydra.callbacks.sweep._target_=mine.Callback", "+hydra.job.env_set.A=b"],
+    ):
+        assert prepare("run", words) == words
 
 
 @pytest.mark.parametrize(
@@ -55,61 +68,67 @@ def test_hydras_own_settings_groups_and_sweeps_pass() -> None:
     [
         ([], r"(?s)no subject.*allowed: backpack, bear.*\+subject=cat stage=both.*subject.path=DIR"),
         (["subject=cta"], r"(?s)subject='cta' is not known; did you mean cat\?.*allowed: backpack"),
-        (["+subject=cat,dgo"], "subject='dgo' is not known; did you mean dog"),
+        (["-m", "+subject=cat,dgo"], "subject='dgo' is not known; did you mean dog"),
+        (["-m", "+subject=cat", "seed=0,1", "stage=both,booth"], "stage='booth' is not known"),
+        (["-m", "+subject=cat", "sead=0,1"], "has no 'sead'; did you mean seed"),
         (["+subject=folder"], "needs subject.path=DIR .*subject.noun=dog"),
         (["+subject=cat", "stage=booth"], r"(?s)stage='booth' is not known.*allowed: both, emb"),
+        (["+subject=cat", "experiment=paper/lroa"], "did you mean paper/lora"),
+        (["+subject=cat", "hydra/launcher=jobli"], "launcher='jobli' is not known; did you mean joblib"),
         (["+subject=cat", "trainer.thread=2"], r"(?s)did you mean threads\?.*allowed: .*accelerator"),
         (["+subject=cat", "sead=2"], r"(?s)the command has no 'sead'; did you mean seed\?.*allowed: model"),
+        (["+subject=cat", "+sead=2"], "has no 'sead'; did you mean seed"),
         (["+subject=cat", "++model.recipe.data.crops=2"], "model.recipe.data has no 'crops'"),
         (["+subject=cat", "method.stages.transformer.lora.rnk=2"], "did you mean rank"),
+        (["+subject=cat", "decoder.arguments.speed=3"], r"to add it write \+decoder\.arguments\.speed="),
+        (["+subject=cat", "~sead"], "'sead' does not exist"),
+        (["+subject=cat", "seed=wide"], "seed=wide: Value 'wide' .* could not be converted to Integer"),
+        (["+subject=cat", "seed=0,1"], "(?s)Ambiguous value .*add --multirun"),
+        (["+subject=cat", "--config-name", "rnu"], "Cannot find primary config 'rnu'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_answered_with_what_is_allowed(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        prepare(*arguments)
-
-
-def test_a_decoder_from_outside_takes_any_setting() -> None:
-    given = ["+subject=cat", "decoder.arguments._target_=mine.Decoder", "+decoder.arguments.speed=3"]
-    assert prepare(*given) == [given[0], "++decoder.arguments._target_=mine.Decoder", given[2]]
+        prepare("run", arguments)
 
 
 def test_keys_of_the_sample_command() -> None:
-    check_key("model.sampling.batch", SampleConfig)
+    composed("sample", ["model.sampling.batch=2"])
     with pytest.raises(ValueError, match="did you mean prompts"):
-        check_key("prompt", SampleConfig)
+        composed("sample", ["prompt=[a]"])
 
 
 @pytest.mark.parametrize(
-    ("schema", "arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        (SampleConfig, ["prompts=[a [V] cat]"],  # what a shell leaves of ["a [V] cat"]
+        ("sample", ["prompts=[a [V] cat]"],  # what a shell leaves of ["a [V] cat"]
          r"^prompts=\[a \[V\] cat\] could not be read: .* a list 'prompts=\[\"a, b\"\]'$"),
-        (SampleConfig, ["prompts=[a [V] cat,", "a [V] dog]"], r"^prompts=\[a \[V\] cat, could not be read"),
-        (SampleConfig, ["prompts=a", "[V]"], r"'\[V\]' is not a setting: .*'prompts=a \[V\]"),
-        (SampleConfig, ["prompts"], "'prompts' is not a setting: write key=value$"),
-        (RunConfig, ["subject.path=photos/my dog (1)"], r"quotes inside .* as 'subject\.path=\"a, b\"'"),
-        (RunConfig, ["subject.path=~/rex"], "or ~ needs quotes"),
-        (RunConfig, ["subject.path=a${b"], r"^subject\.path=a\${b could not be read"),
-        (RunConfig, ["subject.path='a${b'"], "could not be read"),
-        (RunConfig, ["seed=" + "9" * 5000], "could not be read"),
-        (RunConfig, ["seed=[1"], r"^seed=\[1 could not be read"),
-        (RunConfig, ["a/b@c=[d"], "could not be read"),
-        (RunConfig, ["+subject=[cat"], r"subject=\[cat could not be read"),
-        (RunConfig, ["hydra.run.dri=x"], r"hydra\.run has no 'dri'; did you mean dir\?"),
-        (RunConfig, ["--mutirun"], r"(?s)unknown flag --mutirun; did you mean --multirun\?.*allowed: --help"),
-        (RunConfig, ["--config-di=x"], "unknown flag --config-di"),
-        (COMMANDS["doctor"], ["+subject=cat"],
+        ("sample", ["prompts=[a [V] cat,", "a [V] dog]"], r"^prompts=\[a \[V\] cat, could not be read"),
+        ("sample", ["prompts=a", "[V]"], r"'\[V\]' is not a setting: .*'prompts=a \[V\]"),
+        ("sample", ["prompts"], "'prompts' is not a setting: write key=value$"),
+        ("run", ["subject.path=photos/my dog (1)"], r"quotes inside .* as 'subject\.path=\"a, b\"'"),
+        ("run", ["subject.path=~/rex"], "or ~ needs quotes"),
+        ("run", ["subject.path=a${b"], r"^subject\.path=a\${b could not be read"),
+        ("run", ["subject.path='a${b'"], "could not be read"),
+        ("run", ["seed=" + "9" * 5000], "could not be read"),
+        ("run", ["seed=[1"], r"^seed=\[1 could not be read"),
+        ("run", ["a/b@c=[d"], "could not be read"),
+        ("run", ["+subject=[cat"], r"subject=\[cat could not be read"),
+        ("run", ["hydra.run.dri=x"], r"hydra\.run has no 'dri'; did you mean dir\?"),
+        ("run", ["--mutirun"], r"(?s)unknown flag --mutirun; did you mean --multirun\?.*allowed: --help"),
+        ("doctor", ["+subject=cat"],
          r"^subject= belongs to personalar\.run; personalar\.doctor takes model=, trainer=$"),
-        (SampleConfig, ["subject.path=x"], r"^subject= belongs to personalar\.run; .*sample takes model="),
-        (COMMANDS["export"], ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate"),
-        (COMMANDS["export"], ["experiment=quick"], r"^experiment= belongs to .*run; .*export takes model=$"),
-        (RunConfig, ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate; .*run takes"),
+        ("doctor", ["subject=cat"], r"^subject= belongs to personalar\.run"),
+        ("sample", ["subject.path=x"], r"^subject= belongs to personalar\.run; .*sample takes model="),
+        ("export", ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate"),
+        ("export", ["experiment=quick"], r"^experiment= belongs to .*run; .*export takes model=$"),
+        ("run", ["benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate; .*run takes"),
+        ("run", ["+benchmark=nanobench"], r"^benchmark= belongs to personalar\.evaluate; .*run takes"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read(schema: type, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_read(command: str, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as stopped:
-        prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=False)
+        prepare(command, arguments)
     assert "hydra.cc" not in str(stopped.value)
 
 

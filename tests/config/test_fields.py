@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 from conftest_run import compose_config
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from test_cli import mistake
 from test_compose import cat
 
-from personalar.config.command_line import parse, prepare_arguments
 from personalar.config.commands import EvaluateConfig
-from personalar.config.compose import conf_dir, read_config
-from personalar.config.fields import MANY, check_folder_names
+from personalar.config.compose import explain, read_config
+from personalar.config.fields import MANY, check_folder_names, check_keys, read_word
 from personalar.config.model_config import HubFiles, ProtocolConfig
 from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
@@ -66,21 +67,24 @@ WRONG = {int: ["wide", "1.5", "true", "1e3", "", "--1", "0x1"], float: ["wide", 
 
 
 def answer(*arguments: str) -> str:
-    """Return what a command is told about `arguments`, as `personalar.run` checks them."""
-    with pytest.raises(ValueError) as stopped:
-        prepare_arguments(["+subject=cat", *arguments], schema=RunConfig, conf=conf_dir(), needs_subject=True)
-        composed = copy.deepcopy(cat())
-        with open_dict(composed):
-            composed.model.layout = OmegaConf.structured(ProtocolConfig())
-            for name in ("hub", "vq_hub", "tokenizer_hub"):
-                composed.model[name] = OmegaConf.structured(
-                    HubFiles(repo="a/b", licence="x", files=["*"], gigabytes=1.0)
-                )
-        for override in map(parse, arguments):
-            assert override is not None and not override.is_sweep_override()
-            OmegaConf.update(composed, override.key_or_group, override.value())
-        read_config(composed)
-    return str(stopped.value)
+    """Return what a command is told about `arguments`, with Hydra's own errors."""
+    cfg = copy.deepcopy(cat())
+    with open_dict(cfg):
+        cfg.model.layout = OmegaConf.structured(ProtocolConfig())
+        for name in ("hub", "vq_hub", "tokenizer_hub"):
+            hub = HubFiles(repo="a/b", licence="x", files=["*"], gigabytes=1.0)
+            cfg.model[name] = OmegaConf.structured(hub)
+    OmegaConf.set_struct(cfg, True)
+    try:
+        overrides = [read_word(arguments, place) for place in range(len(arguments))]
+        ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
+        check_keys(OmegaConf.to_container(cfg, resolve=False), cfg)
+        read_config(cfg)
+    except HydraException as error:
+        return explain(error, "run")
+    except ValueError as error:
+        return str(error)
+    raise AssertionError(f"{arguments} is taken")
 
 
 @pytest.mark.parametrize("knob", KNOBS)

@@ -33,30 +33,13 @@ COMMANDS = sorted(
 
 def compose(command: str):
     """Compose and check the configuration of a command, as its entry point does."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    from personalar.config.command_line import prepare_arguments
-    from personalar.config.commands import DoctorConfig, ExportConfig, SampleConfig
-    from personalar.config.compose import conf_dir, read_config, register
-    from personalar.config.run_config import RunConfig
+    from personalar.config.command_line import prepare, read_flags
+    from personalar.config.compose import composed, read_config
 
     words = shlex.split(command)[2:]
     name = words[0].removeprefix("personalar.")
-    schemas = {"run": RunConfig, "sample": SampleConfig, "doctor": DoctorConfig, "export": ExportConfig}
-    schema = schemas[name]
-    multirun = "-m" in words
-    arguments = [word for word in words[1:] if word not in ("--cfg", "job")]
-    arguments = prepare_arguments(arguments, schema=schema, conf=conf_dir(), needs_subject=name == "run")
-    arguments = [word for word in arguments if word != "-m"]
-    if multirun:  # the first job of the sweep
-        arguments = [re.sub(r"=([^,=\[]+),[^\]]*$", r"=\1", argument) for argument in arguments]
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra_compose(
-            config_name=name, overrides=[a for a in arguments if not a.startswith("hydra.")]
-        )
-    return read_config(composed)
+    args, _ = read_flags(prepare(name, words[1:]))
+    return read_config(composed(name, args.overrides, multirun=args.multirun))  # of a sweep the first job
 
 
 EVALUATIONS = sorted(
@@ -71,16 +54,11 @@ EVALUATIONS = sorted(
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluations_compose(command):
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    from personalar.config.compose import conf_dir, read_config, register
+    from personalar.config.compose import composed, read_config
     from personalar.evaluate import split_arguments
 
     own, for_runs = split_arguments(shlex.split(command)[3:])
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert read_config(hydra_compose(config_name="evaluate", overrides=own)).benchmark.name
+    assert read_config(composed("evaluate", own)).benchmark.name
     assert all("=" in word for word in for_runs)
 
 

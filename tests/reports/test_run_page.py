@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, make_run
 
-from personalar.config import command_line as arguments
+from personalar.config import fields as arguments
 from personalar.core.png import save_png
 from personalar.reports.run_page import (
     duration,

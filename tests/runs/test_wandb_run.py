@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from PIL import Image
 
-from personalar.config.compose import conf_dir
+from personalar.config.compose import composed, conf_dir, read_config
 from personalar.core.run_folder import steps_after, steps_before
+from personalar.runs.wandb_run import start
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -235,3 +237,29 @@ def test_tensorboard_holds_curves_and_grids(do_run, tmp_path: Path) -> None:
     assert [event.step for event in grids] == [2, 4]
     with Image.open(tmp_path / "grids" / "embedding_00004.png") as picture:
         assert (grids[-1].width, grids[-1].height) == picture.size
+
+
+def test_a_sweep_agents_run_has_the_agents_id(
+    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = SimpleNamespace(dir=str(tmp_path / "run" / "files"), define_metric=lambda *_, **__: None)
+    monkeypatch.setattr("personalar.runs.wandb_run._open", lambda *_, **__: opened)
+    monkeypatch.setenv("WANDB_RUN_ID", "agents1")
+    start(session, {"tags": []})
+    assert session.folder.record["wandb_id"] == "agents1"
+    monkeypatch.setenv("WANDB_RUN_ID", "another")  # the folder's own run goes on
+    start(session, {"tags": []})
+    assert session.folder.record["wandb_id"] == "agents1"
+
+
+def test_the_words_of_a_sweep_agent_are_settings() -> None:
+    """Those that W&B makes of the line in the guide."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    guide = (Path(__file__).parents[2] / "docs" / "sweeps_and_wandb.md").read_text(encoding="utf-8")
+    line = yaml.safe_load(re.findall(r"`(command: \[.*\])`", guide)[0])["command"]
+    assert line[:3] == ["python", "-m", "personalar.run"] and line[-1] == "${args_no_hyphens}"
+    values = {"decoder.cfg_scale": {"value": 3.5}, "seed": {"value": 2}, "stage": {"value": "embedding"}}
+    words = create_sweep_command_args({"args": values})["args_no_hyphens"]
+    config = read_config(composed("run", [*line[3:-1], *words]))
+    assert (config.decoder.cfg_scale, config.seed, config.stage.name) == (3.5, 2, "embedding")
