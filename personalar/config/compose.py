@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,16 @@ def check_names(values: dict[str, Any]) -> None:
     """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
     for name in values.get("stage", {}).get("run", []):
         one_of("stage.run", name, STAGE_NAMES[1:])
-    for product in values.get("objective", []):
+    if (values.get("scorer") or {}).get("extra"):
+        return  # it declares more measures, which are known once it is loaded
+    check_measures(values.get("objective", []), IN_SUMMARY)
+
+
+def check_measures(objective: Sequence[object], allowed: Sequence[str]) -> None:
+    """Raise ValueError where an objective names a measure that is not `allowed`."""
+    for product in objective:
         for factor in str(product).split("*"):
-            one_of("objective", factor.strip(), IN_SUMMARY)
+            one_of("objective", factor.strip(), tuple(allowed))
 
 
 def read_config(cfg: DictConfig) -> Any:
@@ -139,23 +146,34 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
         GlobalHydra.instance().hydra = outer  # another instance than before: Hydra makes a new one
 
 
-def build_decoder(config: DecoderConfig) -> Any:
-    """Return the decoder that a configuration names, one from outside of this package too.
+def build(key: str, settings: Mapping[str, Any]) -> Any:
+    """Return the object that a configuration names, from outside of this package too.
+
+    Args:
+        key: the setting, for the message.
+        settings: `_target_` and its arguments, from the user; never from a folder that a stranger made.
 
     Raises:
-        ValueError: it cannot be imported, or refuses its settings.
+        ValueError: it cannot be imported, or refuses its arguments.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    if not isinstance(settings, Mapping) or "_target_" not in settings:
+        raise ValueError(f"{key}={settings!r} names no class: set {key}._target_=my_package.MyClass")
     try:
-        return instantiate(config.settings, _convert_="all")
+        return instantiate(dict(settings), _convert_="all")
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(
-            f"the decoder {config.settings['_target_']} cannot be made ({reason}): give a class that Python "
-            "can import (its folder in PYTHONPATH) and settings that it takes, or choose decoder=plain"
+            f"{key}: {settings['_target_']} cannot be made ({reason}): give a class that Python can import "
+            "(its folder in PYTHONPATH) and arguments that it takes"
         ) from error
+
+
+def build_decoder(config: DecoderConfig) -> Any:
+    """Return the decoder that a configuration names. Raises ValueError as `build` does."""
+    return build("decoder", config.settings)
 
 
 def register() -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from personalar.config.command_line import as_value
 from personalar.core.files import write_atomic
+from personalar.core.measures import added, measures_of
 from personalar.core.png import read_png_metadata
 from personalar.core.types import STAGE_NAMES
 from personalar.reports.charts import line_chart
@@ -176,6 +177,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
     summary = write_summary(run_dir)
     samples, unreadable = read_samples(run_dir)
     stages = [stage for stage in STAGE_NAMES if stage in summary["stages"]]
+    last, own = stages[-1] if stages else None, added(measures_of(run))
+    final = summary["stages"].get(last, {})
     losses = {stage: read_losses(run_dir, stage) for stage in stages}
     by_kind = {
         kind: [sample for sample in samples if sample["kind"] == kind]
@@ -189,7 +192,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "summary": summary,
         "stages": stages,
         "titles": STAGE_TITLES,
-        "last": stages[-1] if stages else None,
+        "last": last,
+        "added": own,
+        "scored": any(final.get(name) is not None for name in ("dino", *own)),
         "marks": ruler_marks(summary),
         "references": read_references(run_dir / "references"),
         "groups": prompt_groups(by_kind["subject"], stages),

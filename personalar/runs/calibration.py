@@ -11,7 +11,7 @@ from personalar.core.files import write_atomic
 from personalar.data.dreambench import ATTRIBUTION, find_subjects
 from personalar.data.subject import read_folder
 from personalar.scoring.calibrate import real_images_row, verdict
-from personalar.scoring.registry import load_scorers
+from personalar.scoring.subject_scorer import load_scorers
 
 
 def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:

@@ -12,9 +12,12 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from personalar.core.measures import MEASURES
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.metrics import MeanScores
-from personalar.scoring.registry import Scorers
+from personalar.scoring.subject_scorer import Scorers
+
+MEASURED = (MEASURES["dino"], MEASURES["clip_i"])
 
 
 def real_images_row(scorers: Scorers, subjects: Mapping[str, Sequence[Image]]) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def real_images_row(scorers: Scorers, subjects: Mapping[str, Sequence[Image]]) -
 
     "with_self" counts the pair of a photo with itself too.
     """
-    others, with_self, rows = MeanScores(), MeanScores(), {}
+    others, with_self, rows = MeanScores(MEASURED), MeanScores(MEASURED), {}
     for name, images in subjects.items():
         features = {"dino": scorers.dino.features(images), "clip_i": scorers.clip.image_features(images)}
         others.update(_lines(name, {key: similarity_between(value) for key, value in features.items()}))

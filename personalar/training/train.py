@@ -125,7 +125,7 @@ def make_callbacks(
     ]
     scorer = session.config.scorer
     if scorer.scores:  # also above rank zero, which alone has the judges
-        callbacks.append(SubjectScores(session.scorer and session.scorer.score, scorer.likeness_weight))
+        callbacks.append(SubjectScores(session.scorer, scorer.likeness_weight))
     checkpoint = StageCheckpoint(
         folder=folder, stage=stage.name, strategy=config.strategy, every=config.checkpoint_every_steps
     )

@@ -20,7 +20,7 @@ from personalar.runs.benchmark import BenchRun, place, plan, share
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
-from personalar.scoring.registry import Scorers, load_scorers
+from personalar.scoring.subject_scorer import Scorers, load_scorers
 
 TINY = (
     "model.recipe.stages.embedding={steps: 1, batch: 2, identifier_lr: 0.01}",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 
-from personalar.core.types import Sample
+from personalar.scoring.judges import Judges
 from personalar.scoring.metrics import MeanScores
-
-Score = Callable[[Sequence[Sample]], list[dict[str, Any]]]
 
 
 def harmonic(likeness: float, following: float, weight: float) -> float:
@@ -31,14 +29,15 @@ def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, flo
     """Return two values that join likeness and prompt following, from lines of scores.jsonl.
 
     "harmonic" is the mean of the pictures' rewards, "product" is the product of the means.
-    Without pictures there are no values.
+    Without pictures that have both there are no values.
     """
     pictures: dict[tuple[str, int], dict[str, float]] = {}
     for line in lines:
         pictures.setdefault((line["prompt"], line["seed"]), {})[line["scorer"]] = float(line["value"])
-    if not pictures:
+    found = [values for values in pictures.values() if {"dino", "clip_t"} <= values.keys()]
+    if not found:
         return {}
-    count, found = len(pictures), pictures.values()
+    count = len(found)
     reward = sum(harmonic(values["dino"], values["clip_t"], weight) for values in found)
     likeness = sum(values["dino"] for values in found)
     following = sum(values["clip_t"] for values in found)
@@ -51,22 +50,23 @@ class SubjectScores(L.Callback):
     Every process has all pictures of a grid, but only rank zero has judges; it broadcasts the scores.
     """
 
-    def __init__(self, score: Score | None, likeness_weight: float = 0.5) -> None:
-        """Judge with `score`: samples to lines of scores.jsonl; None above rank zero."""
-        self.score, self.likeness_weight = score, likeness_weight
+    def __init__(self, judges: Judges | None, likeness_weight: float = 0.5) -> None:
+        """Take the judges; None above rank zero."""
+        self.judges, self.likeness_weight = judges, likeness_weight
         self.lines: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Score the subject's samples of a batch."""
-        if self.score is not None:
-            self.lines += self.score([sample for sample in outputs if sample.kind == "subject"])
+        if self.judges is not None:
+            self.lines += self.judges.score([sample for sample in outputs if sample.kind == "subject"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the means, tell all processes and log."""
         lines, self.lines = self.lines, []
-        means = MeanScores(sync_on_compute=False)  # rank zero has all pictures; the others have no lines
+        measures = self.judges.measures if self.judges is not None else ()
+        means = MeanScores(measures, sync_on_compute=False)  # rank zero has all pictures, the others none
         means.update(lines)
         values = {measure: float(mean) for measure, mean in means.compute().items()}
         values |= combined(lines, self.likeness_weight)
