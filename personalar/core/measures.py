@@ -55,7 +55,7 @@ class Measure:
         if not re.fullmatch("[a-z][a-z0-9_]{0,39}", self.name):
             raise ValueError(f"measure {self.name!r:.60}: a name is small letters, digits and _, 40 at most")
         title = self.title or "no column"
-        if len(title) > 40 or not title.isprintable() or "|" in title:
+        if not isinstance(title, str) or len(title) > 40 or not title.isprintable() or "|" in title:
             raise ValueError(f"measure {self.name}: a title is 40 printable characters at most, without |")
         if len(self.range) != 2 or not all(end is None or abs(end) < 1e300 for end in self.range):
             raise ValueError(f"measure {self.name}: range={self.range!r:.60}; allowed: two numbers or None")
@@ -154,7 +154,7 @@ def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
     found = dict(MEASURES)
     try:
         for entry in (entry for run in runs for entry in run.get("measures") or ()):
-            pairs = {name: tuple(entry[name]) for name in ("range", "judges")}
+            pairs = {"range": tuple(entry["range"]), "judges": tuple(map(str, entry["judges"]))}
             measure = Measure(**{name: entry[name] for name in DECLARED} | pairs)
             if measure.name not in found:
                 check_new(measure)
