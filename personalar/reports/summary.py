@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
-from personalar.core.measures import Measure, measures_of
+from personalar.core.measures import Measure, added, measures_of
 from personalar.core.types import STAGE_NAMES
 from personalar.reports.bootstrap import interval
 from personalar.scoring.score_file import read_scores
@@ -211,9 +211,10 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def result_lines(run_dir: Path) -> list[str]:
-    """Return the table of a finished run, from its summary.json."""
+    """Return the table of a finished run, from its summary.json and what run.json declares."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
+    names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift"]
+    names += [*added(measures_of(read_run(run_dir))), "seconds"]
     lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]

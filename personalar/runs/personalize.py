@@ -220,7 +220,7 @@ def record_start(session: RunContext, *, command: str) -> None:
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=warnings,
-        scorers=session.scorer.describe() if session.scorer else {},
+        scorers=session.scorer.names if session.scorer else {},
         measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
     )

@@ -22,7 +22,7 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import Scorer
-from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_scorers
+from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
@@ -39,7 +39,7 @@ class Judges:
     Args:
         main: the judges of this package; None: they do not judge.
         extra: scorers from outside, by name.
-        names: what run.json says of each of `extra`.
+        names: who judges and how, for run.json; `extra` under their names.
 
     Raises:
         ValueError: one of `extra` does not meet the contract.
@@ -49,21 +49,18 @@ class Judges:
         self,
         subject: Subject,
         main: SubjectScorer | None,
-        extra: Mapping[str, Scorer] | None = None,
-        names: Mapping[str, str] | None = None,
+        extra: Mapping[str, Scorer],
+        names: Mapping[str, str],
     ) -> None:
-        self.subject, self.main, self.names = subject, main, dict(names or {})
+        self.subject, self.main = subject, main
+        self.names = {**names, **(main.names if main else {})}
         own = [main, Diversity(main.dino), Drift(main.clip)] if main else []
-        self.scorers: list[Scorer] = [*own, *(extra or {}).values()]
+        self.scorers: list[Scorer] = [*own, *extra.values()]
         self.measures: list[Measure] = [measure for scorer in own for measure in scorer.measures]
-        for name, scorer in (extra or {}).items():
-            if main and name in main.describe():
+        for name, scorer in extra.items():
+            if main and name in main.names:
                 raise ValueError(f"scorer.extra.{name}: the name {name} is taken; choose another")
             self.measures += declared(name, scorer, self.measures)
-
-    def describe(self) -> dict[str, str]:
-        """Return who judges, and how."""
-        return {**(self.main.describe() if self.main else {}), **self.names}
 
     def bounds(self) -> dict[str, Any]:
         """Return `SubjectScorer.bounds`."""
@@ -145,21 +142,11 @@ def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> 
                     f"{who}.score returned {name}={number} for {sample.prompt!r}, seed {sample.seed}: it "
                     "must be a finite number, or None where a picture has none"
                 )
-            lines.append({**_identity(sample), "scorer": name, **facts, "value": round(number, 6)})
+            image = f"images/{sample.stage}/{sample.path.name}" if sample.path else None
+            about = {name: getattr(sample, name) for name in ("stage", "kind", "prompt")}
+            about |= {"template": sample.spec.text, "seed": sample.seed, "category": sample.spec.category}
+            lines.append({**about, "image": image, "scorer": name, **facts, "value": round(number, 6)})
     return lines
-
-
-def _identity(sample: Sample) -> dict[str, Any]:
-    """Return the fields that say which image a line is about."""
-    return {
-        "stage": sample.stage,
-        "kind": sample.kind,
-        "prompt": sample.prompt,
-        "template": sample.spec.text,
-        "seed": sample.seed,
-        "category": sample.spec.category,
-        "image": f"images/{sample.stage}/{sample.path.name}" if sample.path else None,
-    }
 
 
 def load_judges(
@@ -172,8 +159,8 @@ def load_judges(
     """
     main = None
     if config.judges:
-        pair = load_scorers(config.clip, config.dino, device=device, dino_preprocess=config.dino_preprocess)
-        main = SubjectScorer(pair.clip, pair.dino, subject, prompts=prompts, text=config.clip_text)
+        pair = load_pair(config, device=device)
+        main = SubjectScorer(*pair, subject, prompts=prompts, text=config.clip_text)
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
     names = {name: json.dumps(settings, sort_keys=True) for name, settings in config.extra.items()}
     return Judges(subject, main, extra, names)

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import MEASURES
 from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_similarity, similarity_between
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scorers:
-    """The two networks; loaded once, shared by all subjects."""
-
-    clip: ImageTextScorer
-    dino: ImageScorer
-
-    def names(self) -> dict[str, str]:
-        """Return checkpoints and preprocessing, as `run.json` records them."""
-        return {
-            "clip": self.clip.name,
-            "dino": self.dino.name,
-            "clip_preprocessing": self.clip.preprocessing,
-            "dino_preprocessing": self.dino.preprocessing,
-        }
-
-
-def load_scorers(
-    clip_path: str | Path,
-    dino_path: str | Path,
-    *,
-    device: str = "cpu",
-    batch_size: int = 64,
-    dino_preprocess: str = "checkpoint",
-) -> Scorers:
-    """Load both networks; see `checkpoints.resolve_folder` for what a path may be."""
+def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ImageTextScorer, ImageScorer]:
+    """Return CLIP and DINO; see `checkpoints.resolve_folder` for what a path may be."""
     from personalar.scoring.clip import ClipScorer
     from personalar.scoring.dino import DinoScorer
 
-    return Scorers(
-        clip=ClipScorer(clip_path, device=device, batch_size=batch_size),
-        dino=DinoScorer(dino_path, device=device, batch_size=batch_size, preprocess=dino_preprocess),
-    )
+    dino = DinoScorer(config.dino or "", device=device, preprocess=config.dino_preprocess)
+    return ClipScorer(config.clip or "", device=device), dino
+
+
+def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
+    """Return checkpoints and preprocessing, as `run.json` records them."""
+    return {
+        "clip": clip.name,
+        "dino": dino.name,
+        "clip_preprocessing": clip.preprocessing,
+        "dino_preprocessing": dino.preprocessing,
+    }
 
 
 class SubjectScorer:
@@ -78,16 +62,13 @@ class SubjectScorer:
         self.subject = subject
         self.prompts = tuple(prompts)
         self.text = text
+        self.names = {**names_of(clip, dino), "clip_text": text}
         names = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy")
         told = {"clip_t": {"reads": text}}
         self.measures = [replace(MEASURES[name], **told.get(name, {})) for name in names]
         self.dino_references = dino.features(subject.images)  # (R, D)
         self.clip_references = clip.image_features(subject.images)  # (R, D')
         self._known_texts: dict[tuple[str, ...], Tensor] = {}
-
-    def describe(self) -> dict[str, str]:
-        """Return which checkpoints judge, how pictures are prepared and what CLIP-T reads."""
-        return {**Scorers(clip=self.clip, dino=self.dino).names(), "clip_text": self.text}
 
     def bounds(self) -> dict[str, dict[str, float] | None]:
         """Return the likeness of other things of the class (floor), of unseen views (ceiling), of the photos.
@@ -188,13 +169,12 @@ class Diversity:
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
         """Return the distance of each "prior" sample, where there are at least two."""
-        values: list[Value] = [None] * len(samples)
         priors = [place for place, sample in enumerate(samples) if sample.kind == "prior"]
+        found: dict[int, float] = {}
         if len(priors) > 1:
             features = self.dino.features([samples[place].image for place in priors])
-            for place, distance in zip(priors, (1 - similarity_between(features)).tolist(), strict=True):
-                values[place] = distance
-        return {"diversity": values}
+            found = dict(zip(priors, (1 - similarity_between(features)).tolist(), strict=True))
+        return {"diversity": [found.get(place) for place in range(len(samples))]}
 
 
 class Drift:
@@ -209,16 +189,13 @@ class Drift:
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
         """Return the distance of each "unrelated" sample; the base's have none."""
-        values: list[Value] = [None] * len(samples)
-        others = [place for place, sample in enumerate(samples) if sample.kind == "unrelated"]
-        keys = {place: (samples[place].prompt, samples[place].seed) for place in others}
+        others = {place: (s.prompt, s.seed) for place, s in enumerate(samples) if s.kind == "unrelated"}
         if samples[0].stage == "base":
-            self.before = {keys[place]: samples[place].image for place in others}
-            return {"drift": values}
-        moved = [place for place in others if keys[place] in self.before]
+            self.before, others = {key: samples[place].image for place, key in others.items()}, {}
+        moved = [place for place, key in others.items() if key in self.before]
+        found: dict[int, float] = {}
         if moved:
             now = self.clip.image_features([samples[place].image for place in moved])
-            then = self.clip.image_features([self.before[keys[place]] for place in moved])
-            for place, distance in zip(moved, (1 - (now * then).sum(dim=1)).tolist(), strict=True):
-                values[place] = distance
-        return {"drift": values}
+            then = self.clip.image_features([self.before[others[place]] for place in moved])
+            found = dict(zip(moved, (1 - (now * then).sum(dim=1)).tolist(), strict=True))
+        return {"drift": [found.get(place) for place in range(len(samples))]}

@@ -24,6 +24,7 @@ from personalar.core.measures import Measure, measures_of
 from personalar.reports.comparison import find_runs, markdown, rows_of_runs, table, verdicts
 from personalar.reports.comparison_page import compare_folders
 from personalar.reports.run_page import write_report
+from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
 from personalar.runs.wandb_run import sample_rows
 from personalar.scoring.clip import ClipScorer
@@ -130,6 +131,7 @@ def test_pages_and_tables_are_made_without_the_plugin(
     assert "<dt>words</dt><dd>lower is better; reads the prompt with the class for [V]</dd>" in text
     assert '<span title="sharpness: higher is better; from 0">' in text
     assert ">sharpness</th>" not in write_report(root / "without").read_text(encoding="utf-8")
+    assert result_lines(root / "judged")[0].split()[-4:] == ["sharpness", "variety", "words", "seconds"]
     records = {record["row"]: record for record in compare_folders([root], tmp_path / "out")}
     assert records["judged"]["sharpness"] > 0 and records["without"]["sharpness"] is None
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
@@ -183,7 +185,7 @@ class Mistaken:
 
 
 def judged(scorer: object, name: str = "toy") -> list[dict]:
-    return Judges(subject(), judges().main, {name: scorer}).score([sample(SNOW, plain(1, 0, 0))])
+    return Judges(subject(), judges().main, {name: scorer}, {}).score([sample(SNOW, plain(1, 0, 0))])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from personalar.scoring.dino import DinoScorer
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, class_text
 from personalar.scoring.score_file import merge_scores, read_scores
-from personalar.scoring.subject_scorer import SubjectScorer, load_scorers
+from personalar.scoring.subject_scorer import SubjectScorer
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -69,19 +69,20 @@ def sample(spec: PromptSpec, image: Image.Image, *, seed: int = 0, stage: str = 
 
 def judges(owner: Subject | None = None, **options) -> Judges:
     owner = owner or subject()
-    return Judges(owner, SubjectScorer(TableClip(), TableDino(), owner, **options))
+    return Judges(owner, SubjectScorer(TableClip(), TableDino(), owner, **options), {}, {})
 
 
 def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir):
-    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino", batch_size=2)
+    clip = ClipScorer(tiny_scorer_dir / "clip", batch_size=2)
+    dino = DinoScorer(tiny_scorer_dir / "dino", batch_size=2)
     images = [picture(seed) for seed in range(5)]
-    for features in (scorers.clip.image_features, scorers.dino.features):
+    for features in (clip.image_features, dino.features):
         together = features(images)
         assert together.dtype == torch.float32 and together.shape[0] == 5
         torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
         torch.testing.assert_close(together, torch.cat([features([image]) for image in images]))
         torch.testing.assert_close(features(images[::-1]).flip(0), together)
-    assert scorers.names()["clip"].startswith(str(tiny_scorer_dir / "clip") + "#")
+    assert clip.name.startswith(str(tiny_scorer_dir / "clip") + "#")
 
 
 def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):
@@ -185,11 +186,10 @@ def test_bounds_come_from_other_things_and_unseen_views():
 
 
 def test_scoring_the_references_themselves(tiny_scorer_dir):
-    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
     one = picture(1)
     owner = subject(images=(one,))
-    main = SubjectScorer(scorers.clip, scorers.dino, owner)
-    lines = Judges(owner, main).score([sample(SNOW, one)])
+    main = SubjectScorer(ClipScorer(tiny_scorer_dir / "clip"), DinoScorer(tiny_scorer_dir / "dino"), owner)
+    lines = Judges(owner, main, {}, {}).score([sample(SNOW, one)])
     assert lines[0]["value"] == pytest.approx(1, abs=1e-5) and lines[1]["value"] == pytest.approx(1, abs=1e-5)
 
 
@@ -210,7 +210,7 @@ def test_clip_reads_the_class_for_the_identifier(prompt, text):
 def test_clip_reads_the_very_prompt_when_told_so():
     scorer = judges(prompts=(SNOW, BARE), text="prompt")
     assert scorer.score([sample(SNOW, plain(1, 0, 0))])[2]["clip_text"] == "a [V] cat in the snow"
-    assert scorer.describe()["clip_text"] == "prompt"
+    assert scorer.names["clip_text"] == "prompt"
 
 
 def test_the_nearest_training_photo_is_named():
@@ -241,7 +241,7 @@ def test_diversity_and_drift_have_their_closed_form():
 
 
 def test_the_evaluation_transform_of_dinos_authors_is_named(tiny_scorer_dir):
-    dino = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino").dino
+    dino = DinoScorer(tiny_scorer_dir / "dino")
     assert dino.preprocessing.startswith("shorter side 32, bicubic, centre crop 32x32")
     fixed = ImagePreprocessor.resize_256_crop_224()
     assert fixed([picture(0, (300, 200))]).shape == (1, 3, 224, 224)
