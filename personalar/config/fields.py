@@ -130,9 +130,15 @@ def inside(path: str) -> str:
 
 def check_names(values: dict[str, Any]) -> None:
     """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
-    for product in values.get("objective", []):
+    if not (values.get("scorer") or {}).get("extra"):  # more measures, which are known once it is loaded
+        check_measures(values.get("objective", []), IN_SUMMARY)
+
+
+def check_measures(objective: Sequence[object], allowed: Sequence[str]) -> None:
+    """Raise ValueError where an objective names a measure that is not `allowed`."""
+    for product in objective:
         for factor in str(product).split("*"):
-            one_of("objective", factor.strip(), IN_SUMMARY)
+            one_of("objective", factor.strip(), tuple(allowed))
 
 
 def parse(word: str) -> Override | None:

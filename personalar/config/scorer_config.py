@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from personalar.config.fields import limits, one_of
-
-UNJUDGED = ("images", "steps", "seconds")
-"""Measures in summary.json that no judge makes."""
+from personalar.core.measures import MEASURES
 
 
 @dataclass(kw_only=True)
 class ScorerConfig:
-    """The judges; both null: no scores."""
+    """The judges; clip and dino null, and no others: no scores."""
 
     name: str = MISSING
     clip: str | None = None
@@ -31,6 +30,8 @@ class ScorerConfig:
     photo_warning: str | None = None
     """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
     photographs."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Scorers from outside of this package, by name: `_target_` (`scoring.base.Scorer`) and its arguments."""
 
     def __post_init__(self) -> None:
         one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
@@ -38,12 +39,17 @@ class ScorerConfig:
 
     @property
     def scores(self) -> bool:
-        """There are judges."""
+        """Something judges."""
+        return self.judges or bool(self.extra)
+
+    @property
+    def judges(self) -> bool:
+        """CLIP and DINO judge."""
         return bool(self.clip and self.dino)
 
     def warning(self, *, photographs: bool) -> str | None:
         """Return what to say of the scores of such pictures, or None."""
-        return self.photo_warning if photographs and self.scores else None
+        return self.photo_warning if photographs and self.judges else None
 
     def check_decides(self, what: str, *, photographs: bool, otherwise: str | None = None) -> None:
         """Let `what` hang on these judges' scores.
@@ -62,5 +68,6 @@ class ScorerConfig:
 
 
 def judged(objective: Iterable[str]) -> list[str]:
-    """Return those of an objective's names ("dino*clip_t") that contain a judge's measure."""
-    return [name for name in objective if {f.strip() for f in name.split("*")} - set(UNJUDGED)]
+    """Return those of an objective's names ("dino*clip_t") that contain a measure by CLIP or DINO."""
+    made = {name for name, measure in MEASURES.items() if measure.judges}
+    return [name for name in objective if {factor.strip() for factor in name.split("*")} & made]

@@ -7,16 +7,19 @@ each of a benchmark's subjects. Everything comes from the run folders (docs/eval
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from personalar.core.measures import COMPARED, INTERVALS, MEASURES, SHARES
+from personalar.core.measures import MEASURES, added, measures_of
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores
 
+WEIGHTS = re.compile(r".*#(?=[0-9a-f]{12}$)", re.DOTALL)
+"""What a judge's name says before the hash of its weights: a place."""
 Picture = tuple[str, str, int]
 """Subject, prompt template, seed: what is drawn again by every method."""
 
@@ -44,7 +47,7 @@ class State:
         """Return one measure of every picture: a scorer's name, "fidelity", "likeness" or "balance"."""
         if measure == "balance":
             likeness, following = self.values("likeness"), self.values("clip_t")
-            return {key: likeness[key] * following[key] for key in likeness.keys() & following.keys()}
+            return {key: value * following[key] for key, value in likeness.items() if key in following}
         scorer = "dino" if measure in ("fidelity", "likeness") else measure
         found = {self._picture(line): line["value"] for line in self.lines if line["scorer"] == scorer}
         if scorer == measure:
@@ -58,7 +61,8 @@ class State:
     def judges(self, measure: str) -> tuple[str, ...]:
         """Return the judges of a measure: hashes of their weights, and the preparation of the pictures."""
         known = self.run.get("scorers") or {}
-        return tuple(str(known.get(name)).rpartition("#")[2] for name in MEASURES[measure].judges)
+        declared = measures_of(self.run).get(measure)
+        return tuple(WEIGHTS.sub("", str(known.get(name))) for name in (declared.judges if declared else ()))
 
     def _picture(self, line: dict[str, Any]) -> Picture:
         return str(self.run.get("subject")), line.get("template", line["prompt"]), line["seed"]
@@ -165,22 +169,28 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
     """Return one flat record for each row; `versus` compares it with `reference` (by default the first).
 
     `against` is the reference's title, None for itself; `other_judges` lists the measures that are not
-    compared because other judges made them.
+    compared because other judges made them; `titles` are those of measures from outside of this package.
     """
     reference = reference or rows[0]
+    measures = measures_of(*(state.run for row in rows for state in row.states))
+    shown = {name: measure for name, measure in measures.items() if measure.title}
+    compared = [name for name, measure in shown.items() if measure.compared]
+    scored = [name for name, measure in measures.items() if measure.is_scored]
+    titles = {name: measure.title for name, measure in added(measures).items()}
     records = []
     for row in rows:
         record: dict[str, Any] = {"row": row.title, "subjects": len(row.states)}
-        record["images"] = len(row.pictures("dino"))
-        for measure in INTERVALS:
-            groups = row.groups(measure)
-            record[measure], record[f"{measure}_interval"] = group_mean(groups), interval(groups)
-        record |= {name: row.mean_of(name) for name in SHARES}
-        record |= {"against": None, "other_judges": [], "versus": {}}
+        record["images"] = len({key for name in scored for key in row.pictures(name)})
+        for name in [name for name, measure in shown.items() if measure.has_interval]:
+            groups = row.groups(name)
+            record[name], record[f"{name}_interval"] = group_mean(groups), interval(groups)
+        by_stage = [name for name, measure in shown.items() if measure.in_summary and name not in record]
+        record |= {name: row.mean_of(name) for name in by_stage}
+        record |= {"against": None, "other_judges": [], "versus": {}, "titles": titles}
         if row is not reference:
             record["against"] = reference.title
-            record["other_judges"] = [m for m in COMPARED if not judged_alike(row, reference, m)]
-            for measure in COMPARED:
+            record["other_judges"] = [m for m in compared if not judged_alike(row, reference, m)]
+            for measure in compared:
                 if found := compare_rows(row, reference, measure):
                     record["versus"][measure] = vars(found)
         records.append(record)
@@ -200,8 +210,15 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 def columns_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Return the titles of the measures that some record has."""
-    titles = {**INTERVALS, **SHARES}
-    return {name: titles[name] for name in titles if any(record.get(name) is not None for record in records)}
+    titles = titles_of(records)
+    names = [name for name in records[0] if any(record[name] is not None for record in records)]
+    return {name: titles[name] for name in names if titles.get(name)}
+
+
+def titles_of(records: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+    """Return the titles of all measures."""
+    own = {name: measure.title for name, measure in MEASURES.items()}
+    return own | {name: title for record in records for name, title in record["titles"].items()}
 
 
 def _cell(record: dict[str, Any], name: str) -> str:
@@ -241,11 +258,11 @@ def _sentence(name: str, found: dict[str, Any]) -> str:
 
 def verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return one sentence for each row: how it differs from the reference, and whether by more than luck."""
-    sentences = []
+    sentences, titles = [], titles_of(records)
     for record in records:
-        parts = [_sentence(COMPARED[name], found) for name, found in record["versus"].items()]
+        parts = [_sentence(titles[name], found) for name, found in record["versus"].items()]
         if record["other_judges"]:
-            measures = ", ".join(COMPARED[name] for name in record["other_judges"])
+            measures = ", ".join(titles[name] for name in record["other_judges"])
             parts.append(
                 f"{measures} not compared, as other judges scored the pictures: run both commands again with "
                 "the same scorer=, what they learned and drew is kept"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
-from personalar.core.measures import INTERVALS
+from personalar.core.measures import MEASURES, Measure, added, measures_of
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
 from personalar.reports.charts import Mark, scatter_chart
@@ -85,7 +85,7 @@ def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
         x, y = r["clip_t"], r[likeness]
         ranges = {"x_range": r["clip_t_interval"], "y_range": r[f"{likeness}_interval"]}
         marks.append(Mark(label=r["row"], x=x, y=y, best=(x, y) in front, **ranges))
-    return marks, INTERVALS[likeness]
+    return marks, MEASURES[likeness].title or likeness
 
 
 def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path: Path) -> None:
@@ -96,13 +96,18 @@ def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path:
     save_png(draw_grid(pictures, column_titles=titles, row_titles=names), path)
 
 
-def _board(key: Picture, samples: list[Sample], rows: Sequence[Row]) -> dict[str, Any]:
+def _board(
+    key: Picture, samples: list[Sample], rows: Sequence[Row], measures: Sequence[Measure]
+) -> dict[str, Any]:
     """Return a line of pictures for the template."""
     subject, template, seed = key
     cells = []
     for sample, row in zip(samples, rows, strict=True):
-        uri, dino = picture_uri(sample.path), row.pictures("dino").get(key)
-        cells.append({"uri": uri, "prompt": sample.prompt, "seed": seed, "dino": dino})
+        found = [(measure, row.pictures(measure.name).get(key)) for measure in measures]
+        scores = [(measure, value) for measure, value in found if value is not None]
+        cells.append(
+            {"uri": picture_uri(sample.path), "prompt": sample.prompt, "seed": seed, "scores": scores}
+        )
     template = template.replace("{}", "⟨subject⟩")
     return {"subject": subject, "template": template, "seed": seed, "cells": cells}
 
@@ -122,6 +127,8 @@ def write_comparison(
         notes: attribution, licence, protocol.
     """
     records = table(rows, reference)
+    measures = measures_of(*(state.run for row in rows for state in row.states))
+    under = [measures["dino"], *(measure for measure in added(measures).values() if measure.is_scored)]
     sentences = verdicts(records)
     shown = side_by_side(rows)
     marks, likeness = marks_of(records)
@@ -133,14 +140,15 @@ def write_comparison(
         "notes": list(notes),
         "records": records,
         "columns": columns_of(records),
-        "intervals": list(INTERVALS),
+        "measures": measures,
+        "under": under,
         "verdicts": sentences,
         "plot": scatter_chart(marks, x_title="CLIP-T (prompt following)", y_title=likeness)
         if marks
         else None,
         "likeness": likeness,
         "titles": [row.title for row in rows],
-        "boards": [_board(key, samples, rows) for key, samples in shown],
+        "boards": [_board(key, samples, rows, under) for key, samples in shown],
         "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
     }

@@ -21,6 +21,7 @@ from PIL import Image
 
 from personalar.config.command_line import as_value
 from personalar.core.files import write_atomic
+from personalar.core.measures import added, measures_of
 from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import stage_names
 from personalar.reports.charts import line_chart
@@ -183,7 +184,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
     summary = write_summary(run_dir)
     samples, unreadable = read_samples(run_dir, run)
     stages = [stage for stage in stage_names(run) if stage in summary["stages"]]
-    titles = stage_titles(run)
+    last, own = stages[-1] if stages else None, added(measures_of(run))
+    final, titles = summary["stages"].get(last, {}), stage_titles(run)
     losses = {stage: read_losses(run_dir, stage) for stage in stages}
     by_kind = {
         kind: [sample for sample in samples if sample["kind"] == kind]
@@ -197,7 +199,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "summary": summary,
         "stages": stages,
         "titles": titles,
-        "last": stages[-1] if stages else None,
+        "last": last,
+        "added": own,
+        "scored": any(final.get(name) is not None for name in ("dino", *own)),
         "marks": ruler_marks(summary),
         "references": read_references(run_dir / "references"),
         "groups": prompt_groups(by_kind["subject"], stages),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from personalar.core.files import write_atomic
+from personalar.core.measures import Measure, added, measures_of
 from personalar.core.run_folder import stage_names
 from personalar.reports.bootstrap import interval
 from personalar.scoring.score_file import read_scores
@@ -21,6 +22,7 @@ OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
 """Keys of a stage in run.json that its summary repeats."""
 
 Lines = list[dict[str, Any]]
+Measures = Mapping[str, Measure]
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
@@ -76,54 +78,63 @@ def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
     return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
 
 
-def _measures(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the means over the lines of one stage and kind."""
-    dino = _value(lines, "dino")
+def means(lines: Lines, measures: Iterable[Measure]) -> dict[str, float | None]:
+    """Return the mean of each of `measures` over `lines`."""
     return {
-        "dino": dino,
-        "clip_i": _value(lines, "clip_i"),
-        "clip_t": _value(lines, "clip_t"),
-        "fidelity": fidelity_of(dino, bounds),
-        "context_accuracy": mean([line["context_top1"] for line in lines if "context_top1" in line]),
-        "accessory_accuracy": mean([line["accessory_top1"] for line in lines if "accessory_top1" in line]),
-        "images": len({(line["prompt"], line["seed"]) for line in lines}),
+        measure.name: mean(value for value in map(measure.of, lines) if value is not None)
+        for measure in measures
     }
 
 
-def _intervals(lines: Lines, bounds: dict[str, Any] | None) -> dict[str, list[float] | None]:
+def _measures(lines: Lines, bounds: dict[str, Any] | None, measures: Measures) -> dict[str, Any]:
+    """Return the means over the lines of one stage and kind."""
+    of_lines = [m for m in measures.values() if m.field is not None and m.kind == "subject"]
+    found = means(lines, of_lines)
+    images = len({(line["prompt"], line["seed"]) for line in lines})
+    return {**found, "fidelity": fidelity_of(found["dino"], bounds), "images": images}
+
+
+def _intervals(
+    lines: Lines, bounds: dict[str, Any] | None, measures: Measures
+) -> dict[str, list[float] | None]:
     """Return the 95 % interval of each mean over the images of one stage and kind."""
     found: dict[str, list[float] | None] = {}
-    for scorer in ("dino", "clip_i", "clip_t"):
-        pair = interval([[line["value"] for line in _select(lines, scorer=scorer)]])
-        found[scorer] = list(pair) if pair else None
+    for name in [name for name, measure in measures.items() if measure.is_scored]:
+        pair = interval([[line["value"] for line in _select(lines, scorer=name)]])
+        found[name] = list(pair) if pair else None
     ends = [fidelity_of(end, bounds) for end in found["dino"] or ()]
     found["fidelity"] = [float(end) for end in ends if end is not None] or None
     return found
 
 
-def _categories(lines: Lines) -> dict[str, dict[str, Any]]:
+def _categories(lines: Lines, measures: Measures) -> dict[str, dict[str, Any]]:
     """Return the means by what the prompts ask for: "recontext", "accessory", "property", "plain"."""
     groups: dict[str, Lines] = {}
     for line in lines:
         groups.setdefault(line.get("category", "plain"), []).append(line)
     return {
         category: {
-            **{scorer: _value(group, scorer) for scorer in ("dino", "clip_i", "clip_t")},
+            **means(group, [measure for measure in measures.values() if measure.is_scored]),
             "images": len({(line["prompt"], line["seed"]) for line in group}),
         }
         for category, group in sorted(groups.items())
     }
 
 
-def _side_effects(lines: Lines, stage: str, bounds: dict[str, Any] | None) -> dict[str, Any]:
+def _side_effects(
+    lines: Lines, stage: str, bounds: dict[str, Any] | None, measures: Measures
+) -> dict[str, Any]:
     """Return prior preservation, diversity, drift and memorisation of one stage."""
     likeness = _select(lines, scorer="dino", stage=stage, kind="subject")
     nearest = [line["nearest"] for line in likeness if "nearest" in line]
     photos = (bounds or {}).get("photos")
     return {
         "pres": _value(lines, "dino", stage=stage, kind="prior"),
-        "diversity": _value(lines, "diversity", stage=stage),
-        "drift": _value(lines, "drift", stage=stage),
+        **{
+            name: _value(lines, name, stage=stage, kind=measure.kind)
+            for name, measure in measures.items()
+            if measure.kind != "subject"
+        },
         "nearest": mean(nearest),
         "memorised": mean([value > photos["dino_max"] for value in nearest]) if photos else None,
     }
@@ -156,7 +167,7 @@ def _class_drift(
 
 def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     """Return the content of `summary.json` from that of `run.json` and the lines of `scores.jsonl`."""
-    bounds = run.get("bounds") or {}
+    bounds, measures = run.get("bounds") or {}, measures_of(run)
     stages: dict[str, Any] = {}
     for stage in stage_names(run):
         ran = run.get("stages", {}).get(stage)
@@ -165,13 +176,13 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
             continue
         class_dino, class_drift = _class_drift(lines, stage, bounds)
         stages[stage] = {
-            **_measures(subject_lines, bounds),
+            **_measures(subject_lines, bounds, measures),
             "class_dino": class_dino,
             "class_drift": class_drift,
-            **_side_effects(lines, stage, bounds),
+            **_side_effects(lines, stage, bounds, measures),
             **{name: (ran or {}).get(name) for name in OWN_FACTS},
-            "intervals": _intervals(subject_lines, bounds),
-            "categories": _categories(subject_lines),
+            "intervals": _intervals(subject_lines, bounds, measures),
+            "categories": _categories(subject_lines, measures),
         }
     described = _select(lines, stage="base", kind="description")
     return {
@@ -179,7 +190,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "model": run.get("model"),
         "noun": run.get("noun"),
         "stages": stages,
-        "description": _measures(described, bounds) if described else None,
+        "description": _measures(described, bounds, measures) if described else None,
         "ceiling": bounds.get("ceiling"),
         "floor": bounds.get("floor"),
         "photos": bounds.get("photos"),
@@ -200,9 +211,10 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def result_lines(run_dir: Path) -> list[str]:
-    """Return the table of a finished run, from its summary.json."""
+    """Return the table of a finished run, from its summary.json and what run.json declares."""
     summary = json.loads((run_dir / "summary.json").read_text())
-    names = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "seconds")
+    names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift"]
+    names += [*added(measures_of(read_run(run_dir))), "seconds"]
     lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]

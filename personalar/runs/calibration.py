@@ -11,7 +11,7 @@ from personalar.core.files import write_atomic
 from personalar.data.dreambench import ATTRIBUTION, find_subjects
 from personalar.data.subject import read_folder
 from personalar.scoring.calibrate import real_images_row, verdict
-from personalar.scoring.registry import load_scorers
+from personalar.scoring.subject_scorer import load_pair
 
 
 def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
@@ -31,8 +31,7 @@ def calibrate(config: EvaluateConfig) -> bool:
     subjects, judges = read_photographs(config), config.scorer
     if judges.clip is None or judges.dino is None:
         raise ValueError("calibrate needs judges: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
-    scorers = load_scorers(judges.clip, judges.dino, dino_preprocess=judges.dino_preprocess)
-    row = real_images_row(scorers, subjects)
+    row = real_images_row(*load_pair(judges), subjects)
     passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
     path = Path(config.out) / "calibration.json"
     facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
+from personalar.config.fields import check_measures
 from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
+from personalar.core.measures import IN_SUMMARY
 from personalar.core.process import global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder, stage_names
 from personalar.core.run_lock import locked
@@ -31,7 +33,7 @@ from personalar.reports.summary import result_lines
 if TYPE_CHECKING:
     from personalar.config.run_config import Stage
     from personalar.models.stored_base import ModelFiles
-    from personalar.scoring.subject_scorer import SubjectScorer
+    from personalar.scoring.judges import Judges
     from personalar.training.context import RunContext
 
     Stages = list[Stage]
@@ -152,16 +154,15 @@ def open_session(
     )
 
 
-def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) -> SubjectScorer | None:
-    """Return the scorer of the subject's pictures; None without scores, or above rank zero."""
-    from personalar.scoring.registry import load_scorers
-    from personalar.scoring.subject_scorer import SubjectScorer
+def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
+    """Return the judges of the subject's pictures; None without scores, or above rank zero."""
+    from personalar.scoring import judges
 
-    own = config.scorer
-    if global_rank() > 0 or not own.scores:
+    if global_rank() > 0 or not config.scorer.scores:
         return None
-    scorers = load_scorers(own.clip, own.dino, device=device, dino_preprocess=own.dino_preprocess)
-    return SubjectScorer(scorers.clip, scorers.dino, subject, prompts=specs, text=own.clip_text)
+    found = judges.load_judges(config.scorer, subject, prompts=specs, device=device)
+    check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in found.measures)])
+    return found
 
 
 def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
@@ -225,12 +226,20 @@ def record_start(session: RunContext, *, command: str) -> None:
     from personalar.concepts.concept import package_versions
     from personalar.data.references import save_references
     from personalar.generation.requests import words_note
+    from personalar.runs.pictures import all_requests
     from personalar.training.callbacks.learning_check import notes
     from personalar.training.memory_fit import describe_sampling
 
     config, subject = session.config, session.subject
     strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
-    warnings = [*config.photo_warnings, *([strange] if strange else []), *notes(session.folder.record)]
+    asked = {
+        request.prompt
+        for stage in ("base", *config.method.stages)
+        for request in all_requests(session, stage)
+    }
+    unread = session.scorer.note(sorted(asked)) if session.scorer else None
+    noted = [note for note in (strange, unread) if note]
+    warnings = [*config.photo_warnings, *noted, *notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     session.folder.update(
@@ -248,7 +257,8 @@ def record_start(session: RunContext, *, command: str) -> None:
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=warnings,
-        scorers=session.scorer.describe() if session.scorer else {},
+        scorers=session.scorer.names if session.scorer else {},
+        measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
     )
     session.reporter.say(describe_sampling(session.sampling))

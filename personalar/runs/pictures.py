@@ -78,7 +78,7 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
 def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]) -> list[Sample]:
     """Make all pictures of `stage` and judge them."""
     samples = sample(session, stage, base_samples)
-    score(session, stage, samples, base_samples)
+    score(session, stage, samples)
     note_cost(session)
     return samples
 
@@ -128,16 +128,10 @@ def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> P
     return save_png(stack([photos, pictures]), session.folder.path / "grids" / "overview.png")
 
 
-def score(session: RunContext, stage: str, samples: list[Sample], base_samples: list[Sample]) -> None:
+def score(session: RunContext, stage: str, samples: list[Sample]) -> None:
     """Judge `samples` and put the lines into scores.jsonl."""
     if session.scorer is None:
         return
-    batch = 64
     with session.reporter.phase(f"scores {stage}", len(samples), "images") as advance:
-        lines: list[dict[str, Any]] = []
-        for start in range(0, len(samples), batch):
-            part = samples[start : start + batch]
-            lines += session.scorer.score(part)
-            advance(len(part))
-        lines += session.scorer.side_effects(samples, base_samples)
+        lines = session.scorer.score(samples, advance)
     merge_scores(session.folder.path / "scores.jsonl", lines)

@@ -15,14 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from personalar.core.measures import measures_of
 from personalar.core.png import read_png_metadata, sample_files
 from personalar.core.run_folder import RunFolder, flatten, stage_names, steps_after
 from personalar.scoring.score_file import read_scores
 from personalar.training.callbacks.sample_grid import log_grid
 from personalar.training.context import RunContext
-
-COLUMNS = ["step", "stage", "kind", "prompt", "seed", "image", "dino", "clip_i", "clip_t"]
-
 
 NOT_FOR_INIT = ("_target_", "offline", "prefix", "save_dir", "log_model", "checkpoint_name", "settings")
 """Arguments of Lightning's logger that `wandb.init` does not take as they are."""
@@ -108,7 +106,8 @@ def log_references(run: Any, folder: RunFolder) -> None:
 
 
 def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return `COLUMNS` of each picture of a run; "image" is its path."""
+    """Return the facts and scores of each picture of a run; "image" is its path."""
+    names = [name for name, measure in measures_of(record).items() if measure.is_scored]
     scores: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in read_scores(run_dir / "scores.jsonl"):
         key = (line["stage"], line["kind"], line["prompt"], line["seed"])
@@ -127,7 +126,7 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
                     "step": steps_after(record, stage),
                     **found,
                     "image": path,
-                    **{name: values.get(name) for name in ("dino", "clip_i", "clip_t")},
+                    **{name: values.get(name) for name in names},
                 }
             )
     return rows
@@ -160,11 +159,10 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
     import wandb
 
     folder = session.folder
-    table = wandb.Table(columns=COLUMNS)
-    for row in sample_rows(folder.path, folder.record):
-        table.add_data(
-            *[wandb.Image(str(row["image"])) if name == "image" else row[name] for name in COLUMNS]
-        )
+    rows = sample_rows(folder.path, folder.record)
+    table = wandb.Table(columns=list(rows[0]) if rows else [])
+    for row in rows:
+        table.add_data(*{**row, "image": wandb.Image(str(row["image"]))}.values())
     run.log({"pictures": table})
     if (folder.path / "concept").is_dir():
         artifact = wandb.Artifact(f"concept-{session.run_name}", type="concept", metadata=session.base)

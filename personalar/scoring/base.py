@@ -5,11 +5,34 @@ All features are float32, L2-normalised and on the CPU, so that a dot product is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from PIL.Image import Image
 from torch import Tensor
+
+from personalar.core.measures import Measure
+from personalar.core.types import Sample, Subject
+
+Value = float | Mapping[str, Any] | None
+"""Of one picture; with "value" and more facts for its line of scores.jsonl; None: this picture has none."""
+
+
+class Scorer(Protocol):
+    """A judge of pictures, ours or one from outside (`scorer.extra.NAME._target_`)."""
+
+    measures: Sequence[Measure]
+    """All that it measures."""
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> Mapping[str, Sequence[Value]]:
+        """Return by measure one value for each sample.
+
+        Args:
+            samples: all pictures of a stage, of every kind, the base's first of all; in training, a grid. A
+                scorer with a `batch` gets at most so many at a time.
+            subject: with its photos.
+        """
+        ...
 
 
 class ImageTextScorer(Protocol):
@@ -26,6 +49,10 @@ class ImageTextScorer(Protocol):
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return (B, D)."""
+        ...
+
+    def cut_note(self, texts: Sequence[str]) -> str | None:
+        """Return a sentence on those of `texts` that are longer than what it reads, or None."""
         ...
 
 

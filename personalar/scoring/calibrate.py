@@ -12,19 +12,24 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
-from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.core.measures import MEASURES
+from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity, similarity_between
 from personalar.scoring.metrics import MeanScores
-from personalar.scoring.registry import Scorers
+from personalar.scoring.subject_scorer import names_of
+
+MEASURED = (MEASURES["dino"], MEASURES["clip_i"])
 
 
-def real_images_row(scorers: Scorers, subjects: Mapping[str, Sequence[Image]]) -> dict[str, Any]:
+def real_images_row(
+    clip: ImageTextScorer, dino: ImageScorer, subjects: Mapping[str, Sequence[Image]]
+) -> dict[str, Any]:
     """Return mean DINO and CLIP-I of real photographs: over pairs, then photos, then subjects.
 
     "with_self" counts the pair of a photo with itself too.
     """
-    others, with_self, rows = MeanScores(), MeanScores(), {}
+    others, with_self, rows = MeanScores(MEASURED), MeanScores(MEASURED), {}
     for name, images in subjects.items():
-        features = {"dino": scorers.dino.features(images), "clip_i": scorers.clip.image_features(images)}
+        features = {"dino": dino.features(images), "clip_i": clip.image_features(images)}
         others.update(_lines(name, {key: similarity_between(value) for key, value in features.items()}))
         with_self.update(
             _lines(name, {key: mean_similarity(value, value) for key, value in features.items()})
@@ -37,7 +42,7 @@ def real_images_row(scorers: Scorers, subjects: Mapping[str, Sequence[Image]]) -
         "with_self": {key: round(float(value), 6) for key, value in with_self.compute().items()},
         "photos": sum(map(len, subjects.values())),
         "subjects": rows,
-        "scorers": scorers.names(),
+        "scorers": names_of(clip, dino),
     }
 
 

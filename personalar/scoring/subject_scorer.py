@@ -1,44 +1,52 @@
-"""Score samples of one subject: likeness (DINO, CLIP-I), prompt following (CLIP-T, zero-shot accuracy).
-
-One line for each image and scorer, in the form that `scores.jsonl` keeps::
-
-    {"stage", "kind", "prompt", "template", "seed", "category", "image",
-     "scorer": "dino" | "clip_i" | "clip_t", "value"}
-
-"template" is the prompt with "{}" for the subject, the same at every stage; "image" is relative to the run
-folder. The "clip_t" line also holds "clip_text", the very text that CLIP saw, and, where the prompt names a
-context or an accessory, "context_top1" or "accessory_top1": did zero-shot CLIP pick the right one among all?
-"""
+"""The judges of this package: likeness (DINO, CLIP-I), prompt following (CLIP-T, zero-shot), side effects."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from personalar.config.scorer_config import ScorerConfig
+from personalar.core.measures import MEASURES
 from personalar.core.types import PromptSpec, Sample, Subject
-from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity, similarity_between
-
-_IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
+from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_similarity, similarity_between
 
 
-def class_text(prompt: str, noun: str) -> str:
-    """Return `prompt` with the class in the place of "[V] cat" or "[V]": CLIP has never seen "[V]"."""
-    named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
-    return _IMAGE_TOKEN.sub("", named).strip()
+def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ImageTextScorer, ImageScorer]:
+    """Return CLIP and DINO; see `checkpoints.resolve_folder` for what a path may be."""
+    from personalar.scoring.clip import ClipScorer
+    from personalar.scoring.dino import DinoScorer
+
+    dino = DinoScorer(config.dino or "", device=device, preprocess=config.dino_preprocess)
+    return ClipScorer(config.clip or "", device=device), dino
+
+
+def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
+    """Return checkpoints and preprocessing, as `run.json` records them."""
+    return {
+        "clip": clip.name,
+        "dino": dino.name,
+        "clip_preprocessing": clip.preprocessing,
+        "dino_preprocessing": dino.preprocessing,
+    }
 
 
 class SubjectScorer:
     """Judge samples against the references of one subject, whose features are computed once.
+
+    The line of "clip_t" also holds "clip_text", the very text that CLIP saw. Where the prompt names a context
+    or an accessory, it holds "context_top1" or "accessory_top1": zero-shot CLIP picked the right one of all.
 
     Args:
         prompts: all prompts of the evaluation; they are the alternatives of the zero-shot accuracies.
             Empty: the prompts of the samples in a call are.
         text: what CLIP-T reads: "class" (the class for "[V] cat") or "prompt" (the very words).
     """
+
+    batch = 64
 
     def __init__(
         self,
@@ -54,19 +62,13 @@ class SubjectScorer:
         self.subject = subject
         self.prompts = tuple(prompts)
         self.text = text
+        self.names = {**names_of(clip, dino), "clip_text": text}
+        names = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy")
+        told = {"clip_t": {"reads": text}}
+        self.measures = [replace(MEASURES[name], **told.get(name, {})) for name in names]
         self.dino_references = dino.features(subject.images)  # (R, D)
         self.clip_references = clip.image_features(subject.images)  # (R, D')
         self._known_texts: dict[tuple[str, ...], Tensor] = {}
-
-    def describe(self) -> dict[str, str]:
-        """Return which checkpoints judge, how pictures are prepared and what CLIP-T reads."""
-        return {
-            "clip": self.clip.name,
-            "dino": self.dino.name,
-            "clip_preprocessing": self.clip.preprocessing,
-            "dino_preprocessing": self.dino.preprocessing,
-            "clip_text": self.text,
-        }
 
     def bounds(self) -> dict[str, dict[str, float] | None]:
         """Return the likeness of other things of the class (floor), of unseen views (ceiling), of the photos.
@@ -80,61 +82,31 @@ class SubjectScorer:
             "photos": self._photos(),
         }
 
-    def score(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Return three lines for each sample.
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return the values of each sample.
 
         They do not depend on the other samples in the call, provided that `prompts` was given.
         """
-        if not samples:
-            return []
-        images = [sample.image for sample in samples]
+        images, texts = [sample.image for sample in samples], [sample.prompt for sample in samples]
         clip_images = self.clip.image_features(images)  # (B, D')
         dino_images = self.dino.features(images)  # (B, D)
-        texts = [
-            class_text(sample.prompt, self.subject.noun) if self.text == "class" else sample.prompt
-            for sample in samples
-        ]
-        values = {
-            "dino": mean_similarity(dino_images, self.dino_references),
-            "clip_i": mean_similarity(clip_images, self.clip_references),
-            "clip_t": (clip_images * self.clip.text_features(texts)).sum(dim=1),
-        }
-        lines = [
-            {**_identity(sample), "scorer": scorer, "value": round(float(values[scorer][index]), 6)}
-            for index, sample in enumerate(samples)
-            for scorer in ("dino", "clip_i", "clip_t")
-        ]
-        nearest, which = (dino_images @ self.dino_references.T).max(dim=1)
-        for index, line in enumerate(lines[::3]):
-            line["nearest"], line["nearest_reference"] = round(float(nearest[index]), 6), int(which[index])
+        likeness = mean_similarity(dino_images, self.dino_references).tolist()
+        following = (clip_images * self.clip.text_features(texts)).sum(dim=1).tolist()
+        nearest = (dino_images @ self.dino_references.T).max(dim=1)
         specs = self.prompts or tuple(sample.spec for sample in samples)
-        for index, line in enumerate(lines[2::3]):
-            line["clip_text"] = texts[index]
-            line.update(self._obedience(samples[index].spec, clip_images[index], specs))
-        return lines
-
-    def side_effects(self, samples: Sequence[Sample], base: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Return what pictures say about each other, where there are such pictures.
-
-        "diversity": of each "prior" sample, the mean DINO distance (1 - cosine) to the others of its prompt.
-        "drift": of each "unrelated" sample, the CLIP distance to the base's picture of that prompt and seed.
-
-        Args:
-            base: the base's samples; empty where `samples` are them.
-        """
-        lines = []
-        priors = [sample for sample in samples if sample.kind == "prior"]
-        if len(priors) > 1:
-            distances = 1 - similarity_between(self.dino.features([sample.image for sample in priors]))
-            lines += [_line(*pair, "diversity") for pair in zip(priors, distances.tolist(), strict=True)]
-        before = {(s.prompt, s.seed): s.image for s in base if s.kind == "unrelated"}
-        others = [s for s in samples if s.kind == "unrelated" and (s.prompt, s.seed) in before]
-        if others:
-            now = self.clip.image_features([sample.image for sample in others])
-            then = self.clip.image_features([before[sample.prompt, sample.seed] for sample in others])
-            distances = 1 - (now * then).sum(dim=1)
-            lines += [_line(*pair, "drift") for pair in zip(others, distances.tolist(), strict=True)]
-        return lines
+        return {
+            "dino": [
+                {"value": value, "nearest": round(near, 6), "nearest_reference": which}
+                for value, near, which in zip(
+                    likeness, nearest.values.tolist(), nearest.indices.tolist(), strict=True
+                )
+            ],
+            "clip_i": mean_similarity(clip_images, self.clip_references).tolist(),
+            "clip_t": [
+                {"value": value, "clip_text": text, **self._obedience(sample.spec, image, specs)}
+                for value, text, sample, image in zip(following, texts, samples, clip_images, strict=True)
+            ],
+        }
 
     def _photos(self) -> dict[str, float] | None:
         if len(self.subject.images) < 2:
@@ -187,18 +159,43 @@ class SubjectScorer:
         return self._known_texts[texts]
 
 
-def _line(sample: Sample, value: float, scorer: str) -> dict[str, Any]:
-    return {**_identity(sample), "scorer": scorer, "value": round(value, 6)}
+class Diversity:
+    """How far the "prior" samples lie apart: of each, the mean DINO distance (1 - cosine) to the others."""
+
+    measures = (MEASURES["diversity"],)
+
+    def __init__(self, dino: ImageScorer) -> None:
+        self.dino = dino
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return the distance of each "prior" sample, where there are at least two."""
+        priors = [place for place, sample in enumerate(samples) if sample.kind == "prior"]
+        found: dict[int, float] = {}
+        if len(priors) > 1:
+            features = self.dino.features([samples[place].image for place in priors])
+            found = dict(zip(priors, (1 - similarity_between(features)).tolist(), strict=True))
+        return {"diversity": [found.get(place) for place in range(len(samples))]}
 
 
-def _identity(sample: Sample) -> dict[str, Any]:
-    """Return the fields that say which image a line is about."""
-    return {
-        "stage": sample.stage,
-        "kind": sample.kind,
-        "prompt": sample.prompt,
-        "template": sample.spec.text,
-        "seed": sample.seed,
-        "category": sample.spec.category,
-        "image": f"images/{sample.stage}/{sample.path.name}" if sample.path else None,
-    }
+class Drift:
+    """How far each "unrelated" sample moved: the CLIP distance to the base's of that prompt and seed."""
+
+    measures = (MEASURES["drift"],)
+
+    def __init__(self, clip: ImageTextScorer) -> None:
+        self.clip = clip
+        self.before: dict[tuple[str, int], Any] = {}
+        """The base's pictures, which come first."""
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return the distance of each "unrelated" sample; the base's have none."""
+        others = {place: (s.prompt, s.seed) for place, s in enumerate(samples) if s.kind == "unrelated"}
+        if samples[0].stage == "base":
+            self.before, others = {key: samples[place].image for place, key in others.items()}, {}
+        moved = [place for place, key in others.items() if key in self.before]
+        found: dict[int, float] = {}
+        if moved:
+            now = self.clip.image_features([samples[place].image for place in moved])
+            then = self.clip.image_features([self.before[others[place]] for place in moved])
+            found = dict(zip(moved, (1 - (now * then).sum(dim=1)).tolist(), strict=True))
+        return {"drift": [found.get(place) for place in range(len(samples))]}

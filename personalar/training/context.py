@@ -23,7 +23,7 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.base import Backend
 from personalar.models.stored_base import ModelFiles
-from personalar.scoring.subject_scorer import SubjectScorer
+from personalar.scoring.judges import Judges
 from personalar.training.memory import Workload
 
 
@@ -37,7 +37,7 @@ class RunContext:
     folder: RunFolder
     reporter: Reporter
     decoder: Decoder
-    scorer: SubjectScorer | None
+    scorer: Judges | None
     base: dict[str, str]
     """Name and fingerprint of the base."""
     model_files: ModelFiles

@@ -17,8 +17,7 @@ import personalar.run
 from personalar.config.compose import composed
 from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
-from personalar.config.scorer_config import UNJUDGED, judged
-from personalar.core.measures import IN_SUMMARY
+from personalar.config.scorer_config import judged
 from personalar.run import Job
 from personalar.runs.sweep import check_objective, searches
 
@@ -104,8 +103,9 @@ def test_only_a_sweeper_that_learns_searches() -> None:
 
 
 def test_what_no_judge_says_is_a_measure() -> None:
-    assert set(UNJUDGED) < set(IN_SUMMARY)
-    assert judged(["steps*seconds", "dino", "fidelity * seconds"]) == ["dino", "fidelity * seconds"]
+    """What others than CLIP and DINO measure is not decided by them."""
+    names = ["steps*seconds", "dino", "fidelity * seconds", "sharpness", "sharpness*context_accuracy"]
+    assert judged(names) == ["dino", "fidelity * seconds", "sharpness*context_accuracy"]
 
 
 @pytest.mark.parametrize("more", ["scorer.photo_warning=null", "scorer.likeness_weight=0.3"])

@@ -80,6 +80,12 @@ def test_only_pictures_that_both_drew_are_compared(two_runs: Path, tmp_path: Pat
     assert compare_rows(dog, rows[1], "dino") is None  # another subject: nothing in common
 
 
+def test_values_come_in_one_order(two_runs: Path) -> None:
+    """An interval depends on it: that of a set, which differs from process to process, would make it differ."""
+    state = read_states(two_runs / "plain")[("transformer", "subject")]
+    assert list(state.values("balance")) == list(state.values("likeness")) != []
+
+
 def test_photographs_are_compared_by_dino(tmp_path: Path) -> None:
     run = make_run(tmp_path / "photos", rendered=False)
     record = table(rows_of_runs([run]))[-1]

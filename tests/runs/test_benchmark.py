@@ -20,7 +20,8 @@ from personalar.runs.benchmark import BenchRun, place, plan, share
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
-from personalar.scoring.registry import Scorers, load_scorers
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 
 TINY = (
     "model.recipe.stages.embedding={steps: 1, batch: 2, lr: 0.01}",
@@ -204,7 +205,7 @@ def test_real_images_have_their_closed_form() -> None:
         "cat": [plain(1, 0, 0), plain(0, 1, 0)],
         "dog": [plain(3, 4, 0), plain(3, 4, 0), plain(1, 0, 0)],
     }
-    row = real_images_row(Scorers(clip=TableClip(), dino=TableDino()), photos)
+    row = real_images_row(TableClip(), TableDino(), photos)
     # cat: one pair, 0; dog: pairs 1, .6, .6, so the photos have .8, .8, .6
     assert row["dino"] == pytest.approx((0 + 2.2 / 3) / 2, abs=1e-6) and row["clip_i"] == row["dino"]
     assert row["with_self"]["dino"] == pytest.approx((0.5 + (2.6 + 2.6 + 2.2) / 9) / 2, abs=1e-6)
@@ -225,12 +226,12 @@ def test_the_verdict_passes_within_tolerance_and_over_all_subjects_only() -> Non
 def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_dir: Path, capsys) -> None:
     photos = make_photos(tmp_path / "photos", "cat", "vase")
     judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
-    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
+    dino_scorer, clip_scorer = DinoScorer(tiny_scorer_dir / "dino"), ClipScorer(tiny_scorer_dir / "clip")
     opened = [[Image.open(path).convert("RGB") for path in sorted((photos / name).glob("*.jpg"))]
               for name in ("cat", "vase")]  # fmt: skip
-    features = [scorers.dino.features(images) for images in opened]
+    features = [dino_scorer.features(images) for images in opened]
     expected = float(torch.stack([similarity_between(found).mean() for found in features]).mean())
-    clip = [scorers.clip.image_features(images) for images in opened]
+    clip = [clip_scorer.image_features(images) for images in opened]
     clip_i = float(torch.stack([similarity_between(found).mean() for found in clip]).mean())
     common = (
         "task=calibrate",

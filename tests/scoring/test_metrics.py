@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from processes import start
 
+from personalar.core.measures import MEASURES, Measure
 from personalar.scoring.metrics import MeanScores
 
 
@@ -18,7 +18,7 @@ def line(value: float, *, subject: str | None = None, seed: int = 0, scorer: str
 
 
 def compute(lines: list[dict]) -> dict[str, float]:
-    metric = MeanScores()
+    metric = MeanScores(list(MEASURES.values()))
     metric.update(lines)
     return {measure: round(float(value), 6) for measure, value in metric.compute().items()}
 
@@ -38,14 +38,19 @@ def test_questions_count_as_one_or_zero() -> None:
 def test_a_picture_scored_twice_counts_once_and_nothing_is_no_mean() -> None:
     assert compute([line(0.2), line(0.4, seed=1), line(0.4, seed=1)]) == {"dino": 0.3}
     assert compute([]) == {}
-    with pytest.raises(ValueError, match="not in"):
-        compute([line(0.2, scorer="unknown")])
+    assert compute([line(0.2, scorer="undeclared")]) == {}
+
+
+def test_measures_are_those_declared() -> None:
+    metric = MeanScores([Measure(name="sharpness", title="sharpness")])
+    metric.update([line(0.2), line(3.0, scorer="sharpness"), line(5.0, scorer="sharpness", seed=1)])
+    assert {name: float(value) for name, value in metric.compute().items()} == {"sharpness": 4.0}
 
 
 def _process(rank: int, file: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=3)
-    metric = MeanScores()
+    metric = MeanScores(list(MEASURES.values()))
     share = {0: [line(0.2), line(0.4, seed=1)], 1: [line(0.4, seed=1), line(0.9, seed=2)]}
     if rank in share:  # the third process has no picture at all
         metric.update(share[rank])

@@ -17,9 +17,9 @@ from personalar.scoring.checkpoints import resolve_folder
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 from personalar.scoring.image_processor import ImagePreprocessor
-from personalar.scoring.registry import load_scorers
+from personalar.scoring.judges import Judges, class_text
 from personalar.scoring.score_file import merge_scores, read_scores
-from personalar.scoring.subject_scorer import SubjectScorer, class_text
+from personalar.scoring.subject_scorer import SubjectScorer
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -67,16 +67,22 @@ def sample(spec: PromptSpec, image: Image.Image, *, seed: int = 0, stage: str = 
     return Sample(stage=stage, prompt=prompt, kind="subject", seed=seed, spec=spec, image=image)
 
 
+def judges(owner: Subject | None = None, **options) -> Judges:
+    owner = owner or subject()
+    return Judges(owner, SubjectScorer(TableClip(), TableDino(), owner, **options), {}, {})
+
+
 def test_features_are_normalised_and_independent_of_the_batch(tiny_scorer_dir):
-    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino", batch_size=2)
+    clip = ClipScorer(tiny_scorer_dir / "clip", batch_size=2)
+    dino = DinoScorer(tiny_scorer_dir / "dino", batch_size=2)
     images = [picture(seed) for seed in range(5)]
-    for features in (scorers.clip.image_features, scorers.dino.features):
+    for features in (clip.image_features, dino.features):
         together = features(images)
         assert together.dtype == torch.float32 and together.shape[0] == 5
         torch.testing.assert_close(together.norm(dim=1), torch.ones(5))
         torch.testing.assert_close(together, torch.cat([features([image]) for image in images]))
         torch.testing.assert_close(features(images[::-1]).flip(0), together)
-    assert scorers.names()["clip"].startswith(str(tiny_scorer_dir / "clip") + "#")
+    assert clip.name.startswith(str(tiny_scorer_dir / "clip") + "#")
 
 
 def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):
@@ -145,7 +151,7 @@ def test_dino_reads_the_class_token(tiny_scorer_dir):
 
 
 def test_score_lines_hold_the_closed_form_values():
-    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BEACH, BARE))
+    scorer = judges(prompts=(SNOW, BEACH, BARE))
     lines = scorer.score([sample(SNOW, plain(1, 0, 0)), sample(BEACH, plain(3, 0, 4))])
     values = [(line["scorer"], line["value"]) for line in lines]
     assert values == [
@@ -163,28 +169,27 @@ def test_score_lines_hold_the_closed_form_values():
 
 
 def test_a_picture_without_the_accessory_is_not_obedient_by_chance():
-    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(RED_HAT, BARE))
+    scorer = judges(prompts=(RED_HAT, BARE))
     bare, hat = scorer.score([sample(RED_HAT, plain(0, 0, 5)), sample(RED_HAT, plain(3, 4, 0))])[2::3]
     assert bare["accessory_top1"] is False and hat["accessory_top1"] is True
 
 
 def test_bounds_come_from_other_things_and_unseen_views():
-    scorer = SubjectScorer(
-        TableClip(), TableDino(), subject(others=(plain(0, 0, 1),), holdout=(plain(1, 0, 0),))
-    )
+    scorer = judges(subject(others=(plain(0, 0, 1),), holdout=(plain(1, 0, 0),)))
     assert scorer.bounds() == {
         "floor": {"dino": 0.0, "clip_i": 0.0, "images": 1},
         "ceiling": {"dino": 0.5, "clip_i": 0.5, "images": 1},
         "photos": {"dino": 0.0, "clip_i": 0.0, "dino_max": 0.0, "images": 2},
     }
-    one = SubjectScorer(TableClip(), TableDino(), subject(images=(plain(1, 0, 0),))).bounds()
+    one = judges(subject(images=(plain(1, 0, 0),))).bounds()
     assert one == {"floor": None, "ceiling": None, "photos": None}
 
 
 def test_scoring_the_references_themselves(tiny_scorer_dir):
-    scorers = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino")
     one = picture(1)
-    lines = SubjectScorer(scorers.clip, scorers.dino, subject(images=(one,))).score([sample(SNOW, one)])
+    owner = subject(images=(one,))
+    main = SubjectScorer(ClipScorer(tiny_scorer_dir / "clip"), DinoScorer(tiny_scorer_dir / "dino"), owner)
+    lines = Judges(owner, main, {}, {}).score([sample(SNOW, one)])
     assert lines[0]["value"] == pytest.approx(1, abs=1e-5) and lines[1]["value"] == pytest.approx(1, abs=1e-5)
 
 
@@ -203,38 +208,40 @@ def test_clip_reads_the_class_for_the_identifier(prompt, text):
 
 
 def test_clip_reads_the_very_prompt_when_told_so():
-    scorer = SubjectScorer(TableClip(), TableDino(), subject(), prompts=(SNOW, BARE), text="prompt")
+    scorer = judges(prompts=(SNOW, BARE), text="prompt")
     assert scorer.score([sample(SNOW, plain(1, 0, 0))])[2]["clip_text"] == "a [V] cat in the snow"
-    assert scorer.describe()["clip_text"] == "prompt"
+    assert scorer.names["clip_text"] == "prompt"
 
 
 def test_the_nearest_training_photo_is_named():
-    scorer = SubjectScorer(TableClip(), TableDino(), subject())
+    scorer = judges()
     line = scorer.score([sample(BARE, plain(0, 4, 3))])[0]
     assert (line["nearest"], line["nearest_reference"]) == (0.8, 1)
 
 
 def test_diversity_and_drift_have_their_closed_form():
-    scorer = SubjectScorer(TableClip(), TableDino(), subject())
+    scorer = judges()
 
-    def other(kind: str, seed: int, *rgb: int) -> Sample:
-        return Sample(stage="embedding", prompt="a cat", kind=kind, seed=seed, spec=BARE, image=plain(*rgb))
+    def other(kind: str, seed: int, *rgb: int, stage: str = "embedding") -> Sample:
+        return Sample(stage=stage, prompt="a cat", kind=kind, seed=seed, spec=BARE, image=plain(*rgb))
+
+    def side_effects(*samples: Sample) -> list[tuple[str, float]]:
+        lines = [line for line in scorer.score(samples) if line["scorer"] in ("diversity", "drift")]
+        return [(line["scorer"], line["value"]) for line in lines]
 
     priors = [other("prior", 0, 1, 0, 0), other("prior", 1, 1, 0, 0), other("prior", 2, 0, 1, 0)]
-    lines = scorer.side_effects([*priors, other("unrelated", 0, 3, 4, 0)], [other("unrelated", 0, 1, 0, 0)])
-    assert [(line["scorer"], line["value"]) for line in lines] == [
-        ("diversity", 0.5),
-        ("diversity", 0.5),
-        ("diversity", 1.0),
-        ("drift", 0.4),
-    ]
-    assert scorer.side_effects(priors[:1], []) == []
+    moved = other("unrelated", 0, 3, 4, 0)
+    assert side_effects(moved) == []  # nothing to compare with yet
+    assert side_effects(other("unrelated", 0, 1, 0, 0, stage="base")) == []
+    found = side_effects(moved, *priors)
+    assert found == [("diversity", 0.5), ("diversity", 0.5), ("diversity", 1.0), ("drift", 0.4)]
+    assert side_effects(priors[0]) == []
     with pytest.raises(ValueError, match="needs at least 2; got 1"):
         similarity_between(torch.ones(1, 3))
 
 
 def test_the_evaluation_transform_of_dinos_authors_is_named(tiny_scorer_dir):
-    dino = load_scorers(tiny_scorer_dir / "clip", tiny_scorer_dir / "dino").dino
+    dino = DinoScorer(tiny_scorer_dir / "dino")
     assert dino.preprocessing.startswith("shorter side 32, bicubic, centre crop 32x32")
     fixed = ImagePreprocessor.resize_256_crop_224()
     assert fixed([picture(0, (300, 200))]).shape == (1, 3, 224, 224)

@@ -28,14 +28,15 @@ def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, flo
     """Return two values that join likeness and prompt following, from lines of scores.jsonl.
 
     "harmonic" is the mean of the pictures' rewards, "product" is the product of the means.
-    Without pictures there are no values.
+    Without pictures that have both there are no values.
     """
     pictures: dict[tuple[str, int], dict[str, float]] = {}
     for line in lines:
         pictures.setdefault((line["prompt"], line["seed"]), {})[line["scorer"]] = float(line["value"])
-    if not pictures:
+    found = [values for values in pictures.values() if {"dino", "clip_t"} <= values.keys()]
+    if not found:
         return {}
-    count, found = len(pictures), pictures.values()
+    count = len(found)
     reward = sum(harmonic(values["dino"], values["clip_t"], weight) for values in found)
     likeness = sum(values["dino"] for values in found)
     following = sum(values["clip_t"] for values in found)
@@ -65,7 +66,9 @@ class SubjectScores(L.Callback):
         if not pl_module.context.config.scorer.scores:
             return
         lines, self.lines = self.lines, []
-        means = MeanScores(sync_on_compute=False)  # rank zero has all pictures; the others have no lines
+        judges = pl_module.context.scorer
+        measures = judges.measures if judges is not None else ()
+        means = MeanScores(measures, sync_on_compute=False)  # rank zero has all pictures, the others none
         means.update(lines)
         values = {measure: float(mean) for measure, mean in means.compute().items()}
         values |= combined(lines, self.likeness_weight)

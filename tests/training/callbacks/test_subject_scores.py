@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from personalar.core.measures import MEASURES
 from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
 
 
@@ -14,7 +15,7 @@ def test_means_are_named_for_curves() -> None:
     values = [(0, "dino", 1.0), (1, "dino", 0.0), (0, "clip_t", 0.2), (1, "clip_t", 0.4)]
     lines = [{"prompt": "a cat", "seed": n, "scorer": name, "value": value} for n, name, value in values]
     trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda told: told))
-    scorer = SimpleNamespace(score=lambda samples: lines, scores=True)
+    scorer = SimpleNamespace(score=lambda samples: lines, scores=True, measures=list(MEASURES.values()))
     context = SimpleNamespace(scorer=scorer, config=SimpleNamespace(scorer=scorer))
     module = SimpleNamespace(device="cpu", log_dict=logged.update, context=context)
     callback = SubjectScores()
@@ -41,4 +42,4 @@ def test_its_weight_is_a_setting_and_no_pictures_give_no_values() -> None:
     values = [("dino", 0.6), ("clip_t", 0.2)]
     lines = [{"prompt": "a cat", "seed": 0, "scorer": name, "value": value} for name, value in values]
     assert combined(lines, 0.3)["harmonic"] == pytest.approx(harmonic(0.6, 0.2, 0.3))
-    assert combined([], 0.5) == {}
+    assert combined([], 0.5) == {} and combined(lines[:1], 0.5) == {}
