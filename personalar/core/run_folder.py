@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import TEMPORARY, write_atomic
+from personalar.core.files import TEMPORARY, is_whole, write_atomic
 from personalar.core.own_files import (
     FOLDERS,
     RECORD_FILE,
@@ -113,7 +113,7 @@ class RunFolder:
 
     def has_concept(self, stage: str) -> bool:
         """Tell whether `stage` is finished."""
-        return (self.concept(stage) / RECORD_FILE).is_file()
+        return is_whole(self.concept(stage) / RECORD_FILE)
 
     @property
     def last_stage(self) -> str | None:

@@ -111,6 +111,7 @@ def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
     from personalar.core.console import Reporter
+    from personalar.core.files import sync_files
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
     from personalar.generation.requests import check_prompts
@@ -137,6 +138,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     reporter = Reporter()
     with reporter.phase("pictures", len(wanted), "images") as advance:
         paths = [path for some in generator.stream(batches, save, advance, size=size) for path in some]
+    sync_files()
     for path in paths:
         reporter.say(str(path))
     return paths

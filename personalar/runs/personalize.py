@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from personalar.config.compose import build_decoder
 from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.run_config import RunConfig
+from personalar.core.files import is_whole, sync_files
+from personalar.core.own_files import PICTURE_FOLDERS, own_files
+from personalar.core.png import is_whole_png
 from personalar.core.process import global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import STAGE_NAMES, Subject
@@ -80,7 +83,11 @@ def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     """Tell whether all that the run asks for is in its folder."""
     results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
     done = covers(folder.record.get("finished"), request_of(config))
-    return done and all((folder.path / name).is_file() for name in results)
+    if not done or not all(is_whole(folder.path / name) for name in results):
+        return False
+    return all(
+        is_whole_png(path) for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"
+    )
 
 
 def open_session(
@@ -239,4 +246,5 @@ def record_end(session: RunContext) -> None:
     """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
     request, folder = request_of(session.config), session.folder
     learned = [name for name in STAGE_NAMES if name in request["stages"] or folder.has_concept(name)]
+    sync_files(folder.path / "logs")
     folder.update(finished={**request, "stages": learned})
