@@ -82,10 +82,13 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
     import torch
 
     from personalar.concepts.concept import Concept, base_fingerprint
+    from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     size_of(config, files.layout)  # before the weights are read
+    if config.trainer.torch_device == "cpu":
+        check_memory(sum(file.stat().st_size for file in files.weights()))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = files.load(
         dtype=getattr(torch, config.model.dtype),
@@ -102,8 +105,9 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
 
 def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
     """Return what `open_generator` does, after making this process ready for it."""
-    from personalar.core.process import prepare_torch
+    from personalar.core.process import check_memory, prepare_torch
 
+    check_memory()  # before torch is loaded
     prepare_torch(config.trainer.threads)
     return open_generator(config, folder)
 

@@ -17,7 +17,7 @@ from personalar.config.run_config import RunConfig
 from personalar.core.files import is_whole, sync_files
 from personalar.core.own_files import PICTURE_FOLDERS, own_files
 from personalar.core.png import is_whole_png
-from personalar.core.process import global_rank, local_rank, prepare_torch
+from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import STAGE_NAMES, Subject
 from personalar.data.prompts import fill
@@ -42,6 +42,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
         ValueError, FileNotFoundError: with what to do.
     """
     started = time.perf_counter()
+    check_memory()
     subject, files = read_inputs(config)
     folder = RunFolder(run_dir)
     if global_rank() == 0:
