@@ -15,7 +15,7 @@ from personalar.config.command_line import start
 from personalar.config.commands import DoctorConfig
 from personalar.config.model_config import PARTS, ModelConfig
 from personalar.config.trainer_config import TrainerConfig
-from personalar.core.process import available_cores
+from personalar.core.process import available_cores, check_memory, host_bytes, limit_note
 from personalar.models import loading
 
 PACKAGES = ("personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers")
@@ -34,12 +34,14 @@ def versions() -> Iterator[str]:
 
 def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
     """Yield the devices there are; ValueError where `trainer` asks for more."""
-    import psutil
     import torch
 
     from personalar.training.memory_fit import check_devices
 
-    yield f"cpu: {available_cores()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
+    yield f"cpu: {available_cores()} cores, {host_bytes() / 1e9:.0f} GB of memory"
+    if note := limit_note():
+        yield f"note: {note}"
+    check_memory()
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield f"gpu {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"

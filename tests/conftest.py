@@ -6,12 +6,13 @@ import gc
 
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
-from conftest_run import do_run, finished_run, run_overrides, session
+from conftest_run import copied, do_run, finished_run, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
 from conftest_upstream import lumina_dir, lumina_files, vqgan_dir
 from hypothesis import settings
 
 __all__ = [
+    "copied",
     "do_run",
     "finished_run",
     "lumina_dir",

@@ -107,7 +107,7 @@ class Concept:
         for stale in before - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():
-            write_atomic(folder / name, data)
+            write_atomic(folder / name, data, sync=False)
         record = {
             "format_version": FORMAT_VERSION,
             "base": self.base,

@@ -20,6 +20,7 @@ ADAPTER_FILE = re.compile(r"adapters/[a-z][a-z0-9_]{0,39}\.safetensors")
 CARD_FILE, PICTURES = "README.md", "pictures"
 """Names in a concept folder; see `concepts/concept.py`."""
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
+PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 """Names of temporary files before they contained the program's name."""

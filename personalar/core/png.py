@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import io
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,24 +18,49 @@ from personalar.core.types import PromptSpec, Sample
 
 SAMPLE_NAME = r"(subject|class|description|prior|unrelated)_([a-z0-9-]+_)?[0-9a-f]{6}_s\d+\.png"
 """Names that `sample_filename` gives pictures of a run."""
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError)
+"""Errors of Pillow over a damaged PNG, a huge one, or one that is full of text."""
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write `image` as a PNG with `metadata` as text chunks (UTF-8); create the folder."""
+    """Write `image` as a PNG with `metadata` as text chunks (UTF-8); create the folder; see `sync_files`."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value)
     data = io.BytesIO()
     image.save(data, format="PNG", pnginfo=chunks)
-    write_atomic(path, data.getvalue())
+    write_atomic(path, data.getvalue(), sync=False)
     return path
+
+
+def read_png(path: Path) -> tuple[Image.Image, dict[str, str]]:
+    """Return the picture in a PNG file, and its text chunks. Raises ValueError where it is damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()  # chunks may follow the pixels
+            return image, {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
+    except (FileNotFoundError, PermissionError):
+        raise
+    except DAMAGED as error:
+        raise ValueError(
+            f"{path} is a damaged picture ({str(error)[:80] or type(error).__name__}): the command that made "
+            "it makes it again"
+        ) from error
 
 
 def read_png_metadata(path: Path) -> dict[str, str]:
     """Return the text chunks of a PNG file; empty when it has none."""
-    with Image.open(path) as image:
-        image.load()  # chunks may follow the pixels
-        return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    return read_png(path)[1]
+
+
+def is_whole_png(path: Path) -> bool:
+    """Tell whether `path` is a PNG file without damage; its pixels are not decoded."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except DAMAGED:
+        return False
+    return True
 
 
 def sample_filename(kind: str, prompt: str, seed: int, *, size: str | None = None) -> str:
@@ -78,7 +105,7 @@ def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] 
 
 def load_sample(path: Path) -> Sample:
     """Read back a file of `save_sample`. Raises ValueError where the PNG has no metadata of a sample."""
-    found = read_png_metadata(path)
+    image, found = read_png(path)
     missing = [key for key in ("stage", "prompt", "kind", "seed", "template", "category") if key not in found]
     if missing:
         raise ValueError(
@@ -87,14 +114,12 @@ def load_sample(path: Path) -> Sample:
         )
     details = {name: found.get(name) for name in ("context", "accessory", "colour")}
     spec = PromptSpec(text=found["template"], category=found["category"], **details)
-    with Image.open(path) as image:
-        pixels = image.convert("RGB")
     return Sample(
         stage=found["stage"],
         prompt=found["prompt"],
         kind=found["kind"],  # type: ignore[arg-type]  # written by save_sample
         seed=int(found["seed"]),
         spec=spec,
-        image=pixels,
+        image=image.convert("RGB"),
         path=path,
     )

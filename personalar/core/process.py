@@ -1,4 +1,4 @@
-"""Settings of the process: threads, exact float32, the allocator, ranks."""
+"""The process and its place: threads, exact float32, the allocator, ranks, the memory that it may use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+
+
+PROGRAM_BYTES = 400_000_000
+"""What Python with torch and Lightning takes of a memory limit, before any weight is read."""
+GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LIMIT_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("unified", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups of version 2, 2 beside 1, and 1: folder, limit, use, the part that can be given back."""
 
 
 def keep_memory() -> bool:
@@ -39,6 +52,64 @@ def local_rank() -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0
+
+
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Yield (limit, bytes left) of each control group that this process is in, and of those around it."""
+    try:
+        lines = [line.split(":", 2) for line in GROUP_OF.read_text().splitlines()]
+    except OSError:  # not Linux
+        return
+    for hierarchy, limit, use, reclaimable in LIMIT_FILES:
+        kind = "memory" if hierarchy == "memory" else ""
+        for _, controllers, name in (line for line in lines if len(line) == 3):
+            if kind not in controllers.split(","):
+                continue
+            inner = Path(name.lstrip("/"))
+            for group in (inner, *inner.parents):  # in a container the outer ones do not exist
+                where = GROUPS / hierarchy / group
+                with suppress(OSError, ValueError):  # no such group, or "max"
+                    allowed, used = int((where / limit).read_text()), int((where / use).read_text())
+                    facts = dict(line.split() for line in (where / "memory.stat").read_text().splitlines())
+                    yield allowed, max(0, allowed - used + int(facts.get(reclaimable, 0)))
+
+
+def memory_limit() -> int | None:
+    """Return the memory in bytes that a control group (Docker, SLURM) allows; None without a limit."""
+    limits = [allowed for allowed, _ in _group_limits() if allowed < psutil.virtual_memory().total]
+    return min(limits, default=None)
+
+
+def host_bytes() -> int:
+    """Return the memory in bytes for weights and what is computed: the machine's, or what a limit leaves."""
+    limit = memory_limit()
+    return psutil.virtual_memory().total if limit is None else max(0, limit - PROGRAM_BYTES)
+
+
+def free_host_bytes() -> int:
+    """Return the bytes that are free now, on this machine and in the control groups of this process."""
+    return min([psutil.virtual_memory().available, *(left for _, left in _group_limits())])
+
+
+def limit_note() -> str:
+    """Return in words what a control group allows; empty without a limit."""
+    limit = memory_limit()
+    if limit is None:
+        return ""
+    return (
+        f"the limit of this process is {limit / 1e9:.2f} GB, of which the program takes "
+        f"{PROGRAM_BYTES / 1e9:.2f}; raise it with docker run --memory=..., sbatch --mem=..."
+    )
+
+
+def check_memory(weights: int = 0) -> None:
+    """Raise ValueError where a memory limit is too small to load torch and `weights` (bytes).
+
+    The kernel would kill the process without a word.
+    """
+    limit = memory_limit()
+    if limit is not None and limit < PROGRAM_BYTES + weights:
+        raise ValueError(f"too little memory to load {weights / 1e9:.2f} GB of weights: {limit_note()}")
 
 
 def available_cores() -> int:

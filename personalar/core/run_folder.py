@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import TEMPORARY, write_atomic
+from personalar.core.files import TEMPORARY, is_whole, write_atomic
 from personalar.core.older_runs import modernized
 from personalar.core.own_files import (
     FOLDERS,
@@ -107,7 +107,7 @@ class RunFolder:
 
     def has_concept(self, stage: str) -> bool:
         """Tell whether `stage` is finished."""
-        return (self.concept(stage) / RECORD_FILE).is_file()
+        return is_whole(self.concept(stage) / RECORD_FILE)
 
     @property
     def last_stage(self) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -62,13 +63,20 @@ def encode_photos(
 
 
 def cached_codes(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Return the tensors stored at `path` for `key`, or make and store them."""
+    """Return the tensors stored at `path` for `key`, or make and store them, also where they are damaged."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    if path.is_file():
-        with safe_open(path, framework="pt") as stored:
-            if (stored.metadata() or {}).get("key") == digest:
-                return [stored.get_tensor(f"{index:05d}").long() for index in range(len(stored.keys()))]
+    with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as stored:
+        packed = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+        if (stored.metadata() or {}).get("key") in (
+            digest,
+            f"{digest} {_hash(packed)}",
+        ):  # older, newer files
+            return [codes.long() for codes in packed.values()]
     tensors = make()
     packed = {f"{index:05d}": tensor.to(torch.int32).contiguous() for index, tensor in enumerate(tensors)}
-    write_atomic(path, save(packed, metadata={"key": digest}))
+    write_atomic(path, save(packed, metadata={"key": f"{digest} {_hash(packed)}"}))
     return tensors
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(save(dict(tensors))).hexdigest()

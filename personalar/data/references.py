@@ -14,7 +14,7 @@ from PIL import Image
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import fit
-from personalar.core.png import save_png
+from personalar.core.png import is_whole_png, save_png
 from personalar.models.base import Backend
 from personalar.models.image_transforms import fill_size, to_uint8
 
@@ -28,12 +28,12 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
     cuts = any(fit(photo.size, layout.sizes).cut >= LEAST_CUT for photo in photos)
     for index, photo in enumerate(photos):
         path = folder / f"{index:02d}.png"
-        if not path.is_file():
+        if not is_whole_png(path):
             small = photo.copy()
             small.thumbnail((LARGEST_PX, LARGEST_PX))
             save_png(small, path)
         path = folder / "cropped" / path.name
-        if cuts and not path.is_file():
+        if cuts and not is_whole_png(path):
             save_png(fill_size(photo, sizes=layout.sizes, resize=layout.resize), path)
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from personalar.core.process import free_host_bytes
 from personalar.models.base import Backend
 
 SPARE = 0.9  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
@@ -22,11 +23,9 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
         return None
-    (line,) = [line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-    return int(line.split()[1]) * 1024
+    return free_host_bytes()
 
 
 def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.image_sizes import Size
-from personalar.core.png import load_sample, sample_filename, save_sample
+from personalar.core.png import is_whole_png, load_sample, sample_filename, save_sample
 from personalar.core.types import Sample
 from personalar.generation.base import Decoder
 from personalar.generation.batching import (
@@ -207,8 +207,8 @@ def _file(request: Request, run_dir: Path) -> Path:
 
 
 def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
-    """Tell whether every picture lies in `run_dir/images`."""
-    return all(_file(request, run_dir).is_file() for request in requests)
+    """Tell whether every picture lies in `run_dir/images`; a damaged one does not count."""
+    return all(is_whole_png(_file(request, run_dir)) for request in requests)
 
 
 def generate_files(

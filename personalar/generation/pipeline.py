@@ -83,10 +83,13 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
     import torch
 
     from personalar.concepts.concept import Concept, base_fingerprint
+    from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
     size_of(config, files.layout)  # before the weights are read
+    if config.trainer.torch_device == "cpu":
+        check_memory(sum(file.stat().st_size for file in files.weights()))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = files.load(
         dtype=getattr(torch, config.model.dtype),
@@ -104,8 +107,9 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
 
 def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
     """Return what `open_generator` does, after making this process ready for it."""
-    from personalar.core.process import prepare_torch
+    from personalar.core.process import check_memory, prepare_torch
 
+    check_memory()  # before torch is loaded
     prepare_torch(config.trainer.threads)
     return open_generator(config, folder)
 
@@ -113,6 +117,7 @@ def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
     from personalar.core.console import Reporter
+    from personalar.core.files import sync_files
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
     from personalar.generation.requests import check_prompts
@@ -139,6 +144,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     reporter = Reporter()
     with reporter.phase("pictures", len(wanted), "images") as advance:
         paths = [path for some in generator.stream(batches, save, advance, size=size) for path in some]
+    sync_files()
     for path in paths:
         reporter.say(str(path))
     return paths

@@ -14,6 +14,7 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from personalar.config.command_line import as_value
 from personalar.core.files import write_atomic
 from personalar.core.measures import added, measures_of
-from personalar.core.png import read_png_metadata
+from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
 from personalar.reports.charts import line_chart
 from personalar.reports.summary import read_run, write_summary
@@ -41,10 +42,10 @@ CATEGORIES = {
 
 def picture_uri(path: Path) -> str:
     """Return the picture as a data URI: the very file when small, else a JPEG of at most `LARGEST_PX`."""
-    with Image.open(path) as image:
-        if max(image.size) <= LARGEST_PX:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        smaller = image.convert("RGB")
+    image, _ = read_png(path)
+    if max(image.size) <= LARGEST_PX:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    smaller = image.convert("RGB")
     smaller.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     smaller.save(buffer, format="JPEG", quality=90)
@@ -91,7 +92,8 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
 def read_references(folder: Path) -> dict[str, list[str]]:
     """Return the photos, whole and as the base sees them (`references.py`); empty lists if missing."""
     views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
-    return {view: [picture_uri(path) for path in sorted(at.glob("*.png"))] for view, at in views.items()}
+    found = {view: filter(is_whole_png, sorted(at.glob("*.png"))) for view, at in views.items()}
+    return {view: [picture_uri(path) for path in paths] for view, paths in found.items()}
 
 
 def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict[str, Any]]:
@@ -123,10 +125,10 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     losses: dict[float, float] = {}
     parts = (run_dir / "logs" / stage).rglob("metrics.csv")
     for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):  # part_2, part_10
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):
-                if row.get("step") and row.get("train/loss"):
-                    losses[float(row["step"])] = float(row["train/loss"])
+                with suppress(ValueError, TypeError):  # other measures' lines, and what a power cut left
+                    losses[float(row.get("step"))] = float(row.get("train/loss"))
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 
@@ -146,7 +148,7 @@ def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[st
 
 
 def _text_of(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

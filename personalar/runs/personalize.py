@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,18 +16,18 @@ from typing import TYPE_CHECKING
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures
-from personalar.config.fingerprint import covers, learning_settings, request_of
+from personalar.config.fingerprint import learning_settings
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
-from personalar.core.process import global_rank, local_rank, prepare_torch
-from personalar.core.run_folder import RunFolder, stage_names
+from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
+from personalar.core.run_folder import RunFolder
 from personalar.core.run_lock import locked
 from personalar.core.types import Subject
-from personalar.data.prompts import fill
 from personalar.data.subject import load_subject, validation_prompts
 from personalar.models.loading import obtain_model, offline_model, pin
 from personalar.reports.summary import result_lines
+from personalar.runs.record import is_finished
 
 if TYPE_CHECKING:
     from personalar.config.run_config import Stage
@@ -73,6 +72,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
         ValueError, FileNotFoundError: with what to do.
     """
     started = time.perf_counter()
+    check_memory()
     subject, files = read_inputs(config)
     folder = RunFolder(run_dir)
     if global_rank() == 0:
@@ -108,13 +108,6 @@ def claim_folder(config: RunConfig, folder: RunFolder, subject: Subject, files: 
     folder.claim(learning_settings(config), photos=subject.fingerprint, overwrite=config.overwrite)
     if config.reuse:
         print(take_over(config, folder, weights=files.weights(), subject=subject))
-
-
-def is_finished(config: RunConfig, folder: RunFolder) -> bool:
-    """Tell whether all that the run asks for is in its folder."""
-    results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
-    done = covers(folder.record.get("finished"), request_of(config))
-    return done and all((folder.path / name).is_file() for name in results)
 
 
 def open_session(
@@ -173,6 +166,7 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
     """
     from personalar.runs import pictures
     from personalar.runs.publish import publish_concept, show_pictures
+    from personalar.runs.record import finish, record_end, record_start
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
     from personalar.training.stage import resolve_stages
@@ -219,68 +213,3 @@ def follow(session: RunContext, stages: Stages) -> None:
     undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
     for stage in undone:
         train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])
-
-
-def record_start(session: RunContext, *, command: str) -> None:
-    """Write the facts of run.json that are known before the first step."""
-    from personalar.concepts.concept import package_versions
-    from personalar.data.references import save_references
-    from personalar.generation.requests import words_note
-    from personalar.runs.pictures import all_requests
-    from personalar.training.callbacks.learning_check import notes
-    from personalar.training.memory_fit import describe_sampling
-
-    config, subject = session.config, session.subject
-    strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
-    asked = {
-        request.prompt
-        for stage in ("base", *config.method.stages)
-        for request in all_requests(session, stage)
-    }
-    unread = session.scorer.note(sorted(asked)) if session.scorer else None
-    noted = [note for note in (strange, unread) if note]
-    warnings = [*config.photo_warnings, *noted, *notes(session.folder.record)]
-    for warning in warnings:
-        session.reporter.say(f"note: {warning}", style="yellow")
-    session.folder.update(
-        settings=session.settings,
-        photos=subject.fingerprint,
-        subject=subject.name,
-        noun=subject.noun,
-        live=subject.live,
-        rendered=not config.subject.photographs,
-        description=subject.description,
-        model=config.model.name,
-        method=config.method.name,
-        stage=config.stage.name,
-        command=command,
-        started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
-        versions=package_versions(),
-        warnings=warnings,
-        scorers=session.scorer.names if session.scorer else {},
-        measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
-        bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
-    )
-    session.reporter.say(describe_sampling(session.sampling))
-    session.folder.update_stage("base", steps=0, seconds=0.0)
-    save_references(session.folder.path / "references", subject.images, session.model_files.layout)
-
-
-def finish(session: RunContext) -> None:
-    """Write the summary and the report, and say where they are."""
-    from personalar.reports.run_page import write_report
-    from personalar.runs.pictures import note_cost
-
-    note_cost(session)
-    session.reporter.say(f"report: {write_report(session.folder.path)}")
-    for line in result_lines(session.folder.path):
-        session.reporter.say(line)
-
-
-def record_end(session: RunContext) -> None:
-    """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
-    request, folder = request_of(session.config), session.folder
-    learned = [
-        name for name in stage_names(folder.record) if name in request["stages"] or folder.has_concept(name)
-    ]
-    folder.update(finished={**request, "stages": learned})

@@ -30,5 +30,5 @@ def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
     folder = run.path / "concept"
     paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
     for path in paths[:SHOWN]:
-        write_atomic(folder / PICTURES / path.name, path.read_bytes())
+        write_atomic(folder / PICTURES / path.name, path.read_bytes(), sync=False)
     write_card(Concept.load(folder), folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from personalar.concepts.concept import Concept, base_fingerprint
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
-from personalar.core.files import write_atomic
+from personalar.core.files import sync_files, write_atomic
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
@@ -23,7 +23,8 @@ def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
         found = source / name
         for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
             if path.is_file():
-                write_atomic(target / path.relative_to(source), path.read_bytes())
+                write_atomic(target / path.relative_to(source), path.read_bytes(), sync=path.suffix != ".png")
+    sync_files()
 
 
 def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import write_atomic
+from personalar.core.files import is_whole, write_atomic
 
 KEY = ("stage", "kind", "prompt", "seed", "scorer")
 """What makes two lines speak of the same thing."""
@@ -39,7 +39,8 @@ def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
 
     Atomic, and the same lines may come twice: a resumed run scores again without leaving doubles.
     """
-    merged = {tuple(line[key] for key in KEY): line for line in [*read_scores(path), *lines]}
+    before = read_scores(path) if is_whole(path) else []
+    merged = {tuple(line[key] for key in KEY): line for line in [*before, *lines]}
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values())
     write_atomic(path, text.encode())
     return len(merged)

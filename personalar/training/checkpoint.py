@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from personalar.core.errors import left_alone, out_of_memory
-from personalar.core.files import temporary
+from personalar.core.files import make_folder, put_in_place, sync_files, temporary
 from personalar.core.own_files import remove
 from personalar.core.process import global_rank
 from personalar.core.run_folder import RunFolder
@@ -76,12 +76,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`; OSError where the disk is full, or refuses."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folder(path.parent)
         unfinished = temporary(path)
         try:
             with refusal_named(path), unfinished.open("wb") as stream:
                 torch.save(checkpoint, stream)
-            os.replace(unfinished, path)
+            put_in_place(unfinished, path, made=made)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -214,6 +214,7 @@ class StageCheckpoint(Checkpoint):
             trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
+        sync_files(*([path] if path.is_dir() else []), folder.path / "logs" / stage)
         folder.update_stage(
             stage,
             checkpoint={

@@ -6,7 +6,7 @@ Rank zero makes them and leaves them in the run folder, where the other processe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle
@@ -20,7 +20,6 @@ from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
-from personalar.core.own_files import RECORD_FILE
 from personalar.data.codes import cached_codes, encode_photos, stream_seed
 from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, training_prompt
 from personalar.data.references import save_redrawn
@@ -157,7 +156,7 @@ def replay_images(session: RunContext, stage: Stage, load: LoadBase) -> Replay |
 def first_concept(session: RunContext, load: LoadBase) -> Concept:
     """Return the concept that the first stage starts from: untrained rows, drawn once per run folder."""
     folder = session.folder.path / "cache" / "start"
-    if (folder / RECORD_FILE).is_file():
+    with suppress(FileNotFoundError, ValueError):  # none yet, or a damaged one
         concept = Concept.load(folder)
         if concept.subject["fingerprint"] == session.subject.fingerprint and concept.base == session.base:
             return concept

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
-import psutil
 import torch
 
 from personalar.config.run_config import RunConfig, Stage, TrainerConfig
+from personalar.core.process import host_bytes, limit_note
 from personalar.generation.batching import PICTURES_AT_ONCE
 from personalar.models.stored_base import ModelFiles
 from personalar.training.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
@@ -42,7 +42,13 @@ def device_bytes(config: RunConfig) -> int:
         return int(config.memory.gigabytes * GB)
     if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
         return int(DEVICE_SHARE * torch.cuda.get_device_properties(0).total_memory)
-    return psutil.virtual_memory().total // config.trainer.devices
+    return host_bytes() // config.trainer.devices
+
+
+def allowance(config: RunConfig, limit: int) -> str:
+    """Return in words what a run may use on each device, and who says so."""
+    note = limit_note() if config.memory.gigabytes is None and config.trainer.accelerator == "cpu" else ""
+    return f"memory={config.memory.name} allows {limit / GB:.2f} GB" + (f" ({note})" if note else "")
 
 
 def shards(strategy: str, world: int) -> tuple[int, int, int]:
@@ -57,7 +63,7 @@ def check_host(config: RunConfig, work: Workload) -> None:
         return
     items = estimate(replace(work, shards=(config.trainer.devices * config.trainer.num_nodes,) * 3))
     kept = ("frozen weights", "trained weights", "gradients", "optimizer states")
-    needed, there = config.trainer.devices * sum(items[name] for name in kept), psutil.virtual_memory().total
+    needed, there = config.trainer.devices * sum(items[name] for name in kept), host_bytes()
     if needed > there:
         raise ValueError(
             f"trainer=zero3_offload keeps {needed / GB:.2f} GB in this machine's memory, which has "
@@ -169,10 +175,9 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
                 break
         else:
             ways = "\n".join(cheaper(asked, limit)) or "  none: this base needs a larger device"
-            allowed = f"memory={config.memory.name} allows {limit / GB:.2f} GB"
             raise ValueError(
                 f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
-                f"each device, {allowed}:\n{table(items)}\nwhat fits:\n{ways}"
+                f"each device, {allowance(config, limit)}:\n{table(items)}\nwhat fits:\n{ways}"
             )
     return chosen
 
@@ -189,8 +194,8 @@ def sampling_work(config: RunConfig, stage: Stage, files: ModelFiles) -> Workloa
     one = sampling_bytes(replace(work, sample_batch=1))
     if peak(one) > limit:
         raise ValueError(
-            f"sampling an image needs {peak(one) / GB:.2f} GB, memory={config.memory.name} allows "
-            f"{limit / GB:.2f} GB:\n{table(one)}\nchoose a smaller base or a larger device"
+            f"sampling an image needs {peak(one) / GB:.2f} GB, {allowance(config, limit)}:\n{table(one)}\n"
+            "choose a smaller base or a larger device"
         )
     image = peak(sampling_bytes(replace(work, sample_batch=2))) - peak(one)
     more = int((SAMPLING_SHARE * limit - peak(one)) // image)

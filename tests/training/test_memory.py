@@ -169,9 +169,7 @@ def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     files = Mock(shape=lambda attention, images: shape)
 
     def plan(method: str, host: float) -> None:
-        monkeypatch.setattr(
-            personalar.training.memory_fit.psutil, "virtual_memory", lambda: Mock(total=int(host * 1e9))
-        )
+        monkeypatch.setattr(personalar.training.memory_fit, "host_bytes", lambda: int(host * 1e9))
         words = ["model=lumina_mgpt_7b_512", f"method={method}", "memory=24gb"]
         config = compose_config("+subject=cat", *words, "trainer=zero3_offload", "trainer.devices=2")
         preflight(config, resolve_stages(config.method, config.model.recipe), files)

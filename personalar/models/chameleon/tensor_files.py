@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from personalar.core.files import write_atomic
+from personalar.core.files import put_in_place, write_atomic
 from personalar.core.process import global_rank
 from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
 
@@ -60,7 +60,7 @@ def write_shards(
     places = {}
     for number, (file, names) in enumerate(files, start=1):
         final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        os.replace(file, folder / final)
+        put_in_place(file, folder / final, sync=False)
         places |= dict.fromkeys(names, final)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 

@@ -1,0 +1,90 @@
+"""Photos in other numbers than 8 bits of sRGB: more bits, a palette, transparency, a colour profile."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, TiffImagePlugin
+
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+"""Pillow's modes of one channel of more than 8 bits."""
+_NUMBERS = {1: "u4", 2: "i4", 3: "f4"}
+
+
+def plain_mode(image: Image.Image) -> Image.Image:
+    """Return the picture in a mode whose pixels can be averaged."""
+    if image.mode in DEEP[:4]:
+        return image.convert("I")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.convert("L") if image.mode == "1" else image
+
+
+def to_8_bits(image: Image.Image, *, sixteen: bool) -> tuple[Image.Image, str]:
+    """Scale one channel of more bits to 8, and return a note on it; Pillow's own conversion clips at 255.
+
+    Args:
+        sixteen: the numbers go up to 65535, whatever this picture's are.
+    """
+    values, note = scaled(np.asarray(image, dtype=np.float64), top=65535.0 if sixteen else None)
+    return Image.fromarray(values, "L"), "brought to 8 bits" if sixteen else note
+
+
+def scaled(values: np.ndarray, *, top: float | None = None) -> tuple[np.ndarray, str]:
+    """Return numbers from 0 to `top` (None: 1, 255, 65535 or the largest there is) as bytes, and a note."""
+    finite = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    least, most = float(finite.min()), float(finite.max())
+    if top is None:
+        top = next((one for one in (1.0, 255.0, 65535.0) if most <= one), most)
+    note = f"brought to 8 bits, of values from {least:.4g} to {most:.4g}"
+    return np.clip(finite * (255.0 / top), 0, 255).astype(np.uint8), note
+
+
+def read_deep_tiff(path: Path, most_pixels: int) -> tuple[Image.Image, str] | None:
+    """Return an uncompressed TIFF of three colours of 32 bits, which Pillow refuses; None for other files."""
+    with path.open("rb") as stream:
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+            stream.seek(tags.next)
+            tags.load(stream)
+            width, height = int(tags[256]), int(tags[257])
+            kinds = set(tags.get(339, (1, 1, 1)))
+            asked = (tuple(tags[258]), tags[259], tags.get(284, 1), len(kinds))
+            if asked != ((32, 32, 32), 1, 1, 1) or not 0 < width * height <= most_pixels:
+                return None
+            parts = []
+            for start, size in zip(tags[273], tags[279], strict=True):
+                stream.seek(start)
+                parts.append(stream.read(min(size, 12 * width * height)))
+        except (SyntaxError, ValueError, TypeError, KeyError, OSError):
+            return None
+    numbers = np.frombuffer(b"".join(parts), f"{'>' if tags.prefix == b'MM' else '<'}{_NUMBERS[kinds.pop()]}")
+    values, note = scaled(numbers.reshape(height, width, 3).astype(np.float64))
+    return Image.fromarray(values, "RGB"), note
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return L or RGB on white, in the numbers of its own colour profile."""
+    layered = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
+    """Return RGB through the embedded colour profile, if there is a usable one, and a note."""
+    if image.mode == "P":
+        image = image.convert("RGB")
+    note = None if image.mode in ("RGB", "L", "1") else f"converted from {image.mode}"
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "srgb" in ImageCms.getProfileDescription(source).lower():
+                return image.convert("RGB"), None
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            return converted, "converted from its colour profile"
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            note = "its colour profile is damaged and was ignored"
+    return image.convert("RGB"), note

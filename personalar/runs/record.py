@@ -1,0 +1,94 @@
+"""The record of a run in run.json: what is known before the first step, and that all is done."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from personalar.config.fingerprint import covers, request_of
+from personalar.config.run_config import RunConfig
+from personalar.core.files import is_whole, sync_files
+from personalar.core.own_files import PICTURE_FOLDERS, own_files
+from personalar.core.png import is_whole_png
+from personalar.core.run_folder import RunFolder, stage_names
+from personalar.data.prompts import fill
+from personalar.reports.summary import result_lines
+
+if TYPE_CHECKING:  # torch is loaded with the run
+    from personalar.training.context import RunContext
+
+
+def is_finished(config: RunConfig, folder: RunFolder) -> bool:
+    """Tell whether all that the run asks for is in its folder."""
+    results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
+    done = covers(folder.record.get("finished"), request_of(config))
+    if not done or not all(is_whole(folder.path / name) for name in results):
+        return False
+    return all(
+        is_whole_png(path) for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"
+    )
+
+
+def record_start(session: RunContext, *, command: str) -> None:
+    """Write the facts of run.json that are known before the first step."""
+    from personalar.concepts.concept import package_versions
+    from personalar.data.references import save_references
+    from personalar.generation.requests import words_note
+    from personalar.runs.pictures import all_requests
+    from personalar.training.callbacks.learning_check import notes
+    from personalar.training.memory_fit import describe_sampling
+
+    config, subject = session.config, session.subject
+    strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
+    asked = {
+        request.prompt
+        for stage in ("base", *config.method.stages)
+        for request in all_requests(session, stage)
+    }
+    unread = session.scorer.note(sorted(asked)) if session.scorer else None
+    noted = [note for note in (strange, unread) if note]
+    warnings = [*config.photo_warnings, *noted, *notes(session.folder.record)]
+    for warning in warnings:
+        session.reporter.say(f"note: {warning}", style="yellow")
+    session.folder.update(
+        settings=session.settings,
+        photos=subject.fingerprint,
+        subject=subject.name,
+        noun=subject.noun,
+        live=subject.live,
+        rendered=not config.subject.photographs,
+        description=subject.description,
+        model=config.model.name,
+        method=config.method.name,
+        stage=config.stage.name,
+        command=command,
+        started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+        versions=package_versions(),
+        warnings=warnings,
+        scorers=session.scorer.names if session.scorer else {},
+        measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
+        bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
+    )
+    session.reporter.say(describe_sampling(session.sampling))
+    session.folder.update_stage("base", steps=0, seconds=0.0)
+    save_references(session.folder.path / "references", subject.images, session.model_files.layout)
+
+
+def finish(session: RunContext) -> None:
+    """Write the summary and the report, and say where they are."""
+    from personalar.reports.run_page import write_report
+    from personalar.runs.pictures import note_cost
+
+    note_cost(session)
+    session.reporter.say(f"report: {write_report(session.folder.path)}")
+    for line in result_lines(session.folder.path):
+        session.reporter.say(line)
+
+
+def record_end(session: RunContext) -> None:
+    """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
+    request, folder = request_of(session.config), session.folder
+    stages = stage_names(folder.record)
+    learned = [name for name in stages if name in request["stages"] or folder.has_concept(name)]
+    sync_files(folder.path / "logs")
+    folder.update(finished={**request, "stages": learned})

@@ -1,0 +1,291 @@
+"""Photos that are huge, damaged in silence, or odd and intact."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_photos import distance, encoded, verdict
+
+from personalar.data import photos
+from personalar.data.photo_damage import jpeg_facts
+from personalar.data.photo_file import MOST_KEPT
+from personalar.data.photos import inspect_file, inspect_folder, look_at, open_photo
+
+
+def grainy(size: tuple[int, int] = (320, 240), seed: int = 0) -> Image.Image:
+    """A picture with the grain of a photograph: no two rows are alike."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(small, dtype=np.int16) + rng.integers(-6, 7, (size[1], size[0], 1))
+    return Image.fromarray(noisy.clip(1, 254).astype(np.uint8))
+
+
+def zeroed(data: bytes, start: float, end: float) -> bytes:
+    first, last = int(start * len(data)), int(end * len(data))
+    return data[:first] + bytes(last - first) + data[last:]
+
+
+def test_a_video_and_a_huge_file_are_not_read(tmp_path: Path) -> None:
+    """Eight gigabytes, of which the disk holds a few bytes."""
+    for name, size, head in (
+        ("a.mp4", 8 << 30, b"ftypisom"),
+        ("b.mp4", 300 << 20, b"ftypisom"),
+        ("c.jpg", 1 << 30, b""),
+    ):
+        with (tmp_path / name).open("wb") as stream:
+            stream.write(b"\0\0\0\x18" + head)
+            stream.truncate(size)
+    started = time.perf_counter()
+    found = [photo.notes[0] for photo in inspect_folder(tmp_path)]
+    assert time.perf_counter() - started < 2
+    assert found[0].startswith("8590 MB are no photo (allowed: 400 MB)") and found[2].startswith("1074 MB")
+    assert found[1].startswith("no picture (allowed: ")
+
+
+def test_large_photos_take_bounded_memory(tmp_path: Path) -> None:
+    """Six of 48 megapixels: whole they are 864 MB."""
+    tile = grainy((2000, 1500))
+    large = Image.new("RGB", (8000, 6000))
+    for left in range(0, 8000, 2000):
+        for top in range(0, 6000, 1500):
+            large.paste(tile, (left, top))
+    data = encoded(large, "JPEG")
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(data + bytes([number]))
+    code = (
+        "import resource, sys; from pathlib import Path; from personalar.data.photos import inspect_folder\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"found = inspect_folder(Path({str(tmp_path)!r}))\n"
+        "print(found[0].image.size, found[0].notes, found[1].verdict)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, megabytes = done.stdout.strip().splitlines()
+    assert told == "(4000, 3000) ('scaled down from 8000x6000',) skipped"
+    assert int(megabytes) < 500
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK"])
+def test_large_pictures_are_scaled_down_in_every_mode(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    grainy().convert(mode).save(path)
+    photo = open_photo(path, look_at(path), most=20_000)
+    assert photo.image.size == (160, 120) and photo.image.mode == "RGB"
+    assert photo.notes[0] == "scaled down from 320x240"
+    assert distance(photo.image, grainy().resize((160, 120))) < (60 if mode == "1" else 45)
+
+
+def test_many_photos_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "ALL_KEPT", 4 * 20_000)
+    monkeypatch.setattr(photos, "LEAST_KEPT", 1000)
+    for number in range(4):
+        grainy(seed=number).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    found = inspect_folder(tmp_path)
+    assert [photo.image.size for photo in found[:4]] == [(160, 120)] * 4  # 19,200 pixels each
+    assert MOST_KEPT > 4000 * 3000  # what phones take stays as it is
+
+
+def pages(count: int) -> bytes:
+    """A TIFF of `count` pages that share one strip of 64x48 grey pixels."""
+    strip = bytes(range(64)) * 48
+    data = bytearray(b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip)
+    entries = {256: 64, 257: 48, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 48, 279: len(strip)}
+    for number in range(count):
+        data += struct.pack("<H", len(entries))
+        for tag, value in entries.items():
+            data += struct.pack("<HHII", tag, 4, 1, value)
+        data += struct.pack("<I", len(data) + 4 if number < count - 1 else 0)
+    return bytes(data)
+
+
+def test_many_pages_are_not_counted(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    photo = verdict(tmp_path, "a.tif", pages(20_000))
+    assert time.perf_counter() - started < 1
+    assert photo.verdict == "used" and photo.notes == ("first of several frames",)
+
+
+def scans(count: int, size: tuple[int, int]) -> bytes:
+    """A progressive JPEG whose last pass comes `count` times more."""
+    data = encoded(grainy(size), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * count + b"\xff\xd9"
+
+
+def test_many_scans_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    data = scans(600, (2000, 1500))
+    started = time.perf_counter()
+    photo = verdict(tmp_path, "a.jpg", data)
+    assert time.perf_counter() - started < 1
+    assert (
+        photo.notes[0].startswith("a JPEG of 6")
+        and "(allowed at this size: 333): save it again" in photo.notes[0]
+    )
+    few = scans(0, (320, 240))
+    assert jpeg_facts(few).scans >= 6 and not jpeg_facts(few).unfinished
+    assert verdict(tmp_path, "b.jpg", few).notes == ()
+
+
+INTACT = {
+    "a.jpg": ("JPEG", {}),
+    "a.jpeg": ("JPEG", {"progressive": True, "optimize": True}),
+    "a.bmp": ("BMP", {}),
+    "a.tif": ("TIFF", {}),
+    "a.webp": ("WEBP", {}),
+    "b.webp": ("WEBP", {"lossless": True}),
+}
+
+
+@pytest.mark.parametrize("name", INTACT)
+@pytest.mark.parametrize("part", [(0.4, 0.7), (0.5, 0.999)])
+def test_zeros_inside_are_noted(tmp_path: Path, name: str, part: tuple[float, float]) -> None:
+    """What an interrupted download leaves; each is used or refused, and none in silence."""
+    kind, options = INTACT[name]
+    data = encoded(grainy((1200, 900)), kind, **options)
+    assert verdict(tmp_path, name, data).notes == ()
+    photo = verdict(tmp_path, name, zeroed(data, *part))
+    assert re.search("Look at it|damaged", "; ".join(photo.notes)), photo.notes
+
+
+@pytest.mark.parametrize(
+    ("progressive", "part"), [(False, 0.3), (False, 0.6), (False, 0.9), (True, 0.1), (True, 0.2)]
+)
+def test_a_cut_that_is_closed_with_an_end_marker_is_noted(
+    tmp_path: Path, progressive: bool, part: float
+) -> None:
+    data = encoded(grainy((1200, 900)), "JPEG", progressive=progressive)
+    photo = verdict(tmp_path, "a.jpg", data[: int(part * len(data))] + b"\xff\xd9")
+    assert photo.verdict == "used" and re.search("Look at it|passes are missing", photo.notes[0]), photo.notes
+
+
+def test_white_studios_are_not_called_damaged(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (320, 240), "white")
+    picture.paste(grainy((300, 140)), (10, 50))
+    assert verdict(tmp_path, "a.png", encoded(picture, "PNG")).notes == ()
+    assert (
+        "Look at it"
+        in verdict(tmp_path, "b.png", encoded(Image.new("RGB", (64, 64), "grey"), "PNG")).notes[0]
+    )
+
+
+RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        (RAMP.astype(np.float32), "of values from 0 to 1"),
+        ((RAMP * 255).astype(np.float32), "of values from 0 to 255"),
+        ((RAMP * 65535).astype(np.float32), "of values from 0 to 6.554e\\+04"),
+        ((RAMP * 1e6).astype(np.float32), "of values from 0 to 1e\\+06"),
+        ((RAMP * 255).astype(np.int32), "of values from 0 to 255"),
+        ((RAMP * 2**31 - 1).clip(0).astype(np.int32), "of values from 0 to 2.147e\\+09"),
+    ],
+)
+def test_numbers_of_other_ranges_do_not_become_black(tmp_path: Path, values: np.ndarray, note: str) -> None:
+    photo = verdict(tmp_path, "a.tif", encoded(Image.fromarray(values), "TIFF"))
+    assert photo.verdict == "used" and re.search(note, photo.notes[0]), photo.notes
+    assert distance(photo.image, Image.fromarray((RAMP * 255).astype(np.uint8))) <= 1.1
+
+
+def test_a_dark_picture_of_sixteen_bits_is_noted(tmp_path: Path) -> None:
+    photo = verdict(tmp_path, "a.png", encoded(Image.fromarray((RAMP * 4095).astype(np.uint16)), "PNG"))
+    assert photo.notes == ("brought to 8 bits", "nearly black: the brightest value is 15 of 255")
+
+
+@pytest.mark.parametrize(("order", "number"), [("<", "f4"), (">", "f4"), ("<", "u4")])
+def test_a_tiff_of_three_colours_of_32_bits(tmp_path: Path, order: str, number: str) -> None:
+    picture = np.asarray(grainy((64, 48)))
+    strip = (
+        (picture.astype(np.float64) * (1 / 255 if number == "f4" else 2**24)).astype(order + number).tobytes()
+    )
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    tags = {256: 64, 257: 48, 258: None, 259: 1, 262: 2, 273: 8, 277: 3, 278: 48, 279: len(strip), 339: None}
+    table, at = struct.pack(f"{order}H", len(tags)), 8 + len(strip)
+    extra = at + 2 + 12 * len(tags) + 4
+    for tag, value in tags.items():
+        if value is None:
+            table += struct.pack(f"{order}HHII", tag, 3, 3, extra + (6 if tag == 339 else 0))
+        else:
+            table += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    kind = 3 if number == "f4" else 1
+    data = (
+        mark
+        + struct.pack(f"{order}I", at)
+        + strip
+        + table
+        + struct.pack(f"{order}I6H", 0, 32, 32, 32, kind, kind, kind)
+    )
+    photo = verdict(tmp_path, "a.tif", data)
+    assert photo.verdict == "used" and photo.notes[0].startswith("brought to 8 bits, of values from ")
+    assert distance(photo.image, grainy((64, 48))) < 2
+    assert (
+        verdict(tmp_path, "cut.tif", data[: len(data) // 2])
+        .notes[0]
+        .startswith("a TIFF that is damaged, or of")
+    )
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_orientation_of_a_tiff_is_applied_once_and_noted(tmp_path: Path, orientation: int) -> None:
+    upright = grainy((64, 48))
+    undone = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = upright.transpose(undone[orientation])
+    photo = verdict(tmp_path, "a.tif", encoded(stored, "TIFF", tiffinfo={0x0112: orientation}))
+    assert photo.image.tobytes() == upright.tobytes() and photo.notes == ("turned upright",)
+
+
+def test_odd_tags_beside_an_orientation(tmp_path: Path) -> None:
+    """A camera's own tags of wrong types: they matter to nobody."""
+    entries = sorted([
+        (0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x010F, 2, 1, b"\xff\0\0\0"), (0x011A, 7, 4, b"abcd"),
+        (0x9286, 12, 3, struct.pack("<I", 4)), (0x9000, 5, 1, struct.pack("<I", 9999)),
+        (0x8827, 13, 1, b"\1\0\0\0"),
+    ])  # fmt: skip
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    exif += b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries) + bytes(4)
+    upright = grainy((64, 48))
+    photo = verdict(
+        tmp_path, "a.png", encoded(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
+    )
+    assert photo.notes == ("turned upright",) and photo.image.tobytes() == upright.tobytes()
+
+
+def test_a_wrong_checksum_of_a_note_costs_nothing(tmp_path: Path) -> None:
+    whole = encoded(grainy((64, 48)), "PNG")
+    text = struct.pack(">I", 6) + b"tEXta\0bcde" + b"\0\0\0\0"
+    for at in (33, whole.index(b"IEND") - 4):  # before the pixels and behind them
+        photo = verdict(tmp_path, "a.png", whole[:at] + text + whole[at:])
+        assert photo.image.tobytes() == grainy((64, 48)).tobytes()
+        assert photo.notes in ((), ("a damaged note inside it was left out",))
+    broken = bytearray(whole)
+    broken[whole.index(b"IDAT") + 40] ^= 1
+    assert verdict(tmp_path, "b.png", bytes(broken)).verdict == "skipped"
+
+
+def test_a_png_full_of_text_is_one_sentence(tmp_path: Path) -> None:
+    """Seventy megabytes of text in 70 kB."""
+    whole = encoded(grainy((64, 48)), "PNG")
+    packed = b"zTXta\0\0" + zlib.compress(bytes(70 << 20))
+    chunk = struct.pack(">I", len(packed) - 4) + packed + struct.pack(">I", zlib.crc32(packed))
+    photo = verdict(tmp_path, "a.png", whole[:33] + chunk + whole[33:])
+    assert photo.verdict == "skipped" and photo.notes[0].startswith(
+        "damaged or cut off (ValueError: Decompressed data too"
+    )
+
+
+def test_what_is_odd_is_looked_at_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(60))
+    assert inspect_file(tmp_path / "a.tif").verdict == "skipped"

@@ -1,0 +1,180 @@
+"""Power cuts: what was not synced is empty, or is not there; the same command goes on and ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from power import Disk, empty
+from processes import run_once
+from test_checkpoint import ended
+from test_personalize import same_result
+
+from personalar.core.files import is_whole, sync_files, write_atomic
+from personalar.core.png import is_whole_png
+from personalar.core.run_folder import RunFolder
+from personalar.reports.run_page import read_losses, write_report
+
+
+def test_a_finished_run_survives_a_power_cut(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
+    """As soon as the command has ended, and in both ways in which a file system can forget."""
+    disk, run_dir = Disk(monkeypatch), tmp_path / "run"
+    do_run(run_dir, "stage=both")
+    for names in (True, False):
+        left = disk.cut(run_dir, tmp_path / f"left_{names}", names=names)
+        same_result(finished_run, left)
+        for path in run_dir.rglob("*"):
+            if path.is_file() and path.name != ".lock":
+                assert (left / path.relative_to(run_dir)).read_bytes() == path.read_bytes(), path
+        assert not do_run(left, "stage=both")  # finished before
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_a_power_cut_anywhere_costs_nothing_that_was_finished(
+    names: bool, do_run, finished_run: Path, tmp_path: Path, monkeypatch, record_property
+) -> None:
+    """One run folder after cuts at many renames, between them what a file gets its name by."""
+    replace, disk, run_dir, renames, left = os.replace, Disk(monkeypatch), tmp_path / "run", [], []
+    chosen = {9, 22, 40, 55, 70, 90}
+
+    def watched(source: str | Path, target: str | Path) -> None:
+        replace(source, target)
+        renames.append(target)
+        if len(renames) in chosen and str(target).startswith(str(run_dir)):
+            left.append(disk.cut(run_dir, tmp_path / f"left_{len(renames)}", names=names))
+
+    monkeypatch.setattr(os, "replace", watched)
+    do_run(run_dir, "stage=both")
+    monkeypatch.undo()
+    record_property("inputs", len(left))
+    assert len(left) >= 4
+    for folder in left:
+        before = RunFolder(folder)
+        learned = [stage for stage in ("embedding", "transformer") if before.has_concept(stage)]
+        do_run(folder, "stage=both")
+        same_result(finished_run, folder)
+        assert all(before.record["stages"][stage]["steps"] == 4 for stage in learned)
+
+
+@pytest.mark.parametrize("how", ["empty", "zeros", "half"])
+@pytest.mark.parametrize(
+    "name", ["images/embedding/", "grids/overview.png", "concept/pictures/", "references/00.png"]
+)
+def test_a_damaged_picture_of_a_finished_run_is_noticed(
+    how: str, name: str, do_run: Callable[..., bool], finished_run: Path, tmp_path: Path, copied
+) -> None:
+    run_dir = copied(finished_run)
+    path = run_dir / name if name.endswith(".png") else min((run_dir / name).glob("*.png"))
+    empty(path, how)
+    assert not is_whole_png(path)
+    assert do_run(run_dir, "stage=both") and is_whole_png(path)
+    same_result(finished_run, run_dir)
+    assert not do_run(run_dir, "stage=both")
+
+
+@pytest.mark.parametrize("how", ["empty", "zeros", "half"])
+@pytest.mark.parametrize("name", ["summary.json", "report.html", "scores.jsonl"])
+def test_a_damaged_result_is_made_again(how: str, name: str, do_run, finished_run, copied) -> None:
+    run_dir = copied(finished_run)
+    empty(run_dir / name, how)
+    assert not is_whole(run_dir / name)
+    assert do_run(run_dir, "stage=both") and is_whole(run_dir / name)
+    same_result(finished_run, run_dir)
+
+
+@pytest.mark.parametrize("how", ["empty", "zeros", "half"])
+def test_damaged_caches_are_made_again(how: str, do_run, finished_run, tmp_path, monkeypatch) -> None:
+    """A run that dies in its first stage and finds none of its caches whole."""
+    import personalar.training.module
+
+    whole, calls, run_dir = personalar.training.module.sequence_loss, [], tmp_path / "run"
+
+    def dies(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("killed")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(run_dir, "stage=both")
+    caches = [path for path in (run_dir / "cache").rglob("*") if path.is_file()]
+    assert len(caches) >= 3
+    for path in caches:
+        empty(path, how)
+    do_run(run_dir, "stage=both")
+    same_result(finished_run, run_dir)
+
+
+def test_a_log_that_a_power_cut_left_is_read_as_far_as_it_goes(finished_run: Path, copied) -> None:
+    run_dir = copied(finished_run)
+    for path in (run_dir / "logs" / "embedding").rglob("metrics.csv"):
+        path.write_bytes(path.read_bytes()[:60] + bytes(999) + b"\n\xff\xfe,,,\n")
+    for path in (run_dir / "references" / "redrawn").glob("*.png"):
+        empty(path, "zeros")
+    assert read_losses(run_dir, "embedding") == [] and read_losses(run_dir, "transformer")
+    assert write_report(run_dir).is_file()
+
+
+def test_syncs_are_few(run_overrides: list[str], tmp_path: Path, monkeypatch, do_run) -> None:
+    """Pictures are synced together, in threads: at most three waits for each record."""
+    disk, records, replace = Disk(monkeypatch), [], os.replace
+
+    def watched(source: str | Path, target: str | Path) -> None:
+        records.append(str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    do_run(tmp_path / "run", "stage=embedding", "scorer=none")
+    assert disk.syncs < 6 * len([name for name in records if not name.endswith(".png")])
+
+
+def test_a_file_system_that_does_not_sync_folders(tmp_path: Path, monkeypatch) -> None:
+    def refuses(handle: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    write_atomic(tmp_path / "a" / "b" / "c", b"x")
+    write_atomic(tmp_path / "d", b"x", sync=False)
+    (tmp_path / "d").unlink()
+    sync_files()
+    assert (tmp_path / "a" / "b" / "c").read_bytes() == b"x"
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*e"):
+        write_atomic(tmp_path / "e", b"x")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_checkpoint_is_on_the_disk_before_run_json_names_it(
+    run_overrides: list[str], finished_run: Path, tmp_path: Path
+) -> None:
+    """In a process of its own that dies by a power cut after its second checkpoint."""
+    log, run_dir = tmp_path / "log", tmp_path / "run"
+    assert ended(cut_after_checkpoint, run_dir, run_overrides, log=log) == 77, log.read_text()
+    left = Path(f"{run_dir}_left")
+    stage = json.loads((left / "run.json").read_text())["stages"]["embedding"]
+    assert (left / "stages/embedding/checkpoints" / stage["checkpoint"]["file"]).stat().st_size > 1000
+    assert ended(run_once, left, run_overrides, log=log) == 0, log.read_text()
+    same_result(finished_run, left)
+
+
+def cut_after_checkpoint(run_dir: Path, overrides: list[str]) -> None:
+    """Do a run until run.json names a checkpoint, and build what a power cut leaves then."""
+    patch = pytest.MonkeyPatch()
+    disk, update = Disk(patch), RunFolder.update_stage
+
+    def stopped(folder: RunFolder, stage: str, **facts: object) -> None:
+        update(folder, stage, **facts)
+        if "checkpoint" in facts:
+            disk.cut(run_dir, Path(f"{run_dir}_left"), names=False)
+            os._exit(77)
+
+    patch.setattr(RunFolder, "update_stage", stopped)
+    run_once(run_dir, overrides)
