@@ -87,7 +87,7 @@ class SubjectConfig:
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))
-        if self.photographs and self.path is None:
+        if self.photographs and self.path is None and not self.source:
             raise ValueError(OWN_PHOTOS)
 
     @property

@@ -34,7 +34,7 @@ OWN = re.compile(
             rf"stages/{_STAGE}/(concept/{_CONCEPT}|best/step_\d{{6,}}|checkpoints/step_\d{{6,}}\.ckpt)",
             rf"cache/((photo|class)_codes\.safetensors|start/{_CONCEPT})",
             rf"images/{_STAGE}/{SAMPLE_NAME}",
-            rf"grids/(overview|{_STAGE}(_\d{{5,}})?)\.png",
+            r"grids/(overview|(?P<grid_of>[a-z][a-z0-9_]*?)(_\d{5,})?)\.png",
             rf"concept/({_CONCEPT}|{re.escape(CARD_FILE)}|{PICTURES}/{SAMPLE_NAME})",
             r"references/((cropped|redrawn)/)?\d{2,}\.png",
             rf"logs/{_STAGE}/(part_\d+|tensorboard)/(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+)",
@@ -47,9 +47,11 @@ OWN = re.compile(
 
 def own_files(root: Path, *below: str) -> Iterator[Path]:
     """Yield the files of the run in the folder `root`, below its folders `below`."""
+    stages = {None, "base", *(path.name for path in (root / "stages").glob("*"))}
     for folder in below:
         for path in sorted((root / folder).rglob("*")):
-            if OWN.fullmatch(path.relative_to(root).as_posix()):
+            own = OWN.fullmatch(path.relative_to(root).as_posix())
+            if own and own["grid_of"] in stages:  # a picture of another name is a person's
                 yield path
 
 
