@@ -21,8 +21,12 @@ class SampleConfig:
 
     concept: str = MISSING
     """A concept folder, or a run folder that holds one."""
-    prompts: list[str] = MISSING
+    prompts: list[str] = field(default_factory=list)
     """Prompts with [V] where the subject's name goes: "a photo of [V] cat in the snow"."""
+    prompts_file: str | None = None
+    """A text file of prompts, one a line; empty lines and those that begin with # are left out."""
+    like: str | None = None
+    """A PNG that this command wrote, to be drawn again: its prompt, seed, size and drawing settings."""
     seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
     size: str | None = None
     """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""

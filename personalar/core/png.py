@@ -63,15 +63,19 @@ def is_whole_png(path: Path) -> bool:
     return True
 
 
-def sample_filename(kind: str, prompt: str, seed: int, *, size: str | None = None) -> str:
+def sample_filename(kind: str, prompt: str, seed: int, *, facts: Mapping[str, str] | None = None) -> str:
     """Return a readable, unique, safe name: words of the prompt, then six hex digits of the whole of it.
 
     Args:
-        size: "608x416"; None where it is the base's own square.
+        kind: the first word; of a sample in a run folder its kind, elsewhere the subject's name.
+        facts: all else that determines the picture; eight hex digits of it end the name.
     """
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
+    first, words = (
+        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") for text in (kind, prompt)
+    )
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
-    return "_".join(filter(None, (kind, words, digest, f"s{seed}", size))) + ".png"
+    drawn = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:8] if facts else None
+    return "_".join(filter(None, (first, words, digest, f"s{seed}", drawn))) + ".png"
 
 
 def sample_files(folder: Path) -> list[Path]:

@@ -6,6 +6,9 @@ Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the 
 
 from __future__ import annotations
 
+import unicodedata
+from pathlib import Path
+
 from personalar.core.types import PromptSpec, SampleKind
 
 SUBJECT_TOKEN = "[V]"
@@ -36,6 +39,29 @@ def check_text(text: str, knob: str) -> None:
                 f"{knob} holds {text[:60]!r}, whose character {position + 1} (U+{ord(sign):04X}) is half of "
                 "a pair and no text: type it again, in UTF-8"
             )
+
+
+def normalized(prompt: str) -> str:
+    """Return `prompt` in Unicode's composed form (NFC), with single blanks and none at its ends.
+
+    Line ends and doubled blanks would be other tokens, and so another picture.
+    """
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts of a text file, one a line, without empty lines and comments (#).
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, or not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts_file={path} is not a text in UTF-8 ({error.reason})") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"prompts_file={path}: no such file") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def image_token_names(num_images: int) -> tuple[str, ...]:
@@ -102,4 +128,4 @@ def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
         check_text(text, "samples.prompts")
         if "{}" not in text:
             raise ValueError(f"samples.prompts holds {text!r} without {{}}: write 'a {{}} in the snow'")
-    return tuple(PromptSpec(text=text, category="plain") for text in texts)
+    return tuple(PromptSpec(text=normalized(text), category="plain") for text in texts)

@@ -6,9 +6,13 @@ Both give the same picture for the same prompt, seed and size, and the same sent
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +24,7 @@ from personalar.config.fields import check_seeds
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size, written
-from personalar.data.prompts import SUBJECT_TOKEN, check_text
+from personalar.data.prompts import SUBJECT_TOKEN, check_text, normalized, read_prompts
 from personalar.models.loading import obtain_model
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 ELSEWHERE = {
     "concept": "it is the first argument",
     "prompts": "give them to images()",
+    "prompts_file": "give its lines to images()",
+    "like": "it is for the command",
     "seeds": "give them to images()",
     "size": "give it to images()",
     "out": "save the pictures that images() returns",
@@ -114,40 +120,98 @@ def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
     return open_generator(config, folder)
 
 
+def asked_for(config: SampleConfig) -> SampleConfig:
+    """Return `config` with every prompt in it: those of `prompts_file`, or the prompt of the picture `like`.
+
+    Raises:
+        ValueError, FileNotFoundError: a prompt is a file's name, or a file cannot be read.
+    """
+    from personalar.generation.provenance import like
+
+    if config.like is not None:
+        return like(config, Path(config.like).expanduser())
+    prompts = list(config.prompts)
+    for prompt in prompts:
+        if len(prompt) < 4096 and "\0" not in prompt and Path(prompt).is_file():
+            raise ValueError(f"prompts holds {prompt!r}, which is a file: write prompts_file={prompt}")
+    if config.prompts_file is not None:
+        prompts += read_prompts(Path(config.prompts_file).expanduser())
+    return replace(config, prompts=list(dict.fromkeys(map(normalized, prompts))))
+
+
+def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, bool]:
+    """Return where a picture goes, and whether the very picture is there already; nothing is replaced."""
+    from personalar.core.png import read_png_metadata
+
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name.removesuffix('.png')}-{number}.png")
+        if not path.exists():
+            return path, False
+        with suppress(ValueError, OSError):
+            if read_png_metadata(path) == facts:
+                return path, True
+    raise AssertionError("unreachable")
+
+
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
-    """Sample every prompt with every seed and write the PNG files; return their paths."""
+    """Sample every prompt with every seed and write the PNG files; return their paths.
+
+    A picture that is there already, by what its metadata say, is not drawn again.
+    """
     from personalar.core.console import Reporter
     from personalar.core.files import sync_files
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
+    from personalar.generation.provenance import how_drawn
     from personalar.generation.requests import check_prompts
 
+    record = (folder / "concept.json").read_bytes()
+    digest = hashlib.sha256(record).hexdigest()[:12]
+    if config.like is not None:
+        check_like(config, digest)
     generator = prepare_generator(config, folder)
-    layout = generator.backend
-    size = size_of(config, layout)
+    size = size_of(config, generator.backend)
     check_prompts(generator, config.prompts, size=size)
-    digest = hashlib.sha256((folder / "concept.json").read_bytes()).hexdigest()[:12]
-    wanted = [(prompt, seed) for prompt in config.prompts for seed in config.seeds]
+    concept = json.loads(record)
+    how = how_drawn(
+        config.decoder.settings,
+        dtype=config.model.dtype,
+        attention=config.trainer.attention,
+        device=config.trainer.torch_device,
+    )
+    base = f"{config.model.name} {concept['base']['fingerprint'][:12]}"
+    shared = {"size": written(size), "base": base, "concept": digest, **how}
+    plan: dict[Ask, tuple[Path, bool]] = {}
+    for ask in dict.fromkeys((prompt, seed) for prompt in config.prompts for seed in config.seeds):
+        name = sample_filename(concept["subject"]["name"], *ask, facts=shared)
+        plan[ask] = free_path(Path(config.out), name, {"prompt": ask[0], "seed": str(ask[1]), **shared})
+    wanted = [ask for ask, (_, there) in plan.items() if not there]
     at_once = even(len(wanted), generator.fitting_batch(config.prompts, size=size))
-    batches = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
-    other = None if size == layout.square else written(size)
-    shared = {"size": written(size), "base": config.model.name, "concept": digest}
+    batches = [wanted[start : start + at_once] for start in range(0, len(wanted), max(1, at_once))]
 
-    def save(asked: Sequence[Ask], pictures: list[Image]) -> list[Path]:
-        paths = []
+    def save(asked: Sequence[Ask], pictures: list[Image]) -> None:
         for (prompt, seed), image in zip(asked, pictures, strict=True):
-            facts = {"prompt": prompt, "seed": str(seed), **shared}
-            name = sample_filename("subject", prompt, seed, size=other)
-            paths.append(save_png(image, Path(config.out) / name, facts))
-        return paths
+            save_png(image, plan[prompt, seed][0], {"prompt": prompt, "seed": str(seed), **shared})
 
     reporter = Reporter()
     with reporter.phase("pictures", len(wanted), "images") as advance:
-        paths = [path for some in generator.stream(batches, save, advance, size=size) for path in some]
+        list(generator.stream(batches, save, advance, size=size))
     sync_files()
-    for path in paths:
-        reporter.say(str(path))
-    return paths
+    for path, there in plan.values():
+        reporter.say(f"{path} (was there already)" if there else str(path))
+    return [path for path, _ in plan.values()]
+
+
+def check_like(config: SampleConfig, digest: str) -> None:
+    """Raise ValueError where `config.like` was drawn of another concept than that of `digest`."""
+    from personalar.generation.provenance import read_drawn
+
+    drawn = read_drawn(Path(config.like or "").expanduser())
+    if drawn.concept != digest:
+        raise ValueError(
+            f"like={config.like} was drawn of another concept ({drawn.concept}, and concept= is {digest}): "
+            "give the concept folder that it was drawn of"
+        )
 
 
 class Pipeline:
@@ -170,7 +234,7 @@ class Pipeline:
             raise ValueError(
                 f"prompts={prompts!r} with seeds={seeds!r}: give lists, as images(['a cat'], [0])"
             )
-        wanted, numbers = list(prompts), [operator.index(seed) for seed in seeds]
+        wanted, numbers = list(map(normalized, prompts)), [operator.index(seed) for seed in seeds]
         if len(wanted) != len(numbers):
             raise ValueError(
                 f"{len(wanted)} prompts and {len(numbers)} seeds: give one seed for each prompt; for several "

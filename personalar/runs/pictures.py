@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from personalar.core.image_sizes import written
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.png import save_png
 from personalar.core.process import peak_memory_bytes
 from personalar.core.types import PromptSpec, Sample
 from personalar.data.prompts import fill, unrelated_prompts
 from personalar.generation.generator import generate_files, have_files
+from personalar.generation.provenance import how_drawn
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
 from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
 from personalar.scoring.score_file import merge_scores
@@ -84,8 +86,18 @@ def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]
 
 
 def provenance(session: RunContext, stage: str) -> dict[str, str]:
-    """Return what every picture says about the model that made it."""
-    texts = {"base": f"{session.base['name']} {session.base['fingerprint'][:12]}"}
+    """Return what every picture says about the model that made it, and how."""
+    config = session.config
+    texts = how_drawn(
+        config.decoder.settings,
+        dtype=config.model.dtype,
+        attention=config.trainer.attention,
+        device=session.device,
+    )
+    texts |= {
+        "size": written(session.model_files.layout.square),
+        "base": f"{session.base['name']} {session.base['fingerprint'][:12]}",
+    }
     if stage != "base":
         record = (session.folder.concept(stage) / RECORD_FILE).read_bytes()
         texts["concept"] = hashlib.sha256(record).hexdigest()[:12]

@@ -1,0 +1,112 @@
+"""Pictures of `personalar.sample`: nothing is replaced, and each can be drawn again from its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest_run import compose_config
+from PIL import Image
+
+from personalar.core.png import read_png_metadata, save_png
+from personalar.data.prompts import normalized
+from personalar.generation.pipeline import asked_for, write_samples
+
+PROMPT = "prompts=['a [V] cat']"
+
+
+@pytest.fixture
+def draw(finished_run: Path, tiny_model_dir: Path, tmp_path: Path):
+    def sample(*words: str) -> list[Path]:
+        where = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={tmp_path / 'out'}"]
+        return write_samples(
+            asked_for(compose_config(*where, *words, name="sample")), finished_run / "concept"
+        )
+
+    return sample
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_what_changes_a_picture_changes_its_name_and_its_facts(draw) -> None:
+    found = [
+        draw(PROMPT, *words)[0]
+        for words in (
+            ["decoder.cfg_scale=1"],
+            ["decoder.cfg_scale=3"],
+            ["decoder.top_k=2"],
+            ["decoder.temperature=0.5"],
+            ["decoder=jacobi"],
+            ["model.dtype=bfloat16"],
+            ["seeds=[1]"],
+        )
+    ]
+    assert len({*found}) == len(found) == len({repr(read_png_metadata(path)) for path in found})
+    assert len({pixels(path) for path in found}) > 4
+
+
+def test_the_same_picture_is_drawn_once(draw) -> None:
+    (first,) = draw(PROMPT, "seeds=[0,0]")
+    before = first.stat().st_mtime_ns
+    again = draw("prompts=['a  [V] cat ', ' a [V] cat']")  # blanks make no other prompt
+    assert again == [first] and first.stat().st_mtime_ns == before
+
+
+def test_a_file_of_somebody_else_stays(draw) -> None:
+    (first,) = draw(PROMPT)
+    own = pixels(first)
+    save_png(Image.new("RGB", (4, 4), "red"), first, {"prompt": "mine"})
+    (second,) = draw(PROMPT)
+    assert second.name == first.name.replace(".png", "-2.png") and pixels(second) == own
+    assert read_png_metadata(first) == {"prompt": "mine"}
+
+
+def test_a_picture_is_drawn_again_from_its_file_alone(draw, tmp_path: Path) -> None:
+    (first,) = draw(PROMPT, "decoder=jacobi", "decoder.top_k=5", "decoder.window=4", "model.dtype=bfloat16")
+    drawn, facts = pixels(first), read_png_metadata(first)
+    moved = first.rename(tmp_path / "moved.png")
+    (again,) = draw(f"like={moved}")
+    assert again == first and pixels(again) == drawn and read_png_metadata(again) == facts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": '{"_target_": "os.system", "command": "true"}'}, "not part of personalar .*os.system"),
+        ({"decoder": '{"_target_": "x"'}, "damaged decoder"),
+        ({"decoder": "[1]"}, "damaged decoder"),
+        ({"dtype": "int8"}, "strange dtype"),
+        ({"seed": "x"}, "does not say how it was drawn"),
+        ({"concept": "0" * 12}, "drawn of another concept"),
+        ({"size": None}, r"\(size missing\)"),
+    ],
+)
+def test_strange_files_are_one_sentence(draw, tmp_path: Path, change: dict, message: str) -> None:
+    (first,) = draw(PROMPT)
+    facts = {name: value for name, value in (read_png_metadata(first) | change).items() if value is not None}
+    path = save_png(Image.new("RGB", (4, 4)), tmp_path / "strange.png", facts)
+    with pytest.raises(ValueError, match=message):
+        draw(f"like={path}")
+    with pytest.raises(ValueError, match="leave prompts= and prompts_file= out"):
+        draw(f"like={path}", PROMPT)
+
+
+def test_prompts_of_a_file(draw, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeff# mine\r\na [V] cat\r\n\r\n  a [V] dog\r\na [V] cat\r\n".encode())
+    found = draw(f"prompts_file={file}")
+    assert [read_png_metadata(path)["prompt"] for path in found] == ["a [V] cat", "a [V] dog"]
+    with pytest.raises(ValueError, match=f"which is a file: write prompts_file={file}"):
+        draw(f"prompts=[{file}]")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        draw(f"prompts_file={file}x")
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a text in UTF-8"):
+        draw(f"prompts_file={file}")
+
+
+def test_a_prompt_has_one_form() -> None:
+    assert normalized("  a caf\u0065\u0301\r\n [V]\u00a0cat ") == "a caf\u00e9 [V] cat"
