@@ -81,7 +81,7 @@ def test_only_pictures_that_both_drew_are_compared(two_runs: Path, tmp_path: Pat
 
 
 def test_values_come_in_one_order(two_runs: Path) -> None:
-    """An interval depends on it: that of a set, which differs from process to process, would make it differ."""
+    """The interval depends on it, and a set has another order in every process."""
     state = read_states(two_runs / "plain")[("transformer", "subject")]
     assert list(state.values("balance")) == list(state.values("likeness")) != []
 
