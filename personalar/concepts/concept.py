@@ -15,9 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,24 +33,6 @@ from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_recor
 from personalar.core.files import write_atomic
 from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.models.base import Backend
-
-
-def base_fingerprint(files: Iterable[Path]) -> str:
-    """Return a hash of a base's weight files, names and contents."""
-    paths = list(files)
-    with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
-        contents = pool.map(content_hash, paths)
-        named = [f"{path.name}:{content};" for path, content in zip(paths, contents, strict=True)]
-    return hashlib.sha256("".join(named).encode()).hexdigest()
-
-
-def content_hash(path: Path) -> str:
-    """Return the sha256 of a file; one that a hub's cache keeps under its sha256 is not read for it."""
-    kept_as = path.resolve().name
-    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", kept_as):
-        return kept_as
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
 from personalar.concepts.adapters.lora import load_lora
-from personalar.concepts.concept import Concept, base_fingerprint, content_hash
+from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import is_card, plain, write_card
 from personalar.concepts.validation import read_tensors
 from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
-from personalar.core.files import write_atomic
+from personalar.core.files import base_fingerprint, content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, LORA_FILES
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.models.base import Backend

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from personalar.concepts.concept import Concept, content_hash
-from personalar.core.files import write_atomic
+from personalar.concepts.concept import Concept
+from personalar.core.files import content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
 from personalar.data.prompts import SUBJECT_TOKEN, training_prompt

@@ -10,22 +10,33 @@ from personalar.config.run_config import RunConfig
 
 
 def learning_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that determine what is learned, as plain values."""
-    model = asdict(config.model)
-    for name in ("family", "photo_warning", "float16_problem", "accelerator"):
+    """Return the settings that determine what is learned, as plain values.
+
+    Photos and base are known by their fingerprints, not by where they lie.
+    """
+    model, subject = asdict(config.model), asdict(config.subject)
+    for name in ("family", "photo_warning", "float16_problem", "accelerator", "path", "vq_path"):
         model.pop(name)
+    for name in ("path", "source"):
+        subject.pop(name)
     model["sampling"].pop("batch")  # how many pictures are drawn together changes none
     if model["layout"] is not None:
         model["layout"].pop("known_words")
     return {
         "model": model,
-        "subject": asdict(config.subject),
+        "subject": subject,
         "method": asdict(config.method),
         "decoder": config.decoder.settings,
         "optimizer": config.optimizer,
         "scheduler": config.scheduler,
         "seed": config.seed,
     }
+
+
+def concept_settings(config: RunConfig) -> dict[str, Any]:
+    """Return `learning_settings` and where the base lies, without where the photos lie."""
+    settings, model = learning_settings(config), config.model
+    return {**settings, "model": {**settings["model"], "path": model.path, "vq_path": model.vq_path}}
 
 
 def judges_of(config: RunConfig) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class StageNumbers:
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("linear", "constant"))
+        if self.replay_ratio > 0 and self.replayed == self.batch:
+            raise ValueError(
+                f"replay_ratio={self.replay_ratio} with batch={self.batch} leaves no sequence of the "
+                "subject: raise batch, or set replay_ratio=0"
+            )
 
     @property
     def sequences(self) -> int:

@@ -6,12 +6,13 @@ The YAML files in `conf/` hold named choices of these values; a key that is not 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import II, MISSING
 
-from personalar.config.fields import SEED, limits, one_of
+from personalar.config.fields import SEED, key_of, limits, one_of
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import StageNumbers
 from personalar.config.scorer_config import ScorerConfig
@@ -190,6 +191,14 @@ class RunConfig:
                 f"memory.optimizer={self.memory.optimizer} chooses between forms of AdamW, and the optimizer "
                 f"is {target}: leave memory.optimizer out, or take optimizer=adamw"
             )
+        data = self.model.recipe.data
+        for stage in self.method.stages.values():
+            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
+            if replays and not (data.replay_images and (data.replay_prompts or data.replay_prompts_live)):
+                raise ValueError(
+                    f"model.recipe.stages.{stage.numbers}.replay_ratio has no class images to replay: set "
+                    "model.recipe.data.replay_images and model.recipe.data.replay_prompts, or replay_ratio=0"
+                )
         if self.stage.run == []:
             raise ValueError(
                 f"stage.run=[] names no stage of method={self.method.name}; allowed: "
@@ -209,3 +218,40 @@ class RunConfig:
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]
+
+
+STAGES = "model.recipe.stages"
+READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
+    "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
+    "samples.time_share": (lambda c: c.samples.grid_every_steps > 0, "samples.grid_every_steps above 0"),
+    "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
+    "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
+    "scorer.likeness_weight": (lambda c: c.scorer.scores, "a scorer"),
+    "model.recipe.identifier.words": (
+        lambda c: c.model.recipe.identifier.init == "words",
+        "model.recipe.identifier.init=words",
+    ),
+    "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
+    "model.recipe.trained_weights": (
+        lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
+        "method=paper or method=joint; other methods say themselves what they train",
+    ),
+    "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
+    "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
+}
+"""Setting -> whether a run reads it, and what else it needs."""
+
+
+def check_read(config: RunConfig, words: Iterable[str]) -> None:
+    """Raise ValueError for one of the arguments `words` that changes nothing in this run."""
+    read = {stage.numbers: None for stage in config.method.stages.values()}
+    for word in words:
+        key = key_of(word)
+        parts = key.removeprefix(f"{STAGES}.").split(".")
+        if key.startswith(f"{STAGES}.") and parts[0] not in read:
+            rest = ".".join(parts[1:])
+            ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
+            raise ValueError(f"method={config.method.name} does not read {key}: set {ways}")
+        is_read, needs = READ_IF.get(key, (lambda _: True, ""))
+        if not is_read(config):
+            raise ValueError(f"this run does not read {key}, which needs {needs}")

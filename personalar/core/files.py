@@ -8,6 +8,7 @@ file that a power cut could empty.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import threading
@@ -112,3 +113,21 @@ def is_whole(path: Path) -> bool:
             return head not in (b"", b"\0") and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\0"
     except OSError:
         return False
+
+
+def base_fingerprint(files: Iterable[Path]) -> str:
+    """Return a hash of a base's weight files, names and contents."""
+    paths = list(files)
+    with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
+        contents = pool.map(content_hash, paths)
+        named = [f"{path.name}:{content};" for path, content in zip(paths, contents, strict=True)]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file; one that a hub's cache keeps under its sha256 is not read for it."""
+    kept_as = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", kept_as):
+        return kept_as
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,6 +17,9 @@ QKV = "model.layers.*.self_attn.[qkv]_proj.weight"
 def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run.json with today's keys; those of this version come back equal."""
     new = copy.deepcopy(dict(settings))
+    for group in ("model", "subject"):  # where things lie says nothing about what they are
+        for name in ("path", "vq_path"):
+            new.get(group, {}).pop(name, None)
     if "decoder" in new:
         _decoder(new["decoder"])
     if "optimizer" not in new and "stages" in new.get("method", {}):

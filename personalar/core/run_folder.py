@@ -114,8 +114,11 @@ class RunFolder:
         """The last stage that is finished."""
         return next((stage for stage in reversed(stage_names(self.record)) if self.has_concept(stage)), None)
 
-    def claim(self, settings: Mapping[str, Any], *, photos: str, overwrite: bool) -> None:
-        """Make sure that the run here was learned with the same `settings` and `photos` (a fingerprint).
+    def claim(self, settings: Mapping[str, Any], *, photos: str, base: str, overwrite: bool) -> None:
+        """Make sure that the run here was learned with the same `settings`.
+
+        Args:
+            photos, base: fingerprints.
 
         Raises:
             ValueError: other settings, which are named, or not the folder of a run.
@@ -129,12 +132,13 @@ class RunFolder:
         if overwrite and self.is_run:
             self.clear()
         changed = differences(self.record.get("settings", {}), settings)
-        if self.record.get("photos", photos) != photos:
-            changed.insert(0, "other photos")
+        for name, now in (("photos", photos), ("base", base)):
+            if self.record.get(name, now) != now:
+                changed.insert(0, f"other {name}")
         if self.record and changed and any(own_files(self.path, "images", "stages")):
             raise ValueError(
                 f"{self.path} holds a run with other settings ({first_few(changed)}): "
-                "choose another folder with hydra.run.dir=DIR, or start afresh with overwrite=true"
+                "choose another folder with hydra.run.dir=DIR (overwrite=true deletes what was learned here)"
             )
 
     def strangers(self) -> list[str]:

@@ -88,7 +88,8 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
     """Return what draws the concept's pictures."""
     import torch
 
-    from personalar.concepts.concept import Concept, base_fingerprint
+    from personalar.concepts.concept import Concept
+    from personalar.core.files import base_fingerprint
     from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 

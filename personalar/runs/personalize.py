@@ -18,7 +18,8 @@ from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures
 from personalar.config.fingerprint import learning_settings
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig
+from personalar.config.run_config import RunConfig, check_read
+from personalar.core.files import base_fingerprint
 from personalar.core.measures import IN_SUMMARY
 from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunConfig, Path]:
     """Return the configuration of a command line, and the run folder."""
     config = read_config(composed("run", settings))
+    check_read(config, settings)
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
     return config, where.absolute()
 
@@ -74,9 +76,9 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
     started = time.perf_counter()
     check_memory()
     subject, files = read_inputs(config)
-    folder = RunFolder(run_dir)
+    folder, base = RunFolder(run_dir), base_fingerprint(files.weights())
     if global_rank() == 0:
-        claim_folder(config, folder, subject, files)
+        claim_folder(config, folder, subject, base)
     from personalar.training.stage import selected_stages
 
     stages = selected_stages(config, folder)
@@ -84,7 +86,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
-    return open_session(config, subject, folder, files, stages, started=started), stages
+    return open_session(config, subject, folder, files, stages, base=base, started=started), stages
 
 
 def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
@@ -97,17 +99,22 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
     return subject, files
 
 
-def claim_folder(config: RunConfig, folder: RunFolder, subject: Subject, files: ModelFiles) -> None:
-    """Say what is learned where, make sure that the folder is this run's, and take over `reuse`."""
+def claim_folder(config: RunConfig, folder: RunFolder, subject: Subject, base: str) -> None:
+    """Say what is learned where, make sure that the folder is this run's, and take over `reuse`.
+
+    Args:
+        base: its fingerprint.
+    """
     from personalar.runs.reuse import check_started_alone, take_over
 
     check_started_alone(config)
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
     where = f"on the {config.trainer.accelerator.upper()}, in {folder.path}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
-    folder.claim(learning_settings(config), photos=subject.fingerprint, overwrite=config.overwrite)
+    settings, photos = learning_settings(config), subject.fingerprint
+    folder.claim(settings, photos=photos, base=base, overwrite=config.overwrite)
     if config.reuse:
-        print(take_over(config, folder, weights=files.weights(), subject=subject))
+        print(take_over(config, folder, base=base, subject=subject))
 
 
 def open_session(
@@ -117,10 +124,10 @@ def open_session(
     files: ModelFiles,
     stages: Stages,
     *,
+    base: str,
     started: float,
 ) -> RunContext:
     """Check the memory, load the judges and gather what every phase needs."""
-    from personalar.concepts.concept import base_fingerprint
     from personalar.core.console import Reporter
     from personalar.training.context import RunContext
     from personalar.training.memory_fit import preflight, sampling_work
@@ -138,7 +145,7 @@ def open_session(
         reporter=Reporter(enabled=global_rank() == 0),
         decoder=build("decoder", config.decoder.settings),
         scorer=load_judges(config, subject, specs, device),
-        base={"name": config.model.name, "fingerprint": base_fingerprint(files.weights())},
+        base={"name": config.model.name, "fingerprint": base},
         model_files=files,
         device=device,
         plans=plans,

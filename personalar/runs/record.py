@@ -53,6 +53,7 @@ def record_start(session: RunContext, *, command: str) -> None:
     session.folder.update(
         settings=session.settings,
         photos=subject.fingerprint,
+        base=session.base["fingerprint"],
         subject=subject.name,
         noun=subject.noun,
         live=subject.live,

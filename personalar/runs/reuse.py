@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.files import sync_files, write_atomic
+from personalar.core.older_runs import modernized
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
@@ -27,11 +28,11 @@ def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
     sync_files()
 
 
-def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], subject: Subject) -> str:
+def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subject) -> str:
     """Copy the first stage of the run in `config.reuse` into `folder`; return a message.
 
     Args:
-        weights: files of the base.
+        base: fingerprint of the base.
 
     Raises:
         FileNotFoundError: the first stage is missing or unfinished.
@@ -47,9 +48,12 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
             f"of a run that went through stage={FIRST}, or leave reuse out"
         )
     concept = Concept.load(other.concept(FIRST))
-    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(weights))
+    concept.check_base(name=config.model.name, fingerprint=base)
     settings = learning_settings(config)
-    theirs, ours = stage_settings(other.record["settings"], FIRST), stage_settings(settings, FIRST)
+    theirs, ours = (
+        stage_settings(modernized(other.record["settings"]), FIRST),
+        stage_settings(settings, FIRST),
+    )
     changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
     if concept.subject["fingerprint"] != subject.fingerprint:
         changed.append("other photos")
@@ -58,7 +62,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, weights: Sequence[Path], 
             f"reuse={source}: this run would not learn the same stage 1 ({first_few(changed)}): "
             "leave reuse out, or make these the same"
         )
-    folder.update(settings=settings, photos=subject.fingerprint)
+    folder.update(settings=settings, photos=subject.fingerprint, base=base)
     facts = other.record.get("stages", {}).get(FIRST, {})
     folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
     copy_files(source, folder.path, [*SHARED, f"images/{FIRST}", f"logs/{FIRST}"])

@@ -11,7 +11,7 @@ import torch
 from personalar.concepts.adapters.base import Adapter
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.concept import Concept
-from personalar.config.fingerprint import learning_settings
+from personalar.config.fingerprint import concept_settings, learning_settings
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.core.console import Reporter
@@ -93,12 +93,12 @@ class RunContext:
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
         """Return the concept of `stage`, without the path of the photos, which names people and places."""
-        subject, settings = self.subject, self.settings
+        subject = self.subject
         return Concept(
             base=self.base,
             subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
             stage=stage,
-            config={**settings, "subject": {**settings["subject"], "path": None}},
+            config=concept_settings(self.config),
             **learned,
         )
 

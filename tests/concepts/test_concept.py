@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept
+from personalar.core.files import base_fingerprint
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.models.chameleon.serialization import load_backend
 

@@ -17,8 +17,9 @@ from test_readme import compose, shell_lines
 
 import personalar.export
 from personalar.concepts.adapters.lora import inject_lora, lora_files
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept
 from personalar.concepts.exchange import read_export, read_row, write_export
+from personalar.core.files import base_fingerprint
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.model_files import ModelFiles, open_folder

@@ -16,7 +16,7 @@ from test_exchange import adapter, export
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import PLACES, model_card, write_card
-from personalar.config.fingerprint import learning_settings
+from personalar.config.fingerprint import concept_settings
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata, save_png
 
@@ -102,12 +102,12 @@ def test_a_concept_holds_no_photo_and_not_the_way_to_them(
 
 
 def test_a_base_of_the_hub_is_named_with_its_licence(tmp_path: Path) -> None:
-    config = learning_settings(compose_config("+subject=cat", "model=lumina_mgpt_7b_512"))
+    config = concept_settings(compose_config("+subject=cat", "model=lumina_mgpt_7b_512"))
     head, body = parts(model_card(make(config=config), tmp_path))
     assert head["base_model"] == "Alpha-VLLM/Lumina-mGPT-7B-512" and head["license"] == "other"
     assert head["license_link"] == "https://huggingface.co/Alpha-VLLM/Lumina-mGPT-7B-512"
     assert "non-commercial research" in body and "- method: paper" in body
-    head, _ = parts(model_card(make(config=learning_settings(compose_config("+subject=cat"))), tmp_path))
+    head, _ = parts(model_card(make(config=concept_settings(compose_config("+subject=cat"))), tmp_path))
     assert head["license"] == "apache-2.0"
 
 

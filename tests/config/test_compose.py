@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig
+from personalar.config.run_config import RunConfig, check_read
 from personalar.config.trainer_config import LightningArguments
 from personalar.training.stage import resolve_stages
 
@@ -232,3 +232,31 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         words = ["concept=x", "prompts=[x]"] if command == "sample" else []
         trainer = compose_config(large, *words, name=command).trainer
         assert trainer.torch_device == ("cuda" if seen else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["method=lora", "model.recipe.stages.transformer.lr=1"],
+            r"method=lora does not read model\.recipe\.stages\.transformer\.lr: set .*stages\.lora\.lr",
+        ),
+        (["samples.prior_images=3"], r"does not read samples\.prior_images, which needs samples\.kinds"),
+        (["scorer=none", "scorer.clip_text=prompt"], r"scorer\.clip_text, which needs a scorer"),
+        (["method=full", "model.recipe.trained_weights=[x]"], "which needs method=paper"),
+        (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "which needs optimizer=adamw"),
+    ],
+)
+def test_settings_that_change_nothing_are_refused(words: list[str], message: str) -> None:
+    config = compose_config("+subject=cat", *words)
+    with pytest.raises(ValueError, match=message):
+        check_read(config, ["+subject=cat", *words])
+    check_read(config, ["+subject=cat", "method=paper", "seed=3"])
+
+
+def test_replay_needs_class_images_and_room_beside_them() -> None:
+    ratio = "model.recipe.stages.transformer.replay_ratio=0.5"
+    with pytest.raises(ValueError, match=r"transformer\.replay_ratio has no class images to replay: set"):
+        compose_config("+subject=cat", "model/recipe=paper", ratio, "model.recipe.stages.transformer.batch=4")
+    with pytest.raises(ValueError, match=r"replay_ratio=0\.5 with batch=1 leaves no sequence of the subject"):
+        compose_config("+subject=cat", ratio, "model.recipe.stages.transformer.batch=1")

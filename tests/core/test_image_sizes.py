@@ -14,8 +14,9 @@ import personalar
 import personalar.generation.generator as generator_module
 import personalar.sample
 from personalar.concepts.adapters.identifier import Identifier
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept
 from personalar.config.model_config import ProtocolConfig
+from personalar.core.files import base_fingerprint
 from personalar.core.image_sizes import read_size
 from personalar.core.png import read_png_metadata
 from personalar.generation import batching

@@ -63,7 +63,7 @@ def test_temporary_files_name_the_program(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_only_what_a_killed_run_was_writing_goes(tmp_path: Path, overwrite: bool) -> None:
     write(tmp_path, *MINE, *PARTIAL)
-    run_folder(tmp_path).claim(OURS["settings"], photos="p", overwrite=overwrite)
+    run_folder(tmp_path).claim(OURS["settings"], photos="p", base="", overwrite=overwrite)
     assert set(contents(tmp_path, "**/*")) == {*MINE, "run.json"}
 
 
@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str,
         (tmp_path / mine).write_text('{"format_version": 1, "speed": 9}')
     before = contents(tmp_path, "**/*")
     with pytest.raises(ValueError, match=rf"holds {mine} but no run\.json.*hydra\.run\.dir=DIR") as refused:
-        RunFolder(tmp_path).claim({}, photos="p", overwrite=overwrite)
+        RunFolder(tmp_path).claim({}, photos="p", base="", overwrite=overwrite)
     assert "overwrite" not in str(refused.value)
     assert contents(tmp_path, "**/*") == before
 
@@ -86,7 +86,7 @@ def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str,
 def test_a_run_json_of_another_program_gives_no_right_to_delete(tmp_path: Path, record: dict) -> None:
     write(tmp_path, "images/mine.jpg")
     with pytest.raises(ValueError, match=r"holds run\.json, images but no run\.json that says"):
-        run_folder(tmp_path, record).claim({}, photos="", overwrite=True)
+        run_folder(tmp_path, record).claim({}, photos="", base="", overwrite=True)
     assert (tmp_path / "images" / "mine.jpg").is_file() and (tmp_path / "run.json").is_file()
 
 
@@ -101,7 +101,7 @@ def test_what_a_benchmark_brings_along_is_no_stranger(tmp_path: Path) -> None:
     """Killed while it copied, too."""
     brought = ("images/base/a.png", "references/redrawn/00.png", "cache/photo_codes.safetensors")
     write(tmp_path, *brought, "cache/.class_codes.safetensors.personalar-1-140000000000000.tmp")
-    RunFolder(tmp_path).claim({}, photos="p", overwrite=True)
+    RunFolder(tmp_path).claim({}, photos="p", base="", overwrite=True)
     assert set(contents(tmp_path, "**/*")) == set(brought)
 
 
@@ -109,7 +109,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(
     do_run, finished_run: Path, tmp_path: Path
 ) -> None:
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
-    RunFolder(run_dir).claim({}, photos="p", overwrite=True)
+    RunFolder(run_dir).claim({}, photos="p", base="", overwrite=True)
     assert set(contents(run_dir, "**/*")) == {"run.json"}  # every file of a run is known by its name
     assert [path.name for path in run_dir.iterdir()] == ["run.json"]
     run_dir = shutil.copytree(finished_run, tmp_path / "mine")
@@ -124,10 +124,10 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(
 def test_an_overwrite_that_was_stopped_can_be_repeated(tmp_path: Path) -> None:
     """A person's pictures lie beside ours, and a run ended after its folder was cleared."""
     write(tmp_path, "images/mine.jpg", "stages/embedding/concept/concept.json")
-    run_folder(tmp_path).claim({"seed": 1}, photos="q", overwrite=True)
+    run_folder(tmp_path).claim({"seed": 1}, photos="q", base="", overwrite=True)
     assert not (tmp_path / "stages").exists()
-    RunFolder(tmp_path).claim({"seed": 2}, photos="r", overwrite=True)
-    RunFolder(tmp_path).claim({"seed": 3}, photos="s", overwrite=False)
+    RunFolder(tmp_path).claim({"seed": 2}, photos="r", base="", overwrite=True)
+    RunFolder(tmp_path).claim({"seed": 3}, photos="s", base="", overwrite=False)
     assert (tmp_path / "images" / "mine.jpg").is_file()
 
 
@@ -140,7 +140,7 @@ def test_folders_of_other_libraries_go_whole(tmp_path: Path) -> None:
     )
     write(tmp_path, *theirs, "logs/wandb/mine.txt")
     (tmp_path / "logs" / "wandb" / "latest-run").symlink_to(tmp_path)  # not followed
-    run_folder(tmp_path).claim({}, photos="p", overwrite=True)
+    run_folder(tmp_path).claim({}, photos="p", base="", overwrite=True)
     assert set(contents(tmp_path, "**/*")) == {"logs/wandb/mine.txt", "run.json"}
 
 

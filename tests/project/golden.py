@@ -24,14 +24,14 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 SHORT = [
-    "model.recipe.stages.embedding.steps=10",
-    "model.recipe.stages.transformer.steps=10",
-    "model.recipe.stages.lora.steps=10",
-    "model.recipe.stages.joint.steps=10",
     "model.recipe.identifier.init=random",
     'samples.prompts=["a photo of a {}","a {} on the beach"]',
     "samples.grid_every_steps=5",
 ]
+WORD, WEIGHTS, LORA, JOINT = (
+    f"model.recipe.stages.{name}.steps=10" for name in ("embedding", "transformer", "lora", "joint")
+)
+TWO = [WORD, WEIGHTS, *SHORT]
 ZERO2 = ["trainer=zero2", "trainer.accelerator=cpu", "trainer.attention=eager"]
 
 
@@ -108,21 +108,21 @@ def record(out: Path, work: Path) -> None:
     cases = {
         "cat": lambda f: run(f, "+subject=cat", "stage=both"),
         "dog_stage_by_stage": lambda f: (
-            run(f, "+subject=dog", "stage=embedding", *SHORT),
-            run(f, "+subject=dog", "stage=transformer", *SHORT),
+            run(f, "+subject=dog", "stage=embedding", *TWO),
+            run(f, "+subject=dog", "stage=transformer", *TWO),
         ),
         "folder": lambda f: run(
             f,
             "+subject=folder",
             f"subject.path={make_photographs(work / 'photos')}",
             "subject.noun=dog",
-            *SHORT,
+            *TWO,
         ),
-        "lora": lambda f: run(f, "+subject=cat", "method=lora", *SHORT),
-        "joint": lambda f: run(f, "+subject=cat", "method=joint", *SHORT),
-        "zero2": lambda f: run(f, "+subject=cat", *ZERO2, *SHORT),
-        "killed": lambda f: run_with_a_kill(f, "+subject=bear", "trainer.checkpoint_every_steps=2", *SHORT),
-        "not_killed": lambda f: run(f, "+subject=bear", *SHORT),
+        "lora": lambda f: run(f, "+subject=cat", "method=lora", WORD, LORA, *SHORT),
+        "joint": lambda f: run(f, "+subject=cat", "method=joint", JOINT, *SHORT),
+        "zero2": lambda f: run(f, "+subject=cat", *ZERO2, *TWO),
+        "killed": lambda f: run_with_a_kill(f, "+subject=bear", "trainer.checkpoint_every_steps=2", *TWO),
+        "not_killed": lambda f: run(f, "+subject=bear", *TWO),
     }
     found = {}
     for name, case in cases.items():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest_run import compose_config
 
-from personalar.concepts.concept import Concept, base_fingerprint
+from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings
+from personalar.core.files import base_fingerprint
 from personalar.core.run_folder import RunFolder
 from personalar.models.loading import obtain_model
 
@@ -33,8 +34,12 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path: Path) -> None:
     shutil.copytree(OLDER / "concept", run_dir / "stages" / "embedding" / "concept")
     folder = RunFolder(run_dir)
     photos = folder.record["photos"]
-    folder.claim(learning_settings(compose_config("+subject=cat")), photos=photos, overwrite=False)
+    settings = learning_settings(compose_config("+subject=cat"))
+    folder.claim(settings, photos=photos, base="b", overwrite=False)
     with pytest.raises(ValueError, match=r"other settings \(seed 0 -> 1\)"):
         folder.claim(
-            learning_settings(compose_config("+subject=cat", "seed=1")), photos=photos, overwrite=False
+            learning_settings(compose_config("+subject=cat", "seed=1")),
+            photos=photos,
+            base="b",
+            overwrite=False,
         )

@@ -96,7 +96,7 @@ def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "part", ["personalar.reports.run_page.write_report", "personalar.runs.personalize.result_lines"]
+    "part", ["personalar.reports.run_page.write_report", "personalar.runs.record.result_lines"]
 )
 def test_a_run_that_dies_at_its_report_is_not_finished(
     part: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -234,3 +234,27 @@ def test_one_network_at_a_time_is_in_memory(
     finally:
         gc.enable()
     assert len(found) >= 5 and set(found) == {0} and not alive
+
+
+def test_photos_and_a_base_that_moved_are_the_same_run(
+    do_run, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos and bases are known by their contents, whatever the path."""
+    for name in ("photos", "base"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")
+    model = shutil.copytree(tiny_model_dir, tmp_path / "base" / "model")
+    words = ["subject.noun=dog", "subject.name=rex", "scorer=none", "samples.grid_every_steps=0"]
+
+    def train(photos: str, stage: str) -> bool:
+        where = [f"subject.path={photos}", f"model.path={model}"]
+        return do_run(tmp_path / "run", *where, *words, f"stage={stage}", subject="+subject=folder")
+
+    assert train(str(tmp_path / "photos"), "embedding")
+    monkeypatch.chdir(tmp_path)
+    assert not train("photos", "embedding")  # finished: the same photos by another path
+    moved = model.rename(tmp_path / "elsewhere")
+    model = moved
+    (tmp_path / "photos").rename(tmp_path / "album")
+    assert train("album", "both")  # goes on with stage 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]["stages"][-1] == "transformer"

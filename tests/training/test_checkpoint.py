@@ -254,10 +254,12 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
 
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images" / "base").mkdir(parents=True)
-    RunFolder(tmp_path).claim({}, photos="", overwrite=False)  # the base's may be copied from another run
+    RunFolder(tmp_path).claim(
+        {}, photos="", base="", overwrite=False
+    )  # the base's may be copied from another run
     (tmp_path / "images" / "embedding").mkdir()
     with pytest.raises(ValueError, match=r"no run.json that says what they were made with"):
-        RunFolder(tmp_path).claim({}, photos="", overwrite=False)
+        RunFolder(tmp_path).claim({}, photos="", base="", overwrite=False)
     (tmp_path / "run.json").write_text(json.dumps({"a": 1})[:-2])
     with pytest.raises(ValueError, match=r"run.json is damaged"):
         RunFolder(tmp_path)
