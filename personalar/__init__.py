@@ -12,8 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from pathlib import Path
+
+    from PIL.Image import Image
 
     from personalar.config.run_config import Stage
     from personalar.generation.pipeline import Pipeline
@@ -64,6 +67,54 @@ def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
     from personalar.generation.pipeline import load as load_learned
 
     return load_learned(concept, settings)
+
+
+def sample(
+    concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
+) -> list[Path]:
+    """Draw every prompt with every seed and write the PNG files as `python -m personalar.sample` does.
+
+    NOTE: `import personalar.sample`, the command's module, takes this name.
+
+    Args:
+        concept: a concept folder, or the folder of a finished run.
+        settings: as on the command line: "out=pictures", "decoder=jacobi".
+
+    Returns:
+        The files, prompt by prompt.
+
+    Raises:
+        ValueError, FileNotFoundError: for what the command would refuse, with what to do.
+    """
+    from personalar.generation.pipeline import sample_files
+
+    return sample_files(concept, prompts, seeds, settings)
+
+
+def score(
+    pictures: Sequence[Image],
+    prompts: Sequence[str],
+    *settings: str,
+    photos: Sequence[Image],
+    noun: str,
+) -> dict[str, float]:
+    """Return the means of a run's measures over pictures from anywhere: "dino", "clip_i", "clip_t" and more.
+
+    Args:
+        pictures: to be judged.
+        prompts: of each picture, with [V] where the subject's name goes.
+        settings: the judges, as on the command line: "scorer=dreambench"; by default those of nano.
+        photos: of the subject, which likeness is measured with.
+        noun: its class, which CLIP reads in the place of "[V] noun".
+
+    Raises:
+        ValueError: numbers of pictures and prompts differ, or there is no photo.
+    """
+    from personalar.config.compose import composed, read_config
+    from personalar.scoring.judges import score_pictures
+
+    config = read_config(composed("run", ["subject=cat", *settings])).scorer
+    return score_pictures(pictures, prompts, photos=photos, noun=noun, config=config)
 
 
 def __getattr__(name: str) -> Any:

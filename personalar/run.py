@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from personalar.config.command_line import launch
 from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.fields import key_of
-from personalar.config.run_config import RunConfig, check_read
+from personalar.config.run_config import RunConfig, unread
 from personalar.core.errors import user_errors
 from personalar.core.files import write_atomic
 from personalar.core.process import global_rank, keep_memory
@@ -44,7 +44,10 @@ def run_one(cfg: DictConfig) -> Objective | None:
             config = read_config(cfg, RunConfig)
             if sweeps and searches(hydra_config):
                 check_objective(config)
-            check_read(config, hydra_config.overrides.task)
+            if found := unread(config, hydra_config.overrides.task):
+                if not sweeps:  # a sweep over methods has settings for each
+                    raise ValueError(found)
+                print(f"note: {found}")
             prepared = prepare(config, run_dir)
         if leads:
             keep_configuration(run_dir, cfg, finished=prepared is None)

@@ -15,6 +15,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
@@ -35,6 +36,7 @@ from personalar.config.fields import (
     check_keys,
     check_limits,
     check_names,
+    from_where_typed,
     inside,
     read_word,
     suggest,
@@ -141,6 +143,8 @@ def read_config(cfg: DictConfig, schema: type | None = None) -> Any:
         except OmegaConfBaseException as error:
             raise ValueError(str(error).splitlines()[0]) from error
     check_complete(cfg)
+    if HydraConfig.initialized() and (typed := Path(HydraConfig.get().runtime.cwd)) != Path.cwd():
+        from_where_typed(cfg, typed)
     check_folder_names(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)
     check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)

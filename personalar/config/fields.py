@@ -10,12 +10,13 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from personalar.core.measures import IN_SUMMARY
@@ -121,6 +122,27 @@ def check_folder_names(cfg: DictConfig) -> None:
                 f"line without / and \\, at most {LONGEST} bytes, and not . or ..; a run is put elsewhere "
                 "with hydra.run.dir=DIR"
             )
+
+
+PATHS = (
+    "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "like",
+    "benchmark.path", "scorer.clip", "scorer.dino",
+)  # fmt: skip
+"""Settings that are paths, or may be."""
+
+
+def from_where_typed(cfg: DictConfig, base: Path) -> None:
+    """Make relative paths absolute, from the folder `base` where the command was typed.
+
+    Hydra has moved elsewhere by then where hydra.job.chdir=true. Names of the hub stay as they are.
+    """
+    with open_dict(cfg):
+        for key in PATHS:
+            value = OmegaConf.select(cfg, key, default=None)
+            if not isinstance(value, str) or "://" in value or value.startswith("~"):
+                continue
+            if key == "out" or (base / value).exists():
+                OmegaConf.update(cfg, key, str(base / value))
 
 
 def inside(path: str) -> str:

@@ -244,6 +244,12 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
 
 def check_read(config: RunConfig, words: Iterable[str]) -> None:
     """Raise ValueError for one of the arguments `words` that changes nothing in this run."""
+    if found := unread(config, words):
+        raise ValueError(found)
+
+
+def unread(config: RunConfig, words: Iterable[str]) -> str | None:
+    """Return a sentence about one of the arguments `words` that changes nothing in this run, or None."""
     read = {stage.numbers: None for stage in config.method.stages.values()}
     for word in words:
         key = key_of(word)
@@ -251,7 +257,8 @@ def check_read(config: RunConfig, words: Iterable[str]) -> None:
         if key.startswith(f"{STAGES}.") and parts[0] not in read:
             rest = ".".join(parts[1:])
             ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
-            raise ValueError(f"method={config.method.name} does not read {key}: set {ways}")
+            return f"method={config.method.name} does not read {key}: set {ways}"
         is_read, needs = READ_IF.get(key, (lambda _: True, ""))
         if not is_read(config):
-            raise ValueError(f"this run does not read {key}, which needs {needs}")
+            return f"this run does not read {key}, which needs {needs}"
+    return None

@@ -257,6 +257,18 @@ def load(concept: str | PathLike[str], settings: Sequence[str]) -> Pipeline:
     return Pipeline(prepare_generator(config, concept_folder(config.concept)))
 
 
+def sample_files(
+    concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
+) -> list[Path]:
+    """Draw every prompt with every seed into files; see `personalar.sample`."""
+    folder = fspath(concept)
+    cfg = composed("sample", add_base(settings, folder))
+    cfg.concept, cfg.prompts, cfg.seeds = folder, list(prompts), list(seeds)
+    config = asked_for(read_config(cfg))
+    check_words(config.prompts, [SUBJECT_TOKEN])
+    return write_samples(config, concept_folder(folder))
+
+
 def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
     """Return what `personalar.sample` would run with.
 

@@ -114,6 +114,23 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
+def identical(rows: Sequence[Row]) -> list[str]:
+    """Return a note on each pair of rows whose scores are equal, picture by picture."""
+    first: dict[str, str] = {}
+    notes = []
+    for row in rows:
+        found = [
+            (state.run.get("subject"), line["prompt"], line["seed"], line["scorer"], line["value"])
+            for state in row.states
+            for line in state.lines
+        ]
+        key = repr(sorted(found, key=repr))
+        if found and key in first:
+            notes.append(f"{row.title} and {first[key]} are identical: what differs changed nothing")
+        first.setdefault(key, row.title)
+    return notes
+
+
 def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
     """Return the states of a run by (stage, kind): the base, its text description, and each stage."""
     run, lines = read_run(run_dir), read_scores(run_dir / "scores.jsonl")

@@ -24,6 +24,7 @@ from personalar.reports.comparison import (
     Row,
     columns_of,
     find_runs,
+    identical,
     markdown,
     pareto_front,
     rows_of_runs,
@@ -126,7 +127,7 @@ def write_comparison(
         reference: the row that the others are compared with; by default the first.
         notes: attribution, licence, protocol.
     """
-    records = table(rows, reference)
+    records, notes = table(rows, reference), [*notes, *identical(rows)]
     measures = measures_of(*(state.run for row in rows for state in row.states))
     under = [measures["dino"], *(measure for measure in added(measures).values() if measure.is_scored)]
     sentences = verdicts(records)
@@ -137,7 +138,7 @@ def write_comparison(
         _picture(shown, [row.title for row in rows], out / "comparison.png")
     context = {
         "title": title,
-        "notes": list(notes),
+        "notes": notes,
         "records": records,
         "columns": columns_of(records),
         "measures": measures,

@@ -17,11 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from PIL.Image import Image
+
 from personalar.config.plugins import build
 from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import Measure, check_new
-from personalar.core.types import PromptSpec, Sample, Subject
+from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.scoring.base import Scorer
+from personalar.scoring.metrics import MeanScores
 from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
@@ -164,3 +167,32 @@ def load_judges(
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
     names = {name: json.dumps(settings, sort_keys=True) for name, settings in config.extra.items()}
     return Judges(subject, main, extra, names)
+
+
+def score_pictures(
+    pictures: Sequence[Image],
+    prompts: Sequence[str],
+    *,
+    photos: Sequence[Image],
+    noun: str,
+    config: ScorerConfig,
+) -> dict[str, float]:
+    """Return the mean of each measure over `pictures`; see `personalar.score`."""
+    if len(pictures) != len(prompts) or not pictures or not photos:
+        raise ValueError(
+            f"{len(pictures)} pictures, {len(prompts)} prompts and {len(photos)} photos: give one prompt for "
+            "each picture, and at least one of each"
+        )
+    images = tuple(photo.convert("RGB") for photo in photos)
+    subject = Subject(
+        name="given", noun=noun, images=images, live=False, fingerprint=image_fingerprint(images)
+    )
+    specs = [PromptSpec(text=prompt, category="plain") for prompt in prompts]
+    samples = [
+        Sample(stage="given", prompt=spec.text, kind="subject", seed=number, spec=spec, image=image)
+        for number, (image, spec) in enumerate(zip(pictures, specs, strict=True))
+    ]
+    judges = load_judges(config, subject, prompts=specs, device="cpu")
+    means = MeanScores(judges.measures)
+    means.update(judges.score(samples))
+    return {name: float(value) for name, value in means.compute().items()}

@@ -24,7 +24,7 @@ from personalar.reports.comparison import (
     table,
     verdicts,
 )
-from personalar.reports.comparison_page import compare_folders, marks_of
+from personalar.reports.comparison_page import compare_folders, marks_of, write_comparison
 from personalar.scoring.score_file import merge_scores, read_scores
 
 
@@ -78,6 +78,17 @@ def test_only_pictures_that_both_drew_are_compared(two_runs: Path, tmp_path: Pat
     other = make_run(tmp_path / "dog", noun="dog")
     dog = Row(title="dog", states=(read_states(other)[("transformer", "subject")],))
     assert compare_rows(dog, rows[1], "dino") is None  # another subject: nothing in common
+
+
+def test_rows_with_equal_results_are_noted(two_runs: Path, tmp_path: Path) -> None:
+    """A setting that changed nothing makes two equal rows."""
+    for name, source in (("one", "plain"), ("two", "plain"), ("three", "better")):
+        shutil.copytree(two_runs / source, tmp_path / "runs" / name)
+    write_comparison(rows_of_runs(find_runs(tmp_path / "runs"), tmp_path / "runs"), tmp_path / "out")
+    note = "two and one are identical: what differs changed nothing"
+    for file in ("comparison.md", "comparison.html"):
+        assert (tmp_path / "out" / file).read_text().count("are identical") == 1, file
+    assert note in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_values_come_in_one_order(two_runs: Path) -> None:

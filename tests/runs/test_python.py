@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,12 @@ import lightning as L
 import pytest
 import torch
 from conftest_run import QUICK
+from PIL import Image
 
 import personalar
+from personalar import sample as personalar_sample  # other tests import the module of that name
 from personalar.concepts.concept import Concept
+from personalar.core.png import read_png_metadata
 
 LOOK = ("scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
 
@@ -34,6 +39,10 @@ def test_a_run_is_the_commands(settings: list[str], tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     for name in ("concept/learned_embeds.safetensors", "concept/weights.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    where = [settings[-1], "decoder.cfg_scale=1"]
+    prompts = ['it\'s a [V] cat, "here"', "a [V] cat"]
+    files = personalar_sample(folder, prompts, [0, 1], *where, "out=drawn")
+    assert len(files) == 4 and all(file.is_file() for file in files)
     pictures = personalar.load(folder, settings[-1], "decoder.cfg_scale=1").images(["a [V] cat"], [0])
     assert pictures[0].size == (32, 32)
 
@@ -72,3 +81,37 @@ def test_mistakes_are_those_of_the_command() -> None:
         personalar.personalize("subject=catt")
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         personalar.Nothing  # noqa: B018
+
+
+def test_pictures_from_anywhere_are_scored_as_in_a_run(finished_run: Path, tiny_scorer_dir: Path) -> None:
+    judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
+    files = sorted((finished_run / "images" / "embedding").glob("subject_*.png"))
+    photos = sorted((finished_run / "references").glob("*.png"))
+    lines = [json.loads(line) for line in (finished_run / "scores.jsonl").read_text().splitlines()]
+    wanted = [line for line in lines if (line["stage"], line["kind"]) == ("embedding", "subject")]
+    prompts = [read_png_metadata(file)["prompt"] for file in files]
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    found = personalar.score(pictures, prompts, *judges, photos=[Image.open(p) for p in photos], noun="cat")
+    for measure in ("dino", "clip_i", "clip_t"):
+        values = [line["value"] for line in wanted if line["scorer"] == measure]
+        assert found[measure] == pytest.approx(sum(values) / len(values), abs=2e-6)
+    with pytest.raises(ValueError, match="2 pictures, 1 prompts and 1 photos: give one prompt for each"):
+        personalar.score(pictures[:2], prompts[:1], photos=pictures[:1], noun="cat")
+
+
+def test_relative_paths_are_meant_from_where_the_command_was_typed(
+    settings: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")
+    shutil.copytree(settings[-1].partition("=")[2], tmp_path / "model")
+    words = [
+        "+subject=folder",
+        "subject.path=photos",
+        "subject.noun=dog",
+        "model.path=model",
+        *settings[1:-1],
+    ]
+    command = [sys.executable, "-m", "personalar.run", *words, "stage=embedding", "hydra.job.chdir=true"]
+    subprocess.run([*command, "hydra.run.dir=run"], check=True)
+    assert (tmp_path / "run" / "concept" / "concept.json").is_file()
