@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +33,7 @@ from personalar.config.compose import (
 )
 from personalar.config.model_config import PARTS, is_commit
 from personalar.core.errors import user_errors
+from personalar.core.files import read_json
 
 CONF_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")
 LOOK_FLAGS = ("--cfg", "-c", "--info", "-i")
@@ -273,8 +273,8 @@ def base_arguments(folder: Path) -> list[str]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return None
 
 
