@@ -5,7 +5,6 @@ Hashes detect corruption, not tampering, so every field is validated before use.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from personalar.core.files import read_json
 from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
 NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
 """Names that may stand for a learned row: a shorter one could hide in anybody's prompt."""
 FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
-LARGEST_JSON = 16 << 20
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -38,12 +37,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no concept: {path.name} is missing (a finished run has it in concept/)"
         )
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path} is damaged: it is larger than any {path.name} is")
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         found = record["format_version"]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is damaged ({error!r:.200}): make the concept again") from error
     if found != FORMAT_VERSION:
         raise ValueError(f"{path} has format_version {found!r:.40}, this program reads {FORMAT_VERSION}")

@@ -5,7 +5,6 @@ Hydra composes once beforehand; what it refuses is said with the nearest name an
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -31,6 +30,7 @@ from personalar.config.compose import (
 from personalar.config.fields import key_of, parse, suggest
 from personalar.config.model_config import PARTS, is_commit
 from personalar.core.errors import user_errors
+from personalar.core.files import read_json
 from personalar.core.run_folder import flatten
 
 
@@ -134,8 +134,8 @@ def base_arguments(folder: Path) -> list[str]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -15,6 +15,8 @@ from personalar.core.image_sizes import Size, bucket_sizes
 
 PARTS = {"hub": "transformer", "vq_hub": "image tokenizer", "tokenizer_hub": "text tokenizer"}
 """The content of a `ModelConfig`'s repositories, by their setting."""
+MOST_GRIDS = 256
+"""Largest side in units of a size token: the list of sizes grows with its square."""
 LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
 
@@ -55,6 +57,11 @@ class ProtocolConfig:
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"
+            )
+        if self.resolution // self.grid_px > MOST_GRIDS:
+            raise ValueError(
+                f"layout.resolution={self.resolution} is too much for layout.grid_px={self.grid_px}; "
+                f"allowed: {MOST_GRIDS} times as much"
             )
         if "{prompt}" not in self.prompt_template:
             raise ValueError(f"layout.prompt_template={self.prompt_template!r} must contain {{prompt}}")

@@ -1,4 +1,4 @@
-"""Atomic files: complete or absent, whenever a process ends or the power fails.
+"""Atomic files: complete or absent, whenever a process ends or the power fails; and JSON within bounds.
 
 A file is on the disk once `os.fsync` has returned for it and for its folder. Pictures and other files that
 can be made again wait for the next file that is synced: they come to the disk before it, so no record names a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import threading
@@ -16,11 +17,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = re.compile(r"\..+\.personalar-\d+-\d+\.tmp")
 """Names that only `temporary` gives: they mark files that a killed run was writing."""
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 """Answers of file systems that do not sync folders, or not what is open for reading."""
+LARGEST_JSON = 16 << 20
+"""Bytes; the records and configurations that are read have some kilobytes, the largest index a megabyte."""
 SYNCED_TOGETHER = 8
 """Threads: file systems write the files of several at once."""
 
@@ -131,3 +135,53 @@ def content_hash(path: Path) -> str:
         return kept_as
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, as `write_atomic` does.
+
+    Names that are no text have their bytes spelt out: in JSON that is the same value.
+    """
+    write_atomic(path, text.encode(errors="backslashreplace"))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file that may come from a stranger.
+
+    Raises:
+        ValueError: with the reason: too large, damaged, or nested too deeply.
+    """
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path.stat().st_size / 1e6:.0f} MB, allowed: {LARGEST_JSON >> 20}")
+    return parse_json(path.read_bytes())
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of JSON text. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Tell whether plain values are of a shape.
+
+    Args:
+        shape: a type; None; a tuple of shapes, of which one fits; a list with the shape of every item; or a
+            dict with the shapes of those keys that are there, "*" for all others; "x!": x must be there.
+    """
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict) or not {key[:-1] for key in shape if key.endswith("!")} <= set(value):
+            return False
+        any_key = shape.get("*", object)
+        return all(fits(item, shape.get(key, shape.get(f"{key}!", any_key))) for key, item in value.items())
+    if shape is None:
+        return value is None
+    if isinstance(value, bool):
+        return shape in (bool, object)
+    return isinstance(value, int | float if shape is float else shape)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import TEMPORARY, is_whole, write_atomic
+from personalar.core.files import TEMPORARY, fits, is_whole, read_json, write_text
 from personalar.core.older_runs import modernized
 from personalar.core.own_files import (
     FOLDERS,
@@ -30,6 +30,51 @@ SHARED = (
     "cache/class_codes.safetensors",
 )
 """Files that depend on base, photos, prompts and seeds alone; they may be copied before a run begins."""
+
+
+RECORD = {
+    "settings": {
+        "model": {"*": object, "recipe": {"*": object, "stages": {"*": object}}},
+        "method": {"*": object, "stages": {"*": {"*": object, "numbers": str}}},
+        "*": object,
+    },
+    "photos": str,
+    "subject": (str, None),
+    "noun": (str, None),
+    "model": (str, None),
+    "description": (str, None),
+    **dict.fromkeys(("command", "started", "device", "stage", "method"), (str, None)),
+    "warnings": [str],
+    "versions": {"*": str},
+    "scorers": ({"*": (str, None)}, None),
+    "bounds": ({"*": ({"dino!": float, "clip_i!": float, "images!": int, "*": float}, None)}, None),
+    "stages": {
+        "*": {
+            "steps": int,
+            "seconds": float,
+            "note": (str, None),
+            "v_moved": (float, None),
+            "pictures_changed": (float, None),
+            "*": object,
+        }
+    },
+    "total_seconds": (float, None),
+    "peak_memory_bytes": (float, None),
+    "finished": ({"stages": [str], "*": object}, None),
+    "*": object,
+}
+"""The shape of run.json (`files.fits`)."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a run.json. Raises ValueError, with the reason, where no run wrote it."""
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError("no object with stages")
+    strange = [name for name, value in record.items() if not fits(value, RECORD.get(name, object))]
+    if strange:
+        raise ValueError(f"{', '.join(map(repr, strange[:4]))} of another kind than a run writes")
+    return record
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,10 +124,8 @@ class RunFolder:
         self.path = path
         record = path / "run.json"
         try:
-            self.record: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
-            if not isinstance(self.record, dict) or not isinstance(self.record.get("stages", {}), dict):
-                raise ValueError("no object with stages")
-        except (ValueError, RecursionError) as error:
+            self.record: dict[str, Any] = read_record(record) if record.is_file() else {}
+        except ValueError as error:
             raise ValueError(
                 f"{record} is damaged ({error}): restore it, or choose another folder with hydra.run.dir=DIR"
             ) from error
@@ -165,7 +208,7 @@ class RunFolder:
     def update(self, **facts: Any) -> None:
         """Put `facts` into run.json."""
         self.record = {"format_version": FORMAT_VERSION, **self.record, **facts}
-        write_atomic(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False).encode())
+        write_text(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False))
 
     def update_stage(self, stage: str, **facts: Any) -> None:
         """Put `facts` into the stage's entry of run.json."""

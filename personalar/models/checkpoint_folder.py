@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from personalar.core.files import write_atomic
+from personalar.config.fields import check_number
+from personalar.core import files
+from personalar.core.files import write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_LEVELS = 16
+"""Numbers in a list of config.json: levels of an image tokenizer."""
+Numbers = TypeVar("Numbers")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -17,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model folder contains base/, vq/ and protocol.json")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not valid json: {error}") from error
     if not isinstance(value, dict):
@@ -27,7 +33,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a json object, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_config(path: Path, parse: Callable[[dict[str, Any]], Numbers]) -> Numbers:
+    """Return the dataclass that `parse` makes of a json object. Raises ValueError for values of no model."""
+    try:
+        config = parse(read_json(path))
+        check_numbers(config)
+        return config
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is damaged ({error!r:.200}): copy it again") from error
+
+
+def check_numbers(config: Any) -> None:
+    """Raise ValueError for a number that no model has: it could take hours, or all memory.
+
+    Args:
+        config: a dataclass; `limits` of a field hold for its number, or for each of a tuple.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        many = value if isinstance(value, tuple) else (value,)
+        if isinstance(field.default, tuple) != isinstance(value, tuple):
+            raise ValueError(f"config.json has {field.name}={value!r:.40}; it must be like {field.default}")
+        if len(many) > MOST_LEVELS:
+            raise ValueError(f"config.json has {len(many)} values of {field.name}; allowed: {MOST_LEVELS}")
+        for number in many if "limits" in field.metadata else ():
+            low, high = field.metadata["limits"]
+            kind = int if isinstance(low, int) else int | float
+            if isinstance(number, bool) or not isinstance(number, kind):
+                raise ValueError(f"config.json has {field.name}={number!r:.40}; a number is needed")
+            check_number(f"config.json: {field.name}", number, low, high)
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -253,6 +253,12 @@ def titled(record: dict[str, Any]) -> str:
     return f"{record['row']} (other judges)" if record["other_judges"] else record["row"]
 
 
+def as_markdown(text: str) -> str:
+    """Return a name of others as text on one line that no markup and no terminal's command can hide in."""
+    plain = "".join(sign if sign.isprintable() else "�" for sign in text)
+    return re.sub(r"([\\`*\[\]|<>&#~])", r"\\\1", plain)
+
+
 def markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return the table in Markdown; columns that nobody measured are left out."""
     columns = columns_of(records)
@@ -261,7 +267,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     head = ["", "subjects", "images", *columns.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for record in records:
-        cells = [titled(record), str(record["subjects"]), str(record["images"])]
+        cells = [as_markdown(titled(record)), str(record["subjects"]), str(record["images"])]
         lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
     return "\n".join(lines)
 
@@ -285,5 +291,6 @@ def verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
                 "the same scorer=, what they learned and drew is kept"
             )
         if parts:
-            sentences.append(f"{record['row']} against {record['against']}: {'; '.join(parts)}")
+            names = f"{as_markdown(record['row'])} against {as_markdown(record['against'])}"
+            sentences.append(f"{names}: {'; '.join(parts)}")
     return sentences

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import write_atomic
+from personalar.core.files import write_text
 from personalar.core.measures import MEASURES, Measure, added, measures_of
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
@@ -22,6 +22,7 @@ from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
     Picture,
     Row,
+    as_markdown,
     columns_of,
     find_runs,
     identical,
@@ -153,11 +154,12 @@ def write_comparison(
         "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
     }
-    write_atomic(out / "comparison.html", render(context, "comparison.html.j2").encode())
-    text = "\n".join([f"# {title}", "", markdown(records), "", *[f"- {s}" for s in [*sentences, *notes]], ""])
-    write_atomic(out / "comparison.md", text.encode())
+    write_text(out / "comparison.html", render(context, "comparison.html.j2"))
+    told = [f"- {text}" for text in [*sentences, *notes]]
+    text = "\n".join([f"# {as_markdown(title)}", "", markdown(records), "", *told, ""])
+    write_text(out / "comparison.md", text)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomic(out / "comparison.jsonl", lines.encode())
+    write_text(out / "comparison.jsonl", lines)
     return records
 
 

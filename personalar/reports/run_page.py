@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from personalar.config.command_line import as_value
-from personalar.core.files import write_atomic
+from personalar.core.files import read_json, write_text
 from personalar.core.measures import added, measures_of
 from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
@@ -147,6 +147,14 @@ def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[st
     return marks
 
 
+def concept_record(path: Path) -> str | None:
+    """Return the record of a concept for people; None where it is missing or damaged."""
+    try:
+        return json.dumps(read_json(path), indent=2, ensure_ascii=False)
+    except (OSError, ValueError):
+        return None
+
+
 def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
@@ -195,7 +203,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
     }
     # Class prompts are compared with the base, where the subject's prompts are class prompts.
     drift = by_kind["class"] + [sample for sample in by_kind["subject"] if sample["stage"] == "base"]
-    concept = _text_of(run_dir / "concept" / "concept.json")
     return {
         "run": run,
         "summary": summary,
@@ -217,7 +224,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "final_loss": {stage: points[-1][1] for stage, points in losses.items() if points},
         "commands": next_commands(run_dir, run, stages),
         "config": _text_of(run_dir / ".hydra" / "config.yaml"),
-        "concept": json.dumps(json.loads(concept), indent=2, ensure_ascii=False) if concept else None,
+        "concept": concept_record(run_dir / "concept" / "concept.json"),
         "unreadable": unreadable,
     }
 
@@ -267,5 +274,5 @@ def write_report(run_dir: Path) -> Path:
     """Write `summary.json` and `report.html` from the folder's files and return the page's path."""
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
-    write_atomic(path, render(gather(run_dir)).encode())
+    write_text(path, render(gather(run_dir)))
     return path

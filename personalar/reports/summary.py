@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import write_atomic
+from personalar.core.files import read_json, write_text
 from personalar.core.measures import Measure, added, measures_of
-from personalar.core.run_folder import stage_names
+from personalar.core.run_folder import read_record, stage_names
 from personalar.reports.bootstrap import interval
 from personalar.scoring.score_file import read_scores
 
@@ -38,8 +38,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
             f"{run_dir} is not a run folder: no run.json; give the folder that python -m personalar.run wrote"
         )
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        run = read_record(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): restore it, or run the command again in another folder"
         ) from error
@@ -63,10 +63,10 @@ def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | No
 
     None without bounds (photographs) or when the scorer cannot tell the two apart.
     """
-    floor, ceiling = (bounds or {}).get("floor"), (bounds or {}).get("ceiling")
-    if dino is None or not floor or not ceiling or ceiling["dino"] <= floor["dino"]:
+    low, high = (((bounds or {}).get(end) or {}).get("dino") for end in ("floor", "ceiling"))
+    if dino is None or low is None or high is None or high <= low:
         return None
-    return mean([(dino - floor["dino"]) / (ceiling["dino"] - floor["dino"])])
+    return mean([(dino - low) / (high - low)])
 
 
 def _select(lines: Lines, **wanted: str) -> Lines:
@@ -206,13 +206,13 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
     run_dir = Path(run_dir)
     summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(run_dir / "summary.json", text.encode())
+    write_text(run_dir / "summary.json", text)
     return summary
 
 
 def result_lines(run_dir: Path) -> list[str]:
     """Return the table of a finished run, from its summary.json and what run.json declares."""
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = read_json(run_dir / "summary.json")
     names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift"]
     names += [*added(measures_of(read_run(run_dir))), "seconds"]
     lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]

@@ -24,7 +24,7 @@ from personalar.config.command_line import quote
 from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, stage_settings
-from personalar.core.files import write_atomic
+from personalar.core.files import write_text
 from personalar.core.process import available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
@@ -252,7 +252,7 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
                 {"row": row.title, "stage": state.stage, "kind": state.kind, **facts, **state.measures}
             )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_atomic(out / "results.jsonl", text.encode())
+    write_text(out / "results.jsonl", text)
     notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
     if config.benchmark.kind == "dreambench":
         notes.append(ATTRIBUTION.replace("\n", " "))

@@ -5,14 +5,16 @@ Equals transformers' own Pillow image processors for CLIP and ViT (tests), witho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from personalar.core.files import read_json
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
@@ -45,7 +47,13 @@ class ImagePreprocessor:
         path = folder / "preprocessor_config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; a scorer's folder needs it beside config.json")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return cls._from_values(read_json(path))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{path} is damaged ({error!s:.200}): copy it again") from error
+
+    @classmethod
+    def _from_values(cls, found: dict[str, Any]) -> ImagePreprocessor:
         crops = found.get("do_center_crop", False)
         shortest_edge, size = _resize_rule(found, crops)
         return cls(

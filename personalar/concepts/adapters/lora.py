@@ -17,6 +17,8 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from personalar.core.files import parse_json
+
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
@@ -100,7 +102,7 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
         raise ValueError(f"the adapter folder is missing {', '.join(missing)}")
     try:
         saved = from_safetensors(files[WEIGHTS_FILE])
-        config: dict[str, Any] = json.loads(files[CONFIG_FILE])
+        config: dict[str, Any] = parse_json(files[CONFIG_FILE])
         kept = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error

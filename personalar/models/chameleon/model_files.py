@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from personalar.config.model_config import ProtocolConfig
-from personalar.models.checkpoint_folder import read_json, shard_names, weight_files
+from personalar.core.files import fits
+from personalar.models.checkpoint_folder import read_config, read_json, shard_names, weight_files
 
 if TYPE_CHECKING:  # torch is loaded with the model
     import torch
@@ -33,6 +32,8 @@ if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.stored_base import BaseShape
 
 VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
+LAYOUT = {"grid_px": int, "resolution": int, "ids": {"*": int}, "known_words": ([str], None)}
+"""The shape of protocol.json (`files.fits`); all else is text, and no ${...} in it is resolved."""
 VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstream repositories
 
 
@@ -75,7 +76,8 @@ class ModelFiles:
         from personalar.models.chameleon.transformer import TransformerConfig
         from personalar.models.chameleon.vq_checkpoint import vq_config
 
-        network = TransformerConfig.from_hf(read_json(self.base / "config.json"), attention=attention)
+        parse = partial(TransformerConfig.from_hf, attention=attention)
+        network = read_config(self.base / "config.json", parse)
         return shape_of(network, vq_config(self.vq), resolution=self.layout.resolution, images=images)
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
@@ -178,7 +180,7 @@ def read_layout(path: Path) -> ProtocolConfig:
     if unknown:
         allowed = sorted(ProtocolConfig.__dataclass_fields__)
         raise ValueError(f"{path} has unknown keys {unknown}; allowed are {allowed}")
-    try:  # checks the types too
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ProtocolConfig), values))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+    wrong = [name for name, value in values.items() if not fits(value, LAYOUT.get(name, str))]
+    if wrong:
+        raise ValueError(f"{path} is damaged ({', '.join(wrong)}: a value of another type)")
+    return ProtocolConfig(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from personalar.config.model_config import ProtocolConfig
-from personalar.core.files import write_atomic
+from personalar.core.files import fits, write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import hf_config
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
@@ -27,7 +28,7 @@ from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.chameleon.vq import VQConfig, VQModel
 from personalar.models.chameleon.vq_checkpoint import load_vq
-from personalar.models.checkpoint_folder import read_json, write_json
+from personalar.models.checkpoint_folder import read_config, read_json, write_json
 from personalar.models.cpu_kernels import use_fast_linears
 from personalar.models.sharding import assign, ordinary_modules
 
@@ -55,12 +56,16 @@ def load_backend(
     device = torch.device(device)
     files = open_folder(where) if isinstance(where, Path) else where
     tokenizer = Tokenizer.from_file(files.tokenizer)
-    numbers = read_json(files.base / "config.json")
-    codes = {n: i for n, i in (numbers.get("vocabulary_map") or {}).items() if n.startswith("IMGIMG")}
+    config = files.base / "config.json"
+    names = read_json(config).get("vocabulary_map") or {}
+    if not fits(names, {"*": int}):
+        raise ValueError(f"{config} is damaged (vocabulary_map): copy it again")
+    codes = {n: i for n, i in names.items() if n.startswith("IMGIMG")}
     tokenizer.check_ids(files.layout.ids | codes)
     if transformer is None:
+        numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
         with torch.device("meta"):
-            transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+            transformer = ChameleonTransformer(numbers)
         fill(
             transformer,
             read_tensors(files.base),
@@ -92,8 +97,8 @@ def load_sharded_backend(
         files, dtype, device, attention: as for `load_backend`.
         changed: weights by name to take instead of the files' (an earlier stage's).
     """
-    numbers = read_json(files.base / "config.json")
-    transformer = ChameleonTransformer(TransformerConfig.from_hf(numbers, attention=attention))
+    parse = partial(TransformerConfig.from_hf, attention=attention)
+    transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
     parameters = dict(transformer.named_parameters())
     shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
     check_fit(shapes, read_shapes(files.base), where=files.base, published=files.published)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from personalar.core.files import put_in_place, write_atomic
 from personalar.core.process import global_rank
+from personalar.core.run_folder import first_few
 from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
 
 VQ_PREFIX = "model.vqmodel."
@@ -114,7 +115,7 @@ def check_fit(
         published: by others: unknown tensors are ignored with a warning that names them.
 
     Raises:
-        ValueError: naming every tensor that is missing, of another shape or, unless `published`, unknown.
+        ValueError: naming tensors that are missing, of another shape or, unless `published`, unknown.
     """
     unknown = [name for name in shapes if name not in expected]
     problems = {
@@ -129,7 +130,7 @@ def check_fit(
     tolerated = ("unexpected",) if published else ()
     if any(names for kind, names in problems.items() if kind not in tolerated):
         listed = "; ".join(
-            f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
+            f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names
         )
         raise ValueError(f"the weights in {where} do not fit its config.json: {listed}")
     if unknown and global_rank() == 0:

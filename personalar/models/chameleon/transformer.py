@@ -9,13 +9,14 @@ Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personalar.config.fields import limits
 from personalar.models.attention import attend
 from personalar.models.base import Head
 from personalar.models.cache import KVCache, Store
@@ -29,17 +30,17 @@ Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
 class TransformerConfig:
     """Numbers of one Chameleon transformer; the names are those of transformers' `ChameleonConfig`."""
 
-    vocab_size: int = 65536
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    vocab_size: int = field(default=65536, metadata=limits(1, 2**22))
+    hidden_size: int = field(default=4096, metadata=limits(1, 2**16))
+    intermediate_size: int = field(default=11008, metadata=limits(1, 2**18))
+    num_hidden_layers: int = field(default=32, metadata=limits(1, 512))
+    num_attention_heads: int = field(default=32, metadata=limits(1, 1024))
+    num_key_value_heads: int = field(default=32, metadata=limits(1, 1024))
+    rms_norm_eps: float = field(default=1e-5, metadata=limits(0.0, 1.0))
+    rope_theta: float = field(default=10000.0, metadata=limits(1.0, 1e12))
     swin_norm: bool = False
     """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int = field(default=4096, metadata=limits(1, 2**24))
     attention: Literal["eager", "sdpa"] = "sdpa"
     """How attention is computed: "eager" is far faster in the backward pass on a CPU."""
 

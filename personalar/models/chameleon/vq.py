@@ -10,7 +10,7 @@ Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,25 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personalar.config.fields import limits
+
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
     """Numbers of one VQ model: the names of transformers' `ChameleonVQVAEConfig`, plus `patch_size`."""
 
-    embed_dim: int = 256
-    num_embeddings: int = 8192
-    latent_channels: int = 256
-    resolution: int = 512
+    embed_dim: int = field(default=256, metadata=limits(1, 2**14))
+    num_embeddings: int = field(default=8192, metadata=limits(1, 2**20))
+    latent_channels: int = field(default=256, metadata=limits(1, 2**14))
+    resolution: int = field(default=512, metadata=limits(1, 2**16))
     """Side in pixels at which it was trained; decides only where `attn_resolutions` apply."""
-    in_channels: int = 3
+    in_channels: int = field(default=3, metadata=limits(1, 2**14))
     """Channels of the first and last convolution: 3 * patch_size ** 2."""
-    base_channels: int = 128
-    channel_multiplier: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    attn_resolutions: tuple[int, ...] = ()
-    dropout: float = 0.0
+    base_channels: int = field(default=128, metadata=limits(1, 2**14))
+    channel_multiplier: tuple[int, ...] = field(default=(1, 1, 2, 2, 4), metadata=limits(1, 64))
+    num_res_blocks: int = field(default=2, metadata=limits(1, 64))
+    attn_resolutions: tuple[int, ...] = field(default=(), metadata=limits(1, 2**16))
+    dropout: float = field(default=0.0, metadata=limits(0.0, 1.0))
     attn_type: str | None = "vanilla"
-    patch_size: int = 1
+    patch_size: int = field(default=1, metadata=limits(1, 64))
 
     def __post_init__(self) -> None:
         """Raise ValueError where the numbers do not fit together."""
@@ -272,10 +274,7 @@ class VQModel(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
-        """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, embed_dim, h, w), not yet quantised.
-
-        Raises ValueError when a side is not a multiple of `config.downsample`.
-        """
+        """Map pixels (B, 3, H, W) in [-1, 1], sides multiples of `downsample`, to latents (B, D, h, w)."""
         if pixels.shape[-1] % self.config.downsample or pixels.shape[-2] % self.config.downsample:
             raise ValueError(
                 f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both must be multiples of "

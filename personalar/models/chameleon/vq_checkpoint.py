@@ -7,24 +7,24 @@ config.json                        bare names
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 from torch import Tensor
 
 from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS
 from personalar.models.chameleon.tensor_files import VQ_PREFIX, fill, read_shapes, read_tensors
 from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.checkpoint_folder import read_json
+from personalar.models.checkpoint_folder import check_numbers, read_config, read_json
 
 HINT = (
     "the published decoder is vqgan.ckpt with vqgan.yaml, in original_tokenizers/ of "
     "Alpha-VLLM/Chameleon_7B_mGPT: set model.vq_path to a folder with both"
 )
+LARGEST_YAML = 1 << 20
 RENAMED = {"z_channels": "latent_channels", "ch": "base_channels", "ch_mult": "channel_multiplier"}
 """Names in vqgan.yaml and in `VQConfig`, where they differ."""
 
@@ -33,8 +33,9 @@ def vq_config(folder: Path) -> VQConfig:
     """Return the shape of the image tokenizer in `folder`; no tensor is read."""
     if (folder / VQ_CHECKPOINT).is_file():
         return read_numbers(folder / VQ_NUMBERS)
-    numbers = read_json(folder / "config.json")
-    return VQConfig.from_hf(numbers.get("vq_config", numbers))
+    return read_config(
+        folder / "config.json", lambda config: VQConfig.from_hf(config.get("vq_config", config))
+    )
 
 
 def load_vq(folder: Path, *, device: torch.device) -> VQModel:
@@ -76,18 +77,33 @@ def read_numbers(path: Path) -> VQConfig:
     if not path.is_file():
         return VQConfig()
     try:
-        params: Any = OmegaConf.to_container(OmegaConf.load(path))["model"]["params"]
+        if path.stat().st_size > LARGEST_YAML:
+            raise ValueError(f"{path.stat().st_size} bytes, allowed: {LARGEST_YAML}")
+        params: Any = yaml.load(path.read_bytes(), PlainLoader)["model"]["params"]
         network = dict(params["ddconfig"])
+        numbers = {RENAMED.get(name, name): value for name, value in network.items()}
         sizes = {"embed_dim": int(params["embed_dim"]), "num_embeddings": int(params["n_embed"])}
-    except (KeyError, TypeError, ValueError) as error:
+        found = VQConfig.from_hf({**numbers, **sizes, "double_latent": network.get("double_z", False)})
+        check_numbers(found)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"{path} is not a VQGAN description ({error!r}): it needs model.params with ddconfig, embed_dim "
+            f"{path} is not a VQGAN description ({reason}): it needs model.params with ddconfig, embed_dim "
             "and n_embed"
         ) from error
     if network.get("out_ch", 3) != 3:
         raise ValueError(f"{path} has out_ch={network['out_ch']}; only 3 colours are supported")
-    numbers = {RENAMED.get(name, name): value for name, value in network.items()}
-    return VQConfig.from_hf({**numbers, **sizes, "double_latent": network.get("double_z", False)})
+    return found
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Reads plain values alone: aliases, which may unfold to billions of values, are refused."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next value."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it contains an alias")
+        return super().compose_node(parent, index)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -98,10 +114,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch raises nearly everything on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{path} cannot be read as tensors alone ({str(error).splitlines()[0]}): it is damaged, or "
-            "contains objects that would run code; copy it again, or save its state_dict apart"
+            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or contains objects that "
+            "would run code; copy it again, or save its state_dict apart"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     values = state.items() if isinstance(state, Mapping) else ()
