@@ -28,6 +28,7 @@ class SampleConfig:
     like: str | None = None
     """A PNG that this command wrote, to be drawn again: its prompt, seed, size and drawing settings."""
     seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
+    """Every prompt is drawn with each."""
     size: str | None = None
     """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
     out: str = "samples"

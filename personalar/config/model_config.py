@@ -97,10 +97,13 @@ class SamplingNumbers:
     """The model's sampling defaults; `decoder` takes them by default."""
 
     cfg_scale: float = field(default=1.0, metadata=limits(0, 1000))
+    """Strength of classifier-free guidance; 1: none."""
     top_k: int = field(default=0, metadata=limits(0))
     """0: off."""
     top_p: float = field(default=1.0, metadata=limits(1e-6, 1))
+    """Least probability, from the largest, that a code is drawn from; 1: off."""
     temperature: float = field(default=1.0, metadata=limits(0, 1000))
+    """Divides the logits; 0: always the likeliest code."""
     batch: int = field(default=16, metadata=limits(1))
     """Images decoded together. An image does not depend on it."""
 
@@ -139,6 +142,7 @@ class ModelConfig:
     layout: ProtocolConfig | None = None
     """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
     dtype: str = "float32"
+    """Precision of the transformer: float32, bfloat16 or float16."""
     float16_problem: str | None = None
     """Why dtype=float16 is refused; null: it is not."""
     accelerator: str = "cpu"

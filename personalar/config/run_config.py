@@ -113,9 +113,13 @@ class DecoderConfig:
 
     _target_: str = MISSING
     cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
+    """Strength of classifier-free guidance; 1: none."""
     top_k: int = field(default=II("model.sampling.top_k"), metadata=limits(0))
+    """A code is drawn from so many likeliest ones; 0: off."""
     top_p: float = field(default=II("model.sampling.top_p"), metadata=limits(1e-6, 1))
+    """Least probability, from the largest, that a code is drawn from; 1: off."""
     temperature: float = field(default=II("model.sampling.temperature"), metadata=limits(0, 1000))
+    """Divides the logits; 0: always the likeliest code."""
     window: int | None = field(default=None, metadata=limits(2))
     """decoder=jacobi: codes that one forward looks at."""
     max_batch: int | None = field(default=None, metadata=limits(1))

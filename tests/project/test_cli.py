@@ -110,3 +110,19 @@ def test_what_a_command_refuses_itself_is_one_sentence_too(tmp_path: Path) -> No
     done = command(tmp_path, "personalar.export", "concept=concept", "out=concept")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("personalar.export: out=concept is a concept's own folder")
+
+
+def test_one_command_for_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from personalar.__main__ import COMMANDS, main
+
+    def said(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["personalar", *words])
+        main()
+        return capsys.readouterr().out
+
+    assert all(name in said() for name in COMMANDS)
+    with pytest.raises(SystemExit, match=r"unknown command 'smaple'; did you mean sample\?"):
+        said("smaple")
+    with pytest.raises(SystemExit) as done:
+        said("run", "subject=catt")
+    assert "did you mean cat" in str(done.value) + capsys.readouterr().err

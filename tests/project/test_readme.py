@@ -15,7 +15,8 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 def shell_lines(path: Path) -> list[str]:
     """Return the commands of a document's bash blocks, without comments."""
-    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = BLOCK.findall(text)
     lines = [re.sub(r"\s+#.*$", "", line).strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 

@@ -1,0 +1,27 @@
+"""The command `personalar NAME ...`, the same as `python -m personalar.NAME ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from difflib import get_close_matches
+
+COMMANDS = ("run", "sample", "evaluate", "compare", "export", "doctor")
+
+
+def main() -> None:
+    """Entry point."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h"):
+        print(f"usage: personalar {{{','.join(COMMANDS)}}} ...\n       personalar NAME --help")
+        return
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise SystemExit(f"personalar: unknown command {name!r}{meant} allowed: {', '.join(COMMANDS)}")
+    sys.argv = [f"personalar.{name}", *sys.argv[2:]]
+    importlib.import_module(f"personalar.{name}").main()
+
+
+if __name__ == "__main__":
+    main()
