@@ -116,10 +116,12 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """Sample every prompt with every seed and write the PNG files; return their paths."""
     from personalar.core.console import Reporter
     from personalar.core.files import sync_files
+    from personalar.core.own_files import delete_abandoned
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
     from personalar.generation.requests import check_prompts
 
+    delete_abandoned(Path(config.out))
     generator = prepare_generator(config, folder)
     layout = generator.backend
     size = size_of(config, layout)
