@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     with user_errors("personalar.compare"):
         records = compare_folders(given.folders, given.out)
-    print(markdown(records), *verdicts(records), sep="\n")
-    print(f"page: {given.out / 'comparison.html'}")
+        print(markdown(records), *verdicts(records), sep="\n")
+        print(f"page: {given.out / 'comparison.html'}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from personalar.concepts.validation import read_tensors
 from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import base_fingerprint, content_hash, write_atomic
-from personalar.core.own_files import CARD_FILE, LORA_FILES
+from personalar.core.own_files import CARD_FILE, LORA_FILES, delete_abandoned
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, pin
@@ -45,6 +45,7 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
             files of something else.
     """
     check_out(out, lora=bool(concept.lora), checkpoint=checkpoint)
+    delete_abandoned(*(out / name for name in ("", "lora", CHECKPOINT, f"{CHECKPOINT}/vq")))
     learned, form = read_learned(concept, model) if checkpoint else None, None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
     tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}

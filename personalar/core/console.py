@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from personalar.core.errors import printable
+
 
 class Reporter:
     """Print progress; silent where `enabled` is false (ranks above zero, tests)."""
@@ -31,7 +33,7 @@ class Reporter:
     def say(self, message: str, *, style: str | None = None) -> None:
         """Print one line (markup is not interpreted)."""
         if self.enabled:
-            self.console.print(message, style=style, markup=False)
+            self.console.print(printable(message), style=style, markup=False)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = re.compile(r"\..+\.personalar-\d+-\d+\.tmp")
-"""Names that only `temporary` gives: they mark files that a killed run was writing."""
+TEMPORARY = re.compile(r"\..+\.personalar-(\d+)-\d+\.tmp")
+"""Names that only `temporary` gives, with the process: they mark files that a killed one was writing."""
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
 """Answers of file systems that do not sync folders, or not what is open for reading."""
 LARGEST_JSON = 16 << 20

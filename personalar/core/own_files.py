@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from personalar.core.files import TEMPORARY
 from personalar.core.png import SAMPLE_NAME
 
@@ -70,6 +72,23 @@ def delete_own(root: Path, *below: str) -> None:
         for parent in path.relative_to(root).parents[:-1]:
             with suppress(OSError):  # not empty
                 (root / parent).rmdir()
+
+
+def delete_abandoned(*folders: Path) -> None:
+    """Delete the unfinished files that a killed command left in `folders`; not those of one at work."""
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+        found = TEMPORARY.fullmatch(path.name)
+        with suppress(OSError):
+            if found and not _at_work(int(found[1]), path.stat().st_mtime):
+                path.unlink()
+
+
+def _at_work(pid: int, written: float) -> bool:
+    """Tell whether process `pid` may have written at that time: its number may be another's now."""
+    try:
+        return psutil.Process(pid).create_time() <= written
+    except psutil.Error:
+        return False
 
 
 def delete_temporaries(root: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 PROGRAM_BYTES = 400_000_000
@@ -110,6 +112,20 @@ def check_memory(weights: int = 0) -> None:
     limit = memory_limit()
     if limit is not None and limit < PROGRAM_BYTES + weights:
         raise ValueError(f"too little memory to load {weights / 1e9:.2f} GB of weights: {limit_note()}")
+
+
+def end_with_parent() -> Callable[[], None] | None:
+    """Return what a child does before it starts, to get SIGTERM when this process ends; None off Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # loaded here: a forked child may not
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(128 + signal.SIGTERM)
+
+    return ask
 
 
 def available_cores() -> int:

@@ -5,6 +5,7 @@ The lock (flock) ends with its process, so a killed run blocks nobody.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 from personalar.core.files import temporary
 
 LOCK_FILE = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
+"""Answers of file systems that know no flock."""
 HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
@@ -58,6 +61,13 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InUseError(in_use(run_dir)) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        raise ValueError(
+            f"{run_dir} is on a file system without locks (flock), where two runs could spoil each other: "
+            "choose a folder on another disk with hydra.run.dir=DIR"
+        ) from error
     try:
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
         (run_dir / LOCK_FILE).write_text(holder)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from personalar.core.errors import printable
 from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
 from personalar.data.photo_file import MOST_KEPT, Header, Unusable, read_header, read_pixels
@@ -101,10 +102,15 @@ def print_table(photos: Iterable[Photo]) -> None:
     for title in ("photo", "pixels", *(["cut off"] if fitted else []), "verdict", ""):
         table.add_column(title, overflow="fold")
     for photo in photos:
-        name = photo.path.name.encode(errors="replace").decode()  # a name need not be valid text
         size = written(photo.image.size) if photo.image else "-"
         cut = [] if not fitted else ["-" if photo.cut is None else f"{photo.cut:.0%}"]
-        table.add_row(Text(name), size, *cut, photo.verdict, Text("; ".join(photo.notes)))
+        table.add_row(
+            Text(printable(photo.path.name)),
+            size,
+            *cut,
+            photo.verdict,
+            Text(printable("; ".join(photo.notes))),
+        )
     Console().print(table)
 
 

@@ -161,11 +161,13 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     """
     from personalar.core.console import Reporter
     from personalar.core.files import sync_files
+    from personalar.core.own_files import delete_abandoned
     from personalar.core.png import sample_filename, save_png
     from personalar.generation.batching import even
     from personalar.generation.provenance import how_drawn
     from personalar.generation.requests import check_prompts
 
+    delete_abandoned(Path(config.out))
     record = (folder / "concept.json").read_bytes()
     digest = hashlib.sha256(record).hexdigest()[:12]
     if config.like is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from personalar.core.errors import commands
 from personalar.core.measures import MEASURES, added, measures_of
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
@@ -255,7 +256,7 @@ def titled(record: dict[str, Any]) -> str:
 
 def as_markdown(text: str) -> str:
     """Return a name of others as text on one line that no markup and no terminal's command can hide in."""
-    plain = "".join(sign if sign.isprintable() else "�" for sign in text)
+    plain = "".join("�" if commands(sign) else sign for sign in text)
     return re.sub(r"([\\`*\[\]|<>&#~])", r"\\\1", plain)
 
 

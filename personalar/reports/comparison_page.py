@@ -16,6 +16,7 @@ from typing import Any
 
 from personalar.core.files import write_text
 from personalar.core.measures import MEASURES, Measure, added, measures_of
+from personalar.core.own_files import delete_abandoned
 from personalar.core.png import load_sample, sample_files, save_png
 from personalar.core.types import Sample
 from personalar.reports.charts import Mark, scatter_chart
@@ -135,6 +136,7 @@ def write_comparison(
     shown = side_by_side(rows)
     marks, likeness = marks_of(records)
     out.mkdir(parents=True, exist_ok=True)
+    delete_abandoned(out)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")
     context = {

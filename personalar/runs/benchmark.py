@@ -25,7 +25,7 @@ from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfi
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_text
-from personalar.core.process import available_cores, visible_gpus
+from personalar.core.process import available_cores, end_with_parent, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.reports.comparison import Row, State, is_run, markdown, read_states, verdicts
@@ -160,7 +160,11 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", *command]
     with log.open("w", encoding="utf-8") as stream:
-        return subprocess.run(words, stdout=stream, stderr=stream, env=environment).returncode == 0
+        # What ends this process (kill, a closed terminal) must not leave a run behind that holds the lock.
+        done = subprocess.run(
+            words, stdout=stream, stderr=stream, env=environment, preexec_fn=end_with_parent()
+        )
+        return done.returncode == 0
 
 
 def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:

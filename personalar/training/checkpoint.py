@@ -135,7 +135,7 @@ def _check_entry(record: Any, where: Path) -> None:
 
 
 class StageCheckpoint(Checkpoint):
-    """Saves every few steps, and when SIGTERM or Ctrl-C asks the run to end.
+    """Saves every few steps, and when SIGTERM, SIGHUP or Ctrl-C asks the run to end.
 
     Lightning's ModelCheckpoint names no checkpoint in run.json once it is complete, and saves nothing on a
     signal; with it a kill could cost a stage, or leave a checkpoint that nobody knows to be whole.
@@ -147,19 +147,25 @@ class StageCheckpoint(Checkpoint):
         self.asked = self._ending = 0
         """The signal that asked this process, or any of them, to end; 0: none did."""
         self._last_step = 0
+        self._terminals: list[int] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note SIGTERM and Ctrl-C, to end between two steps; Lightning's own handlers save nothing."""
+        """Note SIGTERM, SIGHUP and Ctrl-C, to end between two steps; Lightning's handlers save nothing."""
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._note)
+            self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    signal.signal(number, self._note)
 
     def _note(self, number: int, *_: Any) -> None:
         if number == self.asked == signal.SIGINT:  # a second time: at once
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
             print("interrupted: this step is finished and saved; Ctrl-C again ends at once", flush=True)
+        if number == signal.SIGHUP:  # a terminal that is gone refuses every line
+            for handle in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
         self.asked = number
 
     def on_load_checkpoint(

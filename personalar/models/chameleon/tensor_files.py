@@ -6,7 +6,6 @@ re-initialised in silence. Tensors go one by one from the file to their place: a
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from personalar.core.files import put_in_place, write_atomic
+from personalar.core.files import put_in_place, temporary, write_atomic
 from personalar.core.process import global_rank
 from personalar.core.run_folder import first_few
 from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
@@ -46,18 +45,23 @@ def write_shards(
     total = 0
 
     def flush() -> None:
-        file = folder / f".shard_{len(files)}.{os.getpid()}.tmp"
+        file = temporary(folder / f"shard_{len(files)}")
         write_atomic(file, to_safetensors(shard, metadata={"format": "pt"}))
         files.append((file, list(shard)))
         shard.clear()
 
-    for name, tensor in tensors:
-        shard[name] = tensor.detach().to("cpu", dtype).contiguous()
-        total += shard[name].nbytes
-        if sum(held.nbytes for held in shard.values()) >= shard_bytes:
+    try:
+        for name, tensor in tensors:
+            shard[name] = tensor.detach().to("cpu", dtype).contiguous()
+            total += shard[name].nbytes
+            if sum(held.nbytes for held in shard.values()) >= shard_bytes:
+                flush()
+        if shard:
             flush()
-    if shard:
-        flush()
+    except BaseException:
+        for file, _ in files:
+            file.unlink(missing_ok=True)
+        raise
     places = {}
     for number, (file, names) in enumerate(files, start=1):
         final = f"model-{number:05d}-of-{len(files):05d}.safetensors"

@@ -1,0 +1,159 @@
+"""Killed commands: the next one cleans up, no child goes on, and a closed terminal costs nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest_run import compose_config
+from processes import run_interrupted, run_once
+from test_checkpoint import ended
+from test_concept import make
+from test_exchange import adapter, export
+from test_personalize import same_result
+
+import personalar.core.files
+from personalar.core.files import TEMPORARY, temporary, write_atomic
+from personalar.core.own_files import delete_abandoned
+from personalar.core.run_folder import RunFolder
+from personalar.generation.pipeline import write_samples
+from personalar.models.chameleon import tensor_files
+from personalar.reports.comparison_page import compare_folders
+from personalar.runs.benchmark import execute
+
+NOBODY = 2**22 + 1
+"""A process number that Linux never gives."""
+
+
+def leave(folder: Path, pid: int = NOBODY, *, age: float = 0.0) -> Path:
+    """Make what a process leaves that was killed while it wrote a.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".a.png.personalar-{pid}-1.tmp"
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_the_next_sample_compare_and_export_clean_up(
+    finished_run: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    left = leave(out)
+    words = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={out}", "prompts=['a [V] cat']"]
+    assert write_samples(compose_config(*words, name="sample"), finished_run / "concept")
+    assert not left.exists()
+    left = leave(tmp_path / "compared")
+    compare_folders([finished_run], tmp_path / "compared")
+    assert not left.exists()
+    concept = make(lora=adapter()).save(tmp_path / "concept")
+    left, other = leave(tmp_path / "export"), leave(tmp_path / "export" / "lora")
+    assert export(concept, tmp_path / "export", f"model.path={tiny_model_dir}")
+    assert not left.exists() and not other.exists()
+
+
+def test_what_is_being_written_and_what_is_ours_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        written = leave(tmp_path, other.pid)
+        delete_abandoned(tmp_path, tmp_path / "missing")
+        assert written.exists()  # it is at work
+        old = leave(tmp_path, other.pid, age=10**6)
+        delete_abandoned(tmp_path)
+        assert not old.exists()  # its number was another's then, as in a container
+        other.communicate(b"\n")
+    own = tmp_path / ".mine.tmp"
+    own.write_text("mine")
+    delete_abandoned(tmp_path)
+    assert own.exists()
+    assert TEMPORARY.fullmatch(temporary(Path("x" * 200)).name)
+
+
+def test_shards_that_were_not_finished_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    names = []
+
+    def full(path: Path, data: bytes, **how: bool) -> None:
+        names.append(path.name)
+        if len(names) == 2:
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data, **how)
+
+    monkeypatch.setattr(tensor_files, "write_atomic", full)
+    tensors = [(str(number), torch.ones(100)) for number in range(3)]
+    with pytest.raises(OSError, match="No space"):
+        tensor_files.write_shards(tmp_path, tensors, dtype=torch.float32, shard_bytes=200)
+    assert not list(tmp_path.iterdir()) and all(TEMPORARY.fullmatch(name) for name in names)
+    assert personalar.core.files.write_atomic is write_atomic
+
+
+def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
+    """However it is killed: the child is asked to end, and so saves."""
+    code = (
+        "import sys; from pathlib import Path; from personalar.runs import benchmark\n"
+        "benchmark.sys.executable = sys.argv[1]\n"
+        "print(benchmark.execute(['x'], Path(sys.argv[2]), gpu=None, threads=1))"
+    )
+    program = tmp_path / "child"
+    ends = f"trap 'echo asked > {tmp_path}/asked; exit 143' TERM"
+    program.write_text(f"#!/bin/sh\n{ends}\necho $$ > {tmp_path}/pid\nwhile true; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
+        for name in ("asked", "pid"):
+            (tmp_path / name).unlink(missing_ok=True)
+        words = [sys.executable, "-c", code, str(program), str(tmp_path / "log")]
+        with subprocess.Popen(words) as parent:
+            wait_for(tmp_path / "pid")
+            parent.send_signal(number)
+        wait_for(tmp_path / "asked")
+        child = int((tmp_path / "pid").read_text())
+        assert not psutil.pid_exists(child) or psutil.Process(child).wait(5) is None
+
+
+def wait_for(path: Path) -> None:
+    """Wait until `path` is there with something in it."""
+    for _ in range(600):
+        if path.exists() and path.stat().st_size:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} does not come")
+
+
+def test_a_child_that_ends_by_itself_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for name, answer in (("true", True), ("false", False)):
+        monkeypatch.setattr("personalar.runs.benchmark.sys.executable", f"/bin/{name}")
+        call = threading.Thread(  # a pool's, as in an evaluation
+            target=lambda: results.append(execute(["x"], tmp_path / "logs" / "log", gpu=None, threads=1))
+        )
+        call.start()
+        call.join()
+        assert results[-1] is answer
+
+
+def test_a_closed_terminal_saves_as_sigterm_does(
+    finished_run: Path, run_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
+    assert ended(run_interrupted, run_dir, rare, 3, 0, "SIGHUP", log=log) == 129, log.read_text()
+    assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
+    assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+
+
+def test_nohup_goes_on(finished_run: Path, run_overrides: list[str], tmp_path: Path) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    assert ended(run_without_hangup, run_dir, run_overrides, log=log) == 0, log.read_text()
+    same_result(finished_run, run_dir)
+
+
+def run_without_hangup(run_dir: Path, overrides: list[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run_interrupted(run_dir, overrides, 3, 0, "SIGHUP")
