@@ -69,12 +69,10 @@ def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
     return load_learned(concept, settings)
 
 
-def sample(
+def sample_files(
     concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
 ) -> list[Path]:
     """Draw every prompt with every seed and write the PNG files as `python -m personalar.sample` does.
-
-    NOTE: `import personalar.sample`, the command's module, takes this name.
 
     Args:
         concept: a concept folder, or the folder of a finished run.
@@ -86,9 +84,9 @@ def sample(
     Raises:
         ValueError, FileNotFoundError: for what the command would refuse, with what to do.
     """
-    from personalar.generation.pipeline import sample_files
+    from personalar.generation.pipeline import sample_files as sample_learned
 
-    return sample_files(concept, prompts, seeds, settings)
+    return sample_learned(concept, prompts, seeds, settings)
 
 
 def score(

@@ -129,7 +129,7 @@ def write_comparison(
         reference: the row that the others are compared with; by default the first.
         notes: attribution, licence, protocol.
     """
-    records, notes = table(rows, reference), [*notes, *identical(rows)]
+    records, notes = table(rows, reference), [*notes, *map(as_markdown, identical(rows))]
     measures = measures_of(*(state.run for row in rows for state in row.states))
     under = [measures["dino"], *(measure for measure in added(measures).values() if measure.is_scored)]
     sentences = verdicts(records)

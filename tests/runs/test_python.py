@@ -15,7 +15,6 @@ from conftest_run import QUICK
 from PIL import Image
 
 import personalar
-from personalar import sample as personalar_sample  # other tests import the module of that name
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 
@@ -41,7 +40,7 @@ def test_a_run_is_the_commands(settings: list[str], tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
     where = [settings[-1], "decoder.cfg_scale=1"]
     prompts = ['it\'s a [V] cat, "here"', "a [V] cat"]
-    files = personalar_sample(folder, prompts, [0, 1], *where, "out=drawn")
+    files = personalar.sample_files(folder, prompts, [0, 1], *where, "out=drawn")
     assert len(files) == 4 and all(file.is_file() for file in files)
     pictures = personalar.load(folder, settings[-1], "decoder.cfg_scale=1").images(["a [V] cat"], [0])
     assert pictures[0].size == (32, 32)

@@ -73,7 +73,7 @@ def test_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 1, 1), (0.5, 3, 2)]
+    ("ratio", "batch", "count"), [(0.0, 12, 0), (0.25, 12, 3), (0.25, 2, 1), (0.5, 3, 2)]
 )
 def test_replay_is_a_fixed_part_of_the_batch(ratio: float, batch: int, count: int) -> None:
     assert dataclasses.replace(NUMBERS, replay_ratio=ratio, batch=batch).replayed == count
