@@ -27,6 +27,7 @@ from personalar.runs.sweep import (
     check_objective,
     join_sweep,
     keep_sweeping,
+    note_job,
     objective_value,
     searches,
 )
@@ -91,7 +92,9 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
-        learns, sweep_dir = searches(hydra_config), Path(hydra_config.sweep.dir)
+        learns = searches(hydra_config)
+        sweep_dir = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
+        note_job(sweep_dir, run_dir, hydra_config.overrides.task)
         return keep_sweeping(
             lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
         )

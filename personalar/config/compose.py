@@ -36,6 +36,7 @@ from personalar.config.fields import (
     check_limits,
     check_names,
     inside,
+    job_folder,
     read_word,
     suggest,
     unknown_setting,
@@ -274,3 +275,4 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)
     OmegaConf.register_new_resolver("inside", inside, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

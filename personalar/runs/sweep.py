@@ -7,6 +7,7 @@ the folder of another run leaves `error_<job>.txt` in the sweep's folder.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import traceback
@@ -27,7 +28,7 @@ from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...]
-ERROR_FILE = "error.txt"
+ERROR_FILE, JOBS_FILE = "error.txt", "jobs.jsonl"
 
 
 def check_devices(devices: Any) -> None:
@@ -124,6 +125,22 @@ def keep_sweeping(
         if searches:
             raise RuntimeError(f"{error} ({path})") from None
         return math.nan if count == 1 else (math.nan,) * count
+
+
+def note_job(sweep_dir: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Add a job to `jobs.jsonl` of its sweep, which says what each folder is; once for each folder.
+
+    A line is written at once: jobs may run side by side.
+    """
+    if run_dir.resolve() == sweep_dir.resolve():
+        return
+    table = sweep_dir / JOBS_FILE
+    line = json.dumps({"folder": os.path.relpath(run_dir, sweep_dir), "overrides": list(overrides)}) + "\n"
+    if table.is_file() and line in table.read_text(encoding="utf-8").splitlines(keepends=True):
+        return
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with table.open("a", encoding="utf-8") as stream:
+        stream.write(line)
 
 
 def marks(folder: Path) -> dict[Path, int]:
