@@ -237,6 +237,15 @@ def test_tensorboard_holds_curves_and_grids(do_run, tmp_path: Path) -> None:
     assert [event.step for event in grids] == [2, 4]
     with Image.open(tmp_path / "grids" / "embedding_00004.png") as picture:
         assert (grids[-1].width, grids[-1].height) == picture.size
+    (hparams,) = [  # the two other records of this plug-in describe the session
+        found
+        for tag, found in events.summary_metadata.items()
+        if tag.endswith("session_start_info") and found.plugin_data.plugin_name == "hparams"
+    ]
+    assert b"model/recipe/stages/embedding/lr" in hparams.plugin_data.content
+    for name in ("part_0", "tensorboard"):
+        kept = yaml.safe_load((tmp_path / "logs" / "embedding" / name / "hparams.yaml").read_text())
+        assert kept["stage"] == "embedding" and kept["seed"] == 0 and kept["subject"]["noun"] == "cat"
 
 
 def test_a_sweep_agents_run_has_the_agents_id(
