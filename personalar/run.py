@@ -25,6 +25,7 @@ from personalar.runs.sweep import (
     Objective,
     SweepReport,
     check_objective,
+    explain_searches,
     join_sweep,
     keep_sweeping,
     note_job,
@@ -115,6 +116,7 @@ def main() -> None:
     keep_memory()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
 
+    explain_searches()
     launch("run", Job())
     if SweepReport.failed:
         raise SystemExit(

@@ -46,7 +46,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return _system(error)
     told_by_us = isinstance(error, ValueError | FloatingPointError | ModuleNotFoundError)
-    if told_by_us and _raised_by(error) in OURS:
+    if told_by_us and raised_by(error) in OURS:
         return str(error)
     if left_alone(error):
         reason = str(error).strip().splitlines()[0][:160]
@@ -75,7 +75,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _raised_by(error: BaseException) -> str:
+def raised_by(error: BaseException) -> str:
     """Return the package whose code raised `error`."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
