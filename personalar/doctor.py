@@ -7,6 +7,7 @@ verdict. Nothing is downloaded and no weight is read; the exit status is 0 when 
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -80,9 +81,18 @@ def model_files(model: ModelConfig) -> Iterator[str]:
 
 
 def disk() -> Iterator[str]:
-    """Yield the free space where results and downloads go."""
+    """Yield the free space where results and downloads go; ValueError where results cannot be written."""
     for name, folder in {"outputs": Path.cwd(), "hub cache": loading.cache_folder()}.items():
         yield f"{name}: {loading.free_bytes(folder) / 1e9:.1f} GB free in {folder}"
+    for folder in filter(Path.is_dir, map(Path, (".", "outputs", "sweeps"))):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(1 << 16))
+        except OSError as error:
+            raise ValueError(
+                f"{folder.resolve()} cannot be written ({error.strerror}): give yourself the right to, make "
+                "room there, or start the command in another folder"
+            ) from error
 
 
 def look(title: str, findings: Iterator[str]) -> tuple[str, bool]:

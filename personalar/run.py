@@ -25,8 +25,10 @@ from personalar.runs.sweep import (
     Objective,
     SweepReport,
     check_objective,
+    explain_searches,
     join_sweep,
     keep_sweeping,
+    note_job,
     objective_value,
     searches,
 )
@@ -95,7 +97,9 @@ class Job:
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
-        learns, sweep_dir = searches(hydra_config), Path(hydra_config.sweep.dir)
+        learns = searches(hydra_config)
+        sweep_dir = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
+        note_job(sweep_dir, run_dir, hydra_config.overrides.task)
         return keep_sweeping(
             lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
         )
@@ -116,6 +120,7 @@ def main() -> None:
     keep_memory()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
 
+    explain_searches()
     launch("run", Job())
     if SweepReport.failed:
         raise SystemExit(

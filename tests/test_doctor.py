@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from conftest_run import compose_config
 from huggingface_hub import constants
 
 from personalar.config.commands import DoctorConfig
-from personalar.doctor import devices, diagnose, look, main, model_files, versions
+from personalar.doctor import devices, diagnose, disk, look, main, model_files, versions
 
 
 def settings(*overrides: str) -> DoctorConfig:
@@ -84,6 +86,24 @@ def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("personalar.doctor.PACKAGES", ("nothing-of-that-name",))
     assert list(versions())[1] == "nothing-of-that-name not installed"
+
+
+@pytest.mark.parametrize("where", [".", "outputs"])
+def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert look("disk", disk())[1] and not list((tmp_path / "outputs").iterdir())
+    write = tempfile.TemporaryFile
+
+    def refused(*, dir: Path) -> object:
+        if dir == Path(where):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return write(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    text, well = look("disk", disk())
+    place = (tmp_path / where).resolve()
+    assert not well and f"PROBLEM: {place} cannot be written (Permission denied): give yourself" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ README.md                       the model card
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
-from personalar.concepts.adapters.lora import load_lora
+from personalar.concepts.adapters.lora import load_lora, name_base
 from personalar.concepts.concept import Concept
-from personalar.concepts.model_card import is_card, plain, write_card
+from personalar.concepts.model_card import is_card, origin, plain, write_card
 from personalar.concepts.validation import read_tensors
 from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
@@ -31,6 +32,7 @@ from personalar.models.stored_base import ModelFiles
 
 ROW_FILE = "learned_embeds.safetensors"
 CHECKPOINT = "checkpoint"
+LORA_CONFIG = "lora/adapter_config.json"
 
 
 def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint: bool) -> list[Path]:
@@ -49,7 +51,10 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
     learned, form = read_learned(concept, model) if checkpoint else None, None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
     tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}
-    contents = {ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}), **concept.lora}
+    contents = {
+        ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}),
+        **named_adapter(concept, model),
+    }
     for name, data in contents.items():
         write_atomic(out / name, data)
     paths = [out / name for name in contents]
@@ -116,7 +121,10 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
             f"{folder} is missing {', '.join(missing)}: lora/ must be the folder that PEFT saved; without an "
             "adapter remove it"
         )
-    return {name: (folder / name).read_bytes() for name in LORA_FILES}
+    files = {name: (folder / name).read_bytes() for name in LORA_FILES}
+    with suppress(ValueError, AttributeError):  # damaged; it is refused where it is put into the base
+        files[LORA_CONFIG] = name_base(files[LORA_CONFIG], base=None)  # as it was before the export
+    return files
 
 
 def read_row(path: Path) -> Tensor:
@@ -171,14 +179,45 @@ def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFi
     return backend, files
 
 
-def left_out(concept: Concept, model: ModelConfig) -> str:
-    """Return a note on the changed tensors, which are not in the files, and the argument that writes them."""
+def base_here(concept: Concept, model: ModelConfig) -> ModelFiles | None:
+    """Return the files of `model` where they are on this machine and are the concept's base."""
     try:
         files = offline_model(model)
-        here = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
+        same = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
     except (FileNotFoundError, ValueError):
-        here = False
-    where = "" if here else f" with the base that they belong to (model={plain(concept.base['name'])})"
+        return None
+    return files if same else None
+
+
+def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
+    """Return the adapter's files with the base named, where it is known: a repository, or a folder here."""
+    if not concept.lora or model.family != ModelConfig.family:  # another family: another class
+        return dict(concept.lora)
+    files, settings = base_here(concept, model), concept.config.get("model")
+    repo, _ = origin(concept)
+    if files is not None and model.path is not None:
+        base, revision = str(files.parts()["transformer"].resolve()), None
+    elif files is not None:
+        base, revision = model.hub.repo, model.hub.revision
+    elif repo is not None and not settings.get("path"):
+        base, revision = repo, settings["hub"].get("revision")
+    else:
+        print(
+            "note: lora/adapter_config.json does not name its base, so peft.AutoPeftModel cannot load it: "
+            "export with the base that it was learned on (model=..., model.path=DIR)"
+        )
+        return dict(concept.lora)
+    named = name_base(concept.lora[LORA_CONFIG], base=base, revision=revision)
+    return {**concept.lora, LORA_CONFIG: named}
+
+
+def left_out(concept: Concept, model: ModelConfig) -> str:
+    """Return a note on the changed tensors, which are not in the files, and the argument that writes them."""
+    where = (
+        ""
+        if base_here(concept, model)
+        else f" with the base that they belong to (model={plain(concept.base['name'])})"
+    )
     return (
         f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of these "
         f"files; checkpoint=true writes all of it{where}"

@@ -38,6 +38,7 @@ from personalar.config.fields import (
     check_names,
     from_where_typed,
     inside,
+    job_folder,
     read_word,
     suggest,
     unknown_setting,
@@ -278,3 +279,4 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)
     OmegaConf.register_new_resolver("inside", inside, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

@@ -7,7 +7,10 @@ is loaded; what contradicts what is checked by the dataclasses.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from personalar.core.files import plain_name
 from personalar.core.measures import IN_SUMMARY
 
 MANY, LARGEST_SEED = 10**9, 2**63 - 1
@@ -26,6 +30,8 @@ FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
 """Each names a folder: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
 LONGEST = 255
 """Bytes that a file system allows a name."""
+READABLE = 60
+"""Bytes of a sweep job's folder name that say what it is, before the hash."""
 
 
 def limits(low: float, high: float = MANY) -> dict[str, Any]:
@@ -148,6 +154,24 @@ def from_where_typed(cfg: DictConfig, base: Path) -> None:
 def inside(path: str) -> str:
     """Return `path` with every step upwards (..) replaced, so that it stays where it is joined to."""
     return "/".join("__" if part == ".." else part for part in str(path).split("/"))
+
+
+def job_folder(overrides: str, sweep_dir: str) -> str:
+    """Return the name of a sweep job's folder: a short readable part, and a hash of all its overrides.
+
+    A folder that is named by the overrides alone, as earlier versions did, is used where it exists.
+
+    Args:
+        overrides: Hydra's `override_dirname`: "key=value,key=value".
+    """
+    if overrides and os.path.isdir(os.path.join(sweep_dir, inside(overrides))):  # False if it is too long
+        return inside(overrides)
+    words = []
+    for word in overrides.split(","):
+        key, equals, value = word.rpartition("=")
+        words.append(re.split(r"[./]", key)[-1].lstrip("+~") + equals + value.rsplit("/", 1)[-1][:20])
+    digest = hashlib.sha256(overrides.encode()).hexdigest()[:10]
+    return f"{plain_name(','.join(words), longest=READABLE, kept='=,')}-{digest}"
 
 
 def check_names(values: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno != errno.EAGAIN:
         return _system(error)
     told_by_us = isinstance(error, ValueError | FloatingPointError | ModuleNotFoundError)
-    if told_by_us and _raised_by(error) in OURS:
+    if told_by_us and raised_by(error) in OURS:
         return str(error)
     if "can't start new thread" in str(error) or getattr(error, "errno", None) == errno.EAGAIN:
         return (
@@ -132,7 +132,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _raised_by(error: BaseException) -> str:
+def raised_by(error: BaseException) -> str:
     """Return the package whose code raised `error`."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:

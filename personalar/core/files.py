@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,15 @@ SYNCED_TOGETHER = 8
 
 _waiting: set[Path] = set()
 """Files that have their name and may not be on the disk yet."""
+
+
+def plain_name(text: str, *, longest: int, kept: str = "") -> str:
+    """Return `text` as a name for any system: ASCII letters, digits, `_`, `.`, `-` and `kept`, never empty.
+
+    Different texts may get the same name.
+    """
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(rf"[^A-Za-z0-9_.{re.escape(kept)}-]+", "_", letters).strip("_")[:longest] or "unnamed"
 
 
 def temporary(path: Path) -> Path:

@@ -40,7 +40,7 @@ OWN = re.compile(
             rf"concept/({_CONCEPT}|{re.escape(CARD_FILE)}|{PICTURES}/{SAMPLE_NAME})",
             r"references/((cropped|redrawn)/)?\d{2,}\.png",
             rf"logs/{_STAGE}/(part_\d+|tensorboard)/(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+)",
-            r"logs/wandb/((offline-)?run-\d{8}_\d{6}-[^/]+|latest-run|debug[^/]*\.log)",
+            r"logs/wandb/((offline-)?run-\d{8}_\d{6}-[^/]+|latest-run|data|cache|artifacts|debug[^/]*\.log)",
         ]
     )
 )

@@ -5,6 +5,7 @@ All headers are read first; then the pictures are decoded, at a size at which al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,12 +17,17 @@ from PIL import Image
 from personalar.core.errors import printable
 from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
-from personalar.data.photo_file import MOST_KEPT, Header, Unusable, read_header, read_pixels
+from personalar.data.photo_file import MOST_KEPT, SUFFIXES, Header, Unusable, read_header, read_pixels
 
 NEAR_BITS = 3
 """Photos whose 64-bit difference hashes differ in at most so many bits look alike."""
 ALL_KEPT, LEAST_KEPT = 400_000_000, 1_000_000
 """Pixels of all photos together, 1.2 GB, and of each where they are very many."""
+
+PICTURE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+CAPTION_SUFFIXES = (".txt", ".caption")
+MASK = re.compile(r"(?P<before>.+)[-_. ]mask(label)?|mask[-_. ](?P<after>.+)")
+"""Names of masks, without their suffix: x_mask, x-masklabel, mask_x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +65,26 @@ def inspect_folder(folder: Path) -> list[Photo]:
         pass
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release Python's lock
         entries = sorted(folder.iterdir())
-        headers = list(pool.map(look_at, entries))
+        beside = companions(entries)
+        headers = list(pool.map(lambda path: beside.get(path) or look_at(path), entries))
         count = sum(isinstance(header, Header) for header in headers)
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
         photos = list(pool.map(lambda path, header: open_photo(path, header, most), entries, headers))
         return mark_twins(photos, list(pool.map(_looks, photos)))
+
+
+def companions(entries: Sequence[Path]) -> dict[Path, str]:
+    """Return the reason to skip each file that other programs keep beside a photo: masks and captions."""
+    pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
+    photos = {name.lower(): path.name for path in pictures for name in (path.stem, path.name)}
+    found = {}
+    for path in entries:
+        if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
+            found[path] = f"caption of {photo}: not used, set subject.noun"
+        mask = MASK.fullmatch(path.stem.lower()) if path in pictures else None
+        if mask and (photo := photos.get(mask["before"] or mask["after"])):
+            found[path] = f"mask of {photo}: not used, not a photo"
+    return found
 
 
 def look_at(path: Path) -> Header | str:

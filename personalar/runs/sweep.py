@@ -7,6 +7,7 @@ the folder of another run leaves `error_<job>.txt` in the sweep's folder.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import traceback
@@ -15,19 +16,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
-from personalar.core.errors import user_errors
+from personalar.core.errors import raised_by, user_errors
 from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...]
-ERROR_FILE = "error.txt"
+ERROR_FILE, JOBS_FILE = "error.txt", "jobs.jsonl"
+
+
+class SearchError(RuntimeError, CompactHydraException):
+    """Ends a search; Hydra shows its sentence without a traceback."""
+
+
+def explain_searches() -> None:
+    """Let a search of which no trial has a result end in one sentence; Optuna raises ValueError there."""
+    multirun = Hydra.multirun
+
+    def explained(self: Hydra, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return multirun(self, *args, **kwargs)
+        except ValueError as error:
+            if raised_by(error) != "optuna":
+                raise
+            raise SearchError(
+                f"personalar.run: the search ended without a result ({error}): if all trials failed, "
+                f"{ERROR_FILE} in the folder of each says why; fix that and start the same command again"
+            ) from None
+
+    Hydra.multirun = explained
 
 
 def check_devices(devices: Any) -> None:
@@ -102,7 +127,7 @@ def keep_sweeping(
         sweep_dir: folder for the reason where `run_dir` is the folder of another run.
 
     Raises:
-        RuntimeError: the job failed and the sweeper searches.
+        SearchError: the job failed and the sweeper searches.
     """
     before = marks(run_dir)
     try:
@@ -122,8 +147,24 @@ def keep_sweeping(
         path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
         print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
         if searches:
-            raise RuntimeError(f"{error} ({path})") from None
+            raise SearchError(f"personalar.run: a trial failed: {error} ({path})") from None
         return math.nan if count == 1 else (math.nan,) * count
+
+
+def note_job(sweep_dir: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Add a job to `jobs.jsonl` of its sweep, which says what each folder is; once for each folder.
+
+    A line is written at once: jobs may run side by side.
+    """
+    if run_dir.resolve() == sweep_dir.resolve():
+        return
+    table = sweep_dir / JOBS_FILE
+    line = json.dumps({"folder": os.path.relpath(run_dir, sweep_dir), "overrides": list(overrides)}) + "\n"
+    if table.is_file() and line in table.read_text(encoding="utf-8").splitlines(keepends=True):
+        return
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with table.open("a", encoding="utf-8") as stream:
+        stream.write(line)
 
 
 def marks(folder: Path) -> dict[Path, int]:

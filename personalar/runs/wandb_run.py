@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from personalar.core.files import plain_name
 from personalar.core.measures import measures_of
 from personalar.core.png import read_png_metadata, sample_files
 from personalar.core.run_folder import RunFolder, flatten, stage_names, steps_after
@@ -165,7 +166,9 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
         table.add_data(*{**row, "image": wandb.Image(str(row["image"]))}.values())
     run.log({"pictures": table})
     if (folder.path / "concept").is_dir():
-        artifact = wandb.Artifact(f"concept-{session.run_name}", type="concept", metadata=session.base)
+        artifact = wandb.Artifact(
+            plain_name(f"concept-{session.run_name}", longest=128), type="concept", metadata=session.base
+        )
         artifact.add_dir(str(folder.path / "concept"))
         run.log_artifact(artifact)
 
@@ -177,18 +180,50 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
     if settings is None or not session.reporter.enabled:
         yield lambda stage: None
         return
-    run = start(session, settings)
+    with kept_in(session.folder.path / "logs" / "wandb"):
+        run = start(session, settings)
 
-    def after(stage: str) -> None:
-        path = session.folder.path / "grids" / f"{stage}.png"
-        if path.is_file():
-            log_grid(run, path, step=steps_after(session.folder.record, stage), caption=f"after {stage}")
+        def after(stage: str) -> None:
+            path = session.folder.path / "grids" / f"{stage}.png"
+            if path.is_file():
+                step = steps_after(session.folder.record, stage)
+                with harmless(session):
+                    log_grid(run, path, step=step, caption=f"after {stage}")
 
+        try:
+            log_references(run, session.folder)
+            yield after
+        except BaseException:
+            finish(run, session, exit_code=1)
+            raise
+        with harmless(session):
+            send_results(run, session)
+        with harmless(session):
+            finish(run, session)
+
+
+@contextmanager
+def harmless(session: RunContext) -> Iterator[None]:
+    """Tell of an error in the block and go on: what was learned does not depend on a dashboard."""
     try:
-        log_references(run, session.folder)
-        yield after
-        send_results(run, session)
-    except BaseException:
-        finish(run, session, exit_code=1)
-        raise
-    finish(run, session)
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        session.reporter.say(
+            f"W&B: not all was kept there ({reason}); the run goes on, and everything is in "
+            f"{session.folder.path}"
+        )
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Let W&B write below `folder` in the block, not to HOME, where the user's variables do not say else."""
+    places = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
+    mine = [name for name in places if name not in os.environ]
+    for name in mine:
+        os.environ[name] = str((folder / places[name]).absolute())
+    try:
+        yield
+    finally:  # the next run of a sweep has its own
+        for name in mine:
+            os.environ.pop(name, None)

@@ -118,7 +118,8 @@ def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) ->
     numbers = stage.numbers
     own = numbers.batch - (numbers.replayed if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos
+    times = "less than once" if seen < 1 else f"about {seen:.{0 if seen >= 10 else 1}f} times"
     return (
         f"steps {stage.name}: {numbers.steps} (model.recipe.stages.{stage.trains.numbers}.steps, recipe "
-        f"{recipe}), whatever the number of photos; each of {photos} is seen about {seen:.0f} times"
+        f"{recipe}), whatever the number of photos; each of {photos} is seen {times}"
     )

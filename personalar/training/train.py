@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
@@ -58,6 +58,13 @@ def make_loggers(context: RunContext, stage: str) -> list[Logger]:
     part = len(list((folder / "logs" / stage).glob("part_*")))  # the first part's file must not be emptied
     chosen = fill_in(context.config.logger, folder=str(folder), stage=stage, part=part)
     return [build(f"logger.{name}", settings) for name, settings in chosen.items() if settings is not None]
+
+
+def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -> None:
+    """Give each logger the settings that determine the result; W&B has all of them from the start."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            logger.log_hyperparams({"stage": stage.name, **context.settings})
 
 
 def make_callbacks(context: RunContext) -> list[L.Callback]:
@@ -141,6 +148,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     trainer = make_trainer(context, stage, callbacks, make_loggers(context, stage.name))
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))
+    log_settings(context, stage, trainer.loggers)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         context.folder.update_stage(

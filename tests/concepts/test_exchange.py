@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from test_readme import compose, shell_lines
 import personalar.export
 from personalar.concepts.adapters.lora import inject_lora, lora_files
 from personalar.concepts.concept import Concept
-from personalar.concepts.exchange import read_export, read_row, write_export
+from personalar.concepts.exchange import named_adapter, read_export, read_row, write_export
 from personalar.core.files import base_fingerprint
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
@@ -104,6 +105,52 @@ def test_peft_loads_the_folder_on_transformers(tiny_model_dir: Path, tmp_path: P
     with torch.no_grad():
         expected = theirs.base_model.model.model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(backend(backend.embed(ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_auto_peft_finds_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from peft import AutoPeftModel, AutoPeftModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    learned_on_tiny(tmp_path / "c", tiny_model_dir)
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    *_, checkpoint, _ = export(tmp_path / "c", tmp_path / "whole", *where)
+    for base, given in ((tiny_model_dir / "base", tiny_model_dir), (checkpoint, checkpoint)):
+        files = open_folder(given)
+        concept = concept_on(files, 32, lora=adapter())
+        concept.save(tmp_path / "concept")
+        out = tmp_path / f"out_{given.name}"
+        export(tmp_path / "concept", out, f"model.path={given}")
+        config = json.loads((out / "lora/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(base.resolve())
+        backend, ids = load_backend(files), torch.tensor([[0, 70, 5, 9, 30, 200]])
+        concept.apply(backend)
+        for auto in (AutoPeftModel, AutoPeftModelForCausalLM):
+            theirs = auto.from_pretrained(out / "lora").eval()
+            with torch.no_grad():
+                expected = theirs.base_model.model.model(input_ids=ids).last_hidden_state
+            torch.testing.assert_close(backend(backend.embed(ids)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_names_the_repository_of_its_base(tmp_path: Path, capsys, monkeypatch) -> None:
+    hub = {"repo": "leloy/Anole-7b-v0.1-hf", "revision": "96df523", "licence": "x"}
+    values = {
+        "base": {"name": "anole_7b", "fingerprint": "f"},
+        "subject": {"name": "cat", "noun": "cat", "fingerprint": "f"},
+        "stage": "transformer",
+        "tokens": {"[V]": 80},
+        "rows": torch.ones(1, 32),
+        "lora": adapter(),
+    }
+    monkeypatch.setattr("personalar.concepts.exchange.base_here", lambda *_: None)
+    model = compose_config("concept=x", "out=x", name="export").model
+    for config, named in (({"model": {"hub": hub, "path": None}}, True), ({}, False)):
+        files = named_adapter(Concept(**values, config=config), model)
+        told = json.loads(files["lora/adapter_config.json"])
+        assert (told["base_model_name_or_path"], told["revision"]) == (
+            (hub["repo"], "96df523") if named else (None, None)
+        )
+        assert ("does not name its base" in capsys.readouterr().out) is not named
 
 
 def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path, capsys) -> None:

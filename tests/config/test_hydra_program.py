@@ -146,6 +146,20 @@ def test_a_run_that_was_finished_before_is_in_the_table_of_the_sweep(
     assert "finished before" in second.stdout and contents(tmp_path / "sweep/3/.hydra") == before
 
 
+def test_a_long_sweep_has_short_folders_and_a_table_of_them(words: list[str], tmp_path: Path) -> None:
+    long = [f'subject.description="{"a brown dog " * 8}"']
+    long += [f"+logger.extra_{place}=null" for place in range(12)]
+    sweep = ["personalar.run", "-m", *words, *long, "hydra.sweep.dir=sweep", "seed=3"]
+    done = command(tmp_path, *sweep)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert command(tmp_path, *sweep).returncode == 0
+    (line,) = (tmp_path / "sweep/jobs.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (tmp_path / "sweep" / found["folder"] / "summary.json").is_file() and "seed=3" in found[
+        "overrides"
+    ]
+
+
 def complete(line: str) -> list[str]:
     """Return what a shell is told that may stand at the end of `line`."""
     words = [sys.executable, "-m", "personalar.run", "-sc", "query=bash"]

@@ -325,3 +325,25 @@ def test_hundreds_of_bad_files_never_stop_a_run(tmp_path):
 def test_any_bytes_get_a_verdict(tmp_path, data, head):
     photo = verdict(tmp_path, "x.jpg", head + data)
     assert photo.verdict in ("used", "skipped") and (photo.image is not None or photo.notes)
+
+
+def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> None:
+    photos = {"a.jpg": 1, "b.PNG": 2, "c_mask.png": 3, "mask.png": 4, "unmasked a.png": 5}
+    masks = {"a_mask.png": "a.jpg", "a-masklabel.png": "a.jpg", "mask_a.webp": "a.jpg", "B.mask.png": "b.PNG"}
+    masks["a.jpg_mask.png"] = "a.jpg"
+    captions = {"a.txt": "a.jpg", "b.caption": "b.PNG", "a.jpg.txt": "a.jpg"}
+    for name, seed in photos.items():
+        (tmp_path / name).write_bytes(encoded(picture(seed), "PNG"))
+    for place, name in enumerate(masks):
+        (tmp_path / name).write_bytes(encoded(picture(10 + place), "PNG"))
+    for name in (*captions, "notes.txt"):
+        (tmp_path / name).write_text("a photo of sks dog")
+    found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
+    assert {name for name, photo in found.items() if photo.verdict == "used"} == set(photos)
+    for name, photo in masks.items():
+        assert found[name].notes == (f"mask of {photo}: not used, not a photo",)
+    for name, photo in captions.items():
+        assert found[name].notes == (f"caption of {photo}: not used, set subject.noun",)
+    assert "no picture" in found["notes.txt"].notes[0]
+    assert len(read_folder(tmp_path)) == len(photos)
+    assert "mask of a.jpg: not used, not a photo" in " ".join(capsys.readouterr().out.split())

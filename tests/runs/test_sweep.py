@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest_run import compose_config
+from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 from PIL import Image
 from synthetic_run import make_run
@@ -18,7 +19,14 @@ from test_cli import command
 
 from personalar.reports.summary import write_summary
 from personalar.run import Job
-from personalar.runs.sweep import SweepReport, check_devices, join_sweep, keep_sweeping, objective_value
+from personalar.runs.sweep import (
+    SearchError,
+    SweepReport,
+    check_devices,
+    join_sweep,
+    keep_sweeping,
+    objective_value,
+)
 
 SUMMARY = {"stages": {"base": {"dino": 0.1}, "transformer": {"dino": 0.5, "clip_t": 0.4, "intervals": {}}}}
 TINY = (
@@ -167,3 +175,25 @@ def test_optuna_is_told_the_objective(tmp_path: Path, tiny_model_dir: Path, tiny
     )  # fmt: skip
     assert (tmp_path / "sweep" / "optimization_results.yaml").is_file(), done.stderr[-3000:]
     assert "best_value" in (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="pip install personalar[optuna]",
+)
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_search_whose_trials_all_fail_ends_in_a_sentence(
+    rate: float, tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
+) -> None:
+    done = sweep(
+        tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage=sqlite:///{tmp_path}/x.db",
+        "decoder.temperature=choice(-1.0,-2.0)", f"hydra.sweeper.max_failure_rate={rate}",
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
+    assert ("a trial failed: " if rate == 0 else "the search ended without a result") in done.stderr
+
+
+def test_what_only_a_search_raises_is_shown_without_a_traceback() -> None:
+    error = pickle.loads(pickle.dumps(SearchError("why")))
+    assert isinstance(error, CompactHydraException) and str(error) == "why"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -109,6 +110,37 @@ def test_the_offline_run_holds_everything(wandb_run: Path) -> None:
     assert found["summary"]["transformer/dino"] is not None
     kinds = {kind: files for kind, files in found["artifacts"]}
     assert "concept.json" in kinds["concept"]
+
+
+def test_a_failing_dashboard_costs_nothing_and_writes_below_the_run(
+    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    import wandb
+
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").write_text("in the way")  # nothing can be written there
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    named = []
+    make = wandb.Artifact.__init__
+
+    def noted(self: object, name: str, *args: object, **settings: object) -> None:
+        named.append(name)
+        make(self, name, *args, **settings)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("dashboard on fire")
+
+    monkeypatch.setattr(wandb.Artifact, "__init__", noted)
+    offline = ("logger=wandb", "logger.wandb.mode=offline", "stage=embedding", "scorer=none")
+    do_run(tmp_path / "run", *offline, "subject.name='my dog (1)'")
+    said = capsys.readouterr().out
+    assert "concept-nano-my_dog_1" in named and "not all was kept" not in said, said
+    assert (tmp_path / "run/logs/wandb/data").is_dir() and "WANDB_DATA_DIR" not in os.environ
+    monkeypatch.setattr("personalar.runs.wandb_run.log_means", broken)
+    do_run(tmp_path / "again", *offline)
+    assert "W&B: not all was kept there (dashboard on fire)" in capsys.readouterr().out
+    assert "finished" in json.loads((tmp_path / "again" / "run.json").read_text())
 
 
 def test_the_table_lists_every_picture(wandb_run: Path) -> None:
@@ -237,6 +269,15 @@ def test_tensorboard_holds_curves_and_grids(do_run, tmp_path: Path) -> None:
     assert [event.step for event in grids] == [2, 4]
     with Image.open(tmp_path / "grids" / "embedding_00004.png") as picture:
         assert (grids[-1].width, grids[-1].height) == picture.size
+    (hparams,) = [  # the two other records of this plug-in describe the session
+        found
+        for tag, found in events.summary_metadata.items()
+        if tag.endswith("session_start_info") and found.plugin_data.plugin_name == "hparams"
+    ]
+    assert b"model/recipe/stages/embedding/lr" in hparams.plugin_data.content
+    for name in ("part_0", "tensorboard"):
+        kept = yaml.safe_load((tmp_path / "logs" / "embedding" / name / "hparams.yaml").read_text())
+        assert kept["stage"] == "embedding" and kept["seed"] == 0 and kept["subject"]["noun"] == "cat"
 
 
 def test_a_sweep_agents_run_has_the_agents_id(

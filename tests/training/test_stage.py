@@ -86,6 +86,8 @@ def test_steps_are_told_with_their_setting() -> None:
     assert said.startswith("steps transformer: 60 (model.recipe.stages.transformer.steps, recipe nano), ")
     assert said.endswith("each of 5 is seen about 192 times")
     assert "about 288 times" in describe_steps(stage, "nano", 5, replayed=False)
+    assert describe_steps(stage, "nano", 5000, replayed=False).endswith("each of 5000 is seen less than once")
+    assert "is seen about 1.4 times" in describe_steps(stage, "nano", 1000, replayed=False)
 
 
 def test_numbers_that_the_recipe_lacks() -> None:

@@ -21,6 +21,8 @@ from personalar.core.files import parse_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BASE_CLASS = "ChameleonForConditionalGeneration"
+"""Transformers' class of the base."""
 _PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
 
 
@@ -87,8 +89,26 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
     config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT; equal adapters, equal bytes
     return {
         WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
-        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
+        CONFIG_FILE: _config_bytes(config),
     }
+
+
+def name_base(config: bytes, *, base: str | None, revision: str | None = None) -> bytes:
+    """Return an adapter's config that names its base, so that `peft.AutoPeftModel` loads both.
+
+    Args:
+        base: folder or hub id that transformers reads; None takes the names out of a config that this wrote.
+    """
+    values = json.loads(config)
+    if base is None and config != _config_bytes(values):  # PEFT's own file stays as it is
+        return config
+    mapping = {"base_model_class": BASE_CLASS, "parent_library": "transformers"}
+    values |= {"base_model_name_or_path": base, "revision": revision, "auto_mapping": base and mapping}
+    return _config_bytes(values)
+
+
+def _config_bytes(config: Mapping[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
 def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
