@@ -84,7 +84,7 @@ def test_a_searching_sweepers_job_is_refused_before_it_begins(
     for sweeper in ("OptunaSweeper", "BasicSweeper"):
         run_dir = tmp_path / sweeper
         hydra_config = SimpleNamespace(
-            runtime=SimpleNamespace(output_dir=str(run_dir)), mode=RunMode.MULTIRUN,
+            runtime=SimpleNamespace(output_dir=str(run_dir), cwd=str(Path.cwd())), mode=RunMode.MULTIRUN,
             sweep=SimpleNamespace(dir=str(tmp_path)), sweeper=SimpleNamespace(_target_=f"x.{sweeper}"),
             launcher=SimpleNamespace(_target_="x.BasicLauncher"),
         )  # fmt: skip
