@@ -86,7 +86,7 @@ def test_a_searching_sweepers_job_is_refused_before_it_begins(
         hydra_config = SimpleNamespace(
             runtime=SimpleNamespace(output_dir=str(run_dir), cwd=str(Path.cwd())), mode=RunMode.MULTIRUN,
             sweep=SimpleNamespace(dir=str(tmp_path)), sweeper=SimpleNamespace(_target_=f"x.{sweeper}"),
-            launcher=SimpleNamespace(_target_="x.BasicLauncher"),
+            launcher=SimpleNamespace(_target_="x.BasicLauncher"), overrides=SimpleNamespace(task=[]),
         )  # fmt: skip
         monkeypatch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda it=hydra_config: it))
         with pytest.raises(RuntimeError) if sweeper == "OptunaSweeper" else nullcontext():
