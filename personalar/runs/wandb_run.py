@@ -62,6 +62,13 @@ def start(session: RunContext, settings: Mapping[str, Any]) -> Any:
     return run
 
 
+def run_name(settings: Mapping[str, Any], folder: Path) -> str | None:
+    """Return the run's name; in a group, such as a sweep, the folder's name tells its runs apart."""
+    name = settings.get("name")
+    grouped = settings.get("group") or os.environ.get("WANDB_RUN_GROUP")
+    return f"{name} {folder.name}" if name and grouped and "WANDB_NAME" not in os.environ else name
+
+
 def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None) -> Any:
     """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
     import wandb
@@ -76,6 +83,7 @@ def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None)
     }
     theirs = {name: value for name, value in settings.items() if name not in NOT_FOR_INIT}
     config = session.config
+    theirs["name"] = run_name(settings, session.folder.path)
     theirs["tags"] = [*settings.get("tags", ()), config.model.name, config.method.name, config.subject.name]
     quiet = {"console": "off", "silent": True, "finish_timeout_raises": True}
     return wandb.init(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.core.run_folder import steps_after, steps_before
-from personalar.runs.wandb_run import start
+from personalar.runs.wandb_run import run_name, start
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -304,3 +304,13 @@ def test_the_words_of_a_sweep_agent_are_settings() -> None:
     words = create_sweep_command_args({"args": values})["args_no_hyphens"]
     config = read_config(composed("run", [*line[3:-1], *words]))
     assert (config.decoder.cfg_scale, config.seed, config.stage.name) == (3.5, 2, "embedding")
+
+
+def test_runs_of_a_sweep_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WANDB_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(variable, raising=False)
+    assert run_name({"name": "nano-cat"}, Path("sweeps/seed=0-1a2b")) == "nano-cat"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    assert run_name({"name": "nano-cat"}, Path("sweeps/seed=0-1a2b")) == "nano-cat seed=0-1a2b"
+    monkeypatch.setenv("WANDB_NAME", "mine")  # the user's own stays
+    assert run_name({"name": "mine"}, Path("sweeps/seed=0-1a2b")) == "mine"
