@@ -69,6 +69,12 @@ def run_name(settings: Mapping[str, Any], folder: Path) -> str | None:
     return f"{name} {folder.name}" if name and grouped and "WANDB_NAME" not in os.environ else name
 
 
+def own_tags(settings: Mapping[str, Any]) -> list[str]:
+    """Return the tags of the settings; where there are none, those of WANDB_TAGS (with commas between)."""
+    standard = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    return list(settings.get("tags") or standard)
+
+
 def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None) -> Any:
     """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
     import wandb
@@ -78,14 +84,15 @@ def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None)
     mine = {
         "id": session.folder.record["wandb_id"],
         "resume": None if mode == "offline" else "allow",
-        "dir": logs,
+        "dir": os.environ.get("WANDB_DIR", logs),
         "config": asdict(session.config),
     }
     theirs = {name: value for name, value in settings.items() if name not in NOT_FOR_INIT}
     config = session.config
     theirs["name"] = run_name(settings, session.folder.path)
-    theirs["tags"] = [*settings.get("tags", ()), config.model.name, config.method.name, config.subject.name]
+    theirs["tags"] = [*own_tags(settings), config.model.name, config.method.name, config.subject.name]
     quiet = {"console": "off", "silent": True, "finish_timeout_raises": True}
+    quiet = {name: value for name, value in quiet.items() if f"WANDB_{name.upper()}" not in os.environ}
     return wandb.init(
         **{**mine, **theirs, "mode": mode},
         settings=wandb.Settings(**{**quiet, **(settings.get("settings") or {})}),

@@ -20,7 +20,7 @@ from PIL import Image
 
 from personalar.config.compose import composed, conf_dir, read_config
 from personalar.core.run_folder import steps_after, steps_before
-from personalar.runs.wandb_run import run_name, start
+from personalar.runs.wandb_run import _open, own_tags, run_name, start
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -314,3 +314,22 @@ def test_runs_of_a_sweep_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch
     assert run_name({"name": "nano-cat"}, Path("sweeps/seed=0-1a2b")) == "nano-cat seed=0-1a2b"
     monkeypatch.setenv("WANDB_NAME", "mine")  # the user's own stays
     assert run_name({"name": "mine"}, Path("sweeps/seed=0-1a2b")) == "mine"
+
+
+def test_tags_of_the_environment_count_where_no_setting_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_TAGS", "one, two")
+    assert own_tags({"tags": []}) == ["one", "two"] and own_tags({"tags": ["mine"]}) == ["mine"]
+
+
+def test_the_environments_folder_and_console_count(
+    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(wandb, "init", lambda **words: asked.update(words))
+    session.folder.update(wandb_id="a")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")
+    _open(session, {"tags": [], "name": "n"}, mode="offline")
+    assert asked["dir"] == str(tmp_path / "elsewhere") and asked["settings"].console != "off"
