@@ -149,7 +149,14 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))
     log_settings(context, stage, trainer.loggers)
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except Exception as error:
+        if not collected.parts or trainer.world_size > 1:
+            raise
+        # All steps are done and gathered: a logger or callback that fails at its end costs no result.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        context.reporter.say(f"note: after the last step of stage {stage.name}: {reason}", style="yellow")
     if trainer.is_global_zero:
         context.folder.update_stage(
             stage.name,

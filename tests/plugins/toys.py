@@ -56,6 +56,14 @@ class ListLogger(Logger):
             stream.write(f"{self._name} {step} {' '.join(metrics)}\n")
 
 
+class Forgetful(ListLogger):
+    """Fails at the end of training."""
+
+    def finalize(self, status: str) -> None:
+        """Fail as a server does that is gone."""
+        raise ConnectionError("the server is gone")
+
+
 class SignDescent(torch.optim.Optimizer):
     """Moves every number by the rate, against the sign of its gradient."""
 

@@ -49,6 +49,17 @@ def test_a_logger_beside_ours(do_run: DoRun, tmp_path: Path) -> None:
     assert list((tmp_path / "logs" / "transformer" / "tensorboard").iterdir())
 
 
+def test_a_logger_that_fails_after_learning_costs_nothing(
+    do_run: DoRun, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine = '+logger.mine={_target_: toys.Forgetful, file: "{folder}/list.txt", name: "{stage}"}'
+    do_run(tmp_path / "run", "stage=embedding", *LOOK, mine)
+    assert "note: after the last step of stage embedding: the server is gone" in capsys.readouterr().out
+    do_run(tmp_path / "plain", "stage=embedding", *LOOK)
+    rows = [Concept.load(tmp_path / name / "concept").rows for name in ("run", "plain")]
+    assert torch.equal(*rows) and "finished" in json.loads((tmp_path / "run" / "run.json").read_text())
+
+
 def test_an_optimizer_and_a_scheduler(do_run: DoRun, tmp_path: Path) -> None:
     mine = ["optimizer={_target_: toys.SignDescent, scale: 2}", "scheduler={_target_: toys.Halving}"]
     # A group given as one value replaces the choice of a file, whose keys go first.
