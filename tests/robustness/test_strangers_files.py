@@ -29,19 +29,19 @@ from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.score_file import read_scores
 
 JUNK = [None, True, -1, 1e300, "x", [1], {}, {"x": 1}, {"x": {"y": []}}]
-QUICK = 2.0
-"""Seconds within which a file is read or refused."""
+QUICK = 5.0  # of processor time, which neighbours do not take
+"""Seconds within which a file is read or refused; a hostile one took 40."""
 
 
 def tells(work: Callable[[], Any], say: str = "") -> None:
     """Do it: it succeeds or says one sentence, soon."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         work()
     except (ValueError, FileNotFoundError) as error:
         one_sentence(error)
         assert say in str(error)
-    assert time.perf_counter() - started < QUICK
+    assert time.process_time() - started < QUICK
 
 
 def changed(record: Any, path: tuple[Any, ...], value: Any) -> Any:
@@ -213,11 +213,11 @@ def test_yaml_of_a_stranger(what: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "vqgan.yaml"
     path.write_text(YAML[what])
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match="is not a VQGAN description") as stopped:
         read_numbers(path)
     one_sentence(stopped.value)
-    assert time.perf_counter() - started < QUICK and not (tmp_path / "exploded").exists()
+    assert time.process_time() - started < QUICK and not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 99, b"PK\3\4" + bytes(99), b"\x80\2}q\0.", b"\x80\2K\1."])
