@@ -98,7 +98,7 @@ class StepClock(L.Callback):
 def ours(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of a stage as `personalar.run` trains it."""
     clock = StepClock()
-    callbacks = [*make_callbacks(session), clock]
+    callbacks = [*make_callbacks(session, stage.name), clock]
     trainer = make_trainer(session, stage, callbacks, make_loggers(session, stage.name))
     with quiet():
         trainer.fit(PersonalizationModule(session, stage), SubjectDataModule(session, stage))

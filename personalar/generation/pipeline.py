@@ -130,7 +130,8 @@ def asked_for(config: SampleConfig) -> SampleConfig:
     from personalar.generation.provenance import like
 
     if config.like is not None:
-        return like(config, Path(config.like).expanduser())
+        record = (concept_folder(config.concept) / "concept.json").read_bytes()
+        return like(config, Path(config.like).expanduser(), concept=short_hash(record))
     prompts = list(config.prompts)
     for prompt in prompts:
         if len(prompt) < 4096 and "\0" not in prompt and Path(prompt).is_file():
@@ -138,6 +139,11 @@ def asked_for(config: SampleConfig) -> SampleConfig:
     if config.prompts_file is not None:
         prompts += read_prompts(Path(config.prompts_file).expanduser())
     return replace(config, prompts=list(dict.fromkeys(map(normalized, prompts))))
+
+
+def short_hash(record: bytes) -> str:
+    """Return the hash of a concept.json that PNG files carry."""
+    return hashlib.sha256(record).hexdigest()[:12]
 
 
 def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, bool]:
@@ -169,9 +175,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
 
     delete_abandoned(Path(config.out))
     record = (folder / "concept.json").read_bytes()
-    digest = hashlib.sha256(record).hexdigest()[:12]
-    if config.like is not None:
-        check_like(config, digest)
+    digest = short_hash(record)
     generator = prepare_generator(config, folder)
     size = size_of(config, generator.backend)
     check_prompts(generator, config.prompts, size=size)
@@ -203,18 +207,6 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     for path, there in plan.values():
         reporter.say(f"{path} (was there already)" if there else str(path))
     return [path for path, _ in plan.values()]
-
-
-def check_like(config: SampleConfig, digest: str) -> None:
-    """Raise ValueError where `config.like` was drawn of another concept than that of `digest`."""
-    from personalar.generation.provenance import read_drawn
-
-    drawn = read_drawn(Path(config.like or "").expanduser())
-    if drawn.concept != digest:
-        raise ValueError(
-            f"like={config.like} was drawn of another concept ({drawn.concept}, and concept= is {digest}): "
-            "give the concept folder that it was drawn of"
-        )
 
 
 class Pipeline:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import conf_dir, group_options
+from personalar.config.fields import check_number, check_seeds
 from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
 
-HOW = ("decoder", "dtype", "attention", "device", "torch")
-"""Chunks of a PNG on how it was drawn; "prompt", "seed", "size", "base" and "concept" say what."""
+NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
+"""Text chunks of a PNG without which it cannot be drawn again."""
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def how_drawn(decoder: dict[str, Any], *, dtype: str, attention: str, device: str) -> dict[str, str]:
@@ -29,53 +32,43 @@ def how_drawn(decoder: dict[str, Any], *, dtype: str, attention: str, device: st
     }
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What a PNG says about itself."""
+def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
+    """Return `config` with the prompt, seed, size and drawing settings of the PNG in `path`.
 
-    prompt: str
-    seed: int
-    size: str
-    base: str
-    concept: str
-    how: dict[str, str]
+    The file may be a stranger's: only plain values in range and decoders of this package are taken from it.
 
+    Args:
+        concept: hash of the concept that `config` names, as PNG files carry it.
 
-def read_drawn(path: Path) -> Drawn:
-    """Return what the PNG in `path` says. Raises ValueError where facts are missing."""
+    Raises:
+        ValueError: facts are missing or strange, or the picture shows another concept.
+    """
+    if config.prompts or config.prompts_file:
+        raise ValueError("like= takes the prompt from the picture: leave prompts= and prompts_file= out")
     found = read_png_metadata(path)
-    needed = ("prompt", "seed", "size", "base", "concept", "decoder", "dtype", "attention")
-    missing = [name for name in needed if name not in found]
-    if missing or not found["seed"].isdecimal():
+    missing = [name for name in NEEDED if name not in found]
+    if missing or not found["seed"].isdecimal() or len(found["seed"]) > 19:
         raise ValueError(
             f"like={path} does not say how it was drawn ({', '.join(missing) or 'its seed'} missing): give a "
             "picture that personalar.sample wrote, or its prompt, seed and settings"
         )
-    what = {name: found[name] for name in ("prompt", "size", "base", "concept")}
-    how = {name: found[name] for name in HOW if name in found}
-    return Drawn(seed=int(found["seed"]), how=how, **what)
-
-
-def like(config: SampleConfig, path: Path) -> SampleConfig:
-    """Return `config` with the prompt, seed, size and drawing settings of the PNG in `path`.
-
-    Raises:
-        ValueError: facts are missing or strange, or the decoder is not one of this package.
-    """
-    if config.prompts or config.prompts_file:
-        raise ValueError("like= takes the prompt from the picture: leave prompts= and prompts_file= out")
-    drawn = read_drawn(path)
-    for name in ("dtype", "attention"):
-        if drawn.how[name] not in ("float32", "bfloat16", "float16", "eager", "sdpa"):
-            raise ValueError(f"like={path} has a strange {name}: {drawn.how[name]!r:.40}")
+    if found["concept"] != concept:
+        raise ValueError(
+            f"like={path} was drawn of another concept ({found['concept']:.40}, and concept= is {concept}): "
+            "give the concept folder that it was drawn of"
+        )
+    for name, allowed in (("dtype", DTYPES), ("attention", ("eager", "sdpa"))):
+        if found[name] not in allowed:
+            raise ValueError(f"like={path} has a strange {name}: {found[name]!r:.40}")
+    check_seeds([int(found["seed"])])
     return replace(
         config,
-        prompts=[drawn.prompt],
-        seeds=[drawn.seed],
-        size=drawn.size,
-        decoder=_decoder(drawn.how["decoder"], path),
-        model=replace(config.model, dtype=drawn.how["dtype"]),
-        trainer=replace(config.trainer, attention=drawn.how["attention"]),
+        prompts=[found["prompt"]],
+        seeds=[int(found["seed"])],
+        size=found["size"],
+        decoder=_decoder(found["decoder"], path),
+        model=replace(config.model, dtype=found["dtype"]),
+        trainer=replace(config.trainer, attention=found["attention"]),
     )
 
 
@@ -83,26 +76,19 @@ def _decoder(text: str, path: Path) -> DecoderConfig:
     """Return the decoder that a PNG names, from plain numbers and the classes of conf/decoder alone."""
     try:
         settings = dict(json.loads(text))
-        target = settings.pop("_target_")
+        target = str(settings.pop("_target_"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}") from error
-    ours = {
-        own["_target_"]: own["_target_"]
-        for name in group_options(conf_dir(), "decoder")
-        if (own := _yaml(conf_dir() / "decoder" / f"{name}.yaml"))
-    }
-    known = {field.name for field in fields(DecoderConfig)} - {"_target_", "arguments"}
-    if target not in ours or not set(settings) <= known:
+    names = group_options(conf_dir(), "decoder")
+    ours = {OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")["_target_"] for name in names}
+    limits = {field.name: field.metadata["limits"] for field in fields(DecoderConfig) if field.metadata}
+    if target not in ours or not set(settings) <= set(limits):
         raise ValueError(
             f"like={path} was drawn by a decoder that is not part of personalar ({target!r:.80}): draw it "
             "with that decoder's settings on the command line"
         )
-    if not all(type(value) in (int, float) for value in settings.values()):
-        raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}")
-    return DecoderConfig(_target_=ours[target], **settings)
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    for name, value in settings.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}")
+        check_number(f"like={path}: decoder.{name}", value, *limits[name])
+    return DecoderConfig(_target_=target, **settings)

@@ -23,7 +23,11 @@ class NetworkShape(Protocol):
     head_dim: int
 
     def build(self) -> Any:
-        """Return the transformer, on torch's default device, with `blocks` and `head(rows)`."""
+        """Return the transformer, on torch's default device.
+
+        It has `blocks` and `head(rows)`; a call with embeddings (B, T, D) and `dropout=` returns hidden
+        states (B, T, D), from which the memory of a training pass is estimated.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,10 @@ from personalar.core.run_folder import SHARED
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.reports.comparison import Row, State, is_run, markdown, read_states, verdicts
 from personalar.reports.comparison_page import write_comparison
-from personalar.runs.reuse import FIRST, copy_files
+from personalar.runs.reuse import copy_files
 
+FIRST = "embedding"
+"""The stage that the methods of a benchmark share."""
 TITLES = {
     ("two_stage", "embedding"): "textual inversion (stage 1)",
     ("two_stage", "transformer"): "two stages",

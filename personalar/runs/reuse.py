@@ -15,8 +15,6 @@ from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
 
-FIRST = "embedding"
-
 
 def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
     """Copy files and folders by name, each file whole or not at all; skip absent ones."""
@@ -38,21 +36,22 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
         FileNotFoundError: the first stage is missing or unfinished.
         ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
     """
-    if folder.has_concept(FIRST):
-        return f"stage {FIRST}: exists here already"
+    first = next(iter(config.method.stages))
+    if folder.has_concept(first):
+        return f"stage {first}: exists here already"
     source = Path(config.reuse or "").expanduser()
     other = RunFolder(source)
-    if not other.has_concept(FIRST) or "settings" not in other.record:
+    if not other.has_concept(first) or "settings" not in other.record:
         raise FileNotFoundError(
-            f"reuse={source} holds no finished stage 1 (run.json, {other.concept(FIRST)}): name the folder "
-            f"of a run that went through stage={FIRST}, or leave reuse out"
+            f"reuse={source} holds no finished stage 1 (run.json, {other.concept(first)}): name the folder "
+            f"of a run that went through stage={first}, or leave reuse out"
         )
-    concept = Concept.load(other.concept(FIRST))
+    concept = Concept.load(other.concept(first))
     concept.check_base(name=config.model.name, fingerprint=base)
     settings = learning_settings(config)
     theirs, ours = (
-        stage_settings(modernized(other.record["settings"]), FIRST),
-        stage_settings(settings, FIRST),
+        stage_settings(modernized(other.record["settings"]), first),
+        stage_settings(settings, first),
     )
     changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
     if concept.subject["fingerprint"] != subject.fingerprint:
@@ -63,13 +62,13 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
             "leave reuse out, or make these the same"
         )
     folder.update(settings=settings, photos=subject.fingerprint, base=base)
-    facts = other.record.get("stages", {}).get(FIRST, {})
-    folder.update_stage(FIRST, **{**facts, "reused": str(source.resolve())})
-    copy_files(source, folder.path, [*SHARED, f"images/{FIRST}", f"logs/{FIRST}"])
-    parts = sorted(path.name for path in other.concept(FIRST).iterdir() if path.name != RECORD_FILE)
+    facts = other.record.get("stages", {}).get(first, {})
+    folder.update_stage(first, **{**facts, "reused": str(source.resolve())})
+    copy_files(source, folder.path, [*SHARED, f"images/{first}", f"logs/{first}"])
+    parts = sorted(path.name for path in other.concept(first).iterdir() if path.name != RECORD_FILE)
     # The record comes last: with it the stage is finished.
-    copy_files(other.concept(FIRST), folder.concept(FIRST), [*parts, RECORD_FILE])
-    return f"stage {FIRST}: taken over from {source}"
+    copy_files(other.concept(first), folder.concept(first), [*parts, RECORD_FILE])
+    return f"stage {first}: taken over from {source}"
 
 
 def check_started_alone(config: RunConfig) -> None:

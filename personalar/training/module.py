@@ -160,7 +160,7 @@ class PersonalizationModule(L.LightningModule):
         self.hold(make(self.context, self.stage, stage_inputs(self.context, self.stage).concept))
 
     def hold(self, network: Network) -> None:
-        """Train `network`."""
+        """Take `network` as the one that trains, and freeze the rest of it."""
         self.network = network
         # Not the whole backend: the image tokenizer neither trains nor is it sharded.
         self.transformer, self.identifier = network.backend.transformer, network.identifier
@@ -175,7 +175,7 @@ class PersonalizationModule(L.LightningModule):
         return [*self.network.weights.values(), *adapters]
 
     def release(self) -> None:
-        """Let go of the network, when training is over; the identifier stays."""
+        """Drop the network when training is over; the identifier stays."""
         self.network = None
         del self.transformer
 

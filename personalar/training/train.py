@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,10 +54,20 @@ def quiet() -> Iterator[None]:
 
 def make_loggers(context: RunContext, stage: str) -> list[Logger]:
     """Return the loggers of `logger=` for one stage; a resumed one begins another part."""
+    return build_all("logger", context.config.logger, context, stage)
+
+
+def make_callbacks(context: RunContext, stage: str) -> list[L.Callback]:
+    """Return the callbacks of `callbacks=` for one stage."""
+    return build_all("callbacks", context.config.callbacks, context, stage)
+
+
+def build_all(group: str, chosen: Mapping[str, Any], context: RunContext, stage: str) -> list[Any]:
+    """Return the objects of a group, those that are null left out, with the places of the stage filled in."""
     folder = context.folder.path
     part = len(list((folder / "logs" / stage).glob("part_*")))  # the first part's file must not be emptied
-    chosen = fill_in(context.config.logger, folder=str(folder), stage=stage, part=part)
-    return [build(f"logger.{name}", settings) for name, settings in chosen.items() if settings is not None]
+    filled = fill_in(chosen, folder=str(folder), stage=stage, part=part)
+    return [build(f"{group}.{name}", settings) for name, settings in filled.items() if settings is not None]
 
 
 def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -> None:
@@ -65,12 +75,6 @@ def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
             logger.log_hyperparams({"stage": stage.name, **context.settings})
-
-
-def make_callbacks(context: RunContext) -> list[L.Callback]:
-    """Return the callbacks of `callbacks=`."""
-    chosen = context.config.callbacks
-    return [build(f"callbacks.{name}", settings) for name, settings in chosen.items() if settings is not None]
 
 
 def make_plugins(context: RunContext) -> list[Any]:
@@ -144,7 +148,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     world = config.devices * config.num_nodes
     last = find_checkpoint(context.folder, stage.name, world=world, strategy=config.strategy)
     collected, clock = CollectLearned(), StageClock()
-    callbacks = [*make_callbacks(context), clock, collected]
+    callbacks = [*make_callbacks(context, stage.name), clock, collected]
     trainer = make_trainer(context, stage, callbacks, make_loggers(context, stage.name))
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))

@@ -13,6 +13,7 @@ from personalar.data.prompts import normalized
 from personalar.generation.pipeline import asked_for, write_samples
 
 PROMPT = "prompts=['a [V] cat']"
+PLAIN = '{"_target_": "personalar.generation.decoders.plain.PlainDecoder", %s}'
 
 
 @pytest.fixture
@@ -78,6 +79,11 @@ def test_a_picture_is_drawn_again_from_its_file_alone(draw, tmp_path: Path) -> N
         ({"decoder": '{"_target_": "os.system", "command": "true"}'}, "not part of personalar .*os.system"),
         ({"decoder": '{"_target_": "x"'}, "damaged decoder"),
         ({"decoder": "[1]"}, "damaged decoder"),
+        ({"decoder": '{"_target_": ["x"]}'}, "not part of personalar"),
+        ({"decoder": PLAIN % '"cfg_scale": 1e9'}, r"decoder\.cfg_scale=1e\+09|cfg_scale=1000000000.0 is out"),
+        ({"decoder": PLAIN % '"top_p": NaN'}, r"decoder\.top_p=nan is out of range"),
+        ({"decoder": PLAIN % '"top_k": "5"'}, "damaged decoder"),
+        ({"seed": "9" * 40}, "does not say how it was drawn"),
         ({"dtype": "int8"}, "strange dtype"),
         ({"seed": "x"}, "does not say how it was drawn"),
         ({"concept": "0" * 12}, "drawn of another concept"),

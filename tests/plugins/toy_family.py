@@ -50,6 +50,10 @@ class ToyNetwork(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(shape.hidden_size, shape.hidden_size)])
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
+    def forward(self, embeds: Tensor, dropout=None) -> Tensor:
+        """Map embeddings (B, T, D) to hidden states (B, T, D)."""
+        return embeds + self.blocks[0](embeds).tanh()
+
     def head(self, rows: slice) -> Head:
         """Return the map from hidden states to the logits of `rows`."""
         weight = self.lm_head.weight[rows]
@@ -132,7 +136,7 @@ class ToyBackend(nn.Module):
     def forward(self, embeds: Tensor, positions=None, cache=None, mask=None, dropout=None) -> Tensor:
         if cache is not None:
             cache.advance(embeds.shape[1])
-        return embeds + self.transformer.blocks[0](embeds).tanh()
+        return self.transformer(embeds)
 
     def head(self, rows: slice) -> Head:
         return self.transformer.head(rows)

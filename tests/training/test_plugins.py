@@ -41,6 +41,16 @@ def test_lightnings_own_callbacks(do_run: DoRun, tmp_path: Path) -> None:
     assert record["stages"]["embedding"]["steps"] == 1
 
 
+def test_lightnings_checkpoint_keeps_the_best_step_beside_ours(do_run: DoRun, tmp_path: Path) -> None:
+    best = "+callbacks.best={_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/harmonic, "
+    best += 'mode: max, dirpath: "{folder}/best", every_n_train_steps: 1}'
+    do_run(tmp_path, "stage=embedding", "samples.grid_every_steps=1", "samples.time_share=1", best)
+    (kept,) = (tmp_path / "best").glob("*.ckpt")
+    state = torch.load(kept, weights_only=True)["state_dict"]
+    assert set(state) == {"identifier.rows"}  # the frozen base is in none
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_a_logger_beside_ours(do_run: DoRun, tmp_path: Path) -> None:
     mine = '+logger.mine={_target_: toys.ListLogger, file: "{folder}/list.txt", name: "{stage}"}'
     do_run(tmp_path, "stage=both", *LOOK, "logger=[csv,tensorboard]", mine)
@@ -77,7 +87,7 @@ def test_an_optimizer_and_a_scheduler(do_run: DoRun, tmp_path: Path) -> None:
 def test_torchs_own_optimizer_and_scheduler(do_run: DoRun, tmp_path: Path) -> None:
     do_run(tmp_path, "stage=embedding", *LOOK, "optimizer=sgd", "optimizer.momentum=0.5", "scheduler=cosine")
     curves = next((tmp_path / "logs" / "embedding").rglob("metrics.csv")).read_text()
-    assert "lr-SGD/identifier" in curves
+    assert "lr-SGD/identifier" in curves and "0.12803" in curves  # 0.15 (1 + cos(pi / 4)) / 2
 
 
 def test_an_adapter_is_trained_kept_and_drawn_with(
@@ -106,6 +116,14 @@ def test_a_method_of_three_stages_by_names_of_ones_own(do_run: DoRun, tmp_path: 
     assert torch.equal(words.rows, mlp.rows) and Concept.load(tmp_path / "concept").stage == "mlp"
     report = (tmp_path / "report.html").read_text()
     assert "After stage 3" in report and "weights tuned" in report
+
+
+def test_the_first_stage_is_reused_whatever_its_name(do_run: DoRun, tmp_path: Path) -> None:
+    do_run(tmp_path / "one", "stage.run=[word]", *LOOK, SEARCH, "method=three")
+    do_run(tmp_path / "two", "stage.run=[mlp]", *LOOK, SEARCH, "method=three", f"reuse={tmp_path / 'one'}")
+    words = [Concept.load(tmp_path / run / "stages" / "word" / "concept") for run in ("one", "two")]
+    assert torch.equal(words[0].rows, words[1].rows)
+    assert Concept.load(tmp_path / "two" / "concept").stage == "mlp"
 
 
 def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
