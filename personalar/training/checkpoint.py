@@ -155,7 +155,9 @@ class StageCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
             self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                # nohup ignores SIGHUP, and is respected. A shell's background jobs ignore SIGINT, and
+                # whoever sends it to one means it.
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, self._note)
 
     def _note(self, number: int, *_: Any) -> None:

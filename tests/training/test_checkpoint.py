@@ -109,6 +109,19 @@ def test_who_asks_in_the_last_step_is_answered_too(
     assert do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0") and len(calls) == 8
 
 
+def test_a_background_job_takes_sigint_and_nohup_keeps_sighup_out() -> None:
+    """A shell starts background jobs with SIGINT ignored; nohup ignores SIGHUP, which is respected."""
+    numbers, callback = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM), StageCheckpoint(every=1)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        callback.on_train_start(Mock(global_step=0), Mock())
+        found = [signal.getsignal(number) for number in numbers]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert found == [callback._note, signal.SIG_IGN, callback._note]
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = StageCheckpoint(every=1)
     callback._note(signal.SIGINT)
