@@ -11,6 +11,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
+from unittest.mock import Mock
 
 import pytest
 import torch
