@@ -10,7 +10,7 @@ TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 KILLS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow chaos lint format audit licences clean
+.PHONY: help run test coverage slow chaos lint format audit licences clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,15 +29,22 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+coverage: $(VENV)/.installed  ## run the tests and print how many lines of personalar/ they execute
+	$(VENV)/bin/python -m coverage erase
+	$(VENV)/bin/python -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m coverage combine -q
+	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
+
 slow: $(VENV)/.installed  ## set up, then run the tests that `make test` leaves out because they take long
 	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
 
 chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
 	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS)
 
-lint: $(VENV)/.installed  ## check style
+lint: $(VENV)/.installed  ## check style and types
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 
 format: $(VENV)/.installed  ## fix style
 	$(VENV)/bin/python -m ruff check --fix .
@@ -55,4 +62,4 @@ licences: $(VENV)/.installed  ## write docs/licences.md anew
 	mv docs/licences.tmp docs/licences.md
 
 clean:  ## remove the virtual environment and caches; never touches outputs/
-	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache .mypy_cache .coverage*

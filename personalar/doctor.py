@@ -19,7 +19,7 @@ from personalar.config.trainer_config import TrainerConfig
 from personalar.core.process import available_cores, check_memory, host_bytes, limit_note
 from personalar.models import loading
 
-PACKAGES = ("personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers")
+PACKAGES: tuple[str, ...] = ("personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers")
 PACKAGES += ("huggingface_hub", "peft", "deepspeed")
 
 

@@ -34,7 +34,7 @@ from personalar.runs.sweep import (
 )
 
 
-def run_one(cfg: DictConfig) -> Objective | None:
+def run_one(cfg: DictConfig) -> Objective:
     """Run one composed configuration and return its worth; a user's mistake ends in one sentence."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
@@ -91,7 +91,7 @@ def command_of(hydra_config: Any) -> str:
 class Job:
     """The function that Hydra calls with each composed configuration, here or in a launcher's process."""
 
-    def __call__(self, cfg: DictConfig) -> Objective | None:
+    def __call__(self, cfg: DictConfig) -> Objective:
         """Run it; in a sweep a failure is kept and the sweep goes on."""
         hydra_config = HydraConfig.get()
         if hydra_config.mode != RunMode.MULTIRUN:

@@ -193,11 +193,11 @@ def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
     """Return the adapter's files with the base named, where it is known: a repository, or a folder here."""
     if not concept.lora or model.family != ModelConfig.family:  # another family: another class
         return dict(concept.lora)
-    files, settings = base_here(concept, model), concept.config.get("model")
+    files, settings = base_here(concept, model), concept.config.get("model", {})
     repo, _ = origin(concept)
     if files is not None and model.path is not None:
         base, revision = str(files.parts()["transformer"].resolve()), None
-    elif files is not None:
+    elif files is not None and model.hub is not None:
         base, revision = model.hub.repo, model.hub.revision
     elif repo is not None and not settings.get("path"):
         base, revision = repo, settings["hub"].get("revision")

@@ -50,7 +50,8 @@ def instance_prompt(concept: Concept) -> str:
     """Return the first prompt that the subject was learned with."""
     data = _model(concept)
     for name in ("recipe", "data"):
-        data = data.get(name) if isinstance(data.get(name), dict) else {}
+        inner = data.get(name)
+        data = inner if isinstance(inner, dict) else {}
     templates = data.get("templates")
     template = str(templates[0]) if isinstance(templates, list) and templates else "a photo of {}"
     with_class = bool(data.get("class_name", True))

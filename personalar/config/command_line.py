@@ -85,7 +85,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
 
 def hydra_part(command: str) -> list[str]:
     """Return Hydra's own settings of conf/COMMAND.yaml as arguments; a saved configuration has none."""
-    own = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{command}.yaml").hydra, resolve=False)
+    own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{command}.yaml").hydra, resolve=False)
     own.pop("help")
     settings = {key: "null" if value is None else quote(value) for key, value in flatten(own).items()}
     return ["hydra/job_logging=stdout", *(f"++hydra.{key}={value}" for key, value in settings.items())]

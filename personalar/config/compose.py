@@ -16,7 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -129,7 +129,7 @@ def check_complete(cfg: DictConfig) -> None:
         raise ValueError(f"no value for {', '.join(missing)}: set {missing[0]}=...")
 
 
-def read_config(cfg: DictConfig, schema: type | None = None) -> Any:
+def read_config(cfg: Any, schema: type | None = None) -> Any:
     """Return the typed configuration (`RunConfig` or `SampleConfig`).
 
     Args:
@@ -147,7 +147,7 @@ def read_config(cfg: DictConfig, schema: type | None = None) -> Any:
     if HydraConfig.initialized() and (typed := Path(HydraConfig.get().runtime.cwd)) != Path.cwd():
         from_where_typed(cfg, typed)
     check_folder_names(cfg)
-    values = OmegaConf.to_container(cfg, resolve=True)
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
     check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
     check_names(values)
     return OmegaConf.to_object(cfg)
@@ -198,7 +198,8 @@ def composed(
         raise ValueError(explain(error, command)) from error
     with open_dict(cfg):
         del cfg["hydra"]
-    check_keys(OmegaConf.to_container(cfg, resolve=False), cfg)
+    values: Any = OmegaConf.to_container(cfg, resolve=False)
+    check_keys(values, cfg)
     return cfg
 
 
@@ -209,12 +210,12 @@ def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]
     for place, override in enumerate(overrides):
         if not override.is_sweep_override():
             continue
-        key, interval = override.get_key_element(), override.is_interval_sweep()
-        values = iter([override.value().start]) if interval else override.sweep_string_iterator()
+        key, value = override.get_key_element(), override.value()
+        values = iter([value.start]) if isinstance(value, IntervalSweep) else override.sweep_string_iterator()
         job[place] = f"{key}={next(values, None)}"
         if loader.get_group_options(override.key_or_group, config_name=name, overrides=fixed):
-            for value in values:
-                loader.compute_defaults_list(name, [*fixed, f"{key}={value}"], RunMode.RUN)
+            for choice in values:
+                loader.compute_defaults_list(name, [*fixed, f"{key}={choice}"], RunMode.RUN)
     return job
 
 
@@ -224,16 +225,16 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return unknown_choice(error)
     group = re.match(r"Could not override '([\w/]+)'\. No match in the defaults", text)
-    unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
-    key = group[1] if group else str(cause.full_key) if unknown else ""
+    unknown = cause if isinstance(cause, ConfigKeyError | ConfigAttributeError) else None
+    key = group[1] if group else str(unknown.full_key) if unknown else ""
     own = groups_of(COMMANDS[command])
     for name, schema in COMMANDS.items():
         if key.split(".")[0] not in own and key.split(".")[0] in groups_of(schema):
             takes = ", ".join(f"{each}=" for each in own)
             return f"{key.split('.')[0]}= belongs to personalar.{name}; personalar.{command} takes {takes}"
     if unknown:
-        free = "Dict[str, Any]" in str(cause)
-        return unknown_setting(key, cause.parent_node) + (f"; to add it write +{key}=..." if free else "")
+        free = "Dict[str, Any]" in str(unknown)
+        return unknown_setting(key, unknown.parent_node) + (f"; to add it write +{key}=..." if free else "")
     if isinstance(error.__cause__, OmegaConfBaseException):
         return f"{text}: {str(error.__cause__).splitlines()[0]}"
     return text

@@ -69,9 +69,9 @@ def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
     """
     schema = OmegaConf.get_type(node)
     declared = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
-    metadata = {field.name: field.metadata for field in declared}
+    allowed = {field.name: field.metadata["limits"] for field in declared if "limits" in field.metadata}
     for name, value in values.items():
-        found = metadata.get(name, {}).get("limits", outer)
+        found = allowed.get(name, outer)
         if isinstance(value, Mapping):
             check_limits(value, node[name], f"{prefix}{name}.", found)
             continue

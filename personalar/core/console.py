@@ -40,8 +40,9 @@ class Reporter:
         """Show a bar while the block runs; yields `advance(count=1, note="")`."""
         texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
         columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
-        live = {"console": self.console, "disable": not self.is_live, "transient": True}
-        progress = Progress(*columns, TimeRemainingColumn(), **live)
+        progress = Progress(
+            *columns, TimeRemainingColumn(), console=self.console, disable=not self.is_live, transient=True
+        )
         task = progress.add_task(name, total=total, note="")
         started, booked, last_note = time.perf_counter(), self._booked, ""
 

@@ -83,8 +83,8 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str
             if "srgb" in ImageCms.getProfileDescription(source).lower():
                 return image.convert("RGB"), None
             srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-            return converted, "converted from its colour profile"
+            transform = ImageCms.buildTransform(source, srgb, image.mode, "RGB")
+            return transform.apply(image), "converted from its colour profile"
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             note = "its colour profile is damaged and was ignored"
     return image.convert("RGB"), note

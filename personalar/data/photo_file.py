@@ -140,9 +140,10 @@ def read_header(path: Path) -> Header:
                 several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
                 header = Header(kind=image.format or "", size=image.size, several=several)
         except UnidentifiedImageError:
-            header = _odd_header(path)
-            if header is None:
+            odd = _odd_header(path)
+            if odd is None:
                 raise
+            header = odd
     if header.pixels > MOST_PIXELS:
         raise Unusable(
             f"{written(header.size)} pixels are too many (allowed: {MOST_PIXELS // 10**6} megapixels): "
@@ -207,7 +208,8 @@ def _decode(stream: IO[bytes], header: Header, most: int) -> tuple[Image.Image, 
         image.load()
         sixteen, picture = image.mode in DEEP[:4], image
         if times > 1:
-            size = tuple(-(-side // times) for side in header.size)
+            width, height = header.size
+            size = (-(-width // times), -(-height // times))
             picture = plain_mode(image)
             picture = picture.resize(size, Image.Resampling.BICUBIC) if picture.size != size else picture
             notes.append(f"scaled down from {written(header.size)}")
@@ -216,8 +218,8 @@ def _decode(stream: IO[bytes], header: Header, most: int) -> tuple[Image.Image, 
             if image.format != "TIFF":  # which Pillow has turned
                 picture = picture.transpose(_UPRIGHT[orientation])
         if picture.mode in DEEP:
-            picture, note = to_8_bits(picture, sixteen=sixteen)
-            notes.append(note)
+            picture, scale = to_8_bits(picture, sixteen=sixteen)
+            notes.append(scale)
         if picture.has_transparency_data:
             picture = on_white(picture)
             notes.append("transparency put on white")

@@ -159,7 +159,9 @@ def mark_twins(photos: Sequence[Photo], looks: Sequence[tuple[str, int] | None])
 
 
 def _looks(photo: Photo) -> tuple[str, int] | None:
-    return photo.image and (image_fingerprint([photo.image]), difference_hash(photo.image))
+    if photo.image is None:
+        return None
+    return image_fingerprint([photo.image]), difference_hash(photo.image)
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from personalar.generation.generator import Generator
     from personalar.generation.requests import Ask
+    from personalar.models.base import Backend
 
 ELSEWHERE = {
     "concept": "it is the first argument",
@@ -79,7 +80,7 @@ def check_words(prompts: list[str], names: list[str]) -> list[str]:
     ]
 
 
-def size_of(config: SampleConfig, layout: ProtocolConfig) -> Size:
+def size_of(config: SampleConfig, layout: ProtocolConfig | Backend) -> Size:
     """Return the size of the pictures; see `read_size`, which refuses what the base does not know."""
     return layout.square if config.size is None else read_size(config.size, layout.sizes)
 

@@ -80,7 +80,7 @@ def _decoder(text: str, path: Path) -> DecoderConfig:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}") from error
     names = group_options(conf_dir(), "decoder")
-    ours = {OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")["_target_"] for name in names}
+    ours = {OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")._target_ for name in names}
     limits = {field.name: field.metadata["limits"] for field in fields(DecoderConfig) if field.metadata}
     if target not in ours or not set(settings) <= set(limits):
         raise ValueError(

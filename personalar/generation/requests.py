@@ -51,10 +51,16 @@ def requests_for(
 ) -> list[Request]:
     """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
-    words = {"noun": noun, "description": description, "learned": stage != "base", "class_name": class_name}
     found = []
     for kind, seed, spec in product(wanted, seeds, specs):
-        prompt = sample_prompt(spec, kind=kind, **words)
+        prompt = sample_prompt(
+            spec,
+            kind=kind,
+            noun=noun,
+            description=description,
+            learned=stage != "base",
+            class_name=class_name,
+        )
         found.append(Request(stage=stage, kind=kind, seed=seed, spec=spec, prompt=prompt))
     return found
 

@@ -48,7 +48,10 @@ class Sampling:
 
     def guide(self, logits: Tensor) -> Tensor:
         """Combine the conditional rows of (2B, ..., K) with the unconditional ones, which come last."""
-        return cfg_combine(*logits.chunk(2), self.cfg_scale) if self.guided else logits
+        if not self.guided:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return cfg_combine(conditional, unconditional, self.cfg_scale)
 
     def shape(self, logits: Tensor) -> Tensor:
         """Apply top-k, temperature and top-p to (..., K)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from personalar.models.dropout import Dropout
 
-Loss = Literal["image_tokens", "answer"]
-"""The tokens to predict: the image codes (arXiv 2504.13162), or all of the answer (Lumina-mGPT)."""
+Loss = str
+"""The tokens to predict: "image_tokens" (arXiv 2504.13162), or "answer", all of it (Lumina-mGPT)."""
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (..., D) to float32 logits (..., K)."""
 
@@ -29,6 +29,10 @@ class Cache(Protocol):
     length: int
     keys: list[Tensor]
     values: list[Tensor]
+
+    @property
+    def capacity(self) -> int:
+        """Slots per row."""
 
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` tokens of every row."""
@@ -95,7 +99,7 @@ class Backend(Protocol):
         image: Image.Image,
         *,
         size: tuple[int, int] | None = None,
-        crop: Literal["center", "random"] = "center",
+        crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return (3, H, W) in [0, 1] of `size` (width, height), by default `best_size`."""

@@ -58,7 +58,7 @@ class OneDNNLinear(nn.Linear):
 def _suits(x: Tensor, weight: Tensor) -> bool:
     plain = type(weight) in (Tensor, nn.Parameter)  # quantised weights compute by themselves
     same = x.dtype == weight.dtype == torch.float32 and x.is_cpu and weight.is_cpu
-    allowed = torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
+    allowed = bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
     return plain and same and allowed and weight.is_contiguous()
 
 
@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
         return _product(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         if x is None:

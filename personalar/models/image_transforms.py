@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def fill_size(
     *,
     sizes: Sequence[Size],
     resize: str = "halving",
-    crop: Literal["center", "random"] = "center",
+    crop: str = "center",
     generator: torch.Generator | None = None,
 ) -> Image.Image:
     """Return `image` in RGB, filling the best of `sizes`; the rest is cropped.
@@ -64,7 +64,7 @@ def fill_size(
     return flatten_alpha(image.crop((left, top, left + width, top + height)))
 
 
-def preprocess(image: Image.Image, **how: object) -> Tensor:
+def preprocess(image: Image.Image, **how: Any) -> Tensor:
     """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; arguments as `fill_size`."""
     levels = torch.from_numpy(np.array(fill_size(image, **how), dtype=np.float64))
     return (levels / 255.0).permute(2, 0, 1).float().contiguous()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -65,12 +65,13 @@ def offline_model(config: ModelConfig) -> ModelFiles | None:
         FileNotFoundError, ValueError: when `model.path` names a folder without a whole model.
     """
     if config.path is not None:
-        return _local(config)
-    folders = {part.key: part.folder for part in hub_parts(config)}
-    if None in folders.values():
+        return _local(config, config.path)
+    parts = {part.key: part for part in hub_parts(config)}
+    folders = {key: part.folder for key, part in parts.items() if part.folder is not None}
+    if len(folders) < len(parts):
         return None
-    tokens = folders.get("tokenizer_hub")
-    tokenizer = None if tokens is None else tokens / config.tokenizer_hub.files[0]
+    tokens = parts.get("tokenizer_hub")
+    tokenizer = folders[tokens.key] / tokens.hub.files[0] if tokens else None
     return open_family(config, folders["hub"], vq=folders.get("vq_hub"), tokenizer=tokenizer)
 
 
@@ -101,7 +102,7 @@ def pin(config: ModelConfig) -> ModelConfig:
     """
     if config.path is not None:
         return config
-    pinned = {
+    pinned: dict[str, Any] = {
         part.key: replace(part.hub, revision=part.folder.name)
         for part in hub_parts(config)
         if part.folder is not None and is_commit(part.folder.name)
@@ -183,12 +184,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _local(config: ModelConfig) -> ModelFiles:
-    files = open_family(config, package_path(config.path))
+def _local(config: ModelConfig, path: str) -> ModelFiles:
+    files = open_family(config, package_path(path))
     missing = files.missing()
-    what = f"model={config.name}: {', '.join(missing)} missing (model.path={config.path}); "
+    what = f"model={config.name}: {', '.join(missing)} missing (model.path={path}); "
     source, tokenizer = config.tokenizer_hub or config.hub, files.parts().get("text tokenizer")
-    if missing == [str(tokenizer)] and source is not None:
+    if tokenizer is not None and missing == [str(tokenizer)] and source is not None:
         raise FileNotFoundError(
             f"{what}it is the one of {page(source)}: copy it there, or run `hf download {source.repo} "
             f"{tokenizer.name} --revision {source.revision} --local-dir {shlex.quote(str(tokenizer.parent))}`"
@@ -235,10 +236,11 @@ def _check_listed(config: ModelConfig, part: Part) -> None:
         )
 
 
-def _snapshot(hub: HubFiles, **how: bool) -> Path:
-    return Path(
-        huggingface_hub.snapshot_download(hub.repo, revision=hub.revision, allow_patterns=hub.files, **how)
+def _snapshot(hub: HubFiles, *, local_files_only: bool = False) -> Path:
+    found = huggingface_hub.snapshot_download(
+        hub.repo, revision=hub.revision, allow_patterns=hub.files, local_files_only=local_files_only
     )
+    return Path(found)
 
 
 @contextmanager

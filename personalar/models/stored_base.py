@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +16,27 @@ from personalar.models.base import Backend
 class NetworkShape(Protocol):
     """The numbers of a transformer, known before any weight is read; a frozen dataclass."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    vocab_size: int
-    head_dim: int
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Depth."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the word table."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
 
     def build(self) -> Any:
         """Return the transformer, on torch's default device.

@@ -233,9 +233,9 @@ def columns_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {name: titles[name] for name in names if titles.get(name)}
 
 
-def titles_of(records: Sequence[dict[str, Any]]) -> dict[str, str | None]:
-    """Return the titles of all measures."""
-    own = {name: measure.title for name, measure in MEASURES.items()}
+def titles_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the titles of all measures; "" for those without a column."""
+    own = {name: measure.title or "" for name, measure in MEASURES.items()}
     return own | {name: title for record in records for name, title in record["titles"].items()}
 
 

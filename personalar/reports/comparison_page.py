@@ -108,6 +108,7 @@ def _board(
     for sample, row in zip(samples, rows, strict=True):
         found = [(measure, row.pictures(measure.name).get(key)) for measure in measures]
         scores = [(measure, value) for measure, value in found if value is not None]
+        assert sample.path is not None  # it was read from there
         cells.append(
             {"uri": picture_uri(sample.path), "prompt": sample.prompt, "seed": seed, "scores": scores}
         )

@@ -12,9 +12,10 @@ INK = (28, 30, 36)
 FAINT = (122, 128, 140)
 EMPTY = (238, 239, 242)
 PAPER = (255, 255, 255)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, *, max_lines: int = 3) -> list[str]:
+def _wrap(text: str, font: Font, width_px: int, *, max_lines: int = 3) -> list[str]:
     """Break `text` at spaces into at most `max_lines` lines of `width_px`; an ellipsis for the rest."""
     lines: list[str] = []
     for word in text.split():
@@ -28,7 +29,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width_px: int, *, max_lines: 
     return [_shorten(line, font, width_px) for line in lines]
 
 
-def _shorten(line: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+def _shorten(line: str, font: Font, width_px: int) -> str:
     """Cut a single line that is too wide (one endless word) and mark the cut."""
     if font.getlength(line) <= width_px:
         return line
@@ -113,7 +114,8 @@ def grid_picture(
     """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
     columns = [sample.prompt for sample in samples]
     before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
-    rows, names = [[sample.image for sample in samples]], [label]
+    rows: list[Sequence[Image.Image | None]] = [[sample.image for sample in samples]]
+    names = [label]
     if any(before):
         rows, names = [before, *rows], ["before", *names]
     return draw_grid(rows, column_titles=columns, row_titles=names, title=title)

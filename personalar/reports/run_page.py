@@ -127,8 +127,8 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):  # part_2, part_10
         with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):
-                with suppress(ValueError, TypeError):  # other measures' lines, and what a power cut left
-                    losses[float(row.get("step"))] = float(row.get("train/loss"))
+                with suppress(KeyError, ValueError, TypeError):  # lines of other measures, or cut off
+                    losses[float(row["step"])] = float(row["train/loss"])
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 

@@ -142,7 +142,7 @@ def _side_effects(
 
 def _by_question(lines: Lines) -> dict[tuple[str, int], float]:
     """Return DINO by (template, seed), so that the same picture can be compared across stages."""
-    return {(line.get("template", line["prompt"]), line["seed"]): line["value"] for line in lines}
+    return {(line.get("template") or line["prompt"], line["seed"]): line["value"] for line in lines}
 
 
 def _class_drift(

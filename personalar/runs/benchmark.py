@@ -121,7 +121,7 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
 def first_stage(overrides: Sequence[str]) -> str | None:
     """Return the settings that stage 1 of a run depends on, as text; None without stage 1."""
     settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
-    return settings and json.dumps(settings, sort_keys=True, default=str)
+    return json.dumps(settings, sort_keys=True, default=str) if settings else None
 
 
 def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ from personalar.core.errors import raised_by, user_errors
 from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
-Objective = float | tuple[float, ...]
+Objective = float | tuple[float, ...] | None
+"""None: another process of the run is the one that returns it."""
 ERROR_FILE, JOBS_FILE = "error.txt", "jobs.jsonl"
 
 
@@ -52,7 +53,7 @@ def explain_searches() -> None:
                 f"{ERROR_FILE} in the folder of each says why; fix that and start the same command again"
             ) from None
 
-    Hydra.multirun = explained
+    Hydra.multirun = explained  # type: ignore[method-assign]  # Hydra has no hook for it
 
 
 def check_devices(devices: Any) -> None:
@@ -132,7 +133,7 @@ def keep_sweeping(
     before = marks(run_dir)
     try:
         worth = job()
-        if searches and any(math.isnan(value) for value in np.atleast_1d(worth)):
+        if searches and (worth is None or np.isnan(worth).any()):
             raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
         (run_dir / ERROR_FILE).unlink(missing_ok=True)
         return worth

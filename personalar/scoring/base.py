@@ -21,8 +21,9 @@ Value = float | Mapping[str, Any] | None
 class Scorer(Protocol):
     """A judge of pictures, ours or one from outside (`scorer.extra.NAME._target_`)."""
 
-    measures: Sequence[Measure]
-    """All that it measures."""
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """All that it measures."""
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> Mapping[str, Sequence[Value]]:
         """Return by measure one value for each sample.

@@ -98,7 +98,8 @@ class ImagePreprocessor:
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Return (B, 3, H, W) float32, normalised."""
         pixels = np.stack([np.asarray(self._fit(image.convert("RGB")), dtype=np.float32) for image in images])
-        normalised = (pixels * self.scale - np.float32(self.mean)) / np.float32(self.std)  # (B, H, W, 3)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        normalised = (pixels * self.scale - mean) / std  # (B, H, W, 3)
         return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
     def _fit(self, image: Image.Image) -> Image.Image:

@@ -57,8 +57,8 @@ class Judges:
     ) -> None:
         self.subject, self.main = subject, main
         self.names = {**names, **(main.names if main else {})}
-        own = [main, Diversity(main.dino), Drift(main.clip)] if main else []
-        self.scorers: list[Scorer] = [*own, *extra.values()]
+        own: list[Scorer] = [main, Diversity(main.dino), Drift(main.clip)] if main else []
+        self.scorers = [*own, *extra.values()]
         self.measures: list[Measure] = [measure for scorer in own for measure in scorer.measures]
         for name, scorer in extra.items():
             if main and name in main.names:
@@ -109,8 +109,9 @@ def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
     Raises:
         ValueError: it does not meet the contract, or the name of a measure is taken.
     """
-    found = getattr(scorer, "measures", None)
-    listed = isinstance(found, Sequence) and found and all(isinstance(measure, Measure) for measure in found)
+    given = getattr(scorer, "measures", None)
+    found = given if isinstance(given, Sequence) else ()
+    listed = found and all(isinstance(measure, Measure) for measure in found)
     if not listed or not callable(getattr(scorer, "score", None)):
         raise ValueError(
             f"scorer.extra.{name}: {type(scorer).__name__} is not a scorer: give it `measures`, a tuple of "

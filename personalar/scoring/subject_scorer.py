@@ -64,8 +64,8 @@ class SubjectScorer:
         self.text = text
         self.names = {**names_of(clip, dino), "clip_text": text}
         names = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy")
-        told = {"clip_t": {"reads": text}}
-        self.measures = [replace(MEASURES[name], **told.get(name, {})) for name in names]
+        measures = MEASURES | {"clip_t": replace(MEASURES["clip_t"], reads=text)}
+        self.measures = [measures[name] for name in names]
         self.dino_references = dino.features(subject.images)  # (R, D)
         self.clip_references = clip.image_features(subject.images)  # (R, D')
         self._known_texts: dict[tuple[str, ...], Tensor] = {}

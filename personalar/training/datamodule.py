@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -23,6 +24,8 @@ class SubjectDataModule(L.LightningDataModule):
         stage: the stage that trains.
         num_grid: pictures of the grid.
     """
+
+    trainer: L.Trainer
 
     def __init__(self, context: RunContext, stage: Stage, *, num_grid: int = 0) -> None:
         super().__init__()
@@ -46,7 +49,8 @@ class SubjectDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Continue where the restored step counter stands, with this process's share of every step."""
         trainer = self.trainer
-        stream = self.make_stream(trainer.lightning_module.network.backend)
+        module: Any = trainer.lightning_module
+        stream = self.make_stream(module.network.backend)
         stream.start = trainer.global_step * self.stage.numbers.sequences
         stream.share = trainer.global_rank, trainer.world_size
         batch = self.context.plans[self.stage.name].batch
@@ -60,4 +64,4 @@ class SubjectDataModule(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         each = math.ceil(self.num_grid / world)
         numbers = [min(rank + world * turn, self.num_grid - 1) for turn in range(each)]
-        return DataLoader(numbers, batch_size=max(1, each))
+        return DataLoader(numbers, batch_size=max(1, each))  # type: ignore[arg-type]  # a list will do

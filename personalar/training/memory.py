@@ -89,7 +89,7 @@ def _adapt(block: nn.Module, rank: int) -> None:
     """Put adapters on the query, key and value projections of `block`."""
     for module in list(block.modules()):
         for name, child in list(module.named_children()):
-            if name in ("q_proj", "k_proj", "v_proj"):
+            if name in ("q_proj", "k_proj", "v_proj") and isinstance(child, nn.Linear):
                 setattr(module, name, _Adapted(child, rank))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -137,6 +138,8 @@ class PersonalizationModule(L.LightningModule):
         base_samples: the base's pictures, shown beside them.
     """
 
+    network: Network
+
     def __init__(
         self,
         context: RunContext,
@@ -149,11 +152,10 @@ class PersonalizationModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds the trainable tensors only
         self.context, self.stage = context, stage
         self.grid, self.base_samples = tuple(grid), tuple(base_samples)
-        self.network: Network | None = None
 
     def configure_model(self) -> None:
         """Build the network once, sharded if the strategy asks for it; freeze all that does not train."""
-        if self.network is not None:
+        if hasattr(self, "network"):
             return
         sharded = self._trainer is not None and shards_weights(self.trainer.strategy)
         make = build_sharded_network if sharded else build_network
@@ -176,8 +178,7 @@ class PersonalizationModule(L.LightningModule):
 
     def release(self) -> None:
         """Drop the network when training is over; the identifier stays."""
-        self.network = None
-        del self.transformer
+        del self.network, self.transformer
 
     def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Let the optimizer move `weights` instead of the network's own."""
@@ -197,7 +198,9 @@ class PersonalizationModule(L.LightningModule):
         self.log("train/loss", loss, batch_size=len(batch["ids"]), sync_dist=self.trainer.world_size > 1)
         return loss
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> list[Sample]:
+    def validation_step(  # type: ignore[override]  # Lightning passes on to callbacks whatever it returns
+        self, batch: Tensor, batch_idx: int
+    ) -> list[Sample]:
         """Return the pictures of the grid; this process makes those whose numbers are in `batch` (B,)."""
         generator = self.context.generator(self.network.backend, self.identifier)
         # Cached: float32 copies are rounded once, not at every token. Closed: training wants the memory.
@@ -215,7 +218,7 @@ class PersonalizationModule(L.LightningModule):
         torch.distributed.all_gather_object(parts, own)
         return {index: sample for part in parts for index, sample in (part or {}).items()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return the configured optimizer over the stage's groups, and its schedule by step."""
         config, numbers = self.context.config, self.stage.numbers
         groups = parameter_groups(self.stage, rows=self.identifier.rows, weights=self.trained_weights())

@@ -47,7 +47,8 @@ class ZeroStrategy(DeepSpeedStrategy):
             return
         # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler. By name,
         # because the attribute `deepspeed.comm.torch` is torch itself.
-        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+        communication: Any = importlib.import_module("deepspeed.comm.torch")
+        communication.build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 

@@ -170,7 +170,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
         )
         leave_concept(context, stage, collected.parts, module.identifier.tokens)
     trainer.strategy.barrier()  # the next stage starts from this file on every process
-    for callback in trainer.callbacks:
+    for callback in callbacks:
         if isinstance(callback, StageCheckpoint):
             callback.end_if_asked(trainer)
     let_go(trainer.strategy)

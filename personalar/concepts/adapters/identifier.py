@@ -16,6 +16,8 @@ from torch import Tensor, nn
 class Identifier(nn.Module):
     """Rows (K, D) that replace the embeddings of K reserved ids."""
 
+    ids: Tensor
+
     def __init__(self, *, tokens: Mapping[str, int], rows: Tensor) -> None:
         """Hold `rows[k]` for the k-th of `tokens` (name -> reserved id).
 

@@ -50,11 +50,12 @@ def inject_lora(
     unknown = sorted(set(targets) - set(PROJECTIONS))
     if unknown or not targets:
         raise ValueError(f"lora targets {unknown or list(targets)} are not projections of the transformer")
+    shape: Any = transformer.config
     config = {
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
         "target_modules": list(targets),
-        "layers_to_transform": list(range(0, transformer.config.num_hidden_layers, every_n_layers)),
+        "layers_to_transform": list(range(0, shape.num_hidden_layers, every_n_layers)),
         "layers_pattern": "layers",
     }
     parameters = _inject(transformer, config)
@@ -83,8 +84,9 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
     if values is None:
         values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
     tensors = {_saved_name(name): tensor.cpu().contiguous() for name, tensor in values.items()}
+    peft_configs: Any = transformer.peft_config
     with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
-        transformer.peft_config["default"].save_pretrained(folder)
+        peft_configs["default"].save_pretrained(folder)
         config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
     config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT; equal adapters, equal bytes
     return {
@@ -165,7 +167,8 @@ def _check_adapter(
     config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: nn.Module
 ) -> None:
     """Raise ValueError for numbers that must not reach PEFT."""
-    depth, width = transformer.config.num_hidden_layers, transformer.config.hidden_size
+    shape: Any = transformer.config
+    depth, width = shape.num_hidden_layers, shape.hidden_size
     rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     layers = config.get("layers_to_transform", [])
     fine = {

@@ -114,7 +114,7 @@ class CompiledDecoder(PlainDecoder):
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
         weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
         key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
-        if key != self._key:
+        if self._buffers is None or key != self._key:
             self.forget()
             self._buffers = Step(backend, schedule, self.sampling, bucket=self.bucket)
             self._key = key  # last: what runs out of memory leaves nothing that looks complete

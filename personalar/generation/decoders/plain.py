@@ -7,6 +7,7 @@ computes image codes only, and nothing is read back from the device before the e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class PlainDecoder:
 class NoiseAhead:
     """Gumbel noise of a batch, made for some codes at a time: few calls and little memory."""
 
-    def __init__(self, seeds: list[int], device: torch.device) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._seeds = seed_tensor(list(seeds), device)
 
     def at(self, index: int, num_codes: int) -> Tensor:

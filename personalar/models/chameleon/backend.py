@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -105,7 +104,7 @@ class ChameleonBackend(nn.Module):
         image: Image.Image,
         *,
         size: tuple[int, int] | None = None,
-        crop: Literal["center", "random"] = "center",
+        crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best of `self.sizes`."""

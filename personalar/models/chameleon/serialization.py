@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ def load_backend(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    attention: Literal["eager", "sdpa"] = "sdpa",
+    attention: str = "sdpa",
     transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
     """Read a model; everything in it is frozen and in evaluation mode.

@@ -62,7 +62,7 @@ def write_shards(
         for file, _ in files:
             file.unlink(missing_ok=True)
         raise
-    places = {}
+    places: dict[str, str] = {}
     for number, (file, names) in enumerate(files, start=1):
         final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         put_in_place(file, folder / final, sync=False)

@@ -178,7 +178,7 @@ def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: in
 def _check_spaces(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> None:
     """Refuse a file that lost its byte-level pre-tokenizer: every prompt would arrive without its spaces."""
     text = "a photo of a red cat"
-    tokens = [backend.id_to_token(index) for index in tokenizer.encode_text(text)]
+    tokens = [backend.id_to_token(index) or "" for index in tokenizer.encode_text(text)]
     if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # how a byte-level token writes a space
         raise ValueError(
             f"the tokenizer turns {text!r} into {tokens}, without the spaces: its file was rewritten with "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,8 @@ class TransformerConfig:
     swin_norm: bool = False
     """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
     max_position_embeddings: int = field(default=4096, metadata=limits(1, 2**24))
-    attention: Literal["eager", "sdpa"] = "sdpa"
-    """How attention is computed: "eager" is far faster in the backward pass on a CPU."""
+    attention: str = "sdpa"
+    """How attention is computed, "eager" or "sdpa": eager is far faster in the backward pass on a CPU."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where the numbers do not fit together."""
@@ -274,9 +274,11 @@ class ChameleonTransformer(nn.Module):
             dropout: of the outputs that the blocks add, in a training pass.
         """
         num_tokens = embeds.shape[1]
-        if positions is None and cache is None:
-            positions = torch.arange(num_tokens, device=embeds.device)[None]
-        rotary = self.rotary(positions, embeds.dtype) if positions is not None else cache.rotary(num_tokens)
+        if positions is None and cache is not None:
+            rotary = cache.rotary(num_tokens)
+        else:
+            counted = torch.arange(num_tokens, device=embeds.device)[None]
+            rotary = self.rotary(counted if positions is None else positions, embeds.dtype)
         mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
         hidden = embeds.flatten(0, 1)
         for index, layer in enumerate(self.model.layers):

@@ -75,8 +75,9 @@ class VQConfig:
         """Read the json of a `ChameleonVQVAEConfig`; keys it leaves out have the 7B's values."""
         if config.get("double_latent", False):
             raise ValueError("config.json has double_latent=true; only deterministic latents are supported")
-        values = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        given = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
         """Return the json that `from_hf` reads."""

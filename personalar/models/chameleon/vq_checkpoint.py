@@ -49,8 +49,8 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
     where = folder / VQ_CHECKPOINT
     if where.is_file():
         state = read_checkpoint(where)
-        published, tensors = True, state.items()
-        shapes = {name: tensor.shape for name, tensor in tensors}
+        published, tensors = True, iter(state.items())
+        shapes = {name: tensor.shape for name, tensor in state.items()}
     else:
         where, published = folder, "vq_config" in read_json(folder / "config.json")
         prefix = VQ_PREFIX if published else ""
@@ -80,7 +80,7 @@ def read_numbers(path: Path) -> VQConfig:
         if path.stat().st_size > LARGEST_YAML:
             raise ValueError(f"{path.stat().st_size} bytes, allowed: {LARGEST_YAML}")
         params: Any = yaml.load(path.read_bytes(), PlainLoader)["model"]["params"]
-        network = dict(params["ddconfig"])
+        network: dict[str, Any] = dict(params["ddconfig"])
         numbers = {RENAMED.get(name, name): value for name, value in network.items()}
         sizes = {"embed_dim": int(params["embed_dim"]), "num_embeddings": int(params["n_embed"])}
         found = VQConfig.from_hf({**numbers, **sizes, "double_latent": network.get("double_z", False)})

@@ -65,8 +65,8 @@ def dog(p: Proportions) -> list[Solid]:
         )
     )
     for zz in (0.42 * long, -0.48 * long):
-        solids += pair(lambda s, zz=zz: tube(s * 0.22, leg / 2, zz, 0.13, leg / 2))
-        solids += pair(lambda s, zz=zz: sphere(s * 0.22, 0.08, zz + 0.06, 0.16, 0.1, 0.2, "accent"))
+        solids += [tube(s * 0.22, leg / 2, zz, 0.13, leg / 2) for s in (-1, 1)]
+        solids += [sphere(s * 0.22, 0.08, zz + 0.06, 0.16, 0.1, 0.2, "accent") for s in (-1, 1)]
     return solids + eyes(0.17 * head, hy + 0.08, z + r * 0.74, 0.1)
 
 

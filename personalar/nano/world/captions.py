@@ -70,8 +70,8 @@ def place(context: str | None) -> str:
 
 def recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> Instance:
     """The individual with another body colour, all else the same."""
-    shade = tuple(float(c) for c in np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.05, 0.05, 3), 0, 1))
-    skin: Skin = replace(instance.skin, colours=((colour, shade), *instance.skin.colours[1:]))
+    red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.05, 0.05, 3), 0, 1).tolist()
+    skin: Skin = replace(instance.skin, colours=((colour, (red, green, blue)), *instance.skin.colours[1:]))
     return replace(instance, skin=skin)
 
 

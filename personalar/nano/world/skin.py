@@ -48,7 +48,8 @@ class Skin:
 
 def _shade(rng: np.random.Generator, name: str) -> tuple[str, tuple[float, float, float]]:
     jitter = rng.uniform(-0.055, 0.055, 3)
-    return name, tuple(float(c) for c in np.clip(np.array(COLOURS[name]) + jitter, 0, 1))
+    red, green, blue = np.clip(np.array(COLOURS[name]) + jitter, 0, 1).tolist()
+    return name, (red, green, blue)
 
 
 def sample_skin(rng: np.random.Generator) -> Skin:

@@ -162,10 +162,8 @@ def car(p: Proportions) -> list[Solid]:
         box(0, y - 0.2, 0, 0.53, 0.07, z * 1.04, "accent"),
     ]
     for zz in (0.58 * long, -0.58 * long):
-        solids += pair(
-            lambda s, zz=zz: tube(s * 0.48, 0.27 * wheel, zz, 0.28 * wheel, 0.1, "dark", (0, 0, 90))
-        )
-        solids += pair(
-            lambda s, zz=zz: tube(s * 0.53, 0.27 * wheel, zz, 0.14 * wheel, 0.08, "grey", (0, 0, 90))
-        )
+        for x, size, depth, colour in ((0.48, 0.28, 0.1, "dark"), (0.53, 0.14, 0.08, "grey")):
+            solids += [
+                tube(s * x, 0.27 * wheel, zz, size * wheel, depth, colour, (0, 0, 90)) for s in (-1, 1)
+            ]
     return solids + pair(lambda s: sphere(s * 0.32, y + 0.06, z + 0.12, 0.11, 0.1, 0.1, "flame"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
@@ -11,8 +11,11 @@ from personalar.concepts.adapters.lora import lora_files
 from personalar.concepts.concept import Concept
 from personalar.models.sharding import whole_copy
 
+if TYPE_CHECKING:
+    from personalar.training.module import PersonalizationModule
 
-def learned_parts(pl_module: L.LightningModule) -> dict[str, Any]:
+
+def learned_parts(pl_module: PersonalizationModule) -> dict[str, Any]:
     """Return the rows, weights, LoRA and adapters of a `Concept`; all processes take part."""
     network = pl_module.network
     weights = {name: whole_copy(p) for name, p in network.weights.items()}
@@ -46,7 +49,7 @@ class CollectLearned(L.Callback):
         """Hold nothing yet."""
         self.parts: dict[str, Any] = {}
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Gather rows and weights; all processes take part.
 
         The network and the optimizer are dropped, since Lightning would copy them to the host.
@@ -55,7 +58,7 @@ class CollectLearned(L.Callback):
         pl_module.release()
         trainer.strategy.optimizers = []
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Gather from a stage that had no step left to do when it was resumed."""
         if not self.parts:
             self.parts = learned_parts(pl_module)
@@ -69,7 +72,7 @@ class StageClock(L.Callback):
         self.seconds = 0.0
         self._since = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Start counting."""
         self._since = time.perf_counter()
 
@@ -78,7 +81,7 @@ class StageClock(L.Callback):
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Leave out the time of sampling."""
         self._since = time.perf_counter()
 

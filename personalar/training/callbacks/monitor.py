@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from personalar.core.process import peak_memory_bytes
 from personalar.models.sharding import is_sharded
 from personalar.training.strategy import gradient_norm
+
+if TYPE_CHECKING:
+    from personalar.training.module import PersonalizationModule
 
 
 class StepWatch(L.Callback):
@@ -28,20 +31,20 @@ class StepWatch(L.Callback):
         self._tokens, self._since, self._last_step = 0, 0.0, 0
         self._start: Tensor | None = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Start counting."""
         self._since, self._last_step = time.perf_counter(), trainer.global_step
         if self._start is None:
             self._start = self._row(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Leave out the time of sampling."""
         self._since, self._tokens = time.perf_counter(), 0
 
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: PersonalizationModule,
         outputs: Any,
         batch: Mapping[str, Tensor],
         *_: Any,
@@ -64,7 +67,7 @@ class StepWatch(L.Callback):
         self._since, self._tokens, self._last_step = now, 0, trainer.global_step
 
     def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
+        self, trainer: L.Trainer, pl_module: PersonalizationModule, optimizer: Any
     ) -> None:
         """Log the gradient's norm before clipping (DeepSpeed's is logged after the step)."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
@@ -74,7 +77,7 @@ class StepWatch(L.Callback):
             )
 
     @staticmethod
-    def _row(pl_module: L.LightningModule) -> Tensor | None:
+    def _row(pl_module: PersonalizationModule) -> Tensor | None:
         """Return a copy of [V]'s row on the CPU; None where it is sharded."""
         rows = pl_module.identifier.rows
         if not rows.numel() or is_sharded(rows):
@@ -93,7 +96,7 @@ class StepWatch(L.Callback):
 class FiniteLoss(L.Callback):
     """Stops a run whose loss is not finite, before that step changes the weights."""
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: L.Trainer, pl_module: PersonalizationModule, loss: Tensor) -> None:
         """Look at the loss of every batch.
 
         Raises:
@@ -103,7 +106,8 @@ class FiniteLoss(L.Callback):
         if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
-        stream = trainer.datamodule.make_stream(pl_module.network.backend)
+        data: Any = getattr(trainer, "datamodule")  # noqa: B009  # Lightning sets it outside of its class
+        stream = data.make_stream(pl_module.network.backend)
         pictures = stream.pictures(trainer.global_step)
         saved = pl_module.context.folder.checkpoint_of(pl_module.stage.name).get("file", "none yet")
         raise FloatingPointError(
@@ -123,23 +127,23 @@ class SamplingBudget(L.Callback):
         self._began = self._sampling = self._since = 0.0
         self._grids: float | int = 1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Start the clock."""
         self._began, self._grids = time.perf_counter(), trainer.limit_val_batches
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Note when sampling starts."""
         self._since = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Add what it took."""
         self._sampling += time.perf_counter() - self._since
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Allow or forbid a grid that is due; rank zero's clock decides for all."""
-        if not self._grids or (batch_idx + 1) % trainer.val_check_batch:
+        if not self._grids or (batch_idx + 1) % (trainer.val_check_batch or 1):
             return
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         allowed = trainer.strategy.broadcast(self._sampling <= self.share * elapsed)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+
+if TYPE_CHECKING:
+    from personalar.training.module import PersonalizationModule
 
 
 class StageProgress(ProgressBar):
@@ -20,29 +23,29 @@ class StageProgress(ProgressBar):
         super().__init__()
         self._phase, self._last_step = ExitStack(), 0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Open the bar."""
         stage = pl_module.stage
         phase = pl_module.context.reporter.phase(f"stage {stage.name}", stage.numbers.steps, "steps")
         self._advance = self._phase.enter_context(phase)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Begin where a resumed stage begins."""
         self._last_step = trainer.global_step
         self._advance(trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Count optimizer steps, not batches."""
         steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
         self._advance(steps, f"loss {float(outputs['loss']):.3f}")
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, pl_module: PersonalizationModule, stage: str) -> None:
         """Close the bar at the end of the stage."""
         self._phase.close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: Any) -> None:
+    def on_exception(self, trainer: L.Trainer, pl_module: PersonalizationModule, exception: Any) -> None:
         """Close the bar without a last line, as the stage is not finished."""
         self._phase.__exit__(type(exception), exception, exception.__traceback__)
 

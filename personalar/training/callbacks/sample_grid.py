@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from personalar.core.png import save_png
 from personalar.core.run_folder import steps_before
 from personalar.core.types import Sample
 from personalar.reports.picture_grid import base_pictures, grid_picture
+
+if TYPE_CHECKING:
+    from personalar.training.module import PersonalizationModule
 
 
 def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
@@ -30,12 +33,12 @@ class SampleGrid(L.Callback):
         self._samples: list[Sample] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the samples of a batch."""
         self._samples += outputs
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Draw the grid of this step; rank zero writes."""
         samples, self._samples = self._samples, []
         if not samples or not trainer.is_global_zero:
@@ -48,6 +51,6 @@ class SampleGrid(L.Callback):
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(picture.convert("RGB"))
                 logger.experiment.add_image("samples", pixels, step, dataformats="HWC")
-            if hasattr(logger, "log_image"):  # W&B
+            if isinstance(logger, WandbLogger):
                 before = steps_before(folder.record, stage)
                 log_grid(logger.experiment, path, step=before + step, caption=f"{stage}, step {step}")

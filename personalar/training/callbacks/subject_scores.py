@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
 from personalar.scoring.metrics import MeanScores
+
+if TYPE_CHECKING:
+    from personalar.training.module import PersonalizationModule
 
 
 def harmonic(likeness: float, following: float, weight: float) -> float:
@@ -55,13 +58,13 @@ class SubjectScores(L.Callback):
         self.lines: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any, **kwargs: Any
+        self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Score the subject's samples of a batch."""
         if (scorer := pl_module.context.scorer) is not None:
             self.lines += scorer.score([sample for sample in outputs if sample.kind == "subject"])
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Take the means, tell all processes and log."""
         if not pl_module.context.config.scorer.scores:
             return
