@@ -104,8 +104,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D) over its last axis."""
@@ -283,8 +282,7 @@ class ChameleonTransformer(nn.Module):
         hidden = embeds.flatten(0, 1)
         for index, layer in enumerate(self.model.layers):
             store = cache.store(index, num_tokens) if cache is not None else None
-            own = dropout.at(index) if dropout is not None else None
-            hidden = layer(hidden, rotary, mask, store, own)
+            hidden = layer(hidden, rotary, mask, store, dropout.at(index) if dropout is not None else None)
         if cache is not None:
             cache.advance(num_tokens)
         return self.model.norm(hidden).view(embeds.shape)
