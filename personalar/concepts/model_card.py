@@ -108,13 +108,20 @@ def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
 
 
 def model_card(
-    concept: Concept, folder: Path, *, exported: bool = False, checkpoint: str | None = None
+    concept: Concept,
+    folder: Path,
+    *,
+    exported: bool = False,
+    checkpoint: str | None = None,
+    memorised: float | None = None,
 ) -> str:
     """Return the card of `concept`, with a hash for every file in `folder`.
 
     Args:
         exported: `folder` contains files for other programs, not the concept itself.
         checkpoint: the form of the exported checkpoint, in words; None without one.
+        memorised: share of the run's pictures that are nearer to a training photo than the two closest photos
+            are to each other, 0 to 1; None where it was not measured.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -139,17 +146,16 @@ def model_card(
         method=method.get("name") if isinstance(method, dict) else None,
         exported=exported,
         checkpoint=checkpoint,
+        memorised=memorised,
         names=list(concept.tokens) if whole or not exported else [SUBJECT_TOKEN],
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )
 
 
-def write_card(
-    concept: Concept, folder: Path, *, exported: bool = False, checkpoint: str | None = None
-) -> Path:
-    """Write the card into `folder`, beside its files; return its path. See `model_card`."""
-    card = model_card(concept, folder, exported=exported, checkpoint=checkpoint)
+def write_card(concept: Concept, folder: Path, **facts: Any) -> Path:
+    """Write the card into `folder`, beside its files; return its path. `facts`: of `model_card`."""
+    card = model_card(concept, folder, **facts)
     write_atomic(folder / CARD_FILE, card.encode())
     return folder / CARD_FILE
 

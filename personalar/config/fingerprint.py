@@ -44,8 +44,9 @@ def judges_of(config: RunConfig) -> dict[str, Any]:
     judges = asdict(config.scorer)
     for name in ("photo_warning", "likeness_weight"):  # a note, and a curve in training
         judges.pop(name)
-    if not judges["extra"]:  # as in the records of runs from before there were any
-        judges.pop("extra")
+    for name in ("extra", "url"):  # as in the records of runs from before there were any
+        if not judges[name]:
+            judges.pop(name)
     return judges
 
 

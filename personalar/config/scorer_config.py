@@ -30,6 +30,8 @@ class ScorerConfig:
     photo_warning: str | None = None
     """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
     photographs."""
+    url: str | None = None
+    """Server of a judge that is asked over a network, up to and with /v1 (scorer=vlm)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Scorers from outside of this package, by name: `_target_` (`scoring.base.Scorer`) and its arguments."""
 

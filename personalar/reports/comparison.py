@@ -50,7 +50,7 @@ class State:
             likeness, following = self.values("likeness"), self.values("clip_t")
             return {key: value * following[key] for key, value in likeness.items() if key in following}
         scorer = "dino" if measure in ("fidelity", "likeness") else measure
-        found = {self._picture(line): line["value"] for line in self.lines if line["scorer"] == scorer}
+        found = {self.picture(line): line["value"] for line in self.lines if line["scorer"] == scorer}
         if scorer == measure:
             return found
         bounds = self.run.get("bounds")
@@ -65,7 +65,8 @@ class State:
         declared = measures_of(self.run).get(measure)
         return tuple(WEIGHTS.sub("", str(known.get(name))) for name in (declared.judges if declared else ()))
 
-    def _picture(self, line: dict[str, Any]) -> Picture:
+    def picture(self, line: dict[str, Any]) -> Picture:
+        """Return which picture a line is about."""
         return str(self.run.get("subject")), line.get("template", line["prompt"]), line["seed"]
 
 

@@ -33,8 +33,9 @@ from personalar.reports.comparison import (
     table,
     verdicts,
 )
+from personalar.reports.memorised import copied_photo
 from personalar.reports.picture_grid import draw_grid
-from personalar.reports.run_page import picture_uri, render
+from personalar.reports.run_page import THUMBNAIL_PX, picture_uri, render
 
 PER_SUBJECT = 6
 """Prompts of each subject that the page shows; all of them are counted."""
@@ -99,19 +100,33 @@ def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path:
     save_png(draw_grid(pictures, column_titles=titles, row_titles=names), path)
 
 
+def copied_photos(row: Row) -> dict[Picture, Path]:
+    """Return the nearest training photo of each memorised picture."""
+    found = {}
+    for state in row.states:
+        for line in state.lines:
+            if photo := copied_photo(state.run_dir, line, state.run.get("bounds") or {}):
+                found[state.picture(line)] = photo
+    return found
+
+
 def _board(
-    key: Picture, samples: list[Sample], rows: Sequence[Row], measures: Sequence[Measure]
+    key: Picture,
+    samples: list[Sample],
+    rows: Sequence[Row],
+    measures: Sequence[Measure],
+    photos: Sequence[dict[Picture, Path]],
 ) -> dict[str, Any]:
-    """Return a line of pictures for the template."""
+    """Return a line of pictures for the template; `photos` are each row's `copied_photos`."""
     subject, template, seed = key
     cells = []
-    for sample, row in zip(samples, rows, strict=True):
+    for sample, row, nearest in zip(samples, rows, photos, strict=True):
         found = [(measure, row.pictures(measure.name).get(key)) for measure in measures]
         scores = [(measure, value) for measure, value in found if value is not None]
         assert sample.path is not None  # it was read from there
-        cells.append(
-            {"uri": picture_uri(sample.path), "prompt": sample.prompt, "seed": seed, "scores": scores}
-        )
+        copied = picture_uri(nearest[key], THUMBNAIL_PX) if key in nearest else None
+        uri = picture_uri(sample.path)
+        cells.append({"uri": uri, "prompt": sample.prompt, "seed": seed, "scores": scores, "copied": copied})
     template = template.replace("{}", "⟨subject⟩")
     return {"subject": subject, "template": template, "seed": seed, "cells": cells}
 
@@ -134,7 +149,7 @@ def write_comparison(
     measures = measures_of(*(state.run for row in rows for state in row.states))
     under = [measures["dino"], *(measure for measure in added(measures).values() if measure.is_scored)]
     sentences = verdicts(records)
-    shown = side_by_side(rows)
+    shown, photos = side_by_side(rows), [copied_photos(row) for row in rows]
     marks, likeness = marks_of(records)
     out.mkdir(parents=True, exist_ok=True)
     delete_abandoned(out)
@@ -153,7 +168,7 @@ def write_comparison(
         else None,
         "likeness": likeness,
         "titles": [row.title for row in rows],
-        "boards": [_board(key, samples, rows, under) for key, samples in shown],
+        "boards": [_board(key, samples, rows, under, photos) for key, samples in shown],
         "commands": sorted({s.run["command"] for row in rows for s in row.states if s.run.get("command")}),
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
     }

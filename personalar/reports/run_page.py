@@ -26,11 +26,13 @@ from personalar.core.measures import added, measures_of
 from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
 from personalar.reports.charts import line_chart
+from personalar.reports.memorised import MEANING, copied_photo
 from personalar.reports.summary import read_run, write_summary
 from personalar.scoring.score_file import read_scores
 
-LARGEST_PX = 448
-"""Longer sides are scaled down in the page; the originals stay beside it."""
+LARGEST_PX, THUMBNAIL_PX = 448, 96
+"""Longer sides are scaled down in the page; the originals stay beside it. A thumbnail is a training photo
+beside a picture."""
 
 CATEGORIES = {
     "plain": "The subject itself",
@@ -40,33 +42,35 @@ CATEGORIES = {
 }
 
 
-def picture_uri(path: Path) -> str:
-    """Return the picture as a data URI: the very file when small, else a JPEG of at most `LARGEST_PX`."""
+def picture_uri(path: Path, largest: int = LARGEST_PX) -> str:
+    """Return the picture as a data URI: the very file when small, else a JPEG of at most `largest` pixels."""
     image, _ = read_png(path)
-    if max(image.size) <= LARGEST_PX:
+    if max(image.size) <= largest:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     smaller = image.convert("RGB")
-    smaller.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    smaller.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     smaller.save(buffer, format="JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _scores_by_image(lines: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
-    """Return {(stage, kind, prompt, seed): {scorer: value, "right": bool | None}}."""
+def _scores_by_image(run_dir: Path, run: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """Return {(stage, kind, prompt, seed): {scorer: value, "right": bool, "copied": URI of a photo}}."""
     found: dict[tuple, dict[str, Any]] = {}
-    for line in lines:
+    for line in read_scores(run_dir / "scores.jsonl"):
         entry = found.setdefault((line["stage"], line["kind"], line["prompt"], line["seed"]), {})
         entry[line["scorer"]] = line["value"]
         for question in ("context_top1", "accessory_top1"):
             if question in line:
                 entry["right"] = line[question]
+        if line["kind"] == "subject" and (photo := copied_photo(run_dir, line, run.get("bounds") or {})):
+            entry["copied"] = picture_uri(photo, THUMBNAIL_PX)
     return found
 
 
 def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the samples of a run with their scores, and the names of files that could not be read."""
-    scores = _scores_by_image(read_scores(run_dir / "scores.jsonl"))
+    scores = _scores_by_image(run_dir, run)
     samples, unreadable = [], []
     for stage in stage_names(run):
         for path in sorted((run_dir / "images" / stage).glob("*.png")):
@@ -212,6 +216,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "added": own,
         "scored": any(final.get(name) is not None for name in ("dino", *own)),
         "marks": ruler_marks(summary),
+        "memorised": MEANING,
         "references": read_references(run_dir / "references"),
         "groups": prompt_groups(by_kind["subject"], stages),
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],

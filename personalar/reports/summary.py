@@ -15,6 +15,7 @@ from personalar.core.files import read_json, write_text
 from personalar.core.measures import Measure, added, measures_of
 from personalar.core.run_folder import read_record, stage_names
 from personalar.reports.bootstrap import interval
+from personalar.reports.memorised import memorised_share
 from personalar.scoring.score_file import read_scores
 
 FORMAT_VERSION = 1
@@ -127,7 +128,6 @@ def _side_effects(
     """Return prior preservation, diversity, drift and memorisation of one stage."""
     likeness = _select(lines, scorer="dino", stage=stage, kind="subject")
     nearest = [line["nearest"] for line in likeness if "nearest" in line]
-    photos = (bounds or {}).get("photos")
     return {
         "pres": _value(lines, "dino", stage=stage, kind="prior"),
         **{
@@ -136,7 +136,7 @@ def _side_effects(
             if measure.kind != "subject"
         },
         "nearest": mean(nearest),
-        "memorised": mean([value > photos["dino_max"] for value in nearest]) if photos else None,
+        "memorised": memorised_share(likeness, bounds or {}),
     }
 
 
@@ -213,7 +213,7 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 def result_lines(run_dir: Path) -> list[str]:
     """Return the table of a finished run, from its summary.json and what run.json declares."""
     summary = read_json(run_dir / "summary.json")
-    names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift"]
+    names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "memorised"]
     names += [*added(measures_of(read_run(run_dir))), "seconds"]
     lines = [f"{'':12}" + "".join(f"{name:>18}" for name in names)]
     for stage, values in summary["stages"].items():

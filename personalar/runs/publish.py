@@ -11,6 +11,8 @@ from personalar.core.files import write_atomic
 from personalar.core.own_files import PICTURES, delete_own
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import Sample
+from personalar.reports.memorised import memorised_share
+from personalar.scoring.score_file import read_scores
 
 SHOWN = 3
 """Pictures that a concept's card shows."""
@@ -31,4 +33,7 @@ def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
     paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
     for path in paths[:SHOWN]:
         write_atomic(folder / PICTURES / path.name, path.read_bytes(), sync=False)
-    write_card(Concept.load(folder), folder)
+    lines = [line for line in read_scores(run.path / "scores.jsonl") if line["stage"] == run.last_stage]
+    pictures = [line for line in lines if line["kind"] == "subject"]
+    memorised = memorised_share(pictures, run.record.get("bounds") or {})
+    write_card(Concept.load(folder), folder, memorised=memorised)

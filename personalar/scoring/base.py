@@ -19,7 +19,11 @@ Value = float | Mapping[str, Any] | None
 
 
 class Scorer(Protocol):
-    """A judge of pictures, ours or one from outside (`scorer.extra.NAME._target_`)."""
+    """A judge of pictures, ours or one from outside (`scorer.extra.NAME._target_`).
+
+    It may have a `version`, which stands beside its settings in every result: another version is another
+    judge.
+    """
 
     @property
     def measures(self) -> Sequence[Measure]:

@@ -1,7 +1,7 @@
 """DINO: is it the same thing? The measure of subject fidelity (DreamBooth, arXiv 2208.12242, section 4.1).
 
-Reads any folder whose model puts a class token first: `facebook/dino-vits16`, and the small one that ships
-with the package.
+Reads any folder whose model puts a class token first: `facebook/dino-vits16`, `facebook/dinov2-base`, and the
+small one that ships with the package.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from personalar.core.types import image_fingerprint
 from personalar.scoring.checkpoints import load_model, resolve_folder, weights_name
+from personalar.scoring.features import FeatureCache
 from personalar.scoring.image_processor import ImagePreprocessor
 
 
@@ -40,7 +42,6 @@ class DinoScorer:
         folder = resolve_folder(path)
         self.name = weights_name(path, folder)
         self.device = torch.device(device)
-        self.batch_size = batch_size
         self.preprocess = (
             ImagePreprocessor.from_folder(folder)
             if preprocess == "checkpoint"
@@ -49,14 +50,13 @@ class DinoScorer:
         self.preprocessing = self.preprocess.describe()
         # The pooler is a head for classification that DINO checkpoints do not have and we do not read.
         self.model = load_model(AutoModel, folder, optional=("pooler.",)).to(self.device)
+        self._images = FeatureCache(self._batch, lambda image: image_fingerprint([image]), batch_size)
 
-    @torch.inference_mode()
     def features(self, images: Sequence[Image]) -> Tensor:
         """Return (B, D), L2-normalised float32 on the CPU."""
-        parts = [self._batch(images[i : i + self.batch_size]) for i in range(0, len(images), self.batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.model.config.hidden_size)
+        return self._images(images)
 
     def _batch(self, images: Sequence[Image]) -> Tensor:
         pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)
         hidden = self.model(pixel_values=pixels).last_hidden_state  # (B, 1 + patches, D)
-        return normalize(hidden[:, 0], dim=-1).float().cpu()
+        return normalize(hidden[:, 0], dim=-1).cpu()

@@ -166,8 +166,16 @@ def load_judges(
         pair = load_pair(config, device=device)
         main = SubjectScorer(*pair, subject, prompts=prompts, text=config.clip_text)
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
-    names = {name: json.dumps(settings, sort_keys=True) for name, settings in config.extra.items()}
+    names = {
+        name: json.dumps(settings | _version(extra[name]), sort_keys=True)
+        for name, settings in config.extra.items()
+    }
     return Judges(subject, main, extra, names)
+
+
+def _version(scorer: Scorer) -> dict[str, str]:
+    version = getattr(scorer, "version", None)
+    return {"version": str(version)} if version else {}
 
 
 def score_pictures(

@@ -17,6 +17,7 @@ LINE = {
     "seed": int,
     "value": float,
     "nearest": float,
+    "nearest_reference": int,
     "*": object,
 }
 """The shape of a line (`files.fits`)."""

@@ -68,7 +68,6 @@ class SubjectScorer:
         self.measures = [measures[name] for name in names]
         self.dino_references = dino.features(subject.images)  # (R, D)
         self.clip_references = clip.image_features(subject.images)  # (R, D')
-        self._known_texts: dict[tuple[str, ...], Tensor] = {}
 
     def bounds(self) -> dict[str, dict[str, float] | None]:
         """Return the likeness of other things of the class (floor), of unseen views (ceiling), of the photos.
@@ -148,15 +147,9 @@ class SubjectScorer:
         for spec in specs:
             answer = tuple(getattr(spec, field) for field in fields)
             texts.setdefault(answer, spec.text.replace("{}", self.subject.noun))
-        features = self._text_features(tuple(texts.values()))
+        features = self.clip.text_features(list(texts.values()))  # (answers, D')
         best = list(texts)[int(torch.argmax(features @ image))]
         return best if len(fields) > 1 else best[0]
-
-    def _text_features(self, texts: tuple[str, ...]) -> Tensor:
-        """Return (B, D'), remembered: every sample asks the same question."""
-        if texts not in self._known_texts:
-            self._known_texts[texts] = self.clip.text_features(texts)
-        return self._known_texts[texts]
 
 
 class Diversity:

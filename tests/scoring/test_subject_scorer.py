@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from conftest_scoring import SCORER_PX, make_tiny_clip
+from conftest_run import compose_config
+from conftest_scoring import SCORER_PX, make_tiny_clip, make_tiny_dinov2, make_tiny_siglip
 from PIL import Image
 
 from personalar.core.types import PromptSpec, Sample, Subject
@@ -90,7 +92,7 @@ def test_text_features_ignore_padding_and_cut_long_texts(tiny_scorer_dir):
     texts = ["a cat", "a cat on the beach wearing a red hat", "a " * 100]
     together = clip.text_features(texts)
     torch.testing.assert_close(together, torch.cat([clip.text_features([text]) for text in texts]))
-    assert clip.text_features([]).shape == (0, 16)
+    assert len(clip.text_features([])) == 0
 
 
 def test_clip_features_are_those_of_transformers(tiny_scorer_dir):
@@ -148,6 +150,64 @@ def test_dino_reads_the_class_token(tiny_scorer_dir):
         token = dino.model(pixel_values=pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(dino.features([picture(0)]), token / token.norm())
     assert not any(parameter.requires_grad for parameter in dino.model.parameters())
+
+
+def test_siglip_features_are_those_of_transformers(tmp_path):
+    from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
+
+    folder = make_tiny_siglip(tmp_path)
+    images, texts = [picture(1), picture(2, (33, 70))], ["a cat on the beach", "a dog", "a " * 40]
+    model = SiglipModel.from_pretrained(folder).eval()
+    processor = SiglipImageProcessorPil.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    words = tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        seen = model.get_image_features(pixel_values=pixels).pooler_output
+        read = model.get_text_features(input_ids=words["input_ids"]).pooler_output
+        both = model(input_ids=words["input_ids"], pixel_values=pixels)
+    ours = ClipScorer(folder)
+    close = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(ours.preprocess(images), pixels, **close)
+    torch.testing.assert_close(
+        ours.image_features(images), torch.nn.functional.normalize(seen, dim=-1), **close
+    )
+    torch.testing.assert_close(
+        ours.text_features(texts), torch.nn.functional.normalize(read, dim=-1), **close
+    )
+    cosines = (both.logits_per_image - model.logit_bias) / model.logit_scale.exp()
+    found = ours.image_features(images) @ ours.text_features([text.upper() for text in texts]).T
+    torch.testing.assert_close(found, cosines.detach(), **close)
+
+
+def test_dinov2_features_are_those_of_transformers(tmp_path):
+    from transformers import BitImageProcessorPil, Dinov2Model
+
+    folder = make_tiny_dinov2(tmp_path)
+    images = [picture(1), picture(2, (33, 70))]
+    with torch.no_grad():
+        pixels = BitImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
+        token = Dinov2Model.from_pretrained(folder).eval()(pixel_values=pixels).pooler_output
+    ours = DinoScorer(folder)
+    torch.testing.assert_close(ours.preprocess(images), pixels, atol=1e-5, rtol=0)
+    expected = torch.nn.functional.normalize(token, dim=-1)
+    torch.testing.assert_close(ours.features(images), expected, atol=1e-5, rtol=0)
+
+
+def test_the_modern_judges_are_pinned_and_say_what_to_do_offline(monkeypatch):
+    config = compose_config("+subject=cat", "scorer=modern").scorer
+    assert config.warning(photographs=True) is None
+    for where in (config.clip, config.dino):
+        assert re.fullmatch(r"[\w-]+/[\w.-]+@[0-9a-f]{40}", where)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"could not fetch google/siglip2-base.* use scorer=nano"):
+        ClipScorer(config.clip)
+
+
+def unreachable(*_, **__):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    raise LocalEntryNotFoundError("no network")
 
 
 def test_score_lines_hold_the_closed_form_values():
@@ -281,13 +341,7 @@ def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch, tmp_path):
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def unreachable(*_, **__):
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(FileNotFoundError, match=r"could not fetch owner/name@abc .* use scorer=nano"):
         resolve_folder("owner/name@abc")
 

@@ -1,0 +1,1 @@
+"""A vision-language model as a judge, by any OpenAI-compatible endpoint."""

@@ -1,0 +1,71 @@
+"""Questions to a vision-language model, and the reading of its answers.
+
+Two ratings from 0 to 4, one question each, with the criteria of DreamBench++ (arXiv 2406.16855) in our own
+words; and the yes-or-no question of VQAScore (arXiv 2404.01291). Every result contains `VERSION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LIKENESS = """\
+The first picture is a photo of one particular {noun}. The second picture was generated and should show \
+the same {noun}, perhaps in another place, pose or style. Rate how well its identity was kept. Ignore \
+background, pose, lighting and picture quality. Compare, one by one: shape and proportions; colours, part by \
+part; patterns, markings and texture; small parts and details, and the face if there is one.
+4: the very same one, every visible detail agrees
+3: the same one but for a small detail
+2: alike, with clear differences
+1: another one of the same kind
+0: the {noun} is missing, or is something else
+First write one short sentence for each comparison, then end with the line "Score: N", where N is a whole \
+number from 0 to 4."""
+PROMPT = """\
+This picture was generated for the text: "{text}". Rate how well it shows what the text asks for. Ignore \
+beauty and picture quality. Check, one by one: the things that are named; their colours, number and what \
+they do or wear; the place; the style.
+4: all of it is there
+3: all but a small detail
+2: the main thing is there, something important is missing or wrong
+1: little of it is there
+0: none of it
+First write one short sentence for each check, then end with the line "Score: N", where N is a whole number \
+from 0 to 4."""
+YES = 'Does this picture show "{text}"? Answer with one word, yes or no.'
+VERSION = hashlib.sha256("\0".join((LIKENESS, PROMPT, YES)).encode()).hexdigest()[:12]
+ALLOWED = ("0", "1", "2", "3", "4")
+LEAST_ANSWERED = 0.5
+"""Probability of "yes" and "no" together, below which the model answered something else."""
+
+
+def rating(text: str) -> int | None:
+    """Return the last whole number from 0 to 4 after "Score", or the number that is all of it; or None."""
+    bare = re.fullmatch(r"\s*([0-9]+)\s*\.?\s*", text)
+    found = re.findall(r"score[^\w-]{0,6}([0-9.,]+)(?:\s*/\s*([0-9]+))?", text, re.IGNORECASE)
+    number, of = found[-1] if found else (bare[1] if bare else "", "")
+    number = number.rstrip(".,")
+    return int(number) if number in ALLOWED and of in ("", ALLOWED[-1]) else None
+
+
+def yes_probability(choice: Mapping[str, Any]) -> float | None:
+    """Return the probability that the first token is "yes", from a choice with logprobs.
+
+    None where they are missing, or where the model hardly considered to answer yes or no.
+    """
+    try:
+        tokens = choice["logprobs"]["content"][0]["top_logprobs"]
+        found = {"yes": 0.0, "no": 0.0}
+        for entry in tokens:
+            word = re.sub(r"[^a-z]", "", entry["token"].lower())
+            if word in found:
+                found[word] += math.exp(entry["logprob"])
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        return None
+    total = found["yes"] + found["no"]
+    if not LEAST_ANSWERED <= total <= 1.01:  # also NaN
+        return None
+    return min(found["yes"], 1.0)

@@ -1,0 +1,201 @@
+"""A vision-language model that rates likeness and prompt following, and says how sure its "yes" is.
+
+A rating is the mean of its repeats, each beside the next photo of the subject. What could not be asked or
+read counts as failed, has no value, and is asked again next time. Tokens are those of the answers in use,
+whether they were paid now or earlier.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from personalar.core.measures import Measure
+from personalar.core.types import Sample, Subject
+from personalar.scoring.base import Value
+from personalar.scoring.vlm.answers import Answers, default_folder
+from personalar.scoring.vlm.endpoint import Endpoint, Unanswered
+from personalar.scoring.vlm.rubric import LIKENESS, PROMPT, VERSION, YES, rating, yes_probability
+
+LARGEST_PX = 512
+"""Longer sides are scaled down, as DreamBench++ does."""
+JUDGED = ("subject", "description")
+"""Kinds of samples that are worth the cost."""
+MOST_SILENT = 24
+"""Questions in a row without an answer, after which the server counts as gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One request, and what it is about."""
+
+    measure: str
+    body: dict[str, Any]
+    repeat: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """`value` is None where it `failed` for that reason."""
+
+    value: float | None
+    tokens: int = 0
+    failed: str | None = None
+
+
+class VlmJudge:
+    """A scorer (`scoring.base.Scorer`); see conf/scorer/vlm.yaml.
+
+    Args:
+        url: of the server, up to and with /v1.
+        model: its name there.
+        repeats: how often each rating is asked.
+        parallel: questions at a time.
+        key_variable: environment variable that contains the key.
+        cache: folder of the answers; None: ~/.cache/personalar/answers.
+        request: more fields of each request; null removes one of ours.
+        timeout, attempts, wait: `Endpoint`.
+    """
+
+    batch = 16
+    version = VERSION
+    measures = (
+        Measure(name="vlm_likeness", title="VLM likeness", range=(0, 4)),
+        Measure(name="vlm_prompt", title="VLM prompt", range=(0, 4), reads="class"),
+        Measure(name="vlm_yes", title="VLM yes", range=(0, 1), reads="class"),
+        Measure(name="vlm_failed", title="VLM failed", range=(0, 1), better="lower"),
+        Measure(name="vlm_tokens", title="VLM tokens", range=(0, None), better="lower"),
+    )
+
+    def __init__(
+        self,
+        url: str | None,
+        model: str,
+        *,
+        repeats: int = 3,
+        parallel: int = 8,
+        key_variable: str | None = "OPENAI_API_KEY",
+        cache: str | None = None,
+        request: dict[str, Any] | None = None,
+        timeout: float = 120.0,
+        attempts: int = 5,
+        wait: float = 1.0,
+    ) -> None:
+        if repeats < 1 or parallel < 1 or attempts < 1:
+            raise ValueError(f"repeats={repeats}, parallel={parallel}, attempts={attempts}: at least 1 each")
+        self.endpoint = Endpoint(
+            url, key_variable=key_variable, timeout=timeout, attempts=attempts, wait=wait
+        )
+        self.model, self.repeats, self.parallel, self.request = model, repeats, parallel, request or {}
+        self.answers = Answers(Path(cache).expanduser() if cache else default_folder())
+        self.silent, self.most_silent = 0, 1
+        """Questions without an answer since the last one, and how many are allowed; of the first, none."""
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return the values of each sample; those of other kinds than `JUDGED` have none.
+
+        Raises:
+            ValueError: the server does not answer the very first question, or `MOST_SILENT` in a row.
+        """
+        photos = [_data_uri(photo) for photo in subject.images]
+        asked = [self._questions(sample, subject.noun, photos) for sample in samples]
+        flat = [question for questions in asked for question in questions]
+        found = iter(self._ask_all(flat))
+        values = [self._values([(question, next(found)) for question in questions]) for questions in asked]
+        return {measure.name: [value[measure.name] for value in values] for measure in self.measures}
+
+    def _questions(self, sample: Sample, noun: str, photos: Sequence[str]) -> list[Question]:
+        if sample.kind not in JUDGED:
+            return []
+        picture, questions = _data_uri(sample.image), []
+        for repeat in range(self.repeats):
+            beside = photos[repeat % len(photos)]
+            likeness = self._body(LIKENESS.format(noun=noun), [beside, picture], max_tokens=400)
+            following = self._body(PROMPT.format(text=sample.prompt), [picture], max_tokens=400)
+            questions.append(Question(measure="vlm_likeness", body=likeness, repeat=repeat))
+            questions.append(Question(measure="vlm_prompt", body=following, repeat=repeat))
+        sure = self._body(
+            YES.format(text=sample.prompt), [picture], max_tokens=1, logprobs=True, top_logprobs=20
+        )
+        return [*questions, Question(measure="vlm_yes", body=sure, repeat=0)]
+
+    def _body(self, text: str, pictures: Sequence[str], **more: Any) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri}} for uri in pictures]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+        body = {"model": self.model, "messages": [message], "temperature": 0, **more, **self.request}
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return the answers; the first question goes alone, so that a mistake is found before it is paid."""
+        if not questions:
+            return []
+        first = self._ask(questions[0])
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return [first, *pool.map(self._ask, questions[1:])]
+
+    def _ask(self, question: Question) -> Answer:
+        key = self.answers.key(self.endpoint.url, question.body, question.repeat)
+        if known := self.answers.get(key):
+            return Answer(**known)
+        try:
+            if self.silent >= self.most_silent:
+                raise Unanswered("no answer for a while")
+            found = self.endpoint.ask(question.body)
+        except Unanswered as error:
+            self.silent += 1
+            if self.silent >= self.most_silent:
+                raise ValueError(
+                    f"scorer.url={self.endpoint.url} gives no answer ({error}): start the server, check the "
+                    f"URL (it ends with /v1), the model's name and the key in {self.endpoint.key_variable}; "
+                    "answers that were given are kept"
+                ) from error
+            return Answer(value=None, failed=str(error))
+        self.silent, self.most_silent = 0, MOST_SILENT
+        answer = read_answer(question.measure, found)
+        if answer.value is not None:
+            self.answers.put(key, {"value": answer.value, "tokens": answer.tokens})
+        return answer
+
+    def _values(self, answers: Sequence[tuple[Question, Answer]]) -> dict[str, Value]:
+        if not answers:
+            return {measure.name: None for measure in self.measures}
+        values: dict[str, Value] = {}
+        for name in ("vlm_likeness", "vlm_prompt", "vlm_yes"):
+            mine = [answer.value for question, answer in answers if question.measure == name]
+            read = [value for value in mine if value is not None]
+            values[name] = {"value": sum(read) / len(read), "answers": mine} if read else None
+        reasons = [answer.failed for _, answer in answers if answer.failed]
+        values["vlm_failed"] = {"value": len(reasons) / len(answers), "reasons": reasons}
+        values["vlm_tokens"] = float(sum(answer.tokens for _, answer in answers))
+        return values
+
+
+def read_answer(measure: str, found: dict[str, Any]) -> Answer:
+    """Return what a chat completion says about a measure."""
+    try:
+        choice = found["choices"][0]
+        text = choice["message"].get("content") or ""
+        tokens = int((found.get("usage") or {}).get("total_tokens") or 0)
+        if measure == "vlm_yes":
+            value, reason = yes_probability(choice), "no logprobs of yes and no"
+        else:
+            value, reason = rating(str(text)), "no rating in the answer"
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return Answer(value=None, failed="not a chat completion")
+    return Answer(value=value, tokens=tokens, failed=reason if value is None else None)
+
+
+def _data_uri(image: Image.Image) -> str:
+    """Return the picture as PNG in a data URI, the longer side at most `LARGEST_PX`."""
+    small = image.convert("RGB")
+    small.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,52 @@
+"""Features are computed once for the same content, in batches, and forgotten when there are too many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from test_subject_scorer import plain, subject
+
+from personalar.scoring import features
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import FeatureCache
+from personalar.scoring.subject_scorer import SubjectScorer
+
+
+def counted() -> tuple[FeatureCache, list[list[int]]]:
+    calls: list[list[int]] = []
+
+    def forward(items: list[int]) -> torch.Tensor:
+        calls.append(list(items))
+        return torch.tensor([[float(item), 1.0] for item in items])
+
+    return FeatureCache(forward, int, batch_size=2), calls
+
+
+def test_known_content_is_not_computed_again() -> None:
+    cache, calls = counted()
+    assert cache([3, 4, 3, 5])[:, 0].tolist() == [3, 4, 3, 5] and calls == [[3, 4], [5]]
+    assert cache([5, 6])[:, 0].tolist() == [5, 6] and calls[2:] == [[6]]
+    assert cache([]).shape == (0, 0)
+
+
+def test_the_longest_unused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MOST_KEPT", 2)
+    cache, calls = counted()
+    for items in ([1, 2], [1], [3], [1], [2]):  # 3 drops 2
+        assert cache(items)[:, 0].tolist() == items
+    assert calls == [[1, 2], [3], [2]]
+
+
+def test_references_are_judged_by_content_once(tiny_scorer_dir, monkeypatch) -> None:
+    """A second subject with the same photos, and its bounds, need no forward pass."""
+    pair = ClipScorer(tiny_scorer_dir / "clip"), DinoScorer(tiny_scorer_dir / "dino")
+    photos = [plain(200, 0, 0), plain(0, 200, 0)]
+    first = SubjectScorer(*pair, subject(images=tuple(photos)))
+    for scorer in pair:
+        monkeypatch.setattr(scorer._images, "forward", None)
+    copies = tuple(Image.new("RGB", photo.size, photo.getpixel((0, 0))) for photo in photos)
+    again = SubjectScorer(*pair, subject(images=copies, holdout=copies[:1]))
+    torch.testing.assert_close(again.dino_references, first.dino_references)
+    assert again.bounds()["ceiling"]["images"] == 1
