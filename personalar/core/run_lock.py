@@ -102,7 +102,7 @@ def remove_empty_run(run_dir: Path) -> None:
 
 def is_empty(run_dir: Path, *more: str) -> bool:
     """Tell whether `run_dir` contains only Hydra's three files, the lock and files of the names `more`."""
-    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")}
     return found <= {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
 
 
