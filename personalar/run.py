@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.fields import key_of
 from personalar.config.run_config import RunConfig, unread
 from personalar.core.errors import user_errors
-from personalar.core.files import write_atomic
+from personalar.core.files import read_json, write_atomic
 from personalar.core.process import global_rank, keep_memory
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, locked, refusable
 from personalar.runs.personalize import personalize, prepare
@@ -57,7 +56,7 @@ def run_one(cfg: DictConfig) -> Objective:
             personalize(*prepared, command=command_of(hydra_config))
         if not leads:  # another process writes the summary, perhaps later, and is the one that is asked
             return None
-        return objective_value(json.loads((run_dir / "summary.json").read_text()), config.objective)
+        return objective_value(read_json(run_dir / "summary.json"), config.objective)
 
 
 def keep_configuration(run_dir: Path, cfg: DictConfig, *, finished: bool) -> None:

@@ -30,7 +30,7 @@ class InUseError(ValueError):
 def in_use(run_dir: Path) -> str:
     """Return the message for a second run in `run_dir`."""
     try:
-        holder = json.loads((run_dir / LOCK_FILE).read_text())
+        holder = json.loads((run_dir / LOCK_FILE).read_text(encoding="utf-8"))
         host, pid = str(holder["host"]), int(holder["pid"])
     except (OSError, ValueError, TypeError, KeyError):  # not written yet
         host, pid = "this or another machine", 0
@@ -70,7 +70,8 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
         ) from error
     try:
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        (run_dir / LOCK_FILE).write_text(holder)
+        with suppress(PermissionError):  # Windows locks the content too
+            (run_dir / LOCK_FILE).write_text(holder, encoding="utf-8")
         yield
     finally:
         lock.release()
@@ -101,7 +102,7 @@ def remove_empty_run(run_dir: Path) -> None:
 
 def is_empty(run_dir: Path, *more: str) -> bool:
     """Tell whether `run_dir` contains only Hydra's three files, the lock and files of the names `more`."""
-    found = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")}
     return found <= {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
 
 

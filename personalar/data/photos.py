@@ -106,11 +106,6 @@ def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo
     return Photo(path=path, notes=notes, image=image)
 
 
-def inspect_file(path: Path) -> Photo:
-    """Return the verdict on one entry; never raises for the content of the file."""
-    return open_photo(path, look_at(path))
-
-
 def print_table(photos: Iterable[Photo]) -> None:
     """Show every entry with its verdict and, where a base is known, how much of it is cut off."""
     from rich.console import Console

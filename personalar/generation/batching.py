@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,9 +22,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu" or not Path("/proc/meminfo").exists():
-        return None
-    return free_host_bytes()
+    return free_host_bytes() if device.type == "cpu" else None
 
 
 def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length: int) -> int:

@@ -6,7 +6,6 @@ slider over the steps of all stages, a table of every picture, the means, and th
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from personalar.core.files import plain_name
+from personalar.core.files import plain_name, read_json
 from personalar.core.measures import measures_of
 from personalar.core.png import read_png_metadata, sample_files
 from personalar.core.run_folder import RunFolder, flatten, stage_names, steps_after
@@ -165,7 +164,7 @@ def send_results(run: Any, session: RunContext) -> None:
 
 def log_means(run: Any, folder: RunFolder) -> None:
     """Put the means of `summary.json` into the run's summary."""
-    for stage, measures in json.loads((folder.path / "summary.json").read_text())["stages"].items():
+    for stage, measures in read_json(folder.path / "summary.json")["stages"].items():
         means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
         run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
 

@@ -31,6 +31,7 @@ from personalar.core.run_folder import RunFolder
 
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
 """Names of checkpoints; older files with such a name are deleted."""
 AFRESH = "copy it back, or start afresh with overwrite=true"
@@ -154,18 +155,19 @@ class StageCheckpoint(Checkpoint):
         self._last_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
             self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                # nohup ignores SIGHUP, and is respected. A shell's background jobs ignore SIGINT, and
-                # whoever sends it to one means it.
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                    signal.signal(number, self._note)
+            # nohup ignores SIGHUP, and is respected. A shell's background jobs ignore SIGINT, and whoever
+            # sends it to one means it.
+            signal.signal(signal.SIGTERM, self._note)
+            signal.signal(signal.SIGINT, self._note)
+            if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+                signal.signal(HANGUP, self._note)
 
     def _note(self, number: int, *_: Any) -> None:
         if number == self.asked == signal.SIGINT:  # a second time: at once
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
             print("interrupted: this step is finished and saved; Ctrl-C again ends at once", flush=True)
-        if number == signal.SIGHUP:  # a terminal that is gone refuses every line
+        if number == HANGUP:  # a terminal that is gone refuses every line
             for handle in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
         self.asked = number

@@ -18,7 +18,7 @@ from test_photos import distance, encoded, verdict
 from personalar.data import photos
 from personalar.data.photo_damage import jpeg_facts
 from personalar.data.photo_file import MOST_KEPT
-from personalar.data.photos import inspect_file, inspect_folder, look_at, open_photo
+from personalar.data.photos import inspect_folder, look_at, open_photo
 
 
 def grainy(size: tuple[int, int] = (320, 240), seed: int = 0) -> Image.Image:
@@ -287,5 +287,6 @@ def test_a_png_full_of_text_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_what_is_odd_is_looked_at_alone(tmp_path: Path) -> None:
-    (tmp_path / "a.tif").write_bytes(b"II*\0" + bytes(60))
-    assert inspect_file(tmp_path / "a.tif").verdict == "skipped"
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II*\0" + bytes(60))
+    assert open_photo(path, look_at(path)).verdict == "skipped"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from personalar.data.photos import difference_hash, inspect_file, inspect_folder, print_table
+from personalar.data.photos import difference_hash, inspect_folder, look_at, open_photo, print_table
 from personalar.data.subject import read_folder
 
 
@@ -31,8 +31,9 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def verdict(tmp_path: Path, name: str, data: bytes):
-    (tmp_path / name).write_bytes(data)
-    return inspect_file(tmp_path / name)
+    path = tmp_path / name
+    path.write_bytes(data)
+    return open_photo(path, look_at(path))
 
 
 def distance(image: Image.Image, other: Image.Image) -> float:
@@ -233,7 +234,8 @@ def test_no_permission(tmp_path, monkeypatch):
 
     picture().save(tmp_path / "a.png")
     monkeypatch.setattr(Path, "open", refuse)
-    assert inspect_file(tmp_path / "a.png").notes == ("no permission to read it",)
+    photo = open_photo(tmp_path / "a.png", look_at(tmp_path / "a.png"))
+    assert photo.notes == ("no permission to read it",)
 
 
 def test_copies_are_skipped_and_lookalikes_noted(tmp_path):

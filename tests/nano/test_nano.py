@@ -18,7 +18,7 @@ from personalar.models.chameleon.serialization import load_backend
 from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import CLASSES, render, sample_instance, sample_scene
-from personalar.nano.world.subjects import hard_negatives, rendered_subject
+from personalar.nano.world.subjects import rendered_subject, subject_instance, twins
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 
@@ -86,12 +86,15 @@ def test_the_instance_scorer_puts_the_subject_above_its_class(folder: Path):
     dino = DinoScorer(folder / "dino")
     subject = rendered_subject("cat", 5)
     references = dino.features(subject.train)
+    rng = np.random.default_rng([5, 3])
+    pairs = zip(twins(subject_instance("cat", 5), 12, rng), CONTEXTS, strict=True)
+    negatives = [render(sample_scene(twin, rng, context=context), 96) for twin, context in pairs]
     likeness = {
         name: float((dino.features(images) @ references.T).mean())
         for name, images in (
             ("same", subject.holdout[:14]),  # plain and in places; the rest wears something or is recoloured
             ("other", subject.others[:14]),
-            ("twin", hard_negatives("cat", 5, 12)),
+            ("twin", negatives),
         )
     }
     assert likeness["same"] > likeness["twin"] > likeness["other"]

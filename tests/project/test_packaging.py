@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,6 +55,17 @@ def test_every_dependency_has_an_exact_tested_version():
         assert requirement.name.lower() in pinned, requirement.name
         assert pinned[requirement.name.lower()] in requirement.specifier, requirement
     assert pinned["torch"] == "2.13.0"
+
+
+def test_every_pin_is_allowed_by_the_other_pinned_packages() -> None:
+    pinned = {canonicalize_name(name): version for name, version in constraints().items()}
+    for name, version in pinned.items():
+        with suppress(PackageNotFoundError):  # of an extra that is not installed
+            for requirement in map(Requirement, requires(name) or ()):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    found = pinned.get(canonicalize_name(requirement.name), "")
+                    allowed = not found or requirement.specifier.contains(found)
+                    assert allowed, f"{name} {version} needs {requirement}; pinned: {found}"
 
 
 def imported_names(path: Path) -> set[str]:

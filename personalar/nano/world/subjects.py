@@ -2,7 +2,7 @@
 
 ceiling: unseen views of the same individual; floor: other individuals of the class. Both do what the prompts
 of the evaluation ask (place, accessory, colour): a recoloured cat in a hat is less like the photos, even
-if it was learned perfectly. Hard negatives, for judging judges: twins that share the skin or the shape.
+if it was learned perfectly. Twins, for judging judges: they share the skin or the shape.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,6 @@ from PIL import Image
 from personalar.core.types import PromptSpec
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import description, recoloured
-from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene
 from personalar.nano.world.skin import sample_skin
@@ -74,10 +73,3 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
         holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
         others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
     )
-
-
-def hard_negatives(noun: str, seed: int, count: int, size: int = 96) -> tuple[Image.Image, ...]:
-    """Views of twins of the subject (noun, seed), no two in the same place while there are places."""
-    rng = np.random.default_rng([seed, 3])
-    places = [list(CONTEXTS)[i % len(CONTEXTS)] for i in range(count)]
-    return _views(twins(subject_instance(noun, seed), count, rng), places, rng, size)

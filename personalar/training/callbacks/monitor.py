@@ -106,7 +106,7 @@ class FiniteLoss(L.Callback):
         if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
-        data: Any = getattr(trainer, "datamodule")  # noqa: B009  # Lightning sets it outside of its class
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it from outside
         stream = data.make_stream(pl_module.network.backend)
         pictures = stream.pictures(trainer.global_step)
         saved = pl_module.context.folder.checkpoint_of(pl_module.stage.name).get("file", "none yet")
