@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the result")
     given = parser.parse_args(arguments)
-    from personalar.reports.comparison import markdown, verdicts
     from personalar.reports.comparison_page import compare_folders
+    from personalar.reports.comparison_table import markdown, verdicts
 
     with user_errors("personalar.compare"):
         records = compare_folders(given.folders, given.out)

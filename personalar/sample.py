@@ -10,12 +10,12 @@ from personalar.config.command_line import start
 from personalar.config.commands import SampleConfig
 from personalar.core.process import keep_memory
 from personalar.data.prompts import SUBJECT_TOKEN
-from personalar.generation.pipeline import asked_for, check_words, concept_folder, write_samples
+from personalar.generation.pipeline import check_words, concept_folder, resolve_prompts, write_samples
 
 
 def sample(config: SampleConfig) -> None:
     """Do what the command says."""
-    folder, config = concept_folder(config.concept), asked_for(config)
+    folder, config = concept_folder(config.concept), resolve_prompts(config)
     for note in check_words(config.prompts, [SUBJECT_TOKEN]):
         print(note)
     write_samples(config, folder)

@@ -62,7 +62,7 @@ class SpeculativeDecoder(JacobiDecoder):
         sizes = [h * w for h, w in request.grids]
         near = nearest_codes(backend.vq.quantize.embedding.weight, self.relax) if self.relax else None
         images: list[Tensor] = []
-        peaks: list[Tensor] = []
+        max_logits: list[Tensor] = []
         done = 0
         for start in range(0, len(sizes), self.max_batch):
             part = slice(start, start + self.max_batch)
@@ -84,5 +84,5 @@ class SpeculativeDecoder(JacobiDecoder):
                     progress(done + final, sum(sizes))
             done += final
             images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
-            peaks.append(window.peaks)
-        return torch.cat(images), torch.cat(peaks)
+            max_logits.append(window.max_logits)
+        return torch.cat(images), torch.cat(max_logits)

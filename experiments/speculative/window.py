@@ -51,7 +51,7 @@ class RejectionWindow(Window):
         """Return draws (B, W) from the laws of guided logits (B, W, K), and keep the laws."""
         self._number += 1
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
-        law = self._sampling.law(logits)
+        law = self._sampling.probabilities(logits)
         drafted = is_code & (self._offset(tokens) < self._size - 1)
         if self._near is not None:
             moved = relaxed(law, drafts, self._near, distance=self._distance)

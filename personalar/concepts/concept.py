@@ -1,13 +1,13 @@
-"""A concept: the result of a stage, as a folder that stages hand over and people share.
+"""A concept: what a stage has learned, as a folder that later stages read and people can share.
 
     concept.json                 provenance: base, subject, identifier, stage, config, versions, hashes
-    learned_embeds.safetensors   the identifier rows: key "[V]" (1, D), "[S1]", ...
-    weights.safetensors          changed transformer tensors, or absent
-    lora/                        a PEFT adapter folder, or absent
-    adapters/NAME.safetensors    what an adapter of one's own learned, or absent
+    learned_embeds.safetensors   the learned embeddings: key "[V]" (1, D), "[S1]", ...
+    weights.safetensors          changed tensors of the transformer (optional)
+    lora/                        a PEFT adapter folder (optional)
+    adapters/NAME.safetensors    parameters of a user-defined adapter (optional)
 
-Loading runs no code: safetensors and json only; hashes, shapes and finiteness are checked. `concept.json` is
-written last, so a folder without it is unfinished.
+Loading never executes code: the files are safetensors and JSON, and hashes, shapes and finiteness are
+checked. `concept.json` is written last, so a folder without it is incomplete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from personalar.models.base import Backend
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of personalar, Python and the libraries that a result depends on."""
     names = ("torch", "lightning", "safetensors", "tokenizers", "peft")
     return {
         "personalar": __version__,
@@ -47,34 +47,40 @@ def package_versions() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A learned subject; plain values and CPU tensors."""
+    """A learned subject: plain values and CPU tensors."""
 
     base: dict[str, str]
-    """"name" and "fingerprint" of the base it was learned on."""
+    """"name" and "fingerprint" of the base model that it was learned on."""
     subject: dict[str, str]
-    """"name", "noun" and "fingerprint"."""
+    """"name", "noun" (the class) and "fingerprint" (of the photos)."""
     stage: str
+    """Name of the last stage that was trained."""
     tokens: dict[str, int]
-    """Identifier names -> reserved ids."""
+    """Name of each learned token ("[V]", "[S1]", ...) -> its reserved id in the base's vocabulary."""
     rows: Tensor
-    """(K, D), one per token."""
+    """Learned embeddings (K, D), one per entry of `tokens`, in the same order."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """Changed transformer tensors by name."""
+    """Changed tensors of the transformer by parameter name."""
     lora: dict[str, bytes] = field(default_factory=dict)
-    """The PEFT adapter's two files by their path in the concept folder, or empty."""
+    """Contents of the PEFT adapter's two files by their path in the concept folder, or empty."""
     adapters: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """What adapters learned, by their names; see `adapters.base`."""
+    """Parameters of user-defined adapters: adapter name -> parameter name -> tensor; see `adapters.base`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The settings that determine it, plain values."""
+    """The settings that determine the result, as plain values."""
 
     def save(self, folder: Path) -> Path:
-        """Write the folder, `concept.json` last; return it."""
+        """Write the concept to `folder`, replace an earlier one in it, and return `folder`."""
         if (folder / "lora").is_symlink():
-            raise ValueError(f"{folder / 'lora'} is a link: nothing is written outside of a concept's folder")
+            raise ValueError(
+                f"{folder / 'lora'} is a symbolic link, and a concept is written inside its folder only: "
+                "remove the link"
+            )
         try:
             before = set(read_record(folder)["files"])
         except (OSError, ValueError):
             before = set()
+        # Removed first and written last: if the process is killed in between, no reader takes the mixture of
+        # old and new files for a concept.
         (folder / RECORD_FILE).unlink(missing_ok=True)
         rows = {name: self.rows[k : k + 1].contiguous() for k, name in enumerate(self.tokens)}
         files = {ROWS_FILE: save_safetensors(rows, metadata={"format": "pt"}), **self.lora}
@@ -87,6 +93,7 @@ class Concept:
         for stale in before - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():
+            # Synced together with the record below, which is cheaper than one fsync per file.
             write_atomic(folder / name, data, sync=False)
         record = {
             "format_version": FORMAT_VERSION,
@@ -103,7 +110,12 @@ class Concept:
 
     @classmethod
     def load(cls, folder: Path) -> Concept:
-        """Read a concept folder. Raises FileNotFoundError and ValueError, see `validation`."""
+        """Read and check a concept folder.
+
+        Raises:
+            FileNotFoundError: the folder contains no concept, or a file of it is missing.
+            ValueError: a file is damaged or contains something that is not allowed; see `validation`.
+        """
         record = read_record(folder)
         files = {name: _read_checked(folder, name, digest) for name, digest in record["files"].items()}
         rows = read_tensors(folder / ROWS_FILE, files.pop(ROWS_FILE))
@@ -124,12 +136,12 @@ class Concept:
         )
 
     def check_base(self, *, name: str, fingerprint: str) -> None:
-        """Raise ValueError unless the concept was learned on this very base."""
+        """Raise ValueError unless the concept was learned on the base with this fingerprint."""
         if self.base["fingerprint"] != fingerprint:
             raise ValueError(
                 f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
                 f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave "
-                "model= out, or set model.path=DIR to the folder where its files lie"
+                "model= out, or set model.path=DIR to the folder with its files"
             )
 
     def apply(
@@ -138,27 +150,32 @@ class Concept:
         adapters: Mapping[str, Adapter] | None = None,
         attached: dict[str, Any] | None = None,
     ) -> Identifier:
-        """Put what was learned into `backend`, in place, and return the identifier for it.
+        """Load the learned weights into `backend`, in place, and return the learned embeddings as a module.
+
+        A LoRA adapter is merged into the weights.
 
         Args:
-            adapters: those that the concept may contain, by name.
-            attached: takes the parameters of the adapters that it contains.
+            backend: the base; see `check_base`.
+            adapters: the configured user-defined adapters by name; the concept may use some of them.
+            attached: if given, it is filled with the parameters of the adapters that the concept contains.
 
         Raises:
             ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, or
-                an adapter is not among `adapters`.
+                an adapter of the concept is not configured.
         """
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
         width = backend.word_table.shape[1]
         if self.rows.shape[1] != width:
             raise ValueError(
-                f"the concept's rows are {self.rows.shape[1]} wide, the base's embeddings {width}"
+                f"the concept's embeddings have width {self.rows.shape[1]}, the base's {width}: it was "
+                "learned on another base"
             )
         foreign = {name: index for name, index in self.tokens.items() if index not in backend.reserved_ids}
-        if foreign:  # a row in the place of a word or a code would change every prompt or picture
+        if foreign:  # replacing the embedding of a word or an image code would change every image
             raise ValueError(
-                f"the concept takes the ids {foreign}, which are not reserved for names: another base"
+                f"the concept uses the ids {foreign}, which this base does not reserve for learned tokens: "
+                "it was learned on another base"
             )
         with torch.no_grad():
             for name, tensor in self.weights.items():
@@ -176,18 +193,24 @@ def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Par
     for name, tensor in weights.items():
         if name not in parameters:
             raise ValueError(
-                f"the concept changes {name}, which the base does not have: another architecture"
+                f"the concept changes {name}, which the base does not have: it was learned on another "
+                "architecture"
             )
         if tensor.shape != parameters[name].shape:
             expected = tuple(parameters[name].shape)
-            raise ValueError(f"the concept's {name} has shape {tuple(tensor.shape)}, the base's {expected}")
+            raise ValueError(
+                f"the concept's {name} has shape {tuple(tensor.shape)}, the base's has {expected}: it was "
+                "learned on another architecture"
+            )
 
 
 def _read_checked(folder: Path, name: str, digest: str) -> bytes:
     path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the concept folder was not copied completely")
+        raise FileNotFoundError(f"{path} is missing: copy the complete concept folder")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"{path} differs from what {RECORD_FILE} says: truncated or changed, copy it again")
+        raise ValueError(
+            f"{path} does not match its hash in {RECORD_FILE}: it is truncated or was changed, copy it again"
+        )
     return data

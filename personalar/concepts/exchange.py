@@ -1,8 +1,8 @@
-"""A concept in files that other programs read, and back.
+"""Export a concept to files that other programs read, and import such files.
 
-learned_embeds.safetensors      the row of [V], one key, in the form of textual-inversion tools
-lora/                           the adapter as PEFT wrote it, if stage 2 trained one
-checkpoint/                     on request: the whole model with the learned weights in it
+learned_embeds.safetensors      the embedding of [V] under one key, as textual-inversion tools store it
+lora/                           the adapter in PEFT's format, if stage 2 trained one
+checkpoint/                     on request: the whole model with the learned weights merged
 README.md                       the model card
 """
 
@@ -36,18 +36,21 @@ LORA_CONFIG = "lora/adapter_config.json"
 
 
 def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint: bool) -> list[Path]:
-    """Write the concept's files into `out`; return the paths. Every possible failure comes before a write.
+    """Export a concept and return the paths of the files.
 
     Args:
-        model: the base; read for the checkpoint only.
-        checkpoint: also write the whole model.
+        concept: what to export.
+        out: target folder, created if missing.
+        model: the base; it is loaded for the checkpoint only.
+        checkpoint: also write the whole model with the learned weights merged.
 
     Raises:
-        FileNotFoundError, ValueError: the model cannot be read or is not the concept's, or `out` contains
-            files of something else.
+        FileNotFoundError: the base is missing.
+        ValueError: `model` is not the base of the concept, or `out` contains files of something else.
     """
     check_out(out, lora=bool(concept.lora), checkpoint=checkpoint)
     delete_abandoned(*(out / name for name in ("", "lora", CHECKPOINT, f"{CHECKPOINT}/vq")))
+    # Load before the first write: a wrong base must not leave a half-written export.
     learned, form = read_learned(concept, model) if checkpoint else None, None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
     tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}
@@ -65,24 +68,26 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
         dtype = getattr(torch, model.dtype)
         paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))
     elif concept.weights:
-        print(left_out(concept, model))
+        print(missing_weights_note(concept, model))
+    # The card lists the hashes of all files in `out`, so it is written last.
     return [*paths, write_card(concept, out, exported=True, checkpoint=form)]
 
 
 def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:
-    """Return the concept of the row in an exported `folder`, and of the PEFT adapter in its `lora/`.
+    """Read an exported embedding, and the PEFT adapter in `lora/` if there is one, as a concept.
 
-    The row becomes [V] on the first free reserved id of the base. No weights are loaded.
+    The embedding becomes [V] with the first reserved id of the base. The base's weights are not loaded.
 
     Args:
-        settings: the base, as on the command line: "model=lumina_mgpt_7b_512", "model.path=DIR"; by default
-            nano. For an export with changed weights it is the folder's checkpoint.
-        noun: the class in plain words.
-        name: the subject's.
+        folder: the exported files.
+        settings: the base, as on the command line: "model=lumina_mgpt_7b_512", "model.path=DIR"; nano by
+            default. If stage 2 changed weights, set model.path to the exported checkpoint.
+        noun: the class of the subject, such as "dog".
+        name: name of the subject.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the row or the adapter does not fit the base.
+        ValueError: the embedding or the adapter does not match the base.
     """
     folder = Path(folder).expanduser()
     model = read_config(composed("export", ["concept=x", "out=x", *settings])).model
@@ -91,10 +96,12 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
     network = files.shape(attention="sdpa", images=1).network
     if row.shape[1] != network.hidden_size:
         raise ValueError(
-            f"the row is {row.shape[1]} wide, the base's embeddings {network.hidden_size}: another base"
+            f"the embedding has width {row.shape[1]}, the base's embeddings {network.hidden_size}: it was "
+            "learned on another base"
         )
     if lora:
-        with torch.device("meta"):  # fits or raises, without weights
+        # On the meta device the network has shapes but no storage: enough to check the adapter.
+        with torch.device("meta"):
             load_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
@@ -108,79 +115,93 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
 
 
 def read_adapter(folder: Path) -> dict[str, bytes]:
-    """Return the adapter's files by their path in a concept; none without `folder`/lora.
+    """Return the contents of the adapter's files by their path in a concept; empty without `folder`/lora.
 
     Raises:
-        FileNotFoundError: lora/ is incomplete.
+        FileNotFoundError: a file of lora/ is missing.
     """
     if not (folder / "lora").exists():
         return {}
     missing = [name for name in LORA_FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is missing {', '.join(missing)}: lora/ must be the folder that PEFT saved; without an "
-            "adapter remove it"
+            f"{folder}: {', '.join(missing)} is missing; lora/ must be the folder that PEFT saved, or be "
+            "removed if there is no adapter"
         )
     files = {name: (folder / name).read_bytes() for name in LORA_FILES}
-    with suppress(ValueError, AttributeError):  # damaged; it is refused where it is put into the base
-        files[LORA_CONFIG] = name_base(files[LORA_CONFIG], base=None)  # as it was before the export
+    # A damaged config is reported by `load_lora`, which checks every field.
+    with suppress(ValueError, AttributeError):
+        # Undo the export's change, so that export and import give back the same bytes.
+        files[LORA_CONFIG] = name_base(files[LORA_CONFIG], base=None)
     return files
 
 
 def read_row(path: Path) -> Tensor:
-    """Return the row (1, D), float32, of a file of one key with any name.
+    """Return the embedding (1, D) in float32 from a safetensors file with one key of any name.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: damaged file, several keys, several rows, or NaN.
+        ValueError: the file is damaged, or contains several keys, several rows, or NaN.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder that personalar.export wrote")
     tensors = read_tensors(path, path.read_bytes())
     if len(tensors) != 1:
         raise ValueError(
-            f"{path} holds {len(tensors)} keys ({', '.join(sorted(tensors))}); one learned row is expected"
+            f"{path} contains {len(tensors)} keys ({', '.join(sorted(tensors))}); expected one embedding"
         )
     (row,) = tensors.values()
     if row.ndim not in (1, 2) or row.numel() != row.shape[-1]:
         raise ValueError(
-            f"{path} holds a tensor of shape {tuple(row.shape)}; one learned row (1, width) is expected"
+            f"{path} contains a tensor of shape {tuple(row.shape)}; expected one embedding (1, width)"
         )
     return row.reshape(1, -1).float()
 
 
 def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
-    """Raise ValueError when `out` contains a concept, somebody's README.md, or parts of another export."""
+    """Raise ValueError if `out` contains a concept, a foreign README.md, or parts of another export.
+
+    Args:
+        out: target folder of the export.
+        lora: whether the export will write lora/.
+        checkpoint: whether the export will write checkpoint/.
+    """
     if (out / "concept.json").exists():
-        raise ValueError(f"out={out} is a concept's own folder, which an export would spoil: choose another")
+        raise ValueError(
+            f"out={out} is a concept folder, whose files an export would overwrite: choose another folder"
+        )
     if (out / CARD_FILE).exists() and not is_card(out / CARD_FILE):
-        raise ValueError(f"out={out} holds a {CARD_FILE} that no export wrote: choose another folder")
+        raise ValueError(
+            f"out={out} contains a {CARD_FILE} that was not written by an export: choose another folder"
+        )
     for name, written in (("lora", lora), (CHECKPOINT, checkpoint)):
         if (out / name).exists() and not written:
             raise ValueError(
-                f"out={out} holds {name}/ of an earlier export, which this one does not write: choose "
+                f"out={out} contains {name}/ of an earlier export, which this export does not write: choose "
                 "another folder, or remove it"
             )
 
 
 def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFiles]:
-    """Return the base with the concept in it, and the base's files.
+    """Load the base with the concept's weights and embeddings in it; return it and the base's files.
 
     Raises:
-        FileNotFoundError, ValueError: the base is missing, or is not the concept's.
+        FileNotFoundError: the base is missing.
+        ValueError: it is not the base of the concept.
     """
     files = obtain_model(model, say=print)
     concept.check_base(name=model.name, fingerprint=base_fingerprint(files.weights()))
     backend = files.load(dtype=getattr(torch, model.dtype), device="cpu", attention="sdpa")
     identifier = concept.apply(backend)
     table = backend.word_table
-    with torch.no_grad():  # the learned rows go where their reserved ids look them up
+    # Programs that read the checkpoint have no identifier module, so its embeddings go into the table.
+    with torch.no_grad():
         table[identifier.ids] = identifier.rows.to(table.dtype)
     return backend, files
 
 
-def base_here(concept: Concept, model: ModelConfig) -> ModelFiles | None:
-    """Return the files of `model` where they are on this machine and are the concept's base."""
+def local_base(concept: Concept, model: ModelConfig) -> ModelFiles | None:
+    """Return the files of `model` if they are on this machine and are the base of the concept, else None."""
     try:
         files = offline_model(model)
         same = files is not None and base_fingerprint(files.weights()) == concept.base["fingerprint"]
@@ -190,10 +211,11 @@ def base_here(concept: Concept, model: ModelConfig) -> ModelFiles | None:
 
 
 def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
-    """Return the adapter's files with the base named, where it is known: a repository, or a folder here."""
-    if not concept.lora or model.family != ModelConfig.family:  # another family: another class
+    """Return the adapter's files by path; the config names the base (hub id or folder) if it is known."""
+    # For another family PEFT would need another transformers class, which we do not know.
+    if not concept.lora or model.family != ModelConfig.family:
         return dict(concept.lora)
-    files, settings = base_here(concept, model), concept.config.get("model", {})
+    files, settings = local_base(concept, model), concept.config.get("model", {})
     repo, _ = origin(concept)
     if files is not None and model.path is not None:
         base, revision = str(files.parts()["transformer"].resolve()), None
@@ -203,22 +225,18 @@ def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
         base, revision = repo, settings["hub"].get("revision")
     else:
         print(
-            "note: lora/adapter_config.json does not name its base, so peft.AutoPeftModel cannot load it: "
-            "export with the base that it was learned on (model=..., model.path=DIR)"
+            "note: lora/adapter_config.json does not name a base, so peft.AutoPeftModel cannot load it; "
+            "to add the name, export with the base of the concept (model=..., model.path=DIR)"
         )
         return dict(concept.lora)
     named = name_base(concept.lora[LORA_CONFIG], base=base, revision=revision)
     return {**concept.lora, LORA_CONFIG: named}
 
 
-def left_out(concept: Concept, model: ModelConfig) -> str:
-    """Return a note on the changed tensors, which are not in the files, and the argument that writes them."""
-    where = (
-        ""
-        if base_here(concept, model)
-        else f" with the base that they belong to (model={plain(concept.base['name'])})"
-    )
+def missing_weights_note(concept: Concept, model: ModelConfig) -> str:
+    """Return a note that the changed weights are not exported, and how to export them."""
+    where = "" if local_base(concept, model) else f" with the base model={plain(concept.base['name'])}"
     return (
-        f"note: {len(concept.weights)} tensors of the transformer were trained too and are in none of these "
-        f"files; checkpoint=true writes all of it{where}"
+        f"note: stage 2 also changed {len(concept.weights)} tensors of the transformer, which these files do "
+        f"not contain; to export the whole model, add checkpoint=true{where}"
     )

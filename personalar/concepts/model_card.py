@@ -1,7 +1,7 @@
-"""The README.md beside a concept or an export: purpose, limits, provenance and hashes.
+"""The model card (README.md) of a concept or an export: purpose, limits, provenance and hashes.
 
-Its head is for the Hugging Face hub, its body is templates/card.md.j2. A stranger's facts are quoted as
-values and never as markup.
+The YAML header is for the Hugging Face hub; the body is the template templates/card.md.j2. A concept may come
+from a stranger, so its values are inserted as plain words and never as markup.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from personalar.core.png import read_png_metadata
 from personalar.data.prompts import SUBJECT_TOKEN, training_prompt
 
 PLACES = ("in the snow", "on the beach")
-"""For the prompts in the head of a card without pictures."""
+"""Places in the example prompts of a card without pictures."""
 DEFAULT_BASE, OWN_LICENCE = "nano", "apache-2.0"
-"""The base that ships with this program, and its licence."""
+"""The base that is part of this package, and its licence."""
 
 
 def plain(value: Any, most: int = 120) -> str:
-    """Return `value` as words that no markup can hide in."""
+    """Return `value` without characters of Markdown, HTML or YAML syntax, cut to `most` characters."""
     return re.sub(r"[^\w .,;+()/-]", " ", str(value))[:most].strip() or "unknown"
 
 
@@ -36,18 +36,18 @@ def _model(concept: Concept) -> dict[str, Any]:
 
 
 def origin(concept: Concept) -> tuple[str | None, str]:
-    """Return (hub id of the base or None, its licence in one line)."""
+    """Return the hub id of the base, or None, and its licence in one line."""
     model = _model(concept)
     hub = model.get("hub")
     if isinstance(hub, dict) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(hub.get("repo"))):
         return str(hub["repo"]), plain(hub.get("licence"))
     if str(model.get("path")).startswith("package://"):
         return None, OWN_LICENCE
-    return None, "that of the base, which this concept does not know"
+    return None, "that of the base (not recorded in this concept)"
 
 
 def instance_prompt(concept: Concept) -> str:
-    """Return the first prompt that the subject was learned with."""
+    """Return the first training prompt, such as "a photo of [V] dog"."""
     data = _model(concept)
     for name in ("recipe", "data"):
         inner = data.get(name)
@@ -59,13 +59,13 @@ def instance_prompt(concept: Concept) -> str:
 
 
 def prompt_words(prompt: str) -> str:
-    """Return `prompt` as words that no markup can hide in, [V] among them."""
+    """Return `prompt` as plain words (see `plain`), but keep the brackets of [V]."""
     parts = (plain(part) if part.strip() else "" for part in prompt.split(SUBJECT_TOKEN))
     return f" {SUBJECT_TOKEN} ".join(parts).strip()
 
 
 def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
-    """Return the prompts for the hub, with the pictures of `folder` if there are any."""
+    """Return the hub's `widget` entries: prompts, with the pictures in `folder` if there are any."""
     shown = []
     for path in sorted((folder / PICTURES).glob("*.png")):
         prompt = read_png_metadata(path).get("prompt")
@@ -75,7 +75,7 @@ def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
 
 
 def head(concept: Concept, folder: Path) -> str:
-    """Return the YAML between the two lines of dashes of the card in `folder`."""
+    """Return the YAML header of the card in `folder`, without the lines of dashes around it."""
     repo, licence = origin(concept)
     method = "lora" if concept.lora else "textual-inversion"
     values: dict[str, Any] = {
@@ -98,7 +98,7 @@ def head(concept: Concept, folder: Path) -> str:
 
 
 def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
-    """Return the arguments that choose the base of the concept; none for the default one."""
+    """Return the command-line arguments that select the base of the concept; none for the default base."""
     name, path = plain(concept.base["name"]), _model(concept).get("path")
     words = [] if name == DEFAULT_BASE else [f"model={name}"]
     if exported_checkpoint:
@@ -115,13 +115,15 @@ def model_card(
     checkpoint: str | None = None,
     memorised: float | None = None,
 ) -> str:
-    """Return the card of `concept`, with a hash for every file in `folder`.
+    """Return the text of the model card, with the hash of every file in `folder`.
 
     Args:
-        exported: `folder` contains files for other programs, not the concept itself.
-        checkpoint: the form of the exported checkpoint, in words; None without one.
-        memorised: share of the run's pictures that are nearer to a training photo than the two closest photos
-            are to each other, 0 to 1; None where it was not measured.
+        concept: what the card describes.
+        folder: the files that the card lists.
+        exported: `folder` is an export for other programs, not the concept itself.
+        checkpoint: description of the exported checkpoint's format; None without a checkpoint.
+        memorised: share of the run's pictures, 0 to 1, that are more similar to a training photo than the two
+            most similar photos to each other; None if it was not measured.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -154,12 +156,12 @@ def model_card(
 
 
 def write_card(concept: Concept, folder: Path, **facts: Any) -> Path:
-    """Write the card into `folder`, beside its files; return its path. `facts`: of `model_card`."""
+    """Write the model card to `folder` and return its path; `facts` are arguments of `model_card`."""
     card = model_card(concept, folder, **facts)
     write_atomic(folder / CARD_FILE, card.encode())
     return folder / CARD_FILE
 
 
 def is_card(path: Path) -> bool:
-    """Return True for a card of this program, False for somebody's own page."""
+    """Return True if the file is a card that this package wrote, which may be overwritten."""
     return b"\nlibrary_name: personalar\n" in path.read_bytes()[:1000]

@@ -1,6 +1,7 @@
-"""The command line: Hydra's own flags and grammar, a mistake answered before anything is written or loaded.
+"""Check the command line before Hydra runs, with suggestions for typos.
 
-Hydra composes once beforehand; what it refuses is said with the nearest name and what is allowed.
+The configuration is composed once in advance, so that a mistake is reported before anything is loaded or
+written. The message names the closest valid name and what is allowed.
 """
 
 from __future__ import annotations
@@ -35,23 +36,27 @@ from personalar.core.run_folder import flatten
 
 
 def quote(value: object) -> str:
-    """Return `value` as a text in quotes, which Hydra reads back whatever signs it contains."""
+    """Return `value` in double quotes, escaped so that Hydra's grammar reads back the same text."""
     return QuotedString(str(value), Quote.double).with_quotes()
 
 
 def as_value(text: str) -> str:
-    """Return `text` so that Hydra reads it back: in quotes only where it needs them."""
+    """Return `text` such that Hydra reads back the same text, in quotes only if they are necessary."""
     override = parse(f"k={text}")
     same = override is not None and not override.is_sweep_override() and override.value() == text
     return text if same else quote(text)
 
 
 def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return Hydra's reading of a command line with its flags in any order, and the words of the flags.
+    """Parse a command line with Hydra's parser; flags may be in any position.
+
+    Returns:
+        The parsed arguments, and the words of the flags.
 
     Raises:
         ValueError: a flag is unknown.
     """
+    # Hydra's own main() does not allow flags between overrides; parse_known_intermixed_args() does.
     parser = get_args_parser()
     args, unknown = parser.parse_known_intermixed_args(list(words))
     if unknown:
@@ -62,16 +67,21 @@ def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 def prepare(command: str, words: Sequence[str]) -> list[str]:
-    """Return the arguments for Hydra: flags last, a subject with its "+", the base of the concept.
+    """Return the arguments for Hydra: overrides (with "+subject=" and the concept's base), then flags.
+
+    Args:
+        command: such as "run"; see `COMMANDS`.
+        words: the arguments as typed.
 
     Raises:
-        ValueError: Hydra cannot compose them, or something that the command needs is missing.
+        ValueError: Hydra cannot compose them, or a required value is missing.
     """
     args, flags = read_flags(words)
     if args.shell_completion:
         return list(words)
     overrides = add_base(args.overrides if args.config_name else signed(args.overrides))
-    if args.config_path and "://" not in args.config_path:  # meant from here, not from this package
+    # Hydra would resolve a relative path from the package's folder instead of the working directory.
+    if args.config_path and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)
         flags += ["--config-path", args.config_path]
     places = {name: getattr(args, name) for name in ("config_name", "config_path", "config_dir")}
@@ -84,7 +94,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
 
 
 def hydra_part(command: str) -> list[str]:
-    """Return Hydra's own settings of conf/COMMAND.yaml as arguments; a saved configuration has none."""
+    """Return the `hydra:` section of conf/COMMAND.yaml as overrides, for a saved config, which has none."""
     own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{command}.yaml").hydra, resolve=False)
     own.pop("help")
     settings = {key: "null" if value is None else quote(value) for key, value in flatten(own).items()}
@@ -92,12 +102,13 @@ def hydra_part(command: str) -> list[str]:
 
 
 def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
-    """Return `arguments` with the base of the concept where they choose no `model=`.
+    """Return `arguments`, with `model=` taken from the concept if they do not contain it.
 
-    A folder without a concept adds nothing: its error comes where it is opened.
+    A folder without a concept adds nothing; the error is raised when it is opened.
 
     Args:
-        concept: its folder; None: the last `concept=` among the arguments.
+        arguments: overrides.
+        concept: the concept folder; None means the last `concept=` in `arguments`.
     """
     keys = set(map(key_of, arguments))
     given = [parse(argument) for argument in arguments if argument.startswith("concept=")]
@@ -112,9 +123,9 @@ def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
 
 
 def base_arguments(folder: Path) -> list[str]:
-    """Return the arguments that choose the base of the concept or run in `folder`, `model=NAME` first.
+    """Return the overrides that select the base of the concept or run in `folder`, `model=NAME` first.
 
-    A base from a local folder is named by it, one from a hub by the commit.
+    A local base is selected by its folder, a base from the hub by its commit.
     """
     record = _read(folder / "concept.json") or _read(folder / "concept/concept.json")
     name = _within(record, "base", "name")
@@ -146,7 +157,7 @@ def _within(tree: Any, *keys: str) -> Any:
 
 
 def start(command: str, work: Callable[[Any], None]) -> None:
-    """Do `work` with the typed settings of personalar.`command`; a user's mistake ends in one sentence."""
+    """Run `work` with the typed settings of personalar.`command`; print user errors without a traceback."""
 
     def launch_typed(cfg: DictConfig) -> None:
         with user_errors(f"personalar.{command}"):
@@ -156,7 +167,7 @@ def start(command: str, work: Callable[[Any], None]) -> None:
 
 
 def launch(command: str, job: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra compose the configuration of personalar.`command` and call `job` with it."""
+    """Compose the configuration of personalar.`command` with Hydra, and call `job` with it."""
     with user_errors(f"personalar.{command}"):
         sys.argv[1:] = prepare(command, sys.argv[1:])
     register()

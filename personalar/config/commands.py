@@ -1,4 +1,4 @@
-"""The settings of sample, doctor, export and evaluate."""
+"""Settings of the commands sample, doctor, export and evaluate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from personalar.config.run_config import DecoderConfig, ModelConfig, ScorerConfi
 
 TASKS = ("benchmark", "calibrate", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
-"""Images for each prompt: arXiv 2504.13162 draws one (750 in all), DreamBooth four (3000)."""
+"""Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
 
 
 @dataclass(kw_only=True)
@@ -20,21 +20,21 @@ class SampleConfig:
     """`python -m personalar.sample`."""
 
     concept: str = MISSING
-    """A concept folder, or a run folder that holds one."""
+    """A concept folder, or the folder of a finished run."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts with [V] where the subject's name goes: "a photo of [V] cat in the snow"."""
+    """Prompts with [V] before the class: "a photo of [V] cat in the snow"."""
     prompts_file: str | None = None
-    """A text file of prompts, one a line; empty lines and those that begin with # are left out."""
+    """Text file with one prompt per line; empty lines and lines that begin with # are skipped."""
     like: str | None = None
-    """A PNG that this command wrote, to be drawn again: its prompt, seed, size and drawing settings."""
+    """A PNG written by this command; its prompt, seed, size and sampling settings are used again."""
     seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
-    """Every prompt is drawn with each."""
+    """Every prompt is sampled with every seed."""
     size: str | None = None
-    """Width x height in pixels, one of the base's sizes ("608x416"); null: its square."""
+    """Width x height in pixels, one of the base's sizes ("608x416"); null: the base's square."""
     out: str = "samples"
     """Folder for the PNG files."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """`_target_` and arguments of the adapters of one's own that the concept contains, by name."""
+    """User-defined adapters that the concept contains, by name: `_target_` and its arguments."""
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
@@ -53,32 +53,32 @@ class ExportConfig:
     """`python -m personalar.export`."""
 
     concept: str = MISSING
-    """A concept folder, or a run folder that holds one."""
+    """A concept folder, or the folder of a finished run."""
     out: str = MISSING
     """Folder for the files."""
     checkpoint: bool = False
-    """Write the whole model too, with the learned weights in it, norms formed as the base's own files."""
+    """Also write the whole model with the learned weights merged, in the format of the base's files."""
     model: ModelConfig = MISSING
 
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    """The subjects to learn and the methods to learn them by."""
+    """The subjects and methods of a benchmark."""
 
     name: str = MISSING
     kind: str = "rendered"
-    """"rendered" (named choices of subject) or "dreambench" (photographs in a folder)."""
+    """"rendered" (subjects of the nano world) or "dreambench" (photographs in a folder)."""
     path: str | None = None
     """Folder in DreamBench's layout; kind=dreambench only."""
     subjects: list[str] | None = None
-    """Names; null: all that lie in `path`."""
+    """Names of subjects; null: all that are found in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
-    """Names in conf/experiment/paper or conf/method; the first is what the others are compared with, and its
-    stage 1 is the table's textual inversion."""
+    """Names in conf/experiment/paper or conf/method. The others are compared with the first, whose stage 1
+    is the table's row for textual inversion."""
     published: dict[str, float] = field(default_factory=dict, metadata=limits(0))
-    """The published row of real photographs, for `calibrate`: dino, clip_i, subjects."""
+    """Published scores of real photographs for `calibrate`: dino, clip_i, subjects (their number)."""
     tolerance: float = field(default=0.01, metadata=limits(0, 1))
-    """Largest distance from the published row at which `calibrate` passes."""
+    """`calibrate` passes if both scores differ from the published ones by at most this."""
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))
@@ -92,7 +92,7 @@ class BenchmarkConfig:
 
     @property
     def photographs(self) -> bool:
-        """Its subjects are real photographs."""
+        """True if the subjects are real photographs."""
         return self.kind != "rendered"
 
 
@@ -101,26 +101,26 @@ class EvaluateConfig:
     """`python -m personalar.evaluate`."""
 
     task: str = "benchmark"
-    """"benchmark", "calibrate" (the judges) or "table" (once more)."""
+    """"benchmark", "calibrate" (check the scorers) or "table" (print the tables of finished runs again)."""
     benchmark: BenchmarkConfig = MISSING
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
-    """"paper" (one image a prompt) or "dreambooth" (four)."""
+    """"paper" (one image per prompt) or "dreambooth" (four)."""
     kinds: list[str] = field(
         default_factory=lambda: ["subject", "class", "description", "prior", "unrelated"]
     )
-    """Samples besides those of the subject; see samples.kinds."""
+    """Kinds of samples; see samples.kinds."""
     jobs: int = field(default=1, metadata=limits(1))
-    """Subjects at a time; with GPUs, one process for each GPU in turn."""
+    """Subjects trained at the same time; with several GPUs, one process per GPU."""
     launcher: str | None = None
-    """Hydra launcher that does each run as a job of its own: joblib, submitit_local, submitit_slurm."""
+    """Hydra launcher that runs each subject as a separate job: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
     """Folder for the runs and the tables."""
 
     def __post_init__(self) -> None:
         one_of("task", self.task, TASKS)
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
-        if self.task != "table":  # it uses no judges
+        if self.task != "table":  # which only reads scores that exist already
             self.scorer.check_decides(
                 f"benchmark={self.benchmark.name}",
                 photographs=self.benchmark.photographs,

@@ -1,6 +1,6 @@
-"""Composition of a configuration: folder of named choices, schema of each group, the typed result.
+"""Compose a configuration with Hydra, validate it, and return it as typed dataclasses.
 
-Hydra composes; its errors are answered with the nearest name and what is allowed.
+Hydra's error messages are replaced by ones that name the closest valid name and what is allowed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import OWN_PHOTOS, SubjectConfig, dreambench_class
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
 
-GROUPS: dict[str, Any] = {  # dict: `_target_` and arguments
+GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "model/recipe": RecipeConfig,
     "subject": SubjectConfig,
@@ -66,6 +66,7 @@ GROUPS: dict[str, Any] = {  # dict: `_target_` and arguments
     "scorer": ScorerConfig,
     "benchmark": BenchmarkConfig,
 }
+"""Config group -> its schema; `dict` for groups of `_target_` and free arguments."""
 
 COMMANDS: dict[str, Any] = {
     "run": RunConfig,
@@ -78,10 +79,10 @@ COMMANDS: dict[str, Any] = {
 
 
 def conf_dir() -> Path:
-    """Return the folder of named choices: inside the installed package, else beside it in a checkout.
+    """Return the conf/ folder: inside the package if it is installed, beside the package in a checkout.
 
     Raises:
-        FileNotFoundError: when neither exists (a broken installation).
+        FileNotFoundError: the installation is broken.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "conf", package.parent / "conf"):
@@ -91,38 +92,41 @@ def conf_dir() -> Path:
 
 
 def group_options(conf: Path, group: str) -> list[str]:
-    """Return the named choices of a config group."""
-    names = (path.relative_to(conf / group).with_suffix("") for path in (conf / group).rglob("*.yaml"))
-    return sorted(
-        name.as_posix() for name in names if f"{group}/{name.parent.as_posix()}" not in GROUPS
-    )  # a group inside a group (model/recipe) is its own; a folder inside (experiment/paper) is not
+    """Return the names of the options of a config group, sorted."""
+    names = []
+    for path in (conf / group).rglob("*.yaml"):
+        name = path.relative_to(conf / group).with_suffix("")
+        # model/recipe is a group of its own; experiment/paper is only a subfolder of its group.
+        if f"{group}/{name.parent.as_posix()}" not in GROUPS:
+            names.append(name.as_posix())
+    return sorted(names)
 
 
 def groups_of(schema: type) -> list[str]:
-    """Return the config groups of which a command takes a choice; recipe and experiment are for learning."""
+    """Return the config groups that a command accepts; recipes and experiments only if it trains."""
     own = set(typing.get_type_hints(schema).values())
-    learns = MethodConfig in own
-    groups = [g for g, kind in GROUPS.items() if kind in own or (kind in (RecipeConfig, dict) and learns)]
-    return [*groups, *(["experiment"] if learns else [])]
+    trains = MethodConfig in own
+    groups = [g for g, kind in GROUPS.items() if kind in own or (kind in (RecipeConfig, dict) and trains)]
+    return [*groups, *(["experiment"] if trains else [])]
 
 
 def choices(conf: Path, command: str) -> str:
-    """Return one line per config group that `command` takes with its choices, for --help."""
+    """Return the part of --help that lists the config groups of `command` and their options."""
     groups = groups_of(COMMANDS[command])
     return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
 
 
 def package_path(where: str) -> Path:
-    """Return the folder that `where` names: "package://x" is inside the installed package."""
+    """Return the path for `where`; "package://x" is the folder x inside the installed package."""
     inside = where.removeprefix("package://")
     return Path(__file__).resolve().parents[1] / inside if inside != where else Path(where).expanduser()
 
 
 def check_complete(cfg: DictConfig) -> None:
-    """Raise ValueError, saying what to set, where a value is missing."""
+    """Raise ValueError if a required value is missing, with the setting to add."""
     missing = sorted(OmegaConf.missing_keys(cfg))
     if "subject" in missing:
-        raise ValueError(f"no subject: say what to learn\n{subject_help()}")
+        raise ValueError(f"no subject: set subject=NAME\n{subject_help()}")
     if "subject.noun" in missing and cfg.subject.kind == "folder":
         raise ValueError(OWN_PHOTOS)
     if missing:
@@ -130,13 +134,14 @@ def check_complete(cfg: DictConfig) -> None:
 
 
 def read_config(cfg: Any, schema: type | None = None) -> Any:
-    """Return the typed configuration (`RunConfig` or `SampleConfig`).
+    """Validate a composed configuration and return it as dataclasses (`RunConfig`, `SampleConfig`, ...).
 
     Args:
-        schema: of a configuration that was saved without one (.hydra/config.yaml).
+        cfg: composed by Hydra.
+        schema: dataclass for a configuration that was loaded without a schema (.hydra/config.yaml).
 
     Raises:
-        ValueError: when a value is missing, unknown, out of range or contradicts another.
+        ValueError: a value is missing, unknown, out of range, or contradicts another.
     """
     if schema is not None and OmegaConf.get_type(cfg) is dict:
         try:
@@ -147,6 +152,7 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
     if HydraConfig.initialized() and (typed := Path(HydraConfig.get().runtime.cwd)) != Path.cwd():
         from_where_typed(cfg, typed)
     check_folder_names(cfg)
+    # Checked on the composed values, because the dataclasses' own checks run in to_object() only.
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
     check_names(values)
@@ -154,7 +160,7 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
 
 
 def signed(words: Iterable[str]) -> list[str]:
-    """Return `words` for the defaults of conf/run.yaml: a subject is new there (+), an experiment is not."""
+    """Add or remove "+", which Hydra requires for subject= and forbids for experiment=."""
     added = [f"+{word}" if word.startswith("subject=") else word for word in words]
     return [word.lstrip("+") if word.startswith("+experiment=") else word for word in added]
 
@@ -168,14 +174,18 @@ def composed(
     config_dir: str | None = None,
     multirun: bool = False,
 ) -> DictConfig:
-    """Return the configuration that Hydra composes for personalar.`command`, without running it.
+    """Compose the configuration of personalar.`command`, without running the command.
 
     Args:
-        words: the arguments; of a sweep, the first job is composed and every choice is looked for.
-        config_name, config_path, config_dir, multirun: Hydra's flags.
+        command: see `COMMANDS`.
+        words: overrides. For a sweep the first job is composed, and all options are checked to exist.
+        config_name: Hydra's flag --config-name.
+        config_path: Hydra's flag --config-path.
+        config_dir: Hydra's flag --config-dir.
+        multirun: Hydra's flag --multirun.
 
     Raises:
-        ValueError: Hydra refuses it; the message has the nearest name and what is allowed.
+        ValueError: Hydra cannot compose it; the message names the closest valid name and what is allowed.
     """
     register()
     version.setbase("1.3")
@@ -189,7 +199,7 @@ def composed(
     loader, name = ConfigLoaderImpl(path), config_name or command
     overrides = [read_word(words, place) for place in range(len(words))]
     for override in overrides:
-        override.config_loader = loader  # finds the choices of a glob(*)
+        override.config_loader = loader  # needed to expand a sweep over glob(*)
     try:
         cfg = loader.load_configuration(name, first_job(loader, name, overrides), RunMode.RUN)
         if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
@@ -197,14 +207,18 @@ def composed(
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(explain(error, command)) from error
     with open_dict(cfg):
-        del cfg["hydra"]
+        del cfg["hydra"]  # Hydra's own settings are not part of our schemas
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     check_keys(values, cfg)
     return cfg
 
 
 def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]) -> list[str]:
-    """Return the arguments of a sweep's first job. Raises HydraException for a choice that is unknown."""
+    """Return the overrides of a sweep's first job.
+
+    Raises:
+        HydraException: an option of any of its jobs is unknown.
+    """
     fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
     job = [str(each.input_line) for each in overrides]
     for place, override in enumerate(overrides):
@@ -214,13 +228,15 @@ def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]
         values = iter([value.start]) if isinstance(value, IntervalSweep) else override.sweep_string_iterator()
         job[place] = f"{key}={next(values, None)}"
         if loader.get_group_options(override.key_or_group, config_name=name, overrides=fixed):
+            # Composing only the defaults list is enough to find an unknown option, and fast.
             for choice in values:
                 loader.compute_defaults_list(name, [*fixed, f"{key}={choice}"], RunMode.RUN)
     return job
 
 
 def explain(error: Exception, command: str) -> str:
-    """Return what Hydra refuses in plain words: what was got, the nearest name, what is allowed."""
+    """Translate an error of Hydra into a message with the closest valid name and what is allowed."""
+    # Hydra has no error classes for these cases, so its texts are matched.
     text, cause = str(error), error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.options:
         return unknown_choice(error)
@@ -230,8 +246,8 @@ def explain(error: Exception, command: str) -> str:
     own = groups_of(COMMANDS[command])
     for name, schema in COMMANDS.items():
         if key.split(".")[0] not in own and key.split(".")[0] in groups_of(schema):
-            takes = ", ".join(f"{each}=" for each in own)
-            return f"{key.split('.')[0]}= belongs to personalar.{name}; personalar.{command} takes {takes}"
+            accepted = ", ".join(f"{each}=" for each in own)
+            return f"{key.split('.')[0]}= is for personalar.{name}; personalar.{command} accepts {accepted}"
     if unknown:
         free = "Dict[str, Any]" in str(unknown)
         return unknown_setting(key, unknown.parent_node) + (f"; to add it write +{key}=..." if free else "")
@@ -241,18 +257,18 @@ def explain(error: Exception, command: str) -> str:
 
 
 def unknown_choice(error: MissingConfigException) -> str:
-    """Return the message about a choice that is not in its group."""
+    """Return the message for an option that does not exist in its group."""
     found = re.search(r"Available options in '(.+)'", str(error))
     group = found[1] if found else ""
     value = str(error.missing_cfg_file).removeprefix(f"{group}/")
     options = {*(error.options or ()), *group_options(conf_dir(), group)}
     named = sorted(name for name in options if not name.endswith("_schema"))
     allowed = subject_help(named) if group == "subject" else f"allowed: {', '.join(named)}"
-    return f"{group}={value!r} is not known{suggest(value, named)}\n{allowed}"
+    return f"unknown option {group}={value!r}{suggest(value, named)}\n{allowed}"
 
 
 def subject_help(options: Iterable[str] = ()) -> str:
-    """Return the subjects that may be chosen, and how to give one's own photos."""
+    """Return the list of rendered subjects, and how to use your own photos."""
     named = [name for name in options or group_options(conf_dir(), "subject")]
     named = [name for name in named if name not in ("folder", "dreambench")]
     return (
@@ -264,7 +280,7 @@ def subject_help(options: Iterable[str] = ()) -> str:
 
 
 def register() -> None:
-    """Register the schema of every group with Hydra, and our resolvers with OmegaConf."""
+    """Register the schema of every group with Hydra, and our resolvers with OmegaConf; may be repeated."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

@@ -1,7 +1,7 @@
-"""Checks of single values: notation, limits of numbers, words of a list, names of keys and folders.
+"""Checks of single values: syntax, ranges of numbers, allowed words, names of keys and folders.
 
-Limits are metadata of the dataclass fields. They are checked on the composed configuration, before anything
-is loaded; what contradicts what is checked by the dataclasses.
+Ranges are metadata of the dataclass fields. They are checked on the composed configuration, before anything
+is loaded. Contradictions between settings are checked by the dataclasses themselves.
 """
 
 from __future__ import annotations
@@ -27,45 +27,54 @@ from personalar.core.measures import IN_SUMMARY
 
 MANY, LARGEST_SEED = 10**9, 2**63 - 1
 FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
-"""Each names a folder: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
+"""Settings that are used as folder names: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
 LONGEST = 255
-"""Bytes that a file system allows a name."""
+"""Bytes of a file name; the limit of common file systems."""
 READABLE = 60
-"""Bytes of a sweep job's folder name that say what it is, before the hash."""
+"""Bytes of the readable part of a sweep job's folder name, before the hash."""
 
 
 def limits(low: float, high: float = MANY) -> dict[str, Any]:
-    """Return metadata of a field: the smallest and largest value of its number, or of all its numbers."""
+    """Return field metadata with the allowed range [low, high] of a number, or of all numbers in a list."""
     return {"limits": (low, high)}
 
 
 SEED = limits(0, LARGEST_SEED)
 
 
-def check_number(knob: str, number: object, low: float, high: float) -> None:
-    """Raise ValueError, naming the knob and what is allowed, for a number out of range or not finite."""
+def check_number(key: str, number: object, low: float, high: float) -> None:
+    """Raise ValueError if `number` is outside [low, high] or not finite; other types are ignored.
+
+    Args:
+        key: name of the setting, for the message.
+        number: any value; bool is not counted as a number.
+        low: smallest allowed value.
+        high: largest allowed value.
+    """
     if isinstance(number, bool) or not isinstance(number, int | float):
         return
     if not low <= number <= high or not math.isfinite(number):
         most = f" to {high:g}" if high < MANY else " and more"
-        raise ValueError(f"{knob}={number} is out of range; allowed: {low:g}{most}, a finite number")
+        raise ValueError(f"{key}={number} is out of range; allowed: {low:g}{most}, a finite number")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise ValueError for a seed out of range."""
+    """Raise ValueError for a seed outside [0, 2**63 - 1]."""
     for seed in seeds:
         check_number("seeds", seed, *SEED["limits"])
 
 
 def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None) -> None:
-    """Check every number of a configuration.
+    """Check all numbers of a configuration against the ranges in its schema, recursively.
 
     Args:
-        values: of `node`, resolved.
-        outer: limits of the field that holds `node`, where it is a dict of numbers.
+        values: the values of `node`, with interpolations resolved.
+        node: the configuration.
+        prefix: path of `node`, such as "model.recipe.".
+        outer: range for the numbers of a `dict[str, float]`, declared on the field that contains it.
 
     Raises:
-        ValueError: a number is out of range, with its knob and what is allowed.
+        ValueError: a number is out of range.
     """
     schema = OmegaConf.get_type(node)
     declared = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
@@ -80,13 +89,13 @@ def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
 
 
 def suggest(value: str, allowed: Iterable[str]) -> str:
-    """Return the question after the name that is nearest to `value`; "" where none is near."""
+    """Return "; did you mean X?" with the most similar name, or "" if none is similar."""
     near = get_close_matches(str(value), list(allowed), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def unknown_setting(key: str, names: Iterable[object]) -> str:
-    """Return the message about `key` (a.b.c), where its parent has `names` only."""
+    """Return the message for an unknown `key` (a.b.c) whose parent has the settings `names`."""
     parent, _, last = key.rpartition(".")
     known = [str(name) for name in names if name != "hydra"]
     allowed = f"{suggest(last, known)}\nallowed: {', '.join(known) or 'none yet'}"
@@ -94,10 +103,12 @@ def unknown_setting(key: str, names: Iterable[object]) -> str:
 
 
 def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") -> None:
-    """Raise ValueError for a key that was added (+key=value) where the schema of `node` has no such field.
+    """Raise ValueError for a key that was added with +key=value but is not a field of the schema.
 
     Args:
-        values: of `node`; interpolations may be unresolved.
+        values: the values of `node`; interpolations may be unresolved.
+        node: the configuration.
+        prefix: path of `node`, such as "model.recipe.".
     """
     schema = OmegaConf.get_type(node)
     names = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else None
@@ -108,25 +119,25 @@ def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") ->
             check_keys(value, node[name], f"{prefix}{name}.")
 
 
-def one_of(knob: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is among `allowed`."""
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless the setting `key` has one of the `allowed` values."""
     if value not in allowed:
         meant = suggest(value, allowed)
-        raise ValueError(f"{knob}={value!r} is not known{meant}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"invalid value {key}={value!r}{meant}; allowed: {', '.join(allowed)}")
 
 
 def check_folder_names(cfg: DictConfig) -> None:
-    """Raise ValueError where one of `FOLDER_NAMES` is more than the name of one folder."""
-    for knob in FOLDER_NAMES:
-        name = OmegaConf.select(cfg, knob)
+    """Raise ValueError if one of the settings in `FOLDER_NAMES` cannot be the name of a folder."""
+    for key in FOLDER_NAMES:
+        name = OmegaConf.select(cfg, key)
         if name is None:
             continue
-        strange = not name.strip() or name in (".", "..") or not name.isprintable()
-        if strange or "/" in name or "\\" in name or len(name.encode()) > LONGEST:
+        invalid = not name.strip() or name in (".", "..") or not name.isprintable()
+        if invalid or "/" in name or "\\" in name or len(name.encode()) > LONGEST:
             raise ValueError(
-                f"{knob}={name[:60]!r} is not the name of one folder; allowed: printable characters on one "
-                f"line without / and \\, at most {LONGEST} bytes, and not . or ..; a run is put elsewhere "
-                "with hydra.run.dir=DIR"
+                f"{key}={name[:60]!r} is not a valid folder name; allowed: one line of printable characters "
+                f"without / and \\, at most {LONGEST} bytes, and not . or ..; to choose another folder for a "
+                "run, set hydra.run.dir=DIR"
             )
 
 
@@ -134,13 +145,14 @@ PATHS = (
     "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "like",
     "benchmark.path", "scorer.clip", "scorer.dino",
 )  # fmt: skip
-"""Settings that are paths, or may be."""
+"""Settings that contain a path or may contain one."""
 
 
 def from_where_typed(cfg: DictConfig, base: Path) -> None:
-    """Make relative paths absolute, from the folder `base` where the command was typed.
+    """Make relative paths absolute with respect to `base`, the folder where the command was entered.
 
-    Hydra has moved elsewhere by then where hydra.job.chdir=true. Names of the hub stay as they are.
+    This is necessary with hydra.job.chdir=true, where Hydra changes the working directory. Hub ids are
+    unchanged.
     """
     with open_dict(cfg):
         for key in PATHS:
@@ -152,19 +164,20 @@ def from_where_typed(cfg: DictConfig, base: Path) -> None:
 
 
 def inside(path: str) -> str:
-    """Return `path` with every step upwards (..) replaced, so that it stays where it is joined to."""
+    """Return `path` with each ".." replaced, so that it stays inside the folder that it is joined to."""
     return "/".join("__" if part == ".." else part for part in str(path).split("/"))
 
 
 def job_folder(overrides: str, sweep_dir: str) -> str:
-    """Return the name of a sweep job's folder: a short readable part, and a hash of all its overrides.
-
-    A folder that is named by the overrides alone, as earlier versions did, is used where it exists.
+    """Return the folder name of a sweep job: a short readable part, and a hash of all its overrides.
 
     Args:
         overrides: Hydra's `override_dirname`: "key=value,key=value".
+        sweep_dir: folder of the sweep.
     """
-    if overrides and os.path.isdir(os.path.join(sweep_dir, inside(overrides))):  # False if it is too long
+    # Earlier versions named the folder by the overrides alone; such a sweep can still be resumed. isdir()
+    # is False for a name that is too long.
+    if overrides and os.path.isdir(os.path.join(sweep_dir, inside(overrides))):
         return inside(overrides)
     words = []
     for word in overrides.split(","):
@@ -175,44 +188,50 @@ def job_folder(overrides: str, sweep_dir: str) -> str:
 
 
 def check_names(values: dict[str, Any]) -> None:
-    """Raise ValueError for unknown names in lists, which would fail at the very end or never."""
-    if not (values.get("scorer") or {}).get("extra"):  # more measures, which are known once it is loaded
+    """Raise ValueError for an unknown measure in `objective`, which would otherwise fail after training."""
+    # A user's scorer adds measures that are known only after it is loaded; they are checked later.
+    if not (values.get("scorer") or {}).get("extra"):
         check_measures(values.get("objective", []), IN_SUMMARY)
 
 
 def check_measures(objective: Sequence[object], allowed: Sequence[str]) -> None:
-    """Raise ValueError where an objective names a measure that is not `allowed`."""
+    """Raise ValueError if `objective` (such as ["dino*clip_t"]) contains a measure that is not `allowed`."""
     for product in objective:
         for factor in str(product).split("*"):
             one_of("objective", factor.strip(), tuple(allowed))
 
 
 def parse(word: str) -> Override | None:
-    """Return Hydra's reading of `key=value`; None: it cannot, or OmegaConf cannot read a ${...} in it."""
+    """Parse `key=value` with Hydra's grammar; return None if it, or an interpolation in it, is invalid."""
     try:
         override = OverridesParser.create().parse_override(word)
         if "${" in word and not override.is_sweep_override():
             OmegaConf.create([override.value()])
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError):
-        return None  # ValueError: a number of more than 4300 digits
+        return None  # ValueError: Python refuses to convert more than 4300 digits
     return override
 
 
 def key_of(word: str) -> str:
-    """Return the setting that an argument names."""
+    """Return the key of an override, such as "model.name" for "+model.name=x"."""
     return word.lstrip("+~").partition("=")[0]
 
 
 def read_word(words: Sequence[str], place: int) -> Override:
-    """Return Hydra's reading of an argument. Raises ValueError, saying how to write it, where it has none."""
+    """Parse argument number `place` of `words`.
+
+    Raises:
+        ValueError: it is invalid; the message shows how to write it.
+    """
     word, before = words[place], words[place - 1] if place else ""
     if (override := parse(word)) is not None:
         return override
     if "=" not in word:
-        spaces = f"; what has spaces needs single quotes, as '{before} {word} ...'" if "=" in before else ""
+        # The shell has split a value with spaces: "prompts=a photo" arrives as "prompts=a" and "photo".
+        spaces = f"; a value with spaces needs single quotes: '{before} {word} ...'" if "=" in before else ""
         raise ValueError(f"{word!r} is not a setting: write key=value{spaces}")
     raise ValueError(
-        f"{word[:200]} could not be read: text that contains commas, brackets, braces, quotes, = "
-        f"or ~ needs quotes inside those of the shell, as '{key_of(word)}=\"a, b\"', a list "
+        f"cannot parse {word[:200]}: text with commas, brackets, braces, quotes, = or ~ needs double quotes "
+        f"inside the shell's single quotes: '{key_of(word)}=\"a, b\"', or as a list "
         f"'{key_of(word)}=[\"a, b\"]'"
     )

@@ -1,4 +1,4 @@
-"""Settings that a result depends on, and the request of a run: stages, pictures, scores."""
+"""The settings that a result depends on: runs with equal settings give equal results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from personalar.config.run_config import RunConfig
 def learning_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that determine what is learned, as plain values.
 
-    Photos and base are known by their fingerprints, not by where they lie.
+    Paths are left out: photos and base are identified by fingerprints of their content.
     """
     model, subject = asdict(config.model), asdict(config.subject)
     for name in ("family", "photo_warning", "float16_problem", "accelerator", "path", "vq_path"):
         model.pop(name)
     for name in ("path", "source"):
         subject.pop(name)
-    model["sampling"].pop("batch")  # how many pictures are drawn together changes none
+    model["sampling"].pop("batch")  # does not change any picture
     if model["layout"] is not None:
         model["layout"].pop("known_words")
     return {
@@ -34,7 +34,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def concept_settings(config: RunConfig) -> dict[str, Any]:
-    """Return `learning_settings` and where the base lies, without where the photos lie."""
+    """Return `learning_settings` with the paths of the base, which a concept records for loading it."""
     settings, model = learning_settings(config), config.model
     return {**settings, "model": {**settings["model"], "path": model.path, "vq_path": model.vq_path}}
 
@@ -42,16 +42,23 @@ def concept_settings(config: RunConfig) -> dict[str, Any]:
 def judges_of(config: RunConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
     judges = asdict(config.scorer)
-    for name in ("photo_warning", "likeness_weight"):  # a note, and a curve in training
+    for name in ("photo_warning", "likeness_weight"):  # these change messages and training curves only
         judges.pop(name)
-    for name in ("extra", "url"):  # as in the records of runs from before there were any
+    for name in ("extra", "url"):  # records of older runs do not have these keys
         if not judges[name]:
             judges.pop(name)
     return judges
 
 
 def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | None:
-    """Return those of `learning_settings` that `stage` depends on, if it is the method's first; else None."""
+    """Return the part of `learning_settings` that a method's first stage depends on.
+
+    Two runs with equal parts learn the same in this stage, so one can reuse the other's result.
+
+    Args:
+        settings: from `learning_settings`.
+        stage: name of the stage; the result is None if it is not the method's first.
+    """
     method, model = settings["method"], settings["model"]
     if next(iter(method["stages"]), None) != stage:
         return None
@@ -66,7 +73,7 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
 
 
 def request_of(config: RunConfig) -> dict[str, Any]:
-    """Return the stages, pictures and scores of a run; run.json keeps those that are finished."""
+    """Return what a run must produce: its stages, pictures and scores, in the form of run.json."""
     return {
         "stages": config.selected,
         "samples": asdict(config.samples),
@@ -75,8 +82,8 @@ def request_of(config: RunConfig) -> dict[str, Any]:
 
 
 def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bool:
-    """Tell whether a run has `finished` all of `request`: the same pictures and scores, of these stages."""
+    """Return True if a finished request includes all stages, pictures and scores of `request`."""
     if finished is None:
         return False
-    alike = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
-    return alike and set(request["stages"]) <= set(finished["stages"])
+    same = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
+    return same and set(request["stages"]) <= set(finished["stages"])

@@ -1,4 +1,4 @@
-"""A base model: where its weights are, and the numbers that suit it. Values: conf/model."""
+"""Settings of a base model: its weights, image sizes, sampling defaults and recipe. Values: conf/model."""
 
 from __future__ import annotations
 
@@ -14,57 +14,59 @@ from personalar.config.trainer_config import ACCELERATORS
 from personalar.core.image_sizes import Size, bucket_sizes
 
 PARTS = {"hub": "transformer", "vq_hub": "image tokenizer", "tokenizer_hub": "text tokenizer"}
-"""The content of a `ModelConfig`'s repositories, by their setting."""
+"""Setting of each repository in `ModelConfig` -> what it contains."""
 MOST_GRIDS = 256
-"""Largest side in units of a size token: the list of sizes grows with its square."""
+"""Largest side in units of `grid_px`; a limit, because the list of sizes grows with its square."""
 LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """The sequence layout's numbers."""
+    """Image sizes and token layout of a base model."""
 
     grid_px: int = field(default=32, metadata=limits(1, 4096))
     """Pixels per unit of a size token."""
     resolution: int = field(default=512, metadata=limits(1, 65536))
-    """Side in pixels of the square image, and of the bucket area."""
+    """Side of the square image in pixels; images of other shapes have about the same area."""
     buckets: str = "aspect"
-    """Image shapes it knows: "square" only, or "aspect": all of Lumina's aspect ratios of that area."""
+    """Supported image shapes: "square" only, or "aspect", all aspect ratios of Lumina-mGPT."""
     structure: str = "rows"
-    """"rows": size tokens, and a newline after each row of codes (Lumina-mGPT); "flat": the codes alone, of
-    one square size (Chameleon, Anole)."""
+    """"rows": size tokens first, and a newline token after each row of codes (Lumina-mGPT); "flat": codes
+    only, of one square size (Chameleon, Anole)."""
     unconditional: str = "image"
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
-    "separator" (the prompt's last token, as the SJD code has it) or "bos" (Chameleon)."""
+    "separator" (the prompt's last token, as in the SJD code) or "bos" (Chameleon)."""
     resize: str = "halving"
-    """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT) or "lanczos"
-    (Chameleon)."""
+    """How a photo is scaled to the image size: "halving" (repeated box filter, then bicubic: Lumina-mGPT) or
+    "lanczos" (Chameleon)."""
     prompt_template: str = LUMINA_PROMPT
-    """The user's turn, with {width}, {height} and {prompt}."""
+    """Text of the prompt with {width}, {height} and {prompt}."""
     ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))
-    """Ids that tokens must have by name; a tokenizer that gives others is refused."""
+    """Required token ids by token name; a tokenizer with other ids is an error."""
     known_words: list[str] | None = None
-    """Every word of the captions it was trained on: a note names others in a prompt. null: nobody knows."""
+    """All words of the training captions, to warn about other words in prompts; null: unknown."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for values that cannot be meant."""
+        """Raise ValueError for invalid values or combinations."""
         one_of("layout.buckets", self.buckets, ("square", "aspect"))
         one_of("layout.structure", self.structure, ("rows", "flat"))
         one_of("layout.unconditional", self.unconditional, ("image", "separator", "bos"))
         one_of("layout.resize", self.resize, ("halving", "lanczos"))
         if self.structure == "flat" and self.buckets != "square":
-            raise ValueError("layout.structure=flat has no size tokens: it needs layout.buckets=square")
+            raise ValueError("layout.structure=flat has no size tokens: set layout.buckets=square")
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"
             )
         if self.resolution // self.grid_px > MOST_GRIDS:
             raise ValueError(
-                f"layout.resolution={self.resolution} is too much for layout.grid_px={self.grid_px}; "
-                f"allowed: {MOST_GRIDS} times as much"
+                f"layout.resolution={self.resolution} is too large for layout.grid_px={self.grid_px}; "
+                f"allowed: up to {MOST_GRIDS} times layout.grid_px"
             )
         if "{prompt}" not in self.prompt_template:
             raise ValueError(f"layout.prompt_template={self.prompt_template!r} must contain {{prompt}}")
+        # A template can come from a downloaded protocol.json. Attribute access such as {prompt.__class__}
+        # would pass format(), so the names of the fields are checked too.
         try:
             self.prompt_template.format(width=1, height=1, prompt="")
             fields = [name for _, name, *_ in Formatter().parse(self.prompt_template) if name is not None]
@@ -72,93 +74,95 @@ class ProtocolConfig:
             fields = [""]
         if not set(fields) <= {"width", "height", "prompt"}:
             raise ValueError(
-                f"layout.prompt_template={self.prompt_template!r} is refused; allowed: {{width}}, {{height}} "
-                "and {prompt}"
+                f"layout.prompt_template={self.prompt_template!r} is invalid; allowed fields: {{width}}, "
+                "{height} and {prompt}"
             )
 
     @property
     def square(self) -> Size:
-        """The base's own size, drawn where none is asked for."""
+        """The square size (width, height) in pixels, which is the default of sampling."""
         return self.resolution, self.resolution
 
     @property
     def sizes(self) -> list[Size]:
-        """All sizes (width, height) in pixels that the base knows."""
+        """All sizes (width, height) in pixels that the base supports."""
         return bucket_sizes(self.resolution, self.grid_px) if self.buckets == "aspect" else [self.square]
 
 
 def is_commit(revision: str) -> bool:
-    """Tell whether `revision` names one state of a repository, and not a branch, which moves."""
+    """Return True if `revision` is the hash of a commit, and not a branch or tag, which can change."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @dataclass(kw_only=True)
 class SamplingNumbers:
-    """The model's sampling defaults; `decoder` takes them by default."""
+    """Sampling defaults of a base model; the decoder uses them unless it has its own."""
 
     cfg_scale: float = field(default=1.0, metadata=limits(0, 1000))
-    """Strength of classifier-free guidance; 1: none."""
+    """Classifier-free guidance scale; 1: off."""
     top_k: int = field(default=0, metadata=limits(0))
-    """0: off."""
+    """Sample from the k most likely codes; 0: off."""
     top_p: float = field(default=1.0, metadata=limits(1e-6, 1))
-    """Least probability, from the largest, that a code is drawn from; 1: off."""
+    """Sample from the fewest most likely codes that together reach this probability; 1: off."""
     temperature: float = field(default=1.0, metadata=limits(0, 1000))
-    """Divides the logits; 0: always the likeliest code."""
+    """Divides the logits; 0: always the most likely code."""
     batch: int = field(default=16, metadata=limits(1))
-    """Images decoded together. An image does not depend on it."""
+    """Upper bound on images sampled together; does not change the images."""
 
 
 @dataclass(kw_only=True)
 class HubFiles:
-    """Files of one Hugging Face repository, and what to know before they are downloaded."""
+    """Files of one Hugging Face repository."""
 
     repo: str = MISSING
     """owner/name."""
     revision: str = "main"
-    """Commit or branch; "main" is whatever the repository holds that day."""
+    """Commit or branch; a branch such as "main" can change."""
     licence: str = MISSING
-    """One line; the repository's page has the text to accept."""
+    """The licence in one line; its text is on the repository's page."""
     files: list[str] = field(default_factory=list)
-    """Names or patterns of what is needed."""
+    """Names or patterns of the files that are needed."""
     gigabytes: float = field(default=MISSING, metadata=limits(0))
-    """About how much that is, in 1e9 bytes."""
+    """Approximate size of these files in 1e9 bytes."""
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """A base model: where its weights are and what suits it."""
+    """A base model."""
 
     name: str = MISSING
     family: str = "personalar.models.chameleon"
     """Package of the model's class; see docs/adding_a_backend.md."""
     path: str | None = None
-    """Folder of weights; "package://x" is inside the installed package; null: from `hub`."""
+    """Folder of the weights; "package://x" is inside the installed package; null: download from `hub`."""
     vq_path: str | None = None
-    """Folder of the image tokenizer, where it is not in `path`; null: there, or from `vq_hub`."""
+    """Folder of the image tokenizer if it is not in `path`; null: in `path`, or from `vq_hub`."""
     hub: HubFiles | None = None
+    """Repository of the model."""
     vq_hub: HubFiles | None = None
+    """Repository of the image tokenizer, if `hub` does not contain it."""
     tokenizer_hub: HubFiles | None = None
-    """Repositories of the image and of the text tokenizer, where the model's has none."""
+    """Repository of the text tokenizer, if `hub` does not contain it."""
     layout: ProtocolConfig | None = None
-    """Image sizes and sequence layout; null: what `protocol.json` in the folder says."""
+    """Image sizes and token layout; null: from `protocol.json` in the folder."""
     dtype: str = "float32"
     """Precision of the transformer: float32, bfloat16 or float16."""
     float16_problem: str | None = None
-    """Why dtype=float16 is refused; null: it is not."""
+    """Reason why dtype=float16 does not work; null: it works."""
     accelerator: str = "cpu"
-    """The choice of trainer=auto: "cpu", "gpu", or "auto", a GPU if torch sees one."""
+    """What trainer=auto uses: "cpu", "gpu", or "auto" (a GPU if torch finds one)."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     sampling: SamplingNumbers = field(default_factory=SamplingNumbers)
     photo_warning: str | None = None
-    """Said when the subject is real photographs."""
+    """Warning that is printed if the subject is real photographs."""
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
         if self.dtype == "float16" and self.float16_problem:
             raise ValueError(
-                f"model.dtype=float16 is refused for model={self.name}: {self.float16_problem}; choose "
-                "model.dtype=bfloat16, or float32, which takes twice the memory"
+                f"model.dtype=float16 does not work for model={self.name}: {self.float16_problem}; choose "
+                "model.dtype=bfloat16, or float32, which needs twice the memory"
             )
         one_of("model.accelerator", self.accelerator, ACCELERATORS)
         if self.path is None and self.hub is None:
-            raise ValueError(f"model={self.name} says nowhere where its weights are: set model.path=DIR")
+            raise ValueError(f"model={self.name} has neither path nor hub: set model.path=DIR")

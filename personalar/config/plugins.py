@@ -1,6 +1,7 @@
-"""Objects that the configuration names by `_target_`: Lightning's, torch's, ours, or a user's own.
+"""Instantiate classes that the configuration names by `_target_`: Lightning's, torch's, ours or a user's.
 
-A configuration that a user composes is trusted. Concepts, run folders and models of others never come here.
+The user's own configuration is trusted. Values from concepts, run folders or downloaded models must never be
+passed to this module, because a `_target_` can execute any code.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from typing import Any
 
 
 def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
-    """Return the object that `settings` names.
+    """Instantiate the class in `settings`.
 
     Args:
-        key: the setting, for the message ("callbacks.mine").
+        key: name of the setting for error messages, such as "callbacks.mine".
         settings: `_target_` and its arguments.
-        arguments: more of them, made at run time.
+        arguments: further arguments that exist at run time only.
 
     Raises:
-        ValueError: it cannot be imported, or refuses its arguments.
+        ValueError: the class cannot be imported, or raises an error for its arguments.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -30,15 +31,15 @@ def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(
-            f"{key}: {settings['_target_']} cannot be made ({reason}): give a class that Python can import "
-            "(its folder in PYTHONPATH) and arguments that it takes"
+            f"{key}: cannot create {settings['_target_']} ({reason}): check that Python can import the class "
+            "(its folder is in PYTHONPATH) and that it accepts these arguments"
         ) from error
 
 
 def fill_in(settings: Any, **values: Any) -> Any:
-    """Return `settings` with "{name}" replaced by the value of that name, in every text.
+    """Return `settings` with "{name}" replaced by `values[name]` in every string, recursively.
 
-    A text that is one name alone becomes the value itself, with its type.
+    A string that is exactly "{name}" becomes the value itself with its type, for example an int.
     """
     if isinstance(settings, Mapping):
         return {key: fill_in(value, **values) for key, value in settings.items()}

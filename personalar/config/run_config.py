@@ -1,6 +1,6 @@
-"""The whole configuration of a run: one dataclass per config group, each value declared once.
+"""The configuration of a run: one dataclass per config group.
 
-The YAML files in `conf/` hold named choices of these values; a key that is not declared does not exist.
+The YAML files in `conf/` contain named sets of these values. A key that is not declared here is an error.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 @dataclass(kw_only=True)
 class StageSelection:
-    """Stages of the method to run now."""
+    """Which stages of the method to run."""
 
     name: str = MISSING
     run: list[str] | None = None
-    """null: all."""
+    """Names of stages; null: all."""
 
 
 @dataclass(kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (PEFT) on attention projections."""
+    """LoRA (with PEFT) on attention projections."""
 
     rank: int = field(default=0, metadata=limits(0))
-    """0: no adapters."""
+    """Rank of the adapters; 0: no LoRA."""
     every_n_layers: int = field(default=1, metadata=limits(1))
-    """Adapters on every n-th layer (the paper's N)."""
+    """Adapters on every n-th layer only (N in the paper)."""
 
 
 @dataclass(kw_only=True)
 class StageMethod:
-    """What one stage trains, and from where."""
+    """What one stage trains, and what it starts from."""
 
     numbers: str = MISSING
-    """Key of `model.recipe.stages`."""
+    """Name of its hyperparameters in `model.recipe.stages`."""
     start: str | None = None
-    """The stage whose result it starts from, or "base"; null: the stage before it."""
+    """Stage whose result it starts from, or "base"; null: the previous stage."""
     identifier: bool = True
-    """Train the identifier rows in this stage."""
+    """Train the learned embeddings ([V], S_i) in this stage."""
     parameters: list[str] = field(default_factory=list)
     """Patterns (fnmatch) of transformer parameters to train."""
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """Adapters to train instead of `parameters`."""
+    """LoRA to train instead of `parameters`."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """Further things to train, by names of one's own: `_target_` of an `adapters.base.Adapter`, arguments."""
+    """User-defined adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its
+    arguments."""
 
     @property
     def changes_network(self) -> bool:
-        """It trains more than the identifier rows."""
+        """True if the stage trains more than the learned embeddings."""
         return bool(self.parameters or self.lora.rank or self.adapters)
 
     def __post_init__(self) -> None:
@@ -74,79 +75,87 @@ class StageMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage, complete: `trains` says what, `numbers` how, `start` from which stage's result."""
+    """One stage of a run with its hyperparameters."""
 
     name: str
     trains: StageMethod
+    """What it trains."""
     numbers: StageNumbers
+    """Its hyperparameters."""
     start: str = "base"
+    """Stage whose result it starts from, or "base"."""
 
 
 @dataclass(kw_only=True)
 class MethodConfig:
-    """Stages in order, by names of one's own."""
+    """A method: its stages in order, by name."""
 
     name: str = MISSING
     base_bits: int = field(default=16, metadata=limits(4, 16))
-    """4: the blocks' matrices are kept in four bits while LoRA trains over them; 16: in `model.dtype`."""
+    """Bits of the frozen weights of the blocks: 4 (quantized, for LoRA), or 16, meaning `model.dtype`."""
     stages: dict[str, StageMethod] = field(default_factory=dict)
+    """Stages by name; they run in this order."""
 
     def __post_init__(self) -> None:
         earlier = ["base"]
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name) or name == "base":
                 raise ValueError(
-                    f"method.stages.{name}: a stage's name is small letters, digits and _, and not base"
+                    f"method.stages.{name}: invalid name; allowed: lower-case letters, digits and _, but not "
+                    "base"
                 )
             if stage.start is not None:
                 one_of(f"method.stages.{name}.start", stage.start, tuple(earlier))
             earlier.append(name)
         if self.base_bits not in (4, 16):
-            raise ValueError(f"method.base_bits={self.base_bits} is not known; allowed: 4, 16")
+            raise ValueError(f"invalid value method.base_bits={self.base_bits}; allowed: 4, 16")
         if self.base_bits == 4 and any(stage.parameters for stage in self.stages.values()):
-            raise ValueError("method.base_bits=4 holds the base still: train with lora.rank, not parameters")
+            raise ValueError(
+                "method.base_bits=4 freezes the base's weights: set lora.rank instead of parameters"
+            )
 
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """The sampler of images: `_target_` is a decoder class, the rest its settings; null: not its own."""
+    """The decoder: its class and arguments; null for arguments that it does not have."""
 
     _target_: str = MISSING
+    """Class of the decoder."""
     cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
-    """Strength of classifier-free guidance; 1: none."""
+    """Classifier-free guidance scale; 1: off."""
     top_k: int = field(default=II("model.sampling.top_k"), metadata=limits(0))
-    """A code is drawn from so many likeliest ones; 0: off."""
+    """Sample from the k most likely codes; 0: off."""
     top_p: float = field(default=II("model.sampling.top_p"), metadata=limits(1e-6, 1))
-    """Least probability, from the largest, that a code is drawn from; 1: off."""
+    """Sample from the fewest most likely codes that together reach this probability; 1: off."""
     temperature: float = field(default=II("model.sampling.temperature"), metadata=limits(0, 1000))
-    """Divides the logits; 0: always the likeliest code."""
+    """Divides the logits; 0: always the most likely code."""
     window: int | None = field(default=None, metadata=limits(2))
-    """decoder=jacobi: codes that one forward looks at."""
+    """decoder=jacobi: codes checked per forward pass."""
     max_batch: int | None = field(default=None, metadata=limits(1))
-    """decoder=jacobi: images decoded speculatively at once; see docs/sampling.md for larger batches."""
+    """decoder=jacobi: largest batch that is decoded speculatively; see docs/sampling.md."""
     bucket: int | None = field(default=None, metadata=limits(1))
-    """decoder=compiled: slots by which the length of cache that a step reads is rounded up."""
+    """decoder=compiled: cache lengths are rounded up to a multiple of this number of slots."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Further settings of a decoder from outside of this package; `_target_` may be here too."""
+    """Further arguments of a user-defined decoder; may also contain `_target_`."""
 
     def __post_init__(self) -> None:
         if not self.settings["_target_"].startswith("personalar.generation.decoders."):
-            return  # it says itself what it takes
+            return  # a user's decoder checks its own arguments
         own = {"JacobiDecoder": ("window", "max_batch"), "CompiledDecoder": ("bucket",)}
         for target, names in own.items():
             for name in names:
                 value, mine = getattr(self, name), self._target_.endswith(target)
                 if mine and value is None:
-                    raise ValueError(f"decoder.{name}=null: {target} needs a value; leave this out")
+                    raise ValueError(f"decoder.{name}=null: {target} needs a number; leave out the setting")
                 if value is not None and not mine:
                     raise ValueError(
-                        f"decoder.{name}={value} does not suit {self._target_.split('.')[-1]}: it is for "
-                        f"{target} and null elsewhere; choose another decoder=..."
+                        f"decoder.{name}={value} is not an argument of {self._target_.split('.')[-1]}, only "
+                        f"of {target}; choose another decoder=..."
                     )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of the decoder (`hydra.utils.instantiate`)."""
+        """`_target_` and arguments for `hydra.utils.instantiate`."""
         named = asdict(self)
         from_outside = named.pop("arguments")
         return {name: value for name, value in named.items() if value is not None} | from_outside
@@ -164,23 +173,25 @@ class RunConfig:
     trainer: TrainerConfig = MISSING
     memory: MemoryConfig = MISSING
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """`_target_` of an optimizer and its arguments; parameters, rates and weight decay are a stage's."""
+    """`_target_` of an optimizer and its arguments; parameters, learning rates and weight decay come from
+    the stage."""
     scheduler: dict[str, Any] = field(default_factory=dict)
-    """`_target_` of a torch scheduler of the rate, which moves by step; "{steps}" is the stage's number."""
+    """`_target_` of a torch learning-rate scheduler, which is stepped after every optimizer step; "{steps}"
+    is replaced by the stage's number of steps."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Lightning callbacks by a name of one's own: `_target_` and arguments; null: left out."""
+    """Lightning callbacks by any name: `_target_` and arguments; null: removed."""
     logger: dict[str, Any] = field(default_factory=dict)
-    """Lightning loggers in the same form; "{folder}", "{stage}" and "{part}" are filled in."""
+    """Lightning loggers by any name; "{folder}", "{stage}" and "{part}" are replaced."""
     scorer: ScorerConfig = MISSING
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     seed: int = field(default=0, metadata=SEED)
-    """Of the identifier's start, the crops and the batches."""
+    """Seed of the initial embeddings, the crops and the batches."""
     objective: list[str] = field(default_factory=lambda: ["dino*clip_t"])
-    """Values for a sweeper: measures of the last stage in summary.json, "*" multiplies them."""
+    """What a sweeper maximizes: measures of the last stage in summary.json; "*" multiplies them."""
     reuse: str | None = None
-    """Folder of a run whose stage 1 is taken over, where this run would learn the same; null: learn it."""
+    """Folder of a run whose stage 1 is reused if this run's stage 1 has the same settings; null: train it."""
     overwrite: bool = False
-    """Delete what an earlier run wrote in the run folder, and nothing else, and start afresh."""
+    """Delete what an earlier run wrote in the run folder (no other files) and start again."""
 
     def __post_init__(self) -> None:
         for name, stage in self.method.stages.items():
@@ -192,20 +203,20 @@ class RunConfig:
         target = self.optimizer.get("_target_")
         if self.memory.optimizer is not None and target != "torch.optim.AdamW":
             raise ValueError(
-                f"memory.optimizer={self.memory.optimizer} chooses between forms of AdamW, and the optimizer "
-                f"is {target}: leave memory.optimizer out, or take optimizer=adamw"
+                f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
+                f"{target}: leave out memory.optimizer, or set optimizer=adamw"
             )
         data = self.model.recipe.data
         for stage in self.method.stages.values():
             replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
             if replays and not (data.replay_images and (data.replay_prompts or data.replay_prompts_live)):
                 raise ValueError(
-                    f"model.recipe.stages.{stage.numbers}.replay_ratio has no class images to replay: set "
+                    f"model.recipe.stages.{stage.numbers}.replay_ratio is above 0 without class images: set "
                     "model.recipe.data.replay_images and model.recipe.data.replay_prompts, or replay_ratio=0"
                 )
         if self.stage.run == []:
             raise ValueError(
-                f"stage.run=[] names no stage of method={self.method.name}; allowed: "
+                f"stage.run=[] selects no stage of method={self.method.name}; allowed: "
                 f"{', '.join(self.method.stages)}"
             )
         for name in self.stage.run or ():
@@ -213,12 +224,12 @@ class RunConfig:
 
     @property
     def selected(self) -> list[str]:
-        """Names of the stages to run now."""
+        """Names of the stages to run."""
         return list(self.method.stages) if self.stage.run is None else self.stage.run
 
     @property
     def photo_warnings(self) -> list[str]:
-        """Warnings about base and judges where the subject is real photographs."""
+        """Warnings if the base or the scorers do not suit a subject of real photographs."""
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]
@@ -238,22 +249,22 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
     "model.recipe.trained_weights": (
         lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
-        "method=paper or method=joint; other methods say themselves what they train",
+        "method=paper or method=joint; other methods list what they train",
     ),
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
 }
-"""Setting -> whether a run reads it, and what else it needs."""
+"""Setting -> condition under which a run uses it, and the condition in words."""
 
 
 def check_read(config: RunConfig, words: Iterable[str]) -> None:
-    """Raise ValueError for one of the arguments `words` that changes nothing in this run."""
+    """Raise ValueError if one of the overrides `words` has no effect in this run."""
     if found := unread(config, words):
         raise ValueError(found)
 
 
 def unread(config: RunConfig, words: Iterable[str]) -> str | None:
-    """Return a sentence about one of the arguments `words` that changes nothing in this run, or None."""
+    """Return a message about the first of the overrides `words` that has no effect in this run, or None."""
     read = {stage.numbers: None for stage in config.method.stages.values()}
     for word in words:
         key = key_of(word)
@@ -261,8 +272,8 @@ def unread(config: RunConfig, words: Iterable[str]) -> str | None:
         if key.startswith(f"{STAGES}.") and parts[0] not in read:
             rest = ".".join(parts[1:])
             ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
-            return f"method={config.method.name} does not read {key}: set {ways}"
+            return f"method={config.method.name} does not use {key}: set {ways}"
         is_read, needs = READ_IF.get(key, (lambda _: True, ""))
         if not is_read(config):
-            return f"this run does not read {key}, which needs {needs}"
+            return f"{key} has no effect in this run: it needs {needs}"
     return None

@@ -1,4 +1,4 @@
-"""Scorer settings, and the decisions that need scorers that know photographs. Values: conf/scorer."""
+"""Scorer settings, and a check that decisions about photographs use suitable scorers. Values: conf/scorer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from personalar.core.measures import MEASURES
 
 @dataclass(kw_only=True)
 class ScorerConfig:
-    """The judges; clip and dino null, and no others: no scores."""
+    """The scorers. Without clip, dino and extra there are no scores."""
 
     name: str = MISSING
     clip: str | None = None
@@ -22,18 +22,19 @@ class ScorerConfig:
     dino: str | None = None
     """Folder or hub id of a DINO-style vision transformer."""
     dino_preprocess: str = "checkpoint"
-    """"checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the DINO authors' evaluation)."""
+    """Preprocessing of DINO: "checkpoint" (its preprocessor_config.json) or "resize256_crop224" (evaluation
+    transform of the DINO authors)."""
     clip_text: str = "class"
-    """Text of CLIP-T for "[V] cat": "class" (cat) or "prompt" (the very words, "[V]" included)."""
+    """Text that CLIP-T compares with: "class" ("[V] cat" becomes "cat") or "prompt" (unchanged)."""
     likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
-    """Weight of likeness in the curve `val/harmonic`, 0 to 1: lambda in RPO (arXiv 2407.12164)."""
+    """Weight of likeness in the curve `val/harmonic`: lambda in RPO (arXiv 2407.12164)."""
     photo_warning: str | None = None
-    """Said when the subject is real photographs, on which these judges then decide nothing; null: they know
-    photographs."""
+    """Warning for subjects of real photographs, which these scorers were not trained on; scores then
+    decide nothing. null: the scorers suit photographs."""
     url: str | None = None
-    """Server of a judge that is asked over a network, up to and with /v1 (scorer=vlm)."""
+    """Address of a server that scores pictures over the network, including /v1 (scorer=vlm)."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Scorers from outside of this package, by name: `_target_` (`scoring.base.Scorer`) and its arguments."""
+    """User-defined scorers by name: `_target_` (see `scoring.base.Scorer`) and its arguments."""
 
     def __post_init__(self) -> None:
         one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
@@ -41,35 +42,40 @@ class ScorerConfig:
 
     @property
     def scores(self) -> bool:
-        """Something judges."""
+        """True if there is any scorer."""
         return self.judges or bool(self.extra)
 
     @property
     def judges(self) -> bool:
-        """CLIP and DINO judge."""
+        """True if CLIP and DINO are used."""
         return bool(self.clip and self.dino)
 
     def warning(self, *, photographs: bool) -> str | None:
-        """Return what to say of the scores of such pictures, or None."""
+        """Return `photo_warning` if the pictures are photographs and CLIP and DINO are used, else None."""
         return self.photo_warning if photographs and self.judges else None
 
     def check_decides(self, what: str, *, photographs: bool, otherwise: str | None = None) -> None:
-        """Let `what` hang on these judges' scores.
+        """Check that scores may decide `what`, such as the best run of a sweep.
+
+        Args:
+            what: for the message.
+            photographs: whether the pictures are real photographs.
+            otherwise: another way to avoid the error, for the message.
 
         Raises:
-            ValueError: they do not know such pictures; with what to choose, `otherwise` among it.
+            ValueError: the scorers were not trained on photographs.
         """
         if self.warning(photographs=photographs) is None:
             return
         ways = ["scorer=dreambench", *([otherwise] if otherwise else [])]
         raise ValueError(
-            f"{what} would be decided by judges that do not know photographs (scorer={self.name}): choose "
-            f"{', '.join(ways)}, or judges of your own that do (scorer.clip=DIR scorer.dino=DIR "
+            f"{what} would be decided by scorers that were not trained on photographs (scorer={self.name}): "
+            f"choose {', '.join(ways)}, or your own scorers (scorer.clip=DIR scorer.dino=DIR "
             "scorer.photo_warning=null)"
         )
 
 
 def judged(objective: Iterable[str]) -> list[str]:
-    """Return those of an objective's names ("dino*clip_t") that contain a measure by CLIP or DINO."""
+    """Return the entries of an objective (such as "dino*clip_t") that contain a measure of CLIP or DINO."""
     made = {name for name, measure in MEASURES.items() if measure.judges}
     return [name for name in objective if {factor.strip() for factor in name.split("*")} & made]

@@ -1,4 +1,4 @@
-"""A subject to learn, and the pictures to sample of it. Values: conf/subject."""
+"""Settings of the subject, and of the pictures to sample for evaluation. Values: conf/subject."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DREAMBENCH_CLASSES = {
     "vase": "vase",
     "wolf_plushie": "stuffed animal",
 }
-"""Name of each DreamBench subject's folder -> its class, as the prompts name it."""
+"""Folder of each DreamBench subject -> its class in the published prompts."""
 
 
 OWN_PHOTOS = "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
@@ -68,22 +68,22 @@ class SubjectConfig:
     """A subject to learn."""
 
     kind: str = "rendered"
-    """"rendered" (a fixed instance of the embedded world) or "folder" (one's own photos)."""
+    """"rendered" (an instance of the nano world) or "folder" (your own photos)."""
     name: str = MISSING
-    """Names the run folder; no path."""
+    """Name of the run folder; not a path."""
     noun: str = MISSING
-    """The class in plain words, for instance dog."""
+    """The class of the subject in plain words, such as dog."""
     seed: int = field(default=0, metadata=SEED)
-    """Of the instance of the class that is rendered."""
+    """Which instance of the class is rendered."""
     path: str | None = None
-    """Folder of photos when kind=folder."""
+    """Folder of photos with kind=folder."""
     live: bool | None = None
-    """An animal; null: known from the noun."""
+    """Whether the subject is an animal or a person; null: derived from the noun."""
     description: str | None = None
-    """The best text description; null: from the renderer, or none."""
+    """Text description of the subject for a comparison without training; null: from the renderer, or none."""
     source: dict[str, Any] = field(default_factory=dict)
-    """`_target_` of a function of one's own that returns a `core.types.Subject`, and its arguments;
-    empty: `kind`."""
+    """`_target_` of your own function that returns a `core.types.Subject`, and its arguments; empty: use
+    `kind`."""
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))
@@ -92,37 +92,37 @@ class SubjectConfig:
 
     @property
     def photographs(self) -> bool:
-        """The pictures are real photographs."""
+        """True if the pictures are real photographs."""
         return self.kind != "rendered"
 
 
 @dataclass(kw_only=True)
 class SamplesConfig:
-    """Pictures to sample before, between and after the stages."""
+    """Pictures that are sampled before training and after each stage."""
 
     seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
-    """Every prompt is sampled once per seed, the same at every stage."""
+    """Every prompt is sampled with every seed; the same seeds at every stage."""
     prompts: list[str] | None = None
-    """Prompts with "{}" where the subject goes; null: those of `prompt_set`."""
+    """Prompts with "{}" for the subject; null: those of `prompt_set`."""
     prompt_set: str = "world"
-    """"world" (what the rendered world can show) or "dreambench" (the published 25)."""
+    """"world" (what the nano world can show) or "dreambench" (the 25 published prompts)."""
     num_grid_prompts: int = field(default=6, metadata=limits(1, 100))
     """Number of prompts in the sample grids."""
     grid_every_steps: int = field(default=50, metadata=limits(0))
-    """Steps between sample grids in training; 0: none."""
+    """Steps between sample grids during training; 0: none."""
     time_share: float = field(default=0.3, metadata=limits(0, 1))
-    """Largest part of a stage's time that grids may take (0 to 1); what would go beyond is left out."""
+    """Largest share of a stage's time for sample grids; grids that would exceed it are skipped."""
     kinds: list[str] = field(default_factory=lambda: ["subject", "class", "description"])
-    """"subject", "class" (without [V]), "description" (base only), "prior" (one class prompt, many seeds:
-    PRES and diversity), "unrelated" (other things: drift)."""
+    """Kinds of samples: "subject" ([V] noun), "class" (without [V]), "description" (base only), "prior" (one
+    class prompt with many seeds, for PRES and diversity), "unrelated" (other things, for drift)."""
     prior_images: int = field(default=8, metadata=limits(2))
-    """Seeds of the kind "prior"."""
+    """Number of samples of kind "prior"."""
 
     def __post_init__(self) -> None:
         one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))
         for kind in self.kinds:
             one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
         if "subject" not in self.kinds:
-            raise ValueError(f"samples.kinds={self.kinds} must hold subject, which grids and scores show")
+            raise ValueError(f"samples.kinds={self.kinds} must contain subject, which grids and scores need")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"samples.seeds={self.seeds} must be at least one seed, each once")
+            raise ValueError(f"samples.seeds={self.seeds} must contain at least one seed and no duplicate")

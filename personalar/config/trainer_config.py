@@ -1,4 +1,4 @@
-"""The machine's side of a run: processes and memory. Values: conf/trainer, conf/memory."""
+"""Settings of the machine: devices, processes and memory. Values: conf/trainer, conf/memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SET_ELSEWHERE = {
     "logger": "logger=tensorboard or +logger.NAME._target_=my_package.MyLogger",
     "default_root_dir": "hydra.run.dir",
 }
-"""Arguments that follow from other settings, which are named."""
+"""Arguments of Lightning's trainer that are set by another setting -> that setting."""
 
 
 @dataclass(kw_only=True)
 class LightningArguments:
-    """See the documentation of `lightning.Trainer`; null: its default."""
+    """Arguments that are passed to `lightning.Trainer` as they are; null: its default."""
 
     precision: Any = None
     fast_dev_run: Any = None
@@ -49,7 +49,7 @@ class LightningArguments:
     benchmark: Any = None
     inference_mode: Any = None
     use_distributed_sampler: Any = False
-    """The stream of sequences shares itself out between processes."""
+    """Always false: the data stream itself divides the sequences between processes."""
     profiler: Any = None
     detect_anomaly: Any = None
     barebones: Any = None
@@ -71,7 +71,7 @@ class LightningArguments:
     default_root_dir: Any = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an argument that another setting decides, with its name."""
+        """Raise ValueError for an argument in `SET_ELSEWHERE`."""
         for name, key in SET_ELSEWHERE.items():
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"trainer.{name}={value} is set by another setting: {key}")
@@ -85,33 +85,34 @@ class LightningArguments:
 
 @dataclass(kw_only=True)
 class TrainerConfig(LightningArguments):
-    """The machine's side of a run; results do not depend on it, up to floating point.
+    """Devices and processes. Results do not depend on these settings, except for floating-point rounding.
 
-    Every other argument of `lightning.Trainer` has its own name here.
+    Other arguments of `lightning.Trainer` can be set by their own names.
     """
 
     name: str = MISSING
     _target_: str = "lightning.Trainer"
     accelerator: str = "cpu"
-    """"cpu", "gpu", or "auto", which becomes one of them: gpu if torch sees one."""
+    """"cpu", "gpu", or "auto" (a GPU if torch finds one)."""
     devices: int = field(default=1, metadata=limits(1, 4096))
-    """Processes on each machine."""
+    """Processes per machine."""
     num_nodes: int = field(default=1, metadata=limits(1))
-    """Machines; each starts the same command, by torchrun or srun."""
+    """Number of machines; start the same command on each with torchrun or srun."""
     strategy: str = "single"
-    """"single" process, "ddp" (whole copies), or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host)."""
+    """"single" (one process), "ddp", or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host memory)."""
     attention: str = "sdpa"
-    """"eager" (explicit softmax; its backward is much faster on a CPU), "sdpa", or "auto": what suits."""
+    """"eager" (explicit softmax; its backward pass is much faster on CPU), "sdpa", or "auto" (eager on CPU,
+    sdpa on GPU)."""
     threads: Any = field(default="auto", metadata=limits(1, 4096))
-    """Torch threads; auto: OMP_NUM_THREADS, or all cores; set 1 where others keep the cores busy."""
+    """Torch threads; auto: OMP_NUM_THREADS, or all cores. Set 1 if other jobs keep the cores busy."""
     compile_blocks: bool = False
-    """Compile each block for training passes (torch.compile): slower to start, faster per step on a GPU."""
+    """Use torch.compile for each block in training: slower to start, faster per step on a GPU."""
     checkpoint_every_steps: int = field(default=25, metadata=limits(1))
-    """Steps that a kill can cost at most."""
+    """Steps between checkpoints: at most this many steps are lost if the process is killed."""
 
     @property
     def torch_device(self) -> str:
-        """The accelerator by torch's name."""
+        """The accelerator as a torch device: "cuda" or "cpu"."""
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def __post_init__(self) -> None:
@@ -125,34 +126,34 @@ class TrainerConfig(LightningArguments):
         one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
         if self.strategy == "single" and self.devices * self.num_nodes > 1:
             raise ValueError(
-                f"trainer={self.name} is one process, got trainer.devices={self.devices} "
+                f"trainer={self.name} runs in one process, but trainer.devices={self.devices} and "
                 f"trainer.num_nodes={self.num_nodes}: choose trainer=ddp, zero2, zero3 or zero3_offload"
             )
         if self.threads != "auto" and (not isinstance(self.threads, int) or self.threads < 1):
             raise ValueError(
-                f"trainer.threads={self.threads!r} is not known; allowed: auto or a number from 1"
+                f"invalid value trainer.threads={self.threads!r}; allowed: auto or an integer from 1"
             )
 
 
 def _sees_gpu() -> bool:
-    import torch  # seconds, which a mistake in the command line need not wait for
+    import torch  # deferred: it takes seconds, and errors in the command line should appear at once
 
     return torch.cuda.is_available()
 
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """Ways of a run to fit into memory; its results stay the same up to rounding."""
+    """How training is fitted into memory. Results stay the same, except for rounding."""
 
     name: str = MISSING
     gigabytes: float | None = field(default=None, metadata=limits(0.001))
-    """Memory to fit into, 10^9 bytes on each device; null: what the device has."""
+    """Available memory per device in 10^9 bytes; null: all memory of the device."""
     recompute: bool | None = None
-    """Compute the inside of each block again in the backward pass; null: where it does not fit otherwise."""
+    """Activation checkpointing: recompute each block in the backward pass; null: only if necessary."""
     optimizer: str | None = None
-    """"adamw" or "adamw8bit"; null: 8 bits where it does not fit otherwise and bitsandbytes is installed."""
+    """"adamw" or "adamw8bit"; null: 8-bit states if necessary and bitsandbytes is installed."""
     split_batch: bool = True
-    """Pass a batch in smaller parts where it does not fit; the optimizer's step sees the same sequences."""
+    """Split a batch into micro-batches if necessary; an optimizer step sees the same sequences."""
 
     def __post_init__(self) -> None:
         if self.optimizer is not None:

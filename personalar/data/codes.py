@@ -1,4 +1,4 @@
-"""Photos as codes of the base's image tokenizer: cropped, encoded once and kept in a file."""
+"""Encode training photos with the base's image tokenizer, once per run, and cache the codes on disk."""
 
 from __future__ import annotations
 
@@ -19,20 +19,29 @@ from personalar.core.files import write_atomic
 from personalar.models.base import Backend
 
 ENCODE_BATCH = 16
+"""Images per forward pass of the image tokenizer."""
 
 
 def stream_seed(*parts: object) -> int:
-    """Return a 63-bit seed that any change of any part changes."""
+    """Return a 63-bit seed derived from `parts`; changing any part gives an unrelated seed."""
+    # Python's hash() is randomized per process, so it cannot seed a reproducible stream.
+    # The shift keeps the seed within a signed 64-bit integer, which torch tensors can store.
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    """Draw a number between `low` and `high`."""
+    """Draw a float uniformly from [low, high)."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
 def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator) -> Image.Image:
-    """Cut a window of the photo's aspect, between `scale_min` and 1 of its size, anywhere in it."""
+    """Crop a random window with the photo's aspect ratio.
+
+    Args:
+        photo: any size and mode.
+        scale_min: smallest side of the window as a fraction of the photo's side, in (0, 1].
+        generator: source of the window's scale and position.
+    """
     scale = uniform(generator, scale_min)
     width, height = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
     left = round(uniform(generator, 0, photo.width - width))
@@ -44,35 +53,52 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
 def encode_photos(
     backend: Backend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
 ) -> list[Tensor]:
-    """Return per photo the codes (A, h, w) of its A crops and copies; photos may differ in (h, w)."""
+    """Encode random crops and uncropped copies of each photo.
+
+    Args:
+        backend: the base whose image tokenizer encodes.
+        photos: RGB images of any size.
+        data: number of crops and copies, and how a photo is fitted to the base's image size.
+        seed: seed of the crops; each photo has its own stream, so adding a photo changes no other.
+
+    Returns:
+        Per photo an int64 tensor (A, h, w) with the codes of its A views. Photos of different aspect
+        ratios can differ in (h, w).
+    """
     pools = []
     for index, photo in enumerate(photos):
         generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
         size = backend.best_size(photo)
         views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
-        alike = data.crop == "center"  # the same picture has the same codes
-        views += [photo] * (min(1, data.copies_per_photo) if alike else data.copies_per_photo)
+        # A center crop is deterministic, so all copies have the same codes: encode one and repeat it.
+        same_codes = data.crop == "center"
+        views += [photo] * (min(1, data.copies_per_photo) if same_codes else data.copies_per_photo)
         pixels = torch.stack(
             [backend.preprocess(view, size=size, crop=data.crop, generator=generator) for view in views]
         )
         codes = torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
-        if alike and data.copies_per_photo:
+        if same_codes and data.copies_per_photo:
             codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))
         pools.append(codes)
     return pools
 
 
 def cached_codes(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Return the tensors stored at `path` for `key`, or make and store them, also where they are damaged."""
+    """Return the codes cached at `path`, or call `make` and cache its result.
+
+    Args:
+        path: safetensors file; a missing, outdated or damaged file is written again.
+        key: JSON-serializable description of everything that determines the codes.
+        make: computes the codes.
+    """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as stored:
         packed = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-        if (stored.metadata() or {}).get("key") in (
-            digest,
-            f"{digest} {_hash(packed)}",
-        ):  # older, newer files
+        # Older versions stored the key alone; newer files add a hash of the tensors to detect damage.
+        if (stored.metadata() or {}).get("key") in (digest, f"{digest} {_hash(packed)}"):
             return [codes.long() for codes in packed.values()]
     tensors = make()
+    # Zero-padded names keep the photos' order, because the loader above sorts the names as text.
     packed = {f"{index:05d}": tensor.to(torch.int32).contiguous() for index, tensor in enumerate(tensors)}
     write_atomic(path, save(packed, metadata={"key": f"{digest} {_hash(packed)}"}))
     return tensors

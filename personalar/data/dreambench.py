@@ -1,7 +1,7 @@
 """DreamBench (Ruiz et al., CVPR 2023): its 30 subjects, its 25 + 25 prompts, and its folder on disk.
 
-The photographs are not part of this package. A folder in the original layout holds one folder for each
-subject and `references_and_licenses.txt`; a checkout of google/dreambooth has them in `dataset/`.
+The photographs are not part of this package. The original layout is one folder per subject beside
+`references_and_licenses.txt`; in a checkout of google/dreambooth these are in `dataset/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ ATTRIBUTION = (
     f"International (CC BY 4.0); photographers and the licence of each picture: {CREDITS_FILE}"
 )
 LIVE_CLASSES = ("cat", "dog")
+"""Classes that are evaluated with the prompts for live subjects."""
 
+# The phrases are those of the published prompt list, in its order, so that a prompt's number is comparable.
 _PLACES = (
     "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",
     "on top of a wooden floor", "with a city in the background", "with a mountain in the background",
@@ -52,12 +54,17 @@ class BenchSubject:
 
     @property
     def live(self) -> bool:
-        """One of the nine cats and dogs, which have prompts of their own."""
+        """True for the nine cats and dogs, which have their own list of prompts."""
         return self.noun in LIVE_CLASSES
 
 
 def dreambench_prompts(*, live: bool) -> tuple[PromptSpec, ...]:
-    """Return the 25 prompts, in the published order; a place or an accessory is its own phrase."""
+    """Return the 25 prompts in the published order, with "{}" for the subject.
+
+    Args:
+        live: the list for cats and dogs (10 places, 10 accessories, 5 properties) instead of the list for
+            objects (20 places, 5 properties).
+    """
     places = _PLACES if live else _PLACES + _OBJECT_PLACES
     worn = _ACCESSORIES if live else ()
     return (
@@ -68,26 +75,30 @@ def dreambench_prompts(*, live: bool) -> tuple[PromptSpec, ...]:
 
 
 def dataset_folder(path: Path) -> Path:
-    """Return where the subjects' folders lie: `path`, or `path/dataset`.
+    """Return the folder that contains the subjects' folders: `path` or `path/dataset`.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: neither contains a subject of DreamBench.
     """
     for folder in (path, path / "dataset"):
         if any((folder / name).is_dir() for name in SUBJECTS):
             return folder
     raise FileNotFoundError(
-        f"benchmark.path={path} holds no DreamBench subject (cat/, dog/, ...): give the folder of its "
-        f"photographs, or get them with git clone {REPOSITORY} {shlex.quote(str(path))}"
+        f"benchmark.path={path} contains no DreamBench subject (cat/, dog/, ...): set it to the folder of "
+        f"the photographs, or download them with git clone {REPOSITORY} {shlex.quote(str(path))}"
     )
 
 
 def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[BenchSubject, ...]:
-    """Return the subjects `names` (None: all that lie there), in the published order.
+    """Return the subjects in the published order.
+
+    Args:
+        path: the data set, see `dataset_folder`.
+        names: subjects to return; None means every subject that is found in `path`.
 
     Raises:
-        FileNotFoundError: no subject, or one of `names` is missing.
-        ValueError: a name is none of DreamBench's.
+        FileNotFoundError: `path` contains no subject, or one of `names` is missing.
+        ValueError: a name is not a subject of DreamBench.
     """
     folder = dataset_folder(path)
     unknown = [name for name in names or () if name not in SUBJECTS]
@@ -96,7 +107,8 @@ def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[Bench
     missing = [name for name in names or () if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}: clone the whole data set, or leave them out of subjects"
+            f"{folder} does not contain {', '.join(missing)}: clone the whole data set, or remove them "
+            "from subjects"
         )
     return tuple(
         BenchSubject(name=name, noun=noun, folder=folder / name)

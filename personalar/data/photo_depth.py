@@ -1,4 +1,4 @@
-"""Photos in other numbers than 8 bits of sRGB: more bits, a palette, transparency, a colour profile."""
+"""Convert photos to 8-bit sRGB: higher bit depths, palettes, transparency and colour profiles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-"""Pillow's modes of one channel of more than 8 bits."""
+"""Pillow's modes with one channel of more than 8 bits."""
 _NUMBERS = {1: "u4", 2: "i4", 3: "f4"}
+"""TIFF's SampleFormat -> NumPy type of a 32-bit sample."""
 
 
 def plain_mode(image: Image.Image) -> Image.Image:
-    """Return the picture in a mode whose pixels can be averaged."""
+    """Convert to a mode that can be resized with interpolation; palette indices cannot be averaged."""
     if image.mode in DEEP[:4]:
         return image.convert("I")
     if image.mode in ("P", "PA"):
@@ -23,39 +24,54 @@ def plain_mode(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image, *, sixteen: bool) -> tuple[Image.Image, str]:
-    """Scale one channel of more bits to 8, and return a note on it; Pillow's own conversion clips at 255.
+    """Scale a single-channel picture to 8 bits, and return a note about it.
+
+    Pillow's own conversion clips at 255 instead of scaling.
 
     Args:
-        sixteen: the numbers go up to 65535, whatever this picture's are.
+        image: in one of the `DEEP` modes.
+        sixteen: the value range is 0 to 65535; otherwise it is estimated from the values.
     """
     values, note = scaled(np.asarray(image, dtype=np.float64), top=65535.0 if sixteen else None)
-    return Image.fromarray(values, "L"), "brought to 8 bits" if sixteen else note
+    return Image.fromarray(values, "L"), "converted to 8 bits" if sixteen else note
 
 
 def scaled(values: np.ndarray, *, top: float | None = None) -> tuple[np.ndarray, str]:
-    """Return numbers from 0 to `top` (None: 1, 255, 65535 or the largest there is) as bytes, and a note."""
+    """Scale `values` from [0, top] to uint8, and return a note about their range.
+
+    Without `top`, it is the smallest of 1, 255 and 65535 that covers the values, or else their maximum.
+    """
     finite = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     least, most = float(finite.min()), float(finite.max())
     if top is None:
         top = next((one for one in (1.0, 255.0, 65535.0) if most <= one), most)
-    note = f"brought to 8 bits, of values from {least:.4g} to {most:.4g}"
+    note = f"converted to 8 bits from values of {least:.4g} to {most:.4g}"
     return np.clip(finite * (255.0 / top), 0, 255).astype(np.uint8), note
 
 
 def read_deep_tiff(path: Path, most_pixels: int) -> tuple[Image.Image, str] | None:
-    """Return an uncompressed TIFF of three colours of 32 bits, which Pillow refuses; None for other files."""
+    """Read an uncompressed RGB TIFF with 32 bits per channel, which Pillow cannot open.
+
+    Args:
+        path: any file.
+        most_pixels: larger pictures are refused, because the samples are read into memory.
+
+    Returns:
+        The RGB picture in 8 bits and a note, or None for every other kind of file.
+    """
     with path.open("rb") as stream:
         try:
             tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
             stream.seek(tags.next)
             tags.load(stream)
-            width, height = int(tags[256]), int(tags[257])
-            kinds = set(tags.get(339, (1, 1, 1)))
-            asked = (tuple(tags[258]), tags[259], tags.get(284, 1), len(kinds))
-            if asked != ((32, 32, 32), 1, 1, 1) or not 0 < width * height <= most_pixels:
+            width, height = int(tags[256]), int(tags[257])  # ImageWidth, ImageLength
+            kinds = set(tags.get(339, (1, 1, 1)))  # SampleFormat per channel
+            # BitsPerSample, Compression (1: none), PlanarConfiguration (1: interleaved), equal formats.
+            layout = (tuple(tags[258]), tags[259], tags.get(284, 1), len(kinds))
+            if layout != ((32, 32, 32), 1, 1, 1) or not 0 < width * height <= most_pixels:
                 return None
             parts = []
-            for start, size in zip(tags[273], tags[279], strict=True):
+            for start, size in zip(tags[273], tags[279], strict=True):  # StripOffsets, StripByteCounts
                 stream.seek(start)
                 parts.append(stream.read(min(size, 12 * width * height)))
         except (SyntaxError, ValueError, TypeError, KeyError, OSError):
@@ -66,14 +82,19 @@ def read_deep_tiff(path: Path, most_pixels: int) -> tuple[Image.Image, str] | No
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Return L or RGB on white, in the numbers of its own colour profile."""
+    """Composite a transparent picture on white; return L or RGB, still in its own colour profile."""
     layered = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     return flat.convert("L" if image.mode in ("L", "LA", "La") else "RGB")
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str | None]:
-    """Return RGB through the embedded colour profile, if there is a usable one, and a note."""
+    """Convert to sRGB, and return a note about the conversion or None.
+
+    Args:
+        image: any 8-bit mode.
+        profile: the embedded ICC profile; a damaged one is ignored with a note.
+    """
     if image.mode == "P":
         image = image.convert("RGB")
     note = None if image.mode in ("RGB", "L", "1") else f"converted from {image.mode}"

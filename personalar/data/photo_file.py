@@ -1,7 +1,8 @@
-"""One file of a folder of photos: its header first, within bounds, then its pixels at the size to keep.
+"""Read one photo: its header first, within limits, then its pixels at the size to keep.
 
-The content of a file counts, not its name. A picture that cannot be used is refused with the reason; the
-others are turned upright (EXIF), put on white where transparent, converted to sRGB and 8 bits, and noted so.
+The format is detected from the content, not from the file's name. A file that cannot be used raises
+`Unusable` with the reason. The others are rotated upright (EXIF), composited on white if transparent, and
+converted to 8-bit sRGB; each change is returned as a note.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from personalar.data.photo_damage import PNG_HEAD, file_notes, jpeg_facts, pixel
 from personalar.data.photo_depth import DEEP, on_white, plain_mode, read_deep_tiff, to_8_bits, to_srgb
 
 SMALLEST_SIDE = 32
-"""Pixels; below it there is nothing to learn from."""
+"""Pixels; a smaller picture has too little detail to learn from."""
 MOST_PIXELS = 100_000_000
-"""Largest picture that is opened."""
+"""Pixels of the largest picture that is opened."""
 MOST_BYTES = 400_000_000
-"""Largest file that is opened: a picture of the most pixels, uncompressed with transparency."""
+"""Bytes of the largest file that is opened: `MOST_PIXELS` of uncompressed RGBA."""
 MOST_WORK = 10 * MOST_PIXELS
-"""Pixels times scans of a JPEG, about ten seconds: its decoder passes over the picture for each scan."""
+"""Pixels times scans of a JPEG, about ten seconds of decoding: each scan is a pass over the picture."""
 MOST_KEPT = 16_000_000
-"""Pixels of a picture that are kept: more than any base draws. Larger ones are decoded one at a time."""
+"""Larger pictures are scaled down to this number of pixels (more than any base generates), one at a time."""
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -44,10 +45,10 @@ SUFFIXES = {
     "HEIF": (".heic", ".heif", ".hif"),
     "AVIF": (".avif",),
 }
-"""Formats that are read (Pillow's names) and the usual suffixes of their files."""
+"""Pillow's names of the supported formats, with their usual file suffixes."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _TIFF_HEADS = (b"II*\0", b"MM\0*")
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 are undone by these transforms
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,54 +62,56 @@ _one_large = threading.Lock()
 
 
 class Unusable(Exception):
-    """The reason why a file is skipped; stays inside this package."""
+    """The reason why a file is skipped. Callers turn it into a note; it never leaves this package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a picture's header says."""
+    """Format and size of a picture, from its header."""
 
     kind: str
-    """Pillow's name of the format; "deep" for a TIFF that only we read."""
+    """Pillow's name of the format; "deep" for a 32-bit TIFF, which Pillow cannot read."""
     size: Size
+    """(width, height) in pixels."""
     several: bool
-    """It holds more frames than the first."""
+    """True if the file contains more than one frame; only the first is used."""
 
     @property
     def pixels(self) -> int:
-        """Its number of pixels."""
+        """Width times height."""
         return self.size[0] * self.size[1]
 
 
 def check_entry(path: Path) -> None:
-    """Refuse everything that is not an ordinary file of a photo's size."""
+    """Raise `Unusable` unless `path` is a regular, visible file of a photo's size."""
     if path.name.startswith((".", "~$")) or path.name.lower() in SYSTEM_FILES:
         raise Unusable("hidden or system file")
     try:
         found = path.stat()  # follows links
     except FileNotFoundError as error:
-        raise Unusable("a link that leads nowhere") from error
+        raise Unusable("broken link") from error
     except OSError as error:
-        raise Unusable(f"cannot be looked at ({error.strerror})") from error
+        raise Unusable(f"cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(found.st_mode):
-        raise Unusable("a folder: photos must lie directly in subject.path")
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-        raise Unusable("not an ordinary file")
+        raise Unusable("a folder: photos must be directly in subject.path")
+    if not stat.S_ISREG(found.st_mode):  # opening a named pipe would block forever
+        raise Unusable("not a regular file")
     if found.st_size == 0:
         raise Unusable("empty file")
     if found.st_size > MOST_BYTES:
         raise Unusable(
-            f"{found.st_size / 1e6:.0f} MB are no photo (allowed: {MOST_BYTES // 10**6} MB): a video? Save "
-            "the picture smaller"
+            f"too large for a photo: {found.st_size / 1e6:.0f} MB (allowed: {MOST_BYTES // 10**6} MB); "
+            "if it is not a video, save it smaller"
         )
 
 
 @contextmanager
 def refusals(path: Path) -> Iterator[None]:
-    """Raise `Unusable` for whatever Pillow raises over a damaged file."""
+    """Turn every exception that Pillow raises for a bad file into `Unusable`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on bombs and odd metadata: our own limits decide
+            # Pillow warns of large pictures and odd metadata; our own limits replace these warnings.
+            warnings.simplefilter("ignore")
             yield
     except Unusable:
         raise
@@ -122,17 +125,21 @@ def refusals(path: Path) -> Iterator[None]:
         raise Unusable("no permission to read it") from error
     except MemoryError as error:
         raise Unusable("not enough memory to open it: scale it down") from error
-    except Exception as error:  # Pillow's plugins raise nearly everything on damaged files
-        raise Unusable(f"damaged or cut off ({type(error).__name__}: {str(error)[:80]})") from error
+    except Exception as error:  # Pillow's plugins raise many types of errors for damaged files
+        raise Unusable(f"damaged or truncated ({type(error).__name__}: {str(error)[:80]})") from error
 
 
 def _open(stream: IO[bytes]) -> Image.Image:
-    Image.init()
+    Image.init()  # fills Image.OPEN; without it only the most common formats are registered
     return Image.open(stream, formats=[name for name in SUFFIXES if name in Image.OPEN])
 
 
 def read_header(path: Path) -> Header:
-    """Return what the header of `path` says, within our bounds; no pixel is read. Raises `Unusable`."""
+    """Read the header of a picture without decoding pixels.
+
+    Raises:
+        Unusable: not a picture, damaged, or outside the limits of this module.
+    """
     check_entry(path)
     with refusals(path), path.open("rb") as stream:
         try:
@@ -146,16 +153,16 @@ def read_header(path: Path) -> Header:
             header = odd
     if header.pixels > MOST_PIXELS:
         raise Unusable(
-            f"{written(header.size)} pixels are too many (allowed: {MOST_PIXELS // 10**6} megapixels): "
+            f"too large: {written(header.size)} pixels (allowed: {MOST_PIXELS // 10**6} megapixels): "
             "scale it down"
         )
     if min(header.size) < SMALLEST_SIDE:
-        raise Unusable(f"too small: {written(header.size)} pixels, at least {SMALLEST_SIDE} a side")
+        raise Unusable(f"too small: {written(header.size)} pixels, each side needs {SMALLEST_SIDE}")
     return header
 
 
 def _odd_header(path: Path) -> Header | None:
-    """Return the header of a file that Pillow does not open, though it is whole."""
+    """Read the header of two kinds of pictures that Pillow rejects: 32-bit TIFF and PNG with bad metadata."""
     if (deep := read_deep_tiff(path, MOST_PIXELS)) is not None:
         return Header(kind="deep", size=deep[0].size, several=False)
     with path.open("rb") as stream:
@@ -166,24 +173,37 @@ def _odd_header(path: Path) -> Header | None:
 
 
 def read_pixels(path: Path, header: Header, most: int = MOST_KEPT) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return the picture in RGB, of `most` pixels at most, and the changes to it. Raises `Unusable`."""
+    """Decode a picture to 8-bit sRGB.
+
+    Args:
+        path: the file.
+        header: its header, from `read_header`.
+        most: the picture is scaled down to at most this number of pixels.
+
+    Returns:
+        The RGB picture, and notes on every change to it and every sign of damage.
+
+    Raises:
+        Unusable: the file cannot be decoded.
+    """
+    # One large picture at a time: eight decoded side by side would need gigabytes of memory.
     with refusals(path), _one_large if header.pixels > MOST_KEPT else nullcontext():
         notes = []
         if header.kind != "deep" and path.suffix.lower() not in SUFFIXES[header.kind]:
-            notes.append(f"is {header.kind}, in spite of its name")
+            notes.append(f"is a {header.kind} file despite its suffix")
         if header.several:
-            notes.append("first of several frames")
+            notes.append("has several frames, only the first is used")
         if header.kind == "deep":
             deep = read_deep_tiff(path, MOST_PIXELS)
             if deep is None:
-                raise Unusable("damaged or cut off (it changed while it was read)")
+                raise Unusable("damaged or truncated (the file changed while it was read)")
             return deep[0], (*notes, deep[1], *pixel_notes(deep[0]))
         data = path.read_bytes()
         if header.kind in ("JPEG", "MPO"):
             _check_scans(data, header)
         whole = without_bad_notes(data) if header.kind == "PNG" else data
         if len(whole) < len(data):
-            notes.append("a damaged note inside it was left out")
+            notes.append("damaged metadata was ignored")
         rgb, changes = _decode(io.BytesIO(whole), header, most)
         return rgb, (*notes, *changes, *file_notes(data, header.kind), *pixel_notes(rgb))
 
@@ -192,18 +212,21 @@ def _check_scans(data: bytes, header: Header) -> None:
     scans = jpeg_facts(data).scans
     if scans * header.pixels > MOST_WORK:
         raise Unusable(
-            f"a JPEG of {scans} scans takes too long (allowed at this size: {MOST_WORK // header.pixels}): "
-            "save it again"
+            f"a JPEG with {scans} scans takes too long to decode (allowed at this size: "
+            f"{MOST_WORK // header.pixels}): save it again"
         )
 
 
 def _decode(stream: IO[bytes], header: Header, most: int) -> tuple[Image.Image, list[str]]:
-    """Return the picture upright, in sRGB and 8 bits, transparency on white, and the changes."""
+    """Return the picture upright, in 8-bit sRGB and composited on white, and notes on the changes."""
     notes: list[str] = []
     with _open(stream) as image:
+        # The smallest whole factor that brings the picture down to `most` pixels.
         times = next(n for n in range(1, MOST_PIXELS) if header.pixels <= most * n * n)
         if times > 1:
-            image.draft(None, (image.width // times, image.height // times))  # only JPEG can
+            # JPEG can decode at a reduced size; for other formats draft() does nothing.
+            image.draft(None, (image.width // times, image.height // times))
+        # Read before load(), which rotates a TIFF and removes the orientation tag.
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
         image.load()
         sixteen, picture = image.mode in DEEP[:4], image
@@ -214,24 +237,24 @@ def _decode(stream: IO[bytes], header: Header, most: int) -> tuple[Image.Image, 
             picture = picture.resize(size, Image.Resampling.BICUBIC) if picture.size != size else picture
             notes.append(f"scaled down from {written(header.size)}")
         if orientation in _UPRIGHT:
-            notes.append("turned upright")
-            if image.format != "TIFF":  # which Pillow has turned
+            notes.append("rotated upright")
+            if image.format != "TIFF":  # load() has already rotated a TIFF
                 picture = picture.transpose(_UPRIGHT[orientation])
         if picture.mode in DEEP:
             picture, scale = to_8_bits(picture, sixteen=sixteen)
             notes.append(scale)
         if picture.has_transparency_data:
             picture = on_white(picture)
-            notes.append("transparency put on white")
+            notes.append("transparency replaced by white")
         rgb, note = to_srgb(picture, profile)
         return rgb, [*notes, note] if note else notes
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the number of EXIF's orientation; 1, upright, where the tags cannot be read."""
+    """Return EXIF's orientation, 1 to 8; 1 (upright) if the tags cannot be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow raises nearly everything on odd tags
+    except Exception:  # Pillow raises many types of errors for malformed tags
         return 1
 
 
@@ -241,5 +264,5 @@ def _what_else(path: Path) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
         return 'HEIC needs one more package: pip install "personalar[heic]"'
     if head[:4] in _TIFF_HEADS:
-        return "a TIFF that is damaged, or of a rare kind: save it again, with 8 or 16 bits a colour"
-    return f"no picture (allowed: {', '.join(name for name in SUFFIXES if name != 'MPO')})"
+        return "a damaged or unsupported TIFF: save it again with 8 or 16 bits per channel"
+    return f"not a picture (allowed: {', '.join(name for name in SUFFIXES if name != 'MPO')})"

@@ -1,6 +1,7 @@
-"""The photos of a folder: every entry gets a verdict before any model loads.
+"""Read a folder of photos and decide for every entry whether it is used, before any model is loaded.
 
-All headers are read first; then the pictures are decoded, at a size at which all fit into memory.
+All headers are read first. Their number then determines the size at which the pictures are decoded, so that
+all of them fit into memory.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from personalar.core.types import image_fingerprint
 from personalar.data.photo_file import MOST_KEPT, SUFFIXES, Header, Unusable, read_header, read_pixels
 
 NEAR_BITS = 3
-"""Photos whose 64-bit difference hashes differ in at most so many bits look alike."""
+"""Two photos look alike if their 64-bit difference hashes differ in at most this many bits."""
 ALL_KEPT, LEAST_KEPT = 400_000_000, 1_000_000
-"""Pixels of all photos together, 1.2 GB, and of each where they are very many."""
+"""Pixels kept of all photos together (1.2 GB of RGB), and the least that is kept of each."""
 
 PICTURE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 CAPTION_SUFFIXES = (".txt", ".caption")
 MASK = re.compile(r"(?P<before>.+)[-_. ]mask(label)?|mask[-_. ](?P<after>.+)")
-"""Names of masks, without their suffix: x_mask, x-masklabel, mask_x."""
+"""File names of masks, without the suffix: x_mask, x-masklabel, mask_x."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """One entry of the folder. `image` is RGB, or None when the entry was skipped."""
+    """One entry of the folder, used or skipped."""
 
     path: Path
     notes: tuple[str, ...] = ()
-    """Changes to it, or the reason why it was skipped."""
+    """Changes made to the picture, or the reason why it was skipped."""
     image: Image.Image | None = None
+    """The RGB picture; None if the entry was skipped."""
     cut: float | None = None
-    """Share of its area, 0 to 1, that a base cuts off; None without a base."""
+    """Share of the area, 0 to 1, that cropping to the base's image size removes; None without a base."""
 
     @property
     def verdict(self) -> str:
@@ -48,11 +50,11 @@ class Photo:
 
 
 def inspect_folder(folder: Path) -> list[Photo]:
-    """Look at every entry of `folder` (not below it), by name; several at a time.
+    """Read every entry of `folder`, sorted by name, without its subfolders.
 
     Raises:
         FileNotFoundError: the folder is missing.
-        PermissionError: it cannot be listed.
+        PermissionError: the folder cannot be listed.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -63,27 +65,33 @@ def inspect_folder(folder: Path) -> list[Photo]:
         register_heif_opener()
     except ImportError:
         pass
-    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release Python's lock
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release the GIL
         entries = sorted(folder.iterdir())
         beside = companions(entries)
         headers = list(pool.map(lambda path: beside.get(path) or look_at(path), entries))
         count = sum(isinstance(header, Header) for header in headers)
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
         photos = list(pool.map(lambda path, header: open_photo(path, header, most), entries, headers))
-        return mark_twins(photos, list(pool.map(_looks, photos)))
+        return mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
 
 
 def companions(entries: Sequence[Path]) -> dict[Path, str]:
-    """Return the reason to skip each file that other programs keep beside a photo: masks and captions."""
+    """Find the masks and captions that other tools store beside photos.
+
+    Returns:
+        Path -> the reason to skip it.
+    """
     pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
-    photos = {name.lower(): path.name for path in pictures for name in (path.stem, path.name)}
+    photos = {}  # "dog" and "dog.jpg" both lead to the photo: tools name captions either way
+    for path in pictures:
+        photos[path.stem.lower()] = photos[path.name.lower()] = path.name
     found = {}
     for path in entries:
         if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
-            found[path] = f"caption of {photo}: not used, set subject.noun"
+            found[path] = f"caption of {photo}, not used: set subject.noun instead"
         mask = MASK.fullmatch(path.stem.lower()) if path in pictures else None
         if mask and (photo := photos.get(mask["before"] or mask["after"])):
-            found[path] = f"mask of {photo}: not used, not a photo"
+            found[path] = f"mask of {photo}, not used"
     return found
 
 
@@ -96,7 +104,13 @@ def look_at(path: Path) -> Header | str:
 
 
 def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo:
-    """Return the verdict on one entry with that header, with `most` pixels at most."""
+    """Decode one entry.
+
+    Args:
+        path: the file.
+        header: its header, or the reason to skip it (see `look_at`).
+        most: the picture is scaled down to at most this number of pixels.
+    """
     if isinstance(header, str):
         return Photo(path=path, notes=(header,))
     try:
@@ -107,59 +121,63 @@ def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo
 
 
 def print_table(photos: Iterable[Photo]) -> None:
-    """Show every entry with its verdict and, where a base is known, how much of it is cut off."""
+    """Print every entry with its verdict, its notes and, if the base is known, the share that is cropped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     photos = list(photos)
-    fitted = any(photo.cut is not None for photo in photos)
+    with_cut = any(photo.cut is not None for photo in photos)
     table = Table(box=None, pad_edge=False)
-    for title in ("photo", "pixels", *(["cut off"] if fitted else []), "verdict", ""):
+    for title in ("photo", "pixels", *(["cut off"] if with_cut else []), "verdict", ""):
         table.add_column(title, overflow="fold")
     for photo in photos:
-        size = written(photo.image.size) if photo.image else "-"
-        cut = [] if not fitted else ["-" if photo.cut is None else f"{photo.cut:.0%}"]
-        table.add_row(
-            Text(printable(photo.path.name)),
-            size,
-            *cut,
+        cells = [
+            Text(printable(photo.path.name)),  # Text: a name such as "[red].png" must not become markup
+            written(photo.image.size) if photo.image else "-",
             photo.verdict,
             Text(printable("; ".join(photo.notes))),
-        )
+        ]
+        if with_cut:
+            cells.insert(2, "-" if photo.cut is None else f"{photo.cut:.0%}")
+        table.add_row(*cells)
     Console().print(table)
 
 
-def mark_twins(photos: Sequence[Photo], looks: Sequence[tuple[str, int] | None]) -> list[Photo]:
-    """Skip exact copies of an earlier photo; note those that look alike.
+def mark_duplicates(photos: Sequence[Photo], hashes: Sequence[tuple[str, int] | None]) -> list[Photo]:
+    """Skip exact copies of an earlier photo, and add a note to photos that look alike.
 
     Args:
-        looks: per photo a hash of its pixels and its `difference_hash`; None where it is skipped.
+        photos: in the order of the folder.
+        hashes: per photo the hash of its pixels and its `difference_hash`; None for a skipped entry.
     """
     seen: dict[str, Path] = {}
-    hashes: list[tuple[int, Path]] = []
+    earlier: list[tuple[int, Path]] = []
     marked = []
-    for photo, look in zip(photos, looks, strict=True):
-        if look is not None:
-            pixels, own = look
-            near = next((path for other, path in hashes if (own ^ other).bit_count() <= NEAR_BITS), None)
+    for photo, pair in zip(photos, hashes, strict=True):
+        if pair is not None:
+            pixels, own = pair
+            near = next((path for other, path in earlier if (own ^ other).bit_count() <= NEAR_BITS), None)
             if pixels in seen:
                 photo = replace(photo, notes=(f"the same picture as {seen[pixels].name}",), image=None)
             elif near is not None:
                 photo = replace(photo, notes=(*photo.notes, f"looks like {near.name}"))
             seen.setdefault(pixels, photo.path)
-            hashes.append((own, photo.path))
+            earlier.append((own, photo.path))
         marked.append(photo)
     return marked
 
 
-def _looks(photo: Photo) -> tuple[str, int] | None:
+def _image_hashes(photo: Photo) -> tuple[str, int] | None:
     if photo.image is None:
         return None
     return image_fingerprint([photo.image]), difference_hash(photo.image)
 
 
 def difference_hash(image: Image.Image) -> int:
-    """Return 64 bits: is each of 8x8 grey pixels darker than its right neighbour?"""
+    """Return a 64-bit perceptual hash (dHash) that survives scaling and recompression.
+
+    Each bit compares a pixel of the picture, reduced to 9 x 8 grey pixels, with its right neighbour.
+    """
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")

@@ -1,7 +1,7 @@
-"""Prompts: the names of learned rows, the wording of training sequences and of validation prompts.
+"""Prompts: names of the learned tokens, and the wording of training and validation prompts.
 
 Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the sequences "a photo of [V]
-<noun> S_i" with the training photo's own token S_i at the end.
+<noun> S_i", where S_i is the token of that training photo.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ANIMALS = (
     "owl parrot person pig puppy rabbit sheep tiger turtle wolf"
 )
 LIVE_NOUNS = frozenset(_ANIMALS.split())
-"""Nouns of animals, for which accessory prompts make sense."""
+"""Classes of live subjects, which get prompts with accessories ("wearing a red hat")."""
 UNRELATED = (
     "a photo of a teapot",
     "a red car on the beach",
@@ -28,37 +28,38 @@ UNRELATED = (
     "a clock with a city in the background",
     "a green backpack on a cobblestone street",
 )
-"""Things that are not the subject."""
+"""Prompts of other things, to measure how much the training changed the rest of the model."""
 
 
-def check_text(text: str, knob: str) -> None:
-    """Raise ValueError unless `text`, a value of `knob`, can be written down as UTF-8."""
-    for position, sign in enumerate(text):
-        if "\ud800" <= sign <= "\udfff":
+def check_text(text: str, setting: str) -> None:
+    """Raise ValueError unless `text` can be encoded as UTF-8; `setting` is its name for the message."""
+    for position, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":
             raise ValueError(
-                f"{knob} holds {text[:60]!r}, whose character {position + 1} (U+{ord(sign):04X}) is half of "
-                "a pair and no text: type it again, in UTF-8"
+                f"{setting}={text[:60]!r}: character {position + 1} (U+{ord(character):04X}) is half of a "
+                "surrogate pair and cannot be encoded; type the text again in UTF-8"
             )
 
 
 def normalized(prompt: str) -> str:
-    """Return `prompt` in Unicode's composed form (NFC), with single blanks and none at its ends.
+    """Return `prompt` in Unicode NFC with single spaces and without leading or trailing whitespace.
 
-    Line ends and doubled blanks would be other tokens, and so another picture.
+    Otherwise prompts that look the same could be tokenized differently and give different images.
     """
     return " ".join(unicodedata.normalize("NFC", prompt).split())
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Return the prompts of a text file, one a line, without empty lines and comments (#).
+    """Read prompts from a text file: one per line; empty lines and comments (#) are skipped.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, or not UTF-8.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not UTF-8.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"prompts_file={path} is not a text in UTF-8 ({error.reason})") from error
+        raise ValueError(f"prompts_file={path} is not UTF-8 text ({error.reason})") from error
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"prompts_file={path}: no such file") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -70,7 +71,7 @@ def image_token_names(num_images: int) -> tuple[str, ...]:
 
 
 def fill(text: str, phrase: str) -> str:
-    """Put `phrase` in the place of "{}", with its article ("a {}", "orange cat": "an orange cat")."""
+    """Replace "{}" by `phrase` and adapt the article: "a {}" and "orange cat" give "an orange cat"."""
     if phrase[:1].lower() in "aeiou":
         for article, before_vowel in (("a {}", "an {}"), ("A {}", "An {}")):
             if text.startswith(article):
@@ -82,7 +83,14 @@ def fill(text: str, phrase: str) -> str:
 def training_prompt(
     template: str, noun: str, *, image_token: str | None = None, class_name: bool = True
 ) -> str:
-    """Return the prompt of one training sequence of the subject."""
+    """Return the prompt of one training sequence of the subject.
+
+    Args:
+        template: a prompt with "{}" for the subject, such as "a photo of {}".
+        noun: the class, such as "dog".
+        image_token: the photo's own token "[S1]", ..., appended to the prompt; None leaves it out.
+        class_name: whether the class follows [V].
+    """
     prompt = template.replace("{}", f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
     return f"{prompt} {image_token}" if image_token else prompt
 
@@ -96,11 +104,15 @@ def sample_prompt(
     learned: bool,
     class_name: bool = True,
 ) -> str:
-    """Return the validation prompt that the model sees.
+    """Return the text of a validation prompt.
 
     Args:
-        learned: the model knows [V]; otherwise a subject prompt names the class only.
-        class_name: the class stands after [V]; False where it was learned without.
+        spec: the prompt, with "{}" for the subject.
+        kind: "subject" uses [V], "description" the subject's description, other kinds the class alone.
+        noun: the class, such as "dog".
+        description: words that describe the subject; required for kind "description".
+        learned: whether [V] has been trained; before that, subject prompts name the class alone.
+        class_name: whether the class follows [V]; must equal the setting of the training.
     """
     if kind == "description":
         assert description is not None
@@ -111,21 +123,23 @@ def sample_prompt(
 
 
 def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
-    """Return prompts of other things in other places, without "{}": what the subject must not touch."""
+    """Return prompts that do not mention the class `noun`, to check that training left them unchanged."""
     things = [thing for thing in UNRELATED if noun.split()[-1] not in thing]
     return tuple(PromptSpec(text=text, category="unrelated") for text in things)
 
 
 def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
-    """Return prompts from the configuration.
+    """Return the prompts of `samples.prompts`.
 
     Raises:
-        ValueError: the list is empty, or a prompt has no "{}" for the subject or is no text.
+        ValueError: the list is empty, or a prompt has no "{}" for the subject or cannot be encoded.
     """
     if not texts:
-        raise ValueError("samples.prompts=[] holds no prompt: write 'a {} in the snow'")
+        raise ValueError("samples.prompts=[] is empty: give a prompt such as 'a {} in the snow'")
     for text in texts:
         check_text(text, "samples.prompts")
         if "{}" not in text:
-            raise ValueError(f"samples.prompts holds {text!r} without {{}}: write 'a {{}} in the snow'")
+            raise ValueError(
+                f"samples.prompts: {text!r} has no {{}} for the subject: write 'a {{}} in the snow'"
+            )
     return tuple(PromptSpec(text=normalized(text), category="plain") for text in texts)

@@ -1,8 +1,8 @@
-"""A run's photos as pictures in its folder.
+"""Save a run's training photos as PNG files in its folder, for the reports.
 
-references/00.png            the photo, scaled to 512 pixels at most
-references/cropped/00.png    its middle, cropped to the best of the base's sizes; only if any photo is cut
-references/redrawn/00.png    that, through the image tokenizer and back: about the best it could draw
+references/00.png            the photo, scaled to at most 512 pixels
+references/cropped/00.png    its center crop to the base's best image size; only if some photo is cropped
+references/redrawn/00.png    that crop, encoded and decoded by the image tokenizer: an upper bound on quality
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ from personalar.models.image_transforms import fill_size, to_uint8
 
 LARGEST_PX = 512
 LEAST_CUT = 0.005
-"""Share of a photo; less is rounding."""
+"""Share of a photo's area; a smaller crop comes from rounding to whole pixels."""
 
 
 def save_references(folder: Path, photos: Sequence[Image.Image], layout: ProtocolConfig) -> None:
-    """Write the photos and, where a base of `layout` cuts any, the crops to `folder`."""
+    """Write the photos to `folder` and, if the base crops any of them, all crops to `folder`/cropped.
+
+    Args:
+        folder: existing intact files in it are kept.
+        photos: RGB images.
+        layout: the base's image sizes and how it resizes.
+    """
     cuts = any(fit(photo.size, layout.sizes).cut >= LEAST_CUT for photo in photos)
     for index, photo in enumerate(photos):
         path = folder / f"{index:02d}.png"
@@ -38,7 +44,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
 
 
 def save_redrawn(folder: Path, photos: Sequence[Image.Image], backend: Backend) -> None:
-    """Write each photo, through the image tokenizer of `backend` and back, to `folder`."""
+    """Encode and decode each photo with the image tokenizer of `backend`; write to `folder`/redrawn."""
     for index, photo in enumerate(photos):
         codes = backend.encode_images(backend.preprocess(photo).unsqueeze(0))
         pixels = to_uint8(backend.decode_images(codes)[0]).cpu().numpy()

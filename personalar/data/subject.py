@@ -1,4 +1,7 @@
-"""Subjects: a rendered one of the embedded world, or a folder of photos; read before any model loads."""
+"""Load a subject: rendered by the built-in nano world, or read from a folder of photos.
+
+This happens before any model is loaded, so that a bad photo is reported within seconds.
+"""
 
 from __future__ import annotations
 
@@ -18,45 +21,52 @@ from personalar.data.photos import Photo, inspect_folder, print_table
 from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts
 
 LONGEST = 120
-"""Characters of a name, a class or a description; more would crowd the rest out of a prompt."""
+"""Characters of a name, a class or a description; a longer one would displace the rest of a prompt."""
 CUT_NOTED = 0.2
-"""Share of a photo's area; a base of one square cuts a quarter off a 4:3 photo, and a head with it."""
+"""Share of a photo's area; cropping more causes a note. A square base removes a quarter of a 4:3 photo."""
 ENLARGED_NOTED = 1.1
-"""Times; a little enlargement is not seen."""
+"""Enlargement factor; more causes a note, because the photo becomes visibly blurred."""
 MANY_PHOTOS = 20
+"""More photos than this cause a note."""
 
 
 def fitted(photo: Photo, sizes: Sequence[Size]) -> Photo:
-    """Return `photo` with notes on the crop and the enlargement to the best of a base's `sizes`."""
+    """Return `photo` with the share that is cropped, and notes on a large crop or enlargement.
+
+    Args:
+        photo: one entry of the folder.
+        sizes: the (width, height) that the base supports; the best one for this photo is used.
+    """
     if photo.image is None:
         return photo
     found, notes = fit(photo.image.size, sizes), list(photo.notes)
     size = written(found.size)
     if found.cut >= CUT_NOTED:
         where = "at top and bottom" if found.tall else "left and right"
-        notes.append(f"much is cut off {where} to fill {size}: crop it yourself around the thing")
+        notes.append(f"a large part is cut off {where} to fit {size}: crop it around the subject yourself")
     if found.enlarged >= ENLARGED_NOTED:
-        notes.append(f"enlarged {found.enlarged:.1f} times to fill {size}, blurred: take a larger one")
+        notes.append(f"enlarged {found.enlarged:.1f} times to fit {size}, so blurred: use a larger photo")
     return replace(photo, cut=found.cut, notes=tuple(notes))
 
 
 def count_note(photos: int) -> str | None:
-    """Return a note on very few photos or very many; None for a usual number."""
+    """Return advice if there is one photo only, or more than `MANY_PHOTOS`; otherwise None."""
     if photos == 1:
-        return "one photo; 3 to 6 from different sides are better"
+        return "only one photo; 3 to 6 from different sides work better"
     if photos > MANY_PHOTOS:
         return (
-            f"{photos} photos, and the method is made for 3 to 6: the steps stay the same, so each is seen "
-            "less often, and all must be encoded; keep the best few, or raise model.recipe.stages.*.steps"
+            f"{photos} photos, but the method is designed for 3 to 6: the number of steps stays the same, so "
+            "each photo is seen less often; keep the best few, or raise model.recipe.stages.*.steps"
         )
     return None
 
 
 def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Image.Image, ...]:
-    """Return the usable photos of `folder`, and print the verdict on every entry.
+    """Return the usable photos of `folder` as RGB, and print a table of all its entries.
 
     Args:
-        sizes: those of the base that is to learn them; None: without notes on crops.
+        folder: the user's photos.
+        sizes: image sizes of the base, for notes on crops; None leaves these notes out.
 
     Raises:
         FileNotFoundError: the folder is missing, or contains no usable photo.
@@ -67,10 +77,10 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Imag
         seen = [f"{photo.path.name}: {'; '.join(photo.notes)}" for photo in photos[:5]]
         more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
         raise FileNotFoundError(
-            f"subject.path={folder} holds no usable photo ({', '.join(seen + more) or 'it is empty'}): "
-            "put 3 to 6 photos of one thing there, as JPEG, PNG, WebP or TIFF"
+            f"subject.path={folder} contains no usable photo ({', '.join(seen + more) or 'it is empty'}): "
+            "put 3 to 6 photos of one subject there, as JPEG, PNG, WebP or TIFF"
         )
-    if global_rank() > 0:  # every process of a run reads them, one shows them
+    if global_rank() > 0:  # every process reads the photos, only the first prints the table
         return images
     print_table(photos if sizes is None else [fitted(photo, sizes) for photo in photos])
     if (note := count_note(len(images))) is not None:
@@ -79,26 +89,27 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Imag
 
 
 def _check_words(config: SubjectConfig) -> None:
-    """Refuse words that would break every prompt and file name they go into."""
-    for knob, text in (("noun", config.noun), ("name", config.name), ("description", config.description)):
+    """Raise ValueError for words that would break the prompts and file names that contain them."""
+    for key, text in (("noun", config.noun), ("name", config.name), ("description", config.description)):
         if text is None:
             continue
-        check_text(text, f"subject.{knob}")
+        check_text(text, f"subject.{key}")
         if not text.strip() or len(text) > LONGEST or not text.isprintable():
             raise ValueError(
-                f"subject.{knob}={text[:60]!r} must be plain words, at least one and at most {LONGEST} "
-                "characters on one line"
+                f"subject.{key}={text[:60]!r} must be one line of 1 to {LONGEST} printable characters"
             )
 
 
 def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> Subject:
-    """Render or read the subject; every photo is opened here, so that nothing fails later.
+    """Render or read the subject. All photos are decoded here, so that none can fail later.
 
     Args:
-        sizes: those of the base that is to learn it, for notes on crops.
+        config: the `subject` group.
+        sizes: image sizes of the base, for notes on crops; None leaves these notes out.
 
     Raises:
-        FileNotFoundError, ValueError: the folder or a photo in it cannot be used.
+        FileNotFoundError: the folder is missing or contains no usable photo.
+        ValueError: a setting is missing or invalid.
     """
     _check_words(config)
     if config.source:
@@ -106,7 +117,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
     if config.kind == "folder":
         if config.path is None:
             raise ValueError(
-                "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+                "subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
             )
         images, own = read_folder(Path(config.path).expanduser(), sizes), {}
         live, description = config.noun in LIVE_NOUNS, config.description
@@ -128,7 +139,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
 
 
 def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:
-    """Return the prompts of the configuration, or those of its prompt set for `noun`."""
+    """Return `samples.prompts` or, without it, the prompts of `samples.prompt_set` for the class `noun`."""
     if config.prompts is not None:
         return plain_prompts(config.prompts)
     if config.prompt_set == "dreambench":

@@ -1,1 +1,1 @@
-"""From prompts to image codes and pictures."""
+"""Generate image codes from prompts, and decode them to pictures."""

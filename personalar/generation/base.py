@@ -1,4 +1,4 @@
-"""The contract of decoders, and their requests: one image for each prompt and seed."""
+"""The contract of decoders, and the request that they get: one image per prompt and seed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from personalar.generation.sampling import Sampling
 from personalar.models.base import Backend
 
 Progress = Callable[[int, int], None]
-"""Called with (codes done, codes in all) of the images being decoded, about once per row of codes."""
+"""Called with (codes drawn so far, codes in total) of a batch, about once per row of codes."""
 
 Grid = tuple[int, int] | Sequence[tuple[int, int]]
-"""(h, w) in codes: of all images of a batch, or one per image."""
+"""Image size in codes: one (h, w) for the whole batch, or one per image."""
 
 
 class Identifier(Protocol):
-    """Learned rows that replace the embeddings of reserved ids."""
+    """Learned embeddings that replace those of reserved token ids."""
 
     def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
-        """Replace the rows of `embeds` (B, T, D) that `ids` (B, T) names."""
+        """Return `embeds` (B, T, D) with the embeddings of learned tokens in `ids` (B, T) replaced."""
         ...
 
 
 class Decoder(Protocol):
-    """Samples image codes; see `personalar.generation.decoders`."""
+    """Samples image codes autoregressively; implementations are in `personalar.generation.decoders`."""
 
     sampling: Sampling
+    """Guidance scale, top-k, top-p and temperature."""
 
     def forget(self) -> None:
-        """Free everything kept between calls."""
+        """Free buffers and graphs that are kept between calls."""
         ...
 
     def __call__(
@@ -45,26 +46,42 @@ class Decoder(Protocol):
         identifier: Identifier | None = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Return codes (B, h, w) for B prompts."""
+        """Sample one image per prompt and seed.
+
+        Args:
+            backend: the base model.
+            prompts: token ids of B prompts, of any lengths.
+            grid: (h, w), the image size in codes.
+            seeds: B seeds; an image depends on weights, prompt and seed only.
+            identifier: learned embeddings for reserved ids in the prompts.
+            progress: see `Progress`.
+
+        Returns:
+            Codes (B, h, w), int64, in [0, number of codes).
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """Images to draw: one per prompt. Raises ValueError for none, or if prompts and seeds do not pair up."""
+    """A validated batch of images to sample, one per prompt.
+
+    Raises:
+        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds and grids differ.
+    """
 
     prompts: Sequence[Sequence[int]]
-    """Ids before the image, per image."""
+    """Per image the token ids before the first image token."""
     grid: Grid
-    """(h, w) in codes: of all images, or one per image."""
+    """Image size in codes: one (h, w) for all images, or one per image."""
     seeds: Sequence[int]
-    """One per image; with weights and prompt it determines the image."""
+    """One per image."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Validate the request."""
         if not self.prompts or any(len(prompt) == 0 for prompt in self.prompts):
             raise ValueError(
-                f"got {len(self.prompts)} prompts, some or all empty; give at least one token each"
+                f"got {len(self.prompts)} prompts, some or all of them empty; give at least one token each"
             )
         if len(self.seeds) != len(self.prompts):
             raise ValueError(
@@ -81,16 +98,16 @@ class GenerationRequest:
 
     @property
     def grids(self) -> list[tuple[int, int]]:
-        """(h, w) of every image."""
+        """(h, w) of every image, in codes."""
         if isinstance(self.grid[0], int):
             return [(self.grid[0], self.grid[1])] * len(self.prompts)  # type: ignore[list-item]
         return [(h, w) for h, w in self.grid]  # type: ignore[misc]
 
     def collect(self, images: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Return the codes of every image as asked for: (B, h, w), or a list where `grid` is one."""
+        """Return codes of single images in the form of `grid`: stacked to (B, h, w), or as a list."""
         return torch.stack(list(images)) if isinstance(self.grid[0], int) else list(images)
 
     def split(self, codes: Tensor) -> Tensor | list[Tensor]:
-        """Cut codes (B, N), N being those of the largest image, to the images asked for."""
+        """Reshape padded codes (B, N), where N is the codes of the largest image, to (h, w) per image."""
         shapes = zip(codes, self.grids, strict=True)
         return self.collect([row[: h * w].view(h, w) for row, (h, w) in shapes])

@@ -1,4 +1,4 @@
-"""Batch sizes: as many images together as fit, and half as many when that was too many."""
+"""Choose the batch size from the free memory, and halve it after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -10,38 +10,44 @@ import torch
 from personalar.core.process import free_host_bytes
 from personalar.models.base import Backend
 
-SPARE = 0.9  # of the free memory: activations, masks and noise are small beside the cache, but not nothing
-PICTURES_AT_ONCE = 4  # made from codes together, beside the drawing; two suffice to keep a CPU busy
+SPARE = 0.9
+"""Share of the free memory for the KV cache; the rest is for activations, masks and noise."""
+PICTURES_AT_ONCE = 4
+"""Images that the image tokenizer decodes at once, while the next batch is sampled."""
 Progress = Callable[[int], None]
-"""Called with the number of images that were drawn since the last call."""
+"""Called with the number of images sampled since the last call."""
 Result = TypeVar("Result")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that tensors on `device` can still take; None if unknown."""
+    """Return the bytes that can still be allocated on `device`; None if unknown."""
     if device.type == "cuda":
+        # Memory that PyTorch's allocator has reserved but not used is free for us, but not for the driver.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return free_host_bytes() if device.type == "cpu" else None
 
 
 def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length: int) -> int:
-    """Return how many images to draw together: `limit`, or as many as their keys and values fit.
+    """Return the batch size: at most `limit`, at least 1, and so that the KV cache fits into `free`.
 
     Args:
-        free: bytes they may take.
-        rows: sequences of one image, two with guidance.
-        length: tokens of the longest.
+        limit: upper bound, in images.
+        backend: the base; a cache of one token is allocated to measure its size.
+        free: available memory in bytes.
+        rows: sequences per image; 2 with guidance.
+        length: tokens of the longest sequence.
     """
     token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
     token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
     return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))
 
 
-def even(count: int, at_once: int) -> int:
-    """Return the size of the fewest equal parts of `count`, at most `at_once`; the last may be smaller.
+def even_batch_size(count: int, at_once: int) -> int:
+    """Return the batch size that divides `count` images into the fewest batches of nearly equal size.
 
-    A batch of a new size costs `decoder=compiled` new graphs, and a small one is as slow as a large one.
+    `at_once` is the largest batch allowed. Equal batches are better than full ones and a small rest: a small
+    batch takes nearly as long as a large one, and each new size makes `decoder=compiled` capture new graphs.
     """
     parts = max(1, -(-count // at_once))
     return -(-count // parts)
@@ -50,12 +56,19 @@ def even(count: int, at_once: int) -> int:
 def draw_in_batches(
     draw: Callable[[slice], Result], count: int, at_once: int, *, smallest: int = 1
 ) -> list[Result]:
-    """Call `draw` on slices of `count` images, `at_once` each; halve that whenever memory runs out.
+    """Call `draw` for slices of `count` images, and halve the batch size after an out-of-memory error.
 
-    Raises what `draw` raised when even `smallest` images do not fit.
+    Args:
+        draw: samples the images of a slice.
+        count: number of images.
+        at_once: initial batch size.
+        smallest: the batch size is not reduced below this; the error is then raised.
+
+    Returns:
+        The results of `draw`, in order.
     """
     results: list[Result] = []
-    start, at_once = 0, even(count, at_once)
+    start, at_once = 0, even_batch_size(count, at_once)
     while start < count:
         part = slice(start, min(count, start + at_once))
         try:
@@ -67,7 +80,7 @@ def draw_in_batches(
         else:
             start = part.stop
             continue
-        # Only here, where the exception and with it the tensors of the failed batch are gone.
+        # Not inside `except`: the exception's traceback keeps the tensors of the failed batch alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return results

@@ -1,6 +1,6 @@
-"""Prompts in, pictures out: backend, decoder and identifier together.
+"""Generate pictures from prompts with a base, a decoder and the learned embeddings.
 
-A size is (width, height) in pixels, one of the base's; None is its square.
+In this module a size is (width, height) in pixels and must be one of the base's sizes; None means its square.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from personalar.generation.batching import (
     free_bytes,
     largest_batch,
 )
-from personalar.generation.requests import Ask, Request, as_samples, encode_prompts, unique
+from personalar.generation.requests import PromptAndSeed, Request, encode_prompts, pair_with_images, unique
 from personalar.models.base import Backend
 from personalar.models.image_transforms import to_uint8
 
@@ -37,7 +37,7 @@ Finished = TypeVar("Finished")
 
 
 class Generator:
-    """Makes pictures with one state of the model."""
+    """Generates pictures with the current weights of a base model."""
 
     def __init__(
         self,
@@ -47,14 +47,18 @@ class Generator:
         identifier: Identifier | None = None,
         batch: int | None = 16,
     ) -> None:
-        """Draw at most `batch` images at a time.
+        """Create a generator.
 
-        None: all together, whatever memory is free; processes that share a network must run equally many
-        passes.
+        Args:
+            backend: the base model.
+            decoder: samples image codes.
+            identifier: learned embeddings, or None for the base alone.
+            batch: upper bound on images per batch; reduced to what fits into memory. None samples all
+                images at once: processes that share a sharded network must run the same number of passes.
         """
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
         self.overlap = backend.device.type == "cuda"  # on a CPU both would compete for the same cores
-        """Turn codes into pictures while the next codes are drawn."""
+        """Decode codes to pictures in a thread while the next codes are sampled."""
         self._drawing = Lock()
 
     @torch.inference_mode()
@@ -66,12 +70,13 @@ class Generator:
         *,
         size: Size | None = None,
     ) -> Tensor:
-        """Return codes (B, h, w), one per prompt and seed, in batches that fit the free memory."""
+        """Sample image codes (B, h, w), one image per prompt and seed, in batches that fit into memory."""
         ids, grid, done = self._ids(prompts, size), self.backend.code_shape(size), 0
 
-        def reach(images: int) -> None:
+        def report(images: int) -> None:
             nonlocal done
-            if progress is not None and images > done:  # a batch that is begun again counts once
+            # A batch that is repeated after an out-of-memory error must not be counted twice.
+            if progress is not None and images > done:
                 progress(images - done)
             done = max(done, images)
 
@@ -83,7 +88,7 @@ class Generator:
                 grid,
                 list(seeds[part]),
                 identifier=self.identifier,
-                progress=lambda codes, total: reach(part.start + codes * len(some) // total),
+                progress=lambda codes, total: report(part.start + codes * len(some) // total),
             )
 
         with self._drawing:
@@ -92,7 +97,7 @@ class Generator:
             return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
 
     def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
-        """Return how many pictures of `prompts` can be drawn together in the memory that is free now."""
+        """Return how many images of `prompts` fit into one batch with the free memory."""
         return self._fitting(self._ids(prompts, size), self.backend.code_shape(size))
 
     def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
@@ -106,59 +111,70 @@ class Generator:
             return self.batch
         length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
         rows = 2 if self.decoder.sampling.guided else 1
-        free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)  # beside the drawing
+        # The image tokenizer runs at the same time and needs its own memory.
+        free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)
         return largest_batch(self.batch, self.backend, free=free, rows=rows, length=length)
 
     @cached_property
     def _free(self) -> int | None:
-        """Free bytes before the first picture, None if unknown; later they vary, and batches would too."""
+        """Free bytes, measured once before the first image, so that all batches have the same size."""
         return free_bytes(self.backend.device)
 
     def close(self) -> None:
-        """Free what the decoder keeps from batch to batch; the next batch makes it anew."""
+        """Free the decoder's buffers; the next batch allocates them again."""
         self.decoder.forget()
 
     @torch.inference_mode()
     def pictures(self, codes: Tensor) -> list[Image.Image]:
-        """Turn codes (B, h, w) into pictures, always `PICTURES_AT_ONCE` together: the last are filled up.
+        """Decode codes (B, h, w) to RGB pictures with the image tokenizer.
 
-        A convolution differs in the last bit between batch sizes, and truncation to bytes would show it.
+        Every batch has exactly `PICTURES_AT_ONCE` images; the last one is padded. Convolutions differ in the
+        last bit between batch sizes, and conversion to uint8 can make that visible.
         """
         missing = -len(codes) % PICTURES_AT_ONCE
-        filled = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
-        pixels = [self.backend.decode_images(some) for some in filled.split(PICTURES_AT_ONCE)]
-        arrays = [to_uint8(some).cpu().numpy() for some in pixels]
-        return [Image.fromarray(array) for some in arrays for array in some][: len(codes)]
+        padded = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
+        pictures = []
+        for part in padded.split(PICTURES_AT_ONCE):
+            pixels = to_uint8(self.backend.decode_images(part)).cpu().numpy()
+            pictures += [Image.fromarray(array) for array in pixels]
+        return pictures[: len(codes)]
 
     def images(
         self, prompts: Sequence[str], seeds: Sequence[int], *, size: Size | None = None
     ) -> list[Image.Image]:
-        """Return one picture per prompt and seed."""
+        """Sample and decode one picture per prompt and seed."""
         return self.pictures(self.codes(prompts, seeds, size=size))
 
     def stream(
         self,
-        batches: Iterable[Sequence[Ask]],
-        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+        batches: Iterable[Sequence[PromptAndSeed]],
+        finish: Callable[[Sequence[PromptAndSeed], list[Image.Image]], Finished],
         progress: Progress | None = None,
         *,
         size: Size | None = None,
     ) -> Iterator[Finished]:
-        """Yield `finish(asked, pictures)` of every batch, in order, one batch behind the drawing.
+        """Sample batches and yield the result of `finish(pairs, pictures)` for each, in order.
 
-        `finish` (PNG files, say) runs in a thread beside the drawing of the next batch; on a GPU the image
-        tokenizer does too, on a CUDA stream of its own.
+        `finish`, which for example writes PNG files, runs in a thread while the next batch is sampled. On a
+        GPU the image tokenizer runs in that thread too, on its own CUDA stream. Results therefore come one
+        batch late.
+
+        Args:
+            batches: prompts with their seeds.
+            finish: called in order, in one thread.
+            progress: called with the number of images sampled since the last call.
+            size: see the module.
         """
         waiting: deque[Future[Finished]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
-            for asked in batches:
-                prompts, seeds = zip(*asked, strict=True)
+            for pairs in batches:
+                prompts, seeds = zip(*pairs, strict=True)
                 codes = self.codes(prompts, seeds, progress, size=size)
                 if self.overlap:
                     drawn = torch.cuda.current_stream().record_event() if codes.is_cuda else None
-                    waiting.append(worker.submit(self._finish_beside, codes, drawn, asked, finish))
+                    waiting.append(worker.submit(self._finish_beside, codes, drawn, pairs, finish))
                 else:
-                    waiting.append(worker.submit(finish, asked, self.pictures(codes)))
+                    waiting.append(worker.submit(finish, pairs, self.pictures(codes)))
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
             while waiting:
@@ -168,37 +184,41 @@ class Generator:
         self,
         codes: Tensor,
         drawn: torch.cuda.Event | None,
-        asked: Sequence[Ask],
-        finish: Callable[[Sequence[Ask], list[Image.Image]], Finished],
+        pairs: Sequence[PromptAndSeed],
+        finish: Callable[[Sequence[PromptAndSeed], list[Image.Image]], Finished],
     ) -> Finished:
-        """Make pictures in this thread: on a GPU on its own stream, after the event `drawn`."""
+        """Decode in the worker thread; on a GPU on its own stream, after the event `drawn`."""
         if drawn is None:
-            return finish(asked, self._pictures_beside(codes))
+            return finish(pairs, self._pictures_beside(codes))
         stream = picture_stream(codes.device)
         with torch.cuda.stream(stream):
             stream.wait_event(drawn)
+            # Otherwise the allocator could reuse the memory of `codes` while this stream still reads it.
             codes.record_stream(stream)
-            return finish(asked, self._pictures_beside(codes))
+            return finish(pairs, self._pictures_beside(codes))
 
     def _pictures_beside(self, codes: Tensor) -> list[Image.Image]:
-        """Turn codes into pictures; if the drawing leaves too little memory for that, after it."""
+        """Decode while the next batch is sampled; without enough memory for both, after it."""
         try:
             return self.pictures(codes)
         except torch.OutOfMemoryError:
-            pass  # only below, the tensors that the exception holds are gone
-        with self._drawing:
+            pass  # retried below, where the exception no longer keeps tensors alive
+        with self._drawing:  # waits until the sampling of the current batch is finished
             torch.cuda.empty_cache()
             return self.pictures(codes)
 
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
-        """Draw `requests`; the same prompt and seed is drawn once."""
-        asked = unique(requests)
-        return as_samples(requests, asked, self.images(*zip(*asked, strict=True)))
+        """Generate the pictures of `requests`; equal prompts with equal seeds are sampled once."""
+        pairs = unique(requests)
+        return pair_with_images(requests, pairs, self.images(*zip(*pairs, strict=True)))
 
 
 @cache
 def picture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream on which codes become pictures: one, as each keeps the memory that it once used."""
+    """Return the CUDA stream for decoding pictures.
+
+    There is one per device, because PyTorch's allocator keeps a separate memory pool for every stream.
+    """
     return torch.cuda.Stream(device)
 
 
@@ -207,7 +227,7 @@ def _file(request: Request, run_dir: Path) -> Path:
 
 
 def have_files(requests: Sequence[Request], run_dir: Path) -> bool:
-    """Tell whether every picture lies in `run_dir/images`; a damaged one does not count."""
+    """Return True if `run_dir`/images contains an intact PNG file for every request."""
     return all(is_whole_png(_file(request, run_dir)) for request in requests)
 
 
@@ -219,16 +239,23 @@ def generate_files(
     provenance: Mapping[str, str],
     progress: Progress | None = None,
 ) -> Iterator[list[Sample]]:
-    """Yield the samples of every batch, from `run_dir/images` if all lie there, else made now.
+    """Yield the samples of every batch: loaded from `run_dir`/images if all are there, otherwise generated.
+
+    A batch with a missing picture is generated completely, so that a resumed run uses the same batches as an
+    uninterrupted one and gives bit-identical pictures.
 
     Args:
-        generator: may be None where `have_files` of all batches.
+        batches: requests, in the batches in which they are sampled.
+        generator: may be None if `have_files` is true for all batches.
+        run_dir: the run's folder.
+        provenance: text chunks for the PNG files.
+        progress: called with the number of pictures that are done since the last call.
     """
     missing = [batch for batch in batches if not have_files(batch, run_dir)]
     batch_of = iter(missing)
 
-    def save(asked: Sequence[Ask], pictures: list[Image.Image]) -> list[Sample]:
-        samples = as_samples(next(batch_of), asked, pictures)
+    def save(pairs: Sequence[PromptAndSeed], pictures: list[Image.Image]) -> list[Sample]:
+        samples = pair_with_images(next(batch_of), pairs, pictures)
         return [save_sample(sample, run_dir, provenance=provenance) for sample in samples]
 
     assert generator is not None or not missing

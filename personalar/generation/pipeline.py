@@ -1,6 +1,7 @@
-"""A base and a learned concept as something that draws, for `personalar.sample` and `personalar.load`.
+"""Sample from a base with a learned concept: the code behind `personalar.sample` and `personalar.load`.
 
-Both give the same picture for the same prompt, seed and size, and the same sentence for the same mistake.
+The command and the Python API give the same picture for the same prompt, seed and size, and the same error
+message for the same mistake.
 """
 
 from __future__ import annotations
@@ -31,62 +32,67 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from personalar.generation.generator import Generator
-    from personalar.generation.requests import Ask
+    from personalar.generation.requests import PromptAndSeed
     from personalar.models.base import Backend
 
 ELSEWHERE = {
     "concept": "it is the first argument",
-    "prompts": "give them to images()",
-    "prompts_file": "give its lines to images()",
-    "like": "it is for the command",
-    "seeds": "give them to images()",
-    "size": "give it to images()",
+    "prompts": "pass them to images()",
+    "prompts_file": "pass its lines to images()",
+    "like": "it is available in the command only",
+    "seeds": "pass them to images()",
+    "size": "pass it to images()",
     "out": "save the pictures that images() returns",
 }
-"""Settings of `personalar.sample` that `load` does not take, and what to use instead."""
+"""Settings of `personalar.sample` that `load` does not accept, and what to use instead."""
 
 
 def concept_folder(where: str) -> Path:
-    """Return the concept folder that `where` is, or that the run folder `where` holds.
+    """Return the concept folder for `where`, which is a concept folder or the folder of a finished run.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: neither contains a concept.
     """
     folder = Path(where).expanduser()
     for candidate in (folder, folder / "concept"):
         if (candidate / "concept.json").is_file():
             return candidate
     raise FileNotFoundError(
-        f"concept={where} holds no concept.json: give a concept folder, or the folder of a finished run"
+        f"concept={where} contains no concept.json: give a concept folder, or the folder of a finished run"
     )
 
 
 def check_words(prompts: list[str], names: list[str]) -> list[str]:
-    """Return notes about prompts that do not name the subject.
+    """Return a note for every prompt that contains none of the learned tokens `names`.
 
     Raises:
-        ValueError: when there is no prompt, or one that is empty or not text.
+        ValueError: there is no prompt, or one is empty or cannot be encoded.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
-            f"prompts={prompts} must hold at least one prompt, such as 'a photo of {SUBJECT_TOKEN} cat'"
+            f"prompts={prompts}: give at least one prompt and no empty one, such as "
+            f"'a photo of {SUBJECT_TOKEN} cat'"
         )
+    notes = []
     for prompt in prompts:
         check_text(prompt, "prompts")
-    silent = [prompt for prompt in prompts if not any(name in prompt for name in names)]
-    return [
-        f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun"
-        for prompt in silent
-    ]
+        if not any(name in prompt for name in names):
+            notes.append(f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun")
+    return notes
 
 
 def size_of(config: SampleConfig, layout: ProtocolConfig | Backend) -> Size:
-    """Return the size of the pictures; see `read_size`, which refuses what the base does not know."""
+    """Return the (width, height) of the pictures; raise ValueError if the base does not support it."""
     return layout.square if config.size is None else read_size(config.size, layout.sizes)
 
 
 def open_generator(config: SampleConfig, folder: Path) -> Generator:
-    """Return what draws the concept's pictures."""
+    """Load the base and the concept in `folder`, and return a generator.
+
+    Raises:
+        FileNotFoundError: a file of the base or the concept is missing.
+        ValueError: a file is damaged, or the concept was learned on another base.
+    """
     import torch
 
     from personalar.concepts.concept import Concept
@@ -95,7 +101,7 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
     from personalar.generation.generator import Generator
 
     concept, files = Concept.load(folder), obtain_model(config.model, say=print)
-    size_of(config, files.layout)  # before the weights are read
+    size_of(config, files.layout)  # report a wrong size before gigabytes of weights are read
     if config.trainer.torch_device == "cpu":
         check_memory(sum(file.stat().st_size for file in files.weights()))
     concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
@@ -114,19 +120,20 @@ def open_generator(config: SampleConfig, folder: Path) -> Generator:
 
 
 def prepare_generator(config: SampleConfig, folder: Path) -> Generator:
-    """Return what `open_generator` does, after making this process ready for it."""
+    """Set the number of threads, check the free memory, and return `open_generator(config, folder)`."""
     from personalar.core.process import check_memory, prepare_torch
 
-    check_memory()  # before torch is loaded
+    check_memory()  # before torch is imported, which itself needs memory
     prepare_torch(config.trainer.threads)
     return open_generator(config, folder)
 
 
-def asked_for(config: SampleConfig) -> SampleConfig:
-    """Return `config` with every prompt in it: those of `prompts_file`, or the prompt of the picture `like`.
+def resolve_prompts(config: SampleConfig) -> SampleConfig:
+    """Return `config` with all prompts in `prompts`: also those of `prompts_file` or of the picture `like`.
 
     Raises:
-        ValueError, FileNotFoundError: a prompt is a file's name, or a file cannot be read.
+        FileNotFoundError: a file is missing.
+        ValueError: a file cannot be used, or a prompt is the path of a file.
     """
     from personalar.generation.provenance import like
 
@@ -135,20 +142,27 @@ def asked_for(config: SampleConfig) -> SampleConfig:
         return like(config, Path(config.like).expanduser(), concept=short_hash(record))
     prompts = list(config.prompts)
     for prompt in prompts:
+        # is_file() raises an error for a null byte and for text longer than a path may be.
         if len(prompt) < 4096 and "\0" not in prompt and Path(prompt).is_file():
-            raise ValueError(f"prompts holds {prompt!r}, which is a file: write prompts_file={prompt}")
+            raise ValueError(f"prompts contains {prompt!r}, which is a file: write prompts_file={prompt}")
     if config.prompts_file is not None:
         prompts += read_prompts(Path(config.prompts_file).expanduser())
     return replace(config, prompts=list(dict.fromkeys(map(normalized, prompts))))
 
 
 def short_hash(record: bytes) -> str:
-    """Return the hash of a concept.json that PNG files carry."""
+    """Return the hash of a concept.json as PNG files contain it: 12 hex digits."""
     return hashlib.sha256(record).hexdigest()[:12]
 
 
 def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, bool]:
-    """Return where a picture goes, and whether the very picture is there already; nothing is replaced."""
+    """Return a path for a picture that overwrites no other, and whether it already contains this picture.
+
+    Args:
+        folder: target folder.
+        name: preferred file name; a number is appended if another picture has it.
+        facts: the text chunks of the PNG; equal ones mean the same picture.
+    """
     from personalar.core.png import read_png_metadata
 
     for number in itertools.count(1):
@@ -162,16 +176,16 @@ def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, 
 
 
 def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
-    """Sample every prompt with every seed and write the PNG files; return their paths.
+    """Sample every prompt with every seed, write PNG files, and return their paths.
 
-    A picture that is there already, by what its metadata say, is not drawn again.
+    A picture that exists already (same metadata) is not sampled again.
     """
     from personalar.core.console import Reporter
     from personalar.core.files import sync_files
     from personalar.core.own_files import delete_abandoned
     from personalar.core.png import sample_filename, save_png
-    from personalar.generation.batching import even
-    from personalar.generation.provenance import how_drawn
+    from personalar.generation.batching import even_batch_size
+    from personalar.generation.provenance import drawing_settings
     from personalar.generation.requests import check_prompts
 
     delete_abandoned(Path(config.out))
@@ -181,7 +195,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     size = size_of(config, generator.backend)
     check_prompts(generator, config.prompts, size=size)
     concept = json.loads(record)
-    how = how_drawn(
+    how = drawing_settings(
         config.decoder.settings,
         dtype=config.model.dtype,
         attention=config.trainer.attention,
@@ -189,52 +203,54 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     )
     base = f"{config.model.name} {concept['base']['fingerprint'][:12]}"
     shared = {"size": written(size), "base": base, "concept": digest, **how}
-    plan: dict[Ask, tuple[Path, bool]] = {}
-    for ask in dict.fromkeys((prompt, seed) for prompt in config.prompts for seed in config.seeds):
-        name = sample_filename(concept["subject"]["name"], *ask, facts=shared)
-        plan[ask] = free_path(Path(config.out), name, {"prompt": ask[0], "seed": str(ask[1]), **shared})
-    wanted = [ask for ask, (_, there) in plan.items() if not there]
-    at_once = even(len(wanted), generator.fitting_batch(config.prompts, size=size))
-    batches = [wanted[start : start + at_once] for start in range(0, len(wanted), max(1, at_once))]
+    paths: dict[PromptAndSeed, tuple[Path, bool]] = {}
+    for pair in dict.fromkeys(itertools.product(config.prompts, config.seeds)):
+        name = sample_filename(concept["subject"]["name"], *pair, facts=shared)
+        paths[pair] = free_path(Path(config.out), name, {"prompt": pair[0], "seed": str(pair[1]), **shared})
+    missing = [pair for pair, (_, exists) in paths.items() if not exists]
+    at_once = even_batch_size(len(missing), generator.fitting_batch(config.prompts, size=size))
+    batches = [missing[start : start + at_once] for start in range(0, len(missing), max(1, at_once))]
 
-    def save(asked: Sequence[Ask], pictures: list[Image]) -> None:
+    def save(asked: Sequence[PromptAndSeed], pictures: list[Image]) -> None:
         for (prompt, seed), image in zip(asked, pictures, strict=True):
-            save_png(image, plan[prompt, seed][0], {"prompt": prompt, "seed": str(seed), **shared})
+            save_png(image, paths[prompt, seed][0], {"prompt": prompt, "seed": str(seed), **shared})
 
     reporter = Reporter()
-    with reporter.phase("pictures", len(wanted), "images") as advance:
+    with reporter.phase("pictures", len(missing), "images") as advance:
         list(generator.stream(batches, save, advance, size=size))
     sync_files()
-    for path, there in plan.values():
-        reporter.say(f"{path} (was there already)" if there else str(path))
-    return [path for path, _ in plan.values()]
+    for path, exists in paths.values():
+        reporter.say(f"{path} (already there)" if exists else str(path))
+    return [path for path, _ in paths.values()]
 
 
 class Pipeline:
-    """A base model that knows a learned subject; it stays in memory as long as this lives."""
+    """A base model with a learned concept, kept in memory for many prompts."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int], *, size: str | None = None) -> list[Image]:
-        """Return one picture for each prompt and its seed; as many of both.
+        """Generate one RGB picture per pair of prompt and seed.
 
         Args:
-            size: width x height in pixels, one of the base's sizes ("608x416"); None: its square.
+            prompts: write [V] before the class, such as "a photo of [V] dog".
+            seeds: as many as prompts; the same prompt and seed give the same picture.
+            size: "WIDTHxHEIGHT" in pixels, one of the base's sizes, such as "608x416"; None means its square.
 
         Raises:
-            ValueError: when a prompt or a seed is missing, empty, too long or out of range, or the base does
-                not know the size.
+            ValueError: the numbers of prompts and seeds differ, a prompt is empty or too long, a seed is out
+                of range, or the base does not support the size.
         """
         if isinstance(prompts, str) or isinstance(seeds, int):
             raise ValueError(
-                f"prompts={prompts!r} with seeds={seeds!r}: give lists, as images(['a cat'], [0])"
+                f"prompts={prompts!r}, seeds={seeds!r}: both must be lists, as in images(['a cat'], [0])"
             )
         wanted, numbers = list(map(normalized, prompts)), [operator.index(seed) for seed in seeds]
         if len(wanted) != len(numbers):
             raise ValueError(
-                f"{len(wanted)} prompts and {len(numbers)} seeds: give one seed for each prompt; for several "
-                "seeds repeat the prompt, as images([prompt] * 4, range(4))"
+                f"got {len(wanted)} prompts and {len(numbers)} seeds: give one seed per prompt; for several "
+                "seeds repeat the prompt, as in images([prompt] * 4, range(4))"
             )
         from personalar.generation.requests import check_prompts
 
@@ -247,7 +263,7 @@ class Pipeline:
 
 
 def load(concept: str | PathLike[str], settings: Sequence[str]) -> Pipeline:
-    """Return the subject of a concept or run folder; see `personalar.load`."""
+    """Load the concept of a concept or run folder; see `personalar.load`."""
     config = sample_settings(fspath(concept), settings)
     return Pipeline(prepare_generator(config, concept_folder(config.concept)))
 
@@ -255,27 +271,28 @@ def load(concept: str | PathLike[str], settings: Sequence[str]) -> Pipeline:
 def sample_files(
     concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
 ) -> list[Path]:
-    """Draw every prompt with every seed into files; see `personalar.sample`."""
+    """Sample every prompt with every seed to PNG files; see `personalar.sample`."""
     folder = fspath(concept)
     cfg = composed("sample", add_base(settings, folder))
     cfg.concept, cfg.prompts, cfg.seeds = folder, list(prompts), list(seeds)
-    config = asked_for(read_config(cfg))
+    config = resolve_prompts(read_config(cfg))
     check_words(config.prompts, [SUBJECT_TOKEN])
     return write_samples(config, concept_folder(folder))
 
 
 def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
-    """Return what `personalar.sample` would run with.
+    """Return the settings of `personalar.sample` for `load`, from overrides "key=value".
 
     Raises:
-        ValueError: for an unknown setting or a wrong value, with what is allowed.
+        ValueError: a setting is unknown, has an invalid value, or cannot be used with `load`.
     """
     for setting in settings:
         key = setting.lstrip("+").partition("=")[0]
         if "=" not in setting or setting.startswith(("-", "~")):
-            raise ValueError(f"{setting!r} is not a setting: write key=value, as 'decoder=jacobi'")
+            raise ValueError(f"{setting!r} is not a setting: write key=value, such as 'decoder=jacobi'")
         if key in ELSEWHERE:
-            raise ValueError(f"load takes no {key}=: {ELSEWHERE[key]}")
+            raise ValueError(f"load does not accept {key}=: {ELSEWHERE[key]}")
     config = composed("sample", add_base(settings, concept))
-    config.concept, config.prompts = concept, []  # set here: no folder's name is too odd for this
+    # Assigned and not passed as an override, because Hydra's grammar would parse special characters in it.
+    config.concept, config.prompts = concept, []
     return read_config(config)

@@ -1,4 +1,4 @@
-"""The facts that determine a picture, kept in its PNG, so that it can be drawn again from them."""
+"""Store in a PNG file everything that determines the picture, and read it back to reproduce the picture."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
 
 NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
-"""Text chunks of a PNG without which it cannot be drawn again."""
+"""Text chunks of a PNG that are required to reproduce it."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def how_drawn(decoder: dict[str, Any], *, dtype: str, attention: str, device: str) -> dict[str, str]:
-    """Return the text chunks on how a picture is drawn; where all are equal, so are the pixels."""
+def drawing_settings(decoder: dict[str, Any], *, dtype: str, attention: str, device: str) -> dict[str, str]:
+    """Return PNG text chunks with the settings of the sampling; equal settings give equal pixels.
+
+    Args:
+        decoder: the decoder's class and arguments.
+        dtype: of the weights, such as "bfloat16".
+        attention: "eager" or "sdpa".
+        device: such as "cuda:0"; only its type is stored.
+    """
     return {
         "decoder": json.dumps(decoder, sort_keys=True),
         "dtype": dtype,
@@ -33,33 +40,39 @@ def how_drawn(decoder: dict[str, Any], *, dtype: str, attention: str, device: st
 
 
 def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
-    """Return `config` with the prompt, seed, size and drawing settings of the PNG in `path`.
+    """Return `config` with the prompt, seed, size and sampling settings of a PNG file.
 
-    The file may be a stranger's: only plain values in range and decoders of this package are taken from it.
+    The file may come from a stranger: only plain values within their ranges and this package's decoders are
+    accepted.
 
     Args:
-        concept: hash of the concept that `config` names, as PNG files carry it.
+        config: settings of `personalar.sample`.
+        path: a picture that `personalar.sample` wrote.
+        concept: hash of the concept in `config`; see `pipeline.short_hash`.
 
     Raises:
-        ValueError: facts are missing or strange, or the picture shows another concept.
+        ValueError: a text chunk is missing or invalid, or the picture shows another concept.
     """
     if config.prompts or config.prompts_file:
-        raise ValueError("like= takes the prompt from the picture: leave prompts= and prompts_file= out")
+        raise ValueError("like= uses the prompt of the picture: leave out prompts= and prompts_file=")
     found = read_png_metadata(path)
     missing = [name for name in NEEDED if name not in found]
     if missing or not found["seed"].isdecimal() or len(found["seed"]) > 19:
         raise ValueError(
-            f"like={path} does not say how it was drawn ({', '.join(missing) or 'its seed'} missing): give a "
-            "picture that personalar.sample wrote, or its prompt, seed and settings"
+            f"like={path} does not contain the settings to reproduce it (missing: "
+            f"{', '.join(missing) or 'a valid seed'}): give a picture that personalar.sample wrote, or its "
+            "prompt, seed and settings"
         )
     if found["concept"] != concept:
         raise ValueError(
-            f"like={path} was drawn of another concept ({found['concept']:.40}, and concept= is {concept}): "
-            "give the concept folder that it was drawn of"
+            f"like={path} was sampled from another concept ({found['concept']:.40}; concept= is {concept}): "
+            "give the concept folder that it was sampled from"
         )
     for name, allowed in (("dtype", DTYPES), ("attention", ("eager", "sdpa"))):
         if found[name] not in allowed:
-            raise ValueError(f"like={path} has a strange {name}: {found[name]!r:.40}")
+            raise ValueError(
+                f"like={path} has an invalid {name} {found[name]!r:.40}; allowed: {', '.join(allowed)}"
+            )
     check_seeds([int(found["seed"])])
     return replace(
         config,
@@ -73,19 +86,20 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
 
 
 def _decoder(text: str, path: Path) -> DecoderConfig:
-    """Return the decoder that a PNG names, from plain numbers and the classes of conf/decoder alone."""
+    """Return the decoder settings of a PNG; only numbers and the classes in conf/decoder are accepted."""
     try:
         settings = dict(json.loads(text))
         target = str(settings.pop("_target_"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}") from error
+    # Never instantiate a class that a file names, unless it is one of ours.
     names = group_options(conf_dir(), "decoder")
     ours = {OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")._target_ for name in names}
     limits = {field.name: field.metadata["limits"] for field in fields(DecoderConfig) if field.metadata}
     if target not in ours or not set(settings) <= set(limits):
         raise ValueError(
-            f"like={path} was drawn by a decoder that is not part of personalar ({target!r:.80}): draw it "
-            "with that decoder's settings on the command line"
+            f"like={path} was sampled with a decoder that is not part of personalar ({target!r:.80}): set "
+            "that decoder and its settings on the command line"
         )
     for name, value in settings.items():
         if type(value) not in (int, float):

@@ -1,4 +1,4 @@
-"""Requests for pictures, cut into batches, and prompts, checked before the first picture."""
+"""Requests for pictures and their batches, and checks of prompts before the first picture is sampled."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from personalar.models.base import Backend
 if TYPE_CHECKING:
     from personalar.generation.generator import Generator
 
-Ask = tuple[str, int]
-"""Prompt and seed: with the weights, all that a picture depends on."""
+PromptAndSeed = tuple[str, int]
+"""With the same weights, two pictures with the same prompt and seed are identical."""
 WORD = re.compile(r"\w+(?:[-'’]\w+)*")
-MOST = 12
-"""Unknown words that a note names."""
-LEAST = 64
-"""Tokens of a prompt that no note is about, though its picture passes what some configs declare."""
+MAX_LISTED_WORDS = 12
+"""Unknown words that a note lists."""
+MIN_PROMPT_TOKENS = 64
+"""No note for shorter prompts: some bases declare a context that is barely longer than one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One image to make: a `Sample` that does not exist yet."""
+    """One image to generate; with the picture it becomes a `Sample`."""
 
     stage: str
     prompt: str
@@ -49,7 +49,17 @@ def requests_for(
     description: str | None,
     class_name: bool = True,
 ) -> list[Request]:
-    """Return every image that `stage` is judged by; descriptions are for the base, which has no [V]."""
+    """Return requests for all images that a stage is evaluated on.
+
+    Args:
+        stage: name of the stage; "base" is the model before training, which has no [V].
+        specs: prompts with "{}" for the subject.
+        seeds: every prompt is sampled with every seed.
+        kinds: kinds of samples; "description" is used for the base only.
+        noun: the class of the subject.
+        description: words that describe the subject, or None.
+        class_name: whether the class follows [V].
+    """
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
     found = []
     for kind, seed, spec in product(wanted, seeds, specs):
@@ -66,87 +76,100 @@ def requests_for(
 
 
 def pick_grid_prompts(specs: Sequence[PromptSpec], count: int) -> list[PromptSpec]:
-    """Pick `count` prompts for a picture, taking turns between the categories."""
+    """Choose `count` prompts for the grid of samples, in turn from each category."""
     by_category: dict[str, list[PromptSpec]] = {}
     for spec in specs:
         by_category.setdefault(spec.category, []).append(spec)
-    turns = [spec for turn in zip_longest(*by_category.values()) for spec in turn if spec is not None]
-    return turns[:count]
+    chosen = []
+    for turn in zip_longest(*by_category.values()):
+        chosen += [spec for spec in turn if spec is not None]
+    return chosen[:count]
 
 
-def unique(requests: Sequence[Request]) -> list[Ask]:
-    """Return what is to be drawn for `requests`: every prompt and seed once."""
+def unique(requests: Sequence[Request]) -> list[PromptAndSeed]:
+    """Return the pairs of prompt and seed in `requests`, each once, in order."""
     return list(dict.fromkeys((request.prompt, request.seed) for request in requests))
 
 
-def as_samples(
-    requests: Sequence[Request], asked: Sequence[Ask], pictures: Sequence[Image.Image]
+def pair_with_images(
+    requests: Sequence[Request], pairs: Sequence[PromptAndSeed], pictures: Sequence[Image.Image]
 ) -> list[Sample]:
-    """Hand the pictures of `asked` to the requests that asked for them."""
-    made = dict(zip(asked, pictures, strict=True))
+    """Return one sample per request, with the picture of its prompt and seed.
+
+    Args:
+        requests: the requests.
+        pairs: prompts and seeds of the pictures, from `unique(requests)`.
+        pictures: one per pair.
+    """
+    made = dict(zip(pairs, pictures, strict=True))
     return [Sample(**vars(request), image=made[request.prompt, request.seed]) for request in requests]
 
 
 def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
-    """Cut `requests` into batches of `size`, those of `first` in a batch of their own before all.
+    """Split `requests` into batches of `size`; those of `first` form a batch of their own at the beginning.
 
-    The cut does not depend on what exists already: a resumed run decodes the same batches.
+    The batches do not depend on the pictures that exist already, so a resumed run samples the same batches.
     """
     head = list(first)
     rest = [request for request in requests if request not in head]
-    rest.sort(key=lambda request: (request.seed, request.prompt))  # equal prompts of two kinds side by side
+    # Requests of two kinds can have the same prompt and seed; in one batch they are sampled once.
+    rest.sort(key=lambda request: (request.seed, request.prompt))
     return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def length_note(
     backend: Backend, prompts: Sequence[str], ids: Sequence[Sequence[int]], size: Size | None = None
 ) -> str | None:
-    """Return a sentence if pictures end beyond the positions that the base declares, else None.
+    """Return a note if a prompt and its image are longer than the context that the base declares, else None.
 
-    They are drawn, as by the authors' code: rotary positions have no end.
+    They are sampled all the same, as in the authors' code: rotary embeddings have no maximum position.
 
     Args:
-        prompts, ids: what `encode_prompts` took and returned.
-        size: of the pictures; None: the base's square.
+        backend: the base.
+        prompts: the prompts as text.
+        ids: the same prompts as token ids, from `encode_prompts`.
+        size: (width, height) of the pictures; None means the base's square.
     """
     answer = len(backend.grammar(*backend.code_shape(size)))
-    safe = max(LEAST, backend.max_tokens - answer)
+    safe = max(MIN_PROMPT_TOKENS, backend.max_tokens - answer)
     long = [(prompt, len(some)) for prompt, some in zip(prompts, ids, strict=True) if len(some) > safe]
     if not long:
         return None
     prompt, length = max(long, key=lambda pair: pair[1])
-    others = f" ({len(long)} prompts are longer than {safe})" if len(long) > 1 else ""
+    others = f" ({len(long)} prompts are longer than {safe} tokens)" if len(long) > 1 else ""
     return (
-        f"the prompt {shortened(prompt)!r} has {length} tokens with its wrapping and its picture {answer}, "
-        f"more than the {backend.max_tokens} that this base declares: the end of the picture may be "
-        f"worse; a prompt of at most {safe} avoids that{others}"
+        f"the prompt {shortened(prompt)!r} has {length} tokens including its template, and the picture "
+        f"{answer}: together more than the {backend.max_tokens} that this base declares, so the end of the "
+        f"picture may be worse; shorten the prompt to {safe} tokens{others}"
     )
 
 
 def shortened(prompt: str) -> str:
-    """Return the beginning of a prompt, for a message."""
+    """Return the first 60 characters of a prompt, for a message."""
     return prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
 
 
 def encode_prompts(
     backend: Backend, prompts: Sequence[str], tokens: Mapping[str, int] | None, *, size: Size | None = None
 ) -> list[list[int]]:
-    """Return the ids of every prompt, which say the picture's size as they do in training.
+    """Tokenize prompts for sampling, with the base's template, which contains the image size.
 
     Args:
-        tokens: names that are tokens of their own.
-        size: one of the base's sizes; None: its square.
+        backend: the base.
+        prompts: the prompts as text.
+        tokens: name -> id of the learned tokens.
+        size: (width, height), one of the base's sizes; None means its square.
 
     Raises:
-        ValueError: a prompt is longer than the base can read, with both lengths, or is no text.
+        ValueError: a prompt is longer than the base's context.
     """
     allowed = backend.max_tokens
     ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         if len(some) > allowed:
             raise ValueError(
-                f"the prompt {shortened(prompt)!r} has {len(some)} tokens with its wrapping, this base can "
-                f"read {allowed}: shorten it"
+                f"the prompt {shortened(prompt)!r} has {len(some)} tokens including its template, but this "
+                f"base reads at most {allowed}: shorten it"
             )
     return ids
 
@@ -154,25 +177,31 @@ def encode_prompts(
 def unknown_words(
     base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
 ) -> list[str]:
-    """Return the words of `prompts` that the base was not trained on, in order; none if it lists no words.
+    """Return the words in `prompts` that the base was not trained on, in order of appearance.
+
+    The result is empty if the base has no list of known words.
 
     Args:
-        names: tokens of their own, such as [V], which do not count as words.
+        base: a loaded base or its settings.
+        prompts: the prompts as text.
+        names: learned tokens such as [V], which are not counted as words.
     """
     if base.known_words is None:
         return []
     learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
-    words = [word for prompt in prompts for word in WORD.findall(re.sub(learned, " ", prompt))]
-    return [word for word in dict.fromkeys(words) if word not in base.known_words]
+    words: dict[str, None] = {}  # a dict as an ordered set
+    for prompt in prompts:
+        words |= dict.fromkeys(WORD.findall(re.sub(learned, " ", prompt)))
+    return [word for word in words if word not in base.known_words]
 
 
 def words_note(
     base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
 ) -> str | None:
-    """Return a sentence that names the words a base was not trained on; None where there are none."""
+    """Return a note on the words that the base was not trained on, or None; see `unknown_words`."""
     words = unknown_words(base, prompts, names)
-    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
-    return f"this base was not trained on: {', '.join(words[:MOST])}{more}" if words else None
+    more = f" and {len(words) - MAX_LISTED_WORDS} more" if len(words) > MAX_LISTED_WORDS else ""
+    return f"this base was not trained on: {', '.join(words[:MAX_LISTED_WORDS])}{more}" if words else None
 
 
 def check_prompts(
@@ -183,12 +212,17 @@ def check_prompts(
     words: bool = True,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Raise ValueError for a prompt that cannot be drawn, before the first one is.
+    """Check all prompts before the first picture is sampled, and print notes.
 
     Args:
-        size: of the pictures, one of the base's; None: its square.
-        words: note the words that the base was not trained on.
+        generator: the generator that will sample them.
+        prompts: the prompts as text.
+        size: (width, height) of the pictures; None means the base's square.
+        words: whether to note words that the base was not trained on.
         say: called with every note.
+
+    Raises:
+        ValueError: a prompt is too long for the base.
     """
     tokens = generator.identifier.tokens if generator.identifier else {}
     ids = encode_prompts(generator.backend, prompts, tokens, size=size)

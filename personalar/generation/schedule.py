@@ -1,10 +1,10 @@
-"""The place of every token of a batch, known before the first code is drawn.
+"""Lay out a batch for decoding: the cache slot and position of every token, before the first code is drawn.
 
-The layout of an image fixes all its tokens but the codes, so the slots of the cache, their positions and the
-ids between two codes (newlines) are tables. Images advance together, one code a step; a step is as wide as
-its widest image needs, and the others leave the slots before their code empty.
+An image's layout fixes all of its tokens except the codes, so cache slots, positions and the forced ids
+between codes (newlines) are known in advance. All images of a batch advance by one code per step. A step is
+as wide as the image with the most forced ids needs; images with fewer leave slots before their code empty.
 
-Shapes: B images, R rows (B, or 2B with guidance: the unconditional ones come last), L slots.
+Shapes: B images, R rows (B, or 2B with guidance, unconditional rows last), L cache slots.
 """
 
 from __future__ import annotations
@@ -20,57 +20,64 @@ from torch import Tensor
 from personalar.generation.base import GenerationRequest, Identifier
 from personalar.models.base import Backend, Cache
 
-CODE = -1  # in tables of forced ids: a code goes here
+CODE = -1
+"""Marks the place of a code in tables of forced ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """The slots after the first code of one image size, in the steps of a batch."""
+    """The cache slots from the first code on, for one image size."""
 
     ids: list[int]
-    """Forced ids, CODE, or anything where the slot is empty."""
+    """Per slot a forced id or CODE; any number if the slot is empty."""
     offsets: list[int]
-    """Positions counted from the first code; -1: empty."""
+    """Per slot its position, counted from the first code; -1 if the slot is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The tables of one batch."""
+    """The layout of one batch."""
 
     rows: list[list[int]]
-    """Ids of every row up to the first code, R of them."""
+    """Token ids of each of the R rows before the first code."""
     starts: list[int]
-    """First slot of every step, and L; step 0 is the prompt, step k feeds code k - 1 and what follows it."""
+    """First slot of each step, and L at the end. Step 0 feeds the prompt; step k feeds code k - 1 and the
+    forced ids after it."""
     positions: Tensor
-    """(R, L) int64, -1 where a slot is empty."""
+    """(R, L) int64, position of each slot; -1 if the slot is empty."""
     forced: Tensor
-    """(B, L - starts[1]) int64: the ids after the first code."""
+    """(B, L - starts[1]) int64, token ids from the first code on; arbitrary where a code goes."""
     is_code: Tensor
-    """Like `forced`: where the code goes that was drawn last."""
+    """(B, L - starts[1]) bool, True where the code of the previous step goes."""
 
     @property
     def num_steps(self) -> int:
-        """Draws: the codes of the largest image."""
+        """Number of steps, which is the number of codes of the largest image."""
         return len(self.starts) - 1
 
     def width(self, step: int) -> int:
-        """Return how many slots a step feeds."""
+        """Return the number of tokens that a step feeds."""
         return self.starts[step + 1] - self.starts[step]
 
     def new_cache(self, backend: Backend, *, multiple: int = 1) -> Cache:
-        """Return a cache laid out for this batch, of a length that is a multiple of `multiple`."""
+        """Return a KV cache for this batch, with a capacity that is a multiple of `multiple` slots."""
         rows, slots = self.positions.shape
         capacity = -(-slots // multiple) * multiple
         cache = backend.new_cache(capacity=capacity, pad=self.positions.new_zeros(rows))
-        cache.place(self.placed(capacity))
+        cache.place(self.padded_positions(capacity))
         return cache
 
-    def placed(self, capacity: int) -> Tensor:
-        """Return the positions (R, capacity) of a cache that is longer than the batch needs."""
+    def padded_positions(self, capacity: int) -> Tensor:
+        """Return `positions`, padded with empty slots to (R, capacity)."""
         return F.pad(self.positions, (0, capacity - self.positions.shape[1]), value=-1)
 
     def fill(self, step: int, ids: Tensor) -> Tensor:
-        """Return what `step` (from 1) feeds, (B, T), for the ids (B,) that were drawn before it."""
+        """Return the token ids (B, T) that `step` feeds, from step 1 on.
+
+        Args:
+            step: number of the step.
+            ids: token ids (B,) of the codes that the previous step drew.
+        """
         if self.width(step) == 1:
             return ids[:, None]
         window = slice(self.starts[step] - self.starts[1], self.starts[step + 1] - self.starts[1])
@@ -78,9 +85,13 @@ class Schedule:
 
 
 def image_schedule(grammar: Sequence[int | None]) -> tuple[list[int], list[list[int]]]:
-    """Split a grammar into the forced ids before the first code, and those after each code.
+    """Split an image's grammar into the forced ids before the first code, and those after each code.
 
-    For one row of two codes: [BOI, H, W, None, None, NEWLINE, EOI] is ([BOI, H, W], [[], [NEWLINE, EOI]]).
+    Example of one row of two codes: [BOI, H, W, None, None, NEWLINE, EOI] gives
+    ([BOI, H, W], [[], [NEWLINE, EOI]]).
+
+    Args:
+        grammar: token ids of an image in order, None for a code.
     """
     grammar = list(grammar)
     first = grammar.index(None)
@@ -94,7 +105,7 @@ def image_schedule(grammar: Sequence[int | None]) -> tuple[list[int], list[list[
 
 
 def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Schedule:
-    """Lay out a batch; with `guided`, every image has a second row without its prompt."""
+    """Lay out a batch; with `guided`, every image gets a second row with the unconditional prompt."""
     layouts = {grid: image_schedule(backend.grammar(*grid)) for grid in dict.fromkeys(request.grids)}
     prefixes = [layouts[grid][0] for grid in request.grids]
     rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
@@ -108,7 +119,8 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
     longest = max(map(len, rows))
     offsets = torch.tensor([tail.offsets for tail in own], device=device)  # (B, L - longest)
     repeated = torch.cat((offsets, offsets)) if guided else offsets
-    head = torch.arange(longest, device=device) - (longest - lengths)  # negative where left-padded
+    # Prompts are left-padded to one length, so that all first codes share a slot; padding is negative here.
+    head = torch.arange(longest, device=device) - (longest - lengths)
     return Schedule(
         rows=rows,
         starts=list(accumulate([longest, *widths], initial=0)),
@@ -119,15 +131,18 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
 
 
 def num_codes(backend: Backend) -> int:
-    """Return K, the image codes that the head knows."""
+    """Return K, the number of image codes; found by running the output head on one embedding."""
     code = torch.full((1, 1), backend.code_offset, device=backend.device)
     return backend.image_logits(backend.embed(code)).shape[-1]
 
 
 def _step_widths(layouts: list[list[list[int]]]) -> list[int]:
-    """Return the tokens that each step after the prompt feeds: what the widest image needs."""
-    steps = range(1, max(map(len, layouts)))
-    return [max(1 + len(layout[k - 1]) for layout in layouts if k < len(layout)) for k in steps]
+    """Return the width of each step after the prompt: a code and the most forced ids of any image."""
+    widths = []
+    for step in range(1, max(map(len, layouts))):
+        forced = [len(layout[step - 1]) for layout in layouts if step < len(layout)]
+        widths.append(1 + max(forced))
+    return widths
 
 
 def _tail(followers: list[list[int]], widths: list[int]) -> Tail:
@@ -150,20 +165,30 @@ def prefill(
     identifier: Identifier | None,
     more: Tensor | None = None,
 ) -> Tensor:
-    """Run `rows`, left-padded to one length, and `more` ids (R, T') into `cache`; return (R, T + T', D).
+    """Run the prompts through the network and fill the cache.
 
-    Equal rows are run once: all unconditional ones, and the images of one prompt.
-    The identifier acts here only: codes are never identifiers.
+    Equal rows are computed once: all unconditional rows, and images that share a prompt.
+
+    Args:
+        backend: the base model.
+        rows: token ids of R rows; they are left-padded to the longest, T.
+        cache: KV cache of R rows.
+        identifier: learned embeddings. They occur in prompts only, never among codes.
+        more: further token ids (R, T') after the prompts, or None.
+
+    Returns:
+        Hidden states (R, T + T', D).
     """
     longest = max(map(len, rows))
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
     ids = ids if more is None else torch.cat((ids, more), dim=1)
-    first = [i for i, row in enumerate(rows) if more is not None or row not in rows[:i]]  # where a row is new
+    # Indices of rows that are computed: the first of each group of equal rows.
+    first = [i for i, row in enumerate(rows) if more is not None or row not in rows[:i]]
     ids = ids[first]
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)
     if len(first) == len(rows):
         return backend.forward(embeds, cache=cache)
-    twins = torch.tensor([first.index(rows.index(row)) for row in rows], device=backend.device)
-    return backend.forward(embeds, cache=cache.shared(first, twins))[twins]
+    source_rows = torch.tensor([first.index(rows.index(row)) for row in rows], device=backend.device)
+    return backend.forward(embeds, cache=cache.shared(first, source_rows))[source_rows]

@@ -1,6 +1,7 @@
-"""Bootstrap intervals of means, and tests whether one run beats another on the same pictures.
+"""Bootstrap confidence intervals of means, and tests of paired differences between two runs.
 
-Values come in groups (a subject's pictures). A draw takes groups with replacement, then values within each.
+Values come in groups: the pictures of a subject. A bootstrap sample draws groups with replacement, and then
+values within each group with replacement (hierarchical bootstrap).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000
+"""Bootstrap samples."""
 Groups = Sequence[Sequence[float]]
+"""Values by group, such as the scores of each subject's pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A mean difference with its 95 % interval and the two-sided bootstrap p-value."""
+    """A mean paired difference, its 95 % confidence interval and the two-sided bootstrap p-value."""
 
     mean: float
     low: float
@@ -25,13 +28,13 @@ class Difference:
 
 
 def group_mean(groups: Groups) -> float | None:
-    """Return the mean of the groups' means; None without values."""
+    """Return the mean of the groups' means, so that each group has the same weight; None without values."""
     means = [sum(group) / len(group) for group in groups if group]
     return sum(means) / len(means) if means else None
 
 
 def resample(groups: Groups) -> np.ndarray:
-    """Return (DRAWS,): the mean of the groups' means in each bootstrap draw.
+    """Return the mean of the groups' means in each bootstrap sample, shape (DRAWS,).
 
     Raises:
         ValueError: there is no value at all.
@@ -39,7 +42,8 @@ def resample(groups: Groups) -> np.ndarray:
     filled = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
     if not filled:
         raise ValueError("a bootstrap needs at least one value; got none")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # a fixed seed: the same scores always give the same interval
+    # Groups of different sizes as rows of one padded table, so that all samples are drawn at once.
     table = np.zeros((len(filled), max(map(len, filled))))
     for row, group in enumerate(filled):
         table[row, : len(group)] = group
@@ -48,13 +52,13 @@ def resample(groups: Groups) -> np.ndarray:
     for _ in filled:
         rows = rng.integers(0, len(filled), DRAWS)
         columns = (rng.random((DRAWS, table.shape[1])) * sizes[rows, None]).astype(int)
-        used = np.arange(table.shape[1]) < sizes[rows, None]  # as many values as the group holds
+        used = np.arange(table.shape[1]) < sizes[rows, None]  # draw as many values as the group has
         total += (table[rows[:, None], columns] * used).sum(axis=1) / sizes[rows]
     return total / len(filled)
 
 
 def interval(groups: Groups) -> tuple[float, float] | None:
-    """Return the 95 % interval (low, high) of the mean; None for fewer than two values."""
+    """Return the 95 % confidence interval (low, high) of the mean; None for fewer than two values."""
     if sum(map(len, groups)) < 2:
         return None
     low, high = np.quantile(resample(groups), [0.025, 0.975])
@@ -62,10 +66,10 @@ def interval(groups: Groups) -> tuple[float, float] | None:
 
 
 def difference(pairs: Groups) -> Difference | None:
-    """Return how far the paired differences lie from zero; None for fewer than two pairs.
+    """Test whether the mean of paired differences is zero; None for fewer than two pairs.
 
     Args:
-        pairs: by group, the difference of the two runs on one prompt and seed.
+        pairs: by group, the differences between two runs on the same prompt and seed.
     """
     if sum(map(len, pairs)) < 2:
         return None
@@ -74,5 +78,6 @@ def difference(pairs: Groups) -> Difference | None:
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     mean = group_mean(pairs)
     assert mean is not None
+    # Adding 1 keeps p above 0, which a finite number of samples cannot show.
     p = min(1.0, 2 * (float(beyond) + 1) / (len(means) + 1))
     return Difference(mean=mean, low=float(low), high=float(high), p=p)

@@ -1,4 +1,4 @@
-"""Line and scatter charts as inline SVG: no plotting library, no script, sharp, coloured by the page."""
+"""Line and scatter charts as inline SVG, styled by the page's CSS; no plotting library and no script."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Scale = Callable[[float], float]
 WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 42
 LETTER = (6.6, 12.5)
-"""About the width and the height of a letter of a label."""
+"""Approximate width and height of a letter in a label, in SVG units."""
 
 
 def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
-    """Return round numbers (1, 2 or 5 times a power of ten apart) that cover `low` to `high`."""
+    """Return about `count` ticks that cover [low, high], at distances of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9)
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -28,7 +28,12 @@ def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
 
 
 def smooth(points: Sequence[Point], *, share: float = 0.06) -> list[Point]:
-    """Return the exponential mean, unbiased at the start, with a memory of `share` of the points."""
+    """Return the exponential moving average with bias correction.
+
+    Args:
+        points: (x, y), sorted by x.
+        share: length of the memory as a fraction of the points.
+    """
     memory = 1 - 1 / max(1.0, share * len(points))
     total = weight = 0.0
     result = []
@@ -39,7 +44,7 @@ def smooth(points: Sequence[Point], *, share: float = 0.06) -> list[Point]:
 
 
 def thin(points: Sequence[Point], *, most: int = 300) -> list[Point]:
-    """Return at most about `most` points, evenly chosen, always with the last one."""
+    """Return at most about `most` evenly spaced points, including the last one."""
     stride = max(1, math.ceil(len(points) / most))
     chosen = list(points[::stride])
     return chosen if chosen and chosen[-1] == points[-1] else [*chosen, points[-1]]
@@ -52,7 +57,7 @@ def _label(value: float) -> str:
 def _axes(
     x_ticks: Sequence[float], y_ticks: Sequence[float], x_of: Scale, y_of: Scale, x_title: str
 ) -> list[str]:
-    """Return grid lines and numbers."""
+    """Return SVG elements of grid lines, tick labels and the title of the x axis."""
     parts = []
     for tick in y_ticks:
         y = y_of(tick)
@@ -68,14 +73,15 @@ def _axes(
 
 
 def _scales(x: tuple[float, float], y: tuple[float, float]) -> tuple[Scale, Scale]:
-    """Return the places in the chart of values in the ranges `x` and `y`."""
+    """Return functions that map values in the ranges `x` and `y` to SVG coordinates."""
 
     def x_of(value: float) -> float:
         return LEFT + (value - x[0]) / (x[1] - x[0]) * (WIDTH - LEFT - RIGHT)
 
     def y_of(value: float) -> float:
-        shown = min(max(value, y[0]), y[1])
-        return HEIGHT - BOTTOM - (shown - y[0]) / (y[1] - y[0]) * (HEIGHT - TOP - BOTTOM)
+        clipped = min(max(value, y[0]), y[1])
+        # SVG's y axis points down.
+        return HEIGHT - BOTTOM - (clipped - y[0]) / (y[1] - y[0]) * (HEIGHT - TOP - BOTTOM)
 
     return x_of, y_of
 
@@ -91,14 +97,16 @@ def _polyline(points: Sequence[Point], x_of: Scale, y_of: Scale, name: str) -> s
 
 
 def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") -> str:
-    """Return an `<svg>` with the raw values, faint, and their running mean.
+    """Return an `<svg>` with the raw values in a faint colour and their moving average.
 
     Args:
-        points: at least one (x, y), sorted by x, finite.
-        title: read out by screen readers.
+        points: at least one (x, y), finite and sorted by x.
+        title: text for screen readers.
+        x_title: title of the x axis.
     """
     mean = smooth(points)
-    # The first steps may be far off: clip the view to what the running mean shows, plus some of the noise.
+    # Outliers, such as the loss of the first steps, would flatten the chart: the range covers the moving
+    # average and the central 96 % of the values.
     ordered = sorted(y for _, y in points)
     low = min(min(y for _, y in mean), ordered[len(ordered) // 50])
     high = max(max(y for _, y in mean), ordered[-1 - len(ordered) // 50])
@@ -112,19 +120,27 @@ def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") ->
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One labelled point of a scatter chart, with its intervals where they are known."""
+    """One labelled point of a scatter chart."""
 
     label: str
     x: float
     y: float
     x_range: Point | None = None
+    """Confidence interval in x; None if unknown."""
     y_range: Point | None = None
+    """Confidence interval in y; None if unknown."""
     best: bool = False
-    """On the Pareto front: no other is better in both."""
+    """True if the point is on the Pareto front."""
 
 
 def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
-    """Return an `<svg>` of at least one labelled point with intervals; a line joins the front."""
+    """Return an `<svg>` with labelled points and their intervals; a line connects the Pareto front.
+
+    Args:
+        marks: at least one point.
+        x_title: title of the x axis.
+        y_title: title of the y axis.
+    """
     spans = (
         [mark.x_range or (mark.x, mark.x) for mark in marks],
         [mark.y_range or (mark.y, mark.y) for mark in marks],
@@ -151,7 +167,7 @@ def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
         marks, points, place_labels([mark.label for mark in marks], points), strict=True
     ):
         middle = base - LETTER[1] / 3
-        if abs(middle - y) > LETTER[1]:  # too far from its point to be read as its own
+        if abs(middle - y) > LETTER[1]:  # a label far from its point is connected to it by a line
             end = left if left > x else left + LETTER[0] * len(mark.label)
             line = f'x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"'
             parts.append(f'<line class="whisker" {line}/>')
@@ -160,17 +176,30 @@ def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
 
 
 def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:
-    """Return where each label begins (left end, baseline), as near to its point as no other is in the way."""
+    """Return the left end and baseline of each label: close to its point, without overlapping another label.
+
+    Args:
+        labels: texts.
+        points: SVG coordinates of their points.
+    """
     taken: list[tuple[float, float, float]] = []
     places = []
     for label, (x, y) in zip(labels, points, strict=True):
         width = LETTER[0] * len(label)
         left = x + 10 if x < WIDTH * 0.62 else x - 10 - width
-        steps = (step * sign for step in range(2 * len(labels) + 1) for sign in (1, -1))
-        spots = (y + LETTER[1] / 3 + LETTER[1] * step for step in steps)
         beside = [line for start, end, line in taken if left < end and start < left + width]
-        free = (spot for spot in spots if all(abs(spot - line) >= LETTER[1] for line in beside))
-        base = next((spot for spot in free if LETTER[1] < spot < HEIGHT - BOTTOM), y)
+        base = _free_baseline(y, beside, len(labels))
         taken.append((left, left + width, base))
         places.append((left, base))
     return places
+
+
+def _free_baseline(y: float, taken: Sequence[float], labels: int) -> float:
+    """Return the baseline closest to `y`, in steps of a line up or down, that is not `taken`; else `y`."""
+    for step in range(2 * labels + 1):
+        for sign in (1, -1):
+            baseline = y + LETTER[1] / 3 + LETTER[1] * step * sign
+            is_inside = LETTER[1] < baseline < HEIGHT - BOTTOM
+            if is_inside and all(abs(baseline - line) >= LETTER[1] for line in taken):
+                return baseline
+    return y

@@ -1,7 +1,7 @@
-"""Finished runs against each other: means with intervals, and differences on the very same pictures.
+"""Compare finished runs: means with confidence intervals, and paired differences on the same pictures.
 
-A row is one thing to compare (a method, a run, a stage), made of one state of one or more runs: the state of
-each of a benchmark's subjects. Everything comes from the run folders (docs/evaluation.md documents them).
+A row of the table is what is compared: a method, a run or a stage. It consists of one state per run, and of
+one run per subject of a benchmark. All values are read from the run folders (see docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -13,39 +13,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from personalar.core.errors import commands
-from personalar.core.measures import MEASURES, added, measures_of
+from personalar.core.measures import added, measures_of
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores
 
 WEIGHTS = re.compile(r".*#(?=[0-9a-f]{12}$)", re.DOTALL)
-"""What a judge's name says before the hash of its weights: a place."""
+"""The part of a scorer's name before the hash of its weights: a path, which may differ between machines."""
 Picture = tuple[str, str, int]
-"""Subject, prompt template, seed: what is drawn again by every method."""
+"""Subject, prompt template and seed: identifies the same picture in every row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """One stage of one finished run, as its folder tells it."""
+    """One stage of one finished run."""
 
     run_dir: Path
     run: dict[str, Any]
+    """Content of run.json."""
     summary: dict[str, Any]
+    """Content of summary.json."""
     lines: list[dict[str, Any]]
-    """Score lines of the pictures that count for this state."""
+    """Score lines of this stage and kind."""
     stage: str
     kind: str = "subject"
+    """Kind of samples: "subject", or "description" for the base with a text description."""
 
     @property
     def measures(self) -> dict[str, Any]:
-        """The state's entry of summary.json."""
+        """Values of this state in summary.json, by name."""
         if self.kind == "description":
             return self.summary["description"] or {}
         return self.summary["stages"].get(self.stage, {})
 
     def values(self, measure: str) -> dict[Picture, float]:
-        """Return one measure of every picture: a scorer's name, "fidelity", "likeness" or "balance"."""
+        """Return one measure by picture.
+
+        Args:
+            measure: a scorer's name; "fidelity" (DINO scaled to floor and ceiling); "likeness" (fidelity, or
+                DINO for photographs); or "balance" (likeness times CLIP-T).
+        """
         if measure == "balance":
             likeness, following = self.values("likeness"), self.values("clip_t")
             return {key: value * following[key] for key, value in likeness.items() if key in following}
@@ -56,11 +63,11 @@ class State:
         bounds = self.run.get("bounds")
         scaled = {key: fidelity_of(value, bounds) for key, value in found.items()}
         if measure == "likeness" and None in scaled.values():
-            return found  # photographs have no floor and ceiling
+            return found  # photographs have no floor and ceiling: use DINO itself
         return {key: value for key, value in scaled.items() if value is not None}
 
     def judges(self, measure: str) -> tuple[str, ...]:
-        """Return the judges of a measure: hashes of their weights, and the preparation of the pictures."""
+        """Return the scorers of a measure: hashes of their weights, and their preprocessing."""
         known = self.run.get("scorers") or {}
         declared = measures_of(self.run).get(measure)
         return tuple(WEIGHTS.sub("", str(known.get(name))) for name in (declared.judges if declared else ()))
@@ -72,37 +79,41 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     title: str
     states: tuple[State, ...]
+    """One per subject."""
 
     def groups(self, measure: str) -> list[list[float]]:
-        """Return the values of every subject."""
+        """Return the values of a measure, one list per subject."""
         return [list(state.values(measure).values()) for state in self.states]
 
     def pictures(self, measure: str) -> dict[Picture, float]:
-        """Return one measure of every picture of every subject."""
-        return {key: value for state in self.states for key, value in state.values(measure).items()}
+        """Return the values of a measure by picture, for all subjects."""
+        values: dict[Picture, float] = {}
+        for state in self.states:
+            values |= state.values(measure)
+        return values
 
     def judges(self, measure: str) -> set[tuple[str, ...]]:
-        """Return the judges of a measure of all runs; several if they differ."""
+        """Return the scorers of a measure in all runs; more than one entry if they differ between runs."""
         return {state.judges(measure) for state in self.states if state.values(measure)}
 
     def mean_of(self, name: str) -> float | None:
-        """Return the mean over subjects of a value in summary.json."""
+        """Return the mean over subjects of a value in summary.json; None if it is missing in all."""
         found = [state.measures.get(name) for state in self.states]
         known = [float(value) for value in found if value is not None]
         return sum(known) / len(known) if known else None
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether `folder` is a run folder."""
+    """Return True if `folder` is a run folder."""
     return (folder / "run.json").is_file()
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return `folder` if it is a run, else all finished or unfinished runs below it, by name.
+    """Return `[folder]` if it is a run folder, otherwise all run folders below it, sorted.
 
     Raises:
         FileNotFoundError: there is none.
@@ -110,31 +121,31 @@ def find_runs(folder: Path) -> list[Path]:
     found = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("run.json"))
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no run (no run.json in it or below): "
-            "give folders that python -m personalar.run wrote"
+            f"{folder} contains no run (no run.json in it or its subfolders): give folders that "
+            "python -m personalar.run wrote"
         )
     return found
 
 
 def identical(rows: Sequence[Row]) -> list[str]:
-    """Return a note on each pair of rows whose scores are equal, picture by picture."""
+    """Return a note for every row whose scores equal those of an earlier row for every picture."""
     first: dict[str, str] = {}
     notes = []
     for row in rows:
-        found = [
-            (state.run.get("subject"), line["prompt"], line["seed"], line["scorer"], line["value"])
-            for state in row.states
-            for line in state.lines
-        ]
+        found = []
+        for state in row.states:
+            subject = state.run.get("subject")
+            for line in state.lines:
+                found.append((subject, line["prompt"], line["seed"], line["scorer"], line["value"]))
         key = repr(sorted(found, key=repr))
         if found and key in first:
-            notes.append(f"{row.title} and {first[key]} are identical: what differs changed nothing")
+            notes.append(f"{row.title} and {first[key]} are identical: their settings gave the same pictures")
         first.setdefault(key, row.title)
     return notes
 
 
 def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
-    """Return the states of a run by (stage, kind): the base, its text description, and each stage."""
+    """Return the states of a run by (stage, kind): the base, the base with a description, and each stage."""
     run, lines = read_run(run_dir), read_scores(run_dir / "scores.jsonl")
     summary = summarise(run, lines)
     wanted = [(stage, "subject") for stage in summary["stages"]]
@@ -154,7 +165,12 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
 
 
 def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row]:
-    """Return one row for each run, in its last stage; a single run's stages are its rows."""
+    """Return one row per run, for its last stage; for a single run, one row per stage.
+
+    Args:
+        run_dirs: run folders.
+        root: folder to which titles are relative; None means the path as given.
+    """
     rows = []
     if len(run_dirs) == 1:
         for (stage, kind), state in read_states(run_dirs[0]).items():
@@ -169,12 +185,15 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
 
 
 def judged_alike(row: Row, reference: Row, measure: str) -> bool:
-    """Return true if the same judges made a measure in both rows: other scales cannot be compared."""
+    """Return True if the same scorers measured both rows; otherwise their values are not comparable."""
     return len(row.judges(measure) | reference.judges(measure)) <= 1
 
 
 def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
-    """Return `row` minus `reference` over the pictures that both drew; None if none, or by other judges."""
+    """Return the paired difference `row` minus `reference` over the pictures that both contain.
+
+    The result is None if there are fewer than two such pictures, or if the scorers differ.
+    """
     if not judged_alike(row, reference, measure):
         return None
     ours, theirs = row.pictures(measure), reference.pictures(measure)
@@ -185,10 +204,16 @@ def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
 
 
 def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, Any]]:
-    """Return one flat record for each row; `versus` compares it with `reference` (by default the first).
+    """Return one flat record per row.
 
-    `against` is the reference's title, None for itself; `other_judges` lists the measures that are not
-    compared because other judges made them; `titles` are those of measures from outside of this package.
+    Args:
+        rows: at least one.
+        reference: the row that the others are compared with; None means the first.
+
+    Returns:
+        Per row its measures and their intervals, and: "versus", measure -> difference to the reference;
+        "against", the reference's title, or None for the reference itself; "other_judges", measures that
+        are not compared because the scorers differ; "titles" of user-defined measures.
     """
     reference = reference or rows[0]
     measures = measures_of(*(state.run for row in rows for state in row.states))
@@ -217,7 +242,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other beats in both values, by the first value."""
+    """Return the points that no other point exceeds in both values, sorted by the first value."""
     front: list[tuple[float, float]] = []
     best = -math.inf
     for x, y in sorted(set(points), reverse=True):
@@ -225,74 +250,3 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
             front.append((x, y))
             best = y
     return front[::-1]
-
-
-def columns_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the titles of the measures that some record has."""
-    titles = titles_of(records)
-    names = [name for name in records[0] if any(record[name] is not None for record in records)]
-    return {name: titles[name] for name in names if titles.get(name)}
-
-
-def titles_of(records: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the titles of all measures; "" for those without a column."""
-    own = {name: measure.title or "" for name, measure in MEASURES.items()}
-    return own | {name: title for record in records for name, title in record["titles"].items()}
-
-
-def _cell(record: dict[str, Any], name: str) -> str:
-    value = record.get(name)
-    if value is None:
-        return "–"
-    if name == "seconds":
-        return f"{value:.0f}"
-    ends = record.get(f"{name}_interval")
-    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else f"{value:.3f}"
-
-
-def titled(record: dict[str, Any]) -> str:
-    """Return a row's title, which says where its scores are not to be held against the reference's."""
-    return f"{record['row']} (other judges)" if record["other_judges"] else record["row"]
-
-
-def as_markdown(text: str) -> str:
-    """Return a name of others as text on one line that no markup and no terminal's command can hide in."""
-    plain = "".join("�" if commands(sign) else sign for sign in text)
-    return re.sub(r"([\\`*\[\]|<>&#~])", r"\\\1", plain)
-
-
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """Return the table in Markdown; columns that nobody measured are left out."""
-    columns = columns_of(records)
-    if "fidelity" in columns:
-        columns.pop("dino", None)
-    head = ["", "subjects", "images", *columns.values()]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for record in records:
-        cells = [as_markdown(titled(record)), str(record["subjects"]), str(record["images"])]
-        lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
-    return "\n".join(lines)
-
-
-def _sentence(name: str, found: dict[str, Any]) -> str:
-    luck = "" if found["low"] > 0 or found["high"] < 0 else " (not significant)"
-    return (
-        f"{name} {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p={found['p']:.3f}{luck}"
-    )
-
-
-def verdicts(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one sentence for each row: how it differs from the reference, and whether by more than luck."""
-    sentences, titles = [], titles_of(records)
-    for record in records:
-        parts = [_sentence(titles[name], found) for name, found in record["versus"].items()]
-        if record["other_judges"]:
-            measures = ", ".join(titles[name] for name in record["other_judges"])
-            parts.append(
-                f"{measures} not compared, as other judges scored the pictures: run both commands again with "
-                "the same scorer=, what they learned and drew is kept"
-            )
-        if parts:
-            names = f"{as_markdown(record['row'])} against {as_markdown(record['against'])}"
-            sentences.append(f"{names}: {'; '.join(parts)}")
-    return sentences

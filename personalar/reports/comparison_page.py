@@ -1,9 +1,9 @@
-"""Write a comparison of finished runs: a page, one picture, and the table for programs and for people.
+"""Write the comparison of finished runs.
 
-comparison.html     table, Pareto plot, the same prompts and seeds side by side; one file, nothing fetched
-comparison.png      those pictures as one picture
-comparison.md       the table and the differences, in Markdown
-comparison.jsonl    one line for each row (`comparison.table`)
+comparison.html     self-contained page: table, Pareto plot, pictures of the same prompts and seeds
+comparison.png      these pictures as one grid
+comparison.md       table and paired differences in Markdown
+comparison.jsonl    one JSON object per row (see `comparison.table`)
 """
 
 from __future__ import annotations
@@ -23,28 +23,25 @@ from personalar.reports.charts import Mark, scatter_chart
 from personalar.reports.comparison import (
     Picture,
     Row,
-    as_markdown,
-    columns_of,
     find_runs,
     identical,
-    markdown,
     pareto_front,
     rows_of_runs,
     table,
-    verdicts,
 )
+from personalar.reports.comparison_table import as_markdown, columns_of, markdown, verdicts
 from personalar.reports.memorised import copied_photo
 from personalar.reports.picture_grid import draw_grid
 from personalar.reports.run_page import THUMBNAIL_PX, picture_uri, render
 
 PER_SUBJECT = 6
-"""Prompts of each subject that the page shows; all of them are counted."""
+"""Prompts per subject that the page shows; the table uses all of them."""
 GRID_ROWS = 12
-"""Prompts that the one picture shows."""
+"""Rows of comparison.png."""
 
 
 def read_pictures(row: Row) -> dict[Picture, Sample]:
-    """Return the samples of a row's states by subject, template and seed."""
+    """Return the samples of a row by subject, template and seed."""
     found: dict[Picture, Sample] = {}
     for state in row.states:
         for path in sample_files(state.run_dir / "images" / state.stage):
@@ -55,20 +52,27 @@ def read_pictures(row: Row) -> dict[Picture, Sample]:
 
 
 def choose(common: Sequence[Picture], categories: dict[Picture, str]) -> list[Picture]:
-    """Return a few pictures of each subject, taking turns between categories, then prompts."""
+    """Choose `PER_SUBJECT` pictures of each subject, in turn from each category.
+
+    Args:
+        common: pictures that all rows have.
+        categories: category of each picture's prompt.
+    """
     chosen: list[Picture] = []
     for subject in sorted({key[0] for key in common}):
         turns: dict[str, list[Picture]] = {}
         for key in common:
             if key[0] == subject:
                 turns.setdefault(categories[key], []).append(key)
-        mixed = [key for turn in zip_longest(*turns.values()) for key in turn if key is not None]
+        mixed: list[Picture] = []
+        for turn in zip_longest(*turns.values()):
+            mixed += [key for key in turn if key is not None]
         chosen += mixed[:PER_SUBJECT]
     return chosen
 
 
 def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
-    """Return what every row drew with the same prompt and seed, some of each subject."""
+    """Return for some pictures of each subject the samples of all rows, in the order of `rows`."""
     drawn = [read_pictures(row) for row in rows]
     common = [key for key in drawn[0] if all(key in found for found in drawn[1:])]
     categories = {key: drawn[0][key].spec.category for key in common}
@@ -76,9 +80,10 @@ def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
 
 
 def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
-    """Return the points of the Pareto plot and the name of its likeness: fidelity, or DINO without bounds.
+    """Return the points of the Pareto plot, and the title of its y axis.
 
-    Rows that other judges scored than the reference's have no place on its axes.
+    The y axis is fidelity, or DINO if some row has no fidelity. Rows with other scorers than the reference
+    are left out, because their values are not comparable.
     """
     records = [record for record in records if not record["other_judges"]]
     likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
@@ -117,7 +122,7 @@ def _board(
     measures: Sequence[Measure],
     photos: Sequence[dict[Picture, Path]],
 ) -> dict[str, Any]:
-    """Return a line of pictures for the template; `photos` are each row's `copied_photos`."""
+    """Return one row of pictures with their scores, for the template; `photos` is `copied_photos` per row."""
     subject, template, seed = key
     cells = []
     for sample, row, nearest in zip(samples, rows, photos, strict=True):
@@ -139,11 +144,14 @@ def write_comparison(
     reference: Row | None = None,
     notes: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Write the four files into `out` and return the records of the table.
+    """Write the four files to `out` and return the records of the table.
 
     Args:
-        reference: the row that the others are compared with; by default the first.
-        notes: attribution, licence, protocol.
+        rows: what is compared.
+        out: target folder, created if missing.
+        title: title of the page.
+        reference: the row that the others are compared with; None means the first.
+        notes: further lines for the page, such as attribution, licence or protocol.
     """
     records, notes = table(rows, reference), [*notes, *map(as_markdown, identical(rows))]
     measures = measures_of(*(state.run for row in rows for state in row.states))
@@ -173,8 +181,8 @@ def write_comparison(
         "scorers": sorted({json.dumps(s.run.get("scorers")) for row in rows for s in row.states}),
     }
     write_text(out / "comparison.html", render(context, "comparison.html.j2"))
-    told = [f"- {text}" for text in [*sentences, *notes]]
-    text = "\n".join([f"# {as_markdown(title)}", "", markdown(records), "", *told, ""])
+    items = [f"- {text}" for text in [*sentences, *notes]]
+    text = "\n".join([f"# {as_markdown(title)}", "", markdown(records), "", *items, ""])
     write_text(out / "comparison.md", text)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(out / "comparison.jsonl", lines)
@@ -182,7 +190,12 @@ def write_comparison(
 
 
 def compare_folders(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
-    """Compare all runs in `folders` (runs, or folders of runs such as a sweep's) and write the files."""
+    """Compare all runs in `folders` and write the files to `out`; return the records of the table.
+
+    Args:
+        folders: run folders, or folders that contain runs, such as a sweep.
+        out: target folder.
+    """
     found = [run for folder in folders for run in find_runs(folder)]
     unique = list(dict.fromkeys(found))
     root = folders[0] if len(folders) == 1 and len(unique) > 1 else None

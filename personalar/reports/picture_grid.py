@@ -1,4 +1,4 @@
-"""Pictures side by side with captions: columns are what is compared, rows are prompts."""
+"""Draw a grid of pictures with titles; usually columns are the models compared and rows are prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _wrap(text: str, font: Font, width_px: int, *, max_lines: int = 3) -> list[str]:
-    """Break `text` at spaces into at most `max_lines` lines of `width_px`; an ellipsis for the rest."""
+    """Wrap `text` to at most `max_lines` lines of `width_px` pixels; an ellipsis replaces the rest."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -30,7 +30,7 @@ def _wrap(text: str, font: Font, width_px: int, *, max_lines: int = 3) -> list[s
 
 
 def _shorten(line: str, font: Font, width_px: int) -> str:
-    """Cut a single line that is too wide (one endless word) and mark the cut."""
+    """Truncate a line that is too wide, such as a very long word, with an ellipsis."""
     if font.getlength(line) <= width_px:
         return line
     while line and font.getlength(f"{line}…") > width_px:
@@ -39,7 +39,7 @@ def _shorten(line: str, font: Font, width_px: int) -> str:
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return `pictures` one below the other, from the left."""
+    """Return one picture with `pictures` below each other, aligned on the left."""
     size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
     canvas, top = Image.new("RGB", size, PAPER), 0
     for picture in pictures:
@@ -57,16 +57,18 @@ def draw_grid(
     cell_px: int = 160,
     gap_px: int = 6,
 ) -> Image.Image:
-    """Return one RGB picture of `rows` of pictures.
+    """Return an RGB picture with a grid of pictures.
 
     Args:
-        rows: pictures of any size; None leaves the cell empty.
-        column_titles: one for each column, or none.
-        row_titles: one for each row, or none; drawn at the left, wrapped to three lines.
-        cell_px: side of a (square) cell.
+        rows: pictures of any size; None leaves a cell empty.
+        column_titles: one per column, or none at all.
+        row_titles: one per row, or none at all; drawn on the left and wrapped to three lines.
+        title: drawn above the grid.
+        cell_px: side of the square cells in pixels.
+        gap_px: distance between cells in pixels.
 
     Raises:
-        ValueError: rows of unequal length, or titles that do not match.
+        ValueError: there is no picture, the rows have different lengths, or a title is missing.
     """
     if not rows or not rows[0]:
         raise ValueError("a grid needs at least one picture; got none")
@@ -75,10 +77,10 @@ def draw_grid(
         raise ValueError(f"a grid needs rows of equal length; got lengths {lengths}: fill gaps with None")
     if column_titles and len(column_titles) != columns:
         raise ValueError(
-            f"got {len(column_titles)} column titles for {columns} columns; give one for each or none"
+            f"got {len(column_titles)} column titles for {columns} columns; give one per column or none"
         )
     if row_titles and len(row_titles) != len(rows):
-        raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one for each or none")
+        raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one per row or none")
     font_px = max(11, cell_px // 11)
     font = ImageFont.load_default(font_px)
     title_font = ImageFont.load_default(font_px + 5)
@@ -111,7 +113,14 @@ def draw_grid(
 def grid_picture(
     samples: list[Sample], base: Mapping[tuple[str, int], Image.Image], *, label: str, title: str
 ) -> Image.Image:
-    """Draw the base's pictures above those of `samples`; `base` is keyed by (prompt template, seed)."""
+    """Return a grid with the pictures of `samples` and, above them, the base's pictures of the same prompts.
+
+    Args:
+        samples: one per column.
+        base: the base's pictures by (prompt template, seed); may be empty.
+        label: title of the row of `samples`.
+        title: title of the grid.
+    """
     columns = [sample.prompt for sample in samples]
     before = [base.get((sample.spec.text, sample.seed)) for sample in samples]
     rows: list[Sequence[Image.Image | None]] = [[sample.image for sample in samples]]
@@ -122,5 +131,5 @@ def grid_picture(
 
 
 def base_pictures(samples: Iterable[Sample]) -> dict[tuple[str, int], Image.Image]:
-    """Return the base's subject pictures by (prompt template, seed), for grids."""
+    """Return the base's pictures of kind "subject" by (prompt template, seed), for `grid_picture`."""
     return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}

@@ -1,6 +1,7 @@
-"""Write `report.html`: one self-contained page about a run, from the files in its folder alone.
+"""Write `report.html`, a self-contained page about a run, from the files in its folder.
 
-Everything is inline, nothing is fetched. Parts whose files are missing (scores, logs) are left out.
+Pictures and styles are inline, so nothing is loaded from the network. Sections whose files are missing
+(scores, logs) are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from personalar.reports.summary import read_run, write_summary
 from personalar.scoring.score_file import read_scores
 
 LARGEST_PX, THUMBNAIL_PX = 448, 96
-"""Longer sides are scaled down in the page; the originals stay beside it. A thumbnail is a training photo
+"""Pixels of the longer side: larger pictures are scaled down in the page. A thumbnail shows a training photo
 beside a picture."""
 
 CATEGORIES = {
@@ -43,7 +44,7 @@ CATEGORIES = {
 
 
 def picture_uri(path: Path, largest: int = LARGEST_PX) -> str:
-    """Return the picture as a data URI: the very file when small, else a JPEG of at most `largest` pixels."""
+    """Return a picture as a data URI: the PNG file itself up to `largest` pixels, else a smaller JPEG."""
     image, _ = read_png(path)
     if max(image.size) <= largest:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
@@ -69,7 +70,7 @@ def _scores_by_image(run_dir: Path, run: Mapping[str, Any]) -> dict[tuple, dict[
 
 
 def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the samples of a run with their scores, and the names of files that could not be read."""
+    """Return the samples of a run with their scores, and the paths of files that could not be read."""
     scores = _scores_by_image(run_dir, run)
     samples, unreadable = [], []
     for stage in stage_names(run):
@@ -94,14 +95,16 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
 
 
 def read_references(folder: Path) -> dict[str, list[str]]:
-    """Return the photos, whole and as the base sees them (`references.py`); empty lists if missing."""
+    """Return the photos as data URIs by view ("whole", "cropped", "redrawn"; see data/references.py)."""
     views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
-    found = {view: filter(is_whole_png, sorted(at.glob("*.png"))) for view, at in views.items()}
-    return {view: [picture_uri(path) for path in paths] for view, paths in found.items()}
+    found = {}
+    for view, path in views.items():
+        found[view] = [picture_uri(png) for png in sorted(path.glob("*.png")) if is_whole_png(png)]
+    return found
 
 
 def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict[str, Any]]:
-    """Return the samples by category, a row for each prompt and seed, a cell for each stage."""
+    """Arrange samples for the template: groups by category, a row per prompt and seed, a cell per stage."""
     rows: dict[tuple, dict[str, dict]] = {}
     for sample in samples:
         row = rows.setdefault((sample["category"], sample["template"], sample["seed"]), {})
@@ -110,34 +113,39 @@ def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict
     seeds = {key[2] for key in rows}
     groups = []
     for category in categories:
-        keys = sorted(key for key in rows if key[0] == category)
-        found = [
-            {
-                "template": key[1],
-                "seed": key[2] if len(seeds) > 1 else None,
-                "cells": [rows[key].get(stage) for stage in stages],
-            }
-            for key in keys
-        ]
+        found = []
+        for key in sorted(key for key in rows if key[0] == category):
+            seed = key[2] if len(seeds) > 1 else None  # shown only if there are several
+            cells = [rows[key].get(stage) for stage in stages]
+            found.append({"template": key[1], "seed": seed, "cells": cells})
         if found:
             groups.append({"title": CATEGORIES.get(category, category), "rows": found})
     return groups
 
 
 def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
-    """Return (step, train/loss) of a stage, in order; a resumed part replaces what it repeats."""
+    """Return (step, train/loss) of a stage in order.
+
+    A run that was resumed has several log files; the later one replaces steps that were repeated.
+    """
     losses: dict[float, float] = {}
     parts = (run_dir / "logs" / stage).rglob("metrics.csv")
-    for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):  # part_2, part_10
+    # Sorted by length first, so that part_10 comes after part_2.
+    for path in sorted(parts, key=lambda path: (len(path.parent.name), path.parent.name)):
         with path.open(newline="", encoding="utf-8", errors="replace") as stream, suppress(csv.Error):
             for row in csv.DictReader(stream):
-                with suppress(KeyError, ValueError, TypeError):  # lines of other measures, or cut off
+                # Rows of other measures have no loss, and a power cut can leave an incomplete row.
+                with suppress(KeyError, ValueError, TypeError):
                     losses[float(row["step"])] = float(row["train/loss"])
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 
 def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[str, Any]]:
-    """Return the fidelities to mark on the ruler, each at a height where its number covers no other."""
+    """Return the marks of the fidelity scale from 0 to 1.
+
+    Each mark gets one of four heights, so that labels do not overlap; marks of the same height are at least
+    `apart` from each other if possible.
+    """
     values = {**summary["stages"], "description": summary["description"] or {}}
     found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
     last_at = dict.fromkeys(("high", "low", "higher", "lower"), -1.0)
@@ -152,7 +160,7 @@ def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[st
 
 
 def concept_record(path: Path) -> str | None:
-    """Return the record of a concept for people; None where it is missing or damaged."""
+    """Return the formatted content of a concept.json; None if it is missing or damaged."""
     try:
         return json.dumps(read_json(path), indent=2, ensure_ascii=False)
     except (OSError, ValueError):
@@ -164,37 +172,38 @@ def _text_of(path: Path) -> str | None:
 
 
 def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return a title and a word on what was learned, for each state of the model."""
+    """Return for each stage a title and a short description of what it trained."""
     stages = (run.get("settings") or {}).get("method", {}).get("stages", {})
     titles = {"base": ("Base model", "before")}
     for number, name in enumerate(stage_names(run)[1:], 1):
         trains = stages.get(name, {})
         network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
-        titles[name] = (f"After stage {number}", "weights tuned" if network else "word learned")
+        titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
     return titles
 
 
 def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
-    """Return commands that a reader may want next, with the reason."""
+    """Return useful next commands, each with its purpose."""
     noun = run.get("noun") or "subject"
-    near = Path(os.path.relpath(run_dir))  # what a person in the same folder can type
+    # A short relative path if the run is below the working directory.
+    near = Path(os.path.relpath(run_dir))
     shown = run_dir if near.parts[:1] == ("..",) else near
     concept = shlex.quote(f"concept={as_value(str(shown / 'concept'))}")
     prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
     text = f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}"
-    commands = [{"why": "Make new pictures of it", "text": text}]
+    commands = [{"why": "Generate new pictures", "text": text}]
     left = [name for name in stage_names(run) if name not in stages]
     if left and run.get("command"):
         command = run["command"].replace(f"stage={stages[-1]}", f"stage={left[0]}")
-        commands.append({"why": f"Go on with stage {stage_names(run).index(left[0])}", "text": command})
+        commands.append({"why": f"Continue with stage {stage_names(run).index(left[0])}", "text": command})
     if run.get("command"):
-        commands.append({"why": "Do this run again", "text": run["command"]})
+        commands.append({"why": "Repeat this run", "text": run["command"]})
     return commands
 
 
 def gather(run_dir: Path) -> dict[str, Any]:
-    """Return everything that the template shows."""
-    run = defaultdict(lambda: None, read_run(run_dir))  # a page shows what the record knows
+    """Return the variables of the template."""
+    run = defaultdict(lambda: None, read_run(run_dir))  # missing fields are left out of the page
     summary = write_summary(run_dir)
     samples, unreadable = read_samples(run_dir, run)
     stages = [stage for stage in stage_names(run) if stage in summary["stages"]]
@@ -205,7 +214,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         kind: [sample for sample in samples if sample["kind"] == kind]
         for kind in ("subject", "class", "description")
     }
-    # Class prompts are compared with the base, where the subject's prompts are class prompts.
+    # Class samples are compared with the base's subject samples, whose prompts contain the class only.
     drift = by_kind["class"] + [sample for sample in by_kind["subject"] if sample["stage"] == "base"]
     return {
         "run": run,
@@ -235,17 +244,18 @@ def gather(run_dir: Path) -> dict[str, Any]:
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Return `value` for a table; a dash when it was not measured."""
+    """Format a number for a table; a dash for None."""
+    # "z" avoids "-0.000"; the hyphen is replaced by a minus sign.
     return "–" if value is None else f"{value:{'+' if sign else ''}z.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """Return a share in per cent."""
+    """Format a fraction as a percentage; a dash for None."""
     return "–" if value is None else f"{value:z.0%}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:
-    """Return a wall time as a person says it."""
+    """Format a wall time, such as "12 min 5 s"; a dash for None."""
     if seconds is None:
         return "–"
     if seconds < 100:
@@ -256,12 +266,12 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(size_bytes: float | None) -> str:
-    """Return a size in decimal gigabytes."""
+    """Format a number of bytes in GB (10^9); a dash for None."""
     return "–" if size_bytes is None else f"{size_bytes / 1e9:.1f} GB"
 
 
 def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
-    """Return the page."""
+    """Render a template of reports/templates to HTML; values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -276,7 +286,7 @@ def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `summary.json` and `report.html` from the folder's files and return the page's path."""
+    """Write summary.json and report.html to `run_dir`; return the path of the page."""
     run_dir = Path(run_dir)
     path = run_dir / "report.html"
     write_text(path, render(gather(run_dir)))

@@ -1,6 +1,6 @@
-"""Write `summary.json`: what a finished run achieved, from the files in its folder alone.
+"""Write `summary.json`, the results of a run, from the files in its folder; no model is loaded.
 
-Loads no model. docs/evaluation.md documents the files, `run.json` and `summary.json` among them.
+docs/evaluation.md documents the files, including `run.json` and `summary.json`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from personalar.scoring.score_file import read_scores
 
 FORMAT_VERSION = 1
 OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
-"""Keys of a stage in run.json that its summary repeats."""
+"""Keys of a stage in run.json that are copied to its summary."""
 
 Lines = list[dict[str, Any]]
 Measures = Mapping[str, Measure]
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """Return `run.json`.
+    """Return the content of `run_dir`/run.json.
 
     Raises:
         FileNotFoundError: `run_dir` is not a run folder.
-        ValueError: the file is damaged or of another format.
+        ValueError: the file is damaged or has another format version.
     """
     path = run_dir / "run.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{run_dir} is not a run folder: no run.json; give the folder that python -m personalar.run wrote"
+            f"{run_dir} is not a run folder (run.json is missing): give the folder that python -m "
+            "personalar.run wrote"
         )
     try:
         run = read_record(path)
@@ -47,22 +48,23 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     if run.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {run.get('format_version')!r}; this version of personalar reads "
-            f"{FORMAT_VERSION}: update personalar, or run again"
+            f"{FORMAT_VERSION}: update personalar, or run the command again in another folder"
         )
     return run
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean, rounded to six digits; None of nothing, or of what is not finite."""
+    """Return the mean, rounded to 6 digits; None if there is no value, or one is None or not finite."""
     found = [math.nan if value is None else float(value) for value in values]
     result = sum(found) / len(found) if found else math.nan
     return round(result, 6) if math.isfinite(result) else None
 
 
 def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | None:
-    """Return (dino - floor) / (ceiling - floor): 0 another thing of the class, 1 the thing itself.
+    """Return the fidelity, (dino - floor) / (ceiling - floor).
 
-    None without bounds (photographs) or when the scorer cannot tell the two apart.
+    0 means as similar as other individuals of the class, 1 as similar as unseen views of the subject. None
+    without bounds (photographs), or if the ceiling is not above the floor.
     """
     low, high = (((bounds or {}).get(end) or {}).get("dino") for end in ("floor", "ceiling"))
     if dino is None or low is None or high is None or high <= low:
@@ -75,7 +77,7 @@ def _select(lines: Lines, **wanted: str) -> Lines:
 
 
 def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
-    """Return the mean of one scorer's values."""
+    """Return the mean of one scorer's values over the lines with the given fields; None without lines."""
     return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
 
 
@@ -88,7 +90,7 @@ def means(lines: Lines, measures: Iterable[Measure]) -> dict[str, float | None]:
 
 
 def _measures(lines: Lines, bounds: dict[str, Any] | None, measures: Measures) -> dict[str, Any]:
-    """Return the means over the lines of one stage and kind."""
+    """Return the means of all measures over the lines of one stage and kind."""
     of_lines = [m for m in measures.values() if m.field is not None and m.kind == "subject"]
     found = means(lines, of_lines)
     images = len({(line["prompt"], line["seed"]) for line in lines})
@@ -98,7 +100,7 @@ def _measures(lines: Lines, bounds: dict[str, Any] | None, measures: Measures) -
 def _intervals(
     lines: Lines, bounds: dict[str, Any] | None, measures: Measures
 ) -> dict[str, list[float] | None]:
-    """Return the 95 % interval of each mean over the images of one stage and kind."""
+    """Return the 95 % confidence interval of each mean over the images of one stage and kind."""
     found: dict[str, list[float] | None] = {}
     for name in [name for name, measure in measures.items() if measure.is_scored]:
         pair = interval([[line["value"] for line in _select(lines, scorer=name)]])
@@ -109,23 +111,25 @@ def _intervals(
 
 
 def _categories(lines: Lines, measures: Measures) -> dict[str, dict[str, Any]]:
-    """Return the means by what the prompts ask for: "recontext", "accessory", "property", "plain"."""
+    """Return the means by category of prompts: "recontext", "accessory", "property", "plain"."""
     groups: dict[str, Lines] = {}
     for line in lines:
         groups.setdefault(line.get("category", "plain"), []).append(line)
-    return {
-        category: {
-            **means(group, [measure for measure in measures.values() if measure.is_scored]),
-            "images": len({(line["prompt"], line["seed"]) for line in group}),
-        }
-        for category, group in sorted(groups.items())
-    }
+    scored = [measure for measure in measures.values() if measure.is_scored]
+    found: dict[str, dict[str, Any]] = {}
+    for category, group in sorted(groups.items()):
+        images = {(line["prompt"], line["seed"]) for line in group}
+        found[category] = {**means(group, scored), "images": len(images)}
+    return found
 
 
 def _side_effects(
     lines: Lines, stage: str, bounds: dict[str, Any] | None, measures: Measures
 ) -> dict[str, Any]:
-    """Return prior preservation, diversity, drift and memorisation of one stage."""
+    """Return prior preservation, diversity, drift and memorisation of one stage.
+
+    A picture counts as memorised if it is more similar to some photo than any two photos to each other.
+    """
     likeness = _select(lines, scorer="dino", stage=stage, kind="subject")
     nearest = [line["nearest"] for line in likeness if "nearest" in line]
     return {
@@ -141,17 +145,17 @@ def _side_effects(
 
 
 def _by_question(lines: Lines) -> dict[tuple[str, int], float]:
-    """Return DINO by (template, seed), so that the same picture can be compared across stages."""
+    """Return DINO by (template, seed), which identify the same picture at different stages."""
     return {(line.get("template") or line["prompt"], line["seed"]): line["value"] for line in lines}
 
 
 def _class_drift(
     lines: Lines, stage: str, bounds: dict[str, Any] | None
 ) -> tuple[float | None, float | None]:
-    """Return (mean DINO on class prompts, rise of fidelity on them since the base).
+    """Return the mean DINO on class prompts, and the increase of fidelity on them since the base.
 
-    Only prompts and seeds that both stages drew count. On the base a subject prompt *is* a class
-    prompt, having no identifier yet, so those lines serve where no separate class samples were drawn.
+    The increase is over prompts and seeds that both stages sampled. For the base, subject prompts contain no
+    [V] and equal class prompts, so their lines are used if there are no samples of kind "class".
     """
     dino = _select(lines, scorer="dino")
     base = _by_question(
@@ -166,14 +170,19 @@ def _class_drift(
 
 
 def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
-    """Return the content of `summary.json` from that of `run.json` and the lines of `scores.jsonl`."""
+    """Return the content of summary.json.
+
+    Args:
+        run: content of run.json.
+        lines: lines of scores.jsonl; may be empty.
+    """
     bounds, measures = run.get("bounds") or {}, measures_of(run)
     stages: dict[str, Any] = {}
     for stage in stage_names(run):
         ran = run.get("stages", {}).get(stage)
         subject_lines = _select(lines, stage=stage, kind="subject")
         if ran is None and not subject_lines:
-            continue
+            continue  # neither trained nor scored yet
         class_dino, class_drift = _class_drift(lines, stage, bounds)
         stages[stage] = {
             **_measures(subject_lines, bounds, measures),
@@ -202,7 +211,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:
-    """Write `run_dir/summary.json` from the folder's files and return its content."""
+    """Write `run_dir`/summary.json and return its content."""
     run_dir = Path(run_dir)
     summary = summarise(read_run(run_dir), read_scores(run_dir / "scores.jsonl"))
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
@@ -211,7 +220,7 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def result_lines(run_dir: Path) -> list[str]:
-    """Return the table of a finished run, from its summary.json and what run.json declares."""
+    """Return the table of results of a finished run as lines of text, for the terminal."""
     summary = read_json(run_dir / "summary.json")
     names = ["fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "class_drift", "memorised"]
     names += [*added(measures_of(read_run(run_dir))), "seconds"]

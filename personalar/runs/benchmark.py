@@ -28,8 +28,9 @@ from personalar.core.files import write_text
 from personalar.core.process import available_cores, end_with_parent, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
-from personalar.reports.comparison import Row, State, is_run, markdown, read_states, verdicts
+from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
+from personalar.reports.comparison_table import markdown, verdicts
 from personalar.runs.reuse import copy_files
 
 FIRST = "embedding"

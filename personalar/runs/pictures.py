@@ -18,7 +18,7 @@ from personalar.core.process import peak_memory_bytes
 from personalar.core.types import PromptSpec, Sample
 from personalar.data.prompts import fill, unrelated_prompts
 from personalar.generation.generator import generate_files, have_files
-from personalar.generation.provenance import how_drawn
+from personalar.generation.provenance import drawing_settings
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
 from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
 from personalar.scoring.score_file import merge_scores
@@ -88,7 +88,7 @@ def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]
 def provenance(session: RunContext, stage: str) -> dict[str, str]:
     """Return what every picture says about the model that made it, and how."""
     config = session.config
-    texts = how_drawn(
+    texts = drawing_settings(
         config.decoder.settings,
         dtype=config.model.dtype,
         attention=config.trainer.attention,

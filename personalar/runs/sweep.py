@@ -204,8 +204,9 @@ class SweepReport(Callback):
 
         Hydra reports a job's end in the launcher's process, so this one looks at the folders.
         """
-        from personalar.reports.comparison import markdown, rows_of_runs
+        from personalar.reports.comparison import rows_of_runs
         from personalar.reports.comparison_page import write_comparison
+        from personalar.reports.comparison_table import markdown
 
         folder = Path(config.hydra.sweep.dir)
         new = sorted(path for path, written in marks(folder).items() if self.before.get(path) != written)

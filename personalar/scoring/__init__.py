@@ -1,1 +1,1 @@
-"""Judges of pictures: CLIP, DINO, and what they say about a subject's samples."""
+"""Scorers of generated pictures: CLIP, DINO and the measures derived from them."""

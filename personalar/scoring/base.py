@@ -1,6 +1,6 @@
-"""The contract of scorers; implementations meet these protocols, nothing inherits.
+"""The contract of scorers, as protocols: a scorer needs these methods but no base class.
 
-All features are float32, L2-normalised and on the CPU, so that a dot product is a cosine in [-1, 1].
+All features are float32, L2-normalised and on the CPU, so a dot product is a cosine similarity in [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,76 +15,93 @@ from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
 
 Value = float | Mapping[str, Any] | None
-"""Of one picture; with "value" and more facts for its line of scores.jsonl; None: this picture has none."""
+"""Score of one picture: a number; a mapping with "value" and further fields for scores.jsonl; or None if the
+measure does not apply to this picture."""
 
 
 class Scorer(Protocol):
-    """A judge of pictures, ours or one from outside (`scorer.extra.NAME._target_`).
+    """A scorer of pictures, built in or user-defined (`scorer.extra.NAME._target_`).
 
-    It may have a `version`, which stands beside its settings in every result: another version is another
-    judge.
+    It may have an attribute `version`, which is recorded with its settings in every result; another version
+    counts as another scorer.
     """
 
     @property
     def measures(self) -> Sequence[Measure]:
-        """All that it measures."""
+        """The measures that `score` returns."""
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> Mapping[str, Sequence[Value]]:
-        """Return by measure one value for each sample.
+        """Return for each measure one value per sample.
 
         Args:
-            samples: all pictures of a stage, of every kind, the base's first of all; in training, a grid. A
-                scorer with a `batch` gets at most so many at a time.
-            subject: with its photos.
+            samples: all pictures of one stage and of every kind; the stage "base" comes first. During
+                training, the pictures of a sample grid. If the scorer has an attribute `batch`, at most this
+                number of pictures per call.
+            subject: the subject with its photos.
         """
         ...
 
 
 class ImageTextScorer(Protocol):
-    """Pictures and sentences in one space (CLIP)."""
+    """A model with a common embedding space for pictures and texts (CLIP)."""
 
     name: str
-    """Checkpoint and the hash of its weights; stands in every result."""
+    """Checkpoint and hash of its weights; recorded with every result."""
     preprocessing: str
-    """How pictures are prepared, in one line; stands in every result."""
+    """Description of the preprocessing in one line; recorded with every result."""
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
-        """Return (B, D)."""
+        """Return features (B, D) of RGB pictures."""
         ...
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return (B, D)."""
+        """Return features (B, D) of texts."""
         ...
 
     def cut_note(self, texts: Sequence[str]) -> str | None:
-        """Return a sentence on those of `texts` that are longer than what it reads, or None."""
+        """Return a note if some texts are longer than the model's context, or None."""
         ...
 
 
 class ImageScorer(Protocol):
-    """Pictures in a space where the same thing lies close together (DINO)."""
+    """A model whose features are similar for pictures of the same object (DINO)."""
 
     name: str
+    """Checkpoint and hash of its weights; recorded with every result."""
     preprocessing: str
+    """Description of the preprocessing in one line; recorded with every result."""
 
     def features(self, images: Sequence[Image]) -> Tensor:
-        """Return (B, D)."""
+        """Return features (B, D) of RGB pictures."""
         ...
 
 
 def mean_similarity(features: Tensor, references: Tensor) -> Tensor:
-    """Return (B,): the mean cosine of each of `features` (B, D) with all of `references` (R, D).
+    """Return for each picture the mean cosine similarity to all references.
 
-    The paper's rule (arXiv 2504.13162, section 5.1): the mean over *all* references, then over images.
+    This follows arXiv 2504.13162, section 5.1: the mean over all references, then over images.
+
+    Args:
+        features: (B, D), normalised.
+        references: (R, D), normalised.
+
+    Returns:
+        (B,) in [-1, 1].
     """
     return (features @ references.T).mean(dim=1)
 
 
 def similarity_between(features: Tensor) -> Tensor:
-    """Return (B,): the mean cosine of each of `features` (B, D) with all the others, itself left out.
+    """Return for each picture the mean cosine similarity to all other pictures, without itself.
+
+    Args:
+        features: (B, D), normalised.
+
+    Returns:
+        (B,) in [-1, 1].
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: there are fewer than two pictures.
     """
     count = len(features)
     if count < 2:

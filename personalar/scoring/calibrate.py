@@ -1,7 +1,7 @@
-"""Do our judges see what the published ones saw? Real photographs scored against each other.
+"""Check the scorers against published numbers, by scoring real photographs against each other.
 
-DreamBooth's table 1 has a row "Real Images"; it needs no generator, so checkpoint and preprocessing can be
-checked against it before any score of ours is believed.
+Table 1 of DreamBooth has a row "Real Images". It needs no generator, so it checks checkpoint and
+preprocessing before any of our own scores are used.
 """
 
 from __future__ import annotations
@@ -23,20 +23,25 @@ MEASURED = (MEASURES["dino"], MEASURES["clip_i"])
 def real_images_row(
     clip: ImageTextScorer, dino: ImageScorer, subjects: Mapping[str, Sequence[Image]]
 ) -> dict[str, Any]:
-    """Return mean DINO and CLIP-I of real photographs: over pairs, then photos, then subjects.
+    """Return the mean DINO and CLIP-I similarity of real photographs of the same subject.
 
-    "with_self" counts the pair of a photo with itself too.
+    The mean is over pairs of photos, then over photos, then over subjects. "with_self" contains the means
+    that also count the pair of each photo with itself.
+
+    Args:
+        clip: CLIP.
+        dino: DINO.
+        subjects: photos by subject, at least two each.
     """
     others, with_self, rows = MeanScores(MEASURED), MeanScores(MEASURED), {}
     for name, images in subjects.items():
         features = {"dino": dino.features(images), "clip_i": clip.image_features(images)}
-        others.update(_lines(name, {key: similarity_between(value) for key, value in features.items()}))
+        between = {key: similarity_between(value) for key, value in features.items()}
+        others.update(_lines(name, between))
         with_self.update(
             _lines(name, {key: mean_similarity(value, value) for key, value in features.items()})
         )
-        rows[name] = {
-            key: round(float(similarity_between(value).mean()), 6) for key, value in features.items()
-        }
+        rows[name] = {key: round(float(value.mean()), 6) for key, value in between.items()}
     return {
         **{key: round(float(value), 6) for key, value in others.compute().items()},
         "with_self": {key: round(float(value), 6) for key, value in with_self.compute().items()},
@@ -47,20 +52,27 @@ def real_images_row(
 
 
 def _lines(subject: str, values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    return [
-        {"subject": subject, "seed": photo, "scorer": scorer, "value": value}
-        for scorer, found in values.items()
-        for photo, value in enumerate(found.tolist())
-    ]
+    """Return score lines as `MeanScores` reads them; the photo's number takes the place of the seed."""
+    lines = []
+    for scorer, found in values.items():
+        for photo, value in enumerate(found.tolist()):
+            lines.append({"subject": subject, "seed": photo, "scorer": scorer, "value": value})
+    return lines
 
 
 def verdict(row: Mapping[str, Any], published: Mapping[str, float], tolerance: float) -> tuple[bool, str]:
-    """Return whether `row` meets the published one, and a sentence that says why or why not."""
+    """Compare `row` (from `real_images_row`) with the published one; return pass or fail, and a message.
+
+    Args:
+        row: our scores.
+        published: "dino", "clip_i" and, optionally, "subjects", their number.
+        tolerance: largest absolute difference that passes.
+    """
     wanted = int(published.get("subjects", len(row["subjects"])))
     if len(row["subjects"]) != wanted:
         return False, (
-            f"FAIL: {len(row['subjects'])} of {wanted} subjects: the published row is over all of them; "
-            "fetch the whole data set"
+            f"FAIL: got {len(row['subjects'])} of {wanted} subjects; the published row is the mean over all "
+            "of them: download the whole data set"
         )
     parts = [
         f"{measure} {row[measure]:.3f} (published {published[measure]:.3f}, off by "

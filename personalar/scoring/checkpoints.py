@@ -1,4 +1,4 @@
-"""Find a scorer's folder: shipped with the package, on disk, or on the Hugging Face hub."""
+"""Find and load a scorer's checkpoint: in the package, in a local folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def resolve_folder(where: str | Path) -> Path:
-    """Return the local folder that `where` names.
+    """Return the local folder of a checkpoint; download it if necessary.
 
     Args:
         where: "package://nano/clip" (inside the installed package), a local folder, or a hub id with an
-            optional revision ("openai/clip-vit-base-patch32@main"), downloaded once.
+            optional revision ("openai/clip-vit-base-patch32@main").
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: there is no such folder, or the download failed.
     """
     text = str(where)
     if text.startswith(PACKAGE):
@@ -50,7 +50,8 @@ def _from_hub(text: str) -> Path:
         folder = Path(
             snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[0]])
         )
-        if not (folder / WEIGHT_FILES[0]).is_file():  # old checkpoints; read with weights_only=True
+        # Old repositories have a pickle file only; transformers reads it with weights_only=True.
+        if not (folder / WEIGHT_FILES[0]).is_file():
             folder = Path(
                 snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[1]])
             )
@@ -63,29 +64,32 @@ def _from_hub(text: str) -> Path:
 
 
 def weights_name(where: str | Path, folder: Path) -> str:
-    """Return `where` with twelve hex digits of the weights' sha256: the name that results carry."""
+    """Return `where` and 12 hex digits of the weights' sha256; recorded with results to identify scorers."""
     for file in WEIGHT_FILES:
         if (folder / file).is_file():
             with (folder / file).open("rb") as stream:
                 return f"{where}#{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
-    raise FileNotFoundError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; a scorer needs its weights")
+    raise FileNotFoundError(
+        f"{folder} contains neither {' nor '.join(WEIGHT_FILES)}: copy the scorer's weights there"
+    )
 
 
 def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ()) -> Any:
-    """Load a frozen transformers model and insist that every tensor came from the file.
+    """Load a frozen transformers model in float32, and check that the file contains all of its tensors.
 
     Args:
         auto_class: a transformers class with `from_pretrained`.
-        optional: prefixes of tensors that may be absent because they are not used.
+        folder: config and weights.
+        optional: prefixes of tensors that may be missing because they are not used.
 
     Raises:
-        ValueError: tensors are missing (transformers would fill them with noise).
+        ValueError: tensors are missing; transformers would initialise them at random with a warning only.
     """
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # the check below says it better
-    logging.disable_progress_bar()  # a fraction of a second, in the middle of our own bars
+    logging.set_verbosity_error()  # its warning about missing tensors is replaced by our error
+    logging.disable_progress_bar()  # it would interrupt our own progress bars
     try:
         model, info = auto_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     finally:
@@ -95,7 +99,7 @@ def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ())
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional or ("\0",)))
     if missing:
         raise ValueError(
-            f"{folder} lacks {len(missing)} tensors of its config.json ({', '.join(missing[:3])}, ...); "
-            "the checkpoint does not belong to this configuration"
+            f"{folder}: {len(missing)} tensors are missing from the weights ({', '.join(missing[:3])}, ...); "
+            "the weights do not match config.json: download the checkpoint again"
         )
     return model.float().eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""CLIP: does the picture look like the references (CLIP-I), does it show what the prompt says (CLIP-T)?
+"""CLIP features, for CLIP-I (similarity to the photos) and CLIP-T (similarity to the prompt).
 
-Reads any folder whose transformers model has `get_image_features` and `get_text_features`: CLIP
-(`openai/clip-vit-base-patch32`, and the small one that ships with the package) and SigLIP.
+Loads any checkpoint of transformers whose model has `get_image_features` and `get_text_features`: CLIP
+(`openai/clip-vit-base-patch32` or the small one in this package) and SigLIP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class ClipScorer:
 
     Args:
         path: a folder, a hub id ("owner/name@revision") or "package://nano/clip".
-        batch_size: pictures or texts in one forward.
+        device: such as "cuda"; features are returned on the CPU.
+        batch_size: pictures or texts per forward pass.
     """
 
     def __init__(self, path: str | Path, *, device: str = "cpu", batch_size: int = 64) -> None:
@@ -44,21 +45,21 @@ class ClipScorer:
         self._texts = FeatureCache(self._text_batch, str, batch_size)
 
     def image_features(self, images: Sequence[Image]) -> Tensor:
-        """Return (B, D), L2-normalised float32 on the CPU."""
+        """Return features (B, D), L2-normalised float32 on the CPU."""
         return self._images(images)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return (B, D), L2-normalised float32 on the CPU; texts longer than CLIP's context are cut."""
+        """Return features (B, D), L2-normalised float32 on the CPU; long texts are cut to CLIP's context."""
         return self._texts(texts)
 
     def cut_note(self, texts: Sequence[str]) -> str | None:
-        """Return a sentence on those of `texts` that are longer than what CLIP reads, or None."""
+        """Return a note if some texts are longer than CLIP's context and are cut, or None."""
         lengths = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
         long = [text for text, length in zip(texts, lengths, strict=True) if length > self.max_tokens]
         if not long:
             return None
         others = f", and of {len(long) - 1} other prompts" if len(long) > 1 else ""
-        return f"CLIP-T judges the first {self.max_tokens} tokens alone of {shortened(long[0])!r}{others}"
+        return f"CLIP-T reads only the first {self.max_tokens} tokens of {shortened(long[0])!r}{others}"
 
     def _image_batch(self, images: Sequence[Image]) -> Tensor:
         pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)

@@ -1,7 +1,7 @@
-"""DINO: is it the same thing? The measure of subject fidelity (DreamBooth, arXiv 2208.12242, section 4.1).
+"""DINO features, for subject fidelity (DreamBooth, arXiv 2208.12242, section 4.1).
 
-Reads any folder whose model puts a class token first: `facebook/dino-vits16`, `facebook/dinov2-base`, and the
-small one that ships with the package.
+Loads any vision transformer with a class token, such as `facebook/dino-vits16`, `facebook/dinov2-base` or the
+small one in this package.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ class DinoScorer:
 
     Args:
         path: a folder, a hub id ("owner/name@revision") or "package://nano/dino".
-        batch_size: pictures in one forward.
-        preprocess: "checkpoint" (its preprocessor_config.json) or "resize256_crop224".
+        device: such as "cuda"; features are returned on the CPU.
+        batch_size: pictures per forward pass.
+        preprocess: "checkpoint" (its preprocessor_config.json) or "resize256_crop224" (the transform of
+            DINO's authors).
     """
 
     def __init__(
@@ -48,12 +50,12 @@ class DinoScorer:
             else ImagePreprocessor.resize_256_crop_224()
         )
         self.preprocessing = self.preprocess.describe()
-        # The pooler is a head for classification that DINO checkpoints do not have and we do not read.
+        # The pooler is a classification head, which DINO checkpoints do not contain and which is not used.
         self.model = load_model(AutoModel, folder, optional=("pooler.",)).to(self.device)
         self._images = FeatureCache(self._batch, lambda image: image_fingerprint([image]), batch_size)
 
     def features(self, images: Sequence[Image]) -> Tensor:
-        """Return (B, D), L2-normalised float32 on the CPU."""
+        """Return features (B, D), L2-normalised float32 on the CPU."""
         return self._images(images)
 
     def _batch(self, images: Sequence[Image]) -> Tensor:

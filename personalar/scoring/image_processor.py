@@ -1,6 +1,7 @@
-"""Pictures to pixel tensors exactly as a folder's `preprocessor_config.json` says, with Pillow alone.
+"""Convert pictures to pixel tensors as described in a checkpoint's `preprocessor_config.json`.
 
-Equals transformers' own Pillow image processors for CLIP and ViT (tests), without torchvision.
+The result equals that of transformers' own image processors for CLIP and ViT (tested), but needs Pillow only
+and no torchvision.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 from personalar.core.files import read_json
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers."""
+"""Pillow's numbers of the filters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +26,27 @@ class ImagePreprocessor:
     """Resize, crop, rescale, normalise."""
 
     shortest_edge: int | None
-    """Resize so that the shorter side has this many pixels; None: to `size` exactly."""
+    """Pixels of the shorter side after resizing; None: resize to `size`."""
     size: tuple[int, int] | None
-    """(height, width) to resize to when `shortest_edge` is None; None: no resize."""
+    """(height, width) to resize to if `shortest_edge` is None; None: no resizing."""
     crop: tuple[int, int] | None
     """(height, width) of the centre crop; None: no crop."""
     resample: int
-    """Pillow's number: 2 bilinear, 3 bicubic."""
+    """Pillow's number of the filter: 2 bilinear, 3 bicubic."""
     scale: float
-    """Factor for 0..255 values."""
+    """Factor for pixel values of 0 to 255."""
     mean: tuple[float, ...]
+    """Subtracted per channel, after scaling."""
     std: tuple[float, ...]
+    """Divisor per channel."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImagePreprocessor:
-        """Read `folder/preprocessor_config.json`.
+        """Read `folder`/preprocessor_config.json.
 
         Raises:
-            FileNotFoundError: the folder holds no such file.
+            FileNotFoundError: the file is missing.
+            ValueError: the file is damaged.
         """
         path = folder / "preprocessor_config.json"
         if not path.is_file():
@@ -68,7 +72,7 @@ class ImagePreprocessor:
 
     @classmethod
     def resize_256_crop_224(cls) -> ImagePreprocessor:
-        """Return the evaluation transform of DINO's authors, ImageNet's usual one."""
+        """Return the evaluation transform of DINO's authors, which is the usual one of ImageNet."""
         return cls(
             shortest_edge=256,
             size=None,
@@ -80,7 +84,7 @@ class ImagePreprocessor:
         )
 
     def describe(self) -> str:
-        """Return one line that names every step, for the record of a result."""
+        """Return a description of all steps in one line, to be recorded with results."""
         steps = []
         if self.shortest_edge is not None:
             steps.append(f"shorter side {self.shortest_edge}")
@@ -96,8 +100,9 @@ class ImagePreprocessor:
         return ", ".join(steps)
 
     def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return (B, 3, H, W) float32, normalised."""
-        pixels = np.stack([np.asarray(self._fit(image.convert("RGB")), dtype=np.float32) for image in images])
+        """Return normalised pixels (B, 3, H, W) in float32."""
+        fitted = [self._fit(image.convert("RGB")) for image in images]
+        pixels = np.stack([np.asarray(image, dtype=np.float32) for image in fitted])
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         normalised = (pixels * self.scale - mean) / std  # (B, H, W, 3)
         return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
@@ -124,10 +129,10 @@ def _height_width(value: int | dict[str, int]) -> tuple[int, int]:
 
 
 def _resize_rule(found: dict, crops: bool) -> tuple[int | None, tuple[int, int] | None]:
-    """Return (shortest_edge, (height, width)), one of them None.
+    """Return (shortest_edge, (height, width)), one of which is None.
 
-    A bare number means the shorter side to CLIP's processor, which crops, and a square to ViT's, which
-    does not.
+    A single number means the shorter side for CLIP's processor, which crops, but a square for ViT's, which
+    does not crop.
     """
     if not found.get("do_resize", True):
         return None, None

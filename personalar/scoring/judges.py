@@ -1,11 +1,11 @@
-"""All judges of a run by one contract (`base.Scorer`): those of this package and those from outside.
+"""Run all scorers of a run, built-in and user-defined, and return score lines.
 
-One line for each sample and measure that has a value, in the form that `scores.jsonl` keeps::
+There is one line per sample and measure, as stored in `scores.jsonl`::
 
     {"stage", "kind", "prompt", "template", "seed", "category", "image", "scorer": "dino" | ..., "value"}
 
-"template" is the prompt with "{}" for the subject, the same at every stage; "image" is relative to the run
-folder; "scorer" is the measure's name. A scorer may add facts.
+"template" is the prompt with "{}" for the subject, which is the same at every stage. "image" is relative to
+the run folder. "scorer" is the name of the measure. A scorer may add fields.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
 
 def class_text(prompt: str, noun: str) -> str:
-    """Return `prompt` with the class in the place of "[V] cat" or "[V]": a judge has never seen "[V]"."""
+    """Replace "[V] cat" and "[V]" by the class "cat", because CLIP has not been trained on "[V]"."""
     named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
     return _IMAGE_TOKEN.sub("", named).strip()
 
@@ -40,12 +40,13 @@ class Judges:
     """The scorers of one subject's pictures.
 
     Args:
-        main: the judges of this package; None: they do not judge.
-        extra: scorers from outside, by name.
-        names: who judges and how, for run.json; `extra` under their names.
+        subject: the subject with its photos.
+        main: the built-in scorer with CLIP and DINO, or None.
+        extra: user-defined scorers by name.
+        names: scorer -> description, for run.json.
 
     Raises:
-        ValueError: one of `extra` does not meet the contract.
+        ValueError: a user-defined scorer does not have the required attributes, or a name is taken.
     """
 
     def __init__(
@@ -62,15 +63,15 @@ class Judges:
         self.measures: list[Measure] = [measure for scorer in own for measure in scorer.measures]
         for name, scorer in extra.items():
             if main and name in main.names:
-                raise ValueError(f"scorer.extra.{name}: the name {name} is taken; choose another")
+                raise ValueError(f"scorer.extra.{name}: the name {name} is already used; choose another")
             self.measures += declared(name, scorer, self.measures)
 
     def bounds(self) -> dict[str, Any]:
-        """Return `SubjectScorer.bounds`."""
+        """Return floor and ceiling of fidelity; see `SubjectScorer.bounds`."""
         return self.main.bounds() if self.main else {"floor": None, "ceiling": None}
 
     def note(self, prompts: Sequence[str]) -> str | None:
-        """Return a sentence on prompts that are longer than what CLIP reads, or None."""
+        """Return a note if some prompts are longer than CLIP's context, or None."""
         if self.main is None:
             return None
         return self.main.clip.cut_note([as_read(self.main, prompt, self.subject.noun) for prompt in prompts])
@@ -78,10 +79,17 @@ class Judges:
     def score(
         self, samples: Sequence[Sample], advance: Callable[[int], object] = lambda count: None
     ) -> list[dict[str, Any]]:
-        """Return the lines of `samples`, whose number `advance` is told as they are scored.
+        """Score samples with all scorers.
+
+        Args:
+            samples: the samples of one stage.
+            advance: called with the number of samples scored since the last call.
+
+        Returns:
+            Score lines; see the module.
 
         Raises:
-            ValueError: a scorer does not give each sample one finite number, or None, for each measure.
+            ValueError: a scorer did not return one finite number or None per sample and measure.
         """
         lines = []
         for scorer in self.scorers if samples else []:
@@ -89,32 +97,33 @@ class Judges:
             for start in range(0, len(samples), size):
                 part = samples[start : start + size]
                 lines += score_lines(scorer, part, self.subject)
-                if scorer is self.scorers[0]:
+                if scorer is self.scorers[0]:  # count every sample once, not once per scorer
                     advance(len(part))
         return lines
 
 
 def as_read(scorer: Scorer, prompt: str, noun: str) -> str:
-    """Return the text of `prompt` that the measures of `scorer` declare to read."""
+    """Return `prompt` in the form that `scorer` reads: with the class instead of [V], or unchanged."""
     return class_text(prompt, noun) if "class" in {m.reads for m in scorer.measures} else prompt
 
 
 def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
-    """Return the measures of a scorer from outside.
+    """Return the validated measures of a user-defined scorer.
 
     Args:
-        name: the scorer's, in `scorer.extra`.
-        known: the measures so far.
+        name: its name in `scorer.extra`.
+        scorer: the object.
+        known: the measures of other scorers.
 
     Raises:
-        ValueError: it does not meet the contract, or the name of a measure is taken.
+        ValueError: `scorer` is not a scorer, or the name of a measure is already used.
     """
     given = getattr(scorer, "measures", None)
     found = given if isinstance(given, Sequence) else ()
     listed = found and all(isinstance(measure, Measure) for measure in found)
     if not listed or not callable(getattr(scorer, "score", None)):
         raise ValueError(
-            f"scorer.extra.{name}: {type(scorer).__name__} is not a scorer: give it `measures`, a tuple of "
+            f"scorer.extra.{name}: {type(scorer).__name__} is not a scorer: it needs `measures`, a tuple of "
             "personalar.core.measures.Measure, and a method score(samples, subject)"
         )
     for place, measure in enumerate(found):
@@ -123,16 +132,16 @@ def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
 
 
 def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> list[dict[str, Any]]:
-    """Return the lines of one scorer about `samples`. Raises ValueError as `Judges.score` does."""
+    """Return the score lines of one scorer; see `Judges.score`, also for errors."""
     names = [measure.name for measure in scorer.measures if measure.field == "value"]
     shown = [replace(sample, prompt=as_read(scorer, sample.prompt, subject.noun)) for sample in samples]
     found, who = scorer.score(shown, subject), type(scorer).__name__
     counts = {name: len(values) for name, values in found.items()} if isinstance(found, Mapping) else {}
     if counts != dict.fromkeys(names, len(samples)):
-        told = ", ".join(f"{count} of {name}" for name, count in counts.items()) or type(found).__name__
+        got = ", ".join(f"{count} of {name}" for name, count in counts.items()) or type(found).__name__
         raise ValueError(
-            f"{who}.score returned {told} for {len(samples)} samples: it must return a dict with "
-            f"{len(samples)} values (None where a picture has none) for each of {', '.join(names)}"
+            f"{who}.score returned {got} for {len(samples)} samples: it must return a dict with "
+            f"{len(samples)} values (None if a measure does not apply) for each of {', '.join(names)}"
         )
     lines = []
     for place, sample in enumerate(samples):
@@ -144,7 +153,7 @@ def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> 
             if not math.isfinite(number := float(facts["value"])):
                 raise ValueError(
                     f"{who}.score returned {name}={number} for {sample.prompt!r}, seed {sample.seed}: it "
-                    "must be a finite number, or None where a picture has none"
+                    "must be a finite number, or None if the measure does not apply"
                 )
             image = f"images/{sample.stage}/{sample.path.name}" if sample.path else None
             about = {name: getattr(sample, name) for name in ("stage", "kind", "prompt")}
@@ -156,10 +165,16 @@ def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> 
 def load_judges(
     config: ScorerConfig, subject: Subject, *, prompts: Sequence[PromptSpec], device: str
 ) -> Judges:
-    """Return the judges that `config` names.
+    """Create the scorers of `config`.
+
+    Args:
+        config: the `scorer` group.
+        subject: the subject with its photos.
+        prompts: all prompts of the evaluation; the alternatives of the zero-shot accuracies.
+        device: device of CLIP and DINO.
 
     Raises:
-        ValueError: a scorer from outside cannot be made, or does not meet the contract.
+        ValueError: a user-defined scorer cannot be created or is not valid.
     """
     main = None
     if config.judges:
@@ -189,8 +204,8 @@ def score_pictures(
     """Return the mean of each measure over `pictures`; see `personalar.score`."""
     if len(pictures) != len(prompts) or not pictures or not photos:
         raise ValueError(
-            f"{len(pictures)} pictures, {len(prompts)} prompts and {len(photos)} photos: give one prompt for "
-            "each picture, and at least one of each"
+            f"got {len(pictures)} pictures, {len(prompts)} prompts and {len(photos)} photos: give one prompt "
+            "per picture, and at least one of each"
         )
     images = tuple(photo.convert("RGB") for photo in photos)
     subject = Subject(

@@ -1,7 +1,7 @@
-"""Means of score lines as a `torchmetrics.Metric`: every picture counts once, on however many processes.
+"""Means of score lines as a `torchmetrics.Metric` that counts every picture once, on any number of processes.
 
-The order is the paper's (arXiv 2504.13162, section 5.1): over the references (done in the line), then over
-the images of a subject, then over the subjects.
+The order of the means is that of arXiv 2504.13162, section 5.1: over the references (already done in a line),
+then over the images of a subject, then over subjects.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _IMAGE = ("stage", "kind", "prompt", "seed")
 
 
 def _number(*words: object) -> int:
-    """Return 52 bits that stand for `words`: a whole number that a float64 holds exactly."""
+    """Return a 52-bit hash of `words`, which float64 represents exactly; all states are float64 tensors."""
     return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "big") >> 12
 
 
 class MeanScores(Metric):
-    """The mean of each declared measure: over images, then over subjects.
+    """The mean of each measure over images, then over subjects.
 
-    A picture that two processes scored (samplers repeat pictures to fill the last batch) counts once.
+    A picture that was scored by two processes counts once; distributed samplers repeat pictures to fill the
+    last batch.
     """
 
     full_state_update = False
@@ -39,35 +40,38 @@ class MeanScores(Metric):
     values: list[Tensor]
 
     def __init__(self, declared: Sequence[Measure], **options: Any) -> None:
-        """Take the measures of the lines, and torchmetrics' own `options`, such as `sync_on_compute`."""
+        """Create the metric.
+
+        Args:
+            declared: the measures to average.
+            options: passed to `torchmetrics.Metric`, such as `sync_on_compute`.
+        """
         super().__init__(**options)
         self.declared = tuple(declared)
-        self.set_dtype(torch.float64)  # also of the empty state that a process without pictures sends
+        # Also for empty states: a process without pictures must send the same dtype as the others.
+        self.set_dtype(torch.float64)
         for state in ("images", "subjects", "measures", "values"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Count lines as `Judges.score` returns them; those of a "subject" are averaged first."""
-        rows = [
-            (
-                _number(line.get("subject"), measure.name, *(line.get(key) for key in _IMAGE)),
-                _number(line.get("subject")),
-                index,
-                value,
-            )
-            for line in lines
-            for index, measure in enumerate(self.declared)
-            if (value := measure.of(line)) is not None
-        ]
+        """Add score lines of `Judges.score`; a field "subject" groups the lines of a benchmark's subjects."""
+        rows = []
+        for line in lines:
+            subject, image = line.get("subject"), [line.get(key) for key in _IMAGE]
+            for index, measure in enumerate(self.declared):
+                value = measure.of(line)
+                if value is not None:
+                    rows.append((_number(subject, measure.name, *image), _number(subject), index, value))
         table = torch.tensor(rows, dtype=torch.float64, device=self.device).reshape(-1, 4)
         for state, column in zip(("images", "subjects", "measures", "values"), table.T, strict=True):
             getattr(self, state).append(column)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the means by name; a measure that no line speaks of is left out."""
+        """Return the mean of each measure by name; measures without a value are left out."""
         images, subjects, measures, values = map(
             dim_zero_cat, (self.images, self.subjects, self.measures, self.values)
         )
+        # Keep one row per picture and measure: the last one.
         last = {image: row for row, image in enumerate(images.tolist())}
         once = torch.tensor(sorted(last.values()), dtype=torch.long, device=values.device)
         subjects, measures, values = subjects[once], measures[once], values[once]

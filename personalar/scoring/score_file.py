@@ -1,4 +1,4 @@
-"""`scores.jsonl`: one JSON object a line, whole or not there at all."""
+"""Read and write `scores.jsonl`, with one JSON object per line; the file is always replaced as a whole."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from personalar.core.files import fits, is_whole, parse_json, write_text
 
 KEY = ("stage", "kind", "prompt", "seed", "scorer")
-"""What makes two lines speak of the same thing."""
+"""Two lines with equal values of these fields are about the same picture and measure."""
 LINE = {
     **dict.fromkeys(("stage", "kind", "prompt", "scorer", "template", "category"), str),
     **dict.fromkeys(("context_top1", "accessory_top1"), (bool, float, None)),
@@ -20,17 +20,17 @@ LINE = {
     "nearest_reference": int,
     "*": object,
 }
-"""The shape of a line (`files.fits`)."""
+"""Allowed fields of a line and their types; see `files.fits`."""
 LARGEST_LINE = 100_000
-"""Characters; a prompt may have some thousand."""
-ANEW = "delete the file and run the run's own command again, which scores its pictures anew"
+"""Characters that are parsed per line; prompts can have several thousand."""
+ANEW = "delete the file and run the same command again, which scores the pictures again"
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of `path`; none when it does not exist.
+    """Return the score lines of `path`; an empty list if it does not exist.
 
     Raises:
-        ValueError: a line is not a score.
+        ValueError: a line is not a valid score.
     """
     if not path.is_file():
         return []
@@ -41,15 +41,17 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a score ({error}); {ANEW}") from error
         if not fits(line, LINE) or not {*KEY, "value"} <= set(line):
-            raise ValueError(f"{path}, line {number}: not a score: needs {', '.join(KEY)}; {ANEW}")
+            raise ValueError(
+                f"{path}, line {number}: not a score; required: {', '.join((*KEY, 'value'))}; {ANEW}"
+            )
         lines.append({**line, "value": float(line["value"])})
     return lines
 
 
 def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
-    """Add `lines` to the file, each instead of an older one on the same thing; return how many it holds.
+    """Add `lines` to the file, replacing older lines with the same `KEY`; return the number of lines.
 
-    Atomic, and the same lines may come twice: a resumed run scores again without leaving doubles.
+    The file is replaced atomically. A resumed run can therefore score again without duplicates.
     """
     before = read_scores(path) if is_whole(path) else []
     merged = {tuple(line[key] for key in KEY): line for line in [*before, *lines]}

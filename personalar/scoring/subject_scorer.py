@@ -1,4 +1,4 @@
-"""The judges of this package: likeness (DINO, CLIP-I), prompt following (CLIP-T, zero-shot), side effects."""
+"""The built-in measures: likeness (DINO, CLIP-I), prompt following (CLIP-T, zero-shot), and side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_si
 
 
 def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ImageTextScorer, ImageScorer]:
-    """Return CLIP and DINO; see `checkpoints.resolve_folder` for what a path may be."""
+    """Load CLIP and DINO on `device`; see `checkpoints.resolve_folder` for their paths."""
     from personalar.scoring.clip import ClipScorer
     from personalar.scoring.dino import DinoScorer
 
@@ -25,7 +25,7 @@ def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ImageTextSc
 
 
 def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
-    """Return checkpoints and preprocessing, as `run.json` records them."""
+    """Return checkpoints and preprocessing as recorded in run.json."""
     return {
         "clip": clip.name,
         "dino": dino.name,
@@ -35,15 +35,19 @@ def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
 
 
 class SubjectScorer:
-    """Judge samples against the references of one subject, whose features are computed once.
+    """Score samples against the photos of one subject.
 
-    The line of "clip_t" also holds "clip_text", the very text that CLIP saw. Where the prompt names a context
-    or an accessory, it holds "context_top1" or "accessory_top1": zero-shot CLIP picked the right one of all.
+    A line of "clip_t" also contains "clip_text", the text that CLIP read. If the prompt asks for a place or
+    an accessory, it contains "context_top1" or "accessory_top1": whether zero-shot CLIP chose the right one
+    among those of all prompts.
 
     Args:
-        prompts: all prompts of the evaluation; they are the alternatives of the zero-shot accuracies.
-            Empty: the prompts of the samples in a call are.
-        text: what CLIP-T reads: "class" (the class for "[V] cat") or "prompt" (the very words).
+        clip: CLIP.
+        dino: DINO.
+        subject: the subject; features of its photos are computed once, here.
+        prompts: all prompts of the evaluation, the alternatives of the zero-shot accuracies. If empty, those
+            of the samples of a call are used.
+        text: what CLIP-T reads: "class" ("[V] cat" becomes "cat") or "prompt" (unchanged).
     """
 
     batch = 64
@@ -70,10 +74,12 @@ class SubjectScorer:
         self.clip_references = clip.image_features(subject.images)  # (R, D')
 
     def bounds(self) -> dict[str, dict[str, float] | None]:
-        """Return the likeness of other things of the class (floor), of unseen views (ceiling), of the photos.
+        """Return reference values of likeness.
 
-        Photographs have neither floor nor ceiling (None). "photos": the photos among each other, each with
-        all the others; "dino_max" is their closest pair. A single photo has none.
+        Returns:
+            "floor": mean likeness of other individuals of the class; "ceiling": of unseen views of the
+            subject; both are None for photographs. "photos": mean likeness of the photos to each other, and
+            "dino_max", that of the most similar pair; None for a single photo.
         """
         return {
             "floor": self._likeness(self.subject.others),
@@ -82,9 +88,9 @@ class SubjectScorer:
         }
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
-        """Return the values of each sample.
+        """Return for each measure one value per sample; see `base.Scorer.score`.
 
-        They do not depend on the other samples in the call, provided that `prompts` was given.
+        If `prompts` was given, a value does not depend on the other samples of the call.
         """
         images, texts = [sample.image for sample in samples], [sample.prompt for sample in samples]
         clip_images = self.clip.image_features(images)  # (B, D')
@@ -102,7 +108,7 @@ class SubjectScorer:
             ],
             "clip_i": mean_similarity(clip_images, self.clip_references).tolist(),
             "clip_t": [
-                {"value": value, "clip_text": text, **self._obedience(sample.spec, image, specs)}
+                {"value": value, "clip_text": text, **self._zero_shot(sample.spec, image, specs)}
                 for value, text, sample, image in zip(following, texts, samples, clip_images, strict=True)
             ],
         }
@@ -111,7 +117,7 @@ class SubjectScorer:
         if len(self.subject.images) < 2:
             return None
         pairs = self.dino_references @ self.dino_references.T
-        pairs.fill_diagonal_(-1)
+        pairs.fill_diagonal_(-1)  # the similarity of a photo to itself is not a pair
         return {
             "dino": float(similarity_between(self.dino_references).mean()),
             "clip_i": float(similarity_between(self.clip_references).mean()),
@@ -128,24 +134,25 @@ class SubjectScorer:
             "images": len(images),
         }
 
-    def _obedience(self, asked: PromptSpec, image: Tensor, specs: Sequence[PromptSpec]) -> dict[str, bool]:
-        """Return the zero-shot questions that a prompt raises, and if the picture (D',) answers rightly."""
+    def _zero_shot(self, prompt: PromptSpec, image: Tensor, specs: Sequence[PromptSpec]) -> dict[str, bool]:
+        """Return whether the place or accessory of `prompt` is the best match for the picture (D',)."""
         answers = {}
-        if asked.category == "recontext" and asked.context is not None:
+        if prompt.category == "recontext" and prompt.context is not None:
             rivals = [spec for spec in specs if spec.category == "recontext" and spec.context is not None]
-            answers["context_top1"] = self._closest(image, rivals, "context") == asked.context
-        if asked.category == "accessory" and asked.accessory is not None:
+            answers["context_top1"] = self._closest(image, rivals, "context") == prompt.context
+        if prompt.category == "accessory" and prompt.accessory is not None:
             # Plain prompts compete too: a picture without any accessory must not be right by chance.
             rivals = [spec for spec in specs if spec.accessory is not None or spec.category == "plain"]
             found = self._closest(image, rivals, "accessory", "colour")
-            answers["accessory_top1"] = found == (asked.accessory, asked.colour)
+            answers["accessory_top1"] = found == (prompt.accessory, prompt.colour)
         return answers
 
     def _closest(self, image: Tensor, specs: Iterable[PromptSpec], *fields: str) -> Any:
-        """Return the fields of the spec whose text is nearest to the picture; one text for each answer."""
+        """Return the `fields` of the spec whose text matches the picture (D',) best."""
         texts: dict[Any, str] = {}
         for spec in specs:
             answer = tuple(getattr(spec, field) for field in fields)
+            # One text per answer: several texts would raise the chance of that answer.
             texts.setdefault(answer, spec.text.replace("{}", self.subject.noun))
         features = self.clip.text_features(list(texts.values()))  # (answers, D')
         best = list(texts)[int(torch.argmax(features @ image))]
@@ -153,7 +160,7 @@ class SubjectScorer:
 
 
 class Diversity:
-    """How far the "prior" samples lie apart: of each, the mean DINO distance (1 - cosine) to the others."""
+    """Diversity of the "prior" samples: mean DINO distance (1 - cosine) of each to the others."""
 
     measures = (MEASURES["diversity"],)
 
@@ -161,7 +168,7 @@ class Diversity:
         self.dino = dino
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
-        """Return the distance of each "prior" sample, where there are at least two."""
+        """Return the mean distance of each "prior" sample; None for other kinds and for a single sample."""
         priors = [place for place, sample in enumerate(samples) if sample.kind == "prior"]
         found: dict[int, float] = {}
         if len(priors) > 1:
@@ -171,17 +178,17 @@ class Diversity:
 
 
 class Drift:
-    """How far each "unrelated" sample moved: the CLIP distance to the base's of that prompt and seed."""
+    """Drift of the "unrelated" samples: CLIP distance to the base's picture of the same prompt and seed."""
 
     measures = (MEASURES["drift"],)
 
     def __init__(self, clip: ImageTextScorer) -> None:
         self.clip = clip
         self.before: dict[tuple[str, int], Any] = {}
-        """The base's pictures, which come first."""
+        """Pictures of the base by (prompt, seed), stored when the base's samples are scored."""
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
-        """Return the distance of each "unrelated" sample; the base's have none."""
+        """Return the distance of each "unrelated" sample; None for other kinds and for the base."""
         others = {place: (s.prompt, s.seed) for place, s in enumerate(samples) if s.kind == "unrelated"}
         if samples[0].stage == "base":
             self.before, others = {key: samples[place].image for place, key in others.items()}, {}

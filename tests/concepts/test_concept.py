@@ -61,8 +61,8 @@ def test_apply_changes_the_named_weights_only(tiny_model_dir: Path) -> None:
     ("concept", "message"),
     [
         (make(weights={"model.nothing": torch.zeros(1)}), "model.nothing, which the base does not have"),
-        (make(weights={NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the base's \(32, 32\)"),
-        (make(width=8, weights={}), "rows are 8 wide, the base's embeddings 32"),
+        (make(weights={NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the base's has \(32, 32\)"),
+        (make(width=8, weights={}), "embeddings have width 8, the base's 32"),
     ],
 )
 def test_another_architecture_is_refused(tiny_backend, concept: Concept, message: str) -> None:
@@ -96,10 +96,10 @@ def damage(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("gone", "is missing: the concept folder was not copied completely"),
+        ("gone", "is missing: copy the complete concept folder"),
         ("json", "is damaged"),
-        ("version", "has format_version 99, this program reads 2"),
-        ("names", "do not match names"),
+        ("version", "has format_version 99, this version of personalar reads 2"),
+        ("names", "but concept.json names"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, what: str, message: str) -> None:
@@ -111,7 +111,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, what: str, message: str) ->
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     make(rows=torch.full((2, 4), float("nan"))).save(tmp_path)
-    with pytest.raises(ValueError, match="holds NaN or infinity; the training diverged"):
+    with pytest.raises(ValueError, match="contains NaN or infinity; the training diverged"):
         Concept.load(tmp_path)
 
 

@@ -142,7 +142,7 @@ def test_an_adapter_names_the_repository_of_its_base(tmp_path: Path, capsys, mon
         "rows": torch.ones(1, 32),
         "lora": adapter(),
     }
-    monkeypatch.setattr("personalar.concepts.exchange.base_here", lambda *_: None)
+    monkeypatch.setattr("personalar.concepts.exchange.local_base", lambda *_: None)
     model = compose_config("concept=x", "out=x", name="export").model
     for config, named in (({"model": {"hub": hub, "path": None}}, True), ({}, False)):
         files = named_adapter(Concept(**values, config=config), model)
@@ -150,7 +150,7 @@ def test_an_adapter_names_the_repository_of_its_base(tmp_path: Path, capsys, mon
         assert (told["base_model_name_or_path"], told["revision"]) == (
             (hub["repo"], "96df523") if named else (None, None)
         )
-        assert ("does not name its base" in capsys.readouterr().out) is not named
+        assert ("does not name a base" in capsys.readouterr().out) is not named
 
 
 def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path, capsys) -> None:
@@ -242,10 +242,10 @@ def test_a_checkpoint_that_cannot_be_leaves_nothing(tiny_model_dir: Path, tmp_pa
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ("concept.json", "is a concept's own folder, which an export would spoil: choose another"),
-        ("README.md", r"holds a README\.md that no export wrote: choose another folder"),
-        ("lora/adapter_config.json", "holds lora/ of an earlier export, which this one does not write"),
-        ("checkpoint/config.json", "holds checkpoint/ of an earlier export"),
+        ("concept.json", "is a concept folder, whose files an export would overwrite"),
+        ("README.md", r"contains a README\.md that was not written by an export: choose another folder"),
+        ("lora/adapter_config.json", "contains lora/ of an earlier export, which this export does not write"),
+        ("checkpoint/config.json", "contains checkpoint/ of an earlier export"),
     ],
 )
 def test_a_folder_of_something_else_is_left_alone(
@@ -266,10 +266,10 @@ def test_trained_weights_without_checkpoint_are_mentioned(
 ) -> None:
     learned_on_tiny(tmp_path / "concept", tiny_model_dir)
     export(tmp_path / "concept", tmp_path / "out", f"model.path={tiny_model_dir}")
-    note = "note: 2 tensors of the transformer were trained too and are in none of these files; "
-    assert f"{note}checkpoint=true writes all of it\n" in capsys.readouterr().out
+    note = "note: stage 2 also changed 2 tensors of the transformer, which these files do not contain; "
+    assert f"{note}to export the whole model, add checkpoint=true\n" in capsys.readouterr().out
     export(tmp_path / "concept", tmp_path / "out")  # again, and the base is another
-    told = f"{note}checkpoint=true writes all of it with the base that they belong to (model=nano)"
+    told = f"{note}to export the whole model, add checkpoint=true with the base model=nano"
     assert told in capsys.readouterr().out
 
 
@@ -282,10 +282,10 @@ def test_a_row_may_be_flat_and_called_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"a": torch.zeros(4), "b": torch.zeros(4)}, r"holds 2 keys \(a, b\); one learned row is expected"),
-        ({"a": torch.zeros(3, 4)}, r"shape \(3, 4\); one learned row \(1, width\)"),
-        ({"a": torch.full((4,), float("nan"))}, "holds NaN"),
-        (None, "is no safetensors file"),
+        ({"a": torch.zeros(4), "b": torch.zeros(4)}, r"contains 2 keys \(a, b\); expected one embedding"),
+        ({"a": torch.zeros(3, 4)}, r"shape \(3, 4\); expected one embedding \(1, width\)"),
+        ({"a": torch.full((4,), float("nan"))}, "contains NaN"),
+        (None, "is not a safetensors file"),
     ],
 )
 def test_wrong_rows(tensors: dict | None, message: str, tmp_path: Path) -> None:
@@ -298,16 +298,16 @@ def test_wrong_rows(tensors: dict | None, message: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_the_base_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     path, base = tmp_path / "learned_embeds.safetensors", f"model.path={tiny_model_dir}"
     save_file({"a": torch.zeros(5)}, path)
-    with pytest.raises(ValueError, match="the row is 5 wide, the base's embeddings 32: another base"):
+    with pytest.raises(ValueError, match="the embedding has width 5, the base's embeddings 32"):
         read_export(tmp_path, base, noun="cat")
     save_file({"a": torch.zeros(32)}, path)
     (tmp_path / "lora").mkdir()
     for name, data in adapter(64).items():
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match="another architecture; what does not fit"):
+    with pytest.raises(ValueError, match="another architecture; mismatches"):
         read_export(tmp_path, base, noun="cat")
     (tmp_path / "lora" / "adapter_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"is missing lora/adapter_config\.json: lora/ must"):
+    with pytest.raises(FileNotFoundError, match=r"lora/adapter_config\.json is missing; lora/ must"):
         read_export(tmp_path, base, noun="cat")
     with pytest.raises(FileNotFoundError, match="does not exist: give a folder that"):
         read_export(tmp_path / "lora", base, noun="cat")
@@ -322,7 +322,7 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) 
     personalar.export.main()
     assert capsys.readouterr().out.split() == ["out/learned_embeds.safetensors", "out/README.md"]
     for arguments, message in (
-        (["concept=nowhere", "out=x"], "concept=nowhere holds no concept"),
+        (["concept=nowhere", "out=x"], "concept=nowhere contains no concept.json"),
         (["concept=x"], "no value for out: set out="),
     ):
         monkeypatch.setattr(sys, "argv", ["x", *arguments])

@@ -134,8 +134,8 @@ def test_the_card_of_an_export_tells_what_lies_there_and_how_it_comes_back(tmp_p
     make().save(tmp_path / "concept")
     *_, card = export(tmp_path / "concept", tmp_path / "out")
     _, body = parts(card.read_text())
-    assert "changed tensors: 1, in none of these files" in body and "learned names: `[V]`\n" in body
-    assert "and changed weights" not in body and "- not here: 1 tensors of the transformer" in body
+    assert "changed tensors: 1, not included" in body and "learned tokens: `[V]`\n" in body
+    assert "and changed weights" not in body and "- not included: 1 tensors of the transformer" in body
     assert "read_export('DIR', noun='cat', name='cat').save(Path('adopted'))\n" in body
     assert "sample concept=adopted 'prompts=[" in body and "concept=DIR" not in body
 
@@ -144,8 +144,8 @@ def test_the_card_of_a_checkpoint_takes_it_as_the_base(tmp_path: Path) -> None:
     config = {"model": {"path": "/somewhere"}}
     concept = make(base={"name": "lumina_mgpt_7b_512", "fingerprint": "abc"}, config=config)
     card = model_card(concept, tmp_path, exported=True, checkpoint="norms (1, 128)")
-    assert "changed tensors: 1, in checkpoint/\n" in card and "names: `[V], [S1]`" in card
-    assert "`[V]` is the token 80; norms (1, 128)" in card
+    assert "changed tensors: 1, in checkpoint/\n" in card and "tokens: `[V], [S1]`" in card
+    assert "`[V]` is token 80; norms (1, 128)" in card
     assert "read_export('DIR', 'model=lumina_mgpt_7b_512', 'model.path=DIR/checkpoint', noun=" in card
     assert "in the snow\"]' model=lumina_mgpt_7b_512 model.path=DIR/checkpoint\n" in card
     with_adapter = make(weights={}, lora=adapter(), config=config)

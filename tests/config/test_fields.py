@@ -139,7 +139,7 @@ def test_a_number_out_of_range(knob: str, record_property) -> None:
 def test_a_word_that_is_not_known(knob: str) -> None:
     assert knob in KNOBS
     said = answer(f"{knob}=wide")
-    assert knob.rpartition(".")[2] in said and "is not known; allowed: " in said, said
+    assert knob.rpartition(".")[2] in said and "invalid value" in said and "; allowed: " in said, said
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_a_word_that_is_not_known(knob: str) -> None:
         (["method.base_bits=4"], "train with lora.rank, not parameters"),
         (["method.base_bits=8"], "allowed: 4, 16"),
         (["model.recipe.data.crops_per_photo=0", "model.recipe.data.copies_per_photo=0"], "copies_per_photo"),
-        (["model.recipe.betas=[0.9]"], r"betas=\[0.9\] must hold 2 numbers"),
+        (["model.recipe.betas=[0.9]"], r"betas=\[0.9\] must be 2 numbers"),
         (["samples.seeds=[]"], "at least one seed"),
-        (["stage.run=[embeding]"], r"stage\.run='embeding' is not known; did you mean embedding\?"),
-        (["objective=[dinoo*clip_t]"], "objective='dinoo' is not known; did you mean dino"),
-        (["objective=['']"], "objective='' is not known; allowed: fidelity, dino"),
+        (["stage.run=[embeding]"], r"stage\.run='embeding'; did you mean embedding\?"),
+        (["objective=[dinoo*clip_t]"], "objective='dinoo'; did you mean dino"),
+        (["objective=['']"], "objective=''; allowed: fidelity, dino"),
         (["model.recipe=3"], "int is not a subclass of RecipeConfig"),
     ],
 )
@@ -208,7 +208,7 @@ BAD = ["../../x", "..", ".", "/abs", "a/b", "a\\b", "a\nb", "a\x00b", "", " ", "
 @pytest.mark.parametrize("knob", ["subject.name", "model.name", "benchmark.name"])
 def test_a_name_that_leaves_its_folder_is_refused(knob: str, name: str) -> None:
     group, key = knob.split(".")
-    with pytest.raises(ValueError, match=rf"^{knob}=.* is not the name of one folder; allowed: "):
+    with pytest.raises(ValueError, match=rf"^{knob}=.* is not a valid folder name; allowed: "):
         check_folder_names(OmegaConf.create({group: {key: name}}))
 
 

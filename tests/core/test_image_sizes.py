@@ -137,7 +137,7 @@ def test_a_picture_of_more_tokens_leaves_less_room_for_its_prompt(several: Chame
     wide, tall = (256 - len(several.grammar(*shape)) for shape in ((2, 8), (8, 2)))
     assert wide - tall == 6  # newlines
     fits = "\x01" * (wide - len(encode_prompts(several, [""], None, size=(64, 16))[0]))
-    for size, note in (((64, 16), None), ((16, 64), f"at most {tall} avoids that")):
+    for size, note in (((64, 16), None), ((16, 64), f"shorten the prompt to {tall} tokens")):
         ids = encode_prompts(several, [fits], None, size=size)
         told = length_note(several, [fits], ids, size)
         assert len(ids[0]) == wide and (told is None if note is None else told.endswith(note))
@@ -186,5 +186,5 @@ def test_python_says_the_same(concept) -> None:
     cat = personalar.load(*concept)
     with pytest.raises(ValueError, match="size=64x64 is not one of this base's sizes; allowed: 32x32, "):
         cat.images([PROMPT], [0], size="64x64")
-    with pytest.raises(ValueError, match=r"load takes no size=: give it to images\(\)"):
+    with pytest.raises(ValueError, match=r"load does not accept size=: pass it to images\(\)"):
         personalar.load(*concept, "size=64x16")

@@ -81,13 +81,13 @@ def test_all_exif_orientations_come_out_upright(tmp_path, orientation):
     exif[0x0112] = orientation
     photo = verdict(tmp_path, "a.png", encoded(stored, "PNG", exif=exif))
     assert photo.image.tobytes() == upright.tobytes()
-    assert ("turned upright" in photo.notes) == (orientation > 1)
+    assert ("rotated upright" in photo.notes) == (orientation > 1)
 
 
 def test_sixteen_bits_keep_their_range(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
     photo = verdict(tmp_path, "a.png", encoded(Image.fromarray(ramp), "PNG"))
-    assert photo.notes == ("brought to 8 bits",)
+    assert photo.notes == ("converted to 8 bits",)
     assert distance(photo.image, Image.fromarray((ramp / 257).astype(np.uint8))) <= 1
 
 
@@ -95,7 +95,7 @@ def test_transparency_lies_on_white(tmp_path):
     for mode, options in (("RGBA", {}), ("LA", {}), ("P", {"transparency": 0})):
         photo = verdict(tmp_path, "a.png", encoded(Image.new(mode, (40, 40), 0), "PNG", **options))
         assert photo.image.getpixel((5, 5)) == (255, 255, 255)
-        assert photo.notes == ("transparency put on white",)
+        assert photo.notes == ("transparency replaced by white",)
 
 
 def test_colour_profiles(tmp_path):
@@ -137,7 +137,7 @@ def test_a_colour_profile_counts_with_transparency_too(tmp_path, mode, options):
     image = Image.new("RGB", (40, 40), (204, 51, 51)).convert(mode)
     photo = verdict(tmp_path, "a.png", encoded(image, "PNG", icc_profile=swapped_profile(), **options))
     assert np.abs(np.subtract(photo.image.getpixel((5, 5)), (51, 51, 204))).max() <= 2
-    put = ("transparency put on white",) if mode == "RGBA" or options else ()
+    put = ("transparency replaced by white",) if mode == "RGBA" or options else ()
     assert photo.notes[:-1] == (*put, "converted from its colour profile")  # the last: all of one colour
 
 
@@ -154,8 +154,10 @@ def test_a_grey_profile_counts_with_transparency_too(tmp_path, mode):
 def test_frames_and_wrong_names(tmp_path):
     frames = [picture(1), picture(2), picture(3)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert verdict(tmp_path, "a.gif", data).notes == ("first of several frames",)
-    assert verdict(tmp_path, "a.jpg", encoded(picture(), "PNG")).notes == ("is PNG, in spite of its name",)
+    assert verdict(tmp_path, "a.gif", data).notes == ("has several frames, only the first is used",)
+    assert verdict(tmp_path, "a.jpg", encoded(picture(), "PNG")).notes == (
+        "is a PNG file despite its suffix",
+    )
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -177,20 +179,20 @@ def png_header(width: int, height: int) -> bytes:
     ("name", "data", "reason"),
     [
         ("empty.jpg", b"", "empty file"),
-        ("text.jpg", b"no picture at all", "no picture (allowed: JPEG, PNG, WEBP, GIF, TIFF, BMP"),
-        ("tiny.png", encoded(picture(size=(1, 1)), "PNG"), "too small: 1x1 pixels, at least 32 a side"),
+        ("text.jpg", b"not a picture at all", "not a picture (allowed: JPEG, PNG, WEBP, GIF, TIFF, BMP"),
+        ("tiny.png", encoded(picture(size=(1, 1)), "PNG"), "too small: 1x1 pixels, each side needs 32"),
         ("bomb.png", png_header(20_000, 20_000), "too many pixels"),
         (
             "large.png",
             png_header(10_001, 10_000),
-            "10001x10000 pixels are too many (allowed: 100 megapixels)",
+            "too large: 10001x10000 pixels (allowed: 100 megapixels)",
         ),
-        ("cut.jpg", encoded(picture(), "JPEG")[:400], "damaged or cut off"),
-        ("cut.png", encoded(picture(), "PNG")[:300], "damaged or cut off"),
+        ("cut.jpg", encoded(picture(), "JPEG")[:400], "damaged or truncated"),
+        ("cut.png", encoded(picture(), "PNG")[:300], "damaged or truncated"),
         (".hidden.png", encoded(picture(), "PNG"), "hidden or system file"),
         ("Thumbs.db", b"x", "hidden or system file"),
         ("phone.heic", b"\0\0\0\x18ftypheic" + b"\0" * 99, ""),
-        ("drawing.svg", b"<svg/>", "no picture"),
+        ("drawing.svg", b"<svg/>", "not a picture"),
     ],
 )
 def test_what_cannot_be_used_says_why(tmp_path, name, data, reason):
@@ -222,10 +224,10 @@ def test_entries_that_are_no_files(tmp_path):
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
     assert found["link.png"].verdict == "used"
     assert found["real.png"].notes == ("the same picture as link.png",)
-    assert found["folder"].notes == ("a folder: photos must lie directly in subject.path",)
-    assert found["dangling.jpg"].notes == ("a link that leads nowhere",)
-    assert found["pipe.jpg"].notes == ("not an ordinary file",)
-    assert found["loop.jpg"].notes[0].startswith("cannot be looked at")
+    assert found["folder"].notes == ("a folder: photos must be directly in subject.path",)
+    assert found["dangling.jpg"].notes == ("broken link",)
+    assert found["pipe.jpg"].notes == ("not a regular file",)
+    assert found["loop.jpg"].notes[0].startswith("cannot be read")
 
 
 def test_no_permission(tmp_path, monkeypatch):
@@ -266,10 +268,10 @@ def test_names_in_any_script(tmp_path, capsys):
     [
         (lambda folder: None, "does not exist: give a folder with a few photos"),
         (lambda folder: folder.write_text(""), "is a file, not a folder"),
-        (lambda folder: folder.mkdir(), r"holds no usable photo \(it is empty\): put 3 to 6 photos"),
+        (lambda folder: folder.mkdir(), r"contains no usable photo \(it is empty\): put 3 to 6 photos"),
         (
             lambda folder: (folder.mkdir(), (folder / "x.txt").write_text("word")),
-            r"holds no usable photo \(x.txt: no picture",
+            r"contains no usable photo \(x.txt: not a picture",
         ),
     ],
 )
@@ -285,7 +287,7 @@ def test_one_process_of_a_run_shows_the_table(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         assert len(read_folder(tmp_path)) == 1
         out = capsys.readouterr().out
-        assert out.count("a.png") == told and out.count("note: one photo") == told
+        assert out.count("a.png") == told and out.count("note: only one photo") == told
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
@@ -343,9 +345,9 @@ def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> 
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
     assert {name for name, photo in found.items() if photo.verdict == "used"} == set(photos)
     for name, photo in masks.items():
-        assert found[name].notes == (f"mask of {photo}: not used, not a photo",)
+        assert found[name].notes == (f"mask of {photo}, not used",)
     for name, photo in captions.items():
-        assert found[name].notes == (f"caption of {photo}: not used, set subject.noun",)
-    assert "no picture" in found["notes.txt"].notes[0]
+        assert found[name].notes == (f"caption of {photo}, not used: set subject.noun instead",)
+    assert "not a picture" in found["notes.txt"].notes[0]
     assert len(read_folder(tmp_path)) == len(photos)
-    assert "mask of a.jpg: not used, not a photo" in " ".join(capsys.readouterr().out.split())
+    assert "mask of a.jpg, not used" in " ".join(capsys.readouterr().out.split())

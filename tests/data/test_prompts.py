@@ -44,7 +44,7 @@ def test_articles(text: str, phrase: str, result: str) -> None:
 
 def test_prompts_from_the_configuration() -> None:
     assert validation_prompts("cat", SamplesConfig(prompts=["a {}"])) == plain_prompts(["a {}"])
-    with pytest.raises(ValueError, match=r"without \{\}: write 'a \{\} in the snow'"):
+    with pytest.raises(ValueError, match=r"no \{\} for the subject: write 'a \{\} in the snow'"):
         plain_prompts(["a cat"])
 
 
@@ -77,7 +77,7 @@ def test_one_photo_is_said_to_be_few(tmp_path: Path, capsys) -> None:
     Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     load_subject(config(tmp_path))
-    assert capsys.readouterr().out.endswith("note: one photo; 3 to 6 from different sides are better\n")
+    assert capsys.readouterr().out.endswith("note: only one photo; 3 to 6 from different sides work better\n")
     Image.new("RGB", (60, 40), "blue").save(tmp_path / "b.png")
     load_subject(config(tmp_path))
     assert "better" not in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_the_table_says_how_much_is_cut_off(tmp_path: Path, capsys) -> None:
     (tmp_path / "d.txt").write_text("word")
     said = table(tmp_path, photos, SQUARE, capsys)
     assert "photo pixels cut off verdict" in said
-    note = "much is cut off {} to fill 512x512: crop it yourself around the thing"
+    note = "a large part is cut off {} to fit 512x512: crop it around the subject yourself"
     assert f"a.png 600x800 25% used {note.format('at top and bottom')}" in said
     assert f"b.png 800x600 25% used {note.format('left and right')}" in said
     assert "c.png 900x900 0% used d.txt - - skipped" in said
@@ -79,7 +79,7 @@ def test_where_little_is_cut_off_nothing_is_noted(tmp_path: Path, capsys) -> Non
     assert "a.png 600x800 4% used b.png 1000x750 4% used" in said and "note" not in said
 
 
-@pytest.mark.parametrize(("side", "note"), [(40, "enlarged 12.8 times to fill 512x512"), (480, "")])
+@pytest.mark.parametrize(("side", "note"), [(40, "enlarged 12.8 times to fit 512x512"), (480, "")])
 def test_a_photo_below_the_bases_size_is_noted(side: int, note: str, tmp_path: Path, capsys) -> None:
     said = table(tmp_path, {f"{n}.png": gradient(side, side + n) for n in range(2)}, LUMINA, capsys)
     assert said.count("enlarged") == (2 if note else 0) and note in said
@@ -96,7 +96,7 @@ def test_very_many_photos_are_noted(photos: int, noted: bool, tmp_path: Path, ca
     for index in range(photos):
         Image.new("RGB", (40, 40), (index * 9, 255 - index * 9, index * 5)).save(tmp_path / f"{index}.png")
     read_folder(tmp_path)
-    note = f"note: {photos} photos, and the method is made for 3 to 6: the steps stay the same"
+    note = f"note: {photos} photos, but the method is designed for 3 to 6: the number of steps stays the same"
     assert (note in capsys.readouterr().out) == noted
 
 

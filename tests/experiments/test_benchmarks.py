@@ -179,10 +179,10 @@ def test_train_compares_in_one_run(
         (["decode", "weights=tiny"], "weights=tiny is not known; allowed: model, random_7b"),
         (["decode", "baselines=static,vllm"], "baselines=vllm is not known; allowed: generate, static, none"),
         (["decode", "modle=nano"], "unknown setting modle"),
-        (["decode", "decoder=plane"], "decoder='plane' is not known"),
+        (["decode", "decoder=plane"], "decoder='plane'"),
         (["train", "steps=3"], "must be more than the 3 that warm up"),
         (["train", "steps=x"], "steps=x must be a whole number from 1"),
-        (["train", "subject=cta"], "subject='cta' is not known; did you mean cat?"),
+        (["train", "subject=cta"], "subject='cta'; did you mean cat?"),
         (["train", "bench_stage=x", "rounds=1", "experiment=quick"], "allowed: embedding, transformer"),
     ],
 )

@@ -101,7 +101,7 @@ def unshaped(self: Sampling, logits: Tensor) -> Tensor:
         (rules, "residual", redraw_from_q),
         (window, "one_hot", forget_one_hot),
         (window.RejectionWindow, "_store", never_remember),
-        (Sampling, "law", unshaped),
+        (Sampling, "probabilities", unshaped),
     ],
     ids=["redraw from q", "copied draft as if drawn", "law of a kept draft", "no top-k"],
 )
@@ -180,8 +180,8 @@ def test_broken_weights_are_told() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"init": "right"}, "init='right' is not known; allowed: random, left, above, newline"),
-        ({"coupling": "gumbel"}, "coupling='gumbel' is not known; allowed: maximal, independent"),
+        ({"init": "right"}, "init='right'; allowed: random, left, above, newline"),
+        ({"coupling": "gumbel"}, "coupling='gumbel'; allowed: maximal, independent"),
         ({"relax": -1}, "relax=-1 must be at least 0"),
         ({"relax": 1, "relax_distance": 0.0}, r"relax_distance=0.0 in \(0, 1\]"),
     ],

@@ -198,7 +198,7 @@ def test_pictures_that_find_no_memory_wait_for_the_drawing(generator, monkeypatc
 @given(count=st.integers(0, 500), at_once=st.integers(1, 200))
 def test_parts_are_few_and_alike(count: int, at_once: int) -> None:
     """So that a compiled decoder captures its graphs once, and no batch is wasted on two pictures."""
-    size = batching.even(count, at_once)
+    size = batching.even_batch_size(count, at_once)
     parts = [min(size, count - start) for start in range(0, count, size)] if count else []
     assert size <= at_once and len(parts) == -(-count // at_once)
     assert not parts or max(parts) - parts[-1] < max(2, len(parts))

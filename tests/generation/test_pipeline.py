@@ -71,14 +71,14 @@ def test_a_prompt_without_the_subject_is_noted(cat: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("prompts", "seeds", "message"),
     [
-        ("a [V] cat", [0], r"give lists, as images\(\['a cat'\], \[0\]\)"),
-        (["a [V] cat"], 0, "give lists"),
-        (["a [V] cat"], [0, 1], r"1 prompts and 2 seeds: .*repeat the prompt, as images\(\[prompt\] \* 4"),
-        ([], [], "must hold at least one prompt"),
-        ([" "], [0], "must hold at least one prompt"),
-        (["a \ud800 [V]"], [0], "is half of a pair and no text"),
+        ("a [V] cat", [0], r"both must be lists, as in images\(\['a cat'\], \[0\]\)"),
+        (["a [V] cat"], 0, "both must be lists"),
+        (["a [V] cat"], [0, 1], r"1 prompts and 2 seeds: .*repeat the prompt, as in images\(\[prompt\] \* 4"),
+        ([], [], "give at least one prompt"),
+        ([" "], [0], "give at least one prompt"),
+        (["a \ud800 [V]"], [0], "is half of a surrogate pair"),
         (["a [V] cat"], [-1], "seeds=-1 is out of range"),
-        (["a [V] cat" * 500], [0], "tokens with its wrapping, this base can read"),
+        (["a [V] cat" * 500], [0], "tokens including its template, but this base reads"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(cat: Pipeline, prompts, seeds, message: str) -> None:
@@ -89,12 +89,12 @@ def test_what_cannot_be_drawn_is_said(cat: Pipeline, prompts, seeds, message: st
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["decoder=jacoby"], r"decoder='jacoby' is not known; did you mean jacobi\?"),
+        (["decoder=jacoby"], r"decoder='jacoby'; did you mean jacobi\?"),
         (["model.paths=x"], r"did you mean path\?"),
         (["decoder.top_k=-1"], "decoder.top_k=-1 is out of range"),
         (["decoder"], "'decoder' is not a setting: write key=value"),
         (["--help"], "'--help' is not a setting"),
-        (["prompts=[a]"], r"load takes no prompts=: give them to images\(\)"),
+        (["prompts=[a]"], r"load does not accept prompts=: pass them to images\(\)"),
     ],
 )
 def test_a_wrong_setting_is_said_as_on_the_command_line(settings: list[str], message: str) -> None:
@@ -103,7 +103,7 @@ def test_a_wrong_setting_is_said_as_on_the_command_line(settings: list[str], mes
 
 
 def test_a_wrong_concept_is_said(finished_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"concept=nowhere holds no concept\.json: give a concept"):
+    with pytest.raises(FileNotFoundError, match=r"concept=nowhere contains no concept\.json: give a concept"):
         personalar.load("nowhere")
     with pytest.raises(ValueError, match=r"was learned on base 'nano' .*: leave model= out, or set"):
         personalar.load(finished_run, "model=nano")  # not the shipped one, but the tests'

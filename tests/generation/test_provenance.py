@@ -10,7 +10,7 @@ from PIL import Image
 
 from personalar.core.png import read_png_metadata, save_png
 from personalar.data.prompts import normalized
-from personalar.generation.pipeline import asked_for, write_samples
+from personalar.generation.pipeline import resolve_prompts, write_samples
 
 PROMPT = "prompts=['a [V] cat']"
 PLAIN = '{"_target_": "personalar.generation.decoders.plain.PlainDecoder", %s}'
@@ -21,7 +21,7 @@ def draw(finished_run: Path, tiny_model_dir: Path, tmp_path: Path):
     def sample(*words: str) -> list[Path]:
         where = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={tmp_path / 'out'}"]
         return write_samples(
-            asked_for(compose_config(*where, *words, name="sample")), finished_run / "concept"
+            resolve_prompts(compose_config(*where, *words, name="sample")), finished_run / "concept"
         )
 
     return sample
@@ -83,11 +83,11 @@ def test_a_picture_is_drawn_again_from_its_file_alone(draw, tmp_path: Path) -> N
         ({"decoder": PLAIN % '"cfg_scale": 1e9'}, r"decoder\.cfg_scale=1e\+09|cfg_scale=1000000000.0 is out"),
         ({"decoder": PLAIN % '"top_p": NaN'}, r"decoder\.top_p=nan is out of range"),
         ({"decoder": PLAIN % '"top_k": "5"'}, "damaged decoder"),
-        ({"seed": "9" * 40}, "does not say how it was drawn"),
-        ({"dtype": "int8"}, "strange dtype"),
-        ({"seed": "x"}, "does not say how it was drawn"),
-        ({"concept": "0" * 12}, "drawn of another concept"),
-        ({"size": None}, r"\(size missing\)"),
+        ({"seed": "9" * 40}, "does not contain the settings to reproduce it"),
+        ({"dtype": "int8"}, "invalid dtype"),
+        ({"seed": "x"}, "does not contain the settings to reproduce it"),
+        ({"concept": "0" * 12}, "sampled from another concept"),
+        ({"size": None}, r"\(missing: size\)"),
     ],
 )
 def test_strange_files_are_one_sentence(draw, tmp_path: Path, change: dict, message: str) -> None:
@@ -96,7 +96,7 @@ def test_strange_files_are_one_sentence(draw, tmp_path: Path, change: dict, mess
     path = save_png(Image.new("RGB", (4, 4)), tmp_path / "strange.png", facts)
     with pytest.raises(ValueError, match=message):
         draw(f"like={path}")
-    with pytest.raises(ValueError, match="leave prompts= and prompts_file= out"):
+    with pytest.raises(ValueError, match="leave out prompts= and prompts_file="):
         draw(f"like={path}", PROMPT)
 
 
@@ -110,7 +110,7 @@ def test_prompts_of_a_file(draw, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         draw(f"prompts_file={file}x")
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not a text in UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         draw(f"prompts_file={file}")
 
 

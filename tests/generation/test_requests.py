@@ -89,11 +89,12 @@ def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     check_prompts(model, [short, long], say=said.append)
     assert (
         len(said) == 1
-        and "has 65 tokens with its wrapping and its picture 4164, more than the 4096" in said[0]
+        and "has 65 tokens including its template, and the picture 4164: together more than the 4096"
+        in said[0]
     )
-    assert said[0].endswith("a prompt of at most 64 avoids that")
+    assert said[0].endswith("shorten the prompt to 64 tokens")
     assert [len(ids) for ids in encode_prompts(backend, [long * 9], None)] > [65]
-    with pytest.raises(ValueError, match="has 4097 tokens with its wrapping, this base can read 4096"):
+    with pytest.raises(ValueError, match="has 4097 tokens including its template, but this base reads 4096"):
         encode_prompts(backend, ["\x01" * (4097 - least)], None)
 
 
@@ -106,7 +107,7 @@ def test_a_picture_beyond_the_declared_positions_is_drawn_alike(tiny_backend, mo
     check_prompts(generator, [prompt, "a cat", f"{prompt}\x01"])
     said = capsys.readouterr().out
     safe = length + 3 - len(tiny_backend.grammar(4, 4))
-    assert f"has {length + 1} tokens" in said and f"(2 prompts are longer than {safe})" in said
+    assert f"has {length + 1} tokens" in said and f"(2 prompts are longer than {safe} tokens)" in said
     assert torch.equal(generator.codes([prompt], [3]), within)
 
 

@@ -182,7 +182,7 @@ def hub_error(kind: type[Exception]) -> Exception:
         (errors.GatedRepoError, r"accepted its licence \(.*log in with `hf auth login`"),
         (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
         (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
-        (errors.LocalEntryNotFoundError, "could not be read"),
+        (errors.LocalEntryNotFoundError, "cannot parse"),
     ],
 )
 def test_what_the_hub_can_answer(
@@ -254,7 +254,7 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_a_model_must_say_where_it_is() -> None:
-    with pytest.raises(ValueError, match=r"model=x says nowhere where its weights are: set model\.path=DIR"):
+    with pytest.raises(ValueError, match=r"model=x has neither path nor hub: set model\.path=DIR"):
         ModelConfig(name="x")
 
 

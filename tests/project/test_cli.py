@@ -47,11 +47,11 @@ def mistake(
     ("name", "arguments", "message"),
     [
         ("run", ["+subject=cta"], "did you mean cat?"),
-        ("run", ["+subject=folder", "subject.path=.", "subject.noun=dog"], "holds no usable photo"),
+        ("run", ["+subject=folder", "subject.path=.", "subject.noun=dog"], "contains no usable photo"),
         ("run", ["+subject=cat", "model.path=nowhere"], "no model folder at nowhere"),
-        ("sample", ["concept=nowhere", "prompts=[a]"], "concept=nowhere holds no concept.json"),
+        ("sample", ["concept=nowhere", "prompts=[a]"], "concept=nowhere contains no concept.json"),
         ("sample", ["prompts=[a]"], "no value for concept"),
-        ("sample", ["concept=.", "prompts=[]"], "holds no concept.json"),
+        ("sample", ["concept=.", "prompts=[]"], "contains no concept.json"),
     ],
 )
 def test_mistakes_end_in_one_sentence_at_once(
@@ -64,7 +64,7 @@ def test_mistakes_end_in_one_sentence_at_once(
 def test_a_folder_with_odd_signs_is_given_in_quotes(mistake: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "my dog (1), at sea").mkdir()
     where = ["+subject=folder", 'subject.path="my dog (1), at sea"', "subject.noun=dog"]
-    assert "subject.path=my dog (1), at sea holds no usable photo" in mistake("run", *where)
+    assert "subject.path=my dog (1), at sea contains no usable photo" in mistake("run", *where)
 
 
 def test_a_benchmark_composes_its_runs_beside_its_own_configuration(mistake: Callable[..., str]) -> None:
@@ -81,7 +81,7 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
     )
     started = time.process_time()
     done = command(tmp_path, "timeit", "-n1", "-r1", f"exec({code!r})")
-    assert "holds no usable photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
+    assert "contains no usable photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
     assert time.process_time() - started < 2
 
 

@@ -52,5 +52,5 @@ def test_groups_of_commands() -> None:
 
 
 def test_a_choice_of_another_command(mistake: Callable[..., str]) -> None:
-    said = "personalar.doctor: subject= belongs to personalar.run; personalar.doctor takes model=, trainer="
+    said = "personalar.doctor: subject= is for personalar.run; personalar.doctor accepts model=, trainer="
     assert mistake("doctor", "+subject=cat") == said

@@ -17,14 +17,13 @@ from personalar.reports.comparison import (
     Row,
     compare_rows,
     find_runs,
-    markdown,
     pareto_front,
     read_states,
     rows_of_runs,
     table,
-    verdicts,
 )
 from personalar.reports.comparison_page import compare_folders, marks_of, write_comparison
+from personalar.reports.comparison_table import markdown, verdicts
 from personalar.scoring.score_file import merge_scores, read_scores
 
 
@@ -143,7 +142,7 @@ def test_scores_of_different_judges_are_not_compared(rejudged: Path) -> None:
     said = {text.partition(" against plain: ")[0]: text for text in verdicts(list(records.values()))}
     assert "p=" not in said["others"] and "likeness, CLIP-T, likeness × CLIP-T not compared" in said["others"]
     assert "CLIP-T +0.000" in said["other dino"] and "likeness, likeness × CLIP-T not" in said["other dino"]
-    assert "| others (other judges) | 1 | 12 |" in markdown(list(records.values()))
+    assert "| others (other scorers) | 1 | 12 |" in markdown(list(records.values()))
     assert [mark.label for mark in marks_of(list(records.values()))[0]] == ["better", "moved", "plain"]
 
 
@@ -165,8 +164,8 @@ def test_page_and_terminal_say_that_judges_differ(rejudged: Path, tmp_path: Path
     main([str(rejudged / "plain"), str(rejudged / "others"), "--out", str(tmp_path / "out")])
     pages = [(tmp_path / "out" / f"comparison.{kind}").read_text() for kind in ("md", "html")]
     for text in (capsys.readouterr().out, *pages):
-        assert "not compared, as other judges scored the pictures" in text and "p=" not in text
-        assert "(other judges)" in text
+        assert "not compared, because the pictures were scored by other scorers" in text and "p=" not in text
+        assert "(other scorers)" in text
 
 
 def test_the_pareto_front() -> None:
@@ -192,5 +191,5 @@ def test_the_command_prints_the_table_and_its_mistakes(two_runs: Path, tmp_path:
     main([str(two_runs / "plain"), str(two_runs / "better"), "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "| subjects | images | fidelity | CLIP-I |" in printed and "comparison.html" in printed
-    with pytest.raises(SystemExit, match=r"holds no run \(no run\.json in it or below\)"):
+    with pytest.raises(SystemExit, match=r"contains no run \(no run\.json in it or its subfolders\)"):
         main([str(tmp_path / "nowhere"), "--out", str(tmp_path)])

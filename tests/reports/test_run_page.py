@@ -131,7 +131,7 @@ def test_an_almost_empty_run_has_a_page(tmp_path):
 def test_runs_that_stop_early(stages, tmp_path):
     text = write_report(make_run(tmp_path / "run", stages=stages)).read_text(encoding="utf-8")
     parse(text)
-    following = {1: "Go on with stage 1", 2: "Go on with stage 2"}
+    following = {1: "Continue with stage 1", 2: "Continue with stage 2"}
     assert "After stage 2" not in text and following[len(stages)] in text
 
 
@@ -141,7 +141,7 @@ def test_a_method_of_one_stage_is_not_told_to_go_on(tmp_path):
     for method, told in (({"embedding": {}}, False), ({"embedding": {}, "transformer": {}}, True)):
         settings = {"method": {"stages": method}}
         (run_dir / "run.json").write_text(json.dumps({**run, "settings": settings}))
-        assert ("Go on with stage 2" in write_report(run_dir).read_text(encoding="utf-8")) == told
+        assert ("Continue with stage 2" in write_report(run_dir).read_text(encoding="utf-8")) == told
 
 
 def test_photographs_have_no_fidelity_and_an_honest_warning(tmp_path):

@@ -112,5 +112,5 @@ def test_processes_share_every_step() -> None:
     by_turn = StageNumbers(steps=1, batch=1, accumulate=8, lr=0)
     assert by_turn.share(4) == (1, 2)
     assert [by_turn.owner(n, 4) for n in range(8)] == [0, 1, 2, 3] * 2
-    with pytest.raises(ValueError, match=r"3 processes cannot share batch=1 accumulate=8 evenly"):
+    with pytest.raises(ValueError, match=r"3 processes cannot divide batch=1 accumulate=8 evenly"):
         by_turn.share(3)

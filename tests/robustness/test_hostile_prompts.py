@@ -100,7 +100,7 @@ def test_ten_thousand_characters_are_refused_before_anything_is_drawn(tiny_backe
     allowed = tiny_backend.max_tokens
     assert allowed == 256
     long = "a cat, " * 1429
-    with pytest.raises(ValueError, match=rf"has \d{{4,5}} tokens .* can read {allowed}: shorten it"):
+    with pytest.raises(ValueError, match=rf"has \d{{4,5}} tokens .* reads at most {allowed}: shorten it"):
         generator.codes(["a cat", long], [0, 1])
     assert not drawn
 
@@ -137,5 +137,5 @@ def test_words_of_a_subject(knob: str, text: str, tmp_path: Path) -> None:
 
 
 def test_no_prompt_at_all() -> None:
-    with pytest.raises(ValueError, match=r"samples\.prompts=\[\] holds no prompt"):
+    with pytest.raises(ValueError, match=r"samples\.prompts=\[\] is empty"):
         plain_prompts(compose_config("+subject=cat", "samples.prompts=[]").samples.prompts)

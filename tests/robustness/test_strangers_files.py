@@ -21,8 +21,8 @@ from personalar.core.png import read_png
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder, read_layout
 from personalar.models.chameleon.vq_checkpoint import read_checkpoint, read_numbers
-from personalar.reports.comparison import as_markdown
 from personalar.reports.comparison_page import compare_folders
+from personalar.reports.comparison_table import as_markdown
 from personalar.reports.run_page import write_report
 from personalar.runs.personalize import is_finished
 from personalar.scoring.image_processor import ImagePreprocessor

@@ -126,7 +126,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
         SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
     ):
         evaluate(settings, ["stage=transformer"])  # without a stage 1
-    with pytest.raises(SystemExit, match=r"recipe\.loss='nonsense' is not known; allowed: image_tokens"):
+    with pytest.raises(SystemExit, match=r"recipe\.loss='nonsense'; allowed: image_tokens"):
         evaluate(settings, ["model.recipe.loss=nonsense"])  # once, before any run
     evaluate(settings, [])
     assert "CC BY 4.0" in capsys.readouterr().out
@@ -155,18 +155,18 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         ),
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
-        (["protocol=x"], "protocol='x' is not known; allowed: paper, dreambooth"),
+        (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, table"),
         (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
-            r"benchmark=dreambench would be decided by judges that do not know photographs \(scorer=nano\): "
-            r"choose scorer=dreambench, scorer=none \(no scores\), or judges of your own that do \(",
+            r"would be decided by scorers that were not trained on photographs \(scorer=nano\): "
+            r"choose scorer=dreambench, scorer=none \(no scores\), or your own scorers \(",
         ),
         (
             ["task=calibrate", "benchmark=dreambench", "benchmark.path=photos"],
-            r"choose scorer=dreambench, or judges of your own",
+            r"choose scorer=dreambench, or your own scorers",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_pictures_from_anywhere_are_scored_as_in_a_run(finished_run: Path, tiny_
     for measure in ("dino", "clip_i", "clip_t"):
         values = [line["value"] for line in wanted if line["scorer"] == measure]
         assert found[measure] == pytest.approx(sum(values) / len(values), abs=2e-6)
-    with pytest.raises(ValueError, match="2 pictures, 1 prompts and 1 photos: give one prompt for each"):
+    with pytest.raises(ValueError, match="got 2 pictures, 1 prompts and 1 photos: give one prompt per"):
         personalar.score(pictures[:2], prompts[:1], photos=pictures[:1], noun="cat")
 
 

@@ -214,7 +214,7 @@ def test_a_name_that_is_taken(name: str) -> None:
     twice = Mistaken({}, Measure(name="mine", title="mine"), Measure(name="mine", title="mine"))
     with pytest.raises(ValueError, match="measure 'mine': this name is taken"):
         judged(twice)
-    with pytest.raises(ValueError, match=r"scorer\.extra\.clip: the name clip is taken"):
+    with pytest.raises(ValueError, match=r"scorer\.extra\.clip: the name clip is already used"):
         judged(Mistaken({}), name="clip")
 
 
@@ -245,11 +245,11 @@ def test_a_measure_that_cannot_be(facts: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["+scorer.extra.toy._target_=nowhere.Mine"], r"toy: nowhere\.Mine cannot be made \(.*PYTHONPATH"),
+        (["+scorer.extra.toy._target_=nowhere.Mine"], r"toy: cannot create nowhere\.Mine \(.*PYTHONPATH"),
         ([*TOY, "+scorer.extra.toy.speed=2"], "unexpected keyword argument 'speed'"),
         (["+scorer.extra.toy.scale=2"], r"names no class: set scorer\.extra\.toy\._target_=my_package"),
         (["+scorer.extra.toy._target_=builtins.dict"], r"toy: dict is not a scorer: give it `measures`"),
-        ([*TOY, "objective=[sharpnes]"], "objective='sharpnes' is not known; did you mean sharpness"),
+        ([*TOY, "objective=[sharpnes]"], "objective='sharpnes'; did you mean sharpness"),
     ],
 )  # fmt: skip
 def test_a_scorer_that_cannot_be_used_ends_a_run_before_it_begins(

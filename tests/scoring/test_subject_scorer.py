@@ -331,7 +331,7 @@ def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):
         resolve_folder("/nowhere/clip")
     with pytest.raises(FileNotFoundError, match="not part of this installation"):
         resolve_folder("package://nano/nothing")
-    with pytest.raises(FileNotFoundError, match=r"holds none of model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"contains neither model\.safetensors"):
         ClipScorer(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json does not exist"):
         (tmp_path / "model.safetensors").write_bytes(
@@ -353,5 +353,5 @@ def test_missing_tensors_are_an_error_not_noise(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("visual_projection.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 tensors .*visual_projection\.weight"):
+    with pytest.raises(ValueError, match=r"1 tensors are missing .*visual_projection\.weight"):
         ClipScorer(folder)

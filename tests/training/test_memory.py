@@ -73,7 +73,7 @@ def test_methods_are_data() -> None:
     full = parameter_counts(replace(SEVEN, patterns=tuple(method("full")[1].trains.parameters)))[2]
     assert full == 32 * (matrices + norms)
     assert method("qlora")[1].trains.lora.rank == 16
-    with pytest.raises(ValueError, match="base_bits=4 holds the base still"):
+    with pytest.raises(ValueError, match="base_bits=4 freezes the base's weights"):
         compose_config("+subject=cat", "method=paper", "method.base_bits=4")
 
 

@@ -136,7 +136,7 @@ def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["+callbacks.mine._target_=nowhere.Mine"], r"callbacks\.mine: nowhere\.Mine cannot be made"),
+        (["+callbacks.mine._target_=nowhere.Mine"], r"callbacks\.mine: cannot create nowhere\.Mine"),
         (["+logger.mine._target_=toys.ListLogger"], r"logger\.mine: .*missing 2 required keyword-only"),
         (["+callbacks.mine.x=1"], r"callbacks\.mine=.* names no class: set callbacks\.mine\._target_="),
         (["trainer.max_steps=3"], r"trainer\.max_steps=3 is set by another setting: model\.recipe\.stages"),

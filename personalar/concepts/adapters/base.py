@@ -1,4 +1,4 @@
-"""The contract of adapters: things that a stage learns besides rows, the base's weights and LoRA."""
+"""The contract of user-defined adapters: parameters that a stage trains besides [V], weights and LoRA."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ from personalar.models.base import Backend
 
 
 class Adapter(Protocol):
-    """Something new in the network; named in `method.stages.NAME.adapters`."""
+    """New trainable parameters in the network; configured in `method.stages.NAME.adapters`."""
 
     def attach(self, backend: Backend, *, generator: torch.Generator) -> Mapping[str, nn.Parameter]:
-        """Put new parameters into `backend.transformer`, in place, and return them by name.
+        """Add float32 parameters to `backend.transformer`, in place, and return them by name.
 
-        They are drawn from `generator`, and float32. Learned values are copied over them when the concept is
-        loaded, so names and shapes must depend on the base and on the adapter's arguments alone.
+        Draw their initial values from `generator`. When a concept is loaded, its learned values are copied
+        into the parameters; names and shapes must therefore depend only on the base and on the adapter's
+        arguments.
         """
 
 
 def attach_learned(
     adapters: Mapping[str, Adapter], learned: Mapping[str, Mapping[str, Tensor]], backend: Backend
 ) -> dict[str, Mapping[str, nn.Parameter]]:
-    """Put the `learned` adapters of a concept into `backend`; return their parameters.
+    """Attach the adapters of a concept to `backend`, and copy their learned values.
+
+    Args:
+        adapters: the configured adapters by name.
+        learned: adapter name -> parameter name -> tensor, from a concept.
+        backend: the base, which is changed in place.
+
+    Returns:
+        Adapter name -> parameter name -> parameter.
 
     Raises:
-        ValueError: an adapter is not configured, or its tensors do not fit.
+        ValueError: an adapter is not configured, or its parameters have other names or shapes.
     """
     attached = {}
     for name, tensors in learned.items():
         if name not in adapters:
             raise ValueError(
-                f"the concept contains what an adapter {name!r} learned, and its class is not read from a "
-                f"concept: name it, +adapters.{name}._target_=my_package.MyAdapter"
+                f"the concept contains parameters of an adapter {name!r}, whose class must be set on the "
+                f"command line: +adapters.{name}._target_=my_package.MyAdapter"
             )
+        # The initial values are overwritten below, so any seed will do.
         parameters = adapters[name].attach(backend, generator=torch.Generator().manual_seed(0))
         shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}

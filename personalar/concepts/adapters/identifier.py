@@ -1,8 +1,8 @@
-"""The identifier: a few trainable rows beside a frozen embedding table.
+"""The identifier: a few trainable embeddings beside the frozen embedding table.
 
-`[V]` stands for the subject and `[S1]`, `[S2]`, ... for the particulars of one training photo (arXiv
-2504.13162). Each name owns a reserved id of the vocabulary. The rows are a parameter of their own, so the
-optimizer cannot change the table.
+`[V]` stands for the subject, and `[S1]`, `[S2]`, ... for what is particular to one training photo (arXiv
+2504.13162). Each name has a reserved id of the vocabulary. The embeddings are a separate parameter, so weight
+decay and momentum cannot change other rows of the table.
 """
 
 from __future__ import annotations
@@ -14,29 +14,43 @@ from torch import Tensor, nn
 
 
 class Identifier(nn.Module):
-    """Rows (K, D) that replace the embeddings of K reserved ids."""
+    """Trainable embeddings (K, D) that replace those of K reserved token ids."""
 
     ids: Tensor
 
     def __init__(self, *, tokens: Mapping[str, int], rows: Tensor) -> None:
-        """Hold `rows[k]` for the k-th of `tokens` (name -> reserved id).
+        """Create the module.
+
+        Args:
+            tokens: name -> reserved token id, K entries.
+            rows: initial embeddings (K, D) in the order of `tokens`.
 
         Raises:
-            ValueError: `rows` is not (len(tokens), D), or two names share an id.
+            ValueError: `rows` does not have this shape, or two names share an id.
         """
         super().__init__()
         if rows.ndim != 2 or len(rows) != len(tokens):
             raise ValueError(
-                f"identifier rows have shape {tuple(rows.shape)}, expected ({len(tokens)}, width)"
+                f"the identifier's rows have shape {tuple(rows.shape)}; expected ({len(tokens)}, width)"
             )
         if len(set(tokens.values())) != len(tokens):
-            raise ValueError(f"identifier names share a token id: {dict(tokens)}")
+            raise ValueError(f"two identifier names have the same token id: {dict(tokens)}")
         self.tokens = dict(tokens)
         self.rows = nn.Parameter(rows.detach().clone())
+        # Not persistent: the ids depend on the base's vocabulary and are no result of the training.
         self.register_buffer("ids", torch.tensor(list(tokens.values())), persistent=False)
 
     def forward(self, ids: Tensor, embeds: Tensor) -> Tensor:
-        """Put the rows where `ids` (B, T) names them in `embeds` (B, T, D); return (B, T, D)."""
+        """Replace the embeddings of the reserved ids.
+
+        Args:
+            ids: token ids (B, T).
+            embeds: their embeddings (B, T, D) from the frozen table.
+
+        Returns:
+            Embeddings (B, T, D) of the dtype of `embeds`, differentiable with respect to the rows.
+        """
+        # One gather and one where without a host sync: boolean indexing would wait for the device.
         match = ids.unsqueeze(-1) == self.ids  # (B, T, K)
         first = match.to(torch.uint8).argmax(-1)  # (B, T); 0 where nothing matches
         rows = self.rows.to(embeds.dtype)[first]  # (B, T, D)
@@ -44,31 +58,39 @@ class Identifier(nn.Module):
 
 
 def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str, int]:
-    """Give each name its own reserved id, in order.
+    """Assign the reserved ids `concept_ids` to `names`, in order.
 
     Raises:
         ValueError: the vocabulary has fewer reserved ids than names.
     """
     if len(names) > len(concept_ids):
         raise ValueError(
-            f"{len(names)} identifier names ([V] and one per photo) need as many reserved ids, the tokenizer "
-            f"has {len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
+            f"{len(names)} identifier names ([V] and one per photo) need {len(names)} reserved ids, but the "
+            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
         )
     return dict(zip(names, concept_ids, strict=False))
 
 
 def random_rows(table: Tensor, num_rows: int, *, generator: torch.Generator) -> Tensor:
-    """Draw (num_rows, D) float32 rows with the mean and deviation of `table` (V, D) per dimension."""
+    """Draw embeddings (num_rows, D) in float32 from a normal distribution.
+
+    Its mean and standard deviation per dimension are those of the embedding table (V, D).
+    """
     vocabulary = table.detach().float()
+    # Drawn on the CPU and then moved, so that the same seed gives the same start on every device.
     noise = torch.randn(num_rows, vocabulary.shape[1], generator=generator).to(vocabulary.device)
     return vocabulary.mean(0) + noise * vocabulary.std(0)
 
 
 def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Return (1, D): the mean over words of the mean embedding of each word's tokens.
+    """Return an initial embedding (1, D): the mean over words of the mean over each word's tokens.
+
+    Args:
+        table: embedding table (V, D).
+        word_ids: token ids of each word.
 
     Raises:
-        ValueError: no word is given or a word has no token.
+        ValueError: there is no word, or a word has no token.
     """
     if not word_ids or not all(word_ids):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Low-rank adapters on projections, by PEFT and in PEFT's files (arXiv 2504.13162, Table 3).
+"""LoRA on the transformer's projections, with PEFT and in PEFT's file format (arXiv 2504.13162, Table 3).
 
-`PeftModel.from_pretrained` loads them on transformers' Chameleon class: our parameter names are the same.
+The parameter names equal those of transformers' Chameleon, so `PeftModel.from_pretrained` loads the files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from personalar.core.files import parse_json
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BASE_CLASS = "ChameleonForConditionalGeneration"
-"""Transformers' class of the base."""
-_PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
+"""The class of the base in transformers."""
+_PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
 
 
 def inject_lora(
@@ -35,21 +35,31 @@ def inject_lora(
     targets: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
     generator: torch.Generator,
 ) -> dict[str, nn.Parameter]:
-    """Put float32 adapters into `transformer`, in place; return their parameters by name.
+    """Add float32 LoRA matrices to `transformer`, in place, and freeze everything else.
 
-    Everything else is frozen. The outputs do not change: B starts at zero.
+    B starts at zero, so the outputs do not change.
 
     Args:
+        transformer: the network.
+        rank: rank of the matrices, at least 1.
         every_n_layers: adapt layers 0, N, 2N, ...
-        alpha: adapters act times alpha / rank; by default alpha = rank.
-        targets: names of the projections.
-        generator: source of A's start.
+        alpha: the adapter's output is scaled by alpha / rank; None means alpha = rank.
+        targets: projections to adapt, some of `PROJECTIONS`.
+        generator: source of the initial values of A.
+
+    Returns:
+        The trainable parameters by name.
+
+    Raises:
+        ValueError: a number is too small, or a target is unknown.
     """
     if rank < 1 or every_n_layers < 1:
         raise ValueError(f"lora rank={rank} and every_n_layers={every_n_layers} must be at least 1")
     unknown = sorted(set(targets) - set(PROJECTIONS))
     if unknown or not targets:
-        raise ValueError(f"lora targets {unknown or list(targets)} are not projections of the transformer")
+        raise ValueError(
+            f"lora targets={unknown or list(targets)} are unknown; allowed: {', '.join(PROJECTIONS)}"
+        )
     shape: Any = transformer.config
     config = {
         "r": rank,
@@ -61,34 +71,40 @@ def inject_lora(
     parameters = _inject(transformer, config)
     for name, parameter in parameters.items():
         if ".lora_A." in name:
-            bound = parameter.shape[1] ** -0.5  # PEFT's own start: kaiming uniform with a = sqrt(5)
-            # The device and type are named because Lightning and DeepSpeed change the defaults here.
+            # PEFT's own initialization (Kaiming uniform with a = sqrt(5)), but from our seeded generator.
+            bound = parameter.shape[1] ** -0.5
+            # dtype and device are explicit because Lightning and DeepSpeed change the defaults here.
             start = torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
             parameter.data.copy_(start * 2 * bound - bound)
     return parameters
 
 
 def has_lora(transformer: nn.Module) -> bool:
-    """Return True when adapters are in."""
+    """Return True if `transformer` contains LoRA matrices."""
     return any(".lora_A." in name for name, _ in transformer.named_parameters())
 
 
 def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None = None) -> dict[str, bytes]:
-    """Return the adapter as PEFT's two files, by name. Raises ValueError without an adapter.
+    """Return the contents of PEFT's two adapter files by file name.
 
     Args:
-        values: the adapter's tensors by parameter name; by default those in `transformer`.
+        transformer: the network with the adapter.
+        values: the adapter's tensors by parameter name; None means those in `transformer`.
+
+    Raises:
+        ValueError: `transformer` has no adapter.
     """
     if not has_lora(transformer):
-        raise ValueError("the transformer has no adapter to save: inject_lora first")
+        raise ValueError("the transformer has no adapter to save: call inject_lora first")
     if values is None:
         values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
     tensors = {_saved_name(name): tensor.cpu().contiguous() for name, tensor in values.items()}
     peft_configs: Any = transformer.peft_config
-    with tempfile.TemporaryDirectory() as folder:  # PEFT writes its config to folders only
+    with tempfile.TemporaryDirectory() as folder:  # PEFT can write its config to a folder only
         peft_configs["default"].save_pretrained(folder)
         config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
-    config["target_modules"] = sorted(config["target_modules"])  # a set in PEFT; equal adapters, equal bytes
+    # PEFT stores a set, whose order is random; sorted, equal adapters give equal files and hashes.
+    config["target_modules"] = sorted(config["target_modules"])
     return {
         WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
         CONFIG_FILE: _config_bytes(config),
@@ -96,13 +112,16 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
 
 
 def name_base(config: bytes, *, base: str | None, revision: str | None = None) -> bytes:
-    """Return an adapter's config that names its base, so that `peft.AutoPeftModel` loads both.
+    """Return an adapter config that names its base, so that `peft.AutoPeftModel` loads both.
 
     Args:
-        base: folder or hub id that transformers reads; None takes the names out of a config that this wrote.
+        config: content of the adapter's config file.
+        base: folder or hub id that transformers reads; None removes the name again.
+        revision: commit of the hub repository.
     """
     values = json.loads(config)
-    if base is None and config != _config_bytes(values):  # PEFT's own file stays as it is
+    # A file that PEFT wrote itself is formatted differently; it is returned unchanged.
+    if base is None and config != _config_bytes(values):
         return config
     mapping = {"base_model_class": BASE_CLASS, "parent_library": "transformers"}
     values |= {"base_model_name_or_path": base, "revision": revision, "auto_mapping": base and mapping}
@@ -114,14 +133,18 @@ def _config_bytes(config: Mapping[str, Any]) -> bytes:
 
 
 def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
-    """Put a saved adapter into `transformer`, in place; return its parameters by name.
+    """Load a saved adapter into `transformer`, in place, and return its parameters by name.
+
+    Args:
+        transformer: the network, without an adapter.
+        files: contents of PEFT's two files by file name; they may come from a stranger.
 
     Raises:
-        ValueError: a file is missing or damaged, or the adapter was made for another architecture.
+        ValueError: a file is missing or damaged, or the adapter does not match the architecture.
     """
     missing = sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files))
     if missing:
-        raise ValueError(f"the adapter folder is missing {', '.join(missing)}")
+        raise ValueError(f"the adapter folder does not contain {', '.join(missing)}: copy it again")
     try:
         saved = from_safetensors(files[WEIGHTS_FILE])
         config: dict[str, Any] = parse_json(files[CONFIG_FILE])
@@ -130,8 +153,9 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
         raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(
-            "the adapter is not plain LoRA (peft_type LORA, no DoRA, no bias); it cannot be loaded"
+            "the adapter is not plain LoRA and cannot be loaded; expected peft_type LORA, no DoRA, no bias"
         )
+    # Only these keys reach PEFT: others could make it import or download something.
     optional = ("layers_to_transform", "layers_pattern", "use_rslora")
     kept |= {key: config[key] for key in optional if config.get(key)}
     _check_adapter(kept, saved, transformer)
@@ -140,22 +164,22 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
     wrong = sorted(set(saved) ^ set(expected))
     wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]
     if wrong:
-        remove_lora(transformer)
-        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
+        remove_lora(transformer)  # leave the network as it was
+        raise ValueError(f"the adapter is for another architecture; mismatches: {', '.join(wrong)}")
     for name, parameter in expected.items():
         parameter.data.copy_(saved[name])
     return parameters
 
 
 def merge_lora(transformer: nn.Module) -> None:
-    """Add the adapters to their weights and take them out: plain layers and plain names remain."""
+    """Add the adapters to the weights and remove them, so that plain layers and parameter names remain."""
     for module in _adapted(transformer).values():
         module.merge()
     remove_lora(transformer)
 
 
 def remove_lora(transformer: nn.Module) -> None:
-    """Take the adapters out."""
+    """Remove the adapters, in place; the weights stay as they are."""
     for name, module in _adapted(transformer).items():
         parent, _, child = name.rpartition(".")
         setattr(transformer.get_submodule(parent), child, module.get_base_layer())
@@ -166,12 +190,12 @@ def remove_lora(transformer: nn.Module) -> None:
 def _check_adapter(
     config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: nn.Module
 ) -> None:
-    """Raise ValueError for numbers that must not reach PEFT."""
+    """Raise ValueError for values that must not reach PEFT, such as a rank that would fill the memory."""
     shape: Any = transformer.config
     depth, width = shape.num_hidden_layers, shape.hidden_size
     rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     layers = config.get("layers_to_transform", [])
-    fine = {
+    valid = {
         "r": type(rank) is int and 1 <= rank <= width,
         "lora_alpha": type(alpha) in (int, float) and abs(alpha) < 1e6,
         "target_modules": bool(targets) and _all(targets, lambda name: name in PROJECTIONS),
@@ -179,14 +203,15 @@ def _check_adapter(
         "layers_pattern": config.get("layers_pattern", "layers") in ("layers", ["layers"]),
         "use_rslora": config.get("use_rslora", True) is True,
     }
-    if wrong := [f"{key}={config[key]!r:.80}" for key, good in fine.items() if not good]:
-        raise ValueError(f"the adapter is of another architecture; what does not fit: {', '.join(wrong)}")
-    if strange := [n for n, t in saved.items() if not (t.is_floating_point() and torch.isfinite(t).all())]:
-        raise ValueError(f"the adapter's {strange[0]} holds NaN, infinity or whole numbers: train it again")
+    if wrong := [f"{key}={config[key]!r:.80}" for key, good in valid.items() if not good]:
+        raise ValueError(f"the adapter is for another architecture; mismatches: {', '.join(wrong)}")
+    for name, tensor in saved.items():
+        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            raise ValueError(f"the adapter's {name} contains NaN, infinity or integers: train it again")
 
 
-def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list) and all(map(fits, values))
+def _all(values: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list) and all(map(is_valid, values))
 
 
 def _saved_name(name: str) -> str:
@@ -199,7 +224,8 @@ def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.P
     if has_lora(transformer):
         raise ValueError("the transformer already has an adapter: merge_lora or remove_lora first")
     device = next(transformer.parameters()).device
-    with torch.random.fork_rng(devices=[]):  # PEFT draws a start of its own, which is replaced
+    # PEFT draws initial values of its own from the global generator, whose state must not change.
+    with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(LoraConfig(**config), transformer)
     parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
     for parameter in parameters.values():

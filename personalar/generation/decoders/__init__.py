@@ -1,1 +1,1 @@
-"""Decoders: callables that turn prompts into image codes with a backend, one token rule for all of them."""
+"""Decoders sample image codes from prompts; all of them give identical images for the same seed."""

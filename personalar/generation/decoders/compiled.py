@@ -1,11 +1,12 @@
-"""The compiled decoder: plain decoding whose blocks are fused by torch.compile and replayed as CUDA graphs.
+"""Plain decoding with torch.compile and CUDA graphs.
 
-One graph per width of a step and length of cache, in buckets, so that attention reads little more than what
-is filled. Graphs are captured once per shape of batch and hold for other prompts and for weights copied into
-place. Without a CUDA device the decoder says so and decodes plainly; the images are the same.
+There is one graph per step width and cache length. The length is rounded up to buckets, so that attention
+reads little more than the filled slots. Graphs are captured once per batch shape and stay valid for other
+prompts, and for weights that are copied in place. Without a CUDA device the decoder warns and decodes like
+`PlainDecoder`; the images are the same.
 
-The compiler sees one block, and its program serves all of them. Drawing a code is not compiled: its noise
-multiplies beyond 64 bits, which compilers for a CPU may not expect.
+One transformer block is compiled and the program is shared by all blocks. Sampling a code is not compiled:
+its hash relies on 64-bit integer overflow, which C++ compilers treat as undefined behaviour.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from personalar.generation.schedule import Schedule, num_codes, plan, prefill
 from personalar.models.base import Backend
 
 PROGRAMS = 64
-"""How often a block may be compiled in a process; after that it is captured as it is, which is slower."""
+"""Compilations of a block per process; afterwards it is captured without compilation, which is slower."""
 Replay = Callable[[], object]
 Function = Callable[..., Any]
 
 
 class CompiledDecoder(PlainDecoder):
-    """Same call as `PlainDecoder`.
+    """Decoder with CUDA graphs; called like `PlainDecoder`.
 
     Args:
-        bucket: slots by which the length of cache that a step reads is rounded up.
+        bucket: the cache length that a step reads is rounded up to a multiple of this number of slots.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
@@ -50,7 +51,7 @@ class CompiledDecoder(PlainDecoder):
         self._pool: Any
         self._buffers: Step | None
         self._stream: torch.cuda.Stream | None = None
-        """Where graphs are captured: one, as each keeps the memory that it once used."""
+        """The stream for capturing; only one, because PyTorch keeps a memory pool per stream."""
         self.forget()
 
     def draw(
@@ -60,17 +61,19 @@ class CompiledDecoder(PlainDecoder):
         identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        """Sample with CUDA graphs; see `PlainDecoder.draw`."""
         if not self.can_capture(backend.device):
             warnings.warn(
-                f"decoder=compiled needs a CUDA device, got {backend.device.type}: decoding plainly, "
-                "which gives the same images; say decoder=plain to be rid of this message",
+                f"decoder=compiled needs a CUDA device, got {backend.device.type}: falling back to plain "
+                "decoding, which gives the same images; pass decoder=plain to silence this warning",
                 stacklevel=4,
             )
             return super().draw(backend, request, identifier, progress)
-        if not backend.has_fixed_addresses:  # in training, for a few pictures: graphs would not hold
+        # A graph stores addresses: weights that move (sharded or offloaded in training) would invalidate it.
+        if not backend.has_fixed_addresses:
             return super().draw(backend, request, identifier, progress)
-        with torch.inference_mode(False), torch.no_grad():  # buffers outlive the caller's inference mode
+        # The buffers are reused by later calls; inference tensors could not be changed outside of the mode.
+        with torch.inference_mode(False), torch.no_grad():
             schedule = plan(backend, request, guided=self.sampling.guided)
             step = self._step(backend, schedule)
             step.start(request, schedule, identifier)
@@ -80,52 +83,55 @@ class CompiledDecoder(PlainDecoder):
                     progress(index * len(step.codes), step.codes.numel())
             if progress is not None:
                 progress(step.codes.numel(), step.codes.numel())
-            return step.codes.clone(), step.peaks
+            return step.codes.clone(), step.max_logits
 
     @staticmethod
     def can_capture(device: torch.device) -> bool:
-        """Tell whether graphs can be captured there."""
+        """Return True if CUDA graphs can be captured on `device`."""
         return device.type == "cuda"
 
     @staticmethod
     def lower(function: Function) -> Function:
-        """Return `function` as a fused program; sizes that differ between calls become dynamic."""
+        """Compile `function`; sizes that differ between calls become dynamic."""
         return torch.compile(function)
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
-        """Return what repeats `run`; `rewind` undoes a run."""
-        beside = self._stream = self._stream or torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(2):  # compiles, and lets libraries allocate
+        """Capture `run` as a CUDA graph and return its replay; `rewind` restores the state before a run."""
+        side_stream = self._stream = self._stream or torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            # Warm-up, as PyTorch requires: compilation and library workspaces must not be captured.
+            for _ in range(2):
                 run()
                 rewind()
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        # One pool for all, as they never run at once; thread_local, as pictures are decoded beside it.
-        with torch.cuda.graph(graph, pool=self._pool, stream=beside, capture_error_mode="thread_local"):
+        # All graphs share a memory pool, because they never run at the same time. "thread_local", because
+        # another thread decodes pictures meanwhile and its allocations must not abort the capture.
+        with torch.cuda.graph(graph, pool=self._pool, stream=side_stream, capture_error_mode="thread_local"):
             run()
         self._pool = graph.pool()
         rewind()
         return graph.replay
 
     def _step(self, backend: Backend, schedule: Schedule) -> Step:
-        """Return the buffers for a batch: those of the one before, where shapes and weights are the same."""
+        """Return buffers for a batch; reuse the previous ones if shapes and weights' addresses are equal."""
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
         weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
         key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
         if self._buffers is None or key != self._key:
             self.forget()
             self._buffers = Step(backend, schedule, self.sampling, bucket=self.bucket)
-            self._key = key  # last: what runs out of memory leaves nothing that looks complete
+            # Set last: if the allocation fails, the next batch must not find a key without buffers.
+            self._key = key
         return self._buffers
 
     def forget(self) -> None:
-        """Free the graphs and buffers of the last batch, of which keys and values may fill the device."""
+        """Free the graphs and buffers of the last batch; its KV cache can take most of the memory."""
         self._key, self._replays, self._pool, self._buffers = (), {}, None, None
 
     def _replay(self, step: Step, schedule: Schedule, index: int) -> Replay:
-        """Return the graph of step `index`, captured when it is met first."""
+        """Return the graph for step `index`; capture it when its shape occurs for the first time."""
         width = schedule.width(index)
         end = -(-schedule.starts[index + 1] // self.bucket) * self.bucket
         if (width, end) not in self._replays:
@@ -138,13 +144,19 @@ class CompiledDecoder(PlainDecoder):
 
 @contextmanager
 def fused(blocks: Sequence[nn.Module], lower: Callable[[Function], Function]) -> Iterator[None]:
-    """Let `blocks`, which are alike, run as `lower` of their class's `forward` while the context lasts."""
+    """Replace the forward method of `blocks` by one compiled program, inside the context.
+
+    Args:
+        blocks: transformer blocks of one class and shape.
+        lower: compiles a function.
+    """
     before = [vars(block).get("forward") for block in blocks]
+    # Compile the class's function and not each block's bound method: one program serves all blocks.
     program = lower(type(blocks[0]).forward)
     for block in blocks:
         block.forward = partial(program, block)
     try:
-        with torch._dynamo.config.patch(recompile_limit=PROGRAMS):  # torch's own limit is 8
+        with torch._dynamo.config.patch(recompile_limit=PROGRAMS):  # the default is 8
             yield
     finally:
         for block, forward in zip(blocks, before, strict=True):
@@ -155,48 +167,57 @@ def fused(blocks: Sequence[nn.Module], lower: Callable[[Function], Function]) ->
 
 
 class Step:
-    """The buffers of a batch, and the step on them; `start` fills them for other batches of equal shapes.
+    """The static buffers of a batch, and one decoding step on them, which can be captured as a CUDA graph.
 
-    The code to draw and the slots to write are tensors on the device, so that nothing waits for the host.
+    The index of the next code and the cache slot are tensors on the device, so a step never synchronizes with
+    the host. `start` reuses the buffers for another batch of the same shape.
 
     Args:
-        bucket: the cache is a multiple of that many slots long.
+        backend: the base model.
+        schedule: layout of the batch.
+        sampling: sampling parameters.
+        bucket: the cache's capacity is a multiple of this number of slots.
     """
 
     def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int) -> None:
         self.backend, self.sampling = backend, sampling
         self.cache = schedule.new_cache(backend, multiple=bucket)
         self.codes = schedule.forced.new_zeros(len(schedule.forced), schedule.num_steps)
-        self.peaks = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
-        """The largest logit of every code so far; NaN stays."""
+        self.max_logits = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
+        """(B, K), maximum over the steps so far; NaN propagates."""
         self.forced, self.is_code = schedule.forced.clone(), schedule.is_code.clone()
         self.seeds = self.codes.new_zeros(len(self.codes))
         self.index = self.codes.new_zeros(1)
-        """The code to draw."""
+        """Index of the next code."""
         self.slot = self.codes.new_zeros(1)
-        """The first slot to write."""
+        """First cache slot of the next step."""
         self.first_slot = self.codes.new_zeros(1)
-        """The slot of the first code."""
+        """Cache slot of the first code."""
 
     def start(self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None) -> None:
-        """Take over a batch: run its prompts and draw its first codes."""
-        self.cache.place(schedule.placed(self.cache.capacity))
+        """Begin a batch: run its prompts and sample the first code of every image."""
+        self.cache.place(schedule.padded_positions(self.cache.capacity))
         self.seeds.copy_(seed_tensor(list(request.seeds), self.seeds.device))
         self.forced.copy_(schedule.forced)
         self.is_code.copy_(schedule.is_code)
         self.first_slot.fill_(schedule.starts[1])
-        self.peaks.fill_(-math.inf)
+        self.max_logits.fill_(-math.inf)
         self.seek(schedule, 0)
         self.keep(prefill(self.backend, schedule.rows, self.cache, identifier=identifier))
         self.seek(schedule, 1)
 
     def seek(self, schedule: Schedule, step: int) -> None:
-        """Go to `step`."""
+        """Set the index and the cache slot to those of `step`."""
         self.index.fill_(step)
         self.slot.fill_(schedule.starts[step])
 
     def __call__(self, width: int, end: int) -> None:
-        """Feed the code before and the `width - 1` tokens between, looking at `end` slots; draw the next."""
+        """Run one step: feed the last code and `width - 1` forced ids, and sample the next code.
+
+        Args:
+            width: tokens of the step.
+            end: attention reads the first `end` slots of the cache.
+        """
         slots = self.slot + torch.arange(width, device=self.slot.device)
         last = self.codes.index_select(1, self.index - 1) + self.backend.code_offset  # (B, 1)
         if width > 1:
@@ -209,8 +230,8 @@ class Step:
         self.slot.add_(width)
 
     def keep(self, hidden: Tensor) -> None:
-        """Draw a code of every image from hidden states (R, T, D), and keep it."""
+        """Sample the next code of every image from hidden states (R, T, D), and store it."""
         logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))
-        torch.maximum(self.peaks, logits, out=self.peaks)
+        torch.maximum(self.max_logits, logits, out=self.max_logits)
         noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]
         self.codes.index_copy_(1, self.index, self.sampling.draw(logits, noise)[:, None])

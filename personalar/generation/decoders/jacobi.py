@@ -1,7 +1,7 @@
-"""Speculative Jacobi decoding: a window of drafts is checked in one forward, and several codes become final.
+"""Speculative Jacobi decoding: one forward pass checks a window of draft codes and can accept several.
 
-A code is the argmax of its logits and of noise that belongs to (seed, position), so the image is that of
-plain decoding, code for code, whatever the drafts (shared-noise coupling, arXiv 2510.24211).
+A code is the argmax of logits plus noise, and the noise depends only on seed and position. The accepted codes
+are therefore exactly those of plain decoding, whatever the drafts (shared-noise coupling, arXiv 2510.24211).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from personalar.models.base import Backend
 
 
 class JacobiDecoder(PlainDecoder):
-    """Same call as `PlainDecoder`.
+    """Speculative decoder; called like `PlainDecoder`.
 
     Args:
-        window: codes that one forward looks at.
-        max_batch: images decoded this way at once; more are decoded plainly, which is faster for them.
+        window: codes that one forward pass checks, at least 2.
+        max_batch: largest batch that is decoded this way; larger ones use plain decoding, which is faster
+            for them.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
@@ -38,7 +39,7 @@ class JacobiDecoder(PlainDecoder):
         identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        """Sample with a window of drafts; see `PlainDecoder.draw`."""
         if len(request.prompts) > self.max_batch:
             return super().draw(backend, request, identifier, progress)
         window = Window(backend, request, self.sampling, size=self.window)
@@ -46,4 +47,4 @@ class JacobiDecoder(PlainDecoder):
         for final in window.passes(identifier):
             if progress is not None:
                 progress(final, total)
-        return window.codes, window.peaks
+        return window.codes, window.max_logits

@@ -1,7 +1,8 @@
-"""The plain decoder: one code of every image at a time, static cache, guidance as extra rows of the batch.
+"""Plain autoregressive decoding: one code of every image per step, with a static KV cache.
 
-Forced tokens (size tokens, newlines) are not sampled, a newline travels with the code before it, the head
-computes image codes only, and nothing is read back from the device before the end.
+Guidance adds unconditional rows to the batch. Forced tokens (size tokens, newlines) are not sampled; they are
+fed together with the code before them, which saves forward passes. The output head computes the logits of
+image codes only, and the host does not wait for the device before the end.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
 from personalar.models.base import Backend
 
-NOISE_AHEAD = 16  # codes: few calls, little memory
+NOISE_AHEAD = 16
+"""Codes for which noise is computed at once: fewer kernel launches, at little memory."""
 
 
 class PlainDecoder:
-    """Callable `(backend, prompts, grid, seeds) -> codes`.
+    """Samples one code of every image per forward pass.
 
     Args:
-        cfg_scale: classifier-free guidance; 1 is off, and then the unconditional rows are not computed.
-        top_k, top_p, temperature: see `Sampling`.
+        cfg_scale: classifier-free guidance scale; at 1 it is off and no unconditional rows are computed.
+        top_k: see `Sampling`.
+        top_p: see `Sampling`.
+        temperature: see `Sampling`.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class PlainDecoder:
         self.sampling = Sampling(cfg_scale=cfg_scale, top_k=top_k, top_p=top_p, temperature=temperature)
 
     def forget(self) -> None:
-        """Free what outlives a call; here nothing does."""
+        """Free buffers kept between calls; this decoder has none."""
 
     @torch.no_grad()
     def __call__(
@@ -46,20 +50,25 @@ class PlainDecoder:
         identifier: Identifier | None = None,
         progress: Progress | None = None,
     ) -> Tensor | list[Tensor]:
-        """Draw one image per prompt and seed; return codes (B, h, w) int64, a list where `grid` is one.
+        """Sample one image per prompt and seed.
 
         Args:
-            prompts: ids before the image, any lengths.
-            grid: (h, w) codes of all images, or a list of them, one per image.
-            identifier: learned rows for reserved ids in the prompts.
+            backend: the base model.
+            prompts: token ids of each prompt, of any lengths.
+            grid: (h, w) in codes for all images, or a list with one per image.
+            seeds: one per prompt.
+            identifier: learned embeddings for reserved ids in the prompts.
             progress: called about once per row of codes.
 
+        Returns:
+            Codes (B, h, w) int64; a list of (h, w) if `grid` is a list.
+
         Raises:
-            FloatingPointError: the model's logits were not numbers.
+            FloatingPointError: some logits were NaN or infinite.
         """
         request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds)
-        codes, peaks = self.draw(backend, request, identifier, progress)
-        check_finite(peaks)
+        codes, max_logits = self.draw(backend, request, identifier, progress)
+        check_finite(max_logits)
         return request.split(codes)
 
     def draw(
@@ -69,34 +78,39 @@ class PlainDecoder:
         identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        """Sample a validated request; subclasses override this method.
+
+        Returns:
+            Codes (B, N), where N is the number of codes of the largest image, and the maximum over all steps
+            of the guided logits (B, K), for `check_finite`.
+        """
         guided, batch = self.sampling.guided, len(request.prompts)
         schedule = plan(backend, request, guided=guided)
         cache = schedule.new_cache(backend)
         hidden = prefill(backend, schedule.rows, cache, identifier=identifier)
         codes = schedule.forced.new_zeros(batch, schedule.num_steps)
-        peaks = torch.full((), -math.inf, device=backend.device)
+        max_logits = torch.full((), -math.inf, device=backend.device)
         noise = NoiseAhead(request.seeds, backend.device)
         for step in range(schedule.num_steps):
             if step:
                 embeds = backend.embed(schedule.fill(step, codes[:, step - 1] + backend.code_offset))
                 hidden = backend.forward(torch.cat((embeds, embeds)) if guided else embeds, cache=cache)
             logits = self.sampling.guide(backend.image_logits(hidden[:, -1]))  # (B, K)
-            peaks = torch.maximum(peaks, logits)  # NaN stays
+            max_logits = torch.maximum(max_logits, logits)  # maximum() propagates NaN
             codes[:, step] = self.sampling.draw(logits, noise.at(step, logits.shape[-1]))
             if progress is not None and ((step + 1) % NOISE_AHEAD == 0 or step + 1 == schedule.num_steps):
                 progress((step + 1) * batch, codes.numel())
-        return codes, peaks
+        return codes, max_logits
 
 
 class NoiseAhead:
-    """Gumbel noise of a batch, made for some codes at a time: few calls and little memory."""
+    """Gumbel noise of a batch, computed for `NOISE_AHEAD` codes at a time."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._seeds = seed_tensor(list(seeds), device)
 
     def at(self, index: int, num_codes: int) -> Tensor:
-        """Return noise (B, K) of code `index`; ask in order."""
+        """Return the noise (B, K) of code `index`; must be called with 0, 1, 2, ... in order."""
         ahead = index % NOISE_AHEAD
         if ahead == 0:
             positions = torch.arange(index, index + NOISE_AHEAD, device=self._seeds.device)
@@ -104,19 +118,23 @@ class NoiseAhead:
         return self._noise[:, ahead]
 
 
-def check_finite(peaks: Tensor) -> None:
-    """Check the largest logits of every image, (B, K), in which NaN and infinity stay; -inf is allowed.
+def check_finite(max_logits: Tensor) -> None:
+    """Raise an error if some logits were NaN or infinite; they would give images of one colour or noise.
 
-    Without this, NaN would draw pictures of one colour and no error.
+    The check is on the maximum over all steps, so that a batch needs one device synchronization only.
+
+    Args:
+        max_logits: (B, K), the maximum of each code's logits; -inf is allowed.
 
     Raises:
-        FloatingPointError: with how many images are concerned, likely causes and what to do.
+        FloatingPointError: with the number of images, likely causes and fixes.
     """
-    lost = int((~(peaks < math.inf).all(-1)).sum())  # NaN is not smaller either; the one wait for the device
-    if lost:
+    # `not (x < inf)` is true for NaN too, which compares as False.
+    bad = int((~(max_logits < math.inf).all(-1)).sum())
+    if bad:
         raise FloatingPointError(
-            f"the model's logits are NaN or infinite for {lost} of {len(peaks)} pictures, which would be "
-            "noise or one colour: its precision is too narrow (model.dtype=float16 overflows beyond 65504: "
-            "choose bfloat16 or float32), its files are damaged (get them again), or its weights were left "
-            "by a training that diverged (lower model.recipe.stages.*.lr and identifier_lr)"
+            f"the model's logits are NaN or infinite for {bad} of {len(max_logits)} pictures, which would be "
+            "noise or a single colour. Possible causes: the precision is too low (model.dtype=float16 "
+            "overflows beyond 65504: use bfloat16 or float32); the base's files are damaged (download them "
+            "again); the training diverged (lower model.recipe.stages.*.lr and identifier_lr)"
         )

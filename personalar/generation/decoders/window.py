@@ -1,11 +1,11 @@
-"""The window of speculative Jacobi decoding: the state of a batch of images, and one pass over it.
+"""The window of speculative Jacobi decoding: the state of a batch of images, and its forward passes.
 
-Token t of an image (codes and forced ids between them, from the first code) lies in slot
-`longest prompt + t`: images at different places share one cache. A pass feeds the last final token and the
-drafts after it; the next pass overwrites what it wrote for wrong drafts.
+Token t of an image, counted from its first code and including forced ids, is in cache slot
+`longest prompt + t`, so images at different positions share one cache. A pass feeds the last final token and
+the drafts after it. The next pass overwrites the cache entries of drafts that were wrong.
 
-Shapes: B images, R rows (B, or 2B with guidance), W tokens of a pass (`size` codes and the ids among them),
-K image codes, N codes of the largest image, M tokens of it up to its last code.
+Shapes: B images, R rows (B, or 2B with guidance), W tokens per pass (`size` codes and the forced ids among
+them), K image codes, N codes of the largest image, M its tokens from the first to the last code.
 """
 
 from __future__ import annotations
@@ -26,31 +26,36 @@ from personalar.models.base import Backend
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The tokens from the first code to the last of every image, (B, M + the largest W); forced after."""
+    """Layout of the tokens from the first to the last code; tables (B, M + W), W being that of any pass."""
 
     places: list[list[int]]
-    """The tokens of every image that are codes, in order."""
+    """Per image the indices of the tokens that are codes."""
     forced: Tensor
-    """Ids that the layout fixes; anything where a code is free."""
+    """Forced token ids; arbitrary where a code goes."""
     is_code: Tensor
+    """True where a code goes; False for forced ids and for padding after the last code."""
     code_index: Tensor
-    """Codes before each token."""
+    """Number of codes before each token."""
     lengths: Tensor
-    """Tokens of every image, (B,)."""
+    """(B,), tokens of each image."""
     widths: Tensor
-    """Codes in a row, (B,)."""
+    """(B,), codes per row of each image."""
 
 
 def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[list[list[int]], Body]:
-    """Return the forced ids before every image's first code, and the tables of what comes after."""
+    """Return the forced ids before the first code of every image, and the layout of the tokens after them.
+
+    Args:
+        backend: the base model.
+        request: the images.
+        size: codes per forward pass.
+    """
     shapes = list(dict.fromkeys(request.grids))
     layouts = [image_schedule(backend.grammar(*grid)) for grid in shapes]
-    bodies = [
-        [*(token for forced in followers[:-1] for token in (None, *forced)), None] for _, followers in layouts
-    ]
+    bodies = [_body_tokens(followers) for _, followers in layouts]
     places = [[token for token, forced in enumerate(body) if forced is None] for body in bodies]
     lengths = [len(body) for body in bodies]
-    widest = max(span(codes, first, size) for codes in places for first in (0, *(code + 1 for code in codes)))
+    widest = max(_widest_pass(codes, size) for codes in places)
     padded = [body + [0] * (max(lengths) + widest - len(body)) for body in bodies]
     own = [shapes.index(grid) for grid in request.grids]
     is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
@@ -64,23 +69,39 @@ def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[li
     )
 
 
+def _body_tokens(followers: list[list[int]]) -> list[int | None]:
+    """Return the tokens from the first to the last code, None for a code."""
+    tokens: list[int | None] = []
+    for forced in followers[:-1]:
+        tokens += [None, *forced]
+    return [*tokens, None]
+
+
+def _widest_pass(codes: list[int], size: int) -> int:
+    """Return the most tokens of any pass: one can begin at the first token or after any code."""
+    begins = [0, *(code + 1 for code in codes)]
+    return max(span(codes, first, size) for first in begins)
+
+
 def span(codes: list[int], first: int, size: int) -> int:
-    """Return how many tokens from `first` on hold `size` of the `codes`, or all that are left; 0 at the end.
+    """Return the number of tokens from `first` to the `size`-th code after it, or to the last code.
 
     Args:
-        codes: the tokens of an image that are codes, in order.
+        codes: indices of an image's tokens that are codes, in order.
+        first: index of a token; after the last code the result is 0.
+        size: number of codes.
     """
     last = min(bisect_left(codes, first) + size, len(codes)) - 1
     return max(0, codes[last] - first + 1)
 
 
 class Window:
-    """A batch of images while it is decoded; `codes` (B, N) holds final codes and drafts."""
+    """A batch of images that is being decoded; `codes` (B, N) contains final codes and drafts."""
 
     def __init__(
         self, backend: Backend, request: GenerationRequest, sampling: Sampling, *, size: int
     ) -> None:
-        """Lay out the batch; a forward looks at `size` codes."""
+        """Lay out the batch; each forward pass checks `size` codes."""
         self._backend, self._sampling, self._size = backend, sampling, size
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
@@ -90,11 +111,12 @@ class Window:
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = num_codes(backend)
         batch, most = len(request.prompts), max(h * w for h, w in request.grids)
-        self.peaks = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
-        """The largest logit of every code so far, (B, K); NaN stays."""
-        self._codes = self._seeds.new_zeros(batch, most + 1)  # the last column takes what is no code
-        self._first = self._seeds.new_zeros(batch)  # the first token that is not final
-        self._known = self._seeds.new_zeros(batch)  # codes that were drawn, final or not
+        self.max_logits = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
+        """(B, K), maximum over the passes so far; NaN propagates."""
+        # One extra column: values that are not codes are written there instead of being masked out.
+        self._codes = self._seeds.new_zeros(batch, most + 1)
+        self._first = self._seeds.new_zeros(batch)  # index of the first token that is not final
+        self._known = self._seeds.new_zeros(batch)  # number of codes that have a value, final or draft
         positions = torch.arange(most + 1, device=backend.device)
         self._noise = gumbel_noise(self._seeds, positions, self._num_codes)
         pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
@@ -102,14 +124,14 @@ class Window:
 
     @property
     def codes(self) -> Tensor:
-        """Codes (B, N); those beyond an image's own number mean nothing."""
+        """Codes (B, N); for smaller images the values after their last code are arbitrary."""
         return self._codes[:, :-1]
 
     def passes(self, identifier: Identifier | None) -> Iterator[int]:
-        """Decode, yielding after every forward how many codes of all images are final.
+        """Decode, and yield the total number of final codes after every forward pass.
 
         Raises:
-            RuntimeError: a forward made no token final, and so would the next.
+            RuntimeError: a pass made no token final, so the loop would not end.
         """
         places, number = self._body.places, 0
         first = [0] * len(places)
@@ -122,28 +144,29 @@ class Window:
                     self._backend, self._rows, self._cache, identifier=identifier, more=self._per_row(more)
                 )[:, -width:]
             else:
+                # The hidden state that predicts a token is that of the token before it.
                 hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
             number += 1
             draws = self._draw(hidden, tokens, drafts)
             drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
             final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
             self._first = self._first + final
-            before, first = first, self._first.tolist()  # the one wait for the device
+            before, first = first, self._first.tolist()  # the only device synchronization of a pass
             done, total = sum(map(bisect_left, places, first)), sum(map(len, places))
             if first == before:
                 raise RuntimeError(
-                    f"decoder=jacobi: pass {number} made no token final, after {done} of {total} codes; each "
-                    "pass must make at least one final: this is a fault of the decoder; use decoder=plain"
+                    f"decoder=jacobi: pass {number} made no token final, after {done} of {total} codes; this "
+                    "is a bug in the decoder: use decoder=plain"
                 )
             yield done
 
     def _offset(self, tokens: Tensor) -> Tensor:
-        """Return how many codes stand between the first that is not final and each of `tokens` (B, W)."""
+        """Return the number of codes from the first token that is not final to each of `tokens` (B, W)."""
         index = self._body.code_index.gather(1, tokens)
         return index - self._body.code_index.gather(1, self._first[:, None])
 
     def _ids(self, tokens: Tensor) -> Tensor:
-        """Return the ids (B, W) of tokens (B, W), drafts included."""
+        """Return the token ids (B, W) of `tokens` (B, W): forced ids, final codes and drafts."""
         code = self._codes.gather(1, self._body.code_index.gather(1, tokens)) + self._backend.code_offset
         return torch.where(self._body.is_code.gather(1, tokens), code, self._body.forced.gather(1, tokens))
 
@@ -151,7 +174,7 @@ class Window:
         return torch.cat((values, values)) if self._sampling.guided else values
 
     def _draft(self, tokens: Tensor) -> Tensor:
-        """Return the drafts (B, W) of `tokens`; the first ones are made now."""
+        """Return the drafts (B, W) of `tokens`; make one for codes that have no value yet."""
         index = self._body.code_index.gather(1, tokens)
         fresh = (index >= self._known[:, None]) & self._body.is_code.gather(1, tokens)
         self._store(self._codes, index, self._guess(index), fresh)
@@ -160,60 +183,75 @@ class Window:
         return self._codes.gather(1, index)
 
     def _guess(self, index: Tensor) -> Tensor:
-        """Return first drafts (B, W) for the codes `index` (B, W)."""
+        """Return first drafts (B, W) for the codes `index` (B, W): copies, or random codes without one."""
         copied = first_drafts(self._codes, self._known, index, self._body.widths)
         at_random = random_codes(self._seeds, index, self._num_codes)
         return torch.where(copied < 0, at_random, copied)
 
     def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
-        """Put `values` (B, W, ...) into `table` (B, N + 1, ...) at `index` (B, W), `where` (B, W) only."""
+        """Write `values` (B, W, ...) to `table` (B, N + 1, ...) at `index` (B, W), only where `where` (B, W).
+
+        The others go to the last column, which keeps the shapes static.
+        """
         target = torch.where(where, index, table.shape[1] - 1)
         table[torch.arange(len(table), device=table.device)[:, None], target] = values
 
     def _look(self, tokens: Tensor, end: int) -> Tensor:
-        """Feed `tokens` (B, W), each at its place; return hidden states (R, W, D)."""
+        """Run `tokens` (B, W) through the network, with `end` cache slots; return hidden states (R, W, D)."""
         embeds = self._per_row(self._backend.embed(self._ids(tokens)))
         slots = self._per_row(self._longest + tokens)
-        slots = slots[0] if len(tokens) == 1 else slots  # one image: rows share their slots, which is faster
+        slots = slots[0] if len(tokens) == 1 else slots  # equal slots for all rows are written faster
         return self._backend.forward(embeds, cache=self._cache.at(slots, end))
 
     def _draw(self, hidden: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
-        """Return draws (B, W) for `tokens`, and keep them; where no code belongs, the draft."""
+        """Sample codes (B, W) for `tokens` and store them; for forced ids return the draft."""
         logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
-        torch.maximum(self.peaks, logits.amax(1), out=self.peaks)
+        torch.maximum(self.max_logits, logits.amax(1), out=self.max_logits)
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
-        looked_at = is_code & (self._offset(tokens) < self._size)  # another image's window may be longer
+        # All images get the widest image's number of tokens; codes beyond their own window are not stored.
+        in_window = is_code & (self._offset(tokens) < self._size)
         draws = torch.where(is_code, self._choose(logits, tokens, drafts), drafts)
-        self._store(self._codes, index, draws, looked_at)
+        self._store(self._codes, index, draws, in_window)
         return draws
 
     def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
-        """Return a code (B, W) for each of `tokens` from guided logits (B, W, K), whatever the drafts."""
+        """Sample a code (B, W) for each of `tokens` from guided logits (B, W, K).
+
+        The drafts are not used here; subclasses with another acceptance rule need them.
+        """
         index = self._body.code_index.gather(1, tokens)
         rows = torch.arange(len(index), device=index.device)[:, None]
         return self._sampling.draw(logits, self._noise[rows, index])
 
 
 def first_drafts(codes: Tensor, known: Tensor, index: Tensor, widths: Tensor) -> Tensor:
-    """Return drafts (B, W) for codes `index` (B, W) that no pass has looked at; -1: nothing to copy.
+    """Return drafts (B, W) for the codes `index` (B, W); -1 if there is no code to copy.
 
-    A draft copies the nearest known code above, or in the first row the last known one. It may depend on the
-    codes before it and never on the window: otherwise images would not be those of plain decoding.
+    A draft copies the nearest code above it that has a value, or the last code if there is none above.
 
     Args:
-        codes: (B, N) codes so far, in reading order.
-        known: (B,) how many of them were drawn or drafted.
-        widths: (B,) codes in a row.
+        codes: (B, N), codes so far in raster order.
+        known: (B,), number of codes that have a value.
+        index: (B, W), codes that need a draft.
+        widths: (B,), codes per row.
     """
     last, width = (known - 1)[:, None], widths[:, None]
-    rows_up = (index - last + width - 1) // width  # as many as it takes to reach a known code
+    rows_up = (index - last + width - 1) // width  # rows to go up to reach a code that has a value
     source = index - rows_up.clamp_min(1) * width
-    source = torch.where(source < 0, last, source)  # nothing above the first row: copy left
+    source = torch.where(source < 0, last, source)  # above the first row: copy the last code
     copied = codes.gather(1, source.clamp_min(0))
     return torch.where(source < 0, -1, copied)
 
 
 def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
-    """Return how many of (B, W) draws are final, (B,): through the first that differs from its draft."""
+    """Return the number of final tokens (B,): up to and including the first draw that differs from its draft.
+
+    That first different draw is final too, because everything before it was correct.
+
+    Args:
+        draws: (B, W), codes sampled with the drafts as context.
+        drafts: (B, W), codes that were fed.
+        drafted: (B, W) bool, whether a later token of the pass has seen this draft.
+    """
     same = (draws == drafts) & drafted
     return (same.long().cumprod(1).sum(1) + 1).clamp_max(draws.shape[1])

@@ -40,7 +40,7 @@ def test_tokens_are_given_in_order_and_can_run_out() -> None:
     ("tokens", "rows", "message"),
     [
         ({"[V]": 1}, torch.zeros(2, 3), r"expected \(1, width\)"),
-        ({"a": 1, "b": 1}, torch.zeros(2, 3), "share a token id"),
+        ({"a": 1, "b": 1}, torch.zeros(2, 3), "have the same token id"),
     ],
 )
 def test_rows_and_names_must_fit(tokens, rows, message) -> None:

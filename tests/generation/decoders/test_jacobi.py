@@ -183,7 +183,7 @@ class Toy:
                 logits = torch.stack((self.table[1, before, last], self.table[0, before, last]))
                 if i == 0:  # without a prompt, padding stands before BOI
                     logits[1] = self.table[0, BOI, BOI]
-                law = sampling.law(sampling.guide(logits if sampling.guided else logits[:1]))[0]
+                law = sampling.probabilities(sampling.guide(logits if sampling.guided else logits[:1]))[0]
                 p *= law[code].item()
                 before, last = last, code
             probabilities.append(p)

@@ -149,6 +149,6 @@ def test_a_decoder_that_does_not_move_on_says_so(
         return count(draws, *rest) * (len(calls) < 2)
 
     monkeypatch.setattr(window, "count_final", stuck)
-    told = r"pass 2 made no token final, after \d+ of 16 codes.*: this is a fault .*; use decoder=plain"
+    told = r"pass 2 made no token final, after \d+ of 16 codes; this is a bug .*: use decoder=plain"
     with pytest.raises(RuntimeError, match=told):
         JacobiDecoder(window=4)(flat, prompts(flat, TEXTS[0]), GRID, [1])

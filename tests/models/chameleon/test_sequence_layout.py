@@ -123,10 +123,10 @@ def test_size_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"buckets": "round"}, "layout.buckets='round' is not known; allowed: square, aspect"),
+        ({"buckets": "round"}, "layout.buckets='round'; allowed: square, aspect"),
         ({"resolution": 100}, "layout.resolution=100 must be a multiple of layout.grid_px=32"),
         ({"prompt_template": "draw"}, "must contain {prompt}"),
-        ({"structure": "spiral"}, "layout.structure='spiral' is not known; allowed: rows, flat"),
+        ({"structure": "spiral"}, "layout.structure='spiral'; allowed: rows, flat"),
         ({"structure": "flat"}, "it needs layout.buckets=square"),
         ({"unconditional": "all"}, "allowed: image, separator, bos"),
         ({"resize": "nearest"}, "allowed: halving, lanczos"),
