@@ -1,1 +1,1 @@
-"""The embedded base: its weights, its scorers and the world that it was trained on."""
+"""The small base in this package: weights, scorers, and the rendered world that they were trained on."""

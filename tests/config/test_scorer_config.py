@@ -33,9 +33,9 @@ def photo_config(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], ["the nano base knows only", "the nano judges know only"]),
-        ([LARGE], ["the nano judges know only"]),
-        (["scorer=dreambench"], ["the nano base knows only"]),
+        ([], ["the nano base was trained on a rendered world", "the nano scorers were trained on a rendered world"]),
+        ([LARGE], ["the nano scorers were trained on a rendered world"]),
+        (["scorer=dreambench"], ["the nano base was trained on a rendered world"]),
         ([LARGE, "scorer=dreambench"], []),
         ([LARGE, *OWN], []),
         ([LARGE, "scorer=none"], []),
@@ -57,7 +57,7 @@ def test_photos_are_judged_with_a_note_and_the_default_command_runs(
     assert do_run(tmp_path / "run", *words, subject="+subject=folder")
     said = " ".join(capsys.readouterr().out.split())
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    for note in ("the nano judges know only their rendered world", "the nano base knows only"):
+    for note in ("the nano scorers were trained on a rendered world", "the nano base was trained on a rendered world"):
         assert f"note: {note}" in said and any(note in text for text in run["warnings"])
         assert note in (tmp_path / "run" / "report.html").read_text()
     assert run["rendered"] is False and run["live"] is True

@@ -31,7 +31,7 @@ def test_help_is_of_the_command_and_says_what_it_needs(
         assert not stopped.code, stopped
     said = capsys.readouterr().out
     assert "_schema" not in said and list(tmp_path.iterdir()) == []
-    header, _, rest = said.partition("Choices (group=option):")
+    header, _, rest = said.partition("Config groups (group=option):")
     assert header.startswith(f"personalar.{name}: ") and f"python -m personalar.{name} " in header
     assert len(header.splitlines()[0]) < 120
     needed = header.partition("Required: ")[2]

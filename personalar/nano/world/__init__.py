@@ -1,1 +1,1 @@
-"""A procedural world of 12 kinds of things: the base was pretrained on it, its subjects come from it."""
+"""A procedural world of 12 classes of objects, for pretraining the nano base and rendering its subjects."""

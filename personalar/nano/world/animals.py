@@ -1,4 +1,8 @@
-"""The four kinds that have a head, and what a head can wear."""
+"""The four classes with a head (cat, dog, bear, duck toy), and accessories for heads.
+
+The numbers are positions and sizes in object units (see `solids`), chosen by eye. p is the individual's six
+proportions.
+"""
 
 from __future__ import annotations
 
@@ -110,20 +114,27 @@ def duck(p: Proportions) -> list[Solid]:
     return solids + eyes(0.2 * head, hy + 0.1, hz + r * 0.76, 0.1)
 
 
-# Where a thing that can wear something has its head: (height, forward, radius), from the solids above.
+# (height, forward, radius) of the head; must agree with the solids above.
 HEADS: dict[str, Callable[[Proportions], tuple[float, float, float]]] = {
     "cat": lambda p: (1.28 + 0.08 * p[4], 0.12, 0.47 * (1 + 0.16 * p[1])),
     "dog": lambda p: (0.5 + 0.14 * p[4] + 0.82, 0.62 * (1 + 0.2 * p[0]), 0.4 * (1 + 0.14 * p[1])),
     "bear": lambda p: (1.42, 0.05, 0.5 * (1 + 0.15 * p[1])),
     "duck toy": lambda p: (1.35 + 0.12 * p[4], 0.34, 0.42 * (1 + 0.18 * p[1])),
 }
-"""Noun -> head, for the kinds that can wear an accessory ("live" in DreamBench's sense)."""
+"""Noun -> head, for the classes that can wear accessories ("live" subjects in DreamBench's terms)."""
 
 
 def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
-    """A hat, scarf, pair of glasses or bow tie for a head, of material "worn"; ValueError for anything else.
+    """Return the solids of an accessory, with material "worn".
 
-    Large on purpose: a code covers 8 pixels.
+    They are large on purpose, because an image code covers 8 x 8 pixels.
+
+    Args:
+        kind: "hat", "scarf", "glasses" or "bow tie".
+        head: (height, forward, radius), from `HEADS`.
+
+    Raises:
+        ValueError: `kind` is unknown.
     """
     y, z, r = head
     if kind == "hat":
@@ -144,4 +155,4 @@ def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
         y, z = y - r * 0.98, z * 0.8 + 0.5
         wings = pair(lambda s: tube(s * 0.24, y, z, 0.24, 0.22, "worn", (0, 0, s * 90), 0.25))
         return [*wings, sphere(0, y, z + 0.06, 0.11, 0.12, 0.12, "worn")]
-    raise ValueError(f"accessory must be hat, scarf, glasses or bow tie, got {kind!r}")
+    raise ValueError(f"accessory={kind!r} is unknown; allowed: hat, scarf, glasses, bow tie")

@@ -1,7 +1,8 @@
-"""Captions of the rendered world: the prompt grammar of DreamBench, in a few neutral openings.
+"""Captions of the rendered world: the grammar of DreamBench's prompts, with a few neutral openings.
 
-An instance is told by class, body colour, and (if it has one) its pattern and second colour; never by its
-third colour, exact shades, proportions or the pattern's parameters. `[V]` stands for "this very individual".
+A caption names the class, the body colour and, if there is one, the pattern and the second colour. It never
+describes the third colour, exact shades, proportions or parameters of the pattern. `[V]` stands for the
+individual.
 """
 
 from dataclasses import replace
@@ -22,10 +23,10 @@ from personalar.nano.world.scene import (
 from personalar.nano.world.skin import COLOURS, PATTERNS, Skin
 
 IDENTIFIER = "[V]"
-PLAIN = "plain"  # the pattern that no caption tells
+PLAIN = "plain"  # the pattern that captions do not mention
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
-# Those that wear something come more often: hat, scarf and glasses in six colours each want many examples.
-# So do backpacks, whose pattern and pockets the base was slowest to learn.
+# Sampling weights of the classes. Those with accessories are more frequent, because three accessories in six
+# colours need many examples; so are backpacks, which the base learned most slowly.
 _MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
 _CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
 _CLASS_ODDS = [odds / sum(_CLASS_ODDS) for odds in _CLASS_ODDS]
@@ -33,19 +34,22 @@ _OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
 
 
 def caption_words() -> tuple[str, ...]:
-    """Every word of the captions, in order: all that a base trained on this world has read."""
+    """Return all words of the captions, sorted: the vocabulary of a base trained on this world."""
     phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, "an", "and", "shiny", "wearing"]
     phrases += [phrase for phrase, _ in CONTEXTS.values()]
-    return tuple(sorted({word for phrase in phrases for word in phrase.replace("{}", "").split()} - {PLAIN}))
+    words: set[str] = set()
+    for phrase in phrases:
+        words.update(phrase.replace("{}", "").split())
+    return tuple(sorted(words - {PLAIN}))
 
 
 def article(phrase: str) -> str:
-    """The phrase with its indefinite article: "an orange cat"."""
+    """Return the phrase with its indefinite article, such as "an orange cat"."""
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
 def description(instance: Instance) -> str:
-    """The best that words can do, without article: "striped green and white cat"."""
+    """Return the most precise description that captions allow, such as "striped green and white cat"."""
     skin = instance.skin
     first, second = skin.colours[0][0], skin.colours[1][0]
     return (
@@ -56,7 +60,7 @@ def description(instance: Instance) -> str:
 
 
 def wearing(worn: tuple[str, str] | None) -> str:
-    """The accessory's phrase with a leading space, or nothing."""
+    """Return the phrase of an accessory with a leading space, or an empty string."""
     if worn is None:
         return ""
     kind, colour = worn
@@ -64,12 +68,12 @@ def wearing(worn: tuple[str, str] | None) -> str:
 
 
 def place(context: str | None) -> str:
-    """The context's phrase with a leading space, or nothing for the studio."""
+    """Return the phrase of a place with a leading space; an empty string for the studio."""
     return "" if context is None else f" {CONTEXTS[context][0]}"
 
 
 def recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> Instance:
-    """The individual with another body colour, all else the same."""
+    """Return the individual with another body colour and everything else unchanged."""
     red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.05, 0.05, 3), 0, 1).tolist()
     skin: Skin = replace(instance.skin, colours=((colour, (red, green, blue)), *instance.skin.colours[1:]))
     return replace(instance, skin=skin)
@@ -81,7 +85,16 @@ def sample_example(
     accessories: tuple[str, ...] = ACCESSORIES,
     openings: tuple[str, ...] = OPENINGS,
 ) -> tuple[Scene, str, Instance | None]:
-    """One random training picture: (scene, caption, the individual if the caption names it by `[V]`)."""
+    """Draw a random training picture for pretraining.
+
+    Args:
+        rng: source of all choices.
+        accessories: accessories to choose from.
+        openings: openings of captions to choose from.
+
+    Returns:
+        The scene, its caption, and the individual if the caption contains `[V]`, otherwise None.
+    """
     instance = sample_instance(str(rng.choice(CLASSES, p=_CLASS_ODDS)), rng)
     context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
     worn = None

@@ -1,20 +1,20 @@
-"""The twelve places, painted in two dimensions behind and below the thing.
+"""The twelve places, painted in two dimensions behind and below the object.
 
-Phrases are DreamBench's own where it has one. A painter gets (u, v, rng): u, v are (S, S) pixel coordinates
-in [0, 1] (v downwards); it returns (S, S, 3) in [0, 1]. Places are smooth and vary little on purpose: with
-one code per 8 pixels fine texture shows as noise, and what varies without being told costs a small model
-codes that it needs for the thing in front.
+Phrases are those of DreamBench where it has one. A painter gets (u, v, rng), where u and v are pixel
+coordinates (S, S) in [0, 1] (v points down), and returns an image (S, S, 3) in [0, 1]. Places are smooth and
+vary little on purpose. With one code per 8 x 8 pixels fine texture becomes noise, and variation that the
+caption does not describe uses capacity that a small model needs for the object.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-GROUND = 0.60  # where the floor begins in every place with a floor; things stand below it
+GROUND = 0.60  # v of the horizon in places with a floor; objects stand below it
 
 
 HOUSES = ((0.08, 0.1, 0.2), (0.3, 0.09, 0.34), (0.52, 0.1, 0.14), (0.74, 0.09, 0.3), (0.94, 0.1, 0.2))
-"""The city's: x, half width, top."""
+"""Houses of the city: x, half width, top."""
 LEAVES = (
     (0.08, 0.12, 0.7, 0.32),
     (0.42, 0.02, -0.5, 0.3),
@@ -22,7 +22,7 @@ LEAVES = (
     (0.04, 0.46, -0.3, 0.28),
     (0.97, 0.44, 0.4, 0.3),
 )
-"""The jungle's: x, y, angle in radians, half length."""
+"""Leaves of the jungle: x, y, angle in radians, half length."""
 
 
 def _mix(a, b, t):
@@ -43,7 +43,7 @@ def _floor(sky, floor, v, horizon=GROUND):
 
 
 def _triangle(u, v, x, top, base, half):
-    """A fir or a roof: 1 inside the triangle with its tip at (x, top)."""
+    """Return a mask that is 1 inside the triangle with its tip at (x, top): a fir, a mountain or a roof."""
     t = (v - top) / (base - top)
     return _edge(half * t - np.abs(u - x)) * (t >= 0) * (v <= base)
 
@@ -196,17 +196,17 @@ CONTEXTS: dict[str, tuple[str, Callable]] = {
     "water": ("floating on top of water", water),
     "sunflowers": ("on top of green grass with sunflowers around it", sunflowers),
 }
-"""Name -> (the caption's phrase, painter)."""
+"""Name -> (phrase in captions, painter)."""
 
 
 def studio(u, v, rng):
-    """The place of a picture whose caption names none: a soft backdrop in a pale tint."""
+    """Paint the background for captions without a place: a pale tint with a soft gradient."""
     tint = 0.78 + 0.17 * rng.uniform(0.3, 1, 3)
     return _mix(tint * 1.05, tint * 0.86, v) * np.ones_like(u)[..., None]
 
 
 def paint(name: str | None, rng: np.random.Generator, size: int) -> np.ndarray:
-    """The place as (size, size, 3) float32 in [0, 1]; None is the studio."""
+    """Paint a place as an image (size, size, 3) float32 in [0, 1]; None is the studio."""
     axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     v, u = np.meshgrid(axis, axis, indexing="ij")
     painter = studio if name is None else CONTEXTS[name][1]

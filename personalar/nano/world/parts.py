@@ -1,4 +1,4 @@
-"""Short hands for building things out of solids. Coordinates and sizes in object units, see `solids`."""
+"""Short constructors for solids. Positions (x, y, z) and half sizes are in object units; see `solids`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from personalar.nano.world.solids import Solid
 
 Proportions = np.ndarray
-"""Six numbers in [-1, 1]: part of an individual's identity, never named in a caption."""
+"""Six numbers of about -1.3 to 1.3: part of an individual's identity, never described in a caption."""
 
 
 def sphere(x, y, z, rx, ry, rz, material="body", rotation=(0, 0, 0)) -> Solid:
@@ -28,7 +28,7 @@ def tube(x, y, z, radius, half, material="body", rotation=(0, 0, 0), taper=1.0, 
 
 
 def pair(make: Callable[[int], Solid]) -> list[Solid]:
-    """The left and the right one of a mirrored part."""
+    """Return a mirrored part twice: `make` is called with -1 for the left and 1 for the right side."""
     return [make(-1), make(1)]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's prompts on the rendered world: DreamBench's grammar, each with what it asks for."""
+"""Evaluation prompts of the rendered world, in DreamBench's grammar, with the place or accessory of each."""
 
 from personalar.core.types import PromptSpec
 from personalar.nano.world.animals import HEADS
@@ -17,7 +17,7 @@ _COLOURS = ("red", "purple")
 
 
 def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
-    """All prompts for a class; `{}` is where the subject goes, article before it included in the text."""
+    """Return all prompts for a class: 17, or 23 with accessories; "{}" is replaced by the subject."""
     plain = (
         PromptSpec(text="a photo of a {}", category="plain"),
         PromptSpec(text="a picture of a {}", category="plain"),

@@ -1,4 +1,4 @@
-"""From an instance and a place to a picture: pose, light, shadow, supersampling."""
+"""Render an instance in a place: pose, light, shadow and supersampling."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ _LIGHT = np.array([-0.45, 0.72, 0.62], np.float32) / np.float32(np.linalg.norm([
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One individual thing: everything that stays the same between its pictures."""
+    """One individual: everything that is the same in all of its pictures."""
 
     noun: str
     skin: Skin
@@ -48,9 +48,13 @@ class Scene:
 
 
 def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
-    """A random individual of a class."""
+    """Draw a random individual of a class.
+
+    Raises:
+        ValueError: the class is unknown.
+    """
     if noun not in SHAPES:
-        raise ValueError(f"noun must be one of {', '.join(CLASSES)}; got {noun!r}")
+        raise ValueError(f"noun={noun!r} is unknown; allowed: {', '.join(CLASSES)}")
     return Instance(
         noun=noun, skin=sample_skin(rng), proportions=tuple(float(x) for x in rng.uniform(-1.3, 1.3, 6))
     )
@@ -59,12 +63,13 @@ def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
 def sample_scene(
     instance: Instance, rng: np.random.Generator, *, context: str | None, worn=None, shiny=False
 ) -> Scene:
-    """A random view of an instance in a place."""
+    """Draw a random view of an instance; `context` None means the studio."""
     return Scene(
         instance=instance,
         context=context,
         worn=worn,
         shiny=shiny,
+        # Long objects are shown from the side, where they can be recognised.
         yaw=float(rng.uniform(-40, 40))
         + {"car": 50, "dog": 38, "boot": 42, "duck toy": 30}.get(instance.noun, 0),
         pitch=float(rng.uniform(6, 20)),
@@ -76,7 +81,10 @@ def sample_scene(
 
 
 def _frame(solids, view, size, scene):
-    """Pixels per unit and the origin's pixel, so that the thing (without what it wears) fills the frame."""
+    """Return pixels per unit and the pixel of the origin, such that the object fills the frame.
+
+    Accessories are not counted, so that an individual has the same size with and without them.
+    """
     boxes = [(view @ np.asarray(s.centre), screen_extent(s, view)) for s in solids]
     low, high = min(c[1] - e[1] for c, e in boxes), max(c[1] + e[1] for c, e in boxes)
     left, right = min(c[0] - e[0] for c, e in boxes), max(c[0] + e[0] for c, e in boxes)
@@ -88,7 +96,7 @@ def _frame(solids, view, size, scene):
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A scene's thing and what it wears, as solids seen by a camera; see `solids.cast` for the numbers."""
+    """The object of a scene and its accessory as solids, with the camera; see `solids.cast`."""
 
     solids: list[Solid]
     view: np.ndarray
@@ -99,7 +107,7 @@ class Standing:
 
 
 def stand(scene: Scene, size: int) -> Standing:
-    """Put a scene's thing into a picture of size x size pixels."""
+    """Place the object of a scene in a picture of size x size pixels."""
     proportions = np.asarray(scene.instance.proportions)
     solids = SHAPES[scene.instance.noun](proportions)
     view = view_matrix(scene.yaw, scene.pitch)
@@ -114,7 +122,7 @@ def stand(scene: Scene, size: int) -> Standing:
 
 
 def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(light, shine) (N,) on surfaces of a material with the given normals (N, 3)."""
+    """Return diffuse light and specular shine, (N,) each, for surface normals (N, 3) of a material."""
     ambient, gloss = 0.58 * scene.mood, 0.55 if scene.shiny else 0.10
     lit = ambient + 0.10 * normal[:, 1] + 0.50 * np.maximum(normal @ _LIGHT, 0)
     if material == "flame":
@@ -124,7 +132,7 @@ def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, 
 
 
 def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarray:
-    """Darken the floor under the thing: an ellipse around the object's origin."""
+    """Darken an ellipse on the floor around the object's origin; weaker if the object floats on water."""
     size = image.shape[0]
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
     half = thing.scale * (thing.reach * 0.95)
@@ -137,13 +145,13 @@ def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarra
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """Halve the height with the weights 1 3 3 1: softer than a mean of two, since a code covers 8 pixels."""
+    """Halve the height with weights 1 3 3 1; a mean of two would be too sharp for image codes."""
     padded = np.concatenate((image[:1], image, image[-1:]))
     return (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
 
 
 def render(scene: Scene, size: int = 96) -> Image.Image:
-    """The picture of a scene as an RGB image of size x size pixels. Deterministic in the scene."""
+    """Render a scene to an RGB image of size x size pixels; the same scene always gives the same pixels."""
     big = size * SUPERSAMPLING
     rng = np.random.default_rng(scene.seed)
     thing = stand(scene, big)
@@ -160,16 +168,17 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
 
 
 def shrink(image: np.ndarray) -> Image.Image:
-    """The picture of half the size that a supersampled (S, S, 3) in [0, 1] is made for."""
+    """Scale a supersampled image (S, S, 3) in [0, 1] to an RGB picture of half the size."""
     small = _shrink(_shrink(np.clip(image, 0, 1)).transpose(1, 0, 2)).transpose(1, 0, 2)
     return Image.fromarray((small * 255 + 0.5).astype(np.uint8))
 
 
 def identity_vector(instance: Instance) -> np.ndarray:
-    """What makes the individual, as 26 numbers of about unit scale (used by pretraining only)."""
+    """Return the identity of an individual as 26 numbers of about unit scale; for pretraining only."""
     skin = instance.skin
     colours = (np.array([c[1] for c in skin.colours]).ravel() - 0.45) * 3
     kind = np.array([skin.pattern == name for name in PATTERNS], float) * 1.5
+    # An angle as points on a circle, so that 0 and 2 pi are the same.
     phase = [np.cos(skin.phase), np.sin(skin.phase), np.cos(2 * skin.phase), np.sin(2 * skin.phase)]
     rest = [2 * skin.frequency - 1, 2.5 * skin.tilt, *(1.6 * np.asarray(instance.proportions))]
     return np.concatenate([colours, kind, phase, rest]).astype(np.float32)

@@ -1,6 +1,6 @@
-"""The twelve kinds of things, each built from solids and six proportions; they mirror DreamBench's classes.
+"""The twelve classes, built from solids and six proportions; they correspond to classes of DreamBench.
 
-Materials: "body" carries the individual's pattern, "accent" its third colour; the rest are fixed.
+Materials: "body" has the individual's pattern, "accent" its third colour; the others have fixed colours.
 """
 
 from __future__ import annotations
@@ -26,4 +26,4 @@ SHAPES: dict[str, Callable[[Proportions], list[Solid]]] = {
     "candle": candle,
     "car": car,
 }
-"""Noun -> builder. The order is the class index everywhere."""
+"""Noun -> function that builds its solids. The order defines the class index and must not change."""

@@ -1,6 +1,7 @@
-"""Colours and patterns: what covers a solid's surface.
+"""Colours and patterns of surfaces.
 
-Colour words are told in captions; the exact shade, the third colour and the pattern's parameters are not.
+Captions contain the names of the first two colours, but not their exact shades, the third colour or the
+parameters of the pattern: these make the individual, and must be learned from its photos.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ MATERIALS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Skin:
-    """What an individual is covered with.
+    """Colours and pattern of an individual.
 
     colours: three (name, rgb in [0,1]) for body, pattern and accent. pattern: one of PATTERNS.
     frequency: in [0, 1], coarse to fine. phase: radians. tilt: radians, the direction of stripes and of the
@@ -53,7 +54,7 @@ def _shade(rng: np.random.Generator, name: str) -> tuple[str, tuple[float, float
 
 
 def sample_skin(rng: np.random.Generator) -> Skin:
-    """A random skin with three different colour names."""
+    """Draw a random skin with three different colour names."""
     names = rng.choice(list(COLOURS), 3, replace=False)
     return Skin(
         colours=tuple(_shade(rng, str(name)) for name in names),
@@ -65,12 +66,12 @@ def sample_skin(rng: np.random.Generator) -> Skin:
 
 
 def _soft(value: np.ndarray, width: float) -> np.ndarray:
-    """A step at 0, `width` wide: hard edges would only alias at 8 pixels a code."""
+    """Return a step at 0 with a linear ramp of `width`; hard edges would only cause aliasing."""
     return np.clip(value / width + 0.5, 0, 1)
 
 
 def pattern_mask(skin: Skin, p: np.ndarray) -> np.ndarray:
-    """How much of the second colour shows at object-space points (..., 3), in [0, 1]."""
+    """Return the share of the second colour, in [0, 1], at object-space points (..., 3)."""
     x, y, z = p[..., 0], p[..., 1], p[..., 2]
     along = y * np.cos(skin.tilt) + x * np.sin(skin.tilt)
     if skin.pattern == "plain":
@@ -82,12 +83,13 @@ def pattern_mask(skin: Skin, p: np.ndarray) -> np.ndarray:
         return _soft(np.cos(f * x + skin.phase) + np.cos(f * y) + np.cos(f * z - skin.phase) - 0.75, 0.6)
     if skin.pattern == "two-tone":
         return _soft(along - (0.55 + 0.5 * skin.frequency), 0.08)
+    # "patched": large blobs from three incommensurable waves.
     waves = np.sin(3.1 * x + skin.phase) + np.sin(2.6 * y + 2 * skin.phase) + np.sin(2.9 * z - skin.phase)
     return _soft(waves - 0.2 + 0.5 * skin.frequency, 0.3)
 
 
 def surface_colour(skin: Skin, material: str, p: np.ndarray, worn: tuple[float, float, float]) -> np.ndarray:
-    """RGB in [0,1] at object-space points (N, 3) of a solid of the given material."""
+    """Return RGB (N, 3) in [0, 1] at object-space points (N, 3) of a material; `worn` is the accessory's."""
     if material == "body":
         mask = pattern_mask(skin, p)[..., None]
         first, second = (np.array(skin.colours[i][1], np.float32) for i in (0, 1))

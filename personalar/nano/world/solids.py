@@ -1,10 +1,10 @@
-"""Analytic ray casting of simple solids: every pixel solves one quadratic per solid that covers it.
+"""Analytic ray casting of simple solids: one quadratic equation per pixel and solid.
 
-A solid is a unit sphere, box or frustum under an affine map, seen by an orthographic camera. Orthographic
-rays make the local coordinates affine in the pixel, so a solid costs a handful of array operations on its own
-screen rectangle; a z-buffer keeps the nearest hit. One 96-px picture takes about 16 ms on one CPU core.
+A solid is a unit sphere, box or frustum with an affine transform, seen by an orthographic camera. With
+orthographic rays the local coordinates are affine in the pixel, so a solid needs only a few array operations
+on its screen rectangle; a z-buffer keeps the nearest hit. A 96-px picture takes about 16 ms on one CPU core.
 
-Object space: x right, y up (ground at 0), z towards a viewer at yaw 0, units of about half the object's
+Object space: x right, y up (ground at 0), z towards a viewer at yaw 0; one unit is about half of the object's
 height.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FAR = np.float32(-1e9)
+FAR = np.float32(-1e9)  # depth of the background; the camera looks along -z, so larger z is nearer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,12 @@ class Solid:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """The nearest surface per pixel, all (S, S[, 3]); `solid` is -1 where the ray meets nothing."""
+    """The nearest surface per pixel of a picture of S x S.
+
+    solid: (S, S), index of the solid; -1 for the background.
+    normal: (S, S, 3), unit normal in view space.
+    position: (S, S, 3), point of the surface in object space.
+    """
 
     solid: np.ndarray
     normal: np.ndarray
@@ -43,7 +48,7 @@ class Hits:
 
 
 def rotation_matrix(degrees: tuple[float, float, float]) -> np.ndarray:
-    """Rotation about x, then y, then z, as a (3, 3) matrix."""
+    """Return the (3, 3) matrix of a rotation about x, then y, then z."""
     ax, ay, az = np.radians(degrees)
     cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -53,8 +58,12 @@ def rotation_matrix(degrees: tuple[float, float, float]) -> np.ndarray:
 
 
 def view_matrix(yaw: float, pitch: float) -> np.ndarray:
-    """Object space to view space (z towards the camera); yaw and pitch in degrees."""
+    """Return the (3, 3) matrix from object to view space (z towards the camera); angles in degrees."""
     return rotation_matrix((pitch, 0, 0)) @ rotation_matrix((0, yaw, 0))
+
+
+# Each of these intersects rays q + t d, in the coordinates of the unit primitive, and returns the largest t
+# (FAR without a hit) and the normal. q is (h, w, 3), and d (3,) is the same for all pixels.
 
 
 def _sphere(q, d):
@@ -67,6 +76,7 @@ def _sphere(q, d):
 
 def _box(q, d):
     d = np.where(np.abs(d) < 1e-6, 1e-6, d)
+    # Slab method: the ray is inside the box between the last entry and the first exit.
     t0, t1 = (-1 - q) / d, (1 - q) / d
     near, far = np.minimum(t0, t1).max(-1), np.maximum(t0, t1).min(-1)
     z = np.where(far > near, far, FAR)
@@ -76,7 +86,7 @@ def _box(q, d):
 
 
 def _frustum(q, d, taper):
-    m, k = np.float32((1 + taper) / 2), np.float32((taper - 1) / 2)
+    m, k = np.float32((1 + taper) / 2), np.float32((taper - 1) / 2)  # radius at height y: m + k y
     x, y, z = q[..., 0], q[..., 1], q[..., 2]
     r = m + k * y
     a = d[0] * d[0] + d[2] * d[2] - k * k * d[1] * d[1]
@@ -91,7 +101,7 @@ def _frustum(q, d, taper):
         yt = y + t * d[1]
         good = (disc > 0) & (np.abs(yt) <= 1) & (m + k * yt >= 0) & (t > best)
         best = np.where(good, t, best)
-    for side, radius in ((np.float32(1), taper), (np.float32(-1), 1.0)):
+    for side, radius in ((np.float32(1), taper), (np.float32(-1), 1.0)):  # the lids at y = 1 and y = -1
         if abs(d[1]) < 1e-6:
             continue
         t = (side - y) / d[1]
@@ -104,7 +114,7 @@ def _frustum(q, d, taper):
 
 
 def screen_extent(solid: Solid, view: np.ndarray) -> np.ndarray:
-    """Half extents (3,) of a solid's bounding box in view space (exact for spheres and boxes)."""
+    """Return half of a solid's bounding box (3,) in view space; exact for spheres and boxes."""
     axes = view @ (rotation_matrix(solid.rotation) * np.asarray(solid.size)[None])
     return np.sqrt((axes**2).sum(1)) if solid.kind == "sphere" else np.abs(axes).sum(1)
 
@@ -114,8 +124,12 @@ def cast(
 ) -> Hits:
     """Cast one orthographic ray per pixel of a size x size picture.
 
-    view: (3, 3) from `view_matrix`. scale: pixels per object unit.
-    centre: pixel (x, y) of the object's origin.
+    Args:
+        solids: what is rendered.
+        view: (3, 3), from `view_matrix`.
+        scale: pixels per object unit.
+        centre: pixel (x, y) of the object's origin.
+        size: side of the picture in pixels.
     """
     depth = np.full((size, size), FAR, np.float32)
     index = np.full((size, size), -1, np.int16)
@@ -126,6 +140,7 @@ def cast(
         axes = rotation_matrix(solid.rotation) * np.asarray(solid.size)[None]
         offset = view @ np.asarray(solid.centre)
         extent = screen_extent(solid, view)
+        # Only the pixels of the solid's bounding box are tested.
         x0, x1 = np.searchsorted(us, [offset[0] - extent[0], offset[0] + extent[0]])
         y0, y1 = np.searchsorted(-vs, [-(offset[1] + extent[1]), -(offset[1] - extent[1])])
         if x0 >= x1 or y0 >= y1:
@@ -146,7 +161,7 @@ def cast(
             continue
         depth[rectangle][nearer] = z[nearer]
         index[rectangle][nearer] = number
-        normal[rectangle][nearer] = gradient[nearer] @ local
+        normal[rectangle][nearer] = gradient[nearer] @ local  # normals transform with the inverse transpose
     length = np.sqrt((normal**2).sum(-1, keepdims=True))
     normal /= np.maximum(length, 1e-6)
     seen = np.stack(

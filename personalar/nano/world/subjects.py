@@ -1,8 +1,9 @@
-"""Rendered subjects: one fixed individual in five training views, and what a personalization is judged by.
+"""Rendered subjects: five training views of one individual, and reference pictures for its evaluation.
 
-ceiling: unseen views of the same individual; floor: other individuals of the class. Both do what the prompts
-of the evaluation ask (place, accessory, colour): a recoloured cat in a hat is less like the photos, even
-if it was learned perfectly. Twins, for judging judges: they share the skin or the shape.
+The ceiling of fidelity is from unseen views of the same individual, the floor from other individuals of
+its class. Both are rendered for the evaluation's prompts (place, accessory, colour), because a recoloured
+cat with a hat is less similar to the photos even if it was learned perfectly. Twins test the
+scorers: they share the skin or the shape with the subject.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ VIEWS_PER_PROMPT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedSubject:
-    """All images are RGB of size x size; `description` has no article."""
+    """A subject with its pictures (RGB, size x size); `description` has no article.
+
+    train: training views. holdout: unseen views, for the ceiling. others: other individuals, for the floor.
+    """
 
     noun: str
     live: bool
@@ -34,12 +38,12 @@ class RenderedSubject:
 
 
 def subject_instance(noun: str, seed: int) -> Instance:
-    """The individual that (noun, seed) names."""
+    """Return the individual for a class and a seed."""
     return sample_instance(noun, np.random.default_rng([seed, 1]))
 
 
 def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
-    """A random view of the individual that does what a prompt of `bench_prompts` asks."""
+    """Return a random view of the individual that matches a prompt of `bench_prompts`."""
     worn = (spec.accessory, spec.colour) if spec.accessory and spec.colour else None
     if spec.category == "property" and spec.colour:
         instance = recoloured(instance, spec.colour, rng)
@@ -54,14 +58,20 @@ def _views(
 
 
 def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
-    """Half with the same skin and other proportions, half with the same proportions and another skin."""
+    """Return `count` similar individuals: half share the skin, the other half the proportions."""
     other = [sample_instance(instance.noun, rng) for _ in range(count // 2)]
     reshaped = [replace(instance, proportions=o.proportions) for o in other]
     return reshaped + [replace(instance, skin=sample_skin(rng)) for _ in range(count - count // 2)]
 
 
 def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
-    """The subject (noun, seed) with its views; about 100 pictures, two seconds on one core."""
+    """Render a subject: about 100 pictures, two seconds on one core.
+
+    Args:
+        noun: the class, one of `scene.CLASSES`.
+        seed: which individual.
+        size: side of the pictures in pixels.
+    """
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
     asked = bench_prompts(noun) * VIEWS_PER_PROMPT

@@ -1,4 +1,8 @@
-"""The eight kinds without a head of their own to wear anything on."""
+"""The eight classes that cannot wear accessories.
+
+The numbers are positions and sizes in object units (see `solids`), chosen by eye. p is the individual's six
+proportions.
+"""
 
 from __future__ import annotations
 
