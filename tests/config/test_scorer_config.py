@@ -22,6 +22,8 @@ from personalar.run import Job
 from personalar.runs.sweep import check_objective, searches
 
 FOLDER = ["+subject=folder", "subject.path=photos", "subject.noun=dog"]
+BASE_NOTE = "the nano base was trained on a rendered world"
+SCORER_NOTE = "the nano scorers were trained on a rendered world"
 OWN = ["scorer.clip=my/clip", "scorer.dino=my/dino", "scorer.photo_warning=null"]
 LARGE = "model=lumina_mgpt_7b_512"
 
@@ -33,9 +35,9 @@ def photo_config(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], ["the nano base was trained on a rendered world", "the nano scorers were trained on a rendered world"]),
-        ([LARGE], ["the nano scorers were trained on a rendered world"]),
-        (["scorer=dreambench"], ["the nano base was trained on a rendered world"]),
+        ([], [BASE_NOTE, SCORER_NOTE]),
+        ([LARGE], [SCORER_NOTE]),
+        (["scorer=dreambench"], [BASE_NOTE]),
         ([LARGE, "scorer=dreambench"], []),
         ([LARGE, *OWN], []),
         ([LARGE, "scorer=none"], []),
@@ -57,7 +59,7 @@ def test_photos_are_judged_with_a_note_and_the_default_command_runs(
     assert do_run(tmp_path / "run", *words, subject="+subject=folder")
     said = " ".join(capsys.readouterr().out.split())
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    for note in ("the nano scorers were trained on a rendered world", "the nano base was trained on a rendered world"):
+    for note in (SCORER_NOTE, BASE_NOTE):
         assert f"note: {note}" in said and any(note in text for text in run["warnings"])
         assert note in (tmp_path / "run" / "report.html").read_text()
     assert run["rendered"] is False and run["live"] is True
