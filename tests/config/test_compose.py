@@ -127,7 +127,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
     [
         ("trainer.devices=2", "trainer=auto runs in one process.*choose trainer=ddp, zero2"),
         ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
-        ("model.recipe.data.templates=[a photo]", r"must each hold \{\}"),
+        ("model.recipe.data.templates=[a photo]", r"each template must contain \{\}"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
         ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),

@@ -145,7 +145,7 @@ def test_a_word_that_is_not_known(knob: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method.base_bits=4"], "train with lora.rank, not parameters"),
+        (["method.base_bits=4"], "set lora.rank instead of parameters"),
         (["method.base_bits=8"], "allowed: 4, 16"),
         (["model.recipe.data.crops_per_photo=0", "model.recipe.data.copies_per_photo=0"], "copies_per_photo"),
         (["model.recipe.betas=[0.9]"], r"betas=\[0.9\] must be 2 numbers"),

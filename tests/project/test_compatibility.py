@@ -18,7 +18,7 @@ def test_every_named_test_exists() -> None:
 
 
 def test_every_row_has_a_test_and_an_oracle() -> None:
-    tables = TEXT.split("## What the upstream runs gave")[0]
+    tables = TEXT.split("## Results of the upstream runs")[0]
     rows = [
         line for line in tables.splitlines() if line.startswith("| ") and not line.startswith("| upstream b")
     ]

@@ -107,7 +107,7 @@ def test_it_shows_what_was_asked_for(finished):
     [
         ("scores.jsonl", "Ceiling: unseen views"),
         ("logs", "<svg"),
-        ("references", "all that the model was shown"),
+        ("references", "photos that the model was trained on"),
         (".hydra", "Configuration"),
         ("concept", "concept.json</summary>"),
         ("images", "Before, between and after"),

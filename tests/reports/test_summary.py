@@ -186,7 +186,7 @@ def test_it_can_be_written_again(tmp_path):
 
 
 def test_a_folder_that_is_not_a_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not a run folder: no run\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run folder \(run\.json is missing\)"):
         write_summary(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"is damaged .*: restore it, or run the command again in another"):

@@ -21,8 +21,9 @@ from test_subject_scorer import SNOW, judges, plain, sample, subject
 import personalar.run
 from personalar.config.fingerprint import request_of
 from personalar.core.measures import Measure, measures_of
-from personalar.reports.comparison import find_runs, markdown, rows_of_runs, table, verdicts
+from personalar.reports.comparison import find_runs, rows_of_runs, table
 from personalar.reports.comparison_page import compare_folders
+from personalar.reports.comparison_table import markdown, verdicts
 from personalar.reports.run_page import write_report
 from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
