@@ -53,6 +53,7 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
     # Load before the first write: a wrong base must not leave a half-written export.
     learned, form = read_learned(concept, model) if checkpoint else None, None
     row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
+    # Only [V]: the tokens of single photos are not needed for sampling.
     tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}
     contents = {
         ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}),

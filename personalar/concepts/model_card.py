@@ -69,6 +69,7 @@ def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
     shown = []
     for path in sorted((folder / PICTURES).glob("*.png")):
         prompt = read_png_metadata(path).get("prompt")
+        # Only plain file names become links.
         if prompt is not None and re.fullmatch(r"[\w.-]+", path.name):
             shown.append({"text": prompt_words(prompt), "output": {"url": f"{PICTURES}/{path.name}"}})
     return shown or [{"text": f"{instance_prompt(concept)} {place}"} for place in PLACES]
@@ -133,6 +134,7 @@ def model_card(
     method, whole = concept.config.get("method"), checkpoint is not None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        # A misspelt variable is an error instead of an empty string.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -43,6 +43,7 @@ def quote(value: object) -> str:
 def as_value(text: str) -> str:
     """Return `text` such that Hydra reads back the same text, in quotes only if they are necessary."""
     override = parse(f"k={text}")
+    # Parse it as a test: quotes are needed if the grammar would read something else.
     same = override is not None and not override.is_sweep_override() and override.value() == text
     return text if same else quote(text)
 
@@ -86,8 +87,10 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
         flags += ["--config-path", args.config_path]
     places = {name: getattr(args, name) for name in ("config_name", "config_path", "config_dir")}
     cfg = composed(command, overrides, **places, multirun=args.multirun)
+    # A saved configuration has no schema and no `hydra:` section.
     if OmegaConf.get_type(cfg) is dict:
         overrides = [*hydra_part(command), *overrides]
+    # --help and --cfg must also work without the required values.
     if not (args.help or args.hydra_help or args.cfg or args.info):
         check_complete(cfg)
     return [*overrides, *flags]
@@ -117,6 +120,7 @@ def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
     if "model" in keys or concept is None:
         return list(arguments)
     words = base_arguments(Path(concept).expanduser())
+    # The user chose other files: take only the name of the model from the concept.
     if {"model.path", "model.hub.repo"} & keys:
         words = words[:1]
     return [*arguments, *(word for word in words if key_of(word) not in keys)]
@@ -136,6 +140,7 @@ def base_arguments(folder: Path) -> list[str]:
         where = _within(model, key)
         if isinstance(where, str) and Path(where).is_dir():
             words.append(f"model.{key}={quote(Path(where).absolute())}")
+    # A branch can have changed since the training; only a commit identifies the same files.
     for key in PARTS:
         revision = _within(model, key, "revision")
         if isinstance(revision, str) and is_commit(revision) and _within(model, "path") is None:
@@ -169,6 +174,7 @@ def start(command: str, work: Callable[[Any], None]) -> None:
 def launch(command: str, job: Callable[[DictConfig], Any]) -> None:
     """Compose the configuration of personalar.`command` with Hydra, and call `job` with it."""
     with user_errors(f"personalar.{command}"):
+        # hydra.main() reads sys.argv. User errors have been reported when it composes again.
         sys.argv[1:] = prepare(command, sys.argv[1:])
     register()
     hydra.main(config_path=str(conf_dir()), config_name=command, version_base="1.3")(job)()

@@ -127,6 +127,7 @@ def check_complete(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if "subject" in missing:
         raise ValueError(f"no subject: set subject=NAME\n{subject_help()}")
+    # The dataclass cannot report this one: Hydra finds the missing noun before it is created.
     if "subject.noun" in missing and cfg.subject.kind == "folder":
         raise ValueError(OWN_PHOTOS)
     if missing:
@@ -179,10 +180,7 @@ def composed(
     Args:
         command: see `COMMANDS`.
         words: overrides. For a sweep the first job is composed, and all options are checked to exist.
-        config_name: Hydra's flag --config-name.
-        config_path: Hydra's flag --config-path.
-        config_dir: Hydra's flag --config-dir.
-        multirun: Hydra's flag --multirun.
+        config_name, config_path, config_dir, multirun: Hydra's flags of these names.
 
     Raises:
         ValueError: Hydra cannot compose it; the message names the closest valid name and what is allowed.
@@ -195,6 +193,7 @@ def composed(
     path = create_config_search_path(config_path or str(conf_dir()))
     if config_dir is not None:
         folder = f"file://{Path(config_dir).absolute()}"
+        # In front of our own conf/, so that a user's option replaces ours of the same name.
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
     loader, name = ConfigLoaderImpl(path), config_name or command
     overrides = [read_word(words, place) for place in range(len(words))]
@@ -202,6 +201,7 @@ def composed(
         override.config_loader = loader  # needed to expand a sweep over glob(*)
     try:
         cfg = loader.load_configuration(name, first_job(loader, name, overrides), RunMode.RUN)
+        # Without -m a list of values (seed=0,1) is an error; Hydra checks it only when it runs the job.
         if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
             loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -283,6 +283,7 @@ def register() -> None:
     """Register the schema of every group with Hydra, and our resolvers with OmegaConf; may be repeated."""
     from hydra.core.config_store import ConfigStore
 
+    # Hydra keeps store and resolvers globally; registering them again replaces them.
     store = ConfigStore.instance()
     for command, schema in COMMANDS.items():
         store.store(name=f"{command}_schema", node=schema)

@@ -51,6 +51,7 @@ def check_number(key: str, number: object, low: float, high: float) -> None:
         low: smallest allowed value.
         high: largest allowed value.
     """
+    # bool is a subclass of int, so it must be excluded first.
     if isinstance(number, bool) or not isinstance(number, int | float):
         return
     if not low <= number <= high or not math.isfinite(number):
@@ -159,6 +160,7 @@ def from_where_typed(cfg: DictConfig, base: Path) -> None:
             value = OmegaConf.select(cfg, key, default=None)
             if not isinstance(value, str) or "://" in value or value.startswith("~"):
                 continue
+            # A value that is not an existing path can be a hub id, which must stay as it is.
             if key == "out" or (base / value).exists():
                 OmegaConf.update(cfg, key, str(base / value))
 
@@ -179,6 +181,7 @@ def job_folder(overrides: str, sweep_dir: str) -> str:
     # is False for a name that is too long.
     if overrides and os.path.isdir(os.path.join(sweep_dir, inside(overrides))):
         return inside(overrides)
+    # Only the last part of each key and the last component of a path, so that the name stays readable.
     words = []
     for word in overrides.split(","):
         key, equals, value = word.rpartition("=")
@@ -205,6 +208,7 @@ def parse(word: str) -> Override | None:
     """Parse `key=value` with Hydra's grammar; return None if it, or an interpolation in it, is invalid."""
     try:
         override = OverridesParser.create().parse_override(word)
+        # Hydra accepts some broken interpolations, which OmegaConf would reject much later.
         if "${" in word and not override.is_sweep_override():
             OmegaConf.create([override.value()])
     except (HydraException, OmegaConfBaseException, RecursionError, ValueError):

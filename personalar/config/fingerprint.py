@@ -14,6 +14,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
 
     Paths are left out: photos and base are identified by fingerprints of their content.
     """
+    # Remove everything that cannot change the result: messages, devices and paths.
     model, subject = asdict(config.model), asdict(config.subject)
     for name in ("family", "photo_warning", "float16_problem", "accelerator", "path", "vq_path"):
         model.pop(name)
@@ -63,6 +64,7 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     if next(iter(method["stages"]), None) != stage:
         return None
     chosen, recipe = method["stages"][stage], model["recipe"]
+    # Stage 1 of two methods is the same even if their stage 2 differs: keep its own settings only.
     recipe = {name: value for name, value in recipe.items() if name != "trained_weights"}
     mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
     return {

@@ -27,6 +27,7 @@ def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
     if not isinstance(settings, Mapping) or "_target_" not in settings:
         raise ValueError(f"{key}={settings!r} names no class: set {key}._target_=my_package.MyClass")
     try:
+        # _convert_: classes of other libraries expect plain lists and dicts, not OmegaConf containers.
         return instantiate(dict(settings), _convert_="all", **arguments)
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]

@@ -60,6 +60,7 @@ class StageNumbers:
         """Replayed class images per batch; at least one if replay_ratio is above 0."""
         if self.replay_ratio == 0:
             return 0
+        # Rounds half up; Python's round() would round half to even.
         return min(self.batch, max(1, math.floor(self.batch * self.replay_ratio + 0.5)))
 
     def share(self, world: int) -> tuple[int, int]:
@@ -74,8 +75,10 @@ class StageNumbers:
             ValueError: the sequences cannot be divided evenly.
         """
         if self.batch % world == 0:
+            # Preferred: every process gets a part of each batch.
             return self.batch // world, self.accumulate
         if self.accumulate % world == 0:
+            # Otherwise every process does a part of the accumulated passes.
             return self.batch, self.accumulate // world
         raise ValueError(
             f"{world} processes cannot divide batch={self.batch} accumulate={self.accumulate} evenly: make "
@@ -85,6 +88,7 @@ class StageNumbers:
     def owner(self, number: int, world: int) -> int:
         """Return the rank of the process that trains on sequence `number` of a stage."""
         if self.batch % world == 0:
+            # Must match `share`: a process trains on the sequences that it owns.
             return number % self.batch % world
         return number // self.batch % world
 

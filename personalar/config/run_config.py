@@ -97,6 +97,7 @@ class MethodConfig:
     """Stages by name; they run in this order."""
 
     def __post_init__(self) -> None:
+        # A stage can start from the base or from a stage before it.
         earlier = ["base"]
         for name, stage in self.stages.items():
             if not STAGE_NAME.fullmatch(name) or name == "base":
@@ -158,6 +159,7 @@ class DecoderConfig:
         """`_target_` and arguments for `hydra.utils.instantiate`."""
         named = asdict(self)
         from_outside = named.pop("arguments")
+        # `arguments` comes last, so that it can also replace `_target_`.
         return {name: value for name, value in named.items() if value is not None} | from_outside
 
 
@@ -200,6 +202,7 @@ class RunConfig:
                     f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
+        # 8-bit states exist for AdamW only.
         target = self.optimizer.get("_target_")
         if self.memory.optimizer is not None and target != "torch.optim.AdamW":
             raise ValueError(

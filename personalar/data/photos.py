@@ -68,6 +68,7 @@ def inspect_folder(folder: Path) -> list[Photo]:
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release the GIL
         entries = sorted(folder.iterdir())
         beside = companions(entries)
+        # Masks and captions are skipped by their name and not opened.
         headers = list(pool.map(lambda path: beside.get(path) or look_at(path), entries))
         count = sum(isinstance(header, Header) for header in headers)
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
@@ -86,6 +87,7 @@ def companions(entries: Sequence[Path]) -> dict[Path, str]:
     for path in pictures:
         photos[path.stem.lower()] = photos[path.name.lower()] = path.name
     found = {}
+    # A caption or mask counts only beside a photo of the same name.
     for path in entries:
         if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
             found[path] = f"caption of {photo}, not used: set subject.noun instead"

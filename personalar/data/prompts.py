@@ -72,6 +72,7 @@ def image_token_names(num_images: int) -> tuple[str, ...]:
 
 def fill(text: str, phrase: str) -> str:
     """Replace "{}" by `phrase` and adapt the article: "a {}" and "orange cat" give "an orange cat"."""
+    # A simple rule on the first letter; the words of the nano world have no exceptions.
     if phrase[:1].lower() in "aeiou":
         for article, before_vowel in (("a {}", "an {}"), ("A {}", "An {}")):
             if text.startswith(article):

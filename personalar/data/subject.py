@@ -122,6 +122,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         images, own = read_folder(Path(config.path).expanduser(), sizes), {}
         live, description = config.noun in LIVE_NOUNS, config.description
     else:
+        # Deferred: the renderer is not needed for photos.
         from personalar.nano.world.subjects import rendered_subject
 
         rendered = rendered_subject(config.noun, config.seed)

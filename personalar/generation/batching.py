@@ -87,4 +87,5 @@ def draw_in_batches(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU PyTorch raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -175,6 +175,7 @@ class Generator:
                     waiting.append(worker.submit(self._finish_beside, codes, drawn, pairs, finish))
                 else:
                     waiting.append(worker.submit(finish, pairs, self.pictures(codes)))
+                # One batch may be unfinished: more would keep their codes and pictures in memory.
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
             while waiting:

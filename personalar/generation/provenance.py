@@ -57,6 +57,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         raise ValueError("like= uses the prompt of the picture: leave out prompts= and prompts_file=")
     found = read_png_metadata(path)
     missing = [name for name in NEEDED if name not in found]
+    # 19 digits: the largest seed is 2**63 - 1.
     if missing or not found["seed"].isdecimal() or len(found["seed"]) > 19:
         raise ValueError(
             f"like={path} does not contain the settings to reproduce it (missing: "

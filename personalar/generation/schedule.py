@@ -151,6 +151,7 @@ def _tail(followers: list[list[int]], widths: list[int]) -> Tail:
     position = 0
     for step, width in enumerate(widths, 1):
         tokens = [CODE, *followers[step - 1]] if step < len(followers) else []
+        # Empty slots come first, so that the last slot of a step is filled for every image.
         ids += [0] * (width - len(tokens)) + tokens
         offsets += [-1] * (width - len(tokens)) + list(range(position, position + len(tokens)))
         position += len(tokens)
@@ -180,6 +181,7 @@ def prefill(
         Hidden states (R, T + T', D).
     """
     longest = max(map(len, rows))
+    # Padding is masked out, so its id does not matter.
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
     ids = ids if more is None else torch.cat((ids, more), dim=1)
     # Indices of rows that are computed: the first of each group of equal rows.

@@ -22,6 +22,7 @@ def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    # The tolerances keep rounding errors from adding an empty interval.
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
@@ -38,6 +39,7 @@ def smooth(points: Sequence[Point], *, share: float = 0.06) -> list[Point]:
     total = weight = 0.0
     result = []
     for x, y in points:
+        # Dividing by the sum of the weights removes the bias towards 0 at the beginning.
         total, weight = memory * total + y, memory * weight + 1
         result.append((x, total / weight))
     return result
@@ -110,6 +112,7 @@ def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") ->
     ordered = sorted(y for _, y in points)
     low = min(min(y for _, y in mean), ordered[len(ordered) // 50])
     high = max(max(y for _, y in mean), ordered[-1 - len(ordered) // 50])
+    # A constant loss still needs an axis of positive length.
     y_ticks = nice_ticks(low, high if high > low else low + 1)
     right = max(points[-1][0], points[0][0] + 1)
     x_ticks = [tick for tick in nice_ticks(points[0][0], right) if points[0][0] <= tick <= right]
@@ -186,6 +189,7 @@ def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:
     places = []
     for label, (x, y) in zip(labels, points, strict=True):
         width = LETTER[0] * len(label)
+        # To the right of the point, unless the label would leave the chart.
         left = x + 10 if x < WIDTH * 0.62 else x - 10 - width
         beside = [line for start, end, line in taken if left < end and start < left + width]
         base = _free_baseline(y, beside, len(labels))

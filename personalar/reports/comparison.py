@@ -150,6 +150,7 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
     summary = summarise(run, lines)
     wanted = [(stage, "subject") for stage in summary["stages"]]
     if summary["description"]:
+        # Directly after the base, which it is compared with.
         wanted.insert(1, ("base", "description"))
     return {
         (stage, kind): State(
@@ -180,6 +181,7 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
     for run_dir in run_dirs:
         last = [state for (_, kind), state in read_states(run_dir).items() if kind == "subject"][-1:]
         title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
+        # `last` is empty if a run has no scored or trained stage yet; such rows are removed below.
         rows.append(Row(title=title, states=tuple(last)))
     return [row for row in rows if row.states]
 
@@ -198,6 +200,7 @@ def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
         return None
     ours, theirs = row.pictures(measure), reference.pictures(measure)
     by_subject: dict[str, list[float]] = {}
+    # Sorted, so that the bootstrap does not depend on the order of the lines.
     for key in sorted(ours.keys() & theirs.keys()):
         by_subject.setdefault(key[0], []).append(ours[key] - theirs[key])
     return difference(list(by_subject.values()))
@@ -228,6 +231,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
         for name in [name for name, measure in shown.items() if measure.has_interval]:
             groups = row.groups(name)
             record[name], record[f"{name}_interval"] = group_mean(groups), interval(groups)
+        # Measures without values per picture are means from summary.json, without an interval.
         by_stage = [name for name, measure in shown.items() if measure.in_summary and name not in record]
         record |= {name: row.mean_of(name) for name in by_stage}
         record |= {"against": None, "other_judges": [], "versus": {}, "titles": titles}
@@ -245,6 +249,7 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     """Return the points that no other point exceeds in both values, sorted by the first value."""
     front: list[tuple[float, float]] = []
     best = -math.inf
+    # From the largest x down, a point is on the front if its y exceeds that of all points before it.
     for x, y in sorted(set(points), reverse=True):
         if y > best:
             front.append((x, y))

@@ -98,7 +98,9 @@ def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
 
 
 def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path: Path) -> None:
+    # Evenly spaced, so that all subjects are represented.
     rows = shown[:: max(1, -(-len(shown) // GRID_ROWS))]
+    # Name the subject in front of the prompt only if there are several.
     several = len({key[0] for key, _ in rows}) > 1
     names = [f"{key[0]}: {key[1]}" if several else key[1] for key, _ in rows]
     pictures = [[sample.image for sample in samples] for _, samples in rows]
@@ -160,6 +162,7 @@ def write_comparison(
     shown, photos = side_by_side(rows), [copied_photos(row) for row in rows]
     marks, likeness = marks_of(records)
     out.mkdir(parents=True, exist_ok=True)
+    # Temporary files of a command that was killed while writing here.
     delete_abandoned(out)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")

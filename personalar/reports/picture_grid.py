@@ -104,6 +104,7 @@ def draw_grid(
         for column, picture in enumerate(row):
             cell = Image.new("RGB", (cell_px, cell_px), EMPTY)
             if picture is not None:
+                # Keep the aspect ratio; the rest of the square cell stays grey.
                 fitted = ImageOps.contain(picture.convert("RGB"), cell.size, Image.Resampling.BICUBIC)
                 cell.paste(fitted, ((cell_px - fitted.width) // 2, (cell_px - fitted.height) // 2))
             canvas.paste(cell, (label_px + gap_px + column * step, top))

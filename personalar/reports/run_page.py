@@ -109,6 +109,7 @@ def prompt_groups(samples: list[dict[str, Any]], stages: list[str]) -> list[dict
     for sample in samples:
         row = rows.setdefault((sample["category"], sample["template"], sample["seed"]), {})
         row[sample["stage"]] = sample
+    # Known categories in a fixed order, then those of user-defined prompts.
     categories = [*CATEGORIES, *sorted({key[0] for key in rows} - set(CATEGORIES))]
     seeds = {key[2] for key in rows}
     groups = []
@@ -152,6 +153,7 @@ def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[st
     marks = []
     for value, name in sorted(found):
         position = min(max(value, 0.0), 1.0)
+        # The first height whose last mark is far enough away.
         free = [height for height, at in last_at.items() if position - at >= apart or at < 0]
         height = free[0] if free else "high"
         last_at[height] = position
@@ -194,6 +196,7 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
     commands = [{"why": "Generate new pictures", "text": text}]
     left = [name for name in stage_names(run) if name not in stages]
     if left and run.get("command"):
+        # The command of the run with the next stage, so that all other settings stay.
         command = run["command"].replace(f"stage={stages[-1]}", f"stage={left[0]}")
         commands.append({"why": f"Continue with stage {stage_names(run).index(left[0])}", "text": command})
     if run.get("command"):

@@ -105,6 +105,7 @@ def _intervals(
     for name in [name for name, measure in measures.items() if measure.is_scored]:
         pair = interval([[line["value"] for line in _select(lines, scorer=name)]])
         found[name] = list(pair) if pair else None
+    # Fidelity is linear in DINO, so its interval is that of DINO on the other scale.
     ends = [fidelity_of(end, bounds) for end in found["dino"] or ()]
     found["fidelity"] = [float(end) for end in ends if end is not None] or None
     return found
@@ -162,6 +163,7 @@ def _class_drift(
         _select(dino, stage="base", kind="subject") + _select(dino, stage="base", kind="class")
     )
     now = _by_question(_select(dino, stage=stage, kind="class")) if stage != "base" else base
+    # Only pictures that exist at both stages, otherwise the means would be of different prompts.
     common = sorted(now.keys() & base.keys())
     before = fidelity_of(mean([base[key] for key in common]), bounds)
     after = fidelity_of(mean([now[key] for key in common]), bounds)

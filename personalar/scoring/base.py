@@ -107,4 +107,5 @@ def similarity_between(features: Tensor) -> Tensor:
     if count < 2:
         raise ValueError(f"similarity between pictures needs at least 2; got {count}")
     cosines = features @ features.T
+    # The diagonal is the similarity of each picture to itself.
     return (cosines.sum(dim=1) - cosines.diagonal()) / (count - 1)

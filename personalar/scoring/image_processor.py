@@ -120,6 +120,7 @@ class ImagePreprocessor:
         if self.crop is None:
             return image
         height, width = self.crop
+        # Rounded down, as transformers does; rounding up would shift the crop by a pixel.
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
 

@@ -32,6 +32,7 @@ _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
 def class_text(prompt: str, noun: str) -> str:
     """Replace "[V] cat" and "[V]" by the class "cat", because CLIP has not been trained on "[V]"."""
+    # The longer form first: replacing [V] alone would give "cat cat".
     named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
     return _IMAGE_TOKEN.sub("", named).strip()
 
@@ -134,9 +135,11 @@ def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
 def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> list[dict[str, Any]]:
     """Return the score lines of one scorer; see `Judges.score`, also for errors."""
     names = [measure.name for measure in scorer.measures if measure.field == "value"]
+    # The scorer must see the text that its measures declare to read.
     shown = [replace(sample, prompt=as_read(scorer, sample.prompt, subject.noun)) for sample in samples]
     found, who = scorer.score(shown, subject), type(scorer).__name__
     counts = {name: len(values) for name, values in found.items()} if isinstance(found, Mapping) else {}
+    # Exactly the declared measures, with one value per sample.
     if counts != dict.fromkeys(names, len(samples)):
         got = ", ".join(f"{count} of {name}" for name, count in counts.items()) or type(found).__name__
         raise ValueError(

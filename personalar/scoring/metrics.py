@@ -62,6 +62,7 @@ class MeanScores(Metric):
                 value = measure.of(line)
                 if value is not None:
                     rows.append((_number(subject, measure.name, *image), _number(subject), index, value))
+        # reshape: a process without lines must still append empty columns.
         table = torch.tensor(rows, dtype=torch.float64, device=self.device).reshape(-1, 4)
         for state, column in zip(("images", "subjects", "measures", "values"), table.T, strict=True):
             getattr(self, state).append(column)
@@ -78,6 +79,7 @@ class MeanScores(Metric):
         means = {}
         for index, measure in enumerate(self.declared):
             chosen = measures == index
+            # Per subject first, so that a subject with more images does not weigh more.
             groups = [values[chosen & (subjects == subject)] for subject in subjects[chosen].unique()]
             if groups:
                 means[measure.name] = torch.stack([group.mean() for group in groups]).mean()

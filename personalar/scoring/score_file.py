@@ -35,6 +35,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
+    # errors="replace": a damaged byte gives an invalid line with its number instead of a decoding error.
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             line = parse_json(text[:LARGEST_LINE])
@@ -54,6 +55,7 @@ def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     The file is replaced atomically. A resumed run can therefore score again without duplicates.
     """
     before = read_scores(path) if is_whole(path) else []
+    # A dict keeps the place of an older line, so an unchanged file stays byte-identical.
     merged = {tuple(line[key] for key in KEY): line for line in [*before, *lines]}
     text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values())
     write_text(path, text)

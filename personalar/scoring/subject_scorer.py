@@ -98,6 +98,7 @@ class SubjectScorer:
         likeness = mean_similarity(dino_images, self.dino_references).tolist()
         following = (clip_images * self.clip.text_features(texts)).sum(dim=1).tolist()
         nearest = (dino_images @ self.dino_references.T).max(dim=1)
+        # The same alternatives for every call, otherwise accuracy would depend on the batch.
         specs = self.prompts or tuple(sample.spec for sample in samples)
         return {
             "dino": [
@@ -190,6 +191,7 @@ class Drift:
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
         """Return the distance of each "unrelated" sample; None for other kinds and for the base."""
         others = {place: (s.prompt, s.seed) for place, s in enumerate(samples) if s.kind == "unrelated"}
+        # The base is scored before any other stage; its pictures are the reference.
         if samples[0].stage == "base":
             self.before, others = {key: samples[place].image for place, key in others.items()}, {}
         moved = [place for place, key in others.items() if key in self.before]

@@ -181,6 +181,7 @@ def merge_lora(transformer: nn.Module) -> None:
 def remove_lora(transformer: nn.Module) -> None:
     """Remove the adapters, in place; the weights stay as they are."""
     for name, module in _adapted(transformer).items():
+        # Replace each PEFT layer by the plain layer inside it.
         parent, _, child = name.rpartition(".")
         setattr(transformer.get_submodule(parent), child, module.get_base_layer())
     if hasattr(transformer, "peft_config"):
@@ -195,6 +196,7 @@ def _check_adapter(
     depth, width = shape.num_hidden_layers, shape.hidden_size
     rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     layers = config.get("layers_to_transform", [])
+    # type() and not isinstance(): True is an instance of int.
     valid = {
         "r": type(rank) is int and 1 <= rank <= width,
         "lora_alpha": type(alpha) in (int, float) and abs(alpha) < 1e6,
@@ -229,6 +231,7 @@ def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.P
         inject_adapter_in_model(LoraConfig(**config), transformer)
     parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
     for parameter in parameters.values():
+        # PEFT uses the base's dtype; in bfloat16 small updates would be rounded away.
         parameter.data = parameter.data.to(device, torch.float32)
     return parameters
 

@@ -94,6 +94,7 @@ class PlainDecoder:
         for step in range(schedule.num_steps):
             if step:
                 embeds = backend.embed(schedule.fill(step, codes[:, step - 1] + backend.code_offset))
+                # Guidance: the unconditional row is fed the same code.
                 hidden = backend.forward(torch.cat((embeds, embeds)) if guided else embeds, cache=cache)
             logits = self.sampling.guide(backend.image_logits(hidden[:, -1]))  # (B, K)
             max_logits = torch.maximum(max_logits, logits)  # maximum() propagates NaN

@@ -138,6 +138,7 @@ class Window:
         while width := max(span(*image, self._size) for image in zip(places, first, strict=True)):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
             drafts = self._draft(tokens)
+            # The first pass also runs the prompts.
             if number == 0:
                 more = self._ids(tokens[:, :-1])
                 hidden = prefill(
@@ -253,5 +254,6 @@ def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
         drafts: (B, W), codes that were fed.
         drafted: (B, W) bool, whether a later token of the pass has seen this draft.
     """
+    # cumprod() is 1 up to the first difference and 0 after it.
     same = (draws == drafts) & drafted
     return (same.long().cumprod(1).sum(1) + 1).clamp_max(draws.shape[1])
