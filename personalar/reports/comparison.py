@@ -227,7 +227,10 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
     records = []
     for row in rows:
         record: dict[str, Any] = {"row": row.title, "subjects": len(row.states)}
-        record["images"] = len({key for name in scored for key in row.pictures(name)})
+        images: set[Picture] = set()
+        for name in scored:
+            images.update(row.pictures(name))
+        record["images"] = len(images)
         for name in [name for name, measure in shown.items() if measure.has_interval]:
             groups = row.groups(name)
             record[name], record[f"{name}_interval"] = group_mean(groups), interval(groups)

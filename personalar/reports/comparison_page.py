@@ -74,9 +74,10 @@ def choose(common: Sequence[Picture], categories: dict[Picture, str]) -> list[Pi
 def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
     """Return for some pictures of each subject the samples of all rows, in the order of `rows`."""
     drawn = [read_pictures(row) for row in rows]
-    common = [key for key in drawn[0] if all(key in found for found in drawn[1:])]
-    categories = {key: drawn[0][key].spec.category for key in common}
-    return [(key, [found[key] for found in drawn]) for key in choose(common, categories)]
+    common = set(drawn[0]).intersection(*drawn[1:])
+    ordered = [key for key in drawn[0] if key in common]
+    categories = {key: drawn[0][key].spec.category for key in ordered}
+    return [(key, [found[key] for found in drawn]) for key in choose(ordered, categories)]
 
 
 def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
@@ -102,13 +103,15 @@ def _picture(shown: list[tuple[Picture, list[Sample]]], titles: list[str], path:
     rows = shown[:: max(1, -(-len(shown) // GRID_ROWS))]
     # Name the subject in front of the prompt only if there are several.
     several = len({key[0] for key, _ in rows}) > 1
-    names = [f"{key[0]}: {key[1]}" if several else key[1] for key, _ in rows]
-    pictures = [[sample.image for sample in samples] for _, samples in rows]
+    names, pictures = [], []
+    for (subject, template, _), samples in rows:
+        names.append(f"{subject}: {template}" if several else template)
+        pictures.append([sample.image for sample in samples])
     save_png(draw_grid(pictures, column_titles=titles, row_titles=names), path)
 
 
 def copied_photos(row: Row) -> dict[Picture, Path]:
-    """Return the nearest training photo of each memorised picture."""
+    """Return the most similar training photo of each memorised picture."""
     found = {}
     for state in row.states:
         for line in state.lines:

@@ -1,6 +1,6 @@
-"""Memorisation: pictures that are nearer to a training photo than the two closest photos to each other.
+"""Memorisation: pictures that are more similar to a training photo than any two photos to each other.
 
-Likeness is the cosine of DINO features, in [-1, 1]. A subject with one photo has no such bound.
+Similarity is the cosine of DINO features, in [-1, 1]. With a single photo memorisation is unknown.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any
 
 from personalar.core.png import is_whole_png
 
-MEANING = "nearer to a training photo than the two closest photos are to each other"
+MEANING = "more similar to a training photo than the two most similar photos are to each other"
 
 
 def is_memorised(line: Mapping[str, Any], bounds: Mapping[str, Any]) -> bool | None:
-    """Return whether a line of scores.jsonl is about a memorised picture; None where that is unknown.
+    """Return whether a line of scores.jsonl is about a memorised picture; None if that is unknown.
 
     Args:
-        bounds: `SubjectScorer.bounds`, as run.json contains them.
+        line: a line of scores.jsonl.
+        bounds: `SubjectScorer.bounds`, from run.json.
     """
     photos = bounds.get("photos")
     if not photos or line["scorer"] != "dino" or "nearest" not in line:
@@ -27,14 +28,14 @@ def is_memorised(line: Mapping[str, Any], bounds: Mapping[str, Any]) -> bool | N
 
 
 def memorised_share(lines: Iterable[Mapping[str, Any]], bounds: Mapping[str, Any]) -> float | None:
-    """Return the share of memorised pictures, 0 to 1; None where it is unknown of all."""
+    """Return the share of memorised pictures, 0 to 1; None if it is unknown for all of them."""
     found = [is_memorised(line, bounds) for line in lines]
     known = [answer for answer in found if answer is not None]
     return round(sum(known) / len(known), 6) if known else None
 
 
 def copied_photo(run_dir: Path, line: Mapping[str, Any], bounds: Mapping[str, Any]) -> Path | None:
-    """Return the training photo that a memorised picture is nearest to; None for other pictures."""
+    """Return the most similar training photo of a memorised picture; None for other pictures."""
     if not is_memorised(line, bounds) or "nearest_reference" not in line:
         return None
     path = run_dir / "references" / f"{line['nearest_reference']:02d}.png"

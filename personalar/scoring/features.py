@@ -1,4 +1,4 @@
-"""Features by content: a picture or a text that was seen before is not computed again."""
+"""Cache features by content, so that no picture or text is computed twice."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 MOST_KEPT = 8192
-"""Rows of one cache: 25 MB at a width of 768."""
+"""Entries of one cache: 25 MB at a feature width of 768."""
 
 
 class FeatureCache:
-    """A forward pass in batches that is skipped for known content.
+    """Computes features in batches and caches them (least recently used entries are dropped).
 
-    References, bounds, diversity, drift and repeated prompts all ask for the features of the same pictures
-    and texts.
+    References, bounds, diversity, drift and repeated prompts need features of the same pictures and texts.
 
     Args:
-        forward: of B items at most, to (B, D) float32 on the CPU.
-        key: equal for items with the same content.
-        batch_size: items in one forward.
+        forward: maps up to `batch_size` items to features (B, D), float32 on the CPU.
+        key: returns equal keys for items with the same content.
+        batch_size: items per forward pass.
     """
 
     def __init__(
@@ -33,8 +32,9 @@ class FeatureCache:
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[Any]) -> Tensor:
-        """Return (B, D), a row for each item; (0, 0) without items."""
+        """Return features (B, D) of B items; shape (0, 0) without items."""
         keys = [self.key(item) for item in items]
+        # Taken out of the cache first: the new entries below could push them out.
         found = {key: self.known[key] for key in keys if key in self.known}
         unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
         places = list(unknown)

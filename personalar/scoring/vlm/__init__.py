@@ -1,1 +1,1 @@
-"""A vision-language model as a judge, by any OpenAI-compatible endpoint."""
+"""Score pictures with a vision-language model on any OpenAI-compatible server."""

@@ -1,4 +1,4 @@
-"""Answers on disk by the hash of all that was asked: the same question is paid once."""
+"""Cache answers on disk by the hash of the complete question, so that the same question is paid once."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from personalar.core.files import read_json, write_atomic
 
 
 def default_folder() -> Path:
-    """Return the user's cache folder for answers."""
+    """Return the user's cache folder: $XDG_CACHE_HOME/personalar/answers or ~/.cache/personalar/answers."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "personalar" / "answers"
 
 
 class Answers:
-    """A folder of answers; several processes may use it at once."""
+    """A folder of cached answers, which several processes can use at the same time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @staticmethod
     def key(url: str, body: Mapping[str, Any], repeat: int) -> str:
-        """Return the hash of a question: server, model, settings, words, pictures and its repeat."""
+        """Return the hash of a question: server, model, settings, text, pictures and number of the repeat."""
         asked = json.dumps([url, body, repeat], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return {"value", "tokens"}, or None; a damaged file counts as none and is written again."""
+        """Return {"value", "tokens"}, or None if the answer is missing or its file damaged."""
         try:
             found = read_json(self._path(key))
             return {"value": float(found["value"]), "tokens": int(found["tokens"])}
@@ -39,7 +39,7 @@ class Answers:
             return None
 
     def put(self, key: str, answer: Mapping[str, Any]) -> None:
-        """Keep an answer."""
+        """Store an answer {"value", "tokens"}."""
         write_atomic(self._path(key), json.dumps(answer).encode(), sync=False)
 
     def _path(self, key: str) -> Path:

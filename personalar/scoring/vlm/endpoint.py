@@ -1,6 +1,7 @@
-"""One question to an OpenAI-compatible server, with patience, and without a trace of the key.
+"""Send a question to an OpenAI-compatible server, with retries, without exposing the API key.
 
-The key comes from an environment variable and goes into a header; it is in no attribute, file or message.
+The key is read from an environment variable and sent in a header. It is never stored in an attribute or file
+and never part of a message.
 """
 
 from __future__ import annotations
@@ -18,34 +19,36 @@ from urllib.parse import urlsplit
 from personalar.core.files import parse_json
 
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
-"""Answers after which the same question may succeed."""
+"""HTTP status codes after which a retry can succeed."""
 LARGEST_ANSWER = 4 << 20
+"""Bytes that are read of an answer."""
 LONGEST_WAIT = 60.0
-"""Seconds; a server may ask for more."""
+"""Seconds between two attempts, even if the server's Retry-After is longer."""
 HERE = ("localhost", "127.0.0.1", "::1")
+"""Hosts to which a key may be sent without encryption."""
 
 
 class Unanswered(Exception):
-    """The reason why a question has no answer, in a few words."""
+    """The reason, in a few words, why there is no answer."""
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Follow no redirect: it would carry the key to another server."""
+    """Follows no redirect, because that would send the key to another server."""
 
     def redirect_request(self, *args: Any) -> None:
-        """Refuse."""
+        """Do not redirect."""
         return
 
 
 class Endpoint:
-    """The chat completions of a server.
+    """Client for the chat completions of a server.
 
     Args:
-        url: up to and with /v1, without the name of an operation.
-        key_variable: environment variable that contains the key; None, or not set: no key is sent.
-        timeout: seconds without a byte from the server.
-        attempts: how often a question is asked until it is answered.
-        wait: seconds before the second attempt, doubled before each further one.
+        url: address of the API, including /v1.
+        key_variable: environment variable with the API key; if None or unset, no key is sent.
+        timeout: seconds without data from the server.
+        attempts: largest number of attempts per question.
+        wait: seconds before the second attempt; doubled before each further one.
     """
 
     def __init__(
@@ -74,7 +77,11 @@ class Endpoint:
         self.opener = urllib.request.build_opener(_StayHere)
 
     def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the server's JSON answer to a chat completion. Raises Unanswered."""
+        """Send a chat completion request and return the JSON answer.
+
+        Raises:
+            Unanswered: there is no valid answer after all attempts.
+        """
         for attempt in range(self.attempts):
             try:
                 return self._post(body)

@@ -1,7 +1,8 @@
-"""Questions to a vision-language model, and the reading of its answers.
+"""The questions for a vision-language model, and how its answers are parsed.
 
-Two ratings from 0 to 4, one question each, with the criteria of DreamBench++ (arXiv 2406.16855) in our own
-words; and the yes-or-no question of VQAScore (arXiv 2404.01291). Every result contains `VERSION`.
+There are two ratings from 0 to 4, with the criteria of DreamBench++ (arXiv 2406.16855) in our own words, and
+the yes-or-no question of VQAScore (arXiv 2404.01291). `VERSION`, a hash of the texts, is recorded with every
+result, because other texts give other scores.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ YES = 'Does this picture show "{text}"? Answer with one word, yes or no.'
 VERSION = hashlib.sha256("\0".join((LIKENESS, PROMPT, YES)).encode()).hexdigest()[:12]
 ALLOWED = ("0", "1", "2", "3", "4")
 LEAST_ANSWERED = 0.5
-"""Probability of "yes" and "no" together, below which the model answered something else."""
+"""Minimum of P("yes") + P("no"); below it the model wants to answer something else."""
 
 
 def rating(text: str) -> int | None:
-    """Return the last whole number from 0 to 4 after "Score", or the number that is all of it; or None."""
+    """Parse a rating: the last integer from 0 to 4 after "Score", or the whole text; else None."""
     bare = re.fullmatch(r"\s*([0-9]+)\s*\.?\s*", text)
     found = re.findall(r"score[^\w-]{0,6}([0-9.,]+)(?:\s*/\s*([0-9]+))?", text, re.IGNORECASE)
     number, of = found[-1] if found else (bare[1] if bare else "", "")
@@ -52,9 +53,9 @@ def rating(text: str) -> int | None:
 
 
 def yes_probability(choice: Mapping[str, Any]) -> float | None:
-    """Return the probability that the first token is "yes", from a choice with logprobs.
+    """Return P("yes") of the first token, from a choice with logprobs.
 
-    None where they are missing, or where the model hardly considered to answer yes or no.
+    None if logprobs are missing, or if yes and no are both unlikely (see `LEAST_ANSWERED`).
     """
     try:
         tokens = choice["logprobs"]["content"][0]["top_logprobs"]

@@ -1,8 +1,8 @@
-"""A vision-language model that rates likeness and prompt following, and says how sure its "yes" is.
+"""Score pictures with a vision-language model: ratings of likeness and prompt following, and P("yes").
 
-A rating is the mean of its repeats, each beside the next photo of the subject. What could not be asked or
-read counts as failed, has no value, and is asked again next time. Tokens are those of the answers in use,
-whether they were paid now or earlier.
+A rating is the mean of several repeats, each with the next photo of the subject. A question without a valid
+answer counts as failed, has no value, and is asked again next time. Tokens are counted for all answers used,
+including cached ones.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from personalar.scoring.vlm.endpoint import Endpoint, Unanswered
 from personalar.scoring.vlm.rubric import LIKENESS, PROMPT, VERSION, YES, rating, yes_probability
 
 LARGEST_PX = 512
-"""Longer sides are scaled down, as DreamBench++ does."""
+"""Pixels of the longer side of a picture, as in DreamBench++."""
 JUDGED = ("subject", "description")
-"""Kinds of samples that are worth the cost."""
+"""Kinds of samples that are scored; the others are not worth the cost."""
 MOST_SILENT = 24
-"""Questions in a row without an answer, after which the server counts as gone."""
+"""Failed questions in a row after which the run stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One request, and what it is about."""
+    """One request to the server, with its measure and the number of the repeat."""
 
     measure: str
     body: dict[str, Any]
@@ -43,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """`value` is None where it `failed` for that reason."""
+    """The parsed answer; if it is invalid, `value` is None and `failed` is the reason."""
 
     value: float | None
     tokens: int = 0
@@ -51,17 +51,17 @@ class Answer:
 
 
 class VlmJudge:
-    """A scorer (`scoring.base.Scorer`); see conf/scorer/vlm.yaml.
+    """A scorer (`scoring.base.Scorer`) that asks a vision-language model; see conf/scorer/vlm.yaml.
 
     Args:
-        url: of the server, up to and with /v1.
-        model: its name there.
+        url: address of the server, including /v1.
+        model: name of the model on the server.
         repeats: how often each rating is asked.
-        parallel: questions at a time.
-        key_variable: environment variable that contains the key.
-        cache: folder of the answers; None: ~/.cache/personalar/answers.
-        request: more fields of each request; null removes one of ours.
-        timeout, attempts, wait: `Endpoint`.
+        parallel: questions at the same time.
+        key_variable: environment variable with the API key.
+        cache: folder for answers; None means ~/.cache/personalar/answers.
+        request: further fields of each request; null removes one of ours.
+        timeout, attempts, wait: see `Endpoint`.
     """
 
     batch = 16
@@ -96,13 +96,13 @@ class VlmJudge:
         self.model, self.repeats, self.parallel, self.request = model, repeats, parallel, request or {}
         self.answers = Answers(Path(cache).expanduser() if cache else default_folder())
         self.silent, self.most_silent = 0, 1
-        """Questions without an answer since the last one, and how many are allowed; of the first, none."""
+        """Failed questions since the last answer, and the limit; the very first question must be answered."""
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
-        """Return the values of each sample; those of other kinds than `JUDGED` have none.
+        """Return the values of each sample; None for kinds that are not in `JUDGED`.
 
         Raises:
-            ValueError: the server does not answer the very first question, or `MOST_SILENT` in a row.
+            ValueError: the server does not answer the first question, or `MOST_SILENT` questions in a row.
         """
         photos = [_data_uri(photo) for photo in subject.images]
         asked = [self._questions(sample, subject.noun, photos) for sample in samples]
@@ -133,7 +133,7 @@ class VlmJudge:
         return {name: value for name, value in body.items() if value is not None}
 
     def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return the answers; the first question goes alone, so that a mistake is found before it is paid."""
+        """Ask all questions; the first one alone, so that a wrong setting is found before many are paid."""
         if not questions:
             return []
         first = self._ask(questions[0])
@@ -178,7 +178,7 @@ class VlmJudge:
 
 
 def read_answer(measure: str, found: dict[str, Any]) -> Answer:
-    """Return what a chat completion says about a measure."""
+    """Parse a chat completion for a measure."""
     try:
         choice = found["choices"][0]
         text = choice["message"].get("content") or ""
@@ -193,7 +193,7 @@ def read_answer(measure: str, found: dict[str, Any]) -> Answer:
 
 
 def _data_uri(image: Image.Image) -> str:
-    """Return the picture as PNG in a data URI, the longer side at most `LARGEST_PX`."""
+    """Return a data URI with the picture as PNG, scaled to at most `LARGEST_PX` pixels per side."""
     small = image.convert("RGB")
     small.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
