@@ -90,6 +90,7 @@ class Concept:
         for name, tensors in self.adapters.items():
             parts = {key: tensor.contiguous() for key, tensor in tensors.items()}
             files[f"adapters/{name}.safetensors"] = save_safetensors(parts, metadata={"format": "pt"})
+        # Files of an earlier concept, such as weights.safetensors of another method.
         for stale in before - set(files):
             (folder / stale).unlink(missing_ok=True)
         for name, data in files.items():

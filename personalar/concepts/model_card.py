@@ -49,6 +49,7 @@ def origin(concept: Concept) -> tuple[str | None, str]:
 def instance_prompt(concept: Concept) -> str:
     """Return the first training prompt, such as "a photo of [V] dog"."""
     data = _model(concept)
+    # The config comes from concept.json and may have any form, so every level is checked.
     for name in ("recipe", "data"):
         inner = data.get(name)
         data = inner if isinstance(inner, dict) else {}

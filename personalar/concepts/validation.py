@@ -107,6 +107,7 @@ def read_tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{path}: {name} has dtype {tensor.dtype}; expected floating-point weights")
+        # A single NaN would spread to every logit, and the pictures would have one colour.
         if not torch.isfinite(tensor).all():
             raise ValueError(
                 f"{path}: {name} contains NaN or infinity; the training diverged, use a lower lr"

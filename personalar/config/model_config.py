@@ -58,6 +58,7 @@ class ProtocolConfig:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"
             )
+        # Computing the list of sizes would take very long; a damaged protocol.json can ask for it.
         if self.resolution // self.grid_px > MOST_GRIDS:
             raise ValueError(
                 f"layout.resolution={self.resolution} is too large for layout.grid_px={self.grid_px}; "

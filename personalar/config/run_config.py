@@ -268,6 +268,7 @@ def check_read(config: RunConfig, words: Iterable[str]) -> None:
 
 def unread(config: RunConfig, words: Iterable[str]) -> str | None:
     """Return a message about the first of the overrides `words` that has no effect in this run, or None."""
+    # A dict as an ordered set: two stages can share hyperparameters.
     read = {stage.numbers: None for stage in config.method.stages.values()}
     for word in words:
         key = key_of(word)

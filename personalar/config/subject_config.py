@@ -54,6 +54,7 @@ def dreambench_class(path: str | None) -> str:
     Raises:
         ValueError: the folder has another name.
     """
+    # resolve(): the path may be "." or end with a slash.
     name = Path(path).resolve().name if path else None
     if name not in DREAMBENCH_CLASSES:
         raise ValueError(

@@ -72,6 +72,7 @@ class LightningArguments:
 
     def __post_init__(self) -> None:
         """Raise ValueError for an argument in `SET_ELSEWHERE`."""
+        # These are Lightning's own arguments: without this check they would be ignored or conflict.
         for name, key in SET_ELSEWHERE.items():
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"trainer.{name}={value} is set by another setting: {key}")
@@ -119,6 +120,7 @@ class TrainerConfig(LightningArguments):
         super().__post_init__()
         one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        # Replaced by the actual device here, so that attention, below, can depend on it.
         if self.accelerator == "auto":
             self.accelerator = "gpu" if _sees_gpu() else "cpu"
         if self.attention == "auto":

@@ -118,6 +118,7 @@ def sample_prompt(
     if kind == "description":
         assert description is not None
         return fill(spec.text, description)
+    # Before the first stage [V] has no meaning, so the base gets the class alone.
     if kind == "subject" and learned:
         return fill(spec.text, f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
     return fill(spec.text, noun)
@@ -125,6 +126,7 @@ def sample_prompt(
 
 def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
     """Return prompts that do not mention the class `noun`, to check that training left them unchanged."""
+    # The last word of a class such as "duck toy" is its head noun.
     things = [thing for thing in UNRELATED if noun.split()[-1] not in thing]
     return tuple(PromptSpec(text=text, category="unrelated") for text in things)
 

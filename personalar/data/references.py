@@ -35,6 +35,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
     for index, photo in enumerate(photos):
         path = folder / f"{index:02d}.png"
         if not is_whole_png(path):
+            # thumbnail() changes an image in place, and the photo is still needed for training.
             small = photo.copy()
             small.thumbnail((LARGEST_PX, LARGEST_PX))
             save_png(small, path)

@@ -99,6 +99,7 @@ class GenerationRequest:
     @property
     def grids(self) -> list[tuple[int, int]]:
         """(h, w) of every image, in codes."""
+        # One (h, w) for all images, not a list of them.
         if isinstance(self.grid[0], int):
             return [(self.grid[0], self.grid[1])] * len(self.prompts)  # type: ignore[list-item]
         return [(h, w) for h, w in self.grid]  # type: ignore[misc]

@@ -165,6 +165,7 @@ def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, 
     """
     from personalar.core.png import read_png_metadata
 
+    # name.png, name-2.png, name-3.png, ... until one is free or already contains this picture.
     for number in itertools.count(1):
         path = folder / (name if number == 1 else f"{name.removesuffix('.png')}-{number}.png")
         if not path.exists():
@@ -190,6 +191,7 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
 
     delete_abandoned(Path(config.out))
     record = (folder / "concept.json").read_bytes()
+    # The hash of concept.json identifies the concept, because it contains the hashes of all files.
     digest = short_hash(record)
     generator = prepare_generator(config, folder)
     size = size_of(config, generator.backend)

@@ -102,6 +102,7 @@ def _decoder(text: str, path: Path) -> DecoderConfig:
             f"like={path} was sampled with a decoder that is not part of personalar ({target!r:.80}): set "
             "that decoder and its settings on the command line"
         )
+    # The exact types: JSON true would otherwise pass as 1.
     for name, value in settings.items():
         if type(value) not in (int, float):
             raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}")

@@ -60,6 +60,7 @@ def requests_for(
         description: words that describe the subject, or None.
         class_name: whether the class follows [V].
     """
+    # A description is sampled without [V], so it is the same at every stage: the base is enough.
     wanted = [kind for kind in kinds if kind != "description" or (stage == "base" and description)]
     found = []
     for kind, seed, spec in product(wanted, seeds, specs):
@@ -131,6 +132,7 @@ def length_note(
         size: (width, height) of the pictures; None means the base's square.
     """
     answer = len(backend.grammar(*backend.code_shape(size)))
+    # The number of tokens that a prompt may have without a note.
     safe = max(MIN_PROMPT_TOKENS, backend.max_tokens - answer)
     long = [(prompt, len(some)) for prompt, some in zip(prompts, ids, strict=True) if len(some) > safe]
     if not long:
@@ -188,6 +190,7 @@ def unknown_words(
     """
     if base.known_words is None:
         return []
+    # Learned tokens are removed first: "[V]" would count as the unknown word "V".
     learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
     words: dict[str, None] = {}  # a dict as an ordered set
     for prompt in prompts:

@@ -86,6 +86,7 @@ def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
     The y axis is fidelity, or DINO if some row has no fidelity. Rows with other scorers than the reference
     are left out, because their values are not comparable.
     """
+    # Values of other scorers have another scale and cannot share the axes.
     records = [record for record in records if not record["other_judges"]]
     likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
     known = [r for r in records if r[likeness] is not None and r["clip_t"] is not None]

@@ -179,6 +179,7 @@ def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     titles = {"base": ("Base model", "before")}
     for number, name in enumerate(stage_names(run)[1:], 1):
         trains = stages.get(name, {})
+        # Anything but embeddings counts as trained weights.
         network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
         titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
     return titles

@@ -94,6 +94,7 @@ class Judges:
         """
         lines = []
         for scorer in self.scorers if samples else []:
+            # Without `batch` a scorer gets all samples of a stage at once, for measures over a set.
             size = getattr(scorer, "batch", None) or len(samples)
             for start in range(0, len(samples), size):
                 part = samples[start : start + size]

@@ -95,6 +95,7 @@ class Endpoint:
                 reason, again, asked = "timeout" if slow else "no connection", True, None
             if not again or attempt + 1 == self.attempts:
                 break
+            # Exponential backoff: most failures here are rate limits.
             time.sleep(self._pause(attempt, asked))
         raise Unanswered(reason)
 
@@ -107,6 +108,7 @@ class Endpoint:
             f"{self.url}/chat/completions", data=json.dumps(body).encode(), headers=headers
         )
         with self.opener.open(request, timeout=self.timeout) as response:
+            # A limit, because the server is not trusted.
             data = response.read(LARGEST_ANSWER)
         try:
             found = parse_json(data.decode(errors="replace"))

@@ -116,6 +116,7 @@ class VlmJudge:
             return []
         picture, questions = _data_uri(sample.image), []
         for repeat in range(self.repeats):
+            # Each repeat shows another photo, so that the mean does not depend on a single view.
             beside = photos[repeat % len(photos)]
             likeness = self._body(LIKENESS.format(noun=noun), [beside, picture], max_tokens=400)
             following = self._body(PROMPT.format(text=sample.prompt), [picture], max_tokens=400)
@@ -129,6 +130,7 @@ class VlmJudge:
     def _body(self, text: str, pictures: Sequence[str], **more: Any) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri}} for uri in pictures]
         message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+        # `request` comes last, so that a setting can replace or remove each field.
         body = {"model": self.model, "messages": [message], "temperature": 0, **more, **self.request}
         return {name: value for name, value in body.items() if value is not None}
 
@@ -136,6 +138,7 @@ class VlmJudge:
         """Ask all questions; the first one alone, so that a wrong setting is found before many are paid."""
         if not questions:
             return []
+        # While no question was answered, one failure stops the run (see `most_silent`).
         first = self._ask(questions[0])
         with ThreadPoolExecutor(self.parallel) as pool:
             return [first, *pool.map(self._ask, questions[1:])]
@@ -159,6 +162,7 @@ class VlmJudge:
             return Answer(value=None, failed=str(error))
         self.silent, self.most_silent = 0, MOST_SILENT
         answer = read_answer(question.measure, found)
+        # Only valid answers are stored: an invalid one would fail again in every run.
         if answer.value is not None:
             self.answers.put(key, {"value": answer.value, "tokens": answer.tokens})
         return answer
@@ -197,5 +201,6 @@ def _data_uri(image: Image.Image) -> str:
     small = image.convert("RGB")
     small.thumbnail((LARGEST_PX, LARGEST_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
+    # Lossless: JPEG artefacts could be taken for differences from the photo.
     small.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
