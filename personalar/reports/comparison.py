@@ -152,17 +152,13 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
     if summary["description"]:
         # Directly after the base, which it is compared with.
         wanted.insert(1, ("base", "description"))
-    return {
-        (stage, kind): State(
-            run_dir=run_dir,
-            run=run,
-            summary=summary,
-            stage=stage,
-            kind=kind,
-            lines=[line for line in lines if (line["stage"], line["kind"]) == (stage, kind)],
+    states = {}
+    for stage, kind in wanted:
+        own = [line for line in lines if line["stage"] == stage and line["kind"] == kind]
+        states[stage, kind] = State(
+            run_dir=run_dir, run=run, summary=summary, stage=stage, kind=kind, lines=own
         )
-        for stage, kind in wanted
-    }
+    return states
 
 
 def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row]:

@@ -214,10 +214,13 @@ def gather(run_dir: Path) -> dict[str, Any]:
     last, own = stages[-1] if stages else None, added(measures_of(run))
     final, titles = summary["stages"].get(last, {}), stage_titles(run)
     losses = {stage: read_losses(run_dir, stage) for stage in stages}
-    by_kind = {
-        kind: [sample for sample in samples if sample["kind"] == kind]
-        for kind in ("subject", "class", "description")
-    }
+    by_kind: dict[str, list[dict[str, Any]]] = {"subject": [], "class": [], "description": []}
+    for sample in samples:
+        by_kind.setdefault(sample["kind"], []).append(sample)
+    charts = {}
+    for stage, points in losses.items():
+        if points:
+            charts[stage] = line_chart(points, title=f"Training loss, {titles[stage][0].lower()}")
     # Class samples are compared with the base's subject samples, whose prompts contain the class only.
     drift = by_kind["class"] + [sample for sample in by_kind["subject"] if sample["stage"] == "base"]
     return {
@@ -234,11 +237,7 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "groups": prompt_groups(by_kind["subject"], stages),
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],
         "description_groups": prompt_groups(by_kind["description"], ["base"]),
-        "charts": {
-            stage: line_chart(points, title=f"Training loss, {titles[stage][0].lower()}")
-            for stage, points in losses.items()
-            if points
-        },
+        "charts": charts,
         "final_loss": {stage: points[-1][1] for stage, points in losses.items() if points},
         "commands": next_commands(run_dir, run, stages),
         "config": _text_of(run_dir / ".hydra" / "config.yaml"),

@@ -66,7 +66,9 @@ def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | No
     0 means as similar as other individuals of the class, 1 as similar as unseen views of the subject. None
     without bounds (photographs), or if the ceiling is not above the floor.
     """
-    low, high = (((bounds or {}).get(end) or {}).get("dino") for end in ("floor", "ceiling"))
+    bounds = bounds or {}
+    low = (bounds.get("floor") or {}).get("dino")
+    high = (bounds.get("ceiling") or {}).get("dino")
     if dino is None or low is None or high is None or high <= low:
         return None
     return mean([(dino - low) / (high - low)])
@@ -83,10 +85,11 @@ def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
 
 def means(lines: Lines, measures: Iterable[Measure]) -> dict[str, float | None]:
     """Return the mean of each of `measures` over `lines`."""
-    return {
-        measure.name: mean(value for value in map(measure.of, lines) if value is not None)
-        for measure in measures
-    }
+    found = {}
+    for measure in measures:
+        values = [measure.of(line) for line in lines]
+        found[measure.name] = mean(value for value in values if value is not None)
+    return found
 
 
 def _measures(lines: Lines, bounds: dict[str, Any] | None, measures: Measures) -> dict[str, Any]:

@@ -100,19 +100,16 @@ class SubjectScorer:
         nearest = (dino_images @ self.dino_references.T).max(dim=1)
         # The same alternatives for every call, otherwise accuracy would depend on the batch.
         specs = self.prompts or tuple(sample.spec for sample in samples)
-        return {
-            "dino": [
-                {"value": value, "nearest": round(near, 6), "nearest_reference": which}
-                for value, near, which in zip(
-                    likeness, nearest.values.tolist(), nearest.indices.tolist(), strict=True
-                )
-            ],
-            "clip_i": mean_similarity(clip_images, self.clip_references).tolist(),
-            "clip_t": [
-                {"value": value, "clip_text": text, **self._zero_shot(sample.spec, image, specs)}
-                for value, text, sample, image in zip(following, texts, samples, clip_images, strict=True)
-            ],
-        }
+        similarity, photo = nearest.values.tolist(), nearest.indices.tolist()
+        dino: list[Value] = []
+        clip_t: list[Value] = []
+        for i, sample in enumerate(samples):
+            near = {"nearest": round(similarity[i], 6), "nearest_reference": photo[i]}
+            dino.append({"value": likeness[i], **near})
+            answers = self._zero_shot(sample.spec, clip_images[i], specs)
+            clip_t.append({"value": following[i], "clip_text": texts[i], **answers})
+        clip_i = mean_similarity(clip_images, self.clip_references).tolist()
+        return {"dino": dino, "clip_i": clip_i, "clip_t": clip_t}
 
     def _photos(self) -> dict[str, float] | None:
         if len(self.subject.images) < 2:
