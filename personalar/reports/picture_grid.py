@@ -81,8 +81,7 @@ def draw_grid(
         )
     if row_titles and len(row_titles) != len(rows):
         raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one per row or none")
-    # Text grows with the cells, but stays readable in small ones.
-    font_px = max(11, cell_px // 11)
+    font_px = max(11, cell_px // 11)  # grows with the cells, but stays readable
     font = ImageFont.load_default(font_px)
     title_font = ImageFont.load_default(font_px + 5)
     label_px = round(cell_px * 1.05) if row_titles else 0

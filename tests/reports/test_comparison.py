@@ -84,7 +84,7 @@ def test_rows_with_equal_results_are_noted(two_runs: Path, tmp_path: Path) -> No
     for name, source in (("one", "plain"), ("two", "plain"), ("three", "better")):
         shutil.copytree(two_runs / source, tmp_path / "runs" / name)
     write_comparison(rows_of_runs(find_runs(tmp_path / "runs"), tmp_path / "runs"), tmp_path / "out")
-    note = "two and one are identical: what differs changed nothing"
+    note = "two and one are identical: their settings gave the same pictures"
     for file in ("comparison.md", "comparison.html"):
         assert (tmp_path / "out" / file).read_text().count("are identical") == 1, file
     assert note in (tmp_path / "out" / "comparison.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 from synthetic_run import make_run
 from test_run_page import parse
 
-from personalar.reports.comparison import markdown
 from personalar.reports.comparison_page import compare_folders
+from personalar.reports.comparison_table import markdown
 from personalar.reports.memorised import copied_photo, is_memorised, memorised_share
 from personalar.reports.run_page import write_report
 from personalar.reports.summary import result_lines

@@ -195,7 +195,7 @@ def judged(scorer: object, name: str = "toy") -> list[dict]:
     ("values", "message"),
     [
         ({"mine": [1.0, 2.0]}, r"Mistaken\.score returned 2 of mine for 1 samples: it must return a dict "
-                               r"with 1 values \(None where a picture has none\) for each of mine"),
+                               r"with 1 values \(None if a measure does not apply\) for each of mine"),
         ({"mine": [1.0], "more": [1.0]}, "returned 1 of mine, 1 of more for 1 samples"),
         ({}, "returned dict for 1 samples"),
         ([1.0], "returned list for 1 samples"),
@@ -249,7 +249,7 @@ def test_a_measure_that_cannot_be(facts: dict, message: str) -> None:
         (["+scorer.extra.toy._target_=nowhere.Mine"], r"toy: cannot create nowhere\.Mine \(.*PYTHONPATH"),
         ([*TOY, "+scorer.extra.toy.speed=2"], "unexpected keyword argument 'speed'"),
         (["+scorer.extra.toy.scale=2"], r"names no class: set scorer\.extra\.toy\._target_=my_package"),
-        (["+scorer.extra.toy._target_=builtins.dict"], r"toy: dict is not a scorer: give it `measures`"),
+        (["+scorer.extra.toy._target_=builtins.dict"], r"toy: dict is not a scorer: it needs `measures`"),
         ([*TOY, "objective=[sharpnes]"], "objective='sharpnes'; did you mean sharpness"),
     ],
 )  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_prompt_that_clip_cannot_read_whole_is_said(
     do_run(tmp_path / "run", f"samples.prompts=['{long}']", kinds, "stage=embedding")
     said = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
     (warning,) = [text for text in said if "CLIP" in text]
-    assert warning.startswith("CLIP-T judges the first 16 tokens alone of 'a cat on the beach on the")
+    assert warning.startswith("CLIP-T reads only the first 16 tokens of 'a cat on the beach on the")
 
 
 def test_the_recipe_of_the_guide_works(do_run: Callable, tmp_path: Path, monkeypatch) -> None:
