@@ -109,7 +109,7 @@ def test_what_a_command_refuses_itself_is_one_sentence_too(tmp_path: Path) -> No
     make().save(tmp_path / "concept")  # its own file is called "__main__" then
     done = command(tmp_path, "personalar.export", "concept=concept", "out=concept")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.startswith("personalar.export: out=concept is a concept's own folder")
+    assert done.stderr.startswith("personalar.export: out=concept is a concept folder")
 
 
 def test_one_command_for_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

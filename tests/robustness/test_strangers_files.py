@@ -184,7 +184,7 @@ def test_nothing_in_a_layout_is_resolved(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text(json.dumps({"known_words": ["${oc.env:SECRET_KEY}"]}))
     assert read_layout(path).known_words == ["${oc.env:SECRET_KEY}"]
     path.write_text(json.dumps({"resolution": 65536, "grid_px": 1}))
-    tells(lambda: read_layout(path), "allowed: 256 times as much")
+    tells(lambda: read_layout(path), "allowed: up to 256 times layout.grid_px")
 
 
 def vqgan(numbers: str) -> str:

@@ -321,7 +321,7 @@ def test_scores_of_the_same_image_replace_each_other(tmp_path):
 def test_a_damaged_score_file_names_the_line(text, tmp_path):
     (tmp_path / "scores.jsonl").write_text(text + "\n")
     with pytest.raises(
-        ValueError, match=r"line 1: not a score.*delete the file and run the run's own command again"
+        ValueError, match=r"line 1: not a score.*delete the file and run the same command again"
     ):
         read_scores(tmp_path / "scores.jsonl")
 
