@@ -134,7 +134,7 @@ def print_table(photos: Iterable[Photo]) -> None:
     for title in ("photo", "pixels", *(["cut off"] if with_cut else []), "verdict", ""):
         table.add_column(title, overflow="fold")
     for photo in photos:
-        cells = [
+        cells: list[Text | str] = [
             Text(printable(photo.path.name)),  # Text: a name such as "[red].png" must not become markup
             written(photo.image.size) if photo.image else "-",
             photo.verdict,
