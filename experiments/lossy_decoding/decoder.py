@@ -33,7 +33,7 @@ class LossyDecoder(PlainDecoder):
         super().__init__(**sampling)
         for name, value in (("cache", cache), ("weights", weights)):
             if value not in CHOICES:
-                raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(CHOICES)}")
+                raise ValueError(f"invalid value {name}={value!r}; allowed: {', '.join(CHOICES)}")
         self.cache, self.weights = cache, weights
         self._packed: Any = None
         """The backend whose matrices are packed."""

@@ -47,7 +47,7 @@ class SpeculativeDecoder(JacobiDecoder):
             raise ValueError(f"relax={relax} must be at least 0, relax_distance={relax_distance} in (0, 1]")
         for name, value, allowed in (("init", init, INITS), ("coupling", coupling, COUPLINGS)):
             if value not in allowed:
-                raise ValueError(f"{name}={value!r} is not known; allowed: {', '.join(allowed)}")
+                raise ValueError(f"invalid value {name}={value!r}; allowed: {', '.join(allowed)}")
         self.init, self.coupling = init, coupling
         self.relax, self.relax_distance = relax, relax_distance
 
