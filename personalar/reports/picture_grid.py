@@ -64,8 +64,7 @@ def draw_grid(
         column_titles: one per column, or none at all.
         row_titles: one per row, or none at all; drawn on the left and wrapped to three lines.
         title: drawn above the grid.
-        cell_px: side of the square cells in pixels.
-        gap_px: distance between cells in pixels.
+        cell_px, gap_px: side of the square cells, and the distance between them, in pixels.
 
     Raises:
         ValueError: there is no picture, the rows have different lengths, or a title is missing.
