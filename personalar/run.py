@@ -49,11 +49,12 @@ def run_one(cfg: DictConfig) -> Objective:
                 if not sweeps:  # a sweep over methods has settings for each
                     raise ValueError(found)
                 print(f"note: {found}")
-            prepared = prepare(config, run_dir)
+            command = command_words(hydra_config)
+            prepared = prepare(config, run_dir, command)
         if leads:
             keep_configuration(run_dir, cfg, finished=prepared is None)
         if prepared is not None:
-            personalize(*prepared, command=command_of(hydra_config))
+            personalize(*prepared, command=shlex.join(command))
         if not leads:  # another process writes the summary, perhaps later, and is the one that is asked
             return None
         return objective_value(read_json(run_dir / "summary.json"), config.objective)
@@ -73,8 +74,8 @@ def keep_configuration(run_dir: Path, cfg: DictConfig, *, finished: bool) -> Non
         write_atomic(folder / name, OmegaConf.to_yaml(part).encode())
 
 
-def command_of(hydra_config: Any) -> str:
-    """Return the command line that does a run again, with the flags that matter."""
+def command_words(hydra_config: Any) -> list[str]:
+    """Return the words of the command line that does a run again, with the flags that matter."""
     places = {source.provider: source.path for source in hydra_config.runtime.config_sources}
     flags = {
         "--config-path": places["main"] if places["main"] != str(conf_dir()) else None,
@@ -84,7 +85,7 @@ def command_of(hydra_config: Any) -> str:
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     kept = ("hydra.run.dir", "hydra.searchpath", "hydra.job.chdir")
     own = [word for word in hydra_config.overrides.hydra if key_of(word) in kept and word[:2] != "++"]
-    return shlex.join(["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task])
+    return ["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task]
 
 
 class Job:

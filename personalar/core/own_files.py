@@ -21,7 +21,7 @@ LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 ADAPTER_FILE = re.compile(r"adapters/[a-z][a-z0-9_]{0,39}\.safetensors")
 CARD_FILE, PICTURES = "README.md", "pictures"
 """Names in a concept folder; see `concepts/concept.py`."""
-FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs")
+FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs", "earlier")
 PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
@@ -30,6 +30,8 @@ OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 _STAGE = "[a-z][a-z0-9_]{0,39}"
 _FILES = "|".join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))
 _CONCEPT = rf"({_FILES}|{ADAPTER_FILE.pattern})"
+_PUBLISHED = rf"concept/({_CONCEPT}|{re.escape(CARD_FILE)}|{PICTURES}/{SAMPLE_NAME})"
+_RESULTS = "|".join(map(re.escape, RESULTS))
 OWN = re.compile(
     "|".join(
         [
@@ -37,7 +39,8 @@ OWN = re.compile(
             rf"cache/((photo|class)_codes\.safetensors|start/{_CONCEPT})",
             rf"images/{_STAGE}/{SAMPLE_NAME}",
             r"grids/(overview|(?P<grid_of>[a-z][a-z0-9_]*?)(_\d{5,})?)\.png",
-            rf"concept/({_CONCEPT}|{re.escape(CARD_FILE)}|{PICTURES}/{SAMPLE_NAME})",
+            _PUBLISHED,
+            rf"earlier/{_STAGE}_\d+/({_RESULTS}|{_PUBLISHED}|images/{_STAGE}/{SAMPLE_NAME}|grids/{_STAGE}\.png)",
             r"references/((cropped|redrawn)/)?\d{2,}\.png",
             rf"logs/{_STAGE}/(part_\d+|tensorboard)/(metrics\.csv|hparams\.yaml|events\.out\.tfevents\..+)",
             r"logs/wandb/((offline-)?run-\d{8}_\d{6}-[^/]+|latest-run|data|cache|artifacts|debug[^/]*\.log)",

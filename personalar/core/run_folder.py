@@ -86,11 +86,16 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return "name old -> new" for every nested setting that is not the same."""
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {name: (old, new)} for every nested setting that is not the same."""
     before, after = flatten(modernized(old)), flatten(modernized(new))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return [f"{name} {before.get(name)!r} -> {after.get(name)!r}" for name in names]
+    return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return "name old -> new" for every nested setting that is not the same."""
+    return [f"{name} {before!r} -> {after!r}" for name, (before, after) in changes(old, new).items()]
 
 
 def first_few(items: Sequence[str], most: int = 4) -> str:
@@ -116,12 +121,26 @@ def steps_after(record: Mapping[str, Any], stage: str) -> int:
     return steps_before(record, stage) + record.get("stages", {}).get(stage, {}).get("steps", 0)
 
 
+class OtherSettingsError(ValueError):
+    """A run folder contains a run with other settings."""
+
+    def __init__(self, path: Path, changed: Sequence[str]) -> None:
+        """Name what `changed`."""
+        self.found = f"{path} holds a run with other settings ({first_few(changed)})"
+        super().__init__(
+            f"{self.found}: choose another folder with hydra.run.dir=DIR (overwrite=true deletes what was "
+            "learned here)"
+        )
+
+
 class RunFolder:
     """Paths and the record `run.json` of one run."""
 
     def __init__(self, path: Path) -> None:
         """Look at `path`; nothing is written yet."""
         self.path = path
+        self.longer: str | None = None
+        """The finished stage that goes on with more steps, and so counts as unfinished."""
         record = path / "run.json"
         try:
             self.record: dict[str, Any] = read_record(record) if record.is_file() else {}
@@ -141,7 +160,7 @@ class RunFolder:
         return self.path / "stages" / stage / "concept"
 
     def checkpoints(self, stage: str) -> Path:
-        """The folder of the last checkpoint of an unfinished `stage`."""
+        """The folder of the last checkpoint of `stage`."""
         return self.path / "stages" / stage / "checkpoints"
 
     def checkpoint_of(self, stage: str) -> dict[str, Any]:
@@ -150,7 +169,7 @@ class RunFolder:
 
     def has_concept(self, stage: str) -> bool:
         """Tell whether `stage` is finished."""
-        return is_whole(self.concept(stage) / RECORD_FILE)
+        return stage != self.longer and is_whole(self.concept(stage) / RECORD_FILE)
 
     @property
     def last_stage(self) -> str | None:
@@ -164,7 +183,8 @@ class RunFolder:
             photos, base: fingerprints.
 
         Raises:
-            ValueError: other settings, which are named, or not the folder of a run.
+            OtherSettingsError: other settings, which are named.
+            ValueError: not the folder of a run.
         """
         if not self.is_run and (found := self.strangers()):
             raise ValueError(
@@ -179,10 +199,7 @@ class RunFolder:
             if self.record.get(name, now) != now:
                 changed.insert(0, f"other {name}")
         if self.record and changed and any(own_files(self.path, "images", "stages")):
-            raise ValueError(
-                f"{self.path} holds a run with other settings ({first_few(changed)}): "
-                "choose another folder with hydra.run.dir=DIR (overwrite=true deletes what was learned here)"
-            )
+            raise OtherSettingsError(self.path, changed)
 
     def strangers(self) -> list[str]:
         """Return names in the way of a run: all that it would write, without `SHARED`."""

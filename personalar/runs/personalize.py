@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures
-from personalar.config.fingerprint import learning_settings
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig, check_read
 from personalar.core.files import base_fingerprint
@@ -51,9 +50,9 @@ def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
     """Do a whole run; see `personalar.personalize`."""
     config, run_dir = from_settings(settings, folder)
     with locked(run_dir, leads=global_rank() == 0):
-        prepared = prepare(config, run_dir)
+        command = ["python", "-m", "personalar.run", *settings, f"hydra.run.dir={as_value(str(run_dir))}"]
+        prepared = prepare(config, run_dir, command)
         if prepared is not None:
-            command = ["python", "-m", "personalar.run", *settings, f"hydra.run.dir={as_value(str(run_dir))}"]
             personalize(*prepared, command=shlex.join(command))
     return run_dir
 
@@ -61,14 +60,19 @@ def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
 def open_run(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunContext, Stages]:
     """Return the run and its stages; see `personalar.open_run`."""
     config, run_dir = from_settings(settings, folder)
-    prepared = prepare(config, run_dir)
+    prepared = prepare(config, run_dir, ["python", "-m", "personalar.run", *settings])
     if prepared is None:
         raise ValueError(f"{run_dir} holds a finished run: choose another folder")
     return prepared
 
 
-def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | None:
+def prepare(
+    config: RunConfig, run_dir: Path, command: Sequence[str] = ()
+) -> tuple[RunContext, Stages] | None:
     """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
+
+    Args:
+        command: the words of the command line, for messages.
 
     Raises:
         ValueError, FileNotFoundError: with what to do.
@@ -78,7 +82,7 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
     subject, files = read_inputs(config)
     folder, base = RunFolder(run_dir), base_fingerprint(files.weights())
     if global_rank() == 0:
-        claim_folder(config, folder, subject, base)
+        claim_folder(config, folder, subject, base, command)
     from personalar.training.stage import selected_stages
 
     stages = selected_stages(config, folder)
@@ -86,7 +90,12 @@ def prepare(config: RunConfig, run_dir: Path) -> tuple[RunContext, Stages] | Non
         print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
-    return open_session(config, subject, folder, files, stages, base=base, started=started), stages
+    session = open_session(config, subject, folder, files, stages, base=base, started=started)
+    if folder.longer is not None:
+        from personalar.runs.longer import keep_shorter
+
+        session.reporter.say(keep_shorter(config, folder))
+    return session, stages
 
 
 def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
@@ -99,20 +108,23 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
     return subject, files
 
 
-def claim_folder(config: RunConfig, folder: RunFolder, subject: Subject, base: str) -> None:
+def claim_folder(
+    config: RunConfig, folder: RunFolder, subject: Subject, base: str, command: Sequence[str]
+) -> None:
     """Say what is learned where, make sure that the folder is this run's, and take over `reuse`.
 
     Args:
         base: its fingerprint.
+        command: the words of the command line.
     """
+    from personalar.runs.longer import claim
     from personalar.runs.reuse import check_started_alone, take_over
 
     check_started_alone(config)
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
     where = f"on the {config.trainer.accelerator.upper()}, in {folder.path}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
-    settings, photos = learning_settings(config), subject.fingerprint
-    folder.claim(settings, photos=photos, base=base, overwrite=config.overwrite)
+    claim(config, folder, photos=subject.fingerprint, base=base, command=command)
     if config.reuse:
         print(take_over(config, folder, base=base, subject=subject))
 
@@ -172,6 +184,7 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
         command: the command line, for the report.
     """
     from personalar.runs import pictures
+    from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
     from personalar.runs.record import finish, record_end, record_start
     from personalar.runs.wandb_run import dashboard
@@ -197,7 +210,7 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
                 train_stage(session, chosen[name], grid=grid, base_samples=samples["base"])
             else:
                 continue
-            folder.drop_checkpoints(name)
+            drop_states(config, folder)
             is_last = name == folder.last_stage  # a later one, learned before, stays the result
             if is_last:
                 publish_concept(folder, name)

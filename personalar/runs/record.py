@@ -22,7 +22,7 @@ def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     """Tell whether all that the run asks for is in its folder."""
     results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
     done = covers(folder.record.get("finished"), request_of(config))
-    if not done or not all(is_whole(folder.path / name) for name in results):
+    if not done or folder.longer is not None or not all(is_whole(folder.path / name) for name in results):
         return False
     return all(
         is_whole_png(path) for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"

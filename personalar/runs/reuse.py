@@ -62,8 +62,9 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
             "leave reuse out, or make these the same"
         )
     folder.update(settings=settings, photos=subject.fingerprint, base=base)
-    facts = other.record.get("stages", {}).get(first, {})
-    folder.update_stage(first, **{**facts, "reused": str(source.resolve())})
+    facts = {**other.record.get("stages", {}).get(first, {}), "reused": str(source.resolve())}
+    facts.pop("checkpoint", None)  # its file stays there
+    folder.update_stage(first, **facts)
     copy_files(source, folder.path, [*SHARED, f"images/{first}", f"logs/{first}"])
     parts = sorted(path.name for path in other.concept(first).iterdir() if path.name != RECORD_FILE)
     # The record comes last: with it the stage is finished.
@@ -71,10 +72,15 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
     return f"stage {first}: taken over from {source}"
 
 
+def started_alone(config: RunConfig) -> bool:
+    """Tell whether no other process of the run is there yet, as with torchrun or srun."""
+    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    return not started_outside or config.trainer.devices * config.trainer.num_nodes == 1
+
+
 def check_started_alone(config: RunConfig) -> None:
     """Raise ValueError where changing the folder would race with processes started by torchrun or srun."""
-    started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
-    if not started_outside or config.trainer.devices * config.trainer.num_nodes == 1:
+    if started_alone(config):
         return
     if config.overwrite:
         raise ValueError(

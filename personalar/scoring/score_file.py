@@ -57,6 +57,10 @@ def merge_scores(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     before = read_scores(path) if is_whole(path) else []
     # A dict keeps the place of an older line, so an unchanged file stays byte-identical.
     merged = {tuple(line[key] for key in KEY): line for line in [*before, *lines]}
-    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in merged.values())
-    write_text(path, text)
+    write_scores(path, merged.values())
     return len(merged)
+
+
+def write_scores(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write `lines`, and nothing else, into the file."""
+    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))

@@ -28,12 +28,15 @@ from personalar.core.files import make_folder, put_in_place, sync_files, tempora
 from personalar.core.own_files import remove
 from personalar.core.process import global_rank
 from personalar.core.run_folder import RunFolder
+from personalar.training.stage import depends_on_steps
 
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 """Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
 HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
 """Names of checkpoints; older files with such a name are deleted."""
+LARGEST_STATE = 1_000_000_000
+"""Bytes of the last checkpoint of a finished stage that is kept: rows and LoRA, not the weights of a 7B."""
 AFRESH = "copy it back, or start afresh with overwrite=true"
 
 
@@ -135,8 +138,24 @@ def _check_entry(record: Any, where: Path) -> None:
         )
 
 
+def keeps_end(pl_module: Any) -> bool:
+    """Tell whether the state after the last step is saved, because more steps may follow it one day."""
+    config, stage = pl_module.context.config, pl_module.stage
+    if depends_on_steps(config.scheduler, stage.numbers.schedule) or "zero" in config.trainer.strategy:
+        return False
+    learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+    moments = [
+        value
+        for optimizer in pl_module.trainer.optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
+    return sum(tensor.nbytes for tensor in [*learned, *moments]) <= LARGEST_STATE
+
+
 class StageCheckpoint(Checkpoint):
-    """Saves every few steps, and when SIGTERM, SIGHUP or Ctrl-C asks the run to end.
+    """Saves every few steps, and when SIGTERM, SIGHUP or Ctrl-C asks the run to end; see also `keeps_end`.
 
     Lightning's ModelCheckpoint names no checkpoint in run.json once it is complete, and saves nothing on a
     signal; with it a kill could cost a stage, or leave a checkpoint that nobody knows to be whole.
@@ -188,7 +207,8 @@ class StageCheckpoint(Checkpoint):
             return
         self._last_step = trainer.global_step
         self._ending = self._anyone_asked(trainer)
-        if self._ending or trainer.global_step % self.every == 0:
+        due = trainer.global_step % self.every == 0
+        if self._ending or due or (trainer.global_step == trainer.max_steps and keeps_end(pl_module)):
             self.save(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:

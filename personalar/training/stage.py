@@ -6,7 +6,7 @@ A method (an ordered set of stages) is joined here with the numbers of the model
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from personalar.config.plugins import fill_in
 from personalar.config.recipe import RecipeConfig
 from personalar.config.run_config import MethodConfig, RunConfig, Stage
 from personalar.core.run_folder import RunFolder
@@ -111,6 +112,19 @@ def recipe_schedule(optimizer: Optimizer, *, schedule: str, steps: int) -> Lambd
     if schedule == "constant":
         return LambdaLR(optimizer, lambda step: 1.0)
     return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
+
+
+def depends_on_steps(scheduler: Mapping[str, Any], schedule: str) -> bool:
+    """Tell whether the rate of a step depends on the number of steps of its stage.
+
+    Args:
+        scheduler: settings of the scheduler.
+        schedule: the recipe's, "linear" or "constant".
+    """
+    settings = fill_in(scheduler, schedule=schedule)
+    if settings.get("_target_") == f"{__name__}.{recipe_schedule.__name__}":
+        return bool(settings["schedule"] != "constant")
+    return "{steps}" in str(settings)
 
 
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:

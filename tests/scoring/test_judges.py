@@ -61,7 +61,7 @@ def swept(toy: None, do_run: Callable, run_overrides: list[str], tmp_path_factor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda: job))
         patch.setattr(personalar.run, "keep_configuration", lambda *_, **__: None)
-        patch.setattr(personalar.run, "command_of", lambda _: "test")
+        patch.setattr(personalar.run, "command_words", lambda _: ["test"])
         worth = personalar.run.run_one(composed("run", (*words, "samples.time_share=1")))
     do_run(root / "rescaled", *TOY[:1], KINDS)
     do_run(root / "without", KINDS)

@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from conftest_run import compose_config
 
 from personalar.config.recipe import RecipeConfig, StageNumbers
 from personalar.config.run_config import LoraConfig, MethodConfig, Stage, StageMethod
 from personalar.training.stage import (
+    depends_on_steps,
     describe_steps,
     parameter_groups,
     recipe_schedule,
@@ -70,6 +72,24 @@ def test_schedules() -> None:
         return found
 
     assert rates("linear") == [2.0, 1.5, 1.0, 0.5, 0.0, 0.0] and rates("constant") == [2.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "schedule", "depends"),
+    [
+        ("recipe", "linear", True),
+        ("recipe", "constant", False),
+        ("cosine", "constant", True),
+        ({"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 30}, "linear", False),
+        ({"_target_": "mine.Mine", "ends": ["{steps}"]}, "constant", True),
+    ],
+)
+def test_more_steps_change_the_rates_of_some_schedules(
+    scheduler: str | dict, schedule: str, depends: bool
+) -> None:
+    if isinstance(scheduler, str):
+        scheduler = compose_config("+subject=cat", f"scheduler={scheduler}").scheduler
+    assert depends_on_steps(scheduler, schedule) == depends
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""More steps for a run: go on from its last state, or say why not and which command to use instead."""
+
+from __future__ import annotations
+
+import shlex
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from personalar.config.command_line import as_value
+from personalar.config.fields import key_of
+from personalar.config.fingerprint import learning_settings, stage_settings
+from personalar.config.run_config import STAGES, RunConfig
+from personalar.core.older_runs import modernized
+from personalar.core.own_files import RECORD_FILE, RESULTS, delete_own
+from personalar.core.run_folder import OtherSettingsError, RunFolder, changes
+from personalar.runs.reuse import copy_files, started_alone
+from personalar.scoring.score_file import read_scores, write_scores
+
+REPLACED = ("hydra.run.dir", "reuse", "overwrite")
+"""Settings that the command for a new folder sets itself, or leaves out."""
+
+
+def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, command: Sequence[str]) -> None:
+    """Make sure that the folder's run has the settings of `config`, or can go on to more steps.
+
+    In the second case `folder.longer` names the stage. Nothing is changed yet; see `keep_shorter`.
+
+    Args:
+        photos, base: fingerprints.
+        command: the words of the command line.
+
+    Raises:
+        ValueError: other settings, with the reason and with a command for a new folder.
+    """
+    settings = learning_settings(config)
+    try:
+        folder.claim(settings, photos=photos, base=base, overwrite=config.overwrite)
+    except OtherSettingsError as error:
+        same_inputs = folder.record.get("photos") == photos and folder.record.get("base", base) == base
+        reason = obstacle(config, folder) if same_inputs else ""
+        if reason is None:
+            return
+        first = next(iter(config.method.stages))
+        reuse = same_inputs and folder.has_concept(first) and _learns_alike(config, folder, first)
+        why = f". It cannot be trained longer: {reason}" if reason else ""
+        taken = f", which takes over stage {first}," if reuse else ""
+        raise ValueError(
+            f"{error.found}{why}. It stays as it is; choose another folder{taken} with\n"
+            f"  {new_command(command, folder.path, reuse=reuse)}\n"
+            "(overwrite=true deletes what was learned here)"
+        ) from error
+
+
+def _learns_alike(config: RunConfig, folder: RunFolder, first: str) -> bool:
+    """Tell whether the first stage has the same settings in the folder's run and in `config`."""
+    try:
+        before = stage_settings(modernized(folder.record["settings"]), first)
+    except KeyError:  # of another version
+        return False
+    return before == stage_settings(learning_settings(config), first)
+
+
+def new_command(command: Sequence[str], path: Path, *, reuse: bool) -> str:
+    """Return `command` for a new folder beside `path`, the first stage taken over from there or not."""
+    number = 2
+    while (new := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    words = [word for word in command if key_of(word) not in REPLACED]
+    if reuse:
+        words.append(f"reuse={as_value(str(path))}")
+    return shlex.join([*words, f"hydra.run.dir={as_value(str(new))}"])
+
+
+def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
+    """Return why the run cannot go on with the settings of `config`; None where it can.
+
+    It can where they differ in the number of steps only, of stages that have not begun or of the last one.
+    "" where they differ otherwise.
+    """
+    changed = changes(folder.record["settings"], learning_settings(config))
+    begun = [name for name in config.method.stages if has_begun(folder, name)]
+    longer = None
+    for key, (before, now) in changed.items():
+        numbers = key.removeprefix(f"{STAGES}.").removesuffix(".steps")
+        if key != f"{STAGES}.{numbers}.steps" or None in (before, now):
+            return ""
+        for stage in begun:
+            if config.method.stages[stage].numbers != numbers:
+                continue
+            reason = _stage_obstacle(config, folder, stage, lowered=now < before, last=begun[-1])
+            if reason is not None:
+                return reason
+            longer = stage
+    if longer is not None and "steps" in folder.record["stages"][longer]:  # else it was interrupted
+        folder.longer = longer
+    return None
+
+
+def has_begun(folder: RunFolder, stage: str) -> bool:
+    """Tell whether `stage` has left a concept or a checkpoint."""
+    return folder.has_concept(stage) or bool(folder.checkpoint_of(stage))
+
+
+def _stage_obstacle(
+    config: RunConfig, folder: RunFolder, stage: str, *, lowered: bool, last: str
+) -> str | None:
+    from personalar.training.stage import depends_on_steps
+
+    schedule = config.model.recipe.stages[config.method.stages[stage].numbers].schedule
+    if stage != last:
+        return f"stage {last} has begun after stage {stage}"
+    if lowered:
+        return f"fewer steps of stage {stage} than before"
+    if stage not in config.selected:
+        return f"stage {stage} is not among those to train (stage={config.stage.name})"
+    if depends_on_steps(config.scheduler, schedule):
+        return f"the learning rate of stage {stage} falls with the number of steps, so all rates would change"
+    if not is_whole_state(state_of(folder, stage)):
+        return (
+            f"the optimizer's state of stage {stage} is missing or damaged (it is kept after the last stage, "
+            "up to 1 GB, and not with DeepSpeed)"
+        )
+    if not started_alone(config):
+        return "torchrun and srun start processes before it is decided; start one with trainer.devices=N"
+    return None
+
+
+def state_of(folder: RunFolder, stage: str) -> Path | None:
+    """Return the checkpoint that run.json names for `stage`; None without one."""
+    try:
+        return folder.checkpoints(stage) / folder.checkpoint_of(stage)["file"]
+    except (KeyError, TypeError):
+        return None
+
+
+def is_whole_state(path: Path | None) -> bool:
+    """Tell whether a checkpoint can be read: torch writes a zip file, with a checksum for each part."""
+    if path is None or path.is_dir():  # DeepSpeed's are checked when they are loaded
+        return path is not None
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
+    """Move the results of `folder.longer` to `earlier/STAGE_STEPS/`, make it unfinished, return a message.
+
+    Interrupted anywhere, the same command does it again. The new settings come last: until then the command
+    of before finishes the run as it was, without a step.
+    """
+    stage = folder.longer
+    assert stage is not None
+    entry = folder.checkpoint_of(stage)
+    kept, learned = folder.path / f"earlier/{stage}_{entry['step']}", folder.concept(stage) / RECORD_FILE
+    if learned.is_file():
+        grids = [f"grids/{stage}.png", "grids/overview.png"]
+        copy_files(folder.path, kept, [*RESULTS, "concept", f"images/{stage}", *grids])
+        folder.update(finished=None)
+        learned.unlink()  # first: without it the stage is not finished
+    delete_own(folder.path, f"stages/{stage}/concept", f"images/{stage}")
+    scores = folder.path / "scores.jsonl"
+    if scores.is_file():
+        write_scores(scores, [line for line in read_scores(scores) if line["stage"] != stage])
+    stages = {**folder.record["stages"], stage: {"checkpoint": entry}}
+    folder.update(settings=learning_settings(config), stages=stages)
+    folder.longer = None
+    return f"stage {stage} goes on from step {entry['step']}; the result until there is kept in {kept}"
+
+
+def drop_states(config: RunConfig, folder: RunFolder) -> None:
+    """Delete the checkpoints of finished stages, except that of the last one where more steps may follow."""
+    from personalar.training.checkpoint import LARGEST_STATE
+    from personalar.training.stage import depends_on_steps
+
+    for name, stage in config.method.stages.items():
+        if not folder.has_concept(name):
+            continue
+        numbers, state = config.model.recipe.stages[stage.numbers], state_of(folder, name)
+        kept = (
+            name == folder.last_stage
+            and not depends_on_steps(config.scheduler, numbers.schedule)
+            and folder.checkpoint_of(name).get("step") == numbers.steps
+            and state is not None
+            and state.is_file()
+            and state.stat().st_size <= LARGEST_STATE
+        )
+        if not kept:
+            folder.drop_checkpoints(name)
