@@ -7,6 +7,7 @@ the table of photos warns about it.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -28,6 +29,8 @@ PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _ALONE = (0xD8, 0x01)  # markers without a length field
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start of frame; C4, C8 and CC are tables
+_HUFFMAN = (0xC0, 0xC1, 0xC2)  # arithmetic coding reads on after the end of a scan
+_MORE = bytes(range(255)) * 4  # compressed pixel data of no picture
 _SCAN, _END, _PROGRESSIVE = 0xDA, 0xD9, (0xC2, 0xC6, 0xCA, 0xCE)
 
 
@@ -39,14 +42,17 @@ class JpegFacts:
     """Number of scans; more than one per component means a progressive file."""
     zeros: bool = False
     """True if the compressed pixel data contains a block of zeros."""
-    progressive: bool = False
+    frame: int = 0
+    """Marker of the frame, which names the kind of coding."""
+    end: int | None = None
+    """Offset of the end marker; None if it is missing."""
     missing_bits: dict[tuple[int, int], int] = field(default_factory=dict)
     """(component, DCT coefficient 0-63) -> low bits that the scans so far have not delivered."""
 
     @property
     def unfinished(self) -> bool:
         """True for a progressive file whose last scans are missing."""
-        if not self.progressive:
+        if self.frame not in _PROGRESSIVE:
             return False
         for component in {component for component, _ in self.missing_bits}:
             if any((component, number) not in self.missing_bits for number in range(64)):
@@ -64,13 +70,31 @@ def jpeg_facts(data: bytes) -> JpegFacts:
         # A segment's length includes its own two bytes; max() prevents an endless loop on a damaged length.
         start, at = at + 2, at + max(2, int.from_bytes(data[at : at + 2], "big"))
         if kind in _FRAMES:
-            facts.progressive = kind in _PROGRESSIVE
+            facts.frame = kind
         if kind == _SCAN:
             facts.scans += 1
             _note_scan(facts, data[start:at])
             after = _MARKER.search(data, at)
             facts.zeros = facts.zeros or data.find(ZEROS, at, after.start() if after else len(data)) >= 0
+    facts.end = found.start() if found is not None else None
     return facts
+
+
+def ends_early(data: bytes, facts: JpegFacts) -> bool:
+    """Return True if pixels are missing from the last scan of a JPEG file.
+
+    Decoders skip bytes after a complete scan; after an incomplete one they change the picture.
+    """
+    if facts.end is None or facts.frame not in _HUFFMAN:
+        return False
+    return _half_size(data) != _half_size(data[: facts.end] + _MORE + data[facts.end :])
+
+
+def _half_size(data: bytes) -> bytes:
+    """Return the pixels of a JPEG file, at half its size to save memory."""
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+        image.draft(None, (image.width // 2, image.height // 2))
+        return image.tobytes()
 
 
 def _note_scan(facts: JpegFacts, header: bytes) -> None:
@@ -123,6 +147,8 @@ def file_notes(data: bytes, kind: str) -> list[str]:
         zeros = facts.zeros
         if facts.unfinished:
             notes.append("the last scans are missing: damaged, and less sharp than the original")
+        elif ends_early(data, facts):
+            notes.append("the file ends before the last pixels: damaged, check the picture")
     if kind == "WEBP":
         for name, start, end in _chunks(data):
             if name in (b"VP8 ", b"VP8L") and data.find(ZEROS, start, end) >= 0:

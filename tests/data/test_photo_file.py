@@ -174,6 +174,25 @@ def test_a_cut_that_is_closed_with_an_end_marker_is_noted(
     )
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 2}], ids=str)
+def test_a_cut_within_the_last_scan_is_noted(tmp_path: Path, mode: str, options: dict) -> None:
+    """Down to the last bytes, where neither rows of one colour nor the headers of the scans show it."""
+    data = encoded(grainy().convert(mode), "JPEG", **options)
+    assert not verdict(tmp_path, "a.jpg", data).notes
+    start = data.rindex(b"\xff\xda") + 14
+    for part in (0.2, 0.9, 0.98):
+        cut = data[: start + int(part * (len(data) - 2 - start))] + b"\xff\xd9"
+        notes = verdict(tmp_path, "b.jpg", cut).notes
+        assert any("ends before the last pixels" in note or "scans are missing" in note for note in notes)
+
+
+def test_a_picture_of_two_frames_is_not_called_cut(tmp_path: Path) -> None:
+    data = encoded(grainy(), "MPO", save_all=True, append_images=[grainy(seed=1)])
+    assert not verdict(tmp_path, "a.mpo", data).notes
+    assert not verdict(tmp_path, "b.jpg", encoded(grainy(), "JPEG")[:-2] + bytes(9) + b"\xff\xd9").notes
+
+
 def test_white_studios_are_not_called_damaged(tmp_path: Path) -> None:
     picture = Image.new("RGB", (320, 240), "white")
     picture.paste(grainy((300, 140)), (10, 50))
