@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,3 +92,41 @@ def test_a_memory_limit_that_is_too_small_is_told(
         prepare(compose_config(*words), tmp_path / "run")
     with pytest.raises(ValueError, match=r"to load 9\.00 GB of weights: the limit of this process"):
         process.check_memory(9 * GB)
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A control group of 300 MB within that of this process; skipped where none can be made."""
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text().splitlines() if own.exists() else []
+    names = {kinds: name.lstrip("/") for _, kinds, name in (line.split(":", 2) for line in lines)}
+    first = "memory" in names  # version 1
+    hierarchy, kinds = ("memory", "memory") if first else ("", "")
+    parent = Path("/sys/fs/cgroup", hierarchy, names.get(kinds, ""))
+    group = parent / f"personalar-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error.strerror}")
+    try:
+        (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text("300000000")
+        yield group
+    except OSError as error:
+        pytest.skip(f"the group takes no memory limit: {error.strerror}")
+    finally:
+        group.rmdir()
+
+
+def test_a_real_control_group_is_read_before_it_kills(
+    real_group: Path, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    def within(*words: str) -> subprocess.CompletedProcess[str]:
+        enter = f'echo $$ > {real_group}/cgroup.procs && exec "$@"'
+        return subprocess.run(["sh", "-c", enter, "sh", *words], capture_output=True, text=True, cwd=tmp_path)
+
+    killed = within(sys.executable, "-c", "b'x' * 600_000_000")
+    assert killed.returncode == -signal.SIGKILL  # the limit is real
+    words = ["+subject=cat", f"model.path={tiny_model_dir}", "scorer=none", "experiment=quick"]
+    refused = within(sys.executable, "-m", "personalar.run", *words)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "the limit of this process is 0.30 GB" in refused.stderr
