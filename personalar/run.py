@@ -17,7 +17,7 @@ from personalar.config.fields import key_of
 from personalar.config.run_config import RunConfig, unread
 from personalar.core.errors import user_errors
 from personalar.core.files import read_json, write_atomic
-from personalar.core.process import global_rank, keep_memory
+from personalar.core.process import end_with_parent, global_rank, keep_memory
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, locked, refusable
 from personalar.runs.personalize import personalize, prepare
 from personalar.runs.sweep import (
@@ -117,6 +117,7 @@ def restore_job() -> Job:
 
 def main() -> None:
     """Entry point."""
+    end_with_parent()
     keep_memory()
     from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
 

@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ from typing import Any
 import psutil
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
-
-
+ENDS_WITH_STDIN = "PERSONALAR_ENDS_WITH_STDIN"
+"""Variable of a child whose standard input is a pipe that its parent keeps open."""
 PROGRAM_BYTES = 400_000_000
 """What Python with torch and Lightning takes of a memory limit, before any weight is read."""
 GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -113,18 +113,20 @@ def check_memory(weights: int = 0) -> None:
         raise ValueError(f"too little memory to load {weights / 1e9:.2f} GB of weights: {limit_note()}")
 
 
-def end_with_parent() -> Callable[[], None] | None:
-    """Return what a child does before it starts, to get SIGTERM when this process ends; None off Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # loaded here: a forked child may not
+def end_with_parent() -> None:
+    """Take SIGTERM when the process that started this one ends, if that asked for it (`ENDS_WITH_STDIN`).
 
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended already
-            os._exit(128 + signal.SIGTERM)
+    The other end of standard input then closes, however it ended and on any system.
+    """
+    if os.environ.pop(ENDS_WITH_STDIN, None) is None:  # not for the children of this process
+        return
 
-    return ask
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def available_cores() -> int:

@@ -25,7 +25,7 @@ from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfi
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_text
-from personalar.core.process import available_cores, end_with_parent, visible_gpus
+from personalar.core.process import ENDS_WITH_STDIN, available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
 from personalar.reports.comparison import Row, State, is_run, read_states
@@ -157,17 +157,20 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
     """Run one command with its output in `log`; return whether it succeeded."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    # What ends this process (kill, a closed terminal) must not leave a run behind that holds the lock.
+    environment = {**os.environ, ENDS_WITH_STDIN: "1"}
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", *command]
-    with log.open("w", encoding="utf-8") as stream:
-        # What ends this process (kill, a closed terminal) must not leave a run behind that holds the lock.
-        done = subprocess.run(
-            words, stdout=stream, stderr=stream, env=environment, preexec_fn=end_with_parent()
-        )
-        return done.returncode == 0
+    with (
+        log.open("w", encoding="utf-8") as stream,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=stream, stderr=stream, env=environment
+        ) as child,
+    ):
+        return child.wait() == 0
 
 
 def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from test_personalize import same_result
 import personalar.core.files
 from personalar.core.files import TEMPORARY, temporary, write_atomic
 from personalar.core.own_files import delete_abandoned
+from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import RunFolder
 from personalar.generation.pipeline import write_samples
 from personalar.models.chameleon import tensor_files
@@ -100,20 +101,38 @@ def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
         "benchmark.sys.executable = sys.argv[1]\n"
         "print(benchmark.execute(['x'], Path(sys.argv[2]), gpu=None, threads=1))"
     )
-    program = tmp_path / "child"
-    ends = f"trap 'echo asked > {tmp_path}/asked; exit 143' TERM"
-    program.write_text(f"#!/bin/sh\n{ends}\necho $$ > {tmp_path}/pid\nwhile true; do sleep 0.05; done\n")
+    program, asked, number_of = tmp_path / "child", tmp_path / "asked", tmp_path / "pid"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "from personalar.core.process import end_with_parent\n"
+        f"save = lambda *_: sys.exit(Path({str(asked)!r}).write_text('yes') and 143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "end_with_parent()\n"
+        f"Path({str(number_of)!r}).write_text(str(os.getpid()))\n"
+        "while True: time.sleep(0.05)\n"
+    )
     program.chmod(0o755)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
-        for name in ("asked", "pid"):
-            (tmp_path / name).unlink(missing_ok=True)
+        for path in (asked, number_of):
+            path.unlink(missing_ok=True)
         words = [sys.executable, "-c", code, str(program), str(tmp_path / "log")]
         with subprocess.Popen(words) as parent:
-            wait_for(tmp_path / "pid")
+            wait_for(number_of)
             parent.send_signal(number)
-        wait_for(tmp_path / "asked")
-        child = int((tmp_path / "pid").read_text())
+        wait_for(asked)
+        child = int(number_of.read_text())
         assert not psutil.pid_exists(child) or psutil.Process(child).wait(5) is None
+
+
+def test_a_run_whose_evaluate_is_gone_ends(tmp_path: Path, run_overrides: list[str]) -> None:
+    """The pipe is closed before it has begun; without the variable standard input says nothing."""
+    words = [sys.executable, "-m", "personalar.run", *run_overrides, "--cfg", "job"]
+    for variables, code in (({ENDS_WITH_STDIN: "1"}, -signal.SIGTERM), ({}, 0)):
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, cwd=tmp_path, env=os.environ | variables
+        )
+        assert done.returncode == code
 
 
 def wait_for(path: Path) -> None:
