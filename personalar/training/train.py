@@ -156,9 +156,10 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     try:
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except Exception as error:
-        if not collected.parts or trainer.world_size > 1:
+        if not collected.parts:
             raise
-        # All steps are done and gathered: a logger or callback that fails at its end costs no result.
+        # All steps are done and gathered: a logger or callback that fails at its end costs no result. The
+        # other processes exchange nothing more in `fit`; all meet at the barrier below.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         context.reporter.say(f"note: after the last step of stage {stage.name}: {reason}", style="yellow")
     if trainer.is_global_zero:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import nn
 
@@ -57,8 +58,9 @@ class ListLogger(Logger):
 
 
 class Forgetful(ListLogger):
-    """Fails at the end of training."""
+    """Fails at the end of training, in the process that logs."""
 
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Fail as a server does that is gone."""
         raise ConnectionError("the server is gone")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import QUICK
-from processes import run_and_look, run_interrupted, run_together
+from processes import run_and_look, run_interrupted, run_together, run_with_plugins
 
 from personalar.concepts.concept import Concept
 from personalar.config.recipe import StageNumbers
@@ -103,6 +103,20 @@ def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
             assert {name for group in shapes for name in group} == {"identifier.rows", *trained}
     size = sum(file.stat().st_size for file in [checkpoint, *checkpoint.rglob("*")] if file.is_file())
     assert size < (base / "base" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_a_logger_that_fails_after_learning_costs_nothing_with_two_processes(
+    strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """It fails on rank zero alone, at the end of each stage."""
+    words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
+    words += ["trainer.accelerator=cpu", "trainer.attention=eager"]
+    mine = '+logger.mine={_target_: toys.Forgetful, file: "{folder}/list.txt", name: "{stage}"}'
+    said = run_together(tmp_path / "run", *words, mine, work=run_with_plugins)
+    for stage in ("embedding", "transformer"):
+        assert f"note: after the last step of stage {stage}: the server is gone" in said
+    assert_same_learning(finished_run, tmp_path / "run")
 
 
 def test_processes_share_every_step() -> None:
