@@ -92,7 +92,7 @@ def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
             if reason is not None:
                 return reason
             longer = stage
-    if longer is not None and "steps" in folder.record["stages"][longer]:  # else it was interrupted
+    if longer is not None and "steps" in folder.record["stages"].get(longer, {}):  # else it was interrupted
         folder.longer = longer
     return None
 
@@ -115,7 +115,10 @@ def _stage_obstacle(
     if stage not in config.selected:
         return f"stage {stage} is not among those to train (stage={config.stage.name})"
     if depends_on_steps(config.scheduler, schedule):
-        return f"the learning rate of stage {stage} falls with the number of steps, so all rates would change"
+        return (
+            f"the learning rate of stage {stage} depends on its number of steps, so the steps it has taken "
+            "would have had other rates"
+        )
     if not is_whole_state(state_of(folder, stage)):
         return (
             f"the optimizer's state of stage {stage} is missing or damaged (it is kept after the last stage, "
@@ -153,8 +156,8 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
     """
     stage = folder.longer
     assert stage is not None
-    entry = folder.checkpoint_of(stage)
-    kept, learned = folder.path / f"earlier/{stage}_{entry['step']}", folder.concept(stage) / RECORD_FILE
+    entry, steps = folder.checkpoint_of(stage), folder.record["stages"][stage]["steps"]
+    kept, learned = folder.path / f"earlier/{stage}_{steps}", folder.concept(stage) / RECORD_FILE
     if learned.is_file():
         grids = [f"grids/{stage}.png", "grids/overview.png"]
         copy_files(folder.path, kept, [*RESULTS, "concept", f"images/{stage}", *grids])
@@ -167,7 +170,8 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
     stages = {**folder.record["stages"], stage: {"checkpoint": entry}}
     folder.update(settings=learning_settings(config), stages=stages)
     folder.longer = None
-    return f"stage {stage} goes on from step {entry['step']}; the result until there is kept in {kept}"
+    result = f"; the result of {steps} steps is kept in {kept}" if kept.is_dir() else ""
+    return f"stage {stage} goes on from step {entry['step']}{result}"
 
 
 def drop_states(config: RunConfig, folder: RunFolder) -> None:

@@ -54,7 +54,7 @@ def test_a_finished_run_goes_on_and_ends_as_if_it_had_had_the_steps_at_once(
     same_result(whole, run_dir)
     said = capsys.readouterr().out
     assert (
-        f"stage transformer goes on from step 3; the result until there is kept in {run_dir}/earlier" in said
+        f"stage transformer goes on from step 3; the result of 3 steps is kept in {run_dir}/earlier" in said
     )
     for name in ("concept", "images/transformer"):
         kept = contents(run_dir / "earlier" / "transformer_3" / name, "**/*")
@@ -181,7 +181,7 @@ def test_an_earlier_stage_and_a_stage_that_is_not_chosen_are_refused(
 def test_the_command_that_is_offered_takes_over_the_finished_stage(do_run, finished_run: Path) -> None:
     """A rate that falls; the command is run as it is printed."""
     said = refusal(do_run, finished_run, f"{TWO[0]}.steps=5")
-    assert "the learning rate of stage transformer falls with the number of steps" in said
+    assert "the learning rate of stage transformer depends on its number of steps" in said
     line = next(line for line in said.splitlines() if line.startswith("  python -m personalar.run "))
     words, new = shlex.split(line), Path(f"{finished_run}-2")
     assert words[-2:] == [f"reuse={finished_run}", f"hydra.run.dir={new}"]
