@@ -74,7 +74,7 @@ class Baseline:
         """Return codes (B, h, w) for prompts of one length."""
         grammar = backend.grammar(*grid)
         prefix = grammar[: grammar.index(None)]
-        alone = [*backend.unconditional_prompt, *prefix]
+        alone = [*backend.unconditional_prompt(prompts[0]), *prefix]
         body = image_body(backend, grid)
         start = len(prompts[0]) + len(prefix)
         both = self.static and self.sampling.guided

@@ -86,7 +86,7 @@ class SequenceStream(IterableDataset):
             own = step * self.num_subject + slot
             (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
         if uniform(generator) < dropout:
-            made = self.backend.unconditional_sequence(codes, loss=self.loss)
+            made = self.backend.unconditional_sequence(prompt, codes, self.tokens, loss=self.loss)
         else:
             made = self.backend.training_sequence(prompt, codes, self.tokens, loss=self.loss)
         # The key seeds the residual dropout: the mask is the same in any micro-batch and after a resume.

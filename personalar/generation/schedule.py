@@ -110,7 +110,7 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
     prefixes = [layouts[grid][0] for grid in request.grids]
     rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
     if guided:
-        rows += [[*backend.unconditional_prompt, *prefix] for prefix in prefixes]
+        rows += unconditional_rows(backend, request.prompts, prefixes)
     widths = _step_widths([followers for _, followers in layouts.values()])
     tails = {grid: _tail(followers, widths) for grid, (_, followers) in layouts.items()}
     own = [tails[grid] for grid in request.grids]
@@ -128,6 +128,16 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
         forced=torch.tensor([tail.ids for tail in own], device=device),
         is_code=torch.tensor([[index == CODE for index in tail.ids] for tail in own], device=device),
     )
+
+
+def unconditional_rows(
+    backend: Backend, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Return each image's unconditional row: the context without its prompt, and the ids before its codes."""
+    return [
+        [*backend.unconditional_prompt(prompt), *prefix]
+        for prompt, prefix in zip(prompts, prefixes, strict=True)
+    ]
 
 
 def num_codes(backend: Backend) -> int:
@@ -168,17 +178,8 @@ def prefill(
 ) -> Tensor:
     """Run the prompts through the network and fill the cache.
 
-    Equal rows are computed once: all unconditional rows, and images that share a prompt.
-
-    Args:
-        backend: the base model.
-        rows: token ids of R rows; they are left-padded to the longest, T.
-        cache: KV cache of R rows.
-        identifier: learned embeddings. They occur in prompts only, never among codes.
-        more: further token ids (R, T') after the prompts, or None.
-
-    Returns:
-        Hidden states (R, T + T', D).
+    Equal rows are run once: the images of one prompt, and equal unconditional ones.
+    The identifier acts here only: codes are never identifiers.
     """
     longest = max(map(len, rows))
     # Padding is masked out, so its id does not matter.

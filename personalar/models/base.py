@@ -83,8 +83,8 @@ class Backend(Protocol):
     """The id that fills up the rows of a batch."""
     word_table: Tensor
     """The embedding table (V, D)."""
-    unconditional_prompt: Sequence[int]
-    """Ids before the image in the unconditional context of guidance; empty for Lumina-mGPT."""
+    trained_rows: slice
+    """The rows of `word_table` that pretraining changed; rows that no token used are left out."""
     code_offset: int
     """The id of image code 0; codes are one block of ids in order."""
     blocks: Sequence[nn.Module]
@@ -131,13 +131,18 @@ class Backend(Protocol):
             tokens: names that are one token each in this prompt, such as {"[V]": id}.
         """
 
+    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Return the ids before the image in the unconditional context of guidance for `prompt` (ids)."""
+
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
         """Return `prompt` and the image of codes (h, w) as one training example."""
 
-    def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
-        """Return the image of codes (h, w) after the unconditional context: a dropped prompt."""
+    def unconditional_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
+    ) -> TrainingSequence:
+        """Return the image of codes (h, w) after the unconditional context of `prompt`: a dropped prompt."""
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids among which a token is predicted with `loss`."""
@@ -161,8 +166,8 @@ class Backend(Protocol):
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if given."""
 
-    def head(self, rows: slice) -> Head:
-        """Return the map from hidden states to the logits of the ids `rows`; it reads its weights now."""
+    def head(self, loss: Loss) -> Head:
+        """Return the map from hidden states to the logits of `choices(loss)`; it reads its weights now."""
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""

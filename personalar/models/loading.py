@@ -83,6 +83,9 @@ def open_family(
     Args:
         vq: folder of the image tokenizer, where it is not in `folder`; `model.vq_path` comes first.
         tokenizer: file of the text tokenizer, where it is not in `folder`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such family, or files or settings that it refuses.
     """
     try:
         opened = importlib.import_module(config.family).open_folder
@@ -92,7 +95,24 @@ def open_family(
             "a function open_folder, such as personalar.models.chameleon"
         ) from error
     vq = Path(config.vq_path).expanduser() if config.vq_path else vq
-    return opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
+    files = opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
+    check_recipe(config, files)
+    return files
+
+
+def check_recipe(config: ModelConfig, files: ModelFiles) -> None:
+    """Raise ValueError for a setting of the recipe that the base cannot follow."""
+    loss, start = config.recipe.loss, config.recipe.identifier.init
+    if loss not in files.losses:
+        raise ValueError(
+            f"model.recipe.loss={loss} is refused for model={config.name}, which predicts nothing but image "
+            f"codes; allowed: {', '.join(files.losses)}"
+        )
+    if start == "nearest" and files.nearest_problem:
+        raise ValueError(
+            f"model.recipe.identifier.init=nearest is refused for model={config.name}: "
+            f"{files.nearest_problem}; choose random, or words with model.recipe.identifier.words=[...]"
+        )
 
 
 def pin(config: ModelConfig) -> ModelConfig:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from personalar.models.base import Backend
+from personalar.models.base import Backend, Loss
 
 
 class NetworkShape(Protocol):
@@ -68,6 +68,10 @@ class ModelFiles(Protocol):
 
     layout: Any
     """Sizes and sequence layout of the base; see `config/model_config.py`."""
+    losses: Sequence[Loss]
+    """The losses that the base can be trained with."""
+    nearest_problem: str | None
+    """Why `identifier.init=nearest` is refused: pretraining gave the reserved ids no meaning; None: it is not."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""

@@ -58,7 +58,7 @@ def start_identifier(
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
     tokens = assign_tokens(names, backend.reserved_ids)
     table = backend.word_table
-    rows = random_rows(table, len(names), generator=generator)
+    rows = random_rows(table[backend.trained_rows], len(names), generator=generator)
     if numbers.init == "nearest":
         known = table[list(backend.reserved_ids)]
         rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)

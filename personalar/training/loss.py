@@ -78,7 +78,7 @@ def sequence_loss(
     targets = ids[:, 1:][mask] - rows.start
     return head_loss(
         hidden[:, :-1][mask],
-        backend.head(rows),
+        backend.head(loss),
         targets,
         num_choices=rows.stop - rows.start,
         z_loss=z_loss,

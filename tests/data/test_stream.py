@@ -93,7 +93,7 @@ def test_a_tenth_of_the_prompts_is_dropped_as_lumina_does(tiny_backend) -> None:
 def test_collate_pads_at_the_right(tiny_backend) -> None:
     made = stream(tiny_backend)
     short, long = (
-        made.backend.unconditional_sequence(torch.ones(4, 4).long(), loss="image_tokens"),
+        made.backend.unconditional_sequence("a dog", torch.ones(4, 4).long(), loss="image_tokens"),
         made.sequence(0),
     )
     batch = collate([short, long], pad=1)

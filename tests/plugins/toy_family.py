@@ -5,7 +5,7 @@ The next id depends on the last one alone. A code is the grey of 8 x 8 pixels; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class ToyBackend(nn.Module):
 
     sizes, square, known_words, max_tokens = [(32, 32)], (32, 32), None, 200
     reserved_ids, pad_id, code_offset = range(PAD + 1, CODE), PAD, CODE
-    unconditional_prompt: tuple[int, ...] = ()
+    trained_rows = slice(None)
     device, dtype = torch.device("cpu"), torch.float32
     has_fixed_addresses, is_cut_up = True, False
 
@@ -112,7 +112,10 @@ class ToyBackend(nn.Module):
     def training_sequence(self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss) -> TrainingSequence:
         return self._sequence(self.prompt_ids(prompt, None, tokens), codes)
 
-    def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
+    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
+        return []
+
+    def unconditional_sequence(self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss) -> TrainingSequence:
         return self._sequence([], codes)
 
     def _sequence(self, prompt: list[int], codes: Tensor) -> TrainingSequence:
@@ -138,11 +141,11 @@ class ToyBackend(nn.Module):
             cache.advance(embeds.shape[1])
         return self.transformer(embeds)
 
-    def head(self, rows: slice) -> Head:
-        return self.transformer.head(rows)
+    def head(self, loss: Loss) -> Head:
+        return self.transformer.head(self.choices(loss))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
-        return self.head(self.choices("image_tokens"))(hidden)
+        return self.head("image_tokens")(hidden)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class ToyFiles:
 
     folder: Path
     layout: ProtocolConfig
+    losses = ("image_tokens",)
+    nearest_problem = None
 
     def missing(self) -> list[str]:
         return [str(file) for file in self.weights() if not file.is_file()]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from personalar.generation.base import GenerationRequest, Identifier
 from personalar.generation.sampling import Sampling, gumbel_noise, random_codes, seed_tensor
-from personalar.generation.schedule import image_schedule, num_codes, prefill
+from personalar.generation.schedule import image_schedule, num_codes, prefill, unconditional_rows
 from personalar.models.base import Backend
 
 
@@ -106,7 +106,7 @@ class Window:
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
         if sampling.guided:
-            self._rows += [[*backend.unconditional_prompt, *prefix] for prefix in prefixes]
+            self._rows += unconditional_rows(backend, request.prompts, prefixes)
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = num_codes(backend)

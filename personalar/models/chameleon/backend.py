@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -75,14 +75,14 @@ class ChameleonBackend(nn.Module):
         return self.transformer.config.max_position_embeddings
 
     @property
-    def unconditional_prompt(self) -> list[int]:
-        """Ids before the image in the unconditional context of guidance."""
-        return self.protocol.unconditional_prompt
-
-    @property
     def word_table(self) -> Tensor:
         """The embedding table (V, D)."""
         return self.transformer.model.embed_tokens.weight
+
+    @property
+    def trained_rows(self) -> slice:
+        """All rows: every id of the vocabulary has a name."""
+        return slice(None)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -152,13 +152,19 @@ class ChameleonBackend(nn.Module):
         """Return the ids before an image of `size` (width, height); see `SequenceLayout.prompt_ids`."""
         return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
 
+    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Return the ids before the image in the unconditional context; the same for every prompt."""
+        return self.protocol.unconditional_prompt
+
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
         """Return `prompt` and the image of codes (h, w) as one training example."""
         return self.protocol.training_ids(prompt, codes, tokens, loss=loss)
 
-    def unconditional_sequence(self, codes: Tensor, *, loss: Loss) -> TrainingSequence:
+    def unconditional_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
+    ) -> TrainingSequence:
         """Return the image of codes (h, w) after the unconditional context."""
         return self.protocol.unconditional_ids(codes, loss=loss)
 
@@ -190,10 +196,10 @@ class ChameleonBackend(nn.Module):
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `ChameleonTransformer.forward`."""
         return self.transformer(embeds, positions, cache, mask, dropout=dropout)
 
-    def head(self, rows: slice) -> Head:
-        """Return the map from hidden states to the logits of the ids `rows`."""
-        return self.transformer.head(rows)
+    def head(self, loss: Loss) -> Head:
+        """Return the map from hidden states to the logits of `choices(loss)`."""
+        return self.transformer.head(self.choices(loss))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
-        return self.head(self.tokenizer.image_rows)(hidden)
+        return self.head("image_tokens")(hidden)

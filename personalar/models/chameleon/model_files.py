@@ -50,6 +50,8 @@ class ModelFiles:
     layout: ProtocolConfig
     published: bool
     """Whether `base` is a Hugging Face checkpoint, where unknown tensors are ignored, and not our format."""
+    losses = ("image_tokens", "answer")
+    nearest_problem = None
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""

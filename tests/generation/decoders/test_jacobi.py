@@ -143,7 +143,8 @@ class Toy:
         shape = (2, CODES + 4, CODES + 4, CODES)  # prompt or not, token before, token, next code
         self.table = torch.randn(shape, generator=generator) * spread
 
-    unconditional_prompt = ()
+    def unconditional_prompt(self, prompt: list[int]) -> list[int]:
+        return []
 
     def grammar(self, h: int, w: int) -> list[int | None]:
         return [BOI, *([None] * w + [NEWLINE]) * h, EOI]
