@@ -9,7 +9,7 @@ from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.network.vq import VQConfig, VQModel
 
 
 def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:

@@ -24,8 +24,8 @@ import personalar.models.chameleon.transformer as network
 from personalar.generation.decoders import compiled
 from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
 from personalar.models import random_keys as hashing
-from personalar.models.attention import attend
-from personalar.models.cache import CacheWindow
+from personalar.models.network.attention import attend
+from personalar.models.network.cache import CacheWindow
 
 FEW_ROWS = 4
 """Two rows of an image with guidance, two tokens each where a newline travels along."""

@@ -33,7 +33,7 @@ from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.transformer import TransformerConfig
-from personalar.models.chameleon.vq import VQConfig
+from personalar.models.network.vq import VQConfig
 
 PLAIN = "plain step"
 VARIANTS = (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from personalar.generation.base import GenerationRequest, Identifier, Progress
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models.cache import KVCache, Slots, put
+from personalar.models.network.cache import KVCache, Slots, put
 
 CHOICES = ("exact", *FORMATS)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
 from personalar.models.chameleon.tokenizer import Tokenizer, chameleon_names, train_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.network.vq import VQConfig, VQModel
 
 TEXTS = ["Generate an image of 512x512 according to the following prompt:\na photo of a dog"]
 TINY_VQ = VQConfig(

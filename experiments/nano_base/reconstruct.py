@@ -17,7 +17,7 @@ from PIL import Image
 from train_vq import JUDGE, evaluate, load_vq
 from vq_losses import InstanceJudge
 
-from personalar.models.chameleon.vq import VQModel
+from personalar.models.network.vq import VQModel
 
 COLUMNS, ROWS = 12, 3
 

@@ -27,7 +27,7 @@ from train_vq import load_vq
 from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQModel
+from personalar.models.network.vq import VQModel
 from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26

@@ -25,7 +25,7 @@ from vq_codebook import MovingCodebook, k_means
 from vq_losses import Discriminator, InstanceJudge, gradient_energy, reconstruction_loss
 from vq_optimizer import ConvolutionMuon
 
-from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.network.vq import VQConfig, VQModel
 
 WARMUP, PLAIN_STEPS, AVERAGE = 60, 120, 0.999
 REPORT, CHECK, CHECKED, SAVE_SECONDS = 50, 500, 200, 300

@@ -11,7 +11,7 @@ from personalar.models.chameleon.sequence_layout import LUMINA_PROMPT, ProtocolC
 from personalar.models.chameleon.serialization import init_backend, save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import TransformerConfig
-from personalar.models.chameleon.vq import VQConfig
+from personalar.models.network.vq import VQConfig
 
 
 def main(folder: str) -> None:

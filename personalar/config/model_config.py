@@ -31,16 +31,17 @@ class ProtocolConfig:
     buckets: str = "aspect"
     """Supported image shapes: "square" only, or "aspect", all aspect ratios of Lumina-mGPT."""
     structure: str = "rows"
-    """"rows": size tokens first, and a newline token after each row of codes (Lumina-mGPT); "flat": codes
-    only, of one square size (Chameleon, Anole)."""
+    """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT); "flat": the codes
+    alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
     unconditional: str = "image"
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
-    "separator" (the prompt's last token, as in the SJD code) or "bos" (Chameleon)."""
+    "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), or "pad" (BOS, and a pad
+    for each further token of the prompt: Janus)."""
     resize: str = "halving"
-    """How a photo is scaled to the image size: "halving" (repeated box filter, then bicubic: Lumina-mGPT) or
-    "lanczos" (Chameleon)."""
+    """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT), "lanczos"
+    (Chameleon) or "cover" (bicubic in one step: Janus)."""
     prompt_template: str = LUMINA_PROMPT
-    """Text of the prompt with {width}, {height} and {prompt}."""
+    """The user's turn, with {width}, {height} and {prompt}; a family may have names of tokens in it."""
     ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))
     """Required token ids by token name; a tokenizer with other ids is an error."""
     known_words: list[str] | None = None
@@ -49,11 +50,6 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for invalid values or combinations."""
         one_of("layout.buckets", self.buckets, ("square", "aspect"))
-        one_of("layout.structure", self.structure, ("rows", "flat"))
-        one_of("layout.unconditional", self.unconditional, ("image", "separator", "bos"))
-        one_of("layout.resize", self.resize, ("halving", "lanczos"))
-        if self.structure == "flat" and self.buckets != "square":
-            raise ValueError("layout.structure=flat has no size tokens: set layout.buckets=square")
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"

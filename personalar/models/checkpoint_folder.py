@@ -1,4 +1,4 @@
-"""Folders as Hugging Face writes them: json files, and safetensors in one file or in shards with an index."""
+"""Folders as Hugging Face writes them: json files, and weights in one file or in shards with an index."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from personalar.core import files
 from personalar.core.files import write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+"""The older format, which is read where a folder has nothing of the newer one."""
 MOST_LEVELS = 16
 """Numbers in a list of config.json: levels of an image tokenizer."""
 Numbers = TypeVar("Numbers")
@@ -68,10 +70,11 @@ def check_numbers(config: Any) -> None:
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Return the names of the safetensors files of `folder`, which may be missing."""
-    index = folder / INDEX
+    """Return the names of the weight files of `folder`, which may be missing."""
+    newer = (folder / INDEX).is_file() or (folder / WEIGHTS).is_file()
+    index = folder / (INDEX if newer else OLD_INDEX)
     if not index.is_file():
-        return [WEIGHTS]
+        return [OLD_WEIGHTS if not newer and (folder / OLD_WEIGHTS).is_file() else WEIGHTS]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
         raise ValueError(f"{index} has no weight_map: copy it again")
@@ -79,9 +82,9 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of `folder`. Raises FileNotFoundError if one is missing."""
+    """Return the weight files of `folder`. Raises FileNotFoundError if one is missing."""
     files = [folder / name for name in shard_names(folder)]
     for file in files:
         if file.parent != folder or not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; {folder} needs {WEIGHTS} or all shards of {INDEX}")
+            raise FileNotFoundError(f"{file} is missing; {folder} needs {WEIGHTS} or all shards of its index")
     return files

@@ -71,7 +71,7 @@ class ModelFiles(Protocol):
     losses: Sequence[Loss]
     """The losses that the base can be trained with."""
     nearest_problem: str | None
-    """Why `identifier.init=nearest` is refused: pretraining gave the reserved ids no meaning; None: it is not."""
+    """Why `identifier.init=nearest` is refused; None: pretraining gave the reserved ids a meaning."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""

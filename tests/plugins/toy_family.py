@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.base import Head, Loss, TrainingSequence
-from personalar.models.cache import KVCache
 from personalar.models.image_transforms import preprocess
+from personalar.models.network.cache import KVCache
 from personalar.models.stored_base import BaseShape
 
 BEGIN, END, PAD, CODE = 128, 129, 130, 140  # characters are below, reserved ids between, codes from here on
@@ -115,7 +115,9 @@ class ToyBackend(nn.Module):
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         return []
 
-    def unconditional_sequence(self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss) -> TrainingSequence:
+    def unconditional_sequence(
+        self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss
+    ) -> TrainingSequence:
         return self._sequence([], codes)
 
     def _sequence(self, prompt: list[int], codes: Tensor) -> TrainingSequence:

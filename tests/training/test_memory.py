@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import personalar.training.memory_fit
 from personalar.config.compose import package_path
-from personalar.models.chameleon.memory_shape import decode_bytes, images_at_once, shape_of
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
 from personalar.models.dropout import Dropout
+from personalar.models.network.memory_shape import decode_bytes, images_at_once, shape_of
+from personalar.models.network.vq import VQConfig, VQModel
 from personalar.training.loss import head_loss
 from personalar.training.memory import (
     Allocations,

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-
-from personalar.core.image_sizes import choose_bucket
-from personalar.models.base import Head, Loss, TrainingSequence
-from personalar.models.cache import KVCache
-from personalar.models.chameleon.memory_shape import decode_bytes, images_at_once
+from personalar.models.base import Head, Loss
 from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer
-from personalar.models.chameleon.vq import VQModel
-from personalar.models.dropout import Dropout
-from personalar.models.image_transforms import preprocess, to_model_range
-from personalar.models.sharding import is_sharded
+from personalar.models.network.backbone import LlamaBackend
+from personalar.models.network.vq import VQModel
 
 
-class ChameleonBackend(nn.Module):
+class ChameleonBackend(LlamaBackend):
     """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
+
+    trained_rows = slice(None)
 
     def __init__(
         self,
@@ -33,7 +23,6 @@ class ChameleonBackend(nn.Module):
         tokenizer: Tokenizer,
         protocol: ProtocolConfig,
     ) -> None:
-        super().__init__()
         rows = transformer.config.vocab_size
         if tokenizer.vocab_size > rows:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds only {rows}")
@@ -42,164 +31,15 @@ class ChameleonBackend(nn.Module):
                 f"the tokenizer names {tokenizer.num_codes} image codes, the VQ model has "
                 f"{vq.config.num_embeddings}: they belong to different models"
             )
-        self.transformer, self.vq, self.tokenizer = transformer, vq, tokenizer
-        self.protocol = SequenceLayout(tokenizer, protocol, downsample=vq.config.downsample)
-        self.sizes = protocol.sizes
-        self.reserved_ids = tokenizer.concept_ids
-        self.pad_id = tokenizer.pad
-        self.code_offset = tokenizer.code_offset
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.transformer.lm_head.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the transformer; the VQ model is always float32."""
-        return self.transformer.lm_head.weight.dtype
-
-    @property
-    def square(self) -> tuple[int, int]:
-        """The default size of a picture."""
-        return self.protocol.config.square
-
-    @property
-    def known_words(self) -> list[str] | None:
-        """Every word of the captions the model was trained on; None: unknown."""
-        return self.protocol.config.known_words
-
-    @property
-    def max_tokens(self) -> int:
-        """Number of positions that the model was trained with."""
-        return self.transformer.config.max_position_embeddings
-
-    @property
-    def word_table(self) -> Tensor:
-        """The embedding table (V, D)."""
-        return self.transformer.model.embed_tokens.weight
-
-    @property
-    def trained_rows(self) -> slice:
-        """All rows: every id of the vocabulary has a name."""
-        return slice(None)
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The layers of the transformer."""
-        return self.transformer.model.layers
-
-    @property
-    def has_fixed_addresses(self) -> bool:
-        """False where float32 weights are rounded for every use, or are sharded (ZeRO 3)."""
-        return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
-
-    @property
-    def is_cut_up(self) -> bool:
-        """True if the weights are sharded (ZeRO 3)."""
-        return any(map(is_sharded, self.transformer.parameters()))
-
-    def preprocess(
-        self,
-        image: Image.Image,
-        *,
-        size: tuple[int, int] | None = None,
-        crop: str = "center",
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best of `self.sizes`."""
-        sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
-        return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
-
-    def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `self.sizes` (width, height) that loses least of an upright `image`."""
-        return choose_bucket(image.width, image.height, self.sizes)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
-        pixels = to_model_range(images.to(self.device))
-        at_once = images_at_once(images.shape[2] * images.shape[3])
-        return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
-
-    @torch.no_grad()
-    def decode_images(self, codes: Tensor) -> Tensor:
-        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
-        if codes.ndim != 3:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (B, h, w)")
-        at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
-        pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
-        return (torch.cat(pixels) + 1.0) / 2.0
-
-    def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
-        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
-        config = self.vq.config
-        return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
-
-    def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
-        return self.protocol.code_shape(*(size or self.square))
-
-    def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text`; names of special tokens in it are plain text."""
-        return self.tokenizer.encode_text(text)
-
-    def prompt_ids(
-        self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
-    ) -> list[int]:
-        """Return the ids before an image of `size` (width, height); see `SequenceLayout.prompt_ids`."""
-        return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
-
-    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return the ids before the image in the unconditional context; the same for every prompt."""
-        return self.protocol.unconditional_prompt
-
-    def training_sequence(
-        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
-    ) -> TrainingSequence:
-        """Return `prompt` and the image of codes (h, w) as one training example."""
-        return self.protocol.training_ids(prompt, codes, tokens, loss=loss)
-
-    def unconditional_sequence(
-        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
-    ) -> TrainingSequence:
-        """Return the image of codes (h, w) after the unconditional context."""
-        return self.protocol.unconditional_ids(codes, loss=loss)
+        layout = SequenceLayout(tokenizer, protocol, downsample=vq.config.downsample)
+        super().__init__(transformer=transformer, vq=vq, layout=layout)
+        self.tokenizer, self.reserved_ids, self.pad_id = tokenizer, tokenizer.concept_ids, tokenizer.pad
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids among which a token is predicted with `loss`."""
         everything = slice(0, self.transformer.config.vocab_size)
         return self.tokenizer.image_rows if loss == "image_tokens" else everything
 
-    def grammar(self, h: int, w: int) -> list[int | None]:
-        """Return the ids of an image of (h, w) codes, None where a code is free."""
-        return self.protocol.grammar(h, w)
-
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
-        return self.transformer.new_cache(capacity=capacity, pad=pad)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Map ids (B, T) to embeddings (B, T, D)."""
-        return self.transformer.embed(ids)
-
-    def forward(
-        self,
-        embeds: Tensor,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
-        dropout: Dropout | None = None,
-    ) -> Tensor:
-        """Map embeddings (B, T, D) to hidden states (B, T, D); see `ChameleonTransformer.forward`."""
-        return self.transformer(embeds, positions, cache, mask, dropout=dropout)
-
     def head(self, loss: Loss) -> Head:
         """Return the map from hidden states to the logits of `choices(loss)`."""
         return self.transformer.head(self.choices(loss))
-
-    def image_logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
-        return self.head("image_tokens")(hidden)

@@ -15,18 +15,13 @@ import torch
 from torch import Tensor
 
 from personalar.core.files import write_atomic
-from personalar.models.chameleon.tensor_files import (
-    VQ_PREFIX,
-    collapse_norms,
-    is_head_norm,
-    read_shapes,
-    write_shards,
-    write_tensors,
-)
+from personalar.models.chameleon.model_files import VQ_PREFIX, network_name
+from personalar.models.chameleon.norm_rows import collapse_norms, is_head_norm
 from personalar.models.chameleon.tokenizer import IMAGE, Tokenizer, code_name
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig
 from personalar.models.checkpoint_folder import write_json
+from personalar.models.network.vq import VQConfig
+from personalar.models.tensor_files import read_shapes, write_shards, write_tensors
 
 if TYPE_CHECKING:  # it reads what is written here
     from personalar.models.chameleon.backend import ChameleonBackend
@@ -104,7 +99,7 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
 
     None is one row per head. Heads that were trained apart do not fit in fewer rows, whatever `base` has.
     """
-    stored = {name: shape[0] for name, shape in read_shapes(base).items() if is_head_norm(name)}
+    stored = {name: shape[0] for name, shape in read_shapes(base, network_name).items() if is_head_norm(name)}
     fewer = [rows for name, rows in stored.items() if rows < state[name].shape[0]]
     if not fewer:
         return None, None

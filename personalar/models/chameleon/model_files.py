@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from personalar.config.fields import one_of
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import fits
 from personalar.models.checkpoint_folder import read_config, read_json, shard_names, weight_files
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # torch is loaded with the model
 VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
 LAYOUT = {"grid_px": int, "resolution": int, "ids": {"*": int}, "known_words": ([str], None)}
 """The shape of protocol.json (`files.fits`); all else is text, and no ${...} in it is resolved."""
+VQ_PREFIX = "model.vqmodel."
+"""Begins the names of the image tokenizer's tensors in a checkpoint that contains it."""
 VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstream repositories
 
 
@@ -74,13 +77,14 @@ class ModelFiles:
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
         """Return the numbers that decide memory, for `images` images decoded together."""
-        from personalar.models.chameleon.memory_shape import shape_of
         from personalar.models.chameleon.transformer import TransformerConfig
         from personalar.models.chameleon.vq_checkpoint import vq_config
+        from personalar.models.network.memory_shape import shape_of
 
         parse = partial(TransformerConfig.from_hf, attention=attention)
-        network = read_config(self.base / "config.json", parse)
-        return shape_of(network, vq_config(self.vq), resolution=self.layout.resolution, images=images)
+        network, vq = read_config(self.base / "config.json", parse), vq_config(self.vq)
+        side = self.layout.resolution // vq.downsample
+        return shape_of(network, vq, codes=(side, side), answer_tokens=side * (side + 1) + 5, images=images)
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
         """Return the base; see `serialization.load_backend`."""
@@ -138,6 +142,7 @@ def open_folder(
 
     Raises:
         FileNotFoundError: when there is no such folder, or nothing says the layout.
+        ValueError: when the layout is not one of this family.
     """
     if not path.is_dir():
         raise FileNotFoundError(
@@ -145,6 +150,7 @@ def open_folder(
             "checkpoint"
         )
     layout = read_layout(path / "protocol.json") if layout is None else layout
+    check_layout(layout)
     if vq is not None and not vq.exists():
         raise FileNotFoundError(
             f"no image tokenizer at {vq}; set model.vq_path to a folder with {VQ_CHECKPOINT} or safetensors"
@@ -158,6 +164,25 @@ def open_folder(
         layout=layout,
         published=published,
     )
+
+
+def check_layout(config: ProtocolConfig) -> None:
+    """Raise ValueError for a layout that this family does not have."""
+    one_of("layout.structure", config.structure, ("rows", "flat"))
+    one_of("layout.unconditional", config.unconditional, ("image", "separator", "bos"))
+    one_of("layout.resize", config.resize, ("halving", "lanczos"))
+    if config.structure == "flat" and config.buckets != "square":
+        raise ValueError("layout.structure=flat has no size tokens: it needs layout.buckets=square")
+
+
+def network_name(stored: str) -> str | None:
+    """Return the name of a tensor in the transformer; None: it belongs to the image tokenizer."""
+    return None if stored.startswith(VQ_PREFIX) else stored
+
+
+def tokenizer_name(stored: str) -> str | None:
+    """Return the name of a tensor in the image tokenizer; None: it belongs to the transformer."""
+    return stored.removeprefix(VQ_PREFIX) if stored.startswith(VQ_PREFIX) else None
 
 
 def find_vq(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,22 +14,23 @@ from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import fits, write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import hf_config
-from personalar.models.chameleon.model_files import ModelFiles, open_folder
-from personalar.models.chameleon.tensor_files import (
-    check_fit,
-    expand_norm,
+from personalar.models.chameleon.model_files import ModelFiles, network_name, open_folder
+from personalar.models.chameleon.norm_rows import expanded, expanded_shapes
+from personalar.models.chameleon.tokenizer import Tokenizer
+from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.chameleon.vq_checkpoint import load_vq
+from personalar.models.checkpoint_folder import read_config, read_json, write_json
+from personalar.models.cpu_kernels import use_fast_linears
+from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.sharding import ordinary_modules
+from personalar.models.tensor_files import (
+    expected_shapes,
     fill,
+    fill_sharded,
     read_shapes,
     read_tensors,
     write_tensors,
 )
-from personalar.models.chameleon.tokenizer import Tokenizer
-from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.chameleon.vq_checkpoint import load_vq
-from personalar.models.checkpoint_folder import read_config, read_json, write_json
-from personalar.models.cpu_kernels import use_fast_linears
-from personalar.models.sharding import assign, ordinary_modules
 
 
 def load_backend(
@@ -65,15 +66,8 @@ def load_backend(
         numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
         with torch.device("meta"):
             transformer = ChameleonTransformer(numbers)
-        fill(
-            transformer,
-            read_tensors(files.base),
-            read_shapes(files.base),
-            where=files.base,
-            published=files.published,
-            dtype=dtype,
-            device=device,
-        )
+        source = {"where": files.base, "published": files.published, "dtype": dtype}
+        fill(transformer, *network_tensors(files, transformer), **source, device=device)
         use_fast_linears(transformer)
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
@@ -98,21 +92,19 @@ def load_sharded_backend(
     """
     parse = partial(TransformerConfig.from_hf, attention=attention)
     transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
-    parameters = dict(transformer.named_parameters())
-    shapes = {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
-    check_fit(shapes, read_shapes(files.base), where=files.base, published=files.published)
-    for name, tensor in read_tensors(files.base):
-        if name not in parameters:
-            continue
-        tensor = changed.get(name, expand_norm(name, tensor, shapes[name])).to(dtype)
-        if tensor.shape != shapes[name]:
-            raise ValueError(
-                f"{name} was learned with shape {list(tensor.shape)}, {files.base} has {list(shapes[name])}: "
-                "take the base that it was learned on"
-            )
-        assign(parameters[name], tensor)
+    source = {"where": files.base, "published": files.published, "dtype": dtype}
+    fill_sharded(transformer, *network_tensors(files, transformer), **source, changed=changed)
     with ordinary_modules():
         return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
+
+
+def network_tensors(
+    files: ModelFiles, transformer: ChameleonTransformer
+) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
+    """Return the tensors of the transformer in the files, a norm for every head, and their shapes."""
+    expected = expected_shapes(transformer)
+    shapes = expanded_shapes(read_shapes(files.base, network_name), expected)
+    return expanded(read_tensors(files.base, network_name), expected), shapes
 
 
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:

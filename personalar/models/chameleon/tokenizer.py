@@ -1,18 +1,17 @@
 """Words to ids, with the special tokens of the Chameleon vocabulary known by name.
 
-A wrapper over `tokenizers.Tokenizer`: transformers' automatic classes have rebuilt byte-level files with a
-wrong pre-tokenizer. Ids are looked up under the names in Meta's and Lumina-mGPT's vocabulary, and checked.
+Ids are looked up under the names in Meta's and Lumina-mGPT's vocabulary, and checked.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from personalar.models.text_encoder import TextEncoder
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 END_OF_IMAGE, BEGIN_OF_IMAGE = "<eoss>", "<racm3:break>"
@@ -23,8 +22,8 @@ PLACEHOLDER = "<|image|>"
 IMAGE, IMAGE_RESERVED = "<image>", "<reserved08707>"  # one id: published checkpoints renamed Meta's token
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
-_SPECIAL = re.compile(  # a lookahead finds overlapping names too
-    r"(?=IMGIMG[A-J]+Z|</?s>|<pad>|<unk>|<mask>|<eoss>|<racm3:break>|<image>|<\|image\|>"
+_SPECIAL = (
+    r"(?:IMGIMG[A-J]+Z|</?s>|<pad>|<unk>|<mask>|<eoss>|<racm3:break>|<image>|<\|image\|>"
     r"|<sentinel:\d+>|<reserved\d+>)"
 )
 
@@ -39,44 +38,29 @@ def reserved_name(number: int) -> str:
     return f"<reserved{number:05d}>"
 
 
-class Tokenizer:
+class Tokenizer(TextEncoder):
     """Text encoder and table of special ids.
 
     Raises ValueError when a special token is missing or the image codes are not one block in code order.
     """
 
+    family = "Chameleon image model"
+
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = backend
-        # Names of special tokens inside a user's text are text; we put the real ones in ourselves.
-        backend.encode_special_tokens = True
-        backend.no_padding()
-        backend.no_truncation()
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+        super().__init__(backend, _SPECIAL)
+        vocabulary, require = self.vocabulary, self.require
         # Lumina-mGPT's own code adds this name behind the vocabulary, for itself: it has no embedding.
         self.vocab_size = max(index for name, index in vocabulary.items() if name != PLACEHOLDER) + 1
-        self.bos, self.pad = _require(vocabulary, BOS), _require(vocabulary, PAD)
-        self.eos = _require(vocabulary, EOS)
-        self.boi, self.eoi = _require(vocabulary, BEGIN_OF_IMAGE), _require(vocabulary, END_OF_IMAGE)
-        self.sep, self.newline = _require(vocabulary, SEPARATOR), _require(vocabulary, NEWLINE)
-        self.code_offset = _require(vocabulary, code_name(0))
+        self.bos, self.pad, self.eos = require(BOS), require(PAD), require(EOS)
+        self.boi, self.eoi = require(BEGIN_OF_IMAGE), require(END_OF_IMAGE)
+        self.sep, self.newline = require(SEPARATOR), require(NEWLINE)
+        self.code_offset = require(code_name(0))
         self.num_codes = _count_codes(vocabulary, self.code_offset)
         self.image = vocabulary.get(IMAGE, vocabulary.get(IMAGE_RESERVED))
         """Where transformers' class puts the codes of a picture; None in a small vocabulary."""
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
         """Ids free for identifiers, in order."""
-        _check_spaces(self, backend)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Tokenizer:
-        """Read a `tokenizer.json`. Raises FileNotFoundError or ValueError, naming the file."""
-        if not path.is_file():
-            raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs base/tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for a malformed file
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
-        return cls(backend)
 
     @property
     def image_rows(self) -> slice:
@@ -89,36 +73,6 @@ class Tokenizer:
         if not 1 <= grids <= longest:
             raise ValueError(f"an image side of {grids} grids has no size token; allowed are 1 to {longest}")
         return self._size_ids[grids - 1]
-
-    def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out.
-
-        Raises:
-            ValueError: it holds half of a surrogate pair, which no encoding can write.
-        """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{text[:60]!r} is no text ({error.reason}): type it again, in UTF-8") from error
-        cuts = [0, *(match.start() + 1 for match in _SPECIAL.finditer(text)), len(text)]
-        pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
-        encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
-        return [index for encoding in encodings for index in encoding.ids]
-
-    def check_ids(self, expected: Mapping[str, int]) -> None:
-        """Raise ValueError unless every name of `expected` has its id."""
-        wrong = {name: self._backend.token_to_id(name) for name in expected}
-        told = [
-            f"{name} is {got}, not {expected[name]}" for name, got in wrong.items() if got != expected[name]
-        ]
-        if told:
-            raise ValueError(
-                f"the tokenizer is not the one that the model was trained with: {'; '.join(told)}"
-            )
-
-    def to_json(self) -> str:
-        """Return the content of a `tokenizer.json`."""
-        return self._backend.to_str(pretty=False)
 
 
 def build_tokenizer(
@@ -173,26 +127,6 @@ def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: in
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def _check_spaces(tokenizer: Tokenizer, backend: tokenizers.Tokenizer) -> None:
-    """Refuse a file that lost its byte-level pre-tokenizer: every prompt would arrive without its spaces."""
-    text = "a photo of a red cat"
-    tokens = [backend.id_to_token(index) or "" for index in tokenizer.encode_text(text)]
-    if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # how a byte-level token writes a space
-        raise ValueError(
-            f"the tokenizer turns {text!r} into {tokens}, without the spaces: its file was rewritten with "
-            "another pre-tokenizer (transformers' AutoTokenizer did that); use the original tokenizer.json"
-        )
-
-
-def _require(vocabulary: dict[str, int], name: str) -> int:
-    if name not in vocabulary:
-        raise ValueError(
-            f"the tokenizer has no {name!r}; this is not the vocabulary of a Chameleon image model "
-            f"({len(vocabulary)} entries)"
-        )
-    return vocabulary[name]
 
 
 def _count_codes(vocabulary: dict[str, int], offset: int) -> int:

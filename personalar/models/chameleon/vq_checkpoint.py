@@ -7,7 +7,6 @@ config.json                        bare names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS
-from personalar.models.chameleon.tensor_files import VQ_PREFIX, fill, read_shapes, read_tensors
-from personalar.models.chameleon.vq import VQConfig, VQModel
+from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS, VQ_PREFIX, tokenizer_name
 from personalar.models.checkpoint_folder import check_numbers, read_config, read_json
+from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.tensor_files import fill, read_pickle, read_shapes, read_tensors
 
 HINT = (
     "the published decoder is vqgan.ckpt with vqgan.yaml, in original_tokenizers/ of "
@@ -53,8 +52,8 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
         shapes = {name: tensor.shape for name, tensor in state.items()}
     else:
         where, published = folder, "vq_config" in read_json(folder / "config.json")
-        prefix = VQ_PREFIX if published else ""
-        shapes, tensors = read_shapes(folder, prefix), read_tensors(folder, prefix)
+        rename = tokenizer_name if published else str
+        shapes, tensors = read_shapes(folder, rename), read_tensors(folder, rename)
         if published and not shapes:
             raise ValueError(
                 f"{folder} contains no image tokenizer ({VQ_PREFIX}*); Lumina-mGPT's are published so: {HINT}"
@@ -107,22 +106,5 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a vqgan.ckpt by name, without those of its training loss.
-
-    Raises:
-        ValueError: when the file is damaged, or contains no tensors, or objects that need code to load.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly everything on damaged files
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
-            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or contains objects that "
-            "would run code; copy it again, or save its state_dict apart"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    values = state.items() if isinstance(state, Mapping) else ()
-    tensors = {name: value for name, value in values if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{path} contains no state_dict of tensors; it is not a VQGAN checkpoint")
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
+    """Return the tensors of a vqgan.ckpt by name, without those of its training loss; see `read_pickle`."""
+    return {name: tensor for name, tensor in read_pickle(path).items() if not name.startswith("loss.")}

@@ -18,8 +18,8 @@ from personalar.generation.decoders import window
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
-from personalar.models.cache import KVCache
 from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.network.cache import KVCache
 
 MIXED = [(4, 4), (2, 6), (6, 2)]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.serialization import init_backend, load_backend, save_backend
-from personalar.models.chameleon.vq import VQConfig
+from personalar.models.network.vq import VQConfig
 
 
 def images(batch: int) -> Tensor:
@@ -53,7 +53,7 @@ def test_codes_and_images_round_trip(tiny_backend: ChameleonBackend) -> None:
 def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = tiny_backend.encode_images(images(3))
     decoded = tiny_backend.decode_images(codes)
-    monkeypatch.setattr("personalar.models.chameleon.memory_shape.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("personalar.models.network.memory_shape.PIXELS_AT_ONCE", 1)
     assert torch.equal(tiny_backend.encode_images(images(3)), codes)
     torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
 

@@ -16,8 +16,8 @@ from conftest_upstream import ANOLE, LUMINA, lumina_backend, replace_tensors, sa
 from personalar.models.chameleon import serialization
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.serialization import load_backend
-from personalar.models.chameleon.tensor_files import SHOWN
 from personalar.models.chameleon.vq_checkpoint import load_vq
+from personalar.models.tensor_files import SHOWN
 
 BUFFERS = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(SHOWN + 2)]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personalar.core.image_sizes import bucket_sizes
+from personalar.models.chameleon.model_files import check_layout
 from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 
 TOKENIZER = make_tokenizer()
@@ -69,7 +70,7 @@ def test_round_trip(gh: int, gw: int, seed: int, prompt: str) -> None:
     codes = codes_of(2 * gh, 2 * gw, seed)
     sequence = PROTOCOL.training_ids(prompt, codes)
     assert torch.equal(parse_image(PROTOCOL, sequence.ids), codes)
-    assert torch.equal(parse_image(PROTOCOL, PROTOCOL.unconditional_ids(codes).ids), codes)
+    assert torch.equal(parse_image(PROTOCOL, PROTOCOL.unconditional_ids("a cat", codes).ids), codes)
     image = PROTOCOL.image_ids(codes)
     grammar = PROTOCOL.grammar(2 * gh, 2 * gw)
     assert len(image) == len(grammar) == 2 * gh * (2 * gw + 1) + 4
@@ -134,7 +135,7 @@ def test_size_errors() -> None:
 )
 def test_config_errors(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ProtocolConfig(**change)
+        check_layout(ProtocolConfig(**change))
 
 
 FLAT_CONFIG = ProtocolConfig(
@@ -156,7 +157,7 @@ def test_chameleons_layout_is_flat() -> None:
     assert torch.equal(parse_image(FLAT, ids), codes)
     assert FLAT.prompt_ids("a cat", 32, 32) == [t.bos, *t.encode_text("a cat"), t.sep]
     assert FLAT.grammar(4, 4) == [t.boi, *[None] * 16, t.eoi]
-    dropped = FLAT.unconditional_ids(codes, loss="answer")
+    dropped = FLAT.unconditional_ids("a cat", codes, loss="answer")
     assert dropped.ids == (t.bos, *ids) and dropped.loss_mask == (False, *[True] * 18)
     with pytest.raises(
         ValueError, match="got 2x4 codes; a model without size tokens knows only 32x32 pixels"
@@ -188,9 +189,9 @@ def test_the_dropped_prompt_leaves_tokens_that_are_all_labels() -> None:
     codes = codes_of(4, 4, num_codes=8192)
     full, dropped = (
         LUMINA.training_ids("a cat", codes, loss="answer"),
-        LUMINA.unconditional_ids(codes, loss="answer"),
+        LUMINA.unconditional_ids("a cat", codes, loss="answer"),
     )
     supervised = tuple(index for index, on in zip(full.ids, full.loss_mask, strict=True) if on)
     assert supervised[-1] == 8710 and dropped.ids == supervised[:-1] and all(dropped.loss_mask)
     assert dropped.ids == tuple(LUMINA.image_ids(codes)) and (dropped.ids[0], dropped.ids[-1]) == (8197, 8196)
-    assert sum(LUMINA.unconditional_ids(codes).loss_mask) == codes.numel()
+    assert sum(LUMINA.unconditional_ids("a cat", codes).loss_mask) == codes.numel()

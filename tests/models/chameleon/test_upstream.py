@@ -23,10 +23,10 @@ from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import export_transformer, shared_norm_rows
 from personalar.models.chameleon.model_files import ModelFiles, open_folder
+from personalar.models.chameleon.norm_rows import collapse_norms
 from personalar.models.chameleon.serialization import load_backend
-from personalar.models.chameleon.tensor_files import collapse_norms
-from personalar.models.chameleon.vq import VQConfig
 from personalar.models.chameleon.vq_checkpoint import read_numbers
+from personalar.models.network.vq import VQConfig
 
 PROMPT = "a red cat in the snow"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest_backend import TINY_VQ
 
-from personalar.models.chameleon.vq import VQConfig, VQModel
 from personalar.models.image_transforms import to_uint8
+from personalar.models.network.vq import VQConfig, VQModel
 
 SMALL = {
     "embed_dim": 8,

@@ -1,12 +1,11 @@
-"""Numbers that decide how much memory a Chameleon model takes, known before any weight is read."""
+"""Numbers that decide how much memory a base takes, known before any weight is read."""
 
 from __future__ import annotations
 
 import torch
 
-from personalar.models.chameleon.transformer import TransformerConfig
-from personalar.models.chameleon.vq import VQConfig, VQModel
-from personalar.models.stored_base import BaseShape
+from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.stored_base import BaseShape, NetworkShape
 
 PIXELS_AT_ONCE = 2**20
 """Of the images that go through the VQ model together: four of 512x512, which take 2.7 GB."""
@@ -28,16 +27,18 @@ def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
     return 5 * FLOAT32 * vq.channels[0] * together // vq.patch_size**2
 
 
-def shape_of(network: TransformerConfig, vq: VQConfig, *, resolution: int, images: int) -> BaseShape:
-    """Return the shape of a base for square images of `resolution` pixels, `images` decoded together."""
-    side = resolution // vq.downsample
+def shape_of(
+    network: NetworkShape, vq: VQConfig, *, codes: tuple[int, int], answer_tokens: int, images: int
+) -> BaseShape:
+    """Return the shape of a base for square images of (h, w) `codes`, `images` decoded together."""
+    number = codes[0] * codes[1]
     with torch.device("meta"):
         tokenizer_bytes = sum(parameter.nbytes for parameter in VQModel(vq).parameters())
     return BaseShape(
         network=network,
-        codes=side * side,
-        answer_tokens=side * (side + 1) + 5,
+        codes=number,
+        answer_tokens=answer_tokens,
         num_codes=vq.num_embeddings,
         tokenizer_bytes=tokenizer_bytes,
-        decode_bytes=decode_bytes(vq, images, resolution**2),
+        decode_bytes=decode_bytes(vq, images, number * vq.downsample**2),
     )

@@ -1,15 +1,17 @@
-"""Tensors between folders and modules: strict, streamed reading and atomic writing of safetensors.
+"""Tensors between folders and modules: strict, streamed reading, and atomic writing of safetensors.
 
 A tensor that is missing or of another shape is an error that names it, before any is read; nothing is ever
 re-initialised in silence. Tensors go one by one from the file to their place: a big model is in memory once.
+`pytorch_model*.bin` is read as tensors alone: no code in it is run.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,9 +22,10 @@ from personalar.core.files import put_in_place, temporary, write_atomic
 from personalar.core.process import global_rank
 from personalar.core.run_folder import first_few
 from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
+from personalar.models.sharding import assign
 
-VQ_PREFIX = "model.vqmodel."
-"""Begins the names of the image tokenizer's tensors in a checkpoint that contains it."""
+Rename = Callable[[str], str | None]
+"""Maps the name of a tensor in a file to its name in the module; None: it is not wanted."""
 SHOWN = 12
 """Ignored tensors that a warning names."""
 
@@ -70,44 +73,65 @@ def write_shards(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def read_shapes(folder: Path, prefix: str = "") -> dict[str, torch.Size]:
+def read_shapes(folder: Path, rename: Rename = str) -> dict[str, torch.Size]:
     """Return the shape of every tensor that `read_tensors` yields, from the files' headers."""
-    shapes = {}
-    for file in weight_files(folder):
-        with _opened(file) as opened:
-            for name, stored in _names(opened, prefix):
-                shapes[name] = torch.Size(opened.get_slice(stored).get_shape())
-    return shapes
+    files = weight_files(folder)
+    return {name: shape for file in files for name, shape, _ in _entries(file, rename)}
 
 
-def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of the weights in a folder, file by file, without the image tokenizer inside.
-
-    Args:
-        prefix: `VQ_PREFIX`: yield the image tokenizer inside alone; the names are without the prefix.
+def read_tensors(folder: Path, rename: Rename = str) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of the weights in a folder, file by file, under the names that `rename` gives.
 
     Raises:
-        ValueError: when a file is damaged.
+        ValueError: when a file is damaged, or contains objects that need code to load.
     """
     for file in weight_files(folder):
-        with _opened(file) as opened:
-            for name, stored in _names(opened, prefix):
-                yield name, opened.get_tensor(stored)
+        for name, _, get in _entries(file, rename):
+            yield name, get()
 
 
-def _names(opened: safe_open, prefix: str) -> Iterator[tuple[str, str]]:
-    for stored in opened.keys():  # noqa: SIM118 (not a dict)
-        if stored.startswith(VQ_PREFIX) == (prefix == VQ_PREFIX):
-            yield stored.removeprefix(prefix), stored
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of torch.save by name, mapped from the disk; no code in it is run.
+
+    Raises:
+        ValueError: when the file is damaged, or contains no tensors, or objects that need code to load.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except Exception as error:  # torch raises nearly everything on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or contains objects that "
+            "would run code; copy it again, or save its state_dict apart"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    values = state.items() if isinstance(state, Mapping) else ()
+    tensors = {name: value for name, value in values if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} contains no state_dict of tensors; it is not a checkpoint")
+    return tensors
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[safe_open]:
+def _entries(file: Path, rename: Rename) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
+    """Yield the name, the shape and the reader of every wanted tensor of a file."""
+    if file.suffix != ".safetensors":
+        for stored, tensor in read_pickle(file).items():
+            if (name := rename(stored)) is not None:
+                yield name, tensor.shape, partial(torch.Tensor.detach, tensor)
+        return
     try:
         with safe_open(file, framework="pt") as opened:
-            yield opened
+            for stored in opened.keys():  # noqa: SIM118 (not a dict)
+                if (name := rename(stored)) is not None:
+                    shape = torch.Size(opened.get_slice(stored).get_shape())
+                    yield name, shape, partial(opened.get_tensor, stored)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a complete safetensors file ({error}); copy it again") from error
+
+
+def expected_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Return the whole shape of every parameter of `module`, which may be sharded."""
+    return {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
 
 
 def check_fit(
@@ -128,7 +152,7 @@ def check_fit(
         "of another shape": [
             f"{name} {list(shape)} instead of {list(expected[name])}"
             for name, shape in shapes.items()
-            if name in expected and not (shape == expected[name] or _can_expand(name, shape, expected[name]))
+            if name in expected and shape != expected[name]
         ],
     }
     tolerated = ("unexpected",) if published else ()
@@ -157,54 +181,45 @@ def fill(
 ) -> None:
     """Put `tensors` of `shapes` into `module`, built on meta, each cast and moved as it comes.
 
-    A query or key norm with fewer rows than heads is repeated to the full number: Lumina-mGPT stores one norm
-    per model-parallel shard, (1, head_dim), for all heads of that shard.
-
     Raises:
         ValueError: see `check_fit`; no tensor is read then.
     """
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    expected = expected_shapes(module)
     check_fit(expected, shapes, where=where, published=published)
     state = {}
     for name, tensor in tensors:
         if name in expected:
-            state[name] = expand_norm(name, tensor, expected[name]).to(device, dtype)
+            state[name] = tensor.to(device, dtype)
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Return a query or key norm repeated to `shape`, or `tensor` as it is; see `fill`."""
-    if tensor.shape == shape or not _can_expand(name, tensor.shape, shape):
-        return tensor
-    return tensor.repeat_interleave(shape[0] // tensor.shape[0], dim=0)
+def fill_sharded(
+    module: nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    shapes: Mapping[str, torch.Size],
+    *,
+    where: Path,
+    published: bool,
+    dtype: torch.dtype,
+    changed: Mapping[str, Tensor],
+) -> None:
+    """Put `tensors` into `module`, which DeepSpeed sharded as it was made; other arguments as for `fill`.
 
-
-def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tensor]:
-    """Return `state` with every query and key norm written as `rows` rows, the inverse of `expand_norm`.
+    Args:
+        changed: weights by name to take instead (an earlier stage's).
 
     Raises:
-        ValueError: when heads of one group have different norms.
+        ValueError: see `check_fit`; or a changed weight has another shape.
     """
-    collapsed = dict(state)
-    for name, tensor in state.items():
-        if not is_head_norm(name):
+    parameters, expected = dict(module.named_parameters()), expected_shapes(module)
+    check_fit(expected, shapes, where=where, published=published)
+    for name, tensor in tensors:
+        if name not in parameters:
             continue
-        if tensor.shape[0] % rows:
-            raise ValueError(f"{name} has {tensor.shape[0]} heads, which {rows} rows cannot stand for")
-        groups = tensor.unflatten(0, (rows, -1))
-        if not torch.equal(groups, groups[:, :1].expand_as(groups)):
+        tensor = changed.get(name, tensor).to(dtype)
+        if tensor.shape != expected[name]:
             raise ValueError(
-                f"{name} differs between heads (it was trained per head); it cannot be written in {rows} rows"
+                f"{name} was learned with shape {list(tensor.shape)}, {where} has {list(expected[name])}: "
+                "take the base that it was learned on"
             )
-        collapsed[name] = groups[:, 0].contiguous()
-    return collapsed
-
-
-def is_head_norm(name: str) -> bool:
-    """Return whether `name` is of a query or key norm: a row per head, or fewer for all of them."""
-    return ".q_norm." in name or ".k_norm." in name
-
-
-def _can_expand(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
-    shared = is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
-    return bool(shared) and shape[1:] == wanted[1:]
+        assign(parameters[name], tensor)

@@ -1,0 +1,1 @@
+"""Networks that several families use; each is a plain module with its cache as an argument."""

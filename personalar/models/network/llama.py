@@ -1,0 +1,283 @@
+"""A Llama-like decoder: the blocks of every family, with a few switches that a family's config sets.
+
+Parameter names are those of transformers' `LlamaModel` and `ChameleonModel`. The cache is an argument. There
+are no buffers: a model built on `meta` and filled with `assign=True` is complete.
+Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, hd head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from personalar.config.fields import limits
+from personalar.models.dropout import Dropout, drop
+from personalar.models.network.attention import attend
+from personalar.models.network.cache import KVCache, Store
+
+QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
+Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Numbers of one network; names and defaults are those of transformers' `LlamaConfig`."""
+
+    qk_norm: ClassVar[bool] = False
+    """Normalise queries and keys per head (Chameleon)."""
+    swin_norm: ClassVar[bool] = False
+    """Normalise after attention and MLP, before the residual add; else before them."""
+
+    vocab_size: int = field(default=32000, metadata=limits(1, 2**22))
+    hidden_size: int = field(default=4096, metadata=limits(1, 2**16))
+    intermediate_size: int = field(default=11008, metadata=limits(1, 2**18))
+    num_hidden_layers: int = field(default=32, metadata=limits(1, 512))
+    num_attention_heads: int = field(default=32, metadata=limits(1, 1024))
+    num_key_value_heads: int = field(default=32, metadata=limits(1, 1024))
+    rms_norm_eps: float = field(default=1e-6, metadata=limits(0.0, 1.0))
+    rope_theta: float = field(default=10000.0, metadata=limits(1.0, 1e12))
+    max_position_embeddings: int = field(default=2048, metadata=limits(1, 2**24))
+    attention: str = "sdpa"
+    """How attention is computed, "eager" or "sdpa": eager is far faster in the backward pass on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the numbers do not fit together."""
+        if self.attention not in ("eager", "sdpa"):
+            raise ValueError(f"attention={self.attention!r} is unknown; use 'eager' or 'sdpa'")
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be "
+                f"num_attention_heads={self.num_attention_heads} times an even number"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
+        """Read a transformers config as json; keys it leaves out have this class's defaults.
+
+        Raises ValueError for what this network does not compute (biases, scaled RoPE, other head sizes).
+        """
+        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        names = [f.name for f in fields(cls) if f.name not in ("rope_theta", "attention")]
+        values = {name: config[name] for name in names if config.get(name) is not None}
+        values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
+        theta = float(config.get("rope_theta") or rope.get("rope_theta") or cls.rope_theta)
+        numbers = cls(**values, rope_theta=theta, attention=attention)
+        for name, got, allowed in (
+            ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
+            ("hidden_act", config.get("hidden_act", "silu"), "silu"),
+            ("attention_bias", bool(config.get("attention_bias", False)), False),
+            ("mlp_bias", bool(config.get("mlp_bias", False)), False),
+            ("head_dim", config.get("head_dim") or numbers.head_dim, numbers.head_dim),
+        ):
+            if got != allowed:
+                raise ValueError(f"config.json has {name}={got!r}; this network needs {name}={allowed!r}")
+        return numbers
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, statistics in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., D) over its last axis."""
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """The norm on query or key heads: statistics per head, and an own scale and shift for each of them."""
+
+    def __init__(self, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, T, heads, hd) over its last axis."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS), self.weight)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE (rotate-half form) to (B, heads, T, hd); `sin` carries the sign of the swapped halves."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class Attention(nn.Module):
+    """Self-attention; queries and keys are normalised if the config says so."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.eager = config.attention == "eager"
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_norm = self.k_norm = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
+            self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
+        """Map (N, D) to (N, D)."""
+        num_tokens = rotary[0].shape[2]
+        split = (len(x) // num_tokens, num_tokens, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
+        value = self.v_proj(x).view(split).transpose(1, 2)
+        turned = rotate(torch.cat((query, key), dim=1), *rotary)  # (B, H + K, T, hd)
+        query, key = turned.tensor_split((query.shape[1],), dim=1)
+        if store is not None:
+            key, value = store.write(key, value)
+        out = attend(query, key, value, mask, eager=self.eager)
+        return self.o_proj(out.transpose(1, 2).reshape(x.shape))
+
+
+class MLP(nn.Module):
+    """Gated SiLU feed-forward network."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, D) to (N, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One block: attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_after = config.swin_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        store: Store | None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
+        """Map (N, D) to (N, D)."""
+        if self.norm_after:
+            x = x + drop(self.input_layernorm(self.self_attn(x, rotary, mask, store)), dropout, 0)
+            return x + drop(self.post_attention_layernorm(self.mlp(x)), dropout, 1)
+        x = x + drop(self.self_attn(self.input_layernorm(x), rotary, mask, store), dropout, 0)
+        return x + drop(self.mlp(self.post_attention_layernorm(x)), dropout, 1)
+
+
+class Stack(nn.Module):
+    """Embedding table, blocks and final norm: what the checkpoints call `model`."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """Token embeddings in, hidden states out; a family adds the head."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers."""
+        return self.model.layers
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator, *, std: float = 0.02) -> None:
+        """Draw every matrix from N(0, std); biases become 0 and norms the identity."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(0.0)
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up (B, T) ids, giving (B, T, D)."""
+        return self.model.embed_tokens(ids)
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
+        """Return cos and signed sin for (B, T) positions, each (B, 1, T, hd)."""
+        channels = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=positions.device)
+        frequencies = 1.0 / self.config.rope_theta ** (channels / self.config.head_dim)
+        angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, hd/2)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
+        """Allocate a cache of `capacity` tokens for rows that are left-padded by `pad` (B,) slots."""
+        config, weight = self.config, self.model.embed_tokens.weight
+        slots = torch.arange(capacity, device=weight.device)
+        cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
+        shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
+        keys = [weight.new_zeros(shape) for _ in self.model.layers]
+        values = [weight.new_zeros(shape) for _ in self.model.layers]
+        return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
+        """Run the blocks and the final norm; return hidden states (B, T, D).
+
+        Args:
+            embeds: (B, T, D).
+            positions: (B or 1, T) int; by default 0..T-1, or the cache's.
+            cache: keys and values so far; it takes the new ones, and its write position moves by T.
+            mask: additive, broadcastable to (B, H, T, S); by default causal, or the cache's.
+            dropout: of the outputs that the blocks add, in a training pass.
+        """
+        num_tokens = embeds.shape[1]
+        if positions is None and cache is not None:
+            rotary = cache.rotary(num_tokens)
+        else:
+            counted = torch.arange(num_tokens, device=embeds.device)[None]
+            rotary = self.rotary(counted if positions is None else positions, embeds.dtype)
+        mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
+        hidden = embeds.flatten(0, 1)
+        for index, layer in enumerate(self.model.layers):
+            store = cache.store(index, num_tokens) if cache is not None else None
+            own = dropout.at(index) if dropout is not None else None
+            hidden = layer(hidden, rotary, mask, store, own)
+        if cache is not None:
+            cache.advance(num_tokens)
+        return self.model.norm(hidden).view(embeds.shape)

@@ -1,0 +1,98 @@
+"""Words to ids: a wrapper over `tokenizers.Tokenizer`, with the special tokens known by name.
+
+transformers' automatic classes have rebuilt byte-level files with a wrong pre-tokenizer, so the file is read
+as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import tokenizers
+
+
+class TextEncoder:
+    """The text of one vocabulary; a family adds its special ids.
+
+    Args:
+        backend: the vocabulary.
+        names: a pattern that finds the names of special tokens; they are plain text in what users write.
+    """
+
+    family = "text-to-image model"
+    """The family in words, for messages."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, names: str) -> None:
+        self._backend = backend
+        # Names of special tokens inside a user's text are text; we put the real ones in ourselves.
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self.vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        self._names = re.compile(f"(?={names})")  # a lookahead finds overlapping names too
+        self._check_spaces()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a `tokenizer.json`. Raises FileNotFoundError or ValueError, naming the file."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+        return cls(backend)
+
+    def require(self, name: str) -> int:
+        """Return the id of `name`. Raises ValueError where the vocabulary does not have it."""
+        if name not in self.vocabulary:
+            raise ValueError(
+                f"the tokenizer has no {name!r}; this is not the vocabulary of a {self.family} "
+                f"({len(self.vocabulary)} entries)"
+            )
+        return self.vocabulary[name]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out.
+
+        Raises:
+            ValueError: it holds half of a surrogate pair, which no encoding can write.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text[:60]!r} is no text ({error.reason}): type it again, in UTF-8") from error
+        cuts = [0, *(match.start() + 1 for match in self._names.finditer(text)), len(text)]
+        pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
+        encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
+        return [index for encoding in encodings for index in encoding.ids]
+
+    def check_ids(self, expected: Mapping[str, int]) -> None:
+        """Raise ValueError unless every name of `expected` has its id."""
+        wrong = {name: self._backend.token_to_id(name) for name in expected}
+        told = [
+            f"{name} is {got}, not {expected[name]}" for name, got in wrong.items() if got != expected[name]
+        ]
+        if told:
+            raise ValueError(
+                f"the tokenizer is not the one that the model was trained with: {'; '.join(told)}"
+            )
+
+    def to_json(self) -> str:
+        """Return the content of a `tokenizer.json`."""
+        return self._backend.to_str(pretty=False)
+
+    def _check_spaces(self) -> None:
+        """Refuse a file that lost its byte-level pre-tokenizer: prompts would arrive without their spaces."""
+        text = "a photo of a red cat"
+        tokens = [self._backend.id_to_token(index) or "" for index in self.encode_text(text)]
+        if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # a byte-level token's space
+            raise ValueError(
+                f"the tokenizer turns {text!r} into {tokens}, without the spaces: its file was rewritten "
+                "with another pre-tokenizer (transformers' AutoTokenizer did that); use the original "
+                "tokenizer.json"
+            )
