@@ -6,6 +6,7 @@ import gc
 
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
+from conftest_janus import janus_backend, janus_dir, janus_files, tiny_vq_16
 from conftest_run import copied, do_run, finished_run, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
 from conftest_upstream import lumina_dir, lumina_files, vqgan_dir
@@ -15,6 +16,9 @@ __all__ = [
     "copied",
     "do_run",
     "finished_run",
+    "janus_backend",
+    "janus_dir",
+    "janus_files",
     "lumina_dir",
     "lumina_files",
     "run_overrides",
@@ -22,6 +26,7 @@ __all__ = [
     "tiny_backend",
     "tiny_model_dir",
     "tiny_scorer_dir",
+    "tiny_vq_16",
     "vqgan_dir",
 ]
 

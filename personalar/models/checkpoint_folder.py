@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,15 @@ OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 MOST_LEVELS = 16
 """Numbers in a list of config.json: levels of an image tokenizer."""
 Numbers = TypeVar("Numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftBase:
+    """Transformers' class of a family, for which adapters are exported."""
+
+    class_name: str
+    stack: str
+    """The dotted path, in that class, of what we call `model`."""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a photograph to the pixels a model was trained on: Lumina-mGPT's buckets, resize and crop, exactly."""
+"""From a photograph to the pixels that a model was trained on: sizes, resize and crop, exactly."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def fill_size(
 
     Args:
         image: any mode and size; turned upright by its EXIF orientation.
-        resize: "halving" (Lumina-mGPT: halvings by box filter, then one bicubic step) or "lanczos" (one step,
-            after the transparency: Chameleon).
+        resize: "halving" (Lumina-mGPT: halvings by box filter, then one bicubic step), or one step after the
+            transparency: "lanczos" (Chameleon) or "cover" (bicubic: Janus).
         crop: "center" for evaluation; "random" for training, as upstream trained.
         generator: source of the random crop.
     """
@@ -50,8 +50,9 @@ def fill_size(
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     width, height = choose_bucket(image.width, image.height, sizes)
     last_step = Image.Resampling.BICUBIC
-    if resize == "lanczos":
-        image, last_step = flatten_alpha(image), Image.Resampling.LANCZOS
+    if resize != "halving":
+        image = flatten_alpha(image)
+        last_step = Image.Resampling.LANCZOS if resize == "lanczos" else last_step
     else:
         while image.width >= 2 * width and image.height >= 2 * height:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

@@ -22,7 +22,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
-from personalar.models.checkpoint_folder import WEIGHTS, shard_names
+from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, shard_names
 
 if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.stored_base import ModelFiles
@@ -145,7 +145,7 @@ def cached(hub: HubFiles) -> Path | None:
     except errors.LocalEntryNotFoundError:
         return None
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    has_weights = any(name.endswith(".safetensors") for name in hub.files)
+    has_weights = any(name.endswith((".safetensors", ".bin")) for name in hub.files)
     whole = not has_weights or set(shard_names(folder)) <= set(files)
     return folder if whole and not missing_files(hub, files) else None
 
@@ -154,7 +154,7 @@ def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
     """Return those of `hub` that are not among the `files` of its repository."""
 
     def is_there(pattern: str) -> bool:
-        if pattern.endswith(".index.json") and WEIGHTS in files:
+        if pattern.endswith(".index.json") and {WEIGHTS, OLD_WEIGHTS} & set(files):
             return True  # weights in one file need no index
         alike = (file for file in files if fnmatchcase(file, pattern))
         return any(file.count("/") == pattern.count("/") for file in alike)

@@ -1,0 +1,184 @@
+"""Names and numbers in Janus checkpoints: DeepSeek's own files and those of transformers.
+
+A checkpoint also contains what only reading pictures needs (SigLIP, its aligner) and a text head; neither is
+read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from personalar.models.checkpoint_folder import read_config
+from personalar.models.janus.janus_network import CodeEmbedder, JanusConfig
+from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.tensor_files import fill, read_shapes, read_tensors
+
+FORMATS = {"janus": "text_config", "multi_modality": "language_config"}
+"""`model_type` of transformers' and DeepSeek's config.json, and its part on the language model."""
+PREFIXES = {
+    "language_model.model.": "model.",
+    "gen_embed.": "generation_embeddings.",
+    "gen_aligner.layers.0.": "generation_aligner.fc1.",
+    "gen_aligner.layers.2.": "generation_aligner.hidden_layers.0.",
+    "gen_head.output_mlp_projector.": "generation_head.proj_out.",
+    "gen_head.vision_head.": "generation_head.vision_head.",
+    "model.language_model.": "model.",
+    "model.generation_": "generation_",
+}
+"""How names begin in DeepSeek's files and in transformers', and in ours."""
+UNREAD = ("lm_head.", "language_model.lm_head.", "vision_model.", "model.vision_model.", "aligner.",
+          "model.aligner.")  # fmt: skip
+VQ_PREFIXES = ("gen_vision_model.", "model.vqmodel.")
+VQ_NAMES = {
+    "encoder.conv_blocks.": "encoder.down.",
+    "decoder.conv_blocks.": "decoder.up.",
+    ".res.": ".block.",
+    ".mid.0.": ".mid.block_1.",
+    ".mid.1.": ".mid.attn_1.",
+    ".mid.2.": ".mid.block_2.",
+}
+"""Parts of names in DeepSeek's image tokenizer, and in ours."""
+VQ_16 = {"embed_dim": 8, "num_embeddings": 16384, "latent_channels": 256, "base_channels": 128,
+         "channel_multiplier": (1, 1, 2, 2, 4), "num_res_blocks": 2}  # fmt: skip
+"""The image tokenizer's numbers where config.json has none."""
+CODE_WIDTH = 2048
+"""Width of an image code's embedding where config.json has none."""
+HEAD = "generation_head."
+
+
+def our_name(stored: str) -> str | None:
+    """Return the name of a tensor in `JanusTransformer` or `CodeEmbedder`; None: it is in neither."""
+    if stored.startswith((*UNREAD, *VQ_PREFIXES)):
+        return None
+    for theirs, ours in PREFIXES.items():
+        if stored.startswith(theirs):
+            return ours + stored.removeprefix(theirs)
+    return stored
+
+
+def network_name(stored: str) -> str | None:
+    """Return the name of a tensor in `JanusTransformer`; None: it is not there."""
+    return None if embedder_name(stored) else our_name(stored)
+
+
+def embedder_name(stored: str) -> str | None:
+    """Return the name of a tensor in `CodeEmbedder`; None: it is not there."""
+    name = our_name(stored)
+    return name if name and name.startswith(("generation_embeddings.", "generation_aligner.")) else None
+
+
+def tokenizer_name(stored: str, *, levels: int) -> str | None:
+    """Return the name of a tensor in `VQModel`; None: it is not there.
+
+    DeepSeek's blocks have other names, and both formats count the decoder's levels from the lowest.
+    """
+    prefix = next((prefix for prefix in VQ_PREFIXES if stored.startswith(prefix)), None)
+    if prefix is None or stored.endswith("quantize.codebook_used"):
+        return None
+    name = stored.removeprefix(prefix)
+    for theirs, ours in VQ_NAMES.items():
+        name = name.replace(theirs, ours)
+    return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", name)
+
+
+def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tuple[JanusConfig, VQConfig]:
+    """Read a config.json; what it leaves out has the defaults of its format.
+
+    Args:
+        resolution: side in pixels of the pictures.
+
+    Raises:
+        ValueError: it is of another family, or describes something that is not computed here.
+    """
+    vq = read_config(path, partial(vq_numbers, resolution=resolution))
+    network = read_config(path, partial(network_numbers, vq=vq, attention=attention))
+    if network.hidden_size != network.code_width:
+        raise ValueError(
+            f"{path} says that words are {network.hidden_size} wide and image codes {network.code_width}: "
+            "both must be equal"
+        )
+    return network, vq
+
+
+def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
+    """Return the image tokenizer's numbers in a config.json; only the lowest level has attention."""
+    own = config.get("vq_config") or {}
+    params = config.get("gen_vision_config", {}).get("params", {})
+    if params:
+        own = {"num_embeddings": params["image_token_size"], "embed_dim": params["n_embed"]}
+    numbers = VQ_16 | {name: value for name, value in own.items() if value is not None}
+    lowest = resolution >> len(numbers["channel_multiplier"]) - 1
+    return VQConfig.from_hf({**numbers, "resolution": resolution, "attn_resolutions": [lowest]})
+
+
+def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) -> JanusConfig:
+    """Return the transformer's numbers in a config.json."""
+    kind = config.get("model_type")
+    if kind not in FORMATS:
+        raise ValueError(
+            f"config.json has model_type={kind!r}, which is not a Janus: model.path needs a folder with "
+            "model_type 'janus' (transformers' files) or 'multi_modality' (DeepSeek's)"
+        )
+    head = config.get("gen_head_config", {}).get("params", {})
+    width = (config.get("vq_config") or {}).get("projection_dim", CODE_WIDTH)
+    own = {
+        "num_codes": vq.num_embeddings,
+        "code_dim": vq.embed_dim,
+        "code_width": head.get("n_embed", width),
+        "head_size": head.get("image_token_embed", width),
+    }
+    return JanusConfig.from_hf({**(config.get(FORMATS[kind]) or {}), **own}, attention=attention)
+
+
+def network_tensors(
+    folder: Path, config: JanusConfig, *, dtype: torch.dtype, device: torch.device
+) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
+    """Return the tensors of a `JanusTransformer`, the embeddings of the codes computed, and their shapes.
+
+    Raises:
+        ValueError: the checkpoint has no image head, or the tensors that embed a code do not fit.
+    """
+    shapes = read_shapes(folder, network_name)
+    if not any(name.startswith(HEAD) for name in shapes):
+        raise ValueError(
+            f"{folder} contains no image head (gen_head.* or model.generation_head.*), so it could read "
+            "images but not draw them: take a whole Janus-Pro checkpoint"
+        )
+    with torch.device("meta"):
+        embedder = CodeEmbedder(config)
+    source = {"where": folder, "published": False, "dtype": dtype, "device": device}
+    fill(embedder, read_tensors(folder, embedder_name), read_shapes(folder, embedder_name), **source)
+    table = {"code_table.weight": embedder()}
+    tensors = chain(read_tensors(folder, network_name), table.items())
+    return tensors, shapes | {name: tensor.shape for name, tensor in table.items()}
+
+
+def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
+    """Return the image tokenizer, in float32, with the rows of its codebook normalised.
+
+    DeepSeek's code compares normalised latents with normalised rows and decodes normalised rows. With rows
+    of length 1 the nearest row of a latent is the same, normalised or not.
+    """
+
+    def rename(stored: str) -> str | None:
+        return tokenizer_name(stored, levels=len(config.channel_multiplier))
+
+    def normalised() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in read_tensors(folder, rename):
+            rows = name == "quantize.embedding.weight"
+            yield name, F.normalize(tensor.float(), dim=-1) if rows else tensor
+
+    with torch.device("meta"):
+        vq = VQModel(config)
+    shapes = read_shapes(folder, rename)
+    fill(vq, normalised(), shapes, where=folder, published=True, dtype=torch.float32, device=device)
+    return vq
