@@ -17,7 +17,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
-from personalar.concepts.adapters.lora import load_lora, name_base
+from personalar.concepts.adapters.lora import from_transformers, load_lora, name_base, to_transformers
 from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import is_card, origin, plain, write_card
 from personalar.concepts.validation import read_tensors
@@ -27,7 +27,7 @@ from personalar.core.files import base_fingerprint, content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, LORA_FILES, delete_abandoned
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.models.base import Backend
-from personalar.models.loading import obtain_model, offline_model, pin
+from personalar.models.loading import obtain_model, offline_model, peft_base, pin
 from personalar.models.stored_base import ModelFiles
 
 ROW_FILE = "learned_embeds.safetensors"
@@ -101,8 +101,8 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
             "learned on another base"
         )
     if lora:
-        # On the meta device the network has shapes but no storage: enough to check the adapter.
-        with torch.device("meta"):
+        lora = from_transformers(lora, stack=target.stack) if (target := peft_base(model)) else lora
+        with torch.device("meta"):  # fits or raises, without weights
             load_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
@@ -212,11 +212,12 @@ def local_base(concept: Concept, model: ModelConfig) -> ModelFiles | None:
 
 
 def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
-    """Return the adapter's files by path; the config names the base (hub id or folder) if it is known."""
-    # For another family PEFT would need another transformers class, which we do not know.
-    if not concept.lora or model.family != ModelConfig.family:
+    """Return the adapter's files with the base named, where it is known: a repository, or a folder here."""
+    target = peft_base(model)
+    if not concept.lora or target is None:
         return dict(concept.lora)
-    files, settings = local_base(concept, model), concept.config.get("model", {})
+    lora = to_transformers(concept.lora, stack=target.stack)
+    files, settings = base_here(concept, model), concept.config.get("model", {})
     repo, _ = origin(concept)
     if files is not None and model.path is not None:
         base, revision = str(files.parts()["transformer"].resolve()), None
@@ -229,9 +230,9 @@ def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
             "note: lora/adapter_config.json does not name a base, so peft.AutoPeftModel cannot load it; "
             "to add the name, export with the base of the concept (model=..., model.path=DIR)"
         )
-        return dict(concept.lora)
-    named = name_base(concept.lora[LORA_CONFIG], base=base, revision=revision)
-    return {**concept.lora, LORA_CONFIG: named}
+        return lora
+    named = name_base(lora[LORA_CONFIG], base=base, class_name=target.class_name, revision=revision)
+    return {**lora, LORA_CONFIG: named}
 
 
 def missing_weights_note(concept: Concept, model: ModelConfig) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
@@ -22,7 +23,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
-from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, shard_names
+from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, PeftBase, shard_names
 
 if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.stored_base import ModelFiles
@@ -87,17 +88,28 @@ def open_family(
     Raises:
         FileNotFoundError, ValueError: no such family, or files or settings that it refuses.
     """
+    opened = _family(config).open_folder
+    vq = Path(config.vq_path).expanduser() if config.vq_path else vq
+    files = opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
+    check_recipe(config, files)
+    return files
+
+
+def peft_base(config: ModelConfig) -> PeftBase | None:
+    """Return transformers' class of the family, for which adapters are exported; None: it has none."""
+    return getattr(_family(config), "PEFT_BASE", None)
+
+
+def _family(config: ModelConfig) -> ModuleType:
     try:
-        opened = importlib.import_module(config.family).open_folder
+        family = importlib.import_module(config.family)
+        family.open_folder  # noqa: B018 (it must be there)
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"model.family={config.family} is not a model family ({error}): name an importable package with "
             "a function open_folder, such as personalar.models.chameleon"
         ) from error
-    vq = Path(config.vq_path).expanduser() if config.vq_path else vq
-    files = opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
-    check_recipe(config, files)
-    return files
+    return family
 
 
 def check_recipe(config: ModelConfig, files: ModelFiles) -> None:
@@ -216,7 +228,7 @@ def _local(config: ModelConfig, path: str) -> ModelFiles:
         )
     if missing:
         raise FileNotFoundError(
-            f"{what}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
+            f"{what}set model.path=DIR to a whole folder: base/ and vq/, or a Hugging Face checkpoint"
         )
     return files
 

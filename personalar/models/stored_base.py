@@ -77,7 +77,7 @@ class ModelFiles(Protocol):
         """Return the paths of the missing files."""
 
     def parts(self) -> dict[str, Path]:
-        """Return where each part of the base is, by its name in plain words."""
+        """Return where each part of the base is, by its name in plain words; "transformer" is among them."""
 
     def weights(self) -> list[Path]:
         """Return every file that contains tensors; they make the base's fingerprint."""

@@ -163,7 +163,7 @@ class ToyFiles:
         return [str(file) for file in self.weights() if not file.is_file()]
 
     def parts(self) -> dict[str, Path]:
-        return {"everything": self.folder}
+        return {"transformer": self.folder}
 
     def weights(self) -> list[Path]:
         return [self.folder / "toy.safetensors"]

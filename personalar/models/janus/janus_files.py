@@ -55,7 +55,7 @@ class JanusFiles:
 
     def parts(self) -> dict[str, Path]:
         """Return the place of each part, by its name in plain words."""
-        return {"transformer and image tokenizer": self.base, "text tokenizer": self.tokenizer}
+        return {"transformer": self.base, "image tokenizer": self.base, "text tokenizer": self.tokenizer}
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
         """Return the numbers that decide memory, for `images` images decoded together."""
