@@ -1,7 +1,7 @@
 """LoRA on the transformer's projections, with PEFT and in PEFT's file format (arXiv 2504.13162, Table 3).
 
-A concept contains the adapter under our names of modules; `to_transformers` gives it those of the base's class
-in transformers, on which `PeftModel.from_pretrained` loads it.
+A concept contains the adapter under our names of modules; `to_transformers` gives it those of the base's
+class in transformers, on which `PeftModel.from_pretrained` loads it.
 """
 
 from __future__ import annotations

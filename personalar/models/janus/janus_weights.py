@@ -29,6 +29,7 @@ PREFIXES = {
     "gen_embed.": "generation_embeddings.",
     "gen_aligner.layers.0.": "generation_aligner.fc1.",
     "gen_aligner.layers.2.": "generation_aligner.hidden_layers.0.",
+    "gen_aligner.": "generation_aligner.",  # any other layer, which is then refused
     "gen_head.output_mlp_projector.": "generation_head.proj_out.",
     "gen_head.vision_head.": "generation_head.vision_head.",
     "model.language_model.": "model.",
