@@ -20,13 +20,14 @@ class TextEncoder:
 
     Args:
         backend: the vocabulary.
-        names: a pattern that finds the names of special tokens; they are plain text in what users write.
+        names: a pattern that finds the names of special tokens, which are plain text in what users write; by
+            default none is.
     """
 
     family = "text-to-image model"
     """The family in words, for messages."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, names: str) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, names: str = "(?!)") -> None:
         self._backend = backend
         # Names of special tokens inside a user's text are text; we put the real ones in ourselves.
         backend.encode_special_tokens = True

@@ -13,6 +13,7 @@ from personalar.models.network.vq import VQModel
 class ChameleonBackend(LlamaBackend):
     """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
 
+    transformer: ChameleonTransformer
     trained_rows = slice(None)
 
     def __init__(

@@ -66,8 +66,16 @@ def load_backend(
         numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
         with torch.device("meta"):
             transformer = ChameleonTransformer(numbers)
-        source = {"where": files.base, "published": files.published, "dtype": dtype}
-        fill(transformer, *network_tensors(files, transformer), **source, device=device)
+        tensors, shapes = network_tensors(files, transformer)
+        fill(
+            transformer,
+            tensors,
+            shapes,
+            where=files.base,
+            published=files.published,
+            dtype=dtype,
+            device=device,
+        )
         use_fast_linears(transformer)
     vq = load_vq(files.vq, device=device)
     backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
@@ -92,8 +100,16 @@ def load_sharded_backend(
     """
     parse = partial(TransformerConfig.from_hf, attention=attention)
     transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
-    source = {"where": files.base, "published": files.published, "dtype": dtype}
-    fill_sharded(transformer, *network_tensors(files, transformer), **source, changed=changed)
+    tensors, shapes = network_tensors(files, transformer)
+    fill_sharded(
+        transformer,
+        tensors,
+        shapes,
+        where=files.base,
+        published=files.published,
+        dtype=dtype,
+        changed=changed,
+    )
     with ordinary_modules():
         return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
 

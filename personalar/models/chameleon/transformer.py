@@ -25,8 +25,6 @@ class TransformerConfig(LlamaConfig):
     qk_norm: ClassVar[bool] = True
     vocab_size: int = field(default=65536, metadata=limits(1, 2**22))
     rms_norm_eps: float = field(default=1e-5, metadata=limits(0.0, 1.0))
-    swin_norm: bool = False
-    """Normalise after attention and MLP, before the residual add (the 34B); else before them (the 7B)."""
     max_position_embeddings: int = field(default=4096, metadata=limits(1, 2**24))
 
     @classmethod
@@ -58,6 +56,8 @@ class TransformerConfig(LlamaConfig):
 
 class ChameleonTransformer(Llama):
     """Token embeddings in, hidden states and logits out."""
+
+    config: TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

@@ -19,6 +19,8 @@ TRAINED_TOKENS = 4096
 class JanusBackend(LlamaBackend):
     """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
 
+    transformer: JanusTransformer
+
     def __init__(
         self,
         *,

@@ -78,8 +78,8 @@ class JanusFiles:
         numbers, vq = self._numbers(attention)
         with torch.device("meta"):
             transformer = JanusTransformer(numbers)
-        tensors = network_tensors(self.base, numbers, dtype=dtype, device=device)
-        fill(transformer, *tensors, where=self.base, published=True, dtype=dtype, device=device)
+        tensors, shapes = network_tensors(self.base, numbers, dtype=dtype, device=device)
+        fill(transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, device=device)
         use_fast_linears(transformer)
         return self._backend(transformer, vq, device)
 
@@ -103,9 +103,10 @@ class JanusFiles:
         numbers, vq = self._numbers(attention)
         transformer = JanusTransformer(numbers)
         with ordinary_modules():
-            tensors = network_tensors(self.base, numbers, dtype=dtype, device=device)
-        source = {"where": self.base, "published": True, "dtype": dtype}
-        fill_sharded(transformer, *tensors, **source, changed=changed)
+            tensors, shapes = network_tensors(self.base, numbers, dtype=dtype, device=device)
+        fill_sharded(
+            transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, changed=changed
+        )
         with ordinary_modules():
             return self._backend(transformer, vq, device)
 

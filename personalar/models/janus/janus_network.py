@@ -48,26 +48,37 @@ class ImageHead(nn.Module):
         return self.vision_head(F.gelu(self.proj_out(hidden)))
 
 
+class Aligner(nn.Module):
+    """The MLP from a row of the small table to an embedding; names as in transformers."""
+
+    def __init__(self, code_dim: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(code_dim, width)
+        self.hidden_layers = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (K, code_dim) to (K, D)."""
+        return self.hidden_layers[0](F.gelu(self.fc1(x)))
+
+
 class CodeEmbedder(nn.Module):
     """The published path from a code to its embedding: a table of few numbers, and an MLP."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
-        width = config.hidden_size
         self.generation_embeddings = nn.Embedding(config.num_codes, config.code_dim)
-        self.generation_aligner = nn.Module()
-        self.generation_aligner.fc1 = nn.Linear(config.code_dim, width)
-        self.generation_aligner.hidden_layers = nn.ModuleList([nn.Linear(width, width)])
+        self.generation_aligner = Aligner(config.code_dim, config.hidden_size)
 
     @torch.no_grad()
     def forward(self) -> Tensor:
         """Return the embeddings of all codes (K, D), computed layer by layer in the weights' precision."""
-        inner = F.gelu(self.generation_aligner.fc1(self.generation_embeddings.weight))
-        return self.generation_aligner.hidden_layers[0](inner)
+        return self.generation_aligner(self.generation_embeddings.weight)
 
 
 class JanusTransformer(Llama):
     """Ids of words and codes in, logits of codes out."""
+
+    config: JanusConfig
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__(config)

@@ -156,8 +156,8 @@ def network_tensors(
         )
     with torch.device("meta"):
         embedder = CodeEmbedder(config)
-    source = {"where": folder, "published": False, "dtype": dtype, "device": device}
-    fill(embedder, read_tensors(folder, embedder_name), read_shapes(folder, embedder_name), **source)
+    parts, part_shapes = read_tensors(folder, embedder_name), read_shapes(folder, embedder_name)
+    fill(embedder, parts, part_shapes, where=folder, published=False, dtype=dtype, device=device)
     table = {"code_table.weight": embedder()}
     tensors = chain(read_tensors(folder, network_name), table.items())
     return tensors, shapes | {name: tensor.shape for name, tensor in table.items()}

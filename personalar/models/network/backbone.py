@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from personalar.core.image_sizes import choose_bucket
-from personalar.models.base import Loss, TrainingSequence
+from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.dropout import Dropout
 from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
@@ -169,6 +169,14 @@ class LlamaBackend(nn.Module):
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `Llama.forward`."""
         return self.transformer(embeds, positions, cache, mask, dropout=dropout)
+
+    def choices(self, loss: Loss) -> slice:
+        """Return the ids among which a token is predicted with `loss`."""
+        raise NotImplementedError
+
+    def head(self, loss: Loss) -> Head:
+        """Return the map from hidden states to the logits of `choices(loss)`."""
+        raise NotImplementedError
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""

@@ -30,8 +30,6 @@ class LlamaConfig:
 
     qk_norm: ClassVar[bool] = False
     """Normalise queries and keys per head (Chameleon)."""
-    swin_norm: ClassVar[bool] = False
-    """Normalise after attention and MLP, before the residual add; else before them."""
 
     vocab_size: int = field(default=32000, metadata=limits(1, 2**22))
     hidden_size: int = field(default=4096, metadata=limits(1, 2**16))
@@ -41,6 +39,8 @@ class LlamaConfig:
     num_key_value_heads: int = field(default=32, metadata=limits(1, 1024))
     rms_norm_eps: float = field(default=1e-6, metadata=limits(0.0, 1.0))
     rope_theta: float = field(default=10000.0, metadata=limits(1.0, 1e12))
+    swin_norm: bool = False
+    """Normalise after attention and MLP, before the residual add (Chameleon 34B); else before them."""
     max_position_embeddings: int = field(default=2048, metadata=limits(1, 2**24))
     attention: str = "sdpa"
     """How attention is computed, "eager" or "sdpa": eager is far faster in the backward pass on a CPU."""
@@ -132,7 +132,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.q_norm = self.k_norm = nn.Identity()
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
             self.q_norm = HeadNorm(config.num_attention_heads, config.head_dim)
             self.k_norm = HeadNorm(config.num_key_value_heads, config.head_dim)
