@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from personalar.models.chameleon.sequence_layout import LUMINA_PROMPT, ProtocolConfig
+from personalar.config.model_config import LUMINA_PROMPT, ProtocolConfig
 from personalar.models.chameleon.serialization import init_backend, save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import TransformerConfig

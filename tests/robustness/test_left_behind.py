@@ -25,7 +25,7 @@ from personalar.core.own_files import delete_abandoned
 from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import RunFolder
 from personalar.generation.pipeline import write_samples
-from personalar.models.chameleon import tensor_files
+from personalar.models import tensor_files
 from personalar.reports.comparison_page import compare_folders
 from personalar.runs.benchmark import execute
 

@@ -165,7 +165,7 @@ def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """zero3_offload fits a small device, where the host holds what the device does not."""
     monkeypatch.setattr(personalar.training.memory_fit, "check_devices", lambda trainer: None)
-    shape = shape_of(TransformerConfig(), VQConfig(), resolution=512, images=4)
+    shape = shape_of(TransformerConfig(), VQConfig(), codes=(32, 32), answer_tokens=1061, images=4)
     files = Mock(shape=lambda attention, images: shape)
 
     def plan(method: str, host: float) -> None:
