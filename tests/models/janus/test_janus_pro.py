@@ -38,6 +38,7 @@ from personalar.models.janus.chat_layout import ChatLayout
 from personalar.models.janus.janus_files import JanusFiles
 from personalar.models.janus.vocabulary import BEGIN_OF_IMAGE, BOS, PAD, JanusVocabulary
 from personalar.training.loss import sequence_loss
+from personalar.training.model_prep import quantize_base
 
 TEXTS = ("a red cat", "a blue dog in the snow on the beach", "a teapot")
 GREEDY = {"cfg_scale": 5.0, "temperature": 0.0}
@@ -258,3 +259,19 @@ def test_an_adapter_is_loaded_by_peft_on_transformers_class(janus_files: JanusFi
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def test_an_adapter_trains_over_four_bits(janus_files: JanusFiles) -> None:
+    pytest.importorskip("bitsandbytes", reason='not installed: pip install "personalar[quantized]"')
+    base = load(janus_files, torch.bfloat16)
+    quantize_base(base.blocks)
+    parameters = inject_lora(base.transformer, rank=2, generator=seeded())
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    sequence = base.training_sequence(TEXTS[0], torch.zeros(4, 4).long(), loss="image_tokens")
+    identifier = Identifier(tokens={"[V]": 639}, rows=torch.zeros(1, 64))
+    batch = collate([sequence], pad=base.pad_id)
+    loss = sequence_loss(base, identifier, batch, loss="image_tokens", z_loss=0.0)
+    loss.backward()
+    learned = [name for name, p in parameters.items() if p.grad is not None and p.grad.abs().max() > 0]
+    assert loss.isfinite() and len(learned) == 2 * 3  # B of q, k and v in both layers; A's wait for B
