@@ -102,7 +102,8 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
         )
     if lora:
         lora = from_transformers(lora, stack=target.stack) if (target := peft_base(model)) else lora
-        with torch.device("meta"):  # fits or raises, without weights
+        # On the meta device the network has shapes but no storage: enough to check the adapter.
+        with torch.device("meta"):
             load_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
@@ -212,12 +213,12 @@ def local_base(concept: Concept, model: ModelConfig) -> ModelFiles | None:
 
 
 def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
-    """Return the adapter's files with the base named, where it is known: a repository, or a folder here."""
-    target = peft_base(model)
+    """Return the adapter's files by path; the config names the base (hub id or folder) if it is known."""
+    target = peft_base(model)  # None: the family has no class in transformers
     if not concept.lora or target is None:
         return dict(concept.lora)
     lora = to_transformers(concept.lora, stack=target.stack)
-    files, settings = base_here(concept, model), concept.config.get("model", {})
+    files, settings = local_base(concept, model), concept.config.get("model", {})
     repo, _ = origin(concept)
     if files is not None and model.path is not None:
         base, revision = str(files.parts()["transformer"].resolve()), None

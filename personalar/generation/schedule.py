@@ -178,8 +178,17 @@ def prefill(
 ) -> Tensor:
     """Run the prompts through the network and fill the cache.
 
-    Equal rows are run once: the images of one prompt, and equal unconditional ones.
-    The identifier acts here only: codes are never identifiers.
+    Equal rows are computed once: images that share a prompt, and equal unconditional rows.
+
+    Args:
+        backend: the base model.
+        rows: token ids of R rows; they are left-padded to the longest, T.
+        cache: KV cache of R rows.
+        identifier: learned embeddings. They occur in prompts only, never among codes.
+        more: further token ids (R, T') after the prompts, or None.
+
+    Returns:
+        Hidden states (R, T + T', D).
     """
     longest = max(map(len, rows))
     # Padding is masked out, so its id does not matter.

@@ -24,9 +24,9 @@ from personalar.core.files import parse_json
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _STACK = "model"
-"""Our name of what holds the layers."""
+"""The module that contains the layers, in our network."""
 _PLACE = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_[AB]\.")
-_PREFIX = "base_model.model."  # PEFT's name for what the adapter is put into
+_PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
 
 
 def inject_lora(
@@ -117,11 +117,13 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
 def name_base(
     config: bytes, *, base: str | None, class_name: str | None = None, revision: str | None = None
 ) -> bytes:
-    """Return an adapter's config that names its base, so that `peft.AutoPeftModel` loads both.
+    """Return an adapter config that names its base, so that `peft.AutoPeftModel` loads both.
 
     Args:
-        base: folder or hub id that transformers reads; None takes the names out of a config that this wrote.
-        class_name: transformers' class of the base.
+        config: content of the adapter's config file.
+        base: folder or hub id that transformers reads; None removes the name again.
+        class_name: the class of the base in transformers.
+        revision: commit of the hub repository.
     """
     values = json.loads(config)
     # A file that PEFT wrote itself is formatted differently; it is returned unchanged.
