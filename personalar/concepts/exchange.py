@@ -17,7 +17,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
-from personalar.concepts.adapters.lora import from_transformers, load_lora, name_base, to_transformers
+from personalar.concepts.adapters.lora import load_lora, name_base
+from personalar.concepts.adapters.peft_names import from_transformers, to_transformers
 from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import is_card, origin, plain, write_card
 from personalar.concepts.validation import read_tensors

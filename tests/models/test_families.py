@@ -20,13 +20,12 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import Identifier, random_rows
 from personalar.concepts.adapters.lora import (
-    from_transformers,
     inject_lora,
     load_lora,
     lora_files,
     merge_lora,
-    to_transformers,
 )
+from personalar.concepts.adapters.peft_names import from_transformers, to_transformers
 from personalar.config.recipe import QKV
 from personalar.data.stream import collate
 from personalar.generation.decoders.jacobi import JacobiDecoder

@@ -1,13 +1,12 @@
 """LoRA on the transformer's projections, with PEFT and in PEFT's file format (arXiv 2504.13162, Table 3).
 
-A concept contains the adapter under our names of modules; `to_transformers` gives it those of the base's
+A concept contains the adapter under our names of modules; `peft_names` gives it those of the base's
 class in transformers, on which `PeftModel.from_pretrained` loads it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +22,7 @@ from personalar.core.files import parse_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_STACK = "model"
-"""The module that contains the layers, in our network."""
-_PLACE = re.compile(r"\.layers\.(\d+)\.\w+\.(\w+)\.lora_[AB]\.")
-_PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
+PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
 
 
 def inject_lora(
@@ -110,7 +106,7 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
     config["target_modules"] = sorted(config["target_modules"])
     return {
         WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
-        CONFIG_FILE: _config_bytes(config),
+        CONFIG_FILE: config_bytes(config),
     }
 
 
@@ -127,81 +123,15 @@ def name_base(
     """
     values = json.loads(config)
     # A file that PEFT wrote itself is formatted differently; it is returned unchanged.
-    if base is None and config != _config_bytes(values):
+    if base is None and config != config_bytes(values):
         return config
     mapping = {"base_model_class": class_name, "parent_library": "transformers"}
     values |= {"base_model_name_or_path": base, "revision": revision, "auto_mapping": base and mapping}
-    return _config_bytes(values)
+    return config_bytes(values)
 
 
-def to_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, bytes]:
-    """Return an adapter's files with the names of modules in transformers' class of the base.
-
-    Bare names of projections would also find those of the class's other networks, so `target_modules` becomes
-    a pattern for the whole path.
-
-    Args:
-        files: by any path that ends in the file's name.
-        stack: dotted path of the layers' owner in that class.
-    """
-    if stack == _STACK:
-        return dict(files)
-    tensors, config = _parts(files)
-    places = {match.groups() for name in tensors if (match := _PLACE.search(name))}
-    layers = "|".join(sorted({layer for layer, _ in places}, key=int))
-    targets = "|".join(sorted({target for _, target in places}))
-    pattern = rf"{re.escape(stack)}\.layers\.({layers})\.\w+\.({targets})"
-    config |= {"target_modules": pattern, "layers_to_transform": None, "layers_pattern": None}
-    return _joined(files, _moved(tensors, _STACK, stack), config)
-
-
-def from_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, bytes]:
-    """Return an adapter's files with our names of modules; the inverse of `to_transformers`.
-
-    Raises:
-        ValueError: a file is damaged, or the adapter also changes another network of the class.
-    """
-    if stack == _STACK:
-        return dict(files)
-    tensors, config = _parts(files)
-    foreign = [name for name in tensors if not name.startswith(f"{_PREFIX}{stack}.")]
-    if foreign or not tensors:
-        raise ValueError(
-            f"the adapter changes {foreign[0] if foreign else 'nothing'}; allowed: layers below {stack}"
-        )
-    places = {match.groups() for name in tensors if (match := _PLACE.search(name))}
-    config |= {
-        "target_modules": sorted({target for _, target in places}),
-        "layers_to_transform": sorted({int(layer) for layer, _ in places}),
-        "layers_pattern": "layers",
-    }
-    return _joined(files, _moved(tensors, stack, _STACK), config)
-
-
-def _parts(files: Mapping[str, bytes]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    by_name = {Path(file).name: data for file, data in files.items()}
-    try:
-        return from_safetensors(by_name[WEIGHTS_FILE]), parse_json(by_name[CONFIG_FILE])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
-
-
-def _joined(
-    files: Mapping[str, bytes], tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> dict[str, bytes]:
-    written = {
-        WEIGHTS_FILE: to_safetensors(dict(tensors), metadata={"format": "pt"}),
-        CONFIG_FILE: _config_bytes(config),
-    }
-    return {file: written[Path(file).name] for file in files}
-
-
-def _moved(tensors: Mapping[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
-    before, after = f"{_PREFIX}{old}.", f"{_PREFIX}{new}."
-    return {after + name.removeprefix(before): tensor for name, tensor in tensors.items()}
-
-
-def _config_bytes(config: Mapping[str, Any]) -> bytes:
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """Return the content of an adapter config file; equal configs give equal bytes."""
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
@@ -290,7 +220,7 @@ def _all(values: Any, is_valid: Callable[[Any], bool]) -> bool:
 
 
 def _saved_name(name: str) -> str:
-    return f"{_PREFIX}{name.replace('.default.', '.')}"
+    return f"{PREFIX}{name.replace('.default.', '.')}"
 
 
 def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:

@@ -120,7 +120,7 @@ def test_a_folder_of_another_family_size_or_without_a_name_is_refused(
         ({"layout": None}, "does not say its layout: choose model=janus_pro_1b"),
         (
             {"layout": replace(LAYOUT, resize="halving")},
-            "layout.resize='halving' is not known; allowed: cover",
+            "invalid value layout.resize='halving'; allowed: cover",
         ),
     ],
 )

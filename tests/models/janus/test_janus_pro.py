@@ -23,12 +23,11 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.adapters.lora import (
-    from_transformers,
     inject_lora,
     load_lora,
     lora_files,
-    to_transformers,
 )
+from personalar.concepts.adapters.peft_names import from_transformers, to_transformers
 from personalar.data.stream import collate
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
