@@ -228,7 +228,7 @@ def _local(config: ModelConfig, path: str) -> ModelFiles:
         )
     if missing:
         raise FileNotFoundError(
-            f"{what}set model.path=DIR to a folder with base/ and vq/, or a Hugging Face checkpoint"
+            f"{what}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
         )
     return files
 

@@ -220,7 +220,9 @@ def test_a_folder_of_ones_own(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path)
     assert LUMINA.ids.items() <= files.layout.ids.items()
     part = Path(shutil.copytree(lumina_dir, tmp_path / "part"))
     (part / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.safetensors missing .*or a Hugging"):
+    with pytest.raises(
+        FileNotFoundError, match=r"model-00002-of-00003\.safetensors missing .*a whole Hugging"
+    ):
         obtain_model(model("lumina_mgpt_7b_512", f"model.path={part}", where[1]), say=pytest.fail)
 
 

@@ -20,8 +20,10 @@ from conftest_janus import (
     save_original,
 )
 from conftest_run import compose_config
+from conftest_upstream import LUMINA
 from safetensors.torch import load_file
 
+from personalar.models import chameleon
 from personalar.models.janus import janus_weights, open_folder
 from personalar.models.janus.janus_files import JanusFiles
 from personalar.models.janus.vocabulary import BEGIN_OF_IMAGE, BOS, PAD, JanusVocabulary
@@ -178,3 +180,8 @@ def test_a_checkpoint_goes_back_under_the_names_of_the_base(
     differ = [key for key in before if not torch.equal(stored[key], before[key])]
     assert stored.keys() == before.keys() and len(differ) == 2
     janus_model().__class__(janus_model().config).load_state_dict(stored, strict=True)
+
+
+def test_a_janus_folder_is_not_a_chameleon(janus_dir: Path) -> None:
+    with pytest.raises(ValueError, match="model_type='janus', which is not a Chameleon: choose the model="):
+        chameleon.open_folder(janus_dir, layout=LUMINA).shape(attention="sdpa", images=1)
