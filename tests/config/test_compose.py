@@ -59,10 +59,12 @@ def test_every_choice_composes(turn: int) -> None:
     }.get(chosen["subject"], [])
     if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
         del chosen["method"], chosen["stage"]
+    required = {"vlm": ["scorer.extra.vlm.model=some-model"]}.get(chosen["scorer"], [])
     config = compose_config(
         f"+subject={chosen['subject']}",
         *[f"{group}={name}" for group, name in chosen.items() if group != "subject"],
         *photos,
+        *required,
     )
     assert isinstance(config, RunConfig)
     for group, name in chosen.items():
