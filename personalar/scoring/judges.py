@@ -25,6 +25,7 @@ from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.scoring.base import Scorer
 from personalar.scoring.metrics import MeanScores
+from personalar.scoring.subject_crop import SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
@@ -185,9 +186,11 @@ def load_judges(
         pair = load_pair(config, device=device)
         main = SubjectScorer(*pair, subject, prompts=prompts, text=config.clip_text)
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
+    if main and config.subject_crop:
+        extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
     names = {
-        name: json.dumps(settings | _version(extra[name]), sort_keys=True)
-        for name, settings in config.extra.items()
+        name: json.dumps(config.extra.get(name, {}) | _version(scorer), sort_keys=True)
+        for name, scorer in extra.items()
     }
     return Judges(subject, main, extra, names)
 
