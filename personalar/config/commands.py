@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from personalar.config.fields import SEED, limits, one_of
 from personalar.config.run_config import DecoderConfig, ModelConfig, ScorerConfig, TrainerConfig
 
-TASKS = ("benchmark", "calibrate", "table")
+TASKS = ("benchmark", "calibrate", "agreement", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
 
@@ -101,7 +101,8 @@ class EvaluateConfig:
     """`python -m personalar.evaluate`."""
 
     task: str = "benchmark"
-    """"benchmark", "calibrate" (check the scorers) or "table" (print the tables of finished runs again)."""
+    """"benchmark", "calibrate" (check the scorers), "agreement" (compare the scorers with human ratings or with
+    planted faults) or "table" (print the tables of finished runs again)."""
     benchmark: BenchmarkConfig = MISSING
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
@@ -112,6 +113,8 @@ class EvaluateConfig:
     """Kinds of samples; see samples.kinds."""
     jobs: int = field(default=1, metadata=limits(1))
     """Subjects trained at the same time; with several GPUs, one process per GPU."""
+    ratings: str | None = None
+    """Folder of human ratings in the format of DreamBench++; task=agreement only."""
     launcher: str | None = None
     """Hydra launcher that runs each subject as a separate job: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
@@ -120,9 +123,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, TASKS)
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
+        if self.ratings is not None and self.task != "agreement":
+            raise ValueError(f"ratings={self.ratings} is read by task=agreement alone")
         if self.task != "table":  # which only reads scores that exist already
             self.scorer.check_decides(
-                f"benchmark={self.benchmark.name}",
-                photographs=self.benchmark.photographs,
+                "an agreement with people" if self.ratings else f"benchmark={self.benchmark.name}",
+                photographs=self.benchmark.photographs or self.ratings is not None,
                 otherwise="scorer=none (no scores)" if self.task == "benchmark" else None,
             )
