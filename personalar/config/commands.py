@@ -15,6 +15,13 @@ PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
 
 
+WHENCE = {
+    "dreambench": "git clone https://github.com/google/dreambooth DIR",
+    "dreambench_plus": "unpack the data of https://github.com/yuangpeng/dreambench_plus there",
+}
+"""Kinds of benchmarks whose photographs are not shipped, and how to get them."""
+
+
 @dataclass(kw_only=True)
 class SampleConfig:
     """`python -m personalar.sample`."""
@@ -67,9 +74,9 @@ class BenchmarkConfig:
 
     name: str = MISSING
     kind: str = "rendered"
-    """"rendered" (subjects of the nano world) or "dreambench" (photographs in a folder)."""
+    """"rendered" (subjects of the nano world), "dreambench" or "dreambench_plus" (photographs in a folder)."""
     path: str | None = None
-    """Folder in DreamBench's layout; kind=dreambench only."""
+    """Folder in DreamBench's or DreamBench++'s layout; photographs only."""
     subjects: list[str] | None = None
     """Names of subjects; null: all that are found in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
@@ -81,13 +88,13 @@ class BenchmarkConfig:
     """`calibrate` passes if both scores differ from the published ones by at most this."""
 
     def __post_init__(self) -> None:
-        one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))
+        one_of("benchmark.kind", self.kind, ("rendered", *WHENCE))
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
-        if self.kind == "dreambench" and self.path is None:
+        if self.photographs and self.path is None:
             raise ValueError(
-                "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
-                "layout: git clone https://github.com/google/dreambooth DIR"
+                f"benchmark={self.kind} needs benchmark.path=DIR, a folder of its photographs in the "
+                f"original layout: {WHENCE[self.kind]}"
             )
 
     @property

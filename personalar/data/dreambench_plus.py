@@ -71,10 +71,8 @@ class RatedPicture:
 
 def template(caption: str, noun: str) -> str:
     """Return a prompt with "{}" for the noun; where it is not in it, before it."""
-    place = caption.lower().find(noun.lower())
-    if place < 0:
-        return f"a {{}}: {caption}"
-    return f"{caption[:place]}{{}}{caption[place + len(noun) :]}"
+    found, count = re.subn(re.escape(noun), "{}", caption, flags=re.IGNORECASE)
+    return found if count else f"a {{}}: {caption}"
 
 
 def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[PlusSubject, ...]:
@@ -100,9 +98,8 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
     if not found:
         raise FileNotFoundError(f"benchmark.path={path} contains no picture in images/: {UNPACKED}")
     if missing := [name for name in names or () if name not in found]:
-        raise FileNotFoundError(
-            f"benchmark.subjects: {missing[0]!r} is not in {path}; there are {', '.join(list(found)[:4])}, ..."
-        )
+        some = ", ".join(list(found)[:4])
+        raise FileNotFoundError(f"benchmark.subjects: {missing[0]!r} is not in {path}; there are {some}, ...")
     return tuple(subject for name, subject in found.items() if names is None or name in names)
 
 
