@@ -133,6 +133,11 @@ def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo
     return Photo(path=path, notes=notes, image=image)
 
 
+def inspect_file(path: Path) -> Photo:
+    """Return the verdict on one entry; never raises for the content of the file."""
+    return open_photo(path, look_at(path))
+
+
 def print_table(photos: Iterable[Photo]) -> None:
     """Print every entry with its verdict, its notes and, if the base is known, the share that is cropped."""
     from rich.console import Console

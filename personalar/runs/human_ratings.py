@@ -58,8 +58,8 @@ def rated_scores(
     pair = load_pair(config) if config.judges else None
     for name, pictures in by_subject.items():
         photo = open_picture(pictures[0].photo)
-        known = {"name": name, "noun": pictures[0].noun, "live": False}
-        subject = Subject(**known, images=(photo,), fingerprint=image_fingerprint([photo]))
+        noun, fingerprint = pictures[0].noun, image_fingerprint([photo])
+        subject = Subject(name=name, noun=noun, images=(photo,), live=False, fingerprint=fingerprint)
         judges = load_judges(config, subject, prompts=(), device="cpu", pair=pair)
         lines = judges.score([_sample(number, picture) for number, picture in enumerate(pictures)])
         for measure in judged(judges.measures):

@@ -1,4 +1,4 @@
-"""Which judge sees which fault: right views of rendered subjects against views with a planted fault."""
+"""Planted faults as a test of judges: right views of rendered subjects against views with one thing wrong."""
 
 from __future__ import annotations
 

@@ -52,11 +52,6 @@ def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> S
     return sample_scene(instance, rng, context=spec.context, worn=worn, shiny="shiny" in spec.text)
 
 
-def _views(instances: list[Instance], contexts: list, rng: np.random.Generator) -> list[Scene]:
-    pairs = zip(instances, contexts, strict=True)
-    return [sample_scene(instance, rng, context=context) for instance, context in pairs]
-
-
 def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
     """Return `count` similar individuals: half share the skin, the other half the proportions."""
     other = [sample_instance(instance.noun, rng) for _ in range(count // 2)]
@@ -75,7 +70,7 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
     asked = bench_prompts(noun) * VIEWS_PER_PROMPT
-    train = _views([instance] * len(TRAINING_CONTEXTS), list(TRAINING_CONTEXTS), rng)
+    train = [sample_scene(instance, rng, context=context) for context in TRAINING_CONTEXTS]
     return RenderedSubject(
         noun=noun,
         live=noun in HEADS,
