@@ -12,7 +12,7 @@ from personalar.config.compose import composed, read_config
 from personalar.config.subject_config import SubjectConfig
 from personalar.core.types import Sample, Subject
 from personalar.data.subject import load_subject
-from personalar.reports.agreement import auc
+from personalar.reports.agreement_statistics import auc
 from personalar.reports.bootstrap import group_mean, interval
 from personalar.runs.agreement import Cell, Table, judged
 from personalar.runs.benchmark import subject_overrides

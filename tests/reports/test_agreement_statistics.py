@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from personalar.reports.agreement import auc, bootstrap_interval, fitted, krippendorff_alpha
+from personalar.reports.agreement_statistics import auc, bootstrap_interval, fitted, krippendorff_alpha
 
 NO = float("nan")
 WORKED = [
