@@ -74,7 +74,7 @@ class BenchmarkConfig:
 
     name: str = MISSING
     kind: str = "rendered"
-    """"rendered" (subjects of the nano world), "dreambench" or "dreambench_plus" (photographs in a folder)."""
+    """"rendered" (subjects of the nano world), "dreambench", "dreambench_plus" (both: photographs)."""
     path: str | None = None
     """Folder in DreamBench's or DreamBench++'s layout; photographs only."""
     subjects: list[str] | None = None
@@ -108,8 +108,8 @@ class EvaluateConfig:
     """`python -m personalar.evaluate`."""
 
     task: str = "benchmark"
-    """"benchmark", "calibrate" (check the scorers), "agreement" (compare the scorers with human ratings or with
-    planted faults) or "table" (print the tables of finished runs again)."""
+    """"benchmark", "calibrate" (check the scorers), "agreement" (compare the scorers with human ratings or
+    with planted faults) or "table" (print the tables of finished runs again)."""
     benchmark: BenchmarkConfig = MISSING
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
