@@ -100,8 +100,8 @@ def companions(entries: Sequence[Path]) -> dict[Path, str]:
     """
     # A caption or mask counts only beside a photo of the same name.
     photos, found = pictures_by_name(entries), {}
-    for mask, photo in masks_beside(entries).items():
-        found[mask] = f"mask of {photo.name}, read by scorer.subject_crop=true only"
+    for mask, masked in masks_beside(entries).items():
+        found[mask] = f"mask of {masked.name}, read by scorer.subject_crop=true only"
     for path in entries:
         if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
             found[path] = f"caption of {photo.name}, not used: set subject.noun instead"
