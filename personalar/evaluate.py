@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
             if not calibrate(config):
                 raise SystemExit(1)
         elif config.task == "agreement":
-            from personalar.runs.agreement import agreement
+            from personalar.runs.judge_agreement.agreement import agreement
 
             agreement(config)
         else:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalar.config.command_line import quote
 from personalar.core.files import read_json
 from personalar.core.types import Subject, image_fingerprint
 from personalar.data.photos import PICTURE_SUFFIXES, inspect_file
@@ -101,6 +102,24 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
         some = ", ".join(list(found)[:4])
         raise FileNotFoundError(f"benchmark.subjects: {missing[0]!r} is not in {path}; there are {some}, ...")
     return tuple(subject for name, subject in found.items() if names is None or name in names)
+
+
+def plus_overrides(subject: PlusSubject) -> tuple[str, ...]:
+    """Return the overrides of a subject of DreamBench++, with its own prompts."""
+    source = {
+        "_target_": "personalar.data.dreambench_plus.read_plus_subject",
+        "image": str(subject.image.resolve()),
+        "noun": subject.noun,
+        "name": subject.name,
+    }
+    return (
+        "+subject=folder",
+        f"subject.noun={quote(subject.noun)}",
+        f"subject.name={quote(subject.name)}",
+        *(f"+subject.source.{key}={quote(value)}" for key, value in source.items()),
+        f"+subject.source.live={str(subject.live).lower()}",
+        f"samples.prompts=[{','.join(quote(prompt) for prompt in subject.prompts)}]",
+    )
 
 
 def read_plus_subject(image: str, noun: str, name: str, *, live: bool) -> Subject:

@@ -29,7 +29,7 @@ from personalar.core.process import ENDS_WITH_STDIN, available_cores, visible_gp
 from personalar.core.run_folder import SHARED
 from personalar.data import dreambench_plus
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
-from personalar.data.dreambench_plus import PlusSubject, find_plus_subjects
+from personalar.data.dreambench_plus import find_plus_subjects, plus_overrides
 from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
 from personalar.reports.comparison_table import markdown, verdicts
@@ -104,24 +104,6 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
     if unknown:
         raise ValueError(f"benchmark.subjects: {unknown[0]!r} is not known; allowed: {', '.join(allowed)}")
     return {name: (f"+subject={name}",) for name in names}
-
-
-def plus_overrides(subject: PlusSubject) -> tuple[str, ...]:
-    """Return the overrides of a subject of DreamBench++, with its own prompts."""
-    source = {
-        "_target_": "personalar.data.dreambench_plus.read_plus_subject",
-        "image": str(subject.image.resolve()),
-        "noun": subject.noun,
-        "name": subject.name,
-    }
-    return (
-        "+subject=folder",
-        f"subject.noun={quote(subject.noun)}",
-        f"subject.name={quote(subject.name)}",
-        *(f"+subject.source.{key}={quote(value)}" for key, value in source.items()),
-        f"+subject.source.live={str(subject.live).lower()}",
-        f"samples.prompts=[{','.join(quote(prompt) for prompt in subject.prompts)}]",
-    )
 
 
 def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:

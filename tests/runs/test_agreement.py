@@ -13,8 +13,8 @@ from test_dreambench_plus import make_ratings
 from personalar.config.commands import EvaluateConfig
 from personalar.core.measures import Measure
 from personalar.evaluate import evaluate
-from personalar.runs.agreement import agreement, as_table
-from personalar.runs.planted_faults import RIGHT, pairs_of, planted_views, preferences
+from personalar.runs.judge_agreement.agreement import agreement, as_table
+from personalar.runs.judge_agreement.planted_faults import RIGHT, pairs_of, planted_views, preferences
 
 BLIND = ("scorer=none", "+scorer.extra.dark._target_=test_agreement.Dark")
 
@@ -119,7 +119,7 @@ def test_what_it_needs(words: tuple[str, ...], message: str) -> None:
 
 
 def test_settings_that_contradict() -> None:
-    with pytest.raises(ValueError, match="agreement with people would be decided by judges that"):
+    with pytest.raises(ValueError, match="agreement with people would be decided by scorers that"):
         config("ratings=/nowhere", "scorer=nano")
     with pytest.raises(ValueError, match="ratings=/x is read by task=agreement alone"):
         compose_config("ratings=/x", "benchmark=nanobench", name="evaluate")

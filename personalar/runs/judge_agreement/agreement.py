@@ -28,8 +28,8 @@ def agreement(config: EvaluateConfig) -> Table:
         ValueError: no judges, or neither ratings nor rendered subjects.
         FileNotFoundError: the folder of ratings is incomplete.
     """
-    from personalar.runs.human_ratings import with_people
-    from personalar.runs.planted_faults import with_truth
+    from personalar.runs.judge_agreement.human_ratings import with_people
+    from personalar.runs.judge_agreement.planted_faults import with_truth
 
     if not config.scorer.scores:
         raise ValueError("agreement needs judges: scorer=dreambench, or scorer.extra.NAME._target_=...")

@@ -15,7 +15,7 @@ from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.dreambench_plus import ATTRIBUTION, RatedPicture, read_ratings
 from personalar.data.photos import inspect_file
 from personalar.reports.agreement_statistics import auc, bootstrap_interval, fitted, krippendorff_alpha
-from personalar.runs.agreement import Cell, Table, judged
+from personalar.runs.judge_agreement.agreement import Cell, Table, judged
 from personalar.scoring.judges import load_judges
 from personalar.scoring.subject_scorer import load_pair
 

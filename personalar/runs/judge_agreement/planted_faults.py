@@ -14,8 +14,8 @@ from personalar.core.types import Sample, Subject
 from personalar.data.subject import load_subject
 from personalar.reports.agreement_statistics import auc
 from personalar.reports.bootstrap import group_mean, interval
-from personalar.runs.agreement import Cell, Table, judged
 from personalar.runs.benchmark import subject_overrides
+from personalar.runs.judge_agreement.agreement import Cell, Table, judged
 from personalar.scoring.judges import load_judges
 from personalar.scoring.subject_scorer import load_pair
 
