@@ -2,6 +2,8 @@
 
     python -m personalar.evaluate benchmark=nanobench             every subject by every method, one table
     python -m personalar.evaluate calibrate benchmark=dreambench benchmark.path=DIR scorer=dreambench
+    python -m personalar.evaluate agreement benchmark=nanobench scorer.subject_crop=true
+    python -m personalar.evaluate agreement ratings=DIR scorer=dreambench
     python -m personalar.evaluate table benchmark=nanobench             the table again, from what is finished
 
 Settings of personalar.run (model=..., trainer=...) go to every run.
@@ -56,6 +58,10 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
             if not calibrate(config):
                 raise SystemExit(1)
+        elif config.task == "agreement":
+            from personalar.runs.judge_agreement.agreement import agreement
+
+            agreement(config)
         else:
             from personalar.runs.benchmark import run_benchmark
 

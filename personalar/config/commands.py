@@ -10,9 +10,16 @@ from omegaconf import MISSING
 from personalar.config.fields import SEED, limits, one_of
 from personalar.config.run_config import DecoderConfig, ModelConfig, ScorerConfig, TrainerConfig
 
-TASKS = ("benchmark", "calibrate", "table")
+TASKS = ("benchmark", "calibrate", "agreement", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
+
+
+WHENCE = {
+    "dreambench": "git clone https://github.com/google/dreambooth DIR",
+    "dreambench_plus": "unpack the data of https://github.com/yuangpeng/dreambench_plus there",
+}
+"""Kinds of benchmarks whose photographs are not shipped, and how to get them."""
 
 
 @dataclass(kw_only=True)
@@ -67,9 +74,9 @@ class BenchmarkConfig:
 
     name: str = MISSING
     kind: str = "rendered"
-    """"rendered" (subjects of the nano world) or "dreambench" (photographs in a folder)."""
+    """"rendered" (subjects of the nano world), "dreambench", "dreambench_plus" (both: photographs)."""
     path: str | None = None
-    """Folder in DreamBench's layout; kind=dreambench only."""
+    """Folder in DreamBench's or DreamBench++'s layout; photographs only."""
     subjects: list[str] | None = None
     """Names of subjects; null: all that are found in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
@@ -81,13 +88,13 @@ class BenchmarkConfig:
     """`calibrate` passes if both scores differ from the published ones by at most this."""
 
     def __post_init__(self) -> None:
-        one_of("benchmark.kind", self.kind, ("rendered", "dreambench"))
+        one_of("benchmark.kind", self.kind, ("rendered", *WHENCE))
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
-        if self.kind == "dreambench" and self.path is None:
+        if self.photographs and self.path is None:
             raise ValueError(
-                "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
-                "layout: git clone https://github.com/google/dreambooth DIR"
+                f"benchmark={self.kind} needs benchmark.path=DIR, a folder of its photographs in the "
+                f"original layout: {WHENCE[self.kind]}"
             )
 
     @property
@@ -101,7 +108,8 @@ class EvaluateConfig:
     """`python -m personalar.evaluate`."""
 
     task: str = "benchmark"
-    """"benchmark", "calibrate" (check the scorers) or "table" (print the tables of finished runs again)."""
+    """"benchmark", "calibrate" (check the scorers), "agreement" (compare the scorers with human ratings or
+    with planted faults) or "table" (print the tables of finished runs again)."""
     benchmark: BenchmarkConfig = MISSING
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
@@ -112,6 +120,8 @@ class EvaluateConfig:
     """Kinds of samples; see samples.kinds."""
     jobs: int = field(default=1, metadata=limits(1))
     """Subjects trained at the same time; with several GPUs, one process per GPU."""
+    ratings: str | None = None
+    """Folder of human ratings in the format of DreamBench++; task=agreement only."""
     launcher: str | None = None
     """Hydra launcher that runs each subject as a separate job: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
@@ -120,9 +130,11 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         one_of("task", self.task, TASKS)
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
+        if self.ratings is not None and self.task != "agreement":
+            raise ValueError(f"ratings={self.ratings} is read by task=agreement alone")
         if self.task != "table":  # which only reads scores that exist already
             self.scorer.check_decides(
-                f"benchmark={self.benchmark.name}",
-                photographs=self.benchmark.photographs,
+                "an agreement with people" if self.ratings else f"benchmark={self.benchmark.name}",
+                photographs=self.benchmark.photographs or self.ratings is not None,
                 otherwise="scorer=none (no scores)" if self.task == "benchmark" else None,
             )

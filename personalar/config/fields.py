@@ -144,7 +144,7 @@ def check_folder_names(cfg: DictConfig) -> None:
 
 PATHS = (
     "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "like",
-    "benchmark.path", "scorer.clip", "scorer.dino",
+    "benchmark.path", "ratings", "scorer.clip", "scorer.dino",
 )  # fmt: skip
 """Settings that contain a path or may contain one."""
 

@@ -45,7 +45,7 @@ def judges_of(config: RunConfig) -> dict[str, Any]:
     judges = asdict(config.scorer)
     for name in ("photo_warning", "likeness_weight"):  # these change messages and training curves only
         judges.pop(name)
-    for name in ("extra", "url"):  # records of older runs do not have these keys
+    for name in ("extra", "url", "subject_crop"):  # records of older runs do not have these keys
         if not judges[name]:
             judges.pop(name)
     return judges

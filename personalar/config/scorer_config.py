@@ -31,6 +31,8 @@ class ScorerConfig:
     photo_warning: str | None = None
     """Warning for subjects of real photographs, which these scorers were not trained on; scores then
     decide nothing. null: the scorers suit photographs."""
+    subject_crop: bool = False
+    """Measure DINO and CLIP-I on the subject's box too: columns "DINO crop" and "CLIP-I crop"."""
     url: str | None = None
     """Address of a server that scores pictures over the network, including /v1 (scorer=vlm)."""
     extra: dict[str, Any] = field(default_factory=dict)

@@ -133,7 +133,7 @@ MEASURES = {
 TAKEN = (
     "row", "subjects", "against", "other_judges", "versus", "titles", "stage", "kind", "prompt", "template",
     "seed", "category", "image", "step", "uri", "right", "scorer", "value", "intervals", "categories",
-    "v_moved", "pictures_changed", "harmonic", "product", "loss",
+    "v_moved", "pictures_changed", "harmonic", "product", "loss", "protocol",
 )  # fmt: skip
 """Names beside those of measures in lines, tables and curves."""
 IN_SUMMARY = tuple(name for name, measure in MEASURES.items() if measure.in_summary)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # a name for annotations only: importing this module loads nothing
     from PIL.Image import Image
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, as fractions of its width and height."""
 SampleKind = Literal["subject", "class", "description", "prior", "unrelated"]
 
 
@@ -46,6 +48,10 @@ class Subject:
     """Other views of the same thing (the ceiling of fidelity); rendered subjects only."""
     others: tuple[Image, ...] = ()
     """Other things of the same class (the floor of fidelity); rendered subjects only."""
+    boxes: tuple[Box | None, ...] = ()
+    """Of the thing in each of `images`, where it is known; empty: in none."""
+    box_source: str = "mask"
+    """Of `boxes`: "mask", or "truth" of a rendered subject."""
     description: str | None = None
     """The best text description, for the model that has not learned the subject."""
     fingerprint: str

@@ -76,24 +76,35 @@ def inspect_folder(folder: Path) -> list[Photo]:
         return mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
 
 
+def pictures_by_name(entries: Sequence[Path]) -> dict[str, Path]:
+    """Return the pictures by their names in small letters, with and without suffix."""
+    pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
+    return {name.lower(): path for path in pictures for name in (path.stem, path.name)}
+
+
+def masks_beside(entries: Sequence[Path]) -> dict[Path, Path]:
+    """Return the photo of each mask."""
+    photos, found = pictures_by_name(entries), {}
+    for path in dict.fromkeys(photos.values()):
+        mask = MASK.fullmatch(path.stem.lower())
+        if mask and (photo := photos.get(mask["before"] or mask["after"])):
+            found[path] = photo
+    return found
+
+
 def companions(entries: Sequence[Path]) -> dict[Path, str]:
     """Find the masks and captions that other tools store beside photos.
 
     Returns:
         Path -> the reason to skip it.
     """
-    pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
-    photos = {}  # "dog" and "dog.jpg" both lead to the photo: tools name captions either way
-    for path in pictures:
-        photos[path.stem.lower()] = photos[path.name.lower()] = path.name
-    found = {}
     # A caption or mask counts only beside a photo of the same name.
+    photos, found = pictures_by_name(entries), {}
+    for mask, masked in masks_beside(entries).items():
+        found[mask] = f"mask of {masked.name}, read by scorer.subject_crop=true only"
     for path in entries:
         if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
-            found[path] = f"caption of {photo}, not used: set subject.noun instead"
-        mask = MASK.fullmatch(path.stem.lower()) if path in pictures else None
-        if mask and (photo := photos.get(mask["before"] or mask["after"])):
-            found[path] = f"mask of {photo}, not used"
+            found[path] = f"caption of {photo.name}, not used: set subject.noun instead"
     return found
 
 
@@ -120,6 +131,11 @@ def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo
     except Unusable as reason:
         return Photo(path=path, notes=(str(reason),))
     return Photo(path=path, notes=notes, image=image)
+
+
+def inspect_file(path: Path) -> Photo:
+    """Return the verdict on one entry; never raises for the content of the file."""
+    return open_photo(path, look_at(path))
 
 
 def print_table(photos: Iterable[Photo]) -> None:

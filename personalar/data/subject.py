@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from personalar.config.plugins import build
 from personalar.config.run_config import SamplesConfig, SubjectConfig
@@ -19,6 +18,7 @@ from personalar.core.types import PromptSpec, Subject, image_fingerprint
 from personalar.data.dreambench import dreambench_prompts
 from personalar.data.photos import Photo, inspect_folder, print_table
 from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts
+from personalar.data.subject_box import find_boxes
 
 LONGEST = 120
 """Characters of a name, a class or a description; a longer one would displace the rest of a prompt."""
@@ -61,8 +61,8 @@ def count_note(photos: int) -> str | None:
     return None
 
 
-def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Image.Image, ...]:
-    """Return the usable photos of `folder` as RGB, and print a table of all its entries.
+def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Photo, ...]:
+    """Return the usable photos of `folder`, and print a table of all its entries.
 
     Args:
         folder: the user's photos.
@@ -72,8 +72,8 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Imag
         FileNotFoundError: the folder is missing, or contains no usable photo.
     """
     photos = inspect_folder(folder)
-    images = tuple(photo.image for photo in photos if photo.image is not None)
-    if not images:
+    usable = tuple(photo for photo in photos if photo.image is not None)
+    if not usable:
         seen = [f"{photo.path.name}: {'; '.join(photo.notes)}" for photo in photos[:5]]
         more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
         raise FileNotFoundError(
@@ -81,11 +81,11 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Imag
             "put 3 to 6 photos of one subject there, as JPEG, PNG, WebP or TIFF"
         )
     if global_rank() > 0:  # every process reads the photos, only the first prints the table
-        return images
+        return usable
     print_table(photos if sizes is None else [fitted(photo, sizes) for photo in photos])
-    if (note := count_note(len(images))) is not None:
+    if (note := count_note(len(usable))) is not None:
         print(f"note: {note}")
-    return images
+    return usable
 
 
 def _check_words(config: SubjectConfig) -> None:
@@ -119,7 +119,9 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
             raise ValueError(
                 "subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
             )
-        images, own = read_folder(Path(config.path).expanduser(), sizes), {}
+        photos = read_folder(Path(config.path).expanduser(), sizes)
+        images = tuple(photo.image for photo in photos if photo.image is not None)
+        own: dict[str, Any] = {"boxes": find_boxes(photos)}
         live, description = config.noun in LIVE_NOUNS, config.description
     else:
         # Deferred: the renderer is not needed for photos.
@@ -127,6 +129,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
 
         rendered = rendered_subject(config.noun, config.seed)
         images, own = rendered.train, {"holdout": rendered.holdout, "others": rendered.others}
+        own |= {"boxes": rendered.boxes, "box_source": "truth"}
         live, description = rendered.live, config.description or rendered.description
     return Subject(
         name=config.name,

@@ -15,6 +15,7 @@ from typing import Any
 
 from personalar.core.measures import added, measures_of
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
+from personalar.reports.protocol import protocol
 from personalar.reports.summary import fidelity_of, read_run, summarise
 from personalar.scoring.score_file import read_scores
 
@@ -212,7 +213,8 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
     Returns:
         Per row its measures and their intervals, and: "versus", measure -> difference to the reference;
         "against", the reference's title, or None for the reference itself; "other_judges", measures that
-        are not compared because the scorers differ; "titles" of user-defined measures.
+        are not compared because the scorers differ; "titles" of user-defined measures; "protocol" of the
+        whole table.
     """
     reference = reference or rows[0]
     measures = measures_of(*(state.run for row in rows for state in row.states))
@@ -220,6 +222,8 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
     compared = [name for name, measure in shown.items() if measure.compared]
     scored = [name for name, measure in measures.items() if measure.is_scored]
     titles = {name: measure.title for name, measure in added(measures).items()}
+    states = [state for row in rows for state in row.states]
+    said = protocol([s.run for s in states], [line for s in states for line in s.lines])
     records = []
     for row in rows:
         record: dict[str, Any] = {"row": row.title, "subjects": len(row.states)}
@@ -233,7 +237,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
         # Measures without values per picture are means from summary.json, without an interval.
         by_stage = [name for name, measure in shown.items() if measure.in_summary and name not in record]
         record |= {name: row.mean_of(name) for name in by_stage}
-        record |= {"against": None, "other_judges": [], "versus": {}, "titles": titles}
+        record |= {"against": None, "other_judges": [], "versus": {}, "titles": titles, "protocol": said}
         if row is not reference:
             record["against"] = reference.title
             record["other_judges"] = [m for m in compared if not judged_alike(row, reference, m)]

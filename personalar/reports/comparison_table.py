@@ -46,7 +46,7 @@ def as_markdown(text: str) -> str:
 
 
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """Return the table in Markdown; columns without any value are left out."""
+    """Return the table in Markdown with its protocol; columns without any value are left out."""
     columns = columns_of(records)
     if "fidelity" in columns:
         columns.pop("dino", None)  # fidelity is DINO on another scale
@@ -55,7 +55,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         cells = [as_markdown(titled(record)), str(record["subjects"]), str(record["images"])]
         lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", as_markdown(records[0]["protocol"])])
 
 
 def _sentence(name: str, found: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from personalar.core.measures import Measure, added, measures_of
 from personalar.core.run_folder import read_record, stage_names
 from personalar.reports.bootstrap import interval
 from personalar.reports.memorised import memorised_share
+from personalar.reports.protocol import protocol
 from personalar.scoring.score_file import read_scores
 
 FORMAT_VERSION = 1
@@ -208,6 +209,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "ceiling": bounds.get("ceiling"),
         "floor": bounds.get("floor"),
         "photos": bounds.get("photos"),
+        "protocol": protocol([run], lines),
         "notes": [ran["note"] for ran in run.get("stages", {}).values() if ran.get("note")],
         "scorers": run.get("scorers"),
         "total_seconds": run.get("total_seconds"),
@@ -233,6 +235,7 @@ def result_lines(run_dir: Path) -> list[str]:
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
         lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
+    lines += [summary["protocol"]] if "protocol" in summary else []
     lines += [f"note: {note}" for note in summary.get("notes", [])]
     total = summary.get("total_seconds")
     return [*lines, f"total: {total:.0f} s"] if total else lines

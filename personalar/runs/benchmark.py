@@ -27,12 +27,16 @@ from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_text
 from personalar.core.process import ENDS_WITH_STDIN, available_cores, visible_gpus
 from personalar.core.run_folder import SHARED
+from personalar.data import dreambench_plus
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
+from personalar.data.dreambench_plus import find_plus_subjects, plus_overrides
 from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
 from personalar.reports.comparison_table import markdown, verdicts
 from personalar.runs.reuse import copy_files
 
+ATTRIBUTIONS = {"dreambench": ATTRIBUTION, "dreambench_plus": dreambench_plus.ATTRIBUTION}
+"""Printed, and in the notes of the comparison, by the kind of the benchmark."""
 FIRST = "embedding"
 """The stage that the methods of a benchmark share."""
 TITLES = {
@@ -90,6 +94,10 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
             )
             for subject in found
         }
+    if benchmark.kind == "dreambench_plus":
+        assert benchmark.path is not None
+        chosen = find_plus_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
+        return {subject.name: plus_overrides(subject) for subject in chosen}
     allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
     names = benchmark.subjects or allowed
     unknown = [name for name in names if name not in allowed]
@@ -141,8 +149,8 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
         SystemExit: after the table, when runs failed.
     """
     runs = plan(config, overrides)
-    if config.benchmark.kind == "dreambench":
-        print(ATTRIBUTION)
+    if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
+        print(attribution)
     failed = [] if config.task == "table" else run_all(runs, config)
     records = write_results(runs, config)
     print(markdown(records), *verdicts(records), sep="\n")
@@ -264,8 +272,9 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text(out / "results.jsonl", text)
     notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
+    if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
+        notes.append(attribution.replace("\n", " "))
     if config.benchmark.kind == "dreambench":
-        notes.append(ATTRIBUTION.replace("\n", " "))
         credits = dataset_folder(Path(config.benchmark.path or ".").expanduser()) / CREDITS_FILE
         if credits.is_file():
             shutil.copy(credits, out / CREDITS_FILE)

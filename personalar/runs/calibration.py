@@ -22,7 +22,7 @@ def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
     opened: dict[str, Sequence] = {}
     for subject in find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects):
         print(f"\n{subject.name}", flush=True)
-        opened[subject.name] = read_folder(subject.folder)
+        opened[subject.name] = [photo.image for photo in read_folder(subject.folder)]
     return opened
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
+from personalar.scoring.image_processor import ImagePreprocessor
 
 Value = float | Mapping[str, Any] | None
 """Score of one picture: a number; a mapping with "value" and further fields for scores.jsonl; or None if the
@@ -70,9 +71,14 @@ class ImageScorer(Protocol):
     """Checkpoint and hash of its weights; recorded with every result."""
     preprocessing: str
     """Description of the preprocessing in one line; recorded with every result."""
+    preprocess: ImagePreprocessor
 
     def features(self, images: Sequence[Image]) -> Tensor:
         """Return features (B, D) of RGB pictures."""
+        ...
+
+    def patches(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, h, w, D): of each patch of the prepared pictures."""
         ...
 
 

@@ -58,6 +58,15 @@ class DinoScorer:
         """Return features (B, D), L2-normalised float32 on the CPU."""
         return self._images(images)
 
+    @torch.inference_mode()
+    def patches(self, images: Sequence[Image]) -> Tensor:
+        """Return (B, h, w, D): the features of each patch, L2-normalised float32 on the CPU."""
+        pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)
+        hidden = self.model(pixel_values=pixels).last_hidden_state  # (B, class and other tokens + h w, D)
+        side = self.model.config.patch_size
+        height, width = pixels.shape[2] // side, pixels.shape[3] // side
+        return normalize(hidden[:, -height * width :], dim=-1).unflatten(1, (height, width)).cpu()
+
     def _batch(self, images: Sequence[Image]) -> Tensor:
         pixels = self.preprocess(images).to(self.device)  # (B, 3, H, W)
         hidden = self.model(pixel_values=pixels).last_hidden_state  # (B, 1 + patches, D)

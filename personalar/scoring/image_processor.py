@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from personalar.core.files import read_json
+from personalar.core.types import Box
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters."""
@@ -107,16 +108,26 @@ class ImagePreprocessor:
         normalised = (pixels * self.scale - mean) / std  # (B, H, W, 3)
         return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
+    def view(self, size: tuple[int, int]) -> Box:
+        """Return the part of a picture of `size` (width, height) that is left; a crop may go beyond it."""
+        width, height = self._resized(size)
+        if self.crop is None:
+            return 0.0, 0.0, 1.0, 1.0
+        left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
+        return left / width, top / height, (left + self.crop[1]) / width, (top + self.crop[0]) / height
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) that a picture of `size` is resized to."""
+        if self.shortest_edge is not None:
+            short, long = sorted(size)
+            longer = int(self.shortest_edge * long / short)  # truncated, as transformers does
+            return (self.shortest_edge, longer) if size[0] <= size[1] else (longer, self.shortest_edge)
+        return size if self.size is None else (self.size[1], self.size[0])
+
     def _fit(self, image: Image.Image) -> Image.Image:
         """Resize and crop one RGB picture."""
-        if self.shortest_edge is not None:
-            short, long = sorted(image.size)
-            longer = int(self.shortest_edge * long / short)  # truncated, as transformers does
-            width_first = image.width <= image.height
-            target = (self.shortest_edge, longer) if width_first else (longer, self.shortest_edge)
-            image = image.resize(target, self.resample)
-        elif self.size is not None:
-            image = image.resize((self.size[1], self.size[0]), self.resample)
+        if self.shortest_edge is not None or self.size is not None:
+            image = image.resize(self._resized(image.size), self.resample)
         if self.crop is None:
             return image
         height, width = self.crop

@@ -23,8 +23,9 @@ from personalar.config.plugins import build
 from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
-from personalar.scoring.base import Scorer
+from personalar.scoring.base import ImageScorer, ImageTextScorer, Scorer
 from personalar.scoring.metrics import MeanScores
+from personalar.scoring.subject_crop import SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
@@ -167,7 +168,12 @@ def score_lines(scorer: Scorer, samples: Sequence[Sample], subject: Subject) -> 
 
 
 def load_judges(
-    config: ScorerConfig, subject: Subject, *, prompts: Sequence[PromptSpec], device: str
+    config: ScorerConfig,
+    subject: Subject,
+    *,
+    prompts: Sequence[PromptSpec],
+    device: str,
+    pair: tuple[ImageTextScorer, ImageScorer] | None = None,
 ) -> Judges:
     """Create the scorers of `config`.
 
@@ -177,17 +183,22 @@ def load_judges(
         prompts: all prompts of the evaluation; the alternatives of the zero-shot accuracies.
         device: device of CLIP and DINO.
 
+    Args:
+        pair: CLIP and DINO where they are loaded already, for several subjects.
+
     Raises:
         ValueError: a user-defined scorer cannot be created or is not valid.
     """
     main = None
     if config.judges:
-        pair = load_pair(config, device=device)
-        main = SubjectScorer(*pair, subject, prompts=prompts, text=config.clip_text)
+        clip, dino = pair or load_pair(config, device=device)
+        main = SubjectScorer(clip, dino, subject, prompts=prompts, text=config.clip_text)
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
+    if main and config.subject_crop:
+        extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
     names = {
-        name: json.dumps(settings | _version(extra[name]), sort_keys=True)
-        for name, settings in config.extra.items()
+        name: json.dumps(config.extra.get(name, {}) | _version(scorer), sort_keys=True)
+        for name, scorer in extra.items()
     }
     return Judges(subject, main, extra, names)
 

@@ -345,9 +345,9 @@ def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> 
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
     assert {name for name, photo in found.items() if photo.verdict == "used"} == set(photos)
     for name, photo in masks.items():
-        assert found[name].notes == (f"mask of {photo}, not used",)
+        assert found[name].notes == (f"mask of {photo}, read by scorer.subject_crop=true only",)
     for name, photo in captions.items():
         assert found[name].notes == (f"caption of {photo}, not used: set subject.noun instead",)
     assert "not a picture" in found["notes.txt"].notes[0]
     assert len(read_folder(tmp_path)) == len(photos)
-    assert "mask of a.jpg, not used" in " ".join(capsys.readouterr().out.split())
+    assert "mask of a.jpg, read by scorer.subject_crop" in " ".join(capsys.readouterr().out.split())

@@ -10,11 +10,13 @@ import pytest
 import torch
 from conftest_run import compose_config
 from PIL import Image
+from test_dreambench_plus import make_benchmark
 from test_subject_scorer import TableClip, TableDino, plain
 
 import personalar.runs.benchmark
 from personalar.config.command_line import quote
 from personalar.config.commands import EvaluateConfig
+from personalar.data.subject import load_subject
 from personalar.evaluate import evaluate, split_arguments
 from personalar.runs.benchmark import BenchRun, place, plan, share
 from personalar.runs.personalize import personalize, prepare
@@ -136,6 +138,23 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
     assert (run["noun"], run["live"], run["rendered"]) == ("stuffed animal", False, False)
 
 
+def test_every_picture_of_dreambench_plus_is_a_subject_with_its_own_prompts(tmp_path: Path) -> None:
+    photos = make_benchmark(tmp_path / "it's here", "live_subject/human/02 old man", "object/00 vase")
+    runs = plan(
+        config(
+            "benchmark=dreambench_plus", f"benchmark.path={quote(photos)}", "benchmark.methods=[two_stage]",
+            "protocol=dreambooth", KNOWS,
+        )
+    )  # fmt: skip
+    assert [run.subject for run in runs] == ["live_subject_human_02_old_man", "object_00_vase"]
+    run = compose_config(*runs[0].overrides)
+    assert len(run.samples.prompts) == 9 and run.samples.prompts[1] == "A {} in the snow, number 1"
+    assert run.samples.seeds == [0, 1, 2, 3] and run.subject.photographs
+    subject = load_subject(run.subject)
+    assert (subject.name, subject.noun, subject.live) == (runs[0].subject, "old man", True)
+    assert len(subject.images) == 1
+
+
 def test_both_protocols_and_the_order_of_runs() -> None:
     runs = plan(config("benchmark.methods=[two_stage,paper]", "protocol=dreambooth"), ["trainer=gpu"])
     assert len(runs) == 12 * 2
@@ -156,9 +175,10 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
-        (["task=x"], "allowed: benchmark, calibrate, table"),
+        (["task=x"], "allowed: benchmark, calibrate, agreement, table"),
         (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
+        (["benchmark=dreambench_plus"], r"needs benchmark\.path=DIR.*unpack the data of https"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
             r"would be decided by scorers that were not trained on photographs \(scorer=nano\): "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from personalar.core.types import Box
 from personalar.nano.world.animals import HEADS, accessory
 from personalar.nano.world.contexts import paint
 from personalar.nano.world.shapes import SHAPES
@@ -165,6 +166,19 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
         lit, shine = light(scene, material, n)
         image[where] = albedo * lit[:, None] + shine[:, None]
     return shrink(image)
+
+
+def thing_box(scene: Scene, size: int = 96) -> Box:
+    """Where the scene's thing, and what it wears, is in the picture."""
+    thing = stand(scene, size)
+    hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=size)
+    rows, columns = (np.flatnonzero((hits.solid >= 0).any(axis=axis)) for axis in (1, 0))
+    return (
+        float(columns[0] / size),
+        float(rows[0] / size),
+        float((columns[-1] + 1) / size),
+        float((rows[-1] + 1) / size),
+    )
 
 
 def shrink(image: np.ndarray) -> Image.Image:

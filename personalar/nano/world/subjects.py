@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from personalar.core.types import PromptSpec
+from personalar.core.types import Box, PromptSpec
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import description, recoloured
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene
+from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene, thing_box
 from personalar.nano.world.skin import sample_skin
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
@@ -33,6 +33,8 @@ class RenderedSubject:
     live: bool
     description: str
     train: tuple[Image.Image, ...]
+    boxes: tuple[Box, ...]
+    """Of the thing in each of `train`."""
     holdout: tuple[Image.Image, ...]
     others: tuple[Image.Image, ...]
 
@@ -48,13 +50,6 @@ def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> S
     if spec.category == "property" and spec.colour:
         instance = recoloured(instance, spec.colour, rng)
     return sample_scene(instance, rng, context=spec.context, worn=worn, shiny="shiny" in spec.text)
-
-
-def _views(
-    instances: list[Instance], contexts: list, rng: np.random.Generator, size: int
-) -> tuple[Image.Image, ...]:
-    pairs = zip(instances, contexts, strict=True)
-    return tuple(render(sample_scene(instance, rng, context=context), size) for instance, context in pairs)
 
 
 def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
@@ -75,11 +70,13 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
     asked = bench_prompts(noun) * VIEWS_PER_PROMPT
+    train = [sample_scene(instance, rng, context=context) for context in TRAINING_CONTEXTS]
     return RenderedSubject(
         noun=noun,
         live=noun in HEADS,
         description=description(instance),
-        train=_views([instance] * len(TRAINING_CONTEXTS), list(TRAINING_CONTEXTS), rng, size),
+        train=tuple(render(scene, size) for scene in train),
+        boxes=tuple(thing_box(scene, size) for scene in train),
         holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
         others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
     )

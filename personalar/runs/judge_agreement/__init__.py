@@ -1,0 +1,1 @@
+"""Agreement of scorers with human ratings and with planted faults."""

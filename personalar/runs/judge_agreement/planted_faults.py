@@ -1,0 +1,108 @@
+"""Planted faults as a test of judges: right views of rendered subjects against views with one thing wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from personalar.config.commands import EvaluateConfig
+from personalar.config.compose import composed, read_config
+from personalar.config.subject_config import SubjectConfig
+from personalar.core.types import Sample, Subject
+from personalar.data.subject import load_subject
+from personalar.reports.agreement_statistics import auc
+from personalar.reports.bootstrap import group_mean, interval
+from personalar.runs.benchmark import subject_overrides
+from personalar.runs.judge_agreement.agreement import Cell, Table, judged
+from personalar.scoring.judges import load_judges
+from personalar.scoring.subject_scorer import load_pair
+
+SAME, ANY = "same view", "any view"
+RIGHT = "right"
+"""The stage of the samples without a fault; that of the others is the fault."""
+
+
+def with_truth(config: EvaluateConfig) -> tuple[Table, str]:
+    """Return how often each measure prefers the right view, by fault, and a note on how to read it."""
+    from personalar.nano.world.faults import FAULTS
+
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    pair = load_pair(config.scorer) if config.scorer.judges else None
+    subjects = subject_overrides(config.benchmark)
+    for name, overrides in subjects.items():
+        samples, subject = planted_views(read_config(composed("run", overrides)).subject)
+        specs = [sample.spec for sample in samples]
+        judges = load_judges(config.scorer, subject, prompts=specs, device="cpu", pair=pair)
+        lines = judges.score(samples)
+        for measure in judged(judges.measures):
+            mine = [line for line in lines if line["scorer"] == measure.name]
+            values = {(line["stage"], line["seed"]): line["value"] for line in mine}
+            title = measure.title or measure.name
+            for fault in FAULTS:
+                right, wrong = pairs_of(values, fault)
+                area = auc([*right, *wrong], [True] * len(right) + [False] * len(wrong))
+                groups = {SAME: preferences(right, wrong), ANY: [] if area is None else [area]}
+                for view, group in groups.items():
+                    found.setdefault(f"{title}, {view}", {}).setdefault(fault, []).append(group)
+        print(f"{name}: {len(samples)} pictures", flush=True)
+    note = (
+        f"{SAME}: share of pairs in which the right picture scores higher than the same view with the fault; "
+        f"{ANY}: the same for pictures of different prompts (AUC). 0.5: the judge does not see the fault; "
+        f"less: it prefers it. {len(subjects)} rendered subjects, one pair for each prompt; means over "
+        "pairs, then over subjects, with 95 % bootstrap intervals."
+    )
+    same_first = sorted(found, key=lambda title: title.endswith(ANY))
+    return {title: _cells(found[title]) for title in same_first}, note
+
+
+def _cells(by_fault: dict[str, list[list[float]]]) -> dict[str, Cell]:
+    return {
+        fault: {
+            "value": group_mean(groups),
+            "interval": interval(groups),
+            "subjects": sum(bool(group) for group in groups),
+        }
+        for fault, groups in by_fault.items()
+    }
+
+
+def pairs_of(values: dict[tuple[str, int], float], fault: str) -> tuple[list[float], list[float]]:
+    """Return the values of the right views and of those with the fault, pair by pair.
+
+    Args:
+        values: of one measure, by stage and seed of the sample.
+    """
+    seeds = [seed for stage, seed in values if stage == fault and (RIGHT, seed) in values]
+    return [values[RIGHT, seed] for seed in seeds], [values[fault, seed] for seed in seeds]
+
+
+def preferences(right: Sequence[float], wrong: Sequence[float]) -> list[float]:
+    """Return 1 for each pair in which the right view scores higher, 0 for lower, 0.5 for equal."""
+    return [0.5 if good == bad else float(good > bad) for good, bad in zip(right, wrong, strict=True)]
+
+
+def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
+    """Return views of a rendered subject for each prompt, right and with each fault, and the subject.
+
+    Both samples of a pair have the same seed. Prompts that ask for another colour are left out.
+    """
+    from personalar.nano.world.faults import FAULTS
+    from personalar.nano.world.prompt_set import bench_prompts
+    from personalar.nano.world.scene import render
+    from personalar.nano.world.subjects import obeying, subject_instance
+
+    subject = load_subject(settings)
+    instance, samples = subject_instance(subject.noun, settings.seed), []
+    specs = [spec for spec in bench_prompts(subject.noun) if spec.category != "property"]
+    for number, spec in enumerate(specs):
+        rng = np.random.default_rng([settings.seed, 4, number])
+        scene, prompt = obeying(instance, spec, rng), spec.text.replace("{}", f"[V] {subject.noun}")
+        image = render(scene)
+        right = Sample(stage=RIGHT, prompt=prompt, kind="subject", seed=number, spec=spec, image=image)
+        samples.append(right)
+        for name, plant in FAULTS.items():
+            if (faulty := plant(scene, rng)) is not None:
+                samples.append(replace(right, stage=name, image=render(faulty)))
+    return samples, subject
