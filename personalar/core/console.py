@@ -1,10 +1,16 @@
-"""Progress of a run: on a terminal a bar per phase with the time left, in a file one line per phase."""
+"""Progress of a run: on a terminal a bar per phase, in a file lines, and for other programs progress.json."""
 
 from __future__ import annotations
 
+import json
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,51 +23,51 @@ from rich.progress import (
 )
 
 from personalar.core.errors import printable
+from personalar.core.files import write_atomic
+
+LINE_EVERY, FILE_EVERY = 10.0, 1.0
+"""Seconds between two lines where there is no terminal, and between two writings of progress.json."""
+PACE_OVER = 120.0
+"""Seconds whose pace gives the time left."""
 
 
 class Reporter:
     """Print progress; silent where `enabled` is false (ranks above zero, tests)."""
 
-    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
-        """Speak to `console`, standard output by default."""
+    def __init__(
+        self, *, enabled: bool = True, console: Console | None = None, file: Path | None = None
+    ) -> None:
+        """Speak to `console`, standard output by default, and keep `file` (progress.json) up to date."""
         self.enabled = enabled
         self.console = console or Console(soft_wrap=True, highlight=False)
-        self._bar: Progress | None = None
-        self._booked = 0.0
+        self.file = file if enabled else None
+        self._phases: list[Phase] = []
+        """Those that are open, the inner ones last."""
+        self._facts: dict[str, Any] = {"phase": "start", "step": 0, "of": 0, "unit": ""}
+        self._facts |= {"loss": None, "seconds": 0.0, "eta": None}
+        self._said = self._written = time.perf_counter()
+        self._lock = threading.Lock()
+        self.booked = 0.0
         """Seconds that ended phases took; a phase inside another one is booked once, as its own."""
 
     def say(self, message: str, *, style: str | None = None) -> None:
         """Print one line (markup is not interpreted)."""
+        self._said = time.perf_counter()
         if self.enabled:
             self.console.print(printable(message), style=style, markup=False)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-        """Show a bar while the block runs; yields `advance(count=1, note="")`."""
-        texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
-        columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
-        progress = Progress(
-            *columns, TimeRemainingColumn(), console=self.console, disable=not self.is_live, transient=True
-        )
-        task = progress.add_task(name, total=total, note="")
-        started, booked, last_note = time.perf_counter(), self._booked, ""
-
-        def seconds() -> float:
-            return time.perf_counter() - started - (self._booked - booked)
-
-        def advance(count: int = 1, note: str = "") -> None:
-            nonlocal last_note
-            progress.update(task, advance=count)
-            pace = progress.tasks[0].completed / max(1e-9, seconds())
-            last_note = note or f"{pace:.{1 if pace < 10 else 0}f} {unit}/s"
-            progress.update(task, note=last_note)
-
-        with self._alone(progress):
-            yield advance
-        own = seconds()
-        self._booked += own
-        done = int(progress.tasks[0].completed)
-        self.say(f"{name}: {done} {unit} in {own:.1f} s{', ' + last_note if last_note else ''}")
+        """Show a bar while the block runs; yields `advance(count=1, note="", loss=None)`."""
+        phase = Phase(self, name, total, unit)
+        with self._alone(phase), self._watched():
+            self.update()
+            yield phase.advance
+            self._facts = phase.facts()
+        own = phase.seconds()
+        self.booked += own
+        note = f", {phase.note}" if phase.note else ""
+        self.say(f"{name}: {phase.done} {unit} in {own:.1f} s{note}")
 
     @property
     def is_live(self) -> bool:
@@ -69,15 +75,136 @@ class Reporter:
         return self.enabled and self.console.is_terminal and self.console.file.isatty()
 
     @contextmanager
-    def _alone(self, progress: Progress) -> Iterator[None]:
-        """Show `progress` while the block runs; the bar of a phase around it waits, as only one can move."""
-        outer, self._bar = self._bar, progress
-        if outer is not None:
-            outer.stop()
+    def recorded(self) -> Iterator[None]:
+        """Write into progress.json that the run is at work, and how it ended.
+
+        A killed run leaves "running"; no process has the lock of its folder then (`core/run_lock.py`).
+        """
+        self._write("running")
         try:
-            with progress:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self._write("stopped")
+            raise
+        except BaseException:
+            self._write("failed")
+            raise
+        self._write("finished")
+
+    def update(self) -> None:
+        """Print a line and write progress.json, where they are due."""
+        with self._lock:
+            if not self._phases or not self.enabled:
+                return
+            phase, now = self._phases[-1], time.perf_counter()
+            self._facts = phase.facts()
+            if not self.is_live and now - self._said >= LINE_EVERY:
+                self.say(phase.line())
+            if now - self._written >= FILE_EVERY:
+                self._written = now
+                self._write("running")
+
+    def _write(self, state: str) -> None:
+        if self.file is None:
+            return
+        text = json.dumps({**self._facts, "state": state}, indent=1)
+        with suppress(OSError):  # a full disk ends the run where a result is written, not here
+            write_atomic(self.file, text.encode(), sync=state != "running")
+
+    @contextmanager
+    def _alone(self, phase: Phase) -> Iterator[None]:
+        """Show the bar of `phase` while the block runs; the bar of the phase around it waits meanwhile."""
+        outer = self._phases[-1] if self._phases else None
+        self._phases.append(phase)
+        if outer is not None:
+            outer.bar.stop()
+        try:
+            with phase.bar:
                 yield
         finally:
-            self._bar = outer
+            self._phases.remove(phase)
             if outer is not None:
-                outer.start()
+                outer.bar.start()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Update regularly while the outermost phase runs, also where one step of it takes long."""
+        if len(self._phases) > 1 or not self.enabled:
+            yield
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(min(LINE_EVERY, FILE_EVERY)):
+                self.update()
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+class Phase:
+    """An open phase of a `Reporter`: its bar, its numbers, its time without that of phases inside it."""
+
+    def __init__(self, reporter: Reporter, name: str, total: int, unit: str) -> None:
+        """Begin with nothing done."""
+        texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
+        columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
+        self.bar = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            speed_estimate_period=PACE_OVER,
+            console=reporter.console,
+            disable=not reporter.is_live,
+            transient=True,
+        )
+        self.bar.add_task(name, total=total, note="")
+        self.name, self.unit, self.note = name, unit, ""
+        self.loss: float | None = None
+        self._reporter, self._started, self._booked = reporter, time.perf_counter(), reporter.booked
+
+    @property
+    def done(self) -> int:
+        """How much is done, of the bar's total."""
+        return int(self.bar.tasks[0].completed)
+
+    def seconds(self) -> float:
+        """Return the time that this phase has taken."""
+        return time.perf_counter() - self._started - (self._reporter.booked - self._booked)
+
+    def advance(self, count: int = 1, note: str = "", loss: float | None = None) -> None:
+        """Count what was done; the note is the pace where there is none."""
+        task = self.bar.tasks[0].id
+        self.bar.update(task, advance=count)
+        pace = self.done / max(1e-9, self.seconds())
+        if loss is not None:
+            self.loss, note = loss, f"loss {loss:.3f}"
+        self.note = note or f"{pace:.{1 if pace < 10 else 0}f} {self.unit}/s"
+        self.bar.update(task, note=self.note)
+        self._reporter.update()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of progress.json: `seconds` of this phase, `eta` the seconds that are left."""
+        task = self.bar.tasks[0]
+        loss = self.loss if self.loss is not None and math.isfinite(self.loss) else None
+        return {
+            "phase": self.name,
+            "step": self.done,
+            "of": int(task.total or 0),
+            "unit": self.unit,
+            "loss": loss,
+            "seconds": round(self.seconds(), 1),
+            "eta": task.time_remaining,
+        }
+
+    def line(self) -> str:
+        """Return the progress so far in words."""
+        facts = self.facts()
+        eta = "unknown" if facts["eta"] is None else timedelta(seconds=round(facts["eta"]))
+        note = f", {self.note}" if self.note else ""
+        done = f"{self.name}: {self.done} of {facts['of']} {self.unit}"
+        return f"{done}{note}, {facts['seconds']:.0f} s, eta {eta}"

@@ -23,7 +23,8 @@ CARD_FILE, PICTURES = "README.md", "pictures"
 """Names in a concept folder; see `concepts/concept.py`."""
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs", "earlier")
 PICTURE_FOLDERS = ("images", "grids", "concept", "references")
-RESULTS = ("scores.jsonl", "summary.json", "report.html")
+PROGRESS_FILE = "progress.json"
+RESULTS = ("scores.jsonl", "summary.json", "report.html", PROGRESS_FILE)
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 """Names of temporary files before they contained the program's name."""
 

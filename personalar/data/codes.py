@@ -51,7 +51,12 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
 
 @torch.no_grad()
 def encode_photos(
-    backend: Backend, photos: Sequence[Image.Image], data: DataNumbers, *, seed: int
+    backend: Backend,
+    photos: Sequence[Image.Image],
+    data: DataNumbers,
+    *,
+    seed: int,
+    progress: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Encode random crops and uncropped copies of each photo.
 
@@ -60,6 +65,7 @@ def encode_photos(
         photos: RGB images of any size.
         data: number of crops and copies, and how a photo is fitted to the base's image size.
         seed: seed of the crops; each photo has its own stream, so adding a photo changes no other.
+        progress: called after each photo.
 
     Returns:
         Per photo an int64 tensor (A, h, w) with the codes of its A views. Photos of different aspect
@@ -80,6 +86,7 @@ def encode_photos(
         if same_codes and data.copies_per_photo:
             codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))
         pools.append(codes)
+        progress()
     return pools
 
 

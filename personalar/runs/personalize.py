@@ -20,6 +20,7 @@ from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig, check_read
 from personalar.core.files import base_fingerprint
 from personalar.core.measures import IN_SUMMARY
+from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.run_lock import locked
@@ -154,7 +155,7 @@ def open_session(
         subject=subject,
         specs=specs,
         folder=folder,
-        reporter=Reporter(enabled=global_rank() == 0),
+        reporter=Reporter(enabled=global_rank() == 0, file=folder.path / PROGRESS_FILE),
         decoder=build("decoder", config.decoder.settings),
         scorer=load_judges(config, subject, specs, device),
         base={"name": config.model.name, "fingerprint": base},
@@ -183,21 +184,30 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
     Args:
         command: the command line, for the report.
     """
+    from personalar.runs.record import record_end, record_start
+
+    if global_rank() > 0:
+        follow(session, stages)
+        return
+    record_start(session, command=command)
+    with session.reporter.recorded():
+        learn(session, stages)
+        record_end(session)  # last: a run that was killed before it goes on
+
+
+def learn(session: RunContext, stages: Stages) -> None:
+    """Do the work of `personalize`; the process of rank zero calls it."""
     from personalar.runs import pictures
     from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
-    from personalar.runs.record import finish, record_end, record_start
+    from personalar.runs.record import finish
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
     from personalar.training.stage import resolve_stages
     from personalar.training.train import train_stage
 
-    if global_rank() > 0:
-        follow(session, stages)
-        return
     folder, reporter, config = session.folder, session.reporter, session.config
     all_stages = {stage.name: stage for stage in resolve_stages(config.method, config.model.recipe)}
-    record_start(session, command=command)
     chosen = {stage.name: stage for stage in stages}
     with dashboard(session) as after:
         samples = {"base": pictures.sample_and_score(session, "base", [])}
@@ -221,7 +231,6 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
             after(name)
         reporter.say(f"overview: {pictures.draw_overview(session, samples)}")
         finish(session)
-    record_end(session)  # last: a run that was killed before it goes on
 
 
 def follow(session: RunContext, stages: Stages) -> None:

@@ -121,8 +121,9 @@ def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
     ]
 
     def make() -> list[Tensor]:
-        save_redrawn(session.folder.path / "references", subject.images, load())
-        return encode_photos(load(), subject.images, data, seed=config.seed)
+        with session.reporter.phase("codes of the photos", len(subject.images), "photos") as advance:
+            save_redrawn(session.folder.path / "references", subject.images, load())
+            return encode_photos(load(), subject.images, data, seed=config.seed, progress=advance)
 
     return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", key, make)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
+import threading
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from personalar.core import console as spoken_by
-from personalar.core.console import Reporter
+from personalar.core.console import Phase, Reporter
 
 
 class Terminal(io.StringIO):
@@ -92,3 +95,96 @@ def test_a_failure_inside_ends_both_bars() -> None:
     with reporter.phase("scores", 1, "images"):
         pass
     assert "scores: 0 images in 0.0 s" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(False, 3), (True, 0)])
+def test_without_a_terminal_a_line_comes_every_ten_seconds(monkeypatch, terminal: bool, lines: int) -> None:
+    now = [0.0]
+    monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
+    stream = Terminal() if terminal else io.StringIO()
+    reporter = make_reporter(stream, force_terminal=terminal)
+    with reporter.phase("stage", 12, "steps") as advance:
+        for step in range(12):
+            now[0] += 3.0
+            advance(1, loss=5.0 - step)
+    said = re.findall(r"stage: (\d+) of 12 steps, loss (\S+), (\d+) s, eta", stream.getvalue())
+    assert said == [("4", "2.000", "12"), ("8", "-2.000", "24"), ("12", "-6.000", "36")][:lines]
+
+
+def test_a_step_that_takes_long_is_not_silent(monkeypatch) -> None:
+    """The weights are read, or one picture of a large base is drawn: nothing advances."""
+    monkeypatch.setattr(spoken_by, "LINE_EVERY", 0.001)
+    said = threading.Event()
+    reporter = Reporter()
+    monkeypatch.setattr(reporter, "say", lambda message: said.set())
+    with reporter.phase("pictures", 4, "images"):
+        assert said.wait(20)
+
+
+def test_progress_json_can_be_read_at_any_time(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(spoken_by, "FILE_EVERY", 0.0005)
+    path, ended, seen = tmp_path / "progress.json", threading.Event(), []
+
+    def read() -> None:
+        while not ended.is_set():
+            if path.is_file():
+                seen.append(json.loads(path.read_text()))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    reporter = Reporter(console=Console(file=io.StringIO()), file=path)
+    with reporter.recorded():
+        with reporter.phase("stage", 200, "steps") as advance:
+            for step in range(200):
+                advance(1, loss=float(step))
+        ended.set()
+        reader.join()
+    steps = [facts["step"] for facts in seen if facts["phase"] == "stage"]
+    assert len(set(steps)) > 2 and steps == sorted(steps)
+    assert {facts["state"] for facts in seen} == {"running"}
+    last = json.loads(path.read_text())
+    assert last.pop("seconds") >= 0 and os.listdir(tmp_path) == ["progress.json"]
+    assert last == {
+        "phase": "stage", "step": 200, "of": 200, "unit": "steps", "loss": 199.0, "eta": 0.0,
+        "state": "finished",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(KeyboardInterrupt, "stopped"), (SystemExit, "stopped"), (OSError, "failed")]
+)
+def test_progress_json_says_how_a_run_ended_and_at_which_step(
+    tmp_path: Path, error: type, state: str
+) -> None:
+    path = tmp_path / "progress.json"
+    reporter = Reporter(console=Console(file=io.StringIO()), file=path)
+    with pytest.raises(error), reporter.recorded(), reporter.phase("stage", 4, "steps") as advance:
+        advance(3, loss=float("nan"))
+        raise error
+    facts = json.loads(path.read_text())
+    assert (facts["state"], facts["step"], facts["loss"]) == (state, 3, None)
+
+
+def test_a_resumed_phase_is_no_faster_for_what_was_done_before(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
+    phase = Phase(make_reporter(io.StringIO()), "stage", 100, "steps")
+    monkeypatch.setattr(phase.bar, "get_time", lambda: now[0])
+    for steps in (80, 1, 1):
+        phase.advance(steps)
+        now[0] += 2.0
+    assert phase.facts()["eta"] == 36  # 18 steps of 2 s
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    reporter = Reporter(enabled=False, file=tmp_path / "progress.json")
+    with reporter.recorded(), reporter.phase("stage", 1, "steps") as advance:
+        advance()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_full_disk_does_not_end_a_run_over_its_progress(tmp_path: Path) -> None:
+    reporter = Reporter(console=Console(file=io.StringIO()), file=tmp_path / "a file" / "progress.json")
+    (tmp_path / "a file").touch()
+    with reporter.recorded():
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest_run import compose_config
 from PIL import Image
 
+import personalar.core.console
 import personalar.runs.personalize
 import personalar.training.module
 from personalar.concepts.concept import Concept
@@ -51,6 +53,20 @@ def test_a_run_leaves_what_the_contract_says(finished_run: Path) -> None:
     assert {path.name for path in (finished_run / "grids").glob("*.png")} >= {"base.png", "overview.png"}
     assert list((finished_run / "logs").rglob("metrics.csv"))
     assert len(list((finished_run / "references").glob("*.png"))) == 5
+
+
+def test_the_progress_of_a_run_without_a_terminal(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Every long phase says where it is, and progress.json in the end that the run is finished."""
+    monkeypatch.setattr(personalar.core.console, "LINE_EVERY", 0.0)
+    do_run(tmp_path / "run", "stage=embedding")
+    said = capsys.readouterr().out
+    for phase in ("pictures base", "scores base", "codes of the photos", "start of \\[V\\]"):
+        assert re.search(rf"^{phase}: \d+ of \d+ .*, eta ", said, re.MULTILINE), phase
+    assert re.search(
+        r"^stage embedding: 3 of 4 steps, loss \d+\.\d{3}, \d+ s, eta 0:00:0\d$", said, re.MULTILINE
+    )
+    facts = json.loads((tmp_path / "run/progress.json").read_text())
+    assert (facts["phase"], facts["state"]) == ("scores embedding", "finished")
 
 
 def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
     """The codes change with the crop of the photos and the size of the pictures."""
     encoded: list[str] = []
 
-    def encode(backend: None, photos: Any, data: DataNumbers, *, seed: int) -> list[torch.Tensor]:
+    def encode(backend: None, photos: Any, data: DataNumbers, **_: Any) -> list[torch.Tensor]:
         encoded.append(data.crop)
         return [torch.zeros(1, 4, 4)]
 

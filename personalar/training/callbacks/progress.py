@@ -39,7 +39,7 @@ class StageProgress(ProgressBar):
     ) -> None:
         """Count optimizer steps, not batches."""
         steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
-        self._advance(steps, f"loss {float(outputs['loss']):.3f}")
+        self._advance(steps, loss=float(outputs["loss"]))
 
     def teardown(self, trainer: L.Trainer, pl_module: PersonalizationModule, stage: str) -> None:
         """Close the bar at the end of the stage."""
