@@ -1,0 +1,249 @@
+"""Commands as processes of their own, found again by the folders in which they work.
+
+A run outlives the browser and the server: its lock says whether a process is at work, progress.json how far
+it is, and run.json, or its log, which command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from personalar.config.command_line import as_value, quote
+from personalar.core.files import fits, read_json
+from personalar.core.own_files import PROGRESS_FILE
+from personalar.core.png import read_png_metadata
+from personalar.core.run_folder import read_record
+from personalar.core.run_lock import LOCK_FILE
+
+LOG_SHOWN = 4000
+"""Bytes of a log, from its end."""
+STOPPED = (0, -signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a command that did not fail."""
+PROGRESS = {
+    "phase!": str,
+    "step!": int,
+    "of!": int,
+    "loss": (float, None),
+    "eta": (float, None),
+    "state!": str,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What is known of a command."""
+
+    status: str
+    """"starting", "running", "finished", "stopped", "failed", "killed", or "" where it never ran."""
+    progress: dict[str, Any]
+    """progress.json; empty where there is none."""
+    log: str
+    """The end of what it printed."""
+
+    @property
+    def at_work(self) -> bool:
+        """A process is at work."""
+        return self.status in ("starting", "running")
+
+
+class Jobs:
+    """The commands of one folder of runs: those started here, and those that are found there."""
+
+    def __init__(self, outputs: Path) -> None:
+        """Use the runs in `outputs`; `outputs/web` is for uploads, logs and new pictures."""
+        self.outputs = Path(os.path.abspath(outputs))
+        self.own = self.outputs / "web"
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs, the last changed first."""
+        found = {path.parent for deep in ("*", "*/*") for path in self.outputs.glob(f"{deep}/run.json")}
+        found |= {folder for folder in self._children if not folder.is_relative_to(self.own)}
+        changed = {folder: folder.stat().st_mtime for folder in found if folder.is_dir()}
+        newest = sorted(found, key=lambda folder: (folder in self._children, changed.get(folder, 0)))
+        return [folder.relative_to(self.outputs).as_posix() for folder in reversed(newest)]
+
+    def folder(self, name: str) -> Path:
+        """Return the run folder of that name.
+
+        Raises:
+            ValueError: it is not in `outputs`.
+        """
+        path = Path(os.path.normpath(self.outputs / name)) if "\0" not in name else self.outputs
+        if path == self.outputs or not path.is_relative_to(self.outputs) or path.is_relative_to(self.own):
+            raise ValueError(f"{name!r:.80} is not the name of a run: use letters, digits, - and _")
+        return path
+
+    def log(self, folder: Path) -> Path:
+        """Return the log of the command that works in `folder`."""
+        name = folder.relative_to(self.outputs)
+        return self.own / "logs" / name.parent / f"{name.name}.log"
+
+    def start(self, folder: Path, command: Sequence[str]) -> None:
+        """Start `command` (python -m personalar...), which works in `folder`.
+
+        Raises:
+            ValueError: a process is at work there.
+        """
+        if (pid := self.process(folder)) is not None:
+            raise ValueError(f"process {pid} is at work in {folder}: stop it, or wait for it")
+        log = self.log(folder)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab", buffering=0) as stream:
+            stream.write(f"$ {shlex.join(command)}\n".encode(errors="backslashreplace"))
+            self._children[folder] = subprocess.Popen(
+                [sys.executable, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # the server's Ctrl-C is not meant for it
+            )
+
+    def stop(self, folder: Path) -> None:
+        """Send SIGINT to the process at work in `folder`: a run saves, and the same command goes on."""
+        if (pid := self.process(folder)) is not None:
+            os.kill(pid, signal.SIGINT)
+
+    def resume(self, folder: Path) -> None:
+        """Start the command of `folder` again.
+
+        Raises:
+            ValueError: no command is known.
+        """
+        command = self.command(folder)
+        if command is None:
+            raise ValueError(f"no command is known for {folder}: press Start with its settings")
+        self.start(folder, command)
+
+    def process(self, folder: Path) -> int | None:
+        """Return the process at work in `folder`, started here or not; None without one.
+
+        The process that the lock names counts only while it has the lock open: ids are used again.
+        """
+        child = self._children.get(folder)
+        if child is not None and child.poll() is None:
+            return child.pid
+        lock = folder / LOCK_FILE
+        with suppress(OSError, ValueError, TypeError, KeyError, psutil.Error):
+            pid = int(read_json(lock)["pid"])
+            opened = {Path(file.path) for file in psutil.Process(pid).open_files()}
+            return pid if lock.resolve() in opened else None
+        return None
+
+    def command(self, folder: Path) -> list[str] | None:
+        """Return the command that works in `folder`: that of run.json, else the last one in its log."""
+        found: list[str] = []
+        with suppress(OSError):
+            lines = self.log(folder).read_text(errors="replace").splitlines()
+            found = [line[2:] for line in lines if line.startswith("$ ")]
+        with suppress(OSError, ValueError):
+            found.append(read_record(folder / "run.json").get("command") or "")
+        for text in reversed(found):
+            with suppress(ValueError):  # quotes without an end
+                words = shlex.split(text)
+                if words[:3] == ["python", "-m", "personalar.run"]:
+                    given = any(word.startswith("hydra.run.dir=") for word in words)
+                    return words if given else [*words, f"hydra.run.dir={as_value(str(folder))}"]
+        return None
+
+    def state(self, folder: Path) -> State:
+        """Return what the files in `folder`, its log and its process say."""
+        child, progress, log = self._children.get(folder), {}, ""
+        with suppress(OSError, ValueError):
+            found = read_json(folder / PROGRESS_FILE)
+            progress = found if fits(found, PROGRESS) else {}
+        with suppress(OSError), self.log(folder).open("rb") as stream:
+            stream.seek(max(0, self.log(folder).stat().st_size - LOG_SHOWN))
+            log = stream.read().decode(errors="replace")
+        status = progress.get("state") or ("finished" if is_finished(folder) else "")
+        if self.process(folder) is not None:
+            status = "running" if status == "running" else "starting"
+        elif child is not None and child.returncode not in STOPPED:
+            status = "failed"
+        elif status == "running":
+            status = "killed"
+        elif child is not None and not status:
+            status = "finished" if child.returncode == 0 else "stopped"
+        return State(status=status, progress=progress, log=log)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether run.json says that all is done."""
+    with suppress(OSError, ValueError):
+        return read_record(folder / "run.json").get("finished") is not None
+    return False
+
+
+def run_command(
+    subject: Sequence[str], folder: Path, *, model: str, method: str, quick: bool, more: str = ""
+) -> list[str]:
+    """Return the command of a run.
+
+    Args:
+        subject: the settings that choose it.
+        more: further settings, as they are typed.
+
+    Raises:
+        ValueError: `more` is not a list of settings.
+    """
+    settings = shlex.split(more)
+    for word in settings:
+        if word.startswith("-") or "=" not in word:
+            raise ValueError(f"{word!r:.80} is not a setting: write key=value, as seed=1")
+    chosen = [f"model={model}", f"method={method}", *(["experiment=quick"] if quick else [])]
+    where = f"hydra.run.dir={as_value(str(folder))}"
+    return ["python", "-m", "personalar.run", *subject, *chosen, *settings, where]
+
+
+def sample_command(
+    run: Path, out: Path, *, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None
+) -> list[str]:
+    """Return the command that draws new pictures of a run's subject into `out`."""
+    words = [f"concept={as_value(str(run))}", f"out={as_value(str(out))}"]
+    words.append(f"prompts=[{','.join(map(quote, prompts))}]")
+    words.append(f"seeds=[{','.join(map(str, seeds))}]")
+    if guidance is not None:
+        words.append(f"model.sampling.cfg_scale={guidance:g}")
+    return ["python", "-m", "personalar.sample", *words]
+
+
+def grids(folder: Path) -> tuple[Path | None, Path | None]:
+    """Return the grid of the base, and the newest one of a stage."""
+    found = sorted((folder / "grids").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    stages = [path for path in found if path.stem not in ("base", "overview")]
+    base = next((path for path in found if path.stem == "base"), None)
+    return base, stages[-1] if stages else None
+
+
+def pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Return for each prompt and seed the picture of the base and that of the last stage.
+
+    Raises:
+        OSError, ValueError: there is no run.json, or it is damaged.
+    """
+    stages = [stage for stage in read_record(folder / "run.json").get("stages", {}) if stage != "base"]
+    before, after = pictures(folder, "base"), pictures(folder, stages[-1] if stages else "base")
+    return {f"{facts['prompt']}, seed {facts['seed']}": (before[key][0], path)
+            for key, (path, facts) in after.items() if key in before}  # fmt: skip
+
+
+def pictures(folder: Path, stage: str) -> dict[tuple[str, str], tuple[Path, dict[str, str]]]:
+    """Return the pictures of the subject after `stage`, with their metadata, by prompt and seed."""
+    found = {}
+    for path in sorted((folder / "images" / stage).glob("subject_*.png")):
+        with suppress(OSError, ValueError, KeyError):
+            facts = read_png_metadata(path)
+            found[facts["template"], facts["seed"]] = path, facts
+    return found

@@ -1,0 +1,144 @@
+"""The parts of the screens that are plain HTML; every text in them is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from personalar.core.files import read_json
+from personalar.core.image_sizes import written
+from personalar.core.measures import measures_of
+from personalar.core.run_folder import read_record
+from personalar.data.photos import Photo
+from personalar.data.subject import count_note
+from personalar.reports.charts import line_chart
+from personalar.reports.run_page import read_losses
+from personalar.runs.web.jobs import Jobs, State, grids
+
+SERVED = "/runs"
+"""Where the server gives out the files of the runs."""
+STATUS = {
+    "": "not started",
+    "starting": "starting: reading the settings and loading the model",
+    "running": "running",
+    "finished": "finished",
+    "stopped": "stopped; Resume goes on from here",
+    "failed": "failed; the log says why",
+    "killed": "ended without saving; Resume goes on from the last checkpoint",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; the cells are HTML."""
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f'<div class="scrolled"><table class="plain"><tr>{titles}</tr>{lines}</table></div>'
+
+
+def link(jobs: Jobs, path: Path, text: str, *, download: bool = False) -> str:
+    """Return a link to a file below the folder of the runs."""
+    where = quote(f"{SERVED}/{path.relative_to(jobs.outputs).as_posix()}")
+    how = "download" if download else 'target="_blank" rel="noopener"'
+    return f'<a href="{where}" {how}>{escape(text)}</a>'
+
+
+def picture(jobs: Jobs, path: Path | None, title: str) -> str:
+    """Return a picture below its title; the address changes with the file."""
+    if path is None:
+        return ""
+    where = quote(f"{SERVED}/{path.relative_to(jobs.outputs).as_posix()}")
+    source = f"{where}?{path.stat().st_mtime_ns}"
+    return f'<div><h4>{escape(title)}</h4><img src="{source}" alt="{escape(title)}"></div>'
+
+
+def verdict_table(photos: Sequence[Photo]) -> str:
+    """Return the verdict on each photo."""
+    rows = []
+    for photo in photos:
+        size = written(photo.image.size) if photo.image else "–"
+        cut = "–" if photo.cut is None else f"{photo.cut:.0%}"
+        verdict = f'<span class="{photo.verdict}">{photo.verdict}</span>'
+        rows.append([escape(photo.path.name), size, cut, verdict, escape("; ".join(photo.notes))])
+    used = sum(photo.image is not None for photo in photos)
+    note = count_note(used) if used else "no photo can be used: add 3 to 6 photos of one thing"
+    lines = f"<p>{escape(note)}</p>" if note else ""
+    return f"<p><b>{used} of {len(photos)} can be used.</b></p>{lines}" + table(
+        ("photo", "pixels", "cut off", "verdict", ""), rows
+    )
+
+
+def status_panel(name: str, state: State) -> str:
+    """Return phase, bar, loss and time left of a run."""
+    if not name:
+        return '<p class="soft">No run yet: choose a subject and press Start.</p>'
+    facts, words = state.progress, [f"<b>{escape(name)}</b>", escape(STATUS.get(state.status, state.status))]
+    bar = ""
+    if facts and state.status != "starting":
+        bar = f'<progress max="{max(1, facts["of"])}" value="{facts["step"]}"></progress>'
+        words.append(f"{escape(facts['phase'])}: {facts['step']} of {facts['of']}")
+        if facts.get("loss") is not None:
+            words.append(f"loss {facts['loss']:.3f}")
+        if state.status == "running" and facts.get("eta") is not None:
+            words.append(f"about {timedelta(seconds=round(facts['eta']))} left in this phase")
+    elif state.at_work:
+        bar = "<progress></progress>"
+    spans = "".join(f"<span>{word}</span>" for word in words)
+    return f'<div class="status" data-status="{state.status}"><div class="line">{spans}</div>{bar}</div>'
+
+
+def watch_panel(jobs: Jobs, folder: Path) -> str:
+    """Return the loss of each stage, and the newest grid beside the base's."""
+    parts = []
+    for stage in sorted(path.name for path in (folder / "logs").glob("*") if path.name != "wandb"):
+        if points := read_losses(folder, stage):
+            chart = line_chart(points, title=f"loss of stage {stage}")
+            parts.append(f"<div><h4>loss of stage {escape(stage)}</h4>{chart}</div>")
+    base, newest = grids(folder)
+    pictures = picture(jobs, base, "the base") + picture(
+        jobs, newest, f"newest: {newest.stem}" if newest else ""
+    )
+    return f'<div class="pictures">{"".join(parts)}</div><div class="pictures">{pictures}</div>'
+
+
+def result_panel(jobs: Jobs, folder: Path) -> str:
+    """Return the scores of a finished run, and links to its report and its files."""
+    try:
+        summary, run = read_json(folder / "summary.json"), read_record(folder / "run.json")
+        stages, measures = summary["stages"], measures_of(run)
+    except (OSError, ValueError, TypeError, KeyError):
+        return '<p class="soft">No result yet: it comes with the end of the run.</p>'
+    known = {name for values in stages.values() for name, value in values.items() if value is not None}
+    names = [name for name, measure in measures.items() if measure.title and name in known]
+    rows = [
+        [escape(stage), *("–" if values.get(name) is None else f"{values[name]:.3f}" for name in names)]
+        for stage, values in stages.items()
+    ]
+    notes = "".join(f"<p>note: {escape(note)}</p>" for note in summary.get("notes", []))
+    links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []
+    files = sorted(
+        path for path in (folder / "concept").rglob("*") if path.is_file() and path.suffix != ".png"
+    )
+    links += [link(jobs, path, path.name, download=True) for path in files]
+    titles = [measures[name].title or name for name in names]
+    return table(("stage", *titles), rows) + notes + f'<p class="links">{"".join(links)}</p>'
+
+
+def concepts_table(jobs: Jobs) -> str:
+    """Return all runs with what they learned."""
+    rows = []
+    for name in jobs.runs():
+        folder, record = jobs.folder(name), {}
+        with suppress(OSError, ValueError):
+            record = read_record(folder / "run.json")
+        report = folder / "report.html"
+        facts = [str(record.get(key) or "–") for key in ("subject", "model", "method")]
+        status = jobs.state(folder).status or "not started"
+        rows.append([escape(name), *map(escape, facts), escape(status),
+                     link(jobs, report, "report") if report.is_file() else ""])  # fmt: skip
+    if not rows:
+        return '<p class="soft">Nothing is learned yet.</p>'
+    return table(("run", "subject", "base", "method", "", ""), rows)

@@ -1,0 +1,138 @@
+"""Sets of photos that were uploaded, each a folder of its own, and the verdicts on them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from personalar.config.command_line import as_value
+from personalar.config.compose import composed, conf_dir, group_options, read_config
+from personalar.config.model_config import ProtocolConfig
+from personalar.core.files import plain_name, read_json, write_text
+from personalar.data.photos import Photo, inspect_folder
+from personalar.data.subject import fitted, load_subject
+from personalar.models.loading import offline_model
+
+MOST_FILES, LARGEST_FILE = 100, 64 << 20
+"""Of one set; bytes."""
+SHOWN_PX = 320
+
+
+class PhotoSets:
+    """The sets in one folder: NAME/ with the files, and NAME.json with what they show."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use the sets in `folder`."""
+        self.root = folder
+
+    def names(self) -> list[str]:
+        """Return the names of all sets."""
+        return sorted(path.stem for path in self.root.glob("*.json"))
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a set: inside `root`, whatever the name, and not named as an example."""
+        plain = plain_name(name, longest=60).replace(".", "_").strip("-_") or "photos"
+        return self.root / (f"my_{plain}" if plain in examples() else plain)
+
+    def add(self, name: str, noun: str, files: Sequence[Path]) -> str:
+        """Copy `files` into the set `name`, under plain names; return the name of its folder.
+
+        Raises:
+            ValueError: no word for what they show, or too many or too large files.
+        """
+        if not noun.strip() or not noun.isprintable() or len(noun) > 60:
+            raise ValueError(f"the noun {noun[:60]!r} must be one or a few plain words, such as dog")
+        folder = self.folder(name if name.strip() else noun)
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(files) + len(list(folder.iterdir())) > MOST_FILES:
+            raise ValueError(f"more than {MOST_FILES} files in a set: 3 to 6 photos are enough")
+        for file in files:
+            if file.stat().st_size > LARGEST_FILE:
+                raise ValueError(f"{file.name!r:.80} is larger than {LARGEST_FILE >> 20} MB")
+        for file in files:
+            shutil.copyfile(file, free_path(folder, file.name))
+        write_text(self._record(folder.name), json.dumps({"noun": noun.strip()}))
+        return folder.name
+
+    def _record(self, name: str) -> Path:
+        return self.root / f"{name}.json"
+
+    def clear(self, name: str) -> None:
+        """Delete a set."""
+        folder = self.folder(name)
+        self._record(folder.name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+    def settings(self, name: str) -> list[str]:
+        """Return the settings that choose a set, or an example, as the subject of a run.
+
+        Raises:
+            ValueError: there is no such set.
+        """
+        if name in examples():
+            return [f"subject={name}"]
+        folder = self.folder(name)
+        try:
+            noun = str(read_json(self._record(folder.name))["noun"])
+        except (OSError, ValueError, TypeError, KeyError):
+            raise ValueError(f"there are no photos {name!r:.80}: upload some on the screen Photos") from None
+        return ["subject=folder", f"subject.path={as_value(str(folder))}", f"subject.noun={as_value(noun)}",
+                f"subject.name={folder.name}"]  # fmt: skip
+
+    def photos(self, name: str, layout: ProtocolConfig | None) -> list[Photo]:
+        """Return the verdict on every file of a set, or on the pictures of an example."""
+        if name in examples():
+            subject = load_subject(read_config(composed("run", [f"subject={name}"])).subject)
+            photos = [
+                Photo(path=Path(f"{name} {index}"), image=image)
+                for index, image in enumerate(subject.images, start=1)
+            ]
+        else:
+            photos = inspect_folder(self.folder(name))
+        return photos if layout is None else [fitted(photo, layout.sizes) for photo in photos]
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """Return where an uploaded file goes: a plain name in `folder` that is not taken."""
+    given = Path(plain_name(name, longest=80).lstrip(".") or "photo")
+    taken = {path.name for path in folder.iterdir()}
+    numbered = (f"{given.stem}-{number}{given.suffix}" for number in itertools.count(2))
+    return folder / next(
+        free for free in (given.name, *itertools.islice(numbered, len(taken))) if free not in taken
+    )
+
+
+def examples() -> list[str]:
+    """Return the subjects that the package renders."""
+    return [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
+
+
+def layout_of(model: str) -> ProtocolConfig | None:
+    """Return the sizes that a base draws; None where neither its files nor its configuration say so."""
+    config = read_config(composed("doctor", [f"model={model}"])).model
+    files = offline_model(config)
+    return files.layout if files else config.layout
+
+
+def crops(photos: Sequence[Photo], layout: ProtocolConfig | None) -> list[tuple[Image.Image, str]]:
+    """Return each usable photo as the base is shown it, with its name."""
+    from personalar.models.image_transforms import fill_size
+
+    shown = []
+    for photo in photos:
+        if photo.image is not None:
+            image = (
+                photo.image.copy()
+                if layout is None
+                else fill_size(photo.image, sizes=layout.sizes, resize=layout.resize)
+            )
+            image.thumbnail((SHOWN_PX, SHOWN_PX))
+            shown.append((image, photo.path.name))
+    return shown
