@@ -28,6 +28,7 @@ from personalar.core.run_lock import LOCK_FILE
 
 LOG_SHOWN = 4000
 """Bytes of a log, from its end."""
+MOST_PICTURES = 400
 STOPPED = (0, -signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a command that did not fail."""
 PROGRESS = {
@@ -84,6 +85,10 @@ class Jobs:
         if path == self.outputs or not path.is_relative_to(self.outputs) or path.is_relative_to(self.own):
             raise ValueError(f"{name!r:.80} is not the name of a run: use letters, digits, - and _")
         return path
+
+    def pictures(self, name: str) -> Path:
+        """Return the folder of new pictures of a run's subject."""
+        return self.own / "pictures" / self.folder(name).relative_to(self.outputs)
 
     def log(self, folder: Path) -> Path:
         """Return the log of the command that works in `folder`."""
@@ -207,15 +212,28 @@ def run_command(
     return ["python", "-m", "personalar.run", *subject, *chosen, *settings, where]
 
 
-def sample_command(
-    run: Path, out: Path, *, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None
-) -> list[str]:
-    """Return the command that draws new pictures of a run's subject into `out`."""
+def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: str) -> list[str]:
+    """Return the command that draws new pictures of a run's subject into `out`.
+
+    Args:
+        prompts: one a line.
+        seeds: whole numbers, between them spaces or commas.
+        guidance: a number; empty: that of the base.
+
+    Raises:
+        ValueError: something else, or more than `MOST_PICTURES`.
+    """
+    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
+    numbers = seeds.replace(",", " ").split()
+    if not asked or not numbers or not all(number.isdecimal() for number in numbers):
+        raise ValueError("write at least one prompt, and seeds as whole numbers: 0 1 2")
+    if len(asked) * len(numbers) > MOST_PICTURES:
+        raise ValueError(f"{len(asked) * len(numbers)} pictures; allowed: {MOST_PICTURES} at a time")
     words = [f"concept={as_value(str(run))}", f"out={as_value(str(out))}"]
-    words.append(f"prompts=[{','.join(map(quote, prompts))}]")
-    words.append(f"seeds=[{','.join(map(str, seeds))}]")
-    if guidance is not None:
-        words.append(f"model.sampling.cfg_scale={guidance:g}")
+    words.append(f"prompts=[{','.join(map(quote, asked))}]")
+    words.append(f"seeds=[{','.join(str(int(number)) for number in numbers)}]")
+    if guidance.strip():
+        words.append(f"model.sampling.cfg_scale={as_value(guidance.strip())}")
     return ["python", "-m", "personalar.sample", *words]
 
 

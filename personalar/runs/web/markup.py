@@ -113,18 +113,18 @@ def result_panel(jobs: Jobs, folder: Path) -> str:
         return '<p class="soft">No result yet: it comes with the end of the run.</p>'
     known = {name for values in stages.values() for name, value in values.items() if value is not None}
     names = [name for name, measure in measures.items() if measure.title and name in known]
-    rows = [
-        [escape(stage), *("–" if values.get(name) is None else f"{values[name]:.3f}" for name in names)]
-        for stage, values in stages.items()
-    ]
+    rows = []
+    for name in names:
+        values = (stage.get(name) for stage in stages.values())
+        cells = ("–" if value is None else f"{value:.3f}" for value in values)
+        rows.append([escape(measures[name].title or name), *cells])
     notes = "".join(f"<p>note: {escape(note)}</p>" for note in summary.get("notes", []))
     links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []
     files = sorted(
         path for path in (folder / "concept").rglob("*") if path.is_file() and path.suffix != ".png"
     )
     links += [link(jobs, path, path.name, download=True) for path in files]
-    titles = [measures[name].title or name for name in names]
-    return table(("stage", *titles), rows) + notes + f'<p class="links">{"".join(links)}</p>'
+    return table(("", *stages), rows) + notes + f'<p class="links">{"".join(links)}</p>'
 
 
 def concepts_table(jobs: Jobs) -> str:
@@ -135,10 +135,9 @@ def concepts_table(jobs: Jobs) -> str:
         with suppress(OSError, ValueError):
             record = read_record(folder / "run.json")
         report = folder / "report.html"
-        facts = [str(record.get(key) or "–") for key in ("subject", "model", "method")]
-        status = jobs.state(folder).status or "not started"
-        rows.append([escape(name), *map(escape, facts), escape(status),
-                     link(jobs, report, "report") if report.is_file() else ""])  # fmt: skip
+        title = link(jobs, report, name) if report.is_file() else escape(name)
+        facts = [jobs.state(folder).status or "not started", *map(record.get, ("subject", "model", "method"))]
+        rows.append([title, *(escape(str(fact or "–")) for fact in facts)])
     if not rows:
         return '<p class="soft">Nothing is learned yet.</p>'
-    return table(("run", "subject", "base", "method", "", ""), rows)
+    return table(("run", "", "subject", "base", "method"), rows)

@@ -56,7 +56,7 @@ class PhotoSets:
             if file.stat().st_size > LARGEST_FILE:
                 raise ValueError(f"{file.name!r:.80} is larger than {LARGEST_FILE >> 20} MB")
         for file in files:
-            shutil.copyfile(file, free_path(folder, file.name))
+            shutil.copyfile(file, upload_path(folder, file.name))
         write_text(self._record(folder.name), json.dumps({"noun": noun.strip()}))
         return folder.name
 
@@ -83,30 +83,28 @@ class PhotoSets:
             noun = str(read_json(self._record(folder.name))["noun"])
         except (OSError, ValueError, TypeError, KeyError):
             raise ValueError(f"there are no photos {name!r:.80}: upload some on the screen Photos") from None
-        return ["subject=folder", f"subject.path={as_value(str(folder))}", f"subject.noun={as_value(noun)}",
-                f"subject.name={folder.name}"]  # fmt: skip
+        words = {"path": str(folder), "noun": noun, "name": folder.name}
+        return ["subject=folder", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
 
     def photos(self, name: str, layout: ProtocolConfig | None) -> list[Photo]:
         """Return the verdict on every file of a set, or on the pictures of an example."""
         if name in examples():
             subject = load_subject(read_config(composed("run", [f"subject={name}"])).subject)
-            photos = [
-                Photo(path=Path(f"{name} {index}"), image=image)
-                for index, image in enumerate(subject.images, start=1)
-            ]
+            photos = [Photo(path=Path(name), image=image) for image in subject.images]
         else:
             photos = inspect_folder(self.folder(name))
         return photos if layout is None else [fitted(photo, layout.sizes) for photo in photos]
 
 
-def free_path(folder: Path, name: str) -> Path:
+def upload_path(folder: Path, name: str) -> Path:
     """Return where an uploaded file goes: a plain name in `folder` that is not taken."""
     given = Path(plain_name(name, longest=80).lstrip(".") or "photo")
-    taken = {path.name for path in folder.iterdir()}
-    numbered = (f"{given.stem}-{number}{given.suffix}" for number in itertools.count(2))
-    return folder / next(
-        free for free in (given.name, *itertools.islice(numbered, len(taken))) if free not in taken
-    )
+    path = folder / given
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = folder / f"{given.stem}-{number}{given.suffix}"
+    return path
 
 
 def examples() -> list[str]:
@@ -127,12 +125,11 @@ def crops(photos: Sequence[Photo], layout: ProtocolConfig | None) -> list[tuple[
 
     shown = []
     for photo in photos:
-        if photo.image is not None:
-            image = (
-                photo.image.copy()
-                if layout is None
-                else fill_size(photo.image, sizes=layout.sizes, resize=layout.resize)
-            )
-            image.thumbnail((SHOWN_PX, SHOWN_PX))
-            shown.append((image, photo.path.name))
+        if photo.image is None:
+            continue
+        image = photo.image.copy()
+        if layout is not None:
+            image = fill_size(image, sizes=layout.sizes, resize=layout.resize)
+        image.thumbnail((SHOWN_PX, SHOWN_PX))
+        shown.append((image, photo.path.name))
     return shown

@@ -104,9 +104,15 @@ def test_the_commands_mean_what_was_asked_for(tmp_path: Path) -> None:
     config = read_config(composed("run", words[3:]))
     assert (config.seed, config.method.name, config.samples.prompts) == (3, "lora", ["a {} in, the [sea]"])
     prompts = ['a "photo" of [V] cat, {red}', "l'été: 50% \\ $x"]
-    words = sample_command(tmp_path, tmp_path / "out", prompts=prompts, seeds=[0, 7], guidance=2.5)
+    words = sample_command(
+        tmp_path, tmp_path / "out", prompts="\n".join(prompts), seeds="0, 7", guidance="2.5"
+    )
     config = read_config(composed("sample", words[3:]))
     assert (config.prompts, config.seeds, config.model.sampling.cfg_scale) == (prompts, [0, 7], 2.5)
+    for asked in (("", "0", ""), ("a cat", "", ""), ("a cat", "one", ""), ("a cat\n" * 21, "0 " * 20, "")):
+        values = dict(zip(("prompts", "seeds", "guidance"), asked, strict=True))
+        with pytest.raises(ValueError, match=r"at least one prompt, and seeds as|pictures; allowed: 400"):
+            sample_command(tmp_path, tmp_path / "out", **values)
     for wrong in ("-m", "--cfg job", "fast"):
         with pytest.raises(ValueError, match="is not a setting: write key=value"):
             run_command([], tmp_path, model="nano", method="paper", quick=False, more=wrong)

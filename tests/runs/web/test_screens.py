@@ -149,9 +149,8 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.press("button", "Stop")
         screen.wait_for("stopped")
         same.wait_for("stopped")
-        assert "the same command goes on from there" in page.evaluate(
-            "document.querySelector('#log textarea').value"
-        )
+        log = tmp_path / "outputs/web/logs/nano/my_cat-quick.log"
+        assert "the same command goes on from there" in log.read_text()
         same.press("[role=tab]", "Train")
         same.press("button", "Resume")
         screen.wait_for("running")
