@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,11 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     log_settings(context, stage, trainer.loggers)
     try:
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # before the first step Lightning exits with 1
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning ignores by then
+            raise KeyboardInterrupt from None
+        raise
     except Exception as error:
         if not collected.parts:
             raise

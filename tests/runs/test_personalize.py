@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import shutil
+import signal
 import weakref
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from PIL import Image
 
 import personalar.core.console
 import personalar.runs.personalize
+import personalar.training.datamodule
 import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
@@ -67,6 +69,19 @@ def test_the_progress_of_a_run_without_a_terminal(do_run, tmp_path: Path, capsys
     )
     facts = json.loads((tmp_path / "run/progress.json").read_text())
     assert (facts["phase"], facts["state"]) == ("scores embedding", "finished")
+
+
+def test_ctrl_c_before_the_first_step_ends_a_run_as_everywhere_else(do_run, tmp_path, monkeypatch) -> None:
+    """Lightning would exit with 1, as a run that failed does."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(personalar.training.datamodule, "stage_inputs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        do_run(tmp_path / "run", "stage=embedding")
+    assert json.loads((tmp_path / "run/progress.json").read_text())["state"] == "stopped"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ class Jobs:
 
     def state(self, folder: Path) -> State:
         """Return what the files in `folder`, its log and its process say."""
-        child, progress, log = self._children.get(folder), {}, ""
+        child, log = self._children.get(folder), ""
+        progress: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             found = read_json(folder / PROGRESS_FILE)
             progress = found if fits(found, PROGRESS) else {}
