@@ -22,6 +22,8 @@ from personalar.runs.web.photo_sets import PhotoSets, crops, examples, layout_of
 
 EVERY = 1.0
 """Seconds between two looks at a run."""
+OWN_BUTTONS = ["download", "fullscreen"]
+"""Of a gallery; the others share pictures elsewhere."""
 QUICK, NORMAL = "quick: see that it works", "normal"
 NO_SUBJECT = "no subject yet: choose one above"
 
@@ -79,7 +81,13 @@ def photos_screen(screens: Screens) -> None:
             empty = gr.Button("Delete this set of photos", size="sm")
         with gr.Column(scale=2, min_width=280):
             table = gr.HTML('<p class="soft">Drop photos, or choose a subject above.</p>')
-            preview = gr.Gallery(label="As the base is shown them", columns=5, interactive=False)
+            preview = gr.Gallery(
+                label="As the base is shown them",
+                columns=5,
+                height=200,
+                interactive=False,
+                buttons=OWN_BUTTONS,
+            )
 
     def look(chosen: str | None, model: str) -> tuple[str, list[Any]]:
         if not chosen:

@@ -90,7 +90,8 @@ class PhotoSets:
         """Return the verdict on every file of a set, or on the pictures of an example."""
         if name in examples():
             subject = load_subject(read_config(composed("run", [f"subject={name}"])).subject)
-            photos = [Photo(path=Path(name), image=image) for image in subject.images]
+            named = enumerate(subject.images, start=1)
+            photos = [Photo(path=Path(f"{name} {number}"), image=image) for number, image in named]
         else:
             photos = inspect_folder(self.folder(name))
         return photos if layout is None else [fitted(photo, layout.sizes) for photo in photos]

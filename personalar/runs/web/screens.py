@@ -13,7 +13,14 @@ from personalar.core.png import read_png_metadata
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.runs.web import markup
 from personalar.runs.web.jobs import Jobs, pairs, sample_command
-from personalar.runs.web.learning_screens import EVERY, Screens, answered, photos_screen, train_screen
+from personalar.runs.web.learning_screens import (
+    EVERY,
+    OWN_BUTTONS,
+    Screens,
+    answered,
+    photos_screen,
+    train_screen,
+)
 
 PROMPTS = f"a photo of {SUBJECT_TOKEN} cat\na {SUBJECT_TOKEN} cat on the beach"
 
@@ -60,7 +67,7 @@ def draw_screen(screens: Screens) -> None:
     with gr.Row():
         draw, stop = gr.Button("Draw", variant="primary", min_width=90), gr.Button("Stop", min_width=90)
     status = gr.HTML(elem_id="draw-status")
-    gallery = gr.Gallery(label="Pictures", columns=4, height="auto", object_fit="contain", interactive=False)
+    gallery = gr.Gallery(label="Pictures", columns=4, height="auto", interactive=False, buttons=OWN_BUTTONS)
     facts = gr.JSON(label="Metadata of the selected picture")
     seen = gr.State("")
 
@@ -88,7 +95,7 @@ def draw_screen(screens: Screens) -> None:
         return panel, gr.skip() if shown == before else list(map(str, pictures)), shown
 
     def metadata(run: str, event: gr.SelectData) -> dict[str, Any]:
-        path = found(run)[event.index]
+        path = jobs.pictures(run) / Path(event.value["image"]["orig_name"]).name
         return {"file": str(path), **read_png_metadata(path)}
 
     draw.click(answered(begin), [screens.run, prompts, seeds, guidance], None)
@@ -112,11 +119,12 @@ def concepts_screen(screens: Screens, tab: gr.Tab) -> None:
     def put_side_by_side(names: list[str]) -> str:
         if len(names) < 2:
             raise ValueError("choose at least two runs")
-        from personalar.reports.comparison import verdicts
-        from personalar.reports.comparison_page import compare_folders
+        from personalar.reports.comparison import rows_of_runs, verdicts
+        from personalar.reports.comparison_page import write_comparison
 
         out = jobs.own / "comparisons" / plain_name("_".join(names), longest=120)
-        records = compare_folders([jobs.folder(name) for name in names], out)
+        rows = rows_of_runs([jobs.folder(name) for name in names], jobs.outputs)
+        records = write_comparison(rows, out)
         sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in verdicts(records))
         return sentences + markup.link(jobs, out / "comparison.html", "the comparison")
 

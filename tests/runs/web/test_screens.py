@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,12 @@ FIELD = (
     "[...document.querySelectorAll('label, .block')].find(found => found.querySelector('[data-testid="
     "\"block-info\"]')?.textContent.trim() === {label}).querySelector('input, textarea')"
 )
+
+
+@pytest.fixture(autouse=True)
+def gradio() -> None:
+    """Skip where the extra is not installed."""
+    pytest.importorskip("gradio", minversion="6", reason="pip install -e '.[web]'")
 
 
 class Screen:
@@ -121,8 +126,6 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 
 def test_from_photos_to_pictures(tmp_path: Path) -> None:
-    if int(metadata.version("gradio").partition(".")[0]) < 6:
-        pytest.skip("Gradio 6 is not installed: pip install -e '.[web]'")
     with served(tmp_path) as url, open_browser() as page, open_browser() as other:
         screen = Screen(page, url)
         screen.upload(*make_files(tmp_path / "files"))
@@ -159,7 +162,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.press("[role=tab]", "Result")
         screen.wait("document.body.innerText.includes('memorised')")
         screen.press("[role=tab]", "Draw")
-        screen.press("button", "Draw")
+        screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
         run = tmp_path / "outputs/nano/my_cat-quick"
         words = ["prompts=[a photo of \\[V\\] cat,a \\[V\\] cat on the beach]", "seeds=[0,1]"]
@@ -172,7 +175,6 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
 
 
 def test_a_bad_upload_is_answered(tmp_path: Path) -> None:
-    pytest.importorskip("gradio", minversion="6", reason="pip install -e '.[web]'")
     bad = tmp_path / "..%2f..%2fevil $(date) ü.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     with served(tmp_path) as url, open_browser() as page:
