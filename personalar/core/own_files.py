@@ -24,7 +24,7 @@ CARD_FILE, PICTURES = "README.md", "pictures"
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs", "earlier")
 PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 PROGRESS_FILE = "progress.json"
-RESULTS = ("scores.jsonl", "summary.json", "report.html", PROGRESS_FILE)
+RESULTS = ("scores.jsonl", "summary.json", "report.html")
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 """Names of temporary files before they contained the program's name."""
 

@@ -15,6 +15,7 @@ from personalar.core.files import TEMPORARY, fits, is_whole, read_json, write_te
 from personalar.core.older_runs import modernized
 from personalar.core.own_files import (
     FOLDERS,
+    PROGRESS_FILE,
     RECORD_FILE,
     RESULTS,
     delete_own,
@@ -204,7 +205,7 @@ class RunFolder:
     def strangers(self) -> list[str]:
         """Return names in the way of a run: all that it would write, without `SHARED`."""
         found = []
-        for name in ("run.json", *RESULTS, *FOLDERS):
+        for name in ("run.json", PROGRESS_FILE, *RESULTS, *FOLDERS):
             path, inside = self.path / name, {name}
             if path.is_dir():
                 names = [entry.name for entry in path.iterdir()]
@@ -218,7 +219,7 @@ class RunFolder:
         kept = {name: self.record[name] for name in ("settings", "photos")}
         self.record = {}
         self.update(**kept)
-        for name in RESULTS:
+        for name in (*RESULTS, PROGRESS_FILE):
             (self.path / name).unlink(missing_ok=True)
         delete_own(self.path, *FOLDERS)
 

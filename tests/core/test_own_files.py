@@ -16,7 +16,7 @@ from test_personalize import contents, same_result
 
 from personalar.config.fields import inside
 from personalar.core.files import temporary, write_atomic
-from personalar.core.own_files import FOLDERS, OWN, RESULTS
+from personalar.core.own_files import FOLDERS, OWN, PROGRESS_FILE, RESULTS
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder
 from personalar.reports.comparison_page import compare_folders
@@ -68,7 +68,7 @@ def test_only_what_a_killed_run_was_writing_goes(tmp_path: Path, overwrite: bool
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("mine", [*FOLDERS, *RESULTS, "run.json"])
+@pytest.mark.parametrize("mine", [*FOLDERS, *RESULTS, PROGRESS_FILE, "run.json"])
 def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str, overwrite: bool) -> None:
     write(tmp_path, f"{mine}/mine.jpg" if mine in FOLDERS else mine, ".notes.tmp")
     if mine == "run.json":

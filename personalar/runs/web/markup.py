@@ -77,7 +77,7 @@ def status_panel(name: str, state: State) -> str:
         return '<p class="soft">No run yet: choose a subject and press Start.</p>'
     facts, words = state.progress, [f"<b>{escape(name)}</b>", escape(STATUS.get(state.status, state.status))]
     bar = ""
-    if facts and state.status != "starting":
+    if facts and facts["of"] and state.status != "starting":
         bar = f'<progress max="{max(1, facts["of"])}" value="{facts["step"]}"></progress>'
         words.append(f"{escape(facts['phase'])}: {facts['step']} of {facts['of']}")
         if facts.get("loss") is not None:

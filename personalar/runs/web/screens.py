@@ -119,8 +119,9 @@ def concepts_screen(screens: Screens, tab: gr.Tab) -> None:
     def put_side_by_side(names: list[str]) -> str:
         if len(names) < 2:
             raise ValueError("choose at least two runs")
-        from personalar.reports.comparison import rows_of_runs, verdicts
+        from personalar.reports.comparison import rows_of_runs
         from personalar.reports.comparison_page import write_comparison
+        from personalar.reports.comparison_table import verdicts
 
         out = jobs.own / "comparisons" / plain_name("_".join(names), longest=120)
         rows = rows_of_runs([jobs.folder(name) for name in names], jobs.outputs)
