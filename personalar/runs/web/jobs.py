@@ -250,7 +250,7 @@ def pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """Return for each prompt and seed the picture of the base and that of the last stage.
 
     Raises:
-        OSError, ValueError: there is no run.json, or it is damaged.
+        OSError, ValueError: run.json is missing or damaged.
     """
     stages = [stage for stage in read_record(folder / "run.json").get("stages", {}) if stage != "base"]
     before, after = pictures(folder, "base"), pictures(folder, stages[-1] if stages else "base")

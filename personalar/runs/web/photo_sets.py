@@ -74,7 +74,7 @@ class PhotoSets:
         """Return the settings that choose a set, or an example, as the subject of a run.
 
         Raises:
-            ValueError: there is no such set.
+            ValueError: no set has this name.
         """
         if name in examples():
             return [f"subject={name}"]

@@ -53,7 +53,7 @@ def test_another_server_finds_a_run_and_stops_it(tmp_path: Path) -> None:
     assert jobs.state(folder).progress["step"] == 1 and jobs.state(folder).log.endswith("saved\n")
 
 
-def test_a_command_that_fails_and_one_that_was_killed_are_told_apart(tmp_path: Path) -> None:
+def test_a_command_that_fails_differs_from_one_that_was_killed(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path)
     failing, killed = jobs.folder("nano/failing"), jobs.folder("nano/killed")
     jobs.start(failing, ["python", "-c", "raise SystemExit('photos: none')"])

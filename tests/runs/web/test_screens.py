@@ -65,9 +65,12 @@ class Screen:
 
     def upload(self, *files: Path) -> None:
         """Give files to the first upload field, and wait until the server has them."""
-        root = self.page.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.page.call("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
-        self.page.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, files)))
+        self.wait("document.querySelector('input[type=file]')", 20)
+        time.sleep(0.5)  # the page may still replace it
+        field = self.page.call("Runtime.evaluate", expression="document.querySelector('input[type=file]')")
+        self.page.call(
+            "DOM.setFileInputFiles", objectId=field["result"]["objectId"], files=list(map(str, files))
+        )
         self.wait(f"document.body.innerText.includes({files[-1].stem[-12:]!r})", 60)
 
     def status(self, panel: str = "#status") -> str:
