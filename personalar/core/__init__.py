@@ -1,1 +1,1 @@
-"""Words and tools that every layer shares."""
+"""Types and utilities that all other packages use."""

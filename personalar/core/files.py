@@ -1,8 +1,8 @@
-"""Atomic files: complete or absent, whenever a process ends or the power fails; and JSON within bounds.
+"""Atomic file writes, which survive a kill or a power cut, and size-limited reading of JSON.
 
-A file is on the disk once `os.fsync` has returned for it and for its folder. Pictures and other files that
-can be made again wait for the next file that is synced: they come to the disk before it, so no record names a
-file that a power cut could empty.
+A file is on disk once `os.fsync` has returned for the file and for its folder. Syncing is slow, so pictures
+and other files that can be made again are not synced when they are written, but before the next file that
+is. A record therefore never names a file that a power cut could leave empty.
 """
 
 from __future__ import annotations
@@ -21,63 +21,74 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = re.compile(r"\..+\.personalar-(\d+)-\d+\.tmp")
-"""Names that only `temporary` gives, with the process: they mark files that a killed one was writing."""
+"""Names of unfinished files, as `temporary` makes them; the group is the id of the writing process."""
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)
-"""Answers of file systems that do not sync folders, or not what is open for reading."""
+"""Error codes of file systems that cannot sync folders, or files opened for reading."""
 LARGEST_JSON = 16 << 20
-"""Bytes; the records and configurations that are read have some kilobytes, the largest index a megabyte."""
+"""Bytes. Records and configurations have a few kilobytes, the largest index of a checkpoint one megabyte."""
 SYNCED_TOGETHER = 8
-"""Threads: file systems write the files of several at once."""
+"""Threads that sync in parallel, because file systems combine the writes."""
 
 _waiting: set[Path] = set()
-"""Files that have their name and may not be on the disk yet."""
+"""Files that are complete but not synced yet."""
 
 
 def plain_name(text: str, *, longest: int, kept: str = "") -> str:
-    """Return `text` as a name for any system: ASCII letters, digits, `_`, `.`, `-` and `kept`, never empty.
+    """Return `text` as a file name that every system allows.
 
-    Different texts may get the same name.
+    Args:
+        longest: maximum length.
+        kept: characters to allow besides ASCII letters, digits, `_`, `.` and `-`.
+
+    Returns:
+        A name that is never empty. Different texts may get the same name.
     """
     letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(rf"[^A-Za-z0-9_.{re.escape(kept)}-]+", "_", letters).strip("_")[:longest] or "unnamed"
 
 
 def temporary(path: Path) -> Path:
-    """Return the file beside `path` that this thread writes and then renames to `path`."""
+    """Return the path of the unfinished file, in the folder of `path` and unique to this thread."""
+    # In the same folder, because a rename is atomic only within one file system.
     own = f"personalar-{os.getpid()}-{threading.get_ident()}"
-    return path.with_name(f".{path.name[:40]}.{own}.tmp")  # a long name must not get too long
+    return path.with_name(f".{path.name[:40]}.{own}.tmp")  # names are limited to 255 bytes
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write `data` so that `path` holds either all of it or what it held before; create the folder.
+    """Write `data` so that `path` contains either all of it or its previous content; create the folder.
 
     Args:
-        sync: return when it is on the disk, and before it all that was written earlier; else it waits for
-            the next file that is synced, or for `sync_files`.
+        sync: return only when this file and all files written before are on disk. Otherwise the file is
+            synced together with the next one, or by `sync_files`.
+
+    Raises:
+        OSError: the file cannot be written; `path` is unchanged.
     """
     made = make_folder(path.parent)
     unfinished = temporary(path)
     try:
         unfinished.write_bytes(data)
         put_in_place(unfinished, path, sync=sync, made=made)
-    finally:  # half a file would fill a full disk
+    finally:  # after an error; a partial file would take space on a full disk
         unfinished.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Create `folder`; return the folders that got a new entry thereby."""
+    """Create `folder` and its parents; return the folders that got a new entry and need a sync."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return [one.parent for one in missing]
 
 
 def put_in_place(unfinished: Path, path: Path, *, sync: bool = True, made: Iterable[Path] = ()) -> None:
-    """Rename a file to `path`.
+    """Rename the file `unfinished` to `path`, replacing it.
 
     Args:
         sync: see `write_atomic`.
         made: folders to sync besides that of `path`.
     """
+    # The content first, then the name, then the folder: after a power cut the name would otherwise stand
+    # for an empty file.
     if sync:
         sync_files()
         _sync(unfinished)
@@ -92,9 +103,11 @@ def put_in_place(unfinished: Path, path: Path, *, sync: bool = True, made: Itera
 
 
 def sync_files(*more: Path) -> None:
-    """Return when all files written before, and `more` (folders with all they contain), are on the disk."""
-    found = [inside for path in more for inside in (path, *path.rglob("*"))]
-    while _waiting:
+    """Sync all files written before, and `more` (files, or folders with their content)."""
+    found = []
+    for path in more:
+        found += [path, *path.rglob("*")]
+    while _waiting:  # not a loop over the set: another thread may add to it
         found.append(_waiting.pop())
     if len(found) > 1:
         with ThreadPoolExecutor(SYNCED_TOGETHER) as pool:
@@ -110,8 +123,9 @@ def _sync_if_there(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     windows = os.name == "nt"
-    if windows and path.is_dir():  # it opens no folder
+    if windows and path.is_dir():  # Windows cannot open a folder as a file, and needs no sync of it
         return
+    # Windows syncs only files that are open for writing.
     handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -123,8 +137,8 @@ def _sync(path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether `path` is a file with something in it: a power cut leaves files empty or full of zeros."""
-    try:
+    """Return whether `path` is a file with content; a power cut leaves files empty or full of zeros."""
+    try:  # the first and the last byte suffice, so that large files are not read
         with path.open("rb") as stream:
             head = stream.read(1)
             return head not in (b"", b"\0") and stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) != b"\0"
@@ -133,36 +147,35 @@ def is_whole(path: Path) -> bool:
 
 
 def base_fingerprint(files: Iterable[Path]) -> str:
-    """Return a hash of a base's weight files, names and contents."""
+    """Return the sha256 (hex) over names and contents of a base's weight files, in order."""
     paths = list(files)
-    with ThreadPoolExecutor() as pool:  # a 7B has several files, and hashing keeps one core busy
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL, and a 7B has several files
         contents = pool.map(content_hash, paths)
         named = [f"{path.name}:{content};" for path, content in zip(paths, contents, strict=True)]
     return hashlib.sha256("".join(named).encode()).hexdigest()
 
 
 def content_hash(path: Path) -> str:
-    """Return the sha256 of a file; one that a hub's cache keeps under its sha256 is not read for it."""
-    kept_as = path.resolve().name
-    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", kept_as):
-        return kept_as
+    """Return the sha256 (hex) of a file's content."""
+    # The hub's cache links each file to a blob that is named by its sha256, so it need not be read again.
+    blob = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob):
+        return blob
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, as `write_atomic` does.
-
-    Names that are no text have their bytes spelt out: in JSON that is the same value.
-    """
+    """Write `text` as UTF-8, like `write_atomic`."""
+    # File names can contain surrogates for invalid bytes. As \\udcXX they are valid JSON of the same value.
     write_atomic(path, text.encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file that may come from a stranger.
+    """Return the value of a JSON file from an untrusted source.
 
     Raises:
-        ValueError: with the reason: too large, damaged, or nested too deeply.
+        ValueError: larger than `LARGEST_JSON`, not JSON, or nested too deeply.
     """
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"{path.stat().st_size / 1e6:.0f} MB, allowed: {LARGEST_JSON >> 20}")
@@ -170,7 +183,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Return the value of JSON text. Raises ValueError, also where it is nested too deeply."""
+    """Return the value of JSON text. Raises ValueError if it is not JSON or nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -178,23 +191,26 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Tell whether plain values are of a shape.
+    """Return whether a JSON value matches a schema.
 
     Args:
-        shape: a type; None; a tuple of shapes, of which one fits; a list with the shape of every item; or a
-            dict with the shapes of those keys that are there, "*" for all others; "x!": x must be there.
+        shape: the schema. A type, or None for null; a tuple of alternatives; a list with the schema of every
+            item; or a dict with a schema per key. In a dict, keys are optional unless written as "key!",
+            and "*" is the schema of all other keys (default: any value).
     """
     if isinstance(shape, tuple):
         return any(fits(value, one) for one in shape)
     if isinstance(shape, list):
         return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
     if isinstance(shape, dict):
-        if not isinstance(value, dict) or not {key[:-1] for key in shape if key.endswith("!")} <= set(value):
+        required = {key[:-1] for key in shape if key.endswith("!")}
+        if not isinstance(value, dict) or not required <= set(value):
             return False
-        any_key = shape.get("*", object)
-        return all(fits(item, shape.get(key, shape.get(f"{key}!", any_key))) for key, item in value.items())
+        others = shape.get("*", object)
+        schemas = {key: shape.get(key, shape.get(f"{key}!", others)) for key in value}
+        return all(fits(item, schemas[key]) for key, item in value.items())
     if shape is None:
         return value is None
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # in Python a bool is an int, in JSON it is not a number
         return shape in (bool, object)
     return isinstance(value, int | float if shape is float else shape)

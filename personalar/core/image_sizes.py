@@ -1,7 +1,7 @@
-"""Picture sizes of a base, and the one that suits a photo.
+"""Image sizes of a base model, and the choice of the size for a photo.
 
-A size is (width, height) in pixels. A bucket is one of about the model's area, both sides multiples of one
-grid, at most 4:1 (Lumina-mGPT's).
+A size is (width, height) in pixels. A bucket is a size of about the model's area, with both sides multiples
+of a grid and a ratio of at most 4:1. The buckets are those of Lumina-mGPT.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from dataclasses import dataclass
 Size = tuple[int, int]
 MAX_RATIO = 4.0
 LISTED = 8
-"""Sizes that a message names."""
+"""Maximum number of sizes in a message."""
 
 
 def bucket_sizes(resolution: int, grid_px: int) -> list[Size]:
-    """Return the (width, height) buckets of area `resolution` ** 2, widest first: 49 of them at 512."""
+    """Return the buckets (width, height) of at most `resolution` ** 2 pixels, widest first.
+
+    With resolution 512 and a grid of 32 pixels there are 49.
+    """
+    # The walk of Lumina-mGPT's generate_crop_size_list, in units of the grid: the model was trained on
+    # exactly these sizes, so the list must not be "improved".
     area = (resolution // grid_px) ** 2
     width, height = area, 1
     sizes = []
@@ -32,32 +37,32 @@ def bucket_sizes(resolution: int, grid_px: int) -> list[Size]:
 
 
 def kept_share(image: Size, size: Size) -> float:
-    """Return the share of a picture's area, 0 to 1, that stays when it fills `size` and the rest is cut."""
+    """Return the share (0 to 1) of a picture's area that remains after scaling and cropping to `size`."""
     scales = (size[0] / image[0], size[1] / image[1])
     return min(scales) / max(scales)
 
 
 def choose_bucket(width: int, height: int, sizes: Sequence[Size]) -> Size:
-    """Return the bucket that loses least of a `width` x `height` image; of equals the widest."""
+    """Return the bucket that crops a `width` x `height` image least; of equal ones the widest."""
     return max(sizes, key=lambda size: (kept_share((width, height), size), size))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """The fit of a photo into a size of the base."""
+    """Result of scaling and cropping a photo to a size of the base."""
 
     size: Size
-    """Size of the base that the photo fills."""
+    """The size of the base."""
     cut: float
-    """Share of the photo's area that is cut off, 0 to 1."""
+    """Share of the photo's area that is cropped, 0 to 1."""
     tall: bool
-    """The cut is at top and bottom, not at left and right."""
+    """Top and bottom are cropped, not left and right."""
     enlarged: float
-    """Factor on the photo's sides; below 1 it is scaled down."""
+    """Scale factor of the photo's sides; below 1 it is scaled down."""
 
 
 def fit(image: Size, sizes: Sequence[Size]) -> Fit:
-    """Return the fit of a photo into the one of `sizes` that loses least of it."""
+    """Return how a photo of size `image` fits into the one of `sizes` that crops it least."""
     size = choose_bucket(*image, sizes)
     scales = (size[0] / image[0], size[1] / image[1])
     return Fit(size=size, cut=1 - kept_share(image, size), tall=scales[0] > scales[1], enlarged=max(scales))
@@ -69,10 +74,10 @@ def written(size: Size) -> str:
 
 
 def read_size(text: str, sizes: Sequence[Size]) -> Size:
-    """Return the one of a base's `sizes` that `text` ("608x416") names.
+    """Return the size in `text`, for example "608x416".
 
     Raises:
-        ValueError: unknown size; with the known ones, or the nearest in shape.
+        ValueError: not a size, or not one of `sizes`; the message lists the allowed or the nearest ones.
     """
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", str(text))
     if found is None:
@@ -84,7 +89,7 @@ def read_size(text: str, sizes: Sequence[Size]) -> Size:
     if size in sizes:
         return size
     if len(sizes) == 1:
-        raise ValueError(f"size={text}: this base draws {written(sizes[0])} only; leave size out")
+        raise ValueError(f"size={text}: this base only generates {written(sizes[0])}; omit size")
     near = sorted(sizes, key=lambda one: (kept_share(size, one), one), reverse=True)[:LISTED]
     which = "allowed" if len(sizes) <= LISTED else f"it has {len(sizes)}, nearest in shape"
     raise ValueError(f"size={text} is not one of this base's sizes; {which}: {', '.join(map(written, near))}")

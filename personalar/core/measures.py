@@ -1,4 +1,4 @@
-"""Measures, numbers about pictures: tables, pages, curves and objectives follow from what they declare."""
+"""Declarations of measures: tables, pages, curves and objectives are built from them."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from personalar.core.types import SampleKind
 BETTER = {"higher": "higher is better", "lower": "lower is better", "same": "best as on the base"}
 READS = {"class": "reads the prompt with the class for [V]", "prompt": "reads the very prompt"}
 DECLARED = ("name", "title", "better", "range", "reads", "kind", "judges")
-"""What run.json keeps of the measures that a run used."""
+"""Fields that run.json stores for each measure of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number about the quality or the cost of pictures.
+    """A number that describes the quality or the cost of generated pictures.
 
     Raises:
-        ValueError: a field that is not allowed, with what is.
+        ValueError: a field with a value that is not allowed.
     """
 
     name: str
-    """In scores.jsonl, summary.json, curves and objectives: small letters, digits and "_"."""
+    """Name in scores.jsonl, summary.json, curves and objectives: lower-case letters, digits and "_"."""
     title: str | None = None
-    """Of its column; None: it has none."""
+    """Title of its column in tables; None: no column."""
     better: str = "higher"
-    """"higher", "lower" or "same" (as on the base)."""
+    """Direction: "higher", "lower", or "same" (best if equal to the base)."""
     range: tuple[float | None, float | None] = (None, None)
-    """Smallest and largest value; None: no bound."""
+    """Smallest and largest possible value; None: unbounded."""
     reads: str | None = None
-    """What its scorer finds in `Sample.prompt`: "class" (cat for "[V] cat"), else the very words."""
+    """"class" if its scorer reads "cat" for "[V] cat", "prompt" if it reads the prompt unchanged; else None."""
     kind: str = "subject"
-    """The mean over samples of this kind (`SampleKind`) stands for a stage."""
+    """`SampleKind` over which it is averaged for a stage."""
     judges: tuple[str, ...] = ()
-    """Keys of run.json's "scorers" that determine it; a scorer from outside gets its own."""
+    """Entries of "scorers" in run.json that it depends on; filled in for scorers of other packages."""
     field: str | None = "value"
-    """The field of a line of scores.jsonl that holds it; None: reports make it of others."""
+    """Field of a line of scores.jsonl with its value; None: reports compute it from other measures."""
     averaged: bool = True
-    """Comparisons average it over pictures, with an interval; otherwise over summary.json of the runs."""
+    """Comparisons average it over pictures, with an interval; otherwise over the runs' summary.json."""
     compared: bool = True
-    """Comparisons take differences of it, picture by picture."""
+    """Comparisons test its paired differences, picture by picture."""
     in_summary: bool = True
-    """summary.json gives it for a stage, and an objective may be made of it."""
+    """It is in summary.json, so it can be used in an objective."""
 
     def __post_init__(self) -> None:
         for field, allowed in (("better", BETTER), ("reads", (None, *READS)), ("kind", get_args(SampleKind))):
@@ -53,39 +53,47 @@ class Measure:
                 names = ", ".join(map(str, allowed))
                 raise ValueError(f"measure {self.name!r:.60}: {field}={value!r:.60}; allowed: {names}")
         if not re.fullmatch("[a-z][a-z0-9_]{0,39}", self.name):
-            raise ValueError(f"measure {self.name!r:.60}: a name is small letters, digits and _, 40 at most")
+            raise ValueError(
+                f"measure {self.name!r:.60}: a name has lower-case letters, digits and _, 40 at most"
+            )
         title = self.title or "no column"
         if not isinstance(title, str) or len(title) > 40 or not title.isprintable() or "|" in title:
             raise ValueError(f"measure {self.name}: a title is 40 printable characters at most, without |")
+        # The comparison is false for NaN too, so NaN and infinite ends are rejected.
+        # The comparison is false for NaN too, so NaN and infinite ends are rejected.
         if len(self.range) != 2 or not all(end is None or abs(end) < 1e300 for end in self.range):
             raise ValueError(f"measure {self.name}: range={self.range!r:.60}; allowed: two numbers or None")
 
     def of(self, line: Mapping[str, Any]) -> float | None:
-        """Return its value in a line of scores.jsonl; None where the line is about others."""
+        """Return its value in a line of scores.jsonl; None if the line has other measures."""
         if self.field is None or (self.field == "value" and line["scorer"] != self.name):
             return None
         return float(line[self.field]) if self.field in line else None
 
     @property
     def has_interval(self) -> bool:
-        """Comparisons show its mean over the subject's pictures with an interval."""
+        """Whether comparisons show its mean over the subject's pictures with an interval."""
         return self.averaged and self.kind == "subject"
 
     @property
     def is_scored(self) -> bool:
-        """Each picture of the subject has a line of it in scores.jsonl."""
+        """Whether each picture of the subject has its own value in scores.jsonl."""
         return self.has_interval and self.field == "value"
 
     @property
     def hint(self) -> str:
-        """A few words on how to read its numbers."""
+        """Direction, range and prompt in words, for tooltips."""
         low, high = self.range
-        ends = [f"from {low:g}" if low is not None else "", f"up to {high:g}" if high is not None else ""]
-        parts = (BETTER[self.better], " ".join(filter(None, ends)), READS.get(self.reads or "", ""))
+        ends = []
+        if low is not None:
+            ends.append(f"from {low:g}")
+        if high is not None:
+            ends.append(f"up to {high:g}")
+        parts = (BETTER[self.better], " ".join(ends), READS.get(self.reads or "", ""))
         return "; ".join(filter(None, parts))
 
     def record(self) -> dict[str, Any]:
-        """Return what run.json keeps of it."""
+        """Return its entry in run.json."""
         return {name: getattr(self, name) for name in DECLARED}
 
 
@@ -95,12 +103,12 @@ _JOINED: dict[str, Any] = {"field": None, "compared": True, "in_summary": False}
 
 
 def _of_each(name: str, title: str, judges: tuple[str, ...], **more: Any) -> Measure:
-    """Return a cosine that every picture has."""
+    """Return a cosine similarity per picture."""
     return Measure(name=name, title=title, judges=judges, **{"range": (-1, 1), "compared": False, **more})
 
 
 def _of_stage(name: str, title: str | None = None, judges: tuple[str, ...] = (), **more: Any) -> Measure:
-    """Return a number that a stage has, not each of its pictures."""
+    """Return a measure of a whole stage, which single pictures do not have."""
     return Measure(
         name=name, title=title, judges=judges, **{"field": None, "averaged": False, "compared": False, **more}
     )
@@ -129,31 +137,33 @@ MEASURES = {
         _of_stage("steps"),
     )
 }
-"""The measures of this package, in the order of their columns."""
+"""The built-in measures, in the order of their columns."""
 TAKEN = (
     "row", "subjects", "against", "other_judges", "versus", "titles", "stage", "kind", "prompt", "template",
     "seed", "category", "image", "step", "uri", "right", "scorer", "value", "intervals", "categories",
     "v_moved", "pictures_changed", "harmonic", "product", "loss", "protocol",
 )  # fmt: skip
-"""Names beside those of measures in lines, tables and curves."""
+"""Other names in lines of scores.jsonl, tables and curves, which a measure must not have."""
 IN_SUMMARY = tuple(name for name, measure in MEASURES.items() if measure.in_summary)
 
 
 def check_new(measure: Measure, known: Iterable[str] = ()) -> None:
-    """Raise ValueError where the name of a measure from outside of this package is taken."""
+    """Raise ValueError if the name of a user-defined measure is already used."""
     if measure.name in {*MEASURES, *TAKEN, *known} or measure.name.endswith("_interval"):
-        raise ValueError(f"measure {measure.name!r}: this name is taken; choose another")
+        raise ValueError(f"measure {measure.name!r}: this name is already used; choose another")
 
 
 def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
-    """Return the measures of this package and those that the records of `runs` (run.json) declare.
+    """Return the built-in measures and those that the records `runs` (contents of run.json) declare.
 
     Raises:
         ValueError: a declaration is damaged.
     """
     found = dict(MEASURES)
+    entries = [entry for run in runs for entry in run.get("measures") or ()]
     try:
-        for entry in (entry for run in runs for entry in run.get("measures") or ()):
+        for entry in entries:
+            # JSON has no tuples.
             pairs = {"range": tuple(entry["range"]), "judges": tuple(map(str, entry["judges"]))}
             measure = Measure(**{name: entry[name] for name in DECLARED} | pairs)
             if measure.name not in found:
@@ -165,5 +175,5 @@ def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def added(measures: Mapping[str, Measure]) -> dict[str, Measure]:
-    """Return those of `measures` with a column that are not of this package."""
+    """Return the user-defined ones of `measures` that have a column."""
     return {name: measure for name, measure in measures.items() if name not in MEASURES and measure.title}

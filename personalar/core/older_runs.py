@@ -1,7 +1,4 @@
-"""Settings in the run.json of older versions, under the names that they have now.
-
-A run that an older version began then goes on, and its stages may be reused.
-"""
+"""Conversion of settings in run.json from older versions, so that those runs resume and can be reused."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 GONE = {"init": "above", "coupling": "gumbel", "relax": 0, "relax_distance": 0.1}
-"""Decoder settings that are gone, with the value that every run has now."""
+"""Removed decoder settings, with the value that corresponds to today's behaviour."""
 QKV = "model.layers.*.self_attn.[qkv]_proj.weight"
 
 
 def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run.json with today's keys; those of this version come back equal."""
+    """Return the settings of a run.json with today's keys; those of this version are returned unchanged."""
     new = copy.deepcopy(dict(settings))
-    for group in ("model", "subject"):  # where things lie says nothing about what they are
+    for group in ("model", "subject"):  # fingerprints identify base and photos, so paths may change
         for name in ("path", "vq_path"):
             new.get(group, {}).pop(name, None)
     if "decoder" in new:
@@ -29,20 +26,20 @@ def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decoder(decoder: dict[str, Any]) -> None:
     for name, value in GONE.items():
-        if decoder.get(name) == value:
+        if decoder.get(name) == value:  # any other value stays and counts as another setting
             del decoder[name]
     moved = decoder.get("_target_", "").replace("personalar.decoding.", "personalar.generation.decoders.")
     decoder["_target_"] = moved
 
 
 def _stages(settings: dict[str, Any]) -> None:
-    """Rates were `lr` and `identifier_lr`; AdamW's moments and more weights to train were a stage's."""
+    """Move per-stage `betas` and `also_train` to today's `optimizer` and `trained_weights`, in place."""
     recipe, method = settings["model"]["recipe"], settings["method"]
     more = {}
     for name, numbers in recipe["stages"].items():
         recipe["betas"] = numbers.pop("betas")
         more[name] = numbers.pop("also_train")
-        if numbers["lr"] == 0:  # it trained rows alone
+        if numbers["lr"] == 0:  # such a stage trained only [V]; its rate is `lr` today
             numbers |= {"lr": numbers["identifier_lr"], "identifier_lr": None}
     for stage in method["stages"].values():
         stage["parameters"] = [*stage["parameters"], *more[stage["numbers"]]]

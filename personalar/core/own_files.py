@@ -1,6 +1,6 @@
-"""Names of the files that a run writes into its folder; nothing else there is ever deleted.
+"""Names of the files that a run writes into its folder. Only files with these names are ever deleted.
 
-Users may keep files of their own in a run folder, or name another folder by mistake.
+Users may store their own files in a run folder, or pass the wrong folder by mistake.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECORD_FILE, ROWS_FILE, WEIGHTS_FILE = "concept.json", "learned_embeds.safetenso
 LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 ADAPTER_FILE = re.compile(r"adapters/[a-z][a-z0-9_]{0,39}\.safetensors")
 CARD_FILE, PICTURES = "README.md", "pictures"
-"""Names in a concept folder; see `concepts/concept.py`."""
+"""File names in a concept folder; see `concepts/concept.py`."""
 FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs", "earlier")
 PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 PROGRESS_FILE = "progress.json"
@@ -48,29 +48,32 @@ OWN = re.compile(
         ]
     )
 )
-"""Paths in a run folder; folders among them (of checkpoints, of W&B) are ours with all they contain."""
+"""Paths in a run folder. A folder that matches (checkpoints, W&B) belongs to the run with all its content."""
 
 
 def own_files(root: Path, *below: str) -> Iterator[Path]:
-    """Yield the files of the run in the folder `root`, below its folders `below`."""
+    """Yield the paths that a run wrote, in the subfolders `below` of the run folder `root`."""
+    # A grid is named after its stage. With any other name (grids/my_cat.png) it is a user's file.
     stages = {None, "base", *(path.name for path in (root / "stages").glob("*"))}
     for folder in below:
         for path in sorted((root / folder).rglob("*")):
             own = OWN.fullmatch(path.relative_to(root).as_posix())
-            if own and own["grid_of"] in stages:  # a picture of another name is a person's
+            if own and own["grid_of"] in stages:
                 yield path
 
 
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder, if it exists."""
-    if path.is_dir() and not path.is_symlink():
+    if (
+        path.is_dir() and not path.is_symlink()
+    ):  # of a link only the link, never its target  # of a link only the link, never its target
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
 def delete_own(root: Path, *below: str) -> None:
-    """Delete `own_files`, and the folders that are empty then."""
+    """Delete `own_files(root, *below)` and the folders that become empty."""
     for path in own_files(root, *below):
         remove(path)
         for parent in path.relative_to(root).parents[:-1]:
@@ -79,24 +82,26 @@ def delete_own(root: Path, *below: str) -> None:
 
 
 def delete_abandoned(*folders: Path) -> None:
-    """Delete the unfinished files that a killed command left in `folders`; not those of one at work."""
-    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
-        found = TEMPORARY.fullmatch(path.name)
-        with suppress(OSError):
-            if found and not _at_work(int(found[1]), path.stat().st_mtime):
-                path.unlink()
+    """Delete unfinished files of killed commands in `folders`, but not those of running commands."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            found = TEMPORARY.fullmatch(path.name)
+            with suppress(OSError):  # another command deleted it, or it cannot be deleted
+                if found and not _at_work(int(found[1]), path.stat().st_mtime):
+                    path.unlink()
 
 
 def _at_work(pid: int, written: float) -> bool:
-    """Tell whether process `pid` may have written at that time: its number may be another's now."""
+    """Return whether process `pid` is running and existed at the time `written` (seconds since 1970)."""
     try:
+        # Systems reuse process ids: a process that started later cannot have written the file.
         return psutil.Process(pid).create_time() <= written
     except psutil.Error:
         return False
 
 
 def delete_temporaries(root: Path) -> None:
-    """Delete the unfinished files of a killed run in the run folder `root`."""
+    """Delete unfinished files of a killed run in the run folder `root`; the caller has its lock."""
     for path in root.glob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             remove(path)

@@ -1,4 +1,4 @@
-"""PNG files, written atomically, with prompt, seed and the rest in the image's own text chunks."""
+"""PNG files, written atomically, with prompt, seed and other metadata in text chunks of the image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from personalar.core.files import write_atomic
 from personalar.core.types import PromptSpec, Sample
 
 SAMPLE_NAME = r"(subject|class|description|prior|unrelated)_([a-z0-9-]+_)?[0-9a-f]{6}_s\d+\.png"
-"""Names that `sample_filename` gives pictures of a run."""
+"""File names of a run's pictures, as `sample_filename` makes them."""
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, zlib.error, struct.error, Image.DecompressionBombError)
-"""Errors of Pillow over a damaged PNG, a huge one, or one that is full of text."""
+"""Errors that Pillow raises for damaged or oversized PNG files."""
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write `image` as a PNG with `metadata` as text chunks (UTF-8); create the folder; see `sync_files`."""
+    """Write `image` as a PNG with `metadata` in text chunks (UTF-8), and create the folder.
+
+    It is not synced to disk at once; see `files.sync_files`.
+    """
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value)
@@ -34,10 +37,15 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
 
 
 def read_png(path: Path) -> tuple[Image.Image, dict[str, str]]:
-    """Return the picture in a PNG file, and its text chunks. Raises ValueError where it is damaged."""
+    """Return the image and the text chunks of a PNG file.
+
+    Raises:
+        FileNotFoundError, PermissionError: the file cannot be opened.
+        ValueError: the file is damaged.
+    """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.load()  # chunks may follow the pixels
+            image.load()  # before `text`: chunks may follow the pixels
             return image, {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
     except (FileNotFoundError, PermissionError):
         raise
@@ -49,12 +57,12 @@ def read_png(path: Path) -> tuple[Image.Image, dict[str, str]]:
 
 
 def read_png_metadata(path: Path) -> dict[str, str]:
-    """Return the text chunks of a PNG file; empty when it has none."""
+    """Return the text chunks of a PNG file; empty if it has none. Raises as `read_png`."""
     return read_png(path)[1]
 
 
 def is_whole_png(path: Path) -> bool:
-    """Tell whether `path` is a PNG file without damage; its pixels are not decoded."""
+    """Return whether `path` is an undamaged PNG file, by its checksums; pixels are not decoded."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()
@@ -64,27 +72,31 @@ def is_whole_png(path: Path) -> bool:
 
 
 def sample_filename(kind: str, prompt: str, seed: int, *, facts: Mapping[str, str] | None = None) -> str:
-    """Return a readable, unique, safe name: words of the prompt, then six hex digits of the whole of it.
+    """Return a readable file name with the prompt's words, six hex digits of its hash, and the seed.
 
     Args:
-        kind: the first word; of a sample in a run folder its kind, elsewhere the subject's name.
-        facts: all else that determines the picture; eight hex digits of it end the name.
+        kind: the first part; for a sample in a run folder its kind, elsewhere the subject's name.
+        facts: everything else that determines the picture; eight hex digits of its hash end the name.
     """
-    first, words = (
-        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") for text in (kind, prompt)
-    )
+    first, words = _slug(kind), _slug(prompt)
+    # Words are cut and simplified, so only the hash tells similar prompts apart.
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
     drawn = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:8] if facts else None
     return "_".join(filter(None, (first, words, digest, f"s{seed}", drawn))) + ".png"
 
 
+def _slug(text: str) -> str:
+    """Return `text` as lower-case words joined by "-", at most 60 characters."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
+
+
 def sample_files(folder: Path) -> list[Path]:
-    """Return the pictures in `folder` that `sample_filename` named; others are a person's own."""
+    """Return the generated pictures in `folder`, by their names; files of users are left out."""
     return sorted(path for path in folder.glob("*.png") if re.fullmatch(SAMPLE_NAME, path.name))
 
 
 def sample_metadata(sample: Sample) -> dict[str, str]:
-    """Return the metadata of the PNG of `sample`: stage, prompt, kind, seed and the `PromptSpec`."""
+    """Return the PNG metadata of `sample`: stage, prompt, kind, seed and the fields of its `PromptSpec`."""
     spec = {key: value for key, value in dataclasses.asdict(sample.spec).items() if value is not None}
     spec["template"] = spec.pop("text")
     return {
@@ -100,7 +112,7 @@ def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] 
     """Write `sample` to `run_dir/images/{stage}/` and return it with its path.
 
     Args:
-        provenance: further text chunks, such as the base and the concept's hash.
+        provenance: more metadata, such as the base and the hash of the concept.
     """
     path = run_dir / "images" / sample.stage / sample_filename(sample.kind, sample.prompt, sample.seed)
     save_png(sample.image, path, {**(provenance or {}), **sample_metadata(sample)})
@@ -108,13 +120,13 @@ def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] 
 
 
 def load_sample(path: Path) -> Sample:
-    """Read back a file of `save_sample`. Raises ValueError where the PNG has no metadata of a sample."""
+    """Return the sample in a file of `save_sample`. Raises ValueError if the metadata are missing."""
     image, found = read_png(path)
     missing = [key for key in ("stage", "prompt", "kind", "seed", "template", "category") if key not in found]
     if missing:
         raise ValueError(
             f"{path} is not a sample of personalar: its PNG metadata miss {', '.join(missing)}; "
-            "only images that a run or personalar.sample wrote can be read back"
+            "only pictures of a run or of personalar.sample can be read"
         )
     details = {name: found.get(name) for name in ("context", "accessory", "colour")}
     spec = PromptSpec(text=found["template"], category=found["category"], **details)

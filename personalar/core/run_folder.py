@@ -1,7 +1,7 @@
-"""The folder of one run: its paths, and its record run.json of what is done.
+"""The folder of one run: its paths, and the record run.json of its settings and progress.
 
-`reports/summary.py` documents the files that others read; a run goes on from
-`stages/{stage}/{concept,checkpoints}` and `cache/`.
+`reports/summary.py` documents the result files. A run resumes from `stages/{stage}/{concept,checkpoints}`
+and `cache/`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHARED = (
     "cache/photo_codes.safetensors",
     "cache/class_codes.safetensors",
 )
-"""Files that depend on base, photos, prompts and seeds alone; they may be copied before a run begins."""
+"""Files that depend only on base, photos, prompts and seeds, so another run's copies can be used."""
 
 
 RECORD = {
@@ -64,17 +64,17 @@ RECORD = {
     "finished": ({"stages": [str], "*": object}, None),
     "*": object,
 }
-"""The shape of run.json (`files.fits`)."""
+"""Schema of run.json, see `files.fits`. Run folders are shared, so the file is checked before use."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a run.json. Raises ValueError, with the reason, where no run wrote it."""
+    """Return the content of a run.json. Raises ValueError, with the reason, if it is not valid."""
     record = read_json(path)
     if not isinstance(record, dict):
-        raise ValueError("no object with stages")
-    strange = [name for name, value in record.items() if not fits(value, RECORD.get(name, object))]
-    if strange:
-        raise ValueError(f"{', '.join(map(repr, strange[:4]))} of another kind than a run writes")
+        raise ValueError("not a JSON object")
+    invalid = [name for name, value in record.items() if not fits(value, RECORD.get(name, object))]
+    if invalid:
+        raise ValueError(f"invalid value of {', '.join(map(repr, invalid[:4]))}")
     return record
 
 
@@ -88,46 +88,48 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return {name: (old, new)} for every nested setting that is not the same."""
+    """Return {"a.b": (old, new)} for every nested setting that differs; None stands for a missing one."""
     before, after = flatten(modernized(old)), flatten(modernized(new))
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return {name: (before.get(name), after.get(name)) for name in names}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return "name old -> new" for every nested setting that is not the same."""
+    """Return "a.b old -> new" for every nested setting that differs."""
     return [f"{name} {before!r} -> {after!r}" for name, (before, after) in changes(old, new).items()]
 
 
 def first_few(items: Sequence[str], most: int = 4) -> str:
-    """Join the first items for a message."""
-    return ", ".join([*items[:most], *(["..."] if len(items) > most else [])])
+    """Return the first items, separated by commas, for a message."""
+    ending = ["..."] if len(items) > most else []
+    return ", ".join([*items[:most], *ending])
 
 
 def stage_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the states of the model that a run samples and scores, in order: "base", then its stages."""
+    # "stages" alone has only those that have begun, and that in the order of their entries.
     trained = record.get("settings", {}).get("method", {}).get("stages") or record.get("stages", {})
     return ("base", *(name for name in trained if name != "base"))
 
 
 def steps_before(record: Mapping[str, Any], stage: str) -> int:
-    """Return the number of optimizer steps of the stages before `stage`: its start on the slider."""
+    """Return the number of optimizer steps of all stages before `stage`, for curves over the whole run."""
     names = stage_names(record)
     earlier = names[: names.index(stage)]
     return sum(record.get("stages", {}).get(name, {}).get("steps", 0) for name in earlier)
 
 
 def steps_after(record: Mapping[str, Any], stage: str) -> int:
-    """Return the number of steps after which `stage` was finished."""
+    """Return the number of optimizer steps of all stages up to and including `stage`."""
     return steps_before(record, stage) + record.get("stages", {}).get(stage, {}).get("steps", 0)
 
 
 class OtherSettingsError(ValueError):
-    """A run folder contains a run with other settings."""
+    """The run folder contains a run with other settings."""
 
     def __init__(self, path: Path, changed: Sequence[str]) -> None:
-        """Name what `changed`."""
-        self.found = f"{path} holds a run with other settings ({first_few(changed)})"
+        """Make the message from `changed`, a list of differences."""
+        self.found = f"{path} contains a run with other settings ({first_few(changed)})"
         super().__init__(
             f"{self.found}: choose another folder with hydra.run.dir=DIR (overwrite=true deletes what was "
             "learned here)"
@@ -135,13 +137,18 @@ class OtherSettingsError(ValueError):
 
 
 class RunFolder:
-    """Paths and the record `run.json` of one run."""
+    """The paths in a run folder and its record, `run.json`.
+
+    Attributes:
+        path: the folder.
+        record: the content of run.json; empty if there is none yet.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Look at `path`; nothing is written yet."""
+        """Read run.json if it exists; nothing is written. Raises ValueError if it is damaged."""
         self.path = path
         self.longer: str | None = None
-        """The finished stage that goes on with more steps, and so counts as unfinished."""
+        """The finished stage that is to be trained with more steps; it counts as unfinished."""
         record = path / "run.json"
         try:
             self.record: dict[str, Any] = read_record(record) if record.is_file() else {}
@@ -152,45 +159,48 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Its run.json is one that a run wrote."""
+        """Whether run.json was written by a run, and not by another program or by hand."""
         learned = isinstance(self.record.get("settings"), dict) and "photos" in self.record
         return learned and self.record.get("format_version") == FORMAT_VERSION
 
     def concept(self, stage: str) -> Path:
-        """The folder of the concept that `stage` leaves."""
+        """Return the folder of the concept that `stage` writes when it is finished."""
         return self.path / "stages" / stage / "concept"
 
     def checkpoints(self, stage: str) -> Path:
-        """The folder of the last checkpoint of `stage`."""
+        """Return the folder of the checkpoints of `stage`."""
         return self.path / "stages" / stage / "checkpoints"
 
     def checkpoint_of(self, stage: str) -> dict[str, Any]:
-        """Return the entry of run.json on the last checkpoint of `stage`; empty without one."""
+        """Return the entry of run.json for the last checkpoint of `stage`; empty without one."""
         return self.record.get("stages", {}).get(stage, {}).get("checkpoint", {})
 
     def has_concept(self, stage: str) -> bool:
-        """Tell whether `stage` is finished."""
+        """Return whether `stage` is finished."""
+        # The record is the last file that `Concept.save` writes.
         return stage != self.longer and is_whole(self.concept(stage) / RECORD_FILE)
 
     @property
     def last_stage(self) -> str | None:
-        """The last stage that is finished."""
+        """The last finished stage; None if no stage is finished."""
         return next((stage for stage in reversed(stage_names(self.record)) if self.has_concept(stage)), None)
 
     def claim(self, settings: Mapping[str, Any], *, photos: str, base: str, overwrite: bool) -> None:
-        """Make sure that the run here was learned with the same `settings`.
+        """Check that the folder is empty or contains a run with the same `settings`.
 
         Args:
+            settings: all settings that determine the result.
             photos, base: fingerprints.
+            overwrite: delete the files of the run that is there.
 
         Raises:
-            OtherSettingsError: other settings, which are named.
-            ValueError: not the folder of a run.
+            OtherSettingsError: the run has other settings, which the message lists.
+            ValueError: files are in the way that no run of this package wrote.
         """
         if not self.is_run and (found := self.strangers()):
             raise ValueError(
-                f"{self.path} holds {first_few(found)} but no run.json that says what they were made with: "
-                "they are left as they are; choose another folder with hydra.run.dir=DIR"
+                f"{self.path} contains {first_few(found)} but no run.json with their settings: nothing was "
+                "changed; choose another folder with hydra.run.dir=DIR"
             )
         delete_temporaries(self.path)
         if overwrite and self.is_run:
@@ -199,15 +209,17 @@ class RunFolder:
         for name, now in (("photos", photos), ("base", base)):
             if self.record.get(name, now) != now:
                 changed.insert(0, f"other {name}")
+        # Without pictures and stages nothing has been learned yet, and any settings may be used.
         if self.record and changed and any(own_files(self.path, "images", "stages")):
             raise OtherSettingsError(self.path, changed)
 
     def strangers(self) -> list[str]:
-        """Return names in the way of a run: all that it would write, without `SHARED`."""
+        """Return the names of existing files and folders that a run would write, except `SHARED`."""
         found = []
         for name in ("run.json", PROGRESS_FILE, *RESULTS, *FOLDERS):
             path, inside = self.path / name, {name}
             if path.is_dir():
+                # Unfinished files come from a killed command and can be deleted.
                 names = [entry.name for entry in path.iterdir()]
                 inside = {f"{name}/{entry}" for entry in names if not TEMPORARY.fullmatch(entry)}
             if path.exists() and not inside <= set(SHARED):
@@ -215,7 +227,8 @@ class RunFolder:
         return found
 
     def clear(self) -> None:
-        """Delete the files of runs; run.json stays with settings and photos, as the mark of a run."""
+        """Delete the files that a run wrote, except run.json, which is reduced to settings and photos."""
+        # run.json stays, and is written first: a command that is killed here must recognise the folder.
         kept = {name: self.record[name] for name in ("settings", "photos")}
         self.record = {}
         self.update(**kept)
@@ -224,17 +237,18 @@ class RunFolder:
         delete_own(self.path, *FOLDERS)
 
     def update(self, **facts: Any) -> None:
-        """Put `facts` into run.json."""
+        """Add or replace entries of run.json, and write it."""
         self.record = {"format_version": FORMAT_VERSION, **self.record, **facts}
         write_text(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False))
 
     def update_stage(self, stage: str, **facts: Any) -> None:
-        """Put `facts` into the stage's entry of run.json."""
+        """Add or replace facts in the entry of `stage` in run.json, and write it."""
         stages = self.record.get("stages", {})
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
 
     def drop_checkpoints(self, stage: str) -> None:
-        """Delete the checkpoints of a finished `stage`, after their entry in run.json."""
+        """Delete the checkpoints of `stage`, which is finished."""
+        # The entry first: run.json must never name a checkpoint that is missing.
         stages = self.record.get("stages", {})
         if "checkpoint" in stages.get(stage, {}):
             facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}

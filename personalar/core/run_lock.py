@@ -1,6 +1,6 @@
-"""One run at a time in a run folder: a second one ends at once and names the process that holds the lock.
+"""A lock on a run folder: a second run in the same folder ends at once with an error.
 
-The lock (flock) ends with its process, so a killed run blocks nobody.
+The operating system releases the lock (flock) when its process ends, so a killed run leaves none behind.
 """
 
 from __future__ import annotations
@@ -19,38 +19,44 @@ from personalar.core.files import temporary
 
 LOCK_FILE = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
-"""Answers of file systems that know no flock."""
+"""Error codes of file systems without flock."""
 HYDRA_FOLDER, HYDRA_FILES = ".hydra", ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 
 class InUseError(ValueError):
-    """Another run is at work in the folder."""
+    """Another run is active in the folder."""
 
 
 def in_use(run_dir: Path) -> str:
-    """Return the message for a second run in `run_dir`."""
+    """Return the error message for a second run in `run_dir`, with host and process of the first."""
     try:
         holder = json.loads((run_dir / LOCK_FILE).read_text(encoding="utf-8"))
         host, pid = str(holder["host"]), int(holder["pid"])
-    except (OSError, ValueError, TypeError, KeyError):  # not written yet
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # the first run has locked it, but not written its name yet
         host, pid = "this or another machine", 0
     who = f"process {pid} on {host}" if pid else f"another process on {host}"
     ending = f"end it with `kill {pid}` on {host}" if pid else "end it"
     return (
         f"{run_dir} is in use by {who}: wait for it, or {ending} (it saves, and this command then goes on); "
-        "to run beside it choose another folder with hydra.run.dir=DIR"
+        "for a second run at the same time choose another folder with hydra.run.dir=DIR"
     )
 
 
 @contextmanager
 def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
-    """Keep other runs out of `run_dir` while the block runs.
+    """Lock `run_dir` against other runs while the block runs; create it.
 
     Args:
         leads: this is the process of rank zero; the others take no lock.
 
     Raises:
-        ValueError: another run is at work there, with its host and process.
+        InUseError: another run is active there.
+        ValueError: the file system has no locks.
     """
     if not leads:
         yield
@@ -58,7 +64,7 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0)  # a run takes hours, so do not wait
     except Timeout:
         raise InUseError(in_use(run_dir)) from None
     except (NotImplementedError, OSError) as error:
@@ -70,7 +76,8 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
         ) from error
     try:
         holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-        with suppress(PermissionError):  # Windows locks the content too
+        # Windows locks the content too; the message of a second run then has no process.
+        with suppress(PermissionError):
             (run_dir / LOCK_FILE).write_text(holder, encoding="utf-8")
         yield
     finally:
@@ -79,7 +86,7 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
 
 @contextmanager
 def refusable(run_dir: Path) -> Iterator[None]:
-    """Remove `run_dir` when the block fails before a run wrote anything there; inside `locked`."""
+    """Delete `run_dir` if the block fails before anything was written there; use it inside `locked`."""
     try:
         yield
     except Exception:
@@ -88,11 +95,11 @@ def refusable(run_dir: Path) -> Iterator[None]:
 
 
 def remove_empty_run(run_dir: Path) -> None:
-    """Delete `run_dir` if it contains only Hydra's three files and the lock."""
+    """Delete `run_dir` if it contains only Hydra's files and the lock, and is not the working directory."""
     hydra = run_dir / HYDRA_FOLDER
     if not is_empty(run_dir) or run_dir.resolve() == Path.cwd():
         return
-    with suppress(OSError):  # not as it looks, or not to be deleted
+    with suppress(OSError):  # another process wrote there in the meantime, or it must not be deleted
         for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
             path.unlink(missing_ok=True)
         if hydra.is_dir():
@@ -101,21 +108,22 @@ def remove_empty_run(run_dir: Path) -> None:
 
 
 def is_empty(run_dir: Path, *more: str) -> bool:
-    """Tell whether `run_dir` contains only Hydra's three files, the lock and files of the names `more`."""
+    """Return whether `run_dir` contains only Hydra's three files, the lock, and files named in `more`."""
     found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")}
     return found <= {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
 
 
 def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
-    """Make `run_dir` and try to write there, before Hydra does.
+    """Create `run_dir` and try to write there, before Hydra does.
 
     Raises:
-        ValueError: another run is at work there.
-        OSError: it cannot be made or written.
+        ValueError: another run is active there.
+        OSError: it cannot be created or written.
     """
     if not leads:
         return
     with locked(run_dir):
+        # 64 kB: on a full disk an empty file can still be created.
         probe = temporary(run_dir / "probe")
         try:
             probe.write_bytes(bytes(1 << 16))

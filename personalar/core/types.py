@@ -1,9 +1,8 @@
-"""Plain values that all packages share.
+"""Data types that all packages use.
 
-One alphabet for shapes, used in every comment and docstring:
-B batch, T sequence, N image tokens, V vocabulary, D width, H heads; (H, W) pixels, (h, w) codes.
-Images above a backend are float in [0, 1], (B, 3, H, W); photos and samples are
-`PIL.Image` in RGB.
+Letters for shapes in comments and docstrings: B batch, T sequence, N image tokens, V vocabulary, D width,
+H heads; (H, W) pixels, (h, w) image codes. Image tensors are float in [0, 1], (B, 3, H, W); photos and
+samples are `PIL.Image` in RGB.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # a name for annotations only: importing this module loads nothing
+if TYPE_CHECKING:  # for annotations only: this module is imported by every command and must load nothing
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]
@@ -27,6 +26,7 @@ def image_fingerprint(images: Iterable[Image]) -> str:
     digest = hashlib.sha256()
     for image in images:
         rgb = image.convert("RGB")
+        # With the size: 2x8 and 4x4 pixels can have the same bytes.
         digest.update(f"{rgb.width}x{rgb.height};".encode())
         digest.update(rgb.tobytes())
     return digest.hexdigest()
@@ -34,56 +34,59 @@ def image_fingerprint(images: Iterable[Image]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One thing to learn, with the images to judge the result by."""
+    """A subject to learn, with its photos and with images for evaluation."""
 
     name: str
-    """The name of the run folder."""
+    """Name of the run folder."""
     noun: str
-    """Its class in plain words ("duck toy"), part of every prompt."""
+    """Class in plain words ("duck toy"), part of every prompt."""
     images: tuple[Image, ...]
     """Training photos, RGB, any size, at least one."""
     live: bool
-    """An animal: accessory prompts apply."""
+    """Whether it is an animal or a person, so that prompts with accessories apply."""
     holdout: tuple[Image, ...] = ()
-    """Other views of the same thing (the ceiling of fidelity); rendered subjects only."""
+    """Unseen views of the subject (ceiling of fidelity); rendered subjects only."""
     others: tuple[Image, ...] = ()
-    """Other things of the same class (the floor of fidelity); rendered subjects only."""
+    """Other individuals of the class (floor of fidelity); rendered subjects only."""
     boxes: tuple[Box | None, ...] = ()
-    """Of the thing in each of `images`, where it is known; empty: in none."""
+    """Bounding box of the subject in each of `images`, None if unknown; empty: unknown in all."""
     box_source: str = "mask"
-    """Of `boxes`: "mask", or "truth" of a rendered subject."""
+    """Origin of `boxes`: "mask" (of the photo), or "truth" (rendered subjects)."""
     description: str | None = None
-    """The best text description, for the model that has not learned the subject."""
+    """Text description to use instead of [V] on the base, as a comparison."""
     fingerprint: str
     """`image_fingerprint` of `images`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """One validation prompt with the content that it asks for."""
+    """A validation prompt with the content that it asks for."""
 
     text: str
-    """With "{}" where the subject goes: "a {} in the snow"."""
+    """Template with "{}" for the subject: "a {} in the snow"."""
     category: str
     """"plain", "recontext", "accessory" or "property"."""
     context: str | None = None
+    """Expected place, if the prompt has one."""
     accessory: str | None = None
+    """Expected accessory, if the prompt has one."""
     colour: str | None = None
+    """Expected colour of the accessory or of the subject."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One generated image with prompt and seed."""
+    """A generated image with its prompt and seed."""
 
     stage: str
     """"base", or the name of a stage ("embedding", "transformer")."""
     prompt: str
-    """The prompt as given to the model, with `[V]` where the identifier stands."""
+    """Prompt as given to the model, with `[V]` for the identifier."""
     kind: SampleKind
-    """"subject" ("[V] cat"), "class" ("cat", shows drift), "description" (base only), "prior" (one class
-    prompt with many seeds) or "unrelated" (something else)."""
+    """"subject" ("[V] cat"), "class" ("cat", to measure class drift), "description" (base only), "prior" (one
+    class prompt with many seeds, to measure diversity) or "unrelated" (another class, to measure drift)."""
     seed: int
     spec: PromptSpec
     image: Image
     path: Path | None = None
-    """The PNG file, once written."""
+    """PNG file; None until it is written."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from personalar.core.errors import commands
+from personalar.core.errors import is_control
 from personalar.core.measures import MEASURES
 
 
@@ -41,7 +41,7 @@ def titled(record: dict[str, Any]) -> str:
 def as_markdown(text: str) -> str:
     """Escape a foreign text for Markdown, and replace control characters that terminals interpret."""
     # Names of folders are printed to a terminal, where escape sequences could run.
-    plain = "".join("�" if commands(character) else character for character in text)
+    plain = "".join("�" if is_control(character) else character for character in text)
     return re.sub(r"([\\`*\[\]|<>&#~])", r"\\\1", plain)
 
 

@@ -53,7 +53,7 @@ def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, comma
 
 
 def _learns_alike(config: RunConfig, folder: RunFolder, first: str) -> bool:
-    """Tell whether the first stage has the same settings in the folder's run and in `config`."""
+    """Return whether the first stage has the same settings in the folder's run and in `config`."""
     try:
         before = stage_settings(modernized(folder.record["settings"]), first)
     except KeyError:  # of another version
@@ -98,7 +98,7 @@ def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
 
 
 def has_begun(folder: RunFolder, stage: str) -> bool:
-    """Tell whether `stage` has left a concept or a checkpoint."""
+    """Return whether `stage` has left a concept or a checkpoint."""
     return folder.has_concept(stage) or bool(folder.checkpoint_of(stage))
 
 
@@ -138,7 +138,7 @@ def state_of(folder: RunFolder, stage: str) -> Path | None:
 
 
 def is_whole_state(path: Path | None) -> bool:
-    """Tell whether a checkpoint can be read: torch writes a zip file, with a checksum for each part."""
+    """Return whether a checkpoint can be read: torch writes a zip file, with a checksum for each part."""
     if path is None or path.is_dir():  # DeepSpeed's are checked when they are loaded
         return path is not None
     try:

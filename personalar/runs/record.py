@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch is loaded with the run
 
 
 def is_finished(config: RunConfig, folder: RunFolder) -> bool:
-    """Tell whether all that the run asks for is in its folder."""
+    """Return whether all that the run asks for is in its folder."""
     results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
     done = covers(folder.record.get("finished"), request_of(config))
     if not done or folder.longer is not None or not all(is_whole(folder.path / name) for name in results):

@@ -73,7 +73,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
 
 
 def started_alone(config: RunConfig) -> bool:
-    """Tell whether no other process of the run is there yet, as with torchrun or srun."""
+    """Return whether no other process of the run is there yet, as with torchrun or srun."""
     started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     return not started_outside or config.trainer.devices * config.trainer.num_nodes == 1
 

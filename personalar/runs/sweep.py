@@ -73,7 +73,7 @@ def join_sweep(hydra_config: Any, devices: Any) -> None:
 
 
 def searches(hydra_config: Any) -> bool:
-    """Tell whether the sweeper learns from results (Optuna)."""
+    """Return whether the sweeper learns from results (Optuna)."""
     return not hydra_config.sweeper._target_.endswith("BasicSweeper")
 
 

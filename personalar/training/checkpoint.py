@@ -139,7 +139,7 @@ def _check_entry(record: Any, where: Path) -> None:
 
 
 def keeps_end(pl_module: Any) -> bool:
-    """Tell whether the state after the last step is saved, because more steps may follow it one day."""
+    """Return whether the state after the last step is saved, because more steps may follow it one day."""
     config, stage = pl_module.context.config, pl_module.stage
     if depends_on_steps(config.scheduler, stage.numbers.schedule) or "zero" in config.trainer.strategy:
         return False

@@ -115,7 +115,7 @@ def recipe_schedule(optimizer: Optimizer, *, schedule: str, steps: int) -> Lambd
 
 
 def depends_on_steps(scheduler: Mapping[str, Any], schedule: str) -> bool:
-    """Tell whether the rate of a step depends on the number of steps of its stage.
+    """Return whether the rate of a step depends on the number of steps of its stage.
 
     Args:
         scheduler: settings of the scheduler.

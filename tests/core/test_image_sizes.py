@@ -68,7 +68,7 @@ LUMINA_512 = ProtocolConfig(resolution=512).sizes
         ),
         ("1024x1024", LUMINA_512, "nearest in shape: 512x512, 512x480, "),
         ("16x16", SIZES, "allowed: 32x32, 32x16, 16x32, 48x16, 16x48, 64x16, 16x64$"),
-        ("416x608", [(512, 512)], "size=416x608: this base draws 512x512 only; leave size out"),
+        ("416x608", [(512, 512)], "size=416x608: this base only generates 512x512; omit size"),
         ("512", LUMINA_512, "size='512' is not a size: write width x height in pixels, such as size=608x416"),
         ("608X416", LUMINA_512, "is not a size"),
         ("608x416\n", LUMINA_512, "is not a size"),

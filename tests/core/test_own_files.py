@@ -74,7 +74,9 @@ def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str,
     if mine == "run.json":
         (tmp_path / mine).write_text('{"format_version": 1, "speed": 9}')
     before = contents(tmp_path, "**/*")
-    with pytest.raises(ValueError, match=rf"holds {mine} but no run\.json.*hydra\.run\.dir=DIR") as refused:
+    with pytest.raises(
+        ValueError, match=rf"contains {mine} but no run\.json.*hydra\.run\.dir=DIR"
+    ) as refused:
         RunFolder(tmp_path).claim({}, photos="p", base="", overwrite=overwrite)
     assert "overwrite" not in str(refused.value)
     assert contents(tmp_path, "**/*") == before

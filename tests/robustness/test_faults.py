@@ -181,7 +181,7 @@ def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk:
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(personalar.training.module, "sequence_loss", turns)
-    fails(do_run, small_disk / "run", r"may not be written or read \(Read-only file system\)")
+    fails(do_run, small_disk / "run", r"cannot be written or read \(Read-only file system\)")
     remount(small_disk, "rw")
     do_run(small_disk / "run", "stage=both")
     same_result(finished_run, small_disk / "run")
@@ -272,7 +272,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lost)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
-    lost_once = r"network was lost \(The read operation timed out\).*same command"
+    lost_once = r"network failed \(The read operation timed out\).*same command"
     with pytest.raises(SystemExit, match=lost_once), user_errors("personalar.run"):
         obtain_model(model(), say=lambda text: None)
 
@@ -334,14 +334,14 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "", "a"), "a could not be written .*goes on from there once there is room"),
+        (OSError(errno.ENOSPC, "", "a"), "a could not be written .*goes on from there once there is space"),
         (OSError(errno.EDQUOT, "", "a"), "a could not be written"),
-        (PermissionError(errno.EACCES, "", "a"), r"a may not be written or read \(Permission denied\)"),
+        (PermissionError(errno.EACCES, "", "a"), r"a cannot be written or read \(Permission denied\)"),
         (FileExistsError(errno.EEXIST, "", "a"), r"a is in the way \(File exists\): move it, or choose"),
         (OSError(errno.EIO, "", "a"), r"a: Input/output error; what was finished is kept"),
-        (ConnectionResetError("reset by peer"), r"the network was lost \(reset by peer\)"),
+        (ConnectionResetError("reset by peer"), r"the network failed \(reset by peer\)"),
         (FileNotFoundError("concept=x holds none"), "^concept=x holds none$"),
-        (MemoryError(), r"not enough memory \(all is taken\).*memory\.gigabytes=N"),
+        (MemoryError(), r"not enough memory \(all memory is in use\).*memory\.gigabytes=N"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), r"not enough memory \(Def.*recompute"),
     ],
 )

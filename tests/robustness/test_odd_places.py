@@ -38,15 +38,13 @@ def one_line(said: str, *words: str) -> None:
 
 def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
     _, said = shell("mkdir gone; cd gone; rmdir ../gone; $compare x", tmp_path)
-    one_line(said, "working directory does not exist any more: go to another with cd")
+    one_line(said, "working directory was deleted: change to another one with cd")
 
 
 def test_a_closed_pipe(finished_run: Path, tmp_path: Path) -> None:
     """As of `| head`, and of a tee that dies: the result is written all the same."""
     _, said = shell(f"$compare {finished_run} --out out | true", tmp_path)
-    one_line(
-        said, "nobody reads the output any more (a closed pipe, of head or tee): what was finished is kept"
-    )
+    one_line(said, "the output pipe was closed by its reader (head, tee): what was finished is kept")
     assert (tmp_path / "out" / "comparison.html").is_file()
 
 
@@ -112,4 +110,4 @@ def test_a_file_system_without_locks(
 def test_no_more_threads_or_processes() -> None:
     for error in (RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "try again")):
         assert "allows no more threads or processes (ulimit -u): end others" in str(sentence(error))
-    assert "network was lost" in str(sentence(BrokenPipeError(errno.EPIPE, "Broken pipe")))  # of a socket
+    assert "the network failed" in str(sentence(BrokenPipeError(errno.EPIPE, "Broken pipe")))  # of a socket

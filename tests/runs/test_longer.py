@@ -123,7 +123,7 @@ def test_the_state_is_kept_for_the_last_stage_and_where_it_is_small(
 
 def refusal(do_run, run_dir: Path, *words: str) -> str:
     before = contents(run_dir, "**/*")
-    with pytest.raises(ValueError, match="holds a run with other settings") as refused:
+    with pytest.raises(ValueError, match="contains a run with other settings") as refused:
         do_run(run_dir, *words)
     assert contents(run_dir, "**/*") == before
     return str(refused.value)

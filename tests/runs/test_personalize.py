@@ -179,7 +179,7 @@ def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: py
     do_run(run_dir, *words, subject="+subject=folder")
     Image.new("RGB", (64, 64), (200, 9, 10)).save(photos / "2.png")
     with pytest.raises(
-        ValueError, match=r"(?s)holds a run with other settings \(other photos\).*overwrite=true"
+        ValueError, match=r"(?s)contains a run with other settings \(other photos\).*overwrite=true"
     ):
         do_run(run_dir, *words, "stage=both", subject="+subject=folder")
     (photos / "2.png").unlink()

@@ -210,10 +210,10 @@ def test_wrong_values_are_said_in_one_sentence(values: object, message: str) -> 
 
 @pytest.mark.parametrize("name", ["dino", "likeness", "steps", "subjects", "harmonic", "dino_interval"])
 def test_a_name_that_is_taken(name: str) -> None:
-    with pytest.raises(ValueError, match=f"measure '{name}': this name is taken; choose another"):
+    with pytest.raises(ValueError, match=f"measure '{name}': this name is already used; choose another"):
         judged(Mistaken({}, Measure(name=name, title="mine")))
     twice = Mistaken({}, Measure(name="mine", title="mine"), Measure(name="mine", title="mine"))
-    with pytest.raises(ValueError, match="measure 'mine': this name is taken"):
+    with pytest.raises(ValueError, match="measure 'mine': this name is already used"):
         judged(twice)
     with pytest.raises(ValueError, match=r"scorer\.extra\.clip: the name clip is already used"):
         judged(Mistaken({}), name="clip")
@@ -228,7 +228,7 @@ def test_a_picture_may_have_no_value_and_a_line_more_facts() -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"name": "Mine"}, "a name is small letters"),
+        ({"name": "Mine"}, "a name has lower-case letters"),
         ({"title": "a|b"}, "a title is 40 printable characters at most"),
         ({"title": "\x1b[2J"}, "a title is 40 printable"),
         ({"better": "best"}, "better='best'; allowed: higher, lower, same"),
