@@ -67,7 +67,7 @@ def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     text, well = look_at("trainer=ddp")
     assert not well and "  gpu: none" in text
-    assert text.endswith("PROBLEM: trainer=ddp needs a GPU, and torch sees none: choose trainer=cpu")
+    assert text.endswith("PROBLEM: trainer=ddp needs a GPU, and torch finds none: choose trainer=cpu")
 
 
 def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

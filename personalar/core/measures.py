@@ -32,7 +32,7 @@ class Measure:
     range: tuple[float | None, float | None] = (None, None)
     """Smallest and largest possible value; None: unbounded."""
     reads: str | None = None
-    """"class" if its scorer reads "cat" for "[V] cat", "prompt" if it reads the prompt unchanged; else None."""
+    """"class" if its scorer reads "cat" for "[V] cat", "prompt" if it reads the prompt itself; else None."""
     kind: str = "subject"
     """`SampleKind` over which it is averaged for a stage."""
     judges: tuple[str, ...] = ()

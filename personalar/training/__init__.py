@@ -1,1 +1,1 @@
-"""Training of one stage with Lightning."""
+"""Training of one stage with Lightning, and the estimate of its memory."""

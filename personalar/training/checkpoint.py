@@ -1,7 +1,8 @@
-"""Checkpoints within a stage: a kill at any moment loses at most a few steps.
+"""Checkpoints within a stage, so that a kill at any moment loses at most a few steps.
 
-A checkpoint counts once run.json names it, which happens after it is complete; then the older one is deleted.
-If the named checkpoint is missing or damaged, the run stops instead of starting the stage again.
+A checkpoint is valid once run.json names it. The order is: write the new checkpoint, name it in run.json,
+delete the older one. If the named checkpoint is missing or damaged, the run stops with an error instead of
+training the stage from the start.
 """
 
 from __future__ import annotations
@@ -31,26 +32,34 @@ from personalar.core.run_folder import RunFolder
 from personalar.training.stage import depends_on_steps
 
 EXIT_TERMINATED, EXIT_INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
-"""Exit codes of a run that SIGTERM (143) or Ctrl-C (130) stopped after saving, as a shell reports them."""
+"""Exit codes of a run that saved and stopped after SIGTERM (143) or Ctrl-C (130), as shells report them."""
 HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 NAME = re.compile(r"step_\d{6,12}\.ckpt")
-"""Names of checkpoints; older files with such a name are deleted."""
+"""File names of checkpoints; older files with such a name are deleted."""
 LARGEST_STATE = 1_000_000_000
-"""Bytes of the last checkpoint of a finished stage that is kept: rows and LoRA, not the weights of a 7B."""
-AFRESH = "copy it back, or start afresh with overwrite=true"
+"""Bytes up to which the last checkpoint of a finished stage is kept: [V] and LoRA, no weights of a 7B."""
+AFRESH = (
+    "restore it from a copy, or start again in a new folder with hydra.run.dir=DIR (overwrite=true starts "
+    "again here, and deletes all results in this folder, earlier/ included)"
+)
+"""Advice for a missing or damaged checkpoint; the new folder comes first because it loses nothing."""
 
 
 @contextmanager
 def refusal_named(path: Path) -> Iterator[None]:
-    """Raise the system's OSError, with `path`, where torch's writers hide it behind a RuntimeError.
+    """Raise an OSError with `path` if writing a checkpoint fails, whatever torch or DeepSpeed raise.
 
-    DeepSpeed's writer in C++ gives no reason; a full disk is reported if there is no space left.
+    Raises:
+        OSError: the error of the operating system, for example a full disk.
+        RuntimeError: another error, unchanged.
     """
     try:
         yield
     except (RuntimeError, OSError) as error:
+        # torch's zip writer raises a RuntimeError while it handles the OSError.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
+            # DeepSpeed's C++ writer gives no reason, so look whether the disk is full.
             there = next(parent for parent in path.parents if parent.exists())
             if shutil.disk_usage(there).free >= 1 << 20:
                 raise
@@ -60,12 +69,13 @@ def refusal_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def damage_named(path: Path | str) -> Iterator[None]:
-    """Raise ValueError, with what to do, for whatever a library raises over a damaged checkpoint."""
+    """Raise ValueError, with a fix, for any error that a library raises for a damaged checkpoint."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
+        # Not damage: another process has ended, or the memory is full.
         if left_alone(error) or out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -75,10 +85,10 @@ def damage_named(path: Path | str) -> Iterator[None]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a file is complete or absent; reads tensors only."""
+    """Writes a checkpoint to a temporary file and renames it when it is complete; reads tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`; OSError where the disk is full, or refuses."""
+        """Write `checkpoint` to `path`. Raises OSError if the disk is full or cannot be written."""
         path = Path(path)
         made = make_folder(path.parent)
         unfinished = temporary(path)
@@ -90,22 +100,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             unfinished.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read tensors and plain values; other objects, which could run code, are never made.
+        """Return the tensors and plain values in `path`; other objects could run code and are not loaded.
 
         Raises:
-            ValueError: the file is damaged or holds other objects.
+            ValueError: the file is damaged or contains other objects.
         """
         with damage_named(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of what it then refuses
+            warnings.simplefilter("ignore", UserWarning)  # torch warns about a file before it raises
             return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
 
 
 def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str) -> Path | None:
-    """Return the checkpoint that `stage` goes on from; None where it has not saved one yet.
+    """Return the checkpoint from which `stage` resumes; None if it has none yet.
+
+    Args:
+        world: number of processes of this run.
+        strategy: `trainer.strategy` of this run.
 
     Raises:
-        FileNotFoundError: when the checkpoint that run.json names is gone.
-        ValueError: when it needs as many processes as wrote it, or run.json is damaged.
+        FileNotFoundError: the checkpoint that run.json names is missing.
+        ValueError: it is a DeepSpeed checkpoint of another number of processes or strategy, or run.json is
+            damaged.
     """
     record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
     if record is None:
@@ -114,20 +129,25 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
     path = folder.checkpoints(stage) / record["file"]
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}, where stage={stage} goes on from step {record['step']}, is gone: {AFRESH}"
+            f"{path}, from which stage={stage} resumes at step {record['step']}, is missing: {AFRESH}"
         )
+    # DeepSpeed writes one file per process; all other strategies write one file for any number.
     sharded = "zero" in strategy or "zero" in record["strategy"]
     if sharded and (record["world"], record["strategy"]) != (world, strategy):
         raise ValueError(
             f"{path} was saved by {record['world']} processes with trainer.strategy={record['strategy']}, "
-            f"now there are {world} with {strategy}: DeepSpeed's checkpoints fit only the same; set "
-            "trainer.devices and trainer.num_nodes as before, or start afresh with overwrite=true"
+            f"now there are {world} with {strategy}: DeepSpeed resumes only with the same; set "
+            "trainer.strategy, trainer.devices and trainer.num_nodes as before, or choose a new folder with "
+            "hydra.run.dir=DIR"
         )
     return path
 
 
 def _check_entry(record: Any, where: Path) -> None:
-    """Raise ValueError unless run.json's entry on a checkpoint is one that we wrote."""
+    """Raise ValueError if run.json's entry for a checkpoint is not valid.
+
+    The file name is joined to a path, so a name such as "../x" must not pass.
+    """
     kinds = {"file": str, "step": int, "world": int, "strategy": str}
     if not isinstance(record, dict) or {name: type(record.get(name)) for name in kinds} != kinds:
         raise ValueError(f"{where} is damaged (checkpoint): restore it, or delete the run folder")
@@ -139,54 +159,53 @@ def _check_entry(record: Any, where: Path) -> None:
 
 
 def keeps_end(pl_module: Any) -> bool:
-    """Return whether the state after the last step is saved, because more steps may follow it one day."""
+    """Return whether to save the state after the last step, so that the stage can be trained longer later."""
     config, stage = pl_module.context.config, pl_module.stage
     if depends_on_steps(config.scheduler, stage.numbers.schedule) or "zero" in config.trainer.strategy:
         return False
-    learned = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-    moments = [
-        value
-        for optimizer in pl_module.trainer.optimizers
-        for state in optimizer.state.values()
-        for value in state.values()
-        if torch.is_tensor(value)
-    ]
-    return sum(tensor.nbytes for tensor in [*learned, *moments]) <= LARGEST_STATE
+    size = sum(parameter.nbytes for parameter in pl_module.parameters() if parameter.requires_grad)
+    for optimizer in pl_module.trainer.optimizers:
+        for state in optimizer.state.values():
+            size += sum(value.nbytes for value in state.values() if torch.is_tensor(value))
+    return size <= LARGEST_STATE
 
 
 class StageCheckpoint(Checkpoint):
-    """Saves every few steps, and when SIGTERM, SIGHUP or Ctrl-C asks the run to end; see also `keeps_end`.
+    """Saves a checkpoint every few steps, on SIGTERM, SIGHUP or Ctrl-C, and at the end (see `keeps_end`).
 
-    Lightning's ModelCheckpoint names no checkpoint in run.json once it is complete, and saves nothing on a
-    signal; with it a kill could cost a stage, or leave a checkpoint that nobody knows to be whole.
+    After a signal the current step is finished and saved, and the process exits with 128 + signal.
+
+    It replaces Lightning's ModelCheckpoint, which saves nothing on a signal and has no hook for a checkpoint
+    that is complete, when run.json must be updated.
     """
 
     def __init__(self, *, every: int) -> None:
         """Save after every `every` optimizer steps."""
         self.every = every
         self.asked = self._ending = 0
-        """The signal that asked this process, or any of them, to end; 0: none did."""
+        """Number of the signal that this process, or any process of the run, received; 0: none."""
         self._last_step = 0
         self._terminals: list[int] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note SIGTERM, SIGHUP and Ctrl-C, to end between two steps; Lightning's handlers save nothing."""
+        """Install the signal handlers; they replace Lightning's, which save nothing."""
         self._last_step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():  # Python lets no other take signals
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
-            # nohup ignores SIGHUP, and is respected. A shell's background jobs ignore SIGINT, and whoever
-            # sends it to one means it.
+            # SIGHUP stays ignored under nohup, which is its purpose. SIGINT is taken even where it is
+            # ignored: shells do that for background jobs, but an explicit `kill -INT` is meant.
             signal.signal(signal.SIGTERM, self._note)
             signal.signal(signal.SIGINT, self._note)
             if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
                 signal.signal(HANGUP, self._note)
 
     def _note(self, number: int, *_: Any) -> None:
-        if number == self.asked == signal.SIGINT:  # a second time: at once
+        """Record the signal; the run ends between two steps, because a step cannot be saved halfway."""
+        if number == self.asked == signal.SIGINT:  # the second Ctrl-C
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
-            print("interrupted: this step is finished and saved; Ctrl-C again ends at once", flush=True)
-        if number == HANGUP:  # a terminal that is gone refuses every line
+            print("interrupted: finishing and saving this step; Ctrl-C again ends at once", flush=True)
+        if number == HANGUP:  # printing to a closed terminal would raise an error before the step is saved
             for handle in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
         self.asked = number
@@ -194,7 +213,11 @@ class StageCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count passes as this run does: with other processes, or less memory, a step has another number."""
+        """Convert the checkpoint's counts of batches to the accumulation of this run.
+
+        A run that resumes with another number of processes, or with less memory, has another number of
+        batches per optimizer step. With the old counts Lightning would step in the middle of an accumulation.
+        """
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         for counts in (progress["current"], progress["total"]):
@@ -202,8 +225,8 @@ class StageCheckpoint(Checkpoint):
             counts |= {name: counts[name] + more for name in ("ready", "started", "processed", "completed")}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        """Save where it is time, or where the run was asked to end."""
-        if trainer.global_step == self._last_step:  # gradients of a part of a step are not saved
+        """Save after every `every` steps, after a signal, and after the last step."""
+        if trainer.global_step == self._last_step:  # in an accumulation: a checkpoint has no gradients
             return
         self._last_step = trainer.global_step
         self._ending = self._anyone_asked(trainer)
@@ -212,38 +235,45 @@ class StageCheckpoint(Checkpoint):
             self.save(trainer, pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """End here where asked to: the last step is logged by now, and sampling would cost minutes."""
+        """End after a signal, before minutes of sampling.
+
+        Lightning logs a step after `on_train_batch_end`, so ending there would lose the last line of the log.
+        """
         if self._ending:
+            # The others exit with 0: a launcher kills all processes as soon as one of them fails.
             raise SystemExit(128 + self._ending if trainer.is_global_zero else 0)
 
     def end_if_asked(self, trainer: L.Trainer) -> None:
-        """End here where asked to in the last step or its grid: what was learned is written by now."""
+        """End after a signal in the last step or its grid; call it after the concept is written."""
         if asked := self._anyone_asked(trainer):
             raise SystemExit(128 + asked if trainer.is_global_zero else 0)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """The same, where no sampling follows."""
+        """End after a signal if no sampling follows the step."""
         self.on_validation_start(trainer)
 
     def _anyone_asked(self, trainer: L.Trainer) -> int:
-        """Return the signal that asked any process to end; all answer alike, because saving takes all."""
+        """Return the signal that any process received; 0 for none. All processes call it and get the same."""
         if trainer.world_size == 1:
             return self.asked
+        # A scheduler may signal one process only, but saving is a collective operation: a rank that saved
+        # alone would wait for the others forever.
         flag = torch.tensor(self.asked, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return int(flag)
 
     def save(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Write a checkpoint, name it in run.json, delete those before."""
+        """Write a checkpoint, name it in run.json, and delete the older ones; all processes call it."""
         folder, stage = pl_module.context.folder, pl_module.stage.name
         path = folder.checkpoints(stage) / f"step_{trainer.global_step:06d}.ckpt"
         if trainer.is_global_zero:
-            remove(path)  # half of one, from a run that was killed here
-        trainer.strategy.barrier()
+            remove(path)  # DeepSpeed's folder may be incomplete, from a run that was killed here
+        trainer.strategy.barrier()  # no process writes before it is removed
         with refusal_named(path):
             trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return
+        # A single file was synced when it was written; DeepSpeed's folder and the loggers' files were not.
         sync_files(*([path] if path.is_dir() else []), folder.path / "logs" / stage)
         folder.update_stage(
             stage,

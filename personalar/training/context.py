@@ -1,4 +1,4 @@
-"""The context of a run: its settings, subject, folder and base, and ways to load the model."""
+"""The context of a run: its settings, subject, folder and base, and methods that load the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from personalar.training.memory import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Everything that the phases of a run share."""
+    """Everything that training, sampling and scoring of one run have in common."""
 
     config: RunConfig
     subject: Subject
@@ -39,42 +39,46 @@ class RunContext:
     decoder: Decoder
     scorer: Judges | None
     base: dict[str, str]
-    """Name and fingerprint of the base."""
+    """"name" and "fingerprint" of the base."""
     model_files: ModelFiles
     device: str
     plans: Mapping[str, Workload]
-    """The settings with which each stage fits into memory, by stage."""
+    """Memory settings with which each stage fits on the device, by stage name."""
     sampling: Workload
-    """The same for sampling; `sample_batch` images are drawn together."""
+    """The same for sampling; `sample_batch` is the number of images per batch."""
     inputs: dict[str, Any] = field(default_factory=dict)
-    """Inputs of the stage that trains, by its name; see `inputs.stage_inputs`."""
+    """Cache of `inputs.stage_inputs`: the inputs of the current stage by its name."""
     started: float
-    """Start of the run (`time.perf_counter`), minus the seconds of its earlier parts."""
+    """Start of the run (`time.perf_counter`), minus the seconds of earlier, interrupted parts."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that determine the result."""
+        """The settings that determine the result; see `config/fingerprint.py`."""
         return learning_settings(self.config)
 
     @property
     def run_name(self) -> str:
-        """For loggers."""
+        """The name of the run for loggers, "model-subject"."""
         return f"{self.config.model.name}-{self.subject.name}"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the base."""
+        """The dtype of the base's weights."""
         return getattr(torch, self.config.model.dtype)
 
     def load_base(self) -> Backend:
-        """Return a fresh backend with the base's weights."""
+        """Return a new backend with the base's weights on `device`."""
         prepare_torch(self.config.trainer.threads)
         return self.model_files.load(
             dtype=self.dtype, device=self.device, attention=self.config.trainer.attention
         )
 
     def load(self, stage: str) -> tuple[Backend, Identifier | None]:
-        """Return a fresh backend in the state that `stage` left, and its identifier ("base": none)."""
+        """Return a new backend in its state after `stage`, and the identifier (None for "base").
+
+        Raises:
+            ValueError: the concept is damaged or belongs to another base.
+        """
         backend = self.load_base()
         if stage == "base":
             return backend, None
@@ -83,17 +87,21 @@ class RunContext:
         return backend, concept.apply(backend, self.make_adapters())
 
     def make_adapters(self) -> dict[str, Adapter]:
-        """Return fresh adapters of all stages, by name."""
-        stages = self.config.method.stages.values()
-        return {
-            name: build(f"method.stages.*.adapters.{name}", settings)
-            for stage in stages
-            for name, settings in stage.adapters.items()
-        }
+        """Return new adapters of all stages, by name; they are not attached yet."""
+        made = {}
+        for stage in self.config.method.stages.values():
+            for name, settings in stage.adapters.items():
+                made[name] = build(f"method.stages.*.adapters.{name}", settings)
+        return made
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
-        """Return the concept of `stage`, without the path of the photos, which names people and places."""
+        """Return the concept of `stage`.
+
+        Args:
+            learned: the fields of `Concept` with tensors: tokens, rows, weights and so on.
+        """
         subject = self.subject
+        # Without the path of the photos: concepts are shared, and paths contain names of people and places.
         return Concept(
             base=self.base,
             subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
@@ -103,8 +111,10 @@ class RunContext:
         )
 
     def generator(self, backend: Backend, identifier: Identifier | None) -> Generator:
-        """Return the generator of pictures for this state of the model."""
-        if backend.is_cut_up:  # jacobi's passes depend on the picture, and a batch on what memory is free
+        """Return a picture generator for this state of the model."""
+        if backend.is_cut_up:
+            # Under ZeRO 3 all processes must make the same number of forward passes. With Jacobi decoding it
+            # depends on the picture, and with an automatic batch size on the free memory.
             plain = PlainDecoder(**asdict(self.decoder.sampling))
             return Generator(backend=backend, decoder=plain, identifier=identifier, batch=None)
         batch = self.sampling.sample_batch

@@ -1,6 +1,6 @@
-"""Inputs of a stage: its starting concept, the codes of the photos, and class images.
+"""Inputs of a stage: its starting concept, the image codes of the photos, and class images.
 
-Rank zero makes them and leaves them in the run folder, where the other processes read them.
+Rank zero computes them and writes them to the run folder, where the other processes read them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import cache
-from itertools import cycle
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import torch
@@ -32,12 +32,13 @@ LoadBase = Callable[[], Backend]
 
 
 class StageInputs(NamedTuple):
-    """The starting concept and the pictures of a stage."""
+    """The starting concept and the training images of a stage."""
 
     concept: Concept
     photo_codes: list[Tensor]
-    """The codes of each photo's crops and copies, (V, h, w)."""
+    """For each photo the codes of its crops and copies, (number of views, h, w)."""
     replay: Replay | None
+    """Class images for prior preservation; None if the stage uses none."""
 
 
 def start_identifier(
@@ -49,15 +50,18 @@ def start_identifier(
     generator: torch.Generator,
     reporter: Reporter,
 ) -> Identifier:
-    """Return fresh rows for [V] and one token per photo.
+    """Return new embeddings for [V] and for one token per photo, initialized as `numbers.init` says.
 
     Args:
-        prompt: one that training uses, with [V] and without a photo's own token.
-        photos: codes (h, w) of each photo.
+        numbers: settings `model.recipe.identifier`.
+        prompt: a training prompt with [V] and without per-image tokens, for init="nearest".
+        photos: codes (h, w) of each photo, for init="nearest".
+        generator: for random embeddings.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
     tokens = assign_tokens(names, backend.reserved_ids)
     table = backend.word_table
+    # Drawn for every init, so that the per-image tokens do not depend on how [V] starts.
     rows = random_rows(table[backend.trained_rows], len(names), generator=generator)
     if numbers.init == "nearest":
         known = table[list(backend.reserved_ids)]
@@ -72,9 +76,13 @@ def start_identifier(
 def nearest_row(
     backend: Backend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
 ) -> Tensor:
-    """Return (1, D): the one of `rows` (K, D) that, as [V] in `prompt`, makes `photos` (codes) likeliest.
+    """Return the embedding (1, D) that, used for [V] in `prompt`, has the lowest loss on the photos.
 
-    It is for bases whose pretraining gave reserved ids a meaning. Each row costs one forward pass.
+    It is for bases that were pretrained with names on the reserved ids. Each row costs one forward pass.
+
+    Args:
+        rows: candidates (K, D).
+        photos: codes (h, w) of each photo.
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
     sequences = [backend.training_sequence(prompt, codes, tokens, loss="image_tokens") for codes in photos]
@@ -88,27 +96,28 @@ def nearest_row(
     with reporter.phase("start of [V]", len(rows), f"names tried on {len(photos)} photos") as advance:
         for row in rows:
             losses.append(loss(row))
-            advance(1, f"least loss {min(losses):.3f}")
+            advance(1, f"lowest loss {min(losses):.3f}")
     return rows[losses.index(min(losses))][None].float()
 
 
 def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
-    """Return fresh rows for [V] and one token per photo."""
+    """Return new embeddings for [V] and for one token per photo, with the settings of the run."""
     recipe, noun = session.config.model.recipe, session.subject.noun
     return start_identifier(
         load(),
         recipe.identifier,
         prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
-        photos=[views[-1] for views in photo_codes(session, load)],  # unchanged copies come after the crops
+        photos=[views[-1] for views in photo_codes(session, load)],  # the last view is uncropped
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
         reporter=session.reporter,
     )
 
 
 def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
-    """Return the codes of the photos' crops and copies, computed once per run folder."""
+    """Return the image codes of the photos' crops and copies, cached in the run folder."""
     config, subject = session.config, session.subject
     data = config.model.recipe.data
+    # Everything that the codes depend on: a cache with another key is made again.
     key = [
         subject.fingerprint,
         session.base,
@@ -129,15 +138,17 @@ def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
 
 
 def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:
-    """Return the prompt of every class image to make, all kinds in turn; animals have kinds of their own."""
-    asked = [*data.replay_prompts, *(data.replay_prompts_live if live else [])]
-    return [
-        fill(template, noun) for template, _ in zip(cycle(asked), range(data.replay_images), strict=False)
-    ]
+    """Return the prompts of the class images, cycling through the templates of the recipe.
+
+    Args:
+        live: the subject is an animal or a person; adds the templates for those.
+    """
+    templates = [*data.replay_prompts, *(data.replay_prompts_live if live else [])]
+    return [fill(template, noun) for template in islice(cycle(templates), data.replay_images)]
 
 
 def replay_images(session: RunContext, stage: Stage, load: LoadBase) -> Replay | None:
-    """Return class images made by the base (prior preservation), sampled once; None where unused."""
+    """Return class images generated by the base (prior preservation), cached; None if the stage uses none."""
     config, data = session.config, session.config.model.recipe.data
     prompts = class_prompts(data, noun=session.subject.noun, live=session.subject.live)
     if stage.numbers.replay_ratio == 0 or not prompts:
@@ -155,9 +166,10 @@ def replay_images(session: RunContext, stage: Stage, load: LoadBase) -> Replay |
 
 
 def first_concept(session: RunContext, load: LoadBase) -> Concept:
-    """Return the concept that the first stage starts from: untrained rows, drawn once per run folder."""
+    """Return the concept from which the first stage starts, with untrained embeddings; cached."""
+    # Cached not for speed: all processes, and a resumed run, must start from the same embeddings.
     folder = session.folder.path / "cache" / "start"
-    with suppress(FileNotFoundError, ValueError):  # none yet, or a damaged one
+    with suppress(FileNotFoundError, ValueError):  # missing, or damaged: it can be computed again
         concept = Concept.load(folder)
         if concept.subject["fingerprint"] == session.subject.fingerprint and concept.base == session.base:
             return concept
@@ -168,7 +180,7 @@ def first_concept(session: RunContext, load: LoadBase) -> Concept:
 
 
 def start_concept(session: RunContext, start: str, load: LoadBase) -> Concept:
-    """Return the concept of stage `start`; for "base" the one with untrained rows."""
+    """Return the concept of stage `start`; for "base" the one with untrained embeddings."""
     if start == "base":
         return first_concept(session, load)
     concept = Concept.load(session.folder.concept(start))
@@ -177,7 +189,7 @@ def start_concept(session: RunContext, start: str, load: LoadBase) -> Concept:
 
 
 def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
-    """Return the inputs of `stage`, made once; those of the stage before are forgotten."""
+    """Return the inputs of `stage`, computed once; those of the previous stage are freed."""
     if context.inputs.get(stage.name) is None:
         context.inputs.clear()
         context.inputs[stage.name] = prepare(context, stage)
@@ -185,8 +197,8 @@ def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
 
 
 def prepare(session: RunContext, stage: Stage) -> StageInputs:
-    """Make the inputs of `stage`, or find them in the run folder."""
-    load = cache(lambda: session.load("base")[0])  # at most once, and not at all in a resumed run
+    """Compute the inputs of `stage`, or read them from the run folder."""
+    load = cache(lambda: session.load("base")[0])  # the base is loaded at most once, and only if needed
     return StageInputs(
         start_concept(session, stage.start, load),
         photo_codes(session, load),

@@ -1,6 +1,6 @@
-"""The training loss: cross-entropy of image tokens, with the head on supervised positions only.
+"""The training loss: cross-entropy over image tokens. The output layer runs on supervised positions only.
 
-The logits are computed in chunks, and again in the backward pass, so that only one chunk is in memory.
+The logits are computed in chunks and recomputed in the backward pass, so that only one chunk is in memory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
 def _chunk_loss(hidden: Tensor, head: Head, targets: Tensor, z_loss: float) -> Tensor:
-    """Return the summed loss of (N, D) hidden states."""
+    """Return the summed loss (scalar) of hidden states (N, D) with targets (N,)."""
     logits = head(hidden)
+    # A sum, because chunks differ in length; the caller divides by the number of all targets.
     total = F.cross_entropy(logits, targets, reduction="sum")
     return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
 
@@ -38,12 +39,15 @@ def head_loss(
     """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D).
 
     Args:
-        num_choices: K, the logits that `head` gives for each state.
-        z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-        logits_at_once: the most logits in one chunk.
+        num_choices: number of logits that `head` returns per state.
+        z_loss: weight of the mean squared log-partition (as in Lumina-mGPT).
+        logits_at_once: largest number of logits in one chunk.
+
+    Returns:
+        A scalar.
     """
     rows = max(1, logits_at_once // num_choices)
-    if len(hidden) <= rows:
+    if len(hidden) <= rows:  # one chunk: recomputing it would save nothing
         return _chunk_loss(hidden, head, targets, z_loss) / len(targets)
     parts = [
         checkpoint(_chunk_loss, part, head, wanted, z_loss, use_reentrant=False)
@@ -63,19 +67,23 @@ def sequence_loss(
 ) -> Tensor:
     """Return the mean next-token cross-entropy over the supervised positions.
 
-    With loss="image_tokens" the choice is among the image codes, "the image split of the total vocabulary"
-    (arXiv 2504.13162, eq. 1), as in sampling; with "answer" it is among all of the vocabulary.
+    With loss="image_tokens" the softmax is over the image codes, "the image split of the total vocabulary"
+    (arXiv 2504.13162, eq. 1), as in sampling; with loss="answer" it is over the whole vocabulary.
 
     Args:
-        batch: "ids" (B, T), "loss_mask" (B, T), true where a token is to be predicted, and "keys" (B,).
-        z_loss: weight of the mean squared log-partition (Lumina-mGPT).
-        dropout: probability of dropping a number that a block adds, drawn by the sequences' keys.
+        batch: "ids" (B, T) int64; "loss_mask" (B, T) bool, True for tokens to predict; "keys" (B,) int64.
+        z_loss: weight of the mean squared log-partition (as in Lumina-mGPT).
+        dropout: dropout probability of the residual branches; masks are drawn from the sequences' keys.
+
+    Returns:
+        A scalar, differentiable with respect to the identifier and the trained weights.
     """
+    # The state at position t predicts the token at t + 1, hence mask and targets from 1, states up to -1.
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
     left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
     hidden = backend.forward(identifier(ids, backend.embed(ids)), dropout=left_out)  # (B, T, D)
     rows = backend.choices(loss)
-    targets = ids[:, 1:][mask] - rows.start
+    targets = ids[:, 1:][mask] - rows.start  # ids of the vocabulary to indices of the chosen rows
     return head_loss(
         hidden[:, :-1][mask],
         backend.head(loss),

@@ -1,7 +1,8 @@
-"""Estimate the memory of a stage, item by item, from the configuration alone: no weight is read.
+"""Estimate of the memory of a stage, item by item, from the configuration alone: no weight is loaded.
 
-Weights, gradients and optimizer states are counted from a model without storage. Activations are observed:
-a forward and backward pass runs on tensors without values, and its allocations are added up.
+Weights, gradients and optimizer states are counted on a model without storage. Activations are measured: one
+forward and backward pass of the real code runs on torch's fake tensors, which have shapes but no values, and
+its allocations are added up. A formula would have to be changed with every change of the model.
 """
 
 from __future__ import annotations
@@ -27,51 +28,55 @@ from personalar.training.model_prep import prepare_blocks, train_in_float32
 
 FLOAT32, STATE_BYTES = 4, {"adamw": 8, "adamw8bit": 2}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Per number: four bits, a byte of scale per 64 numbers, a float of scale per 256 such bytes."""
+"""Bytes per parameter with double quantization (arXiv 2305.14314): 4 bits, a scale of one byte per 64
+parameters, and one float32 per 256 such scales."""
 SHALLOW = (4, 8)
-"""Layers of the two models that are observed instead of a deep one."""
+"""Numbers of layers of the two small models from which a deep one is extrapolated."""
 PROJECTIONS = "model.layers.*_proj.weight"
 LIVE_PARAMETERS = 10**9
-"""The most parameters that DeepSpeed gathers at once (stage3_max_live_parameters)."""
+"""Upper bound on parameters that DeepSpeed gathers at once (the default of stage3_max_live_parameters)."""
 OFFLOADED = 10**12
-"""A number of shards so large that nothing stays on the device."""
+"""Number of shards that stands for "offloaded": the part that stays on the device rounds to 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The numbers that decide the memory of one stage on one device."""
+    """Everything that determines the memory of one stage on one device."""
 
     shape: NetworkShape
+    """The architecture of the transformer."""
     dtype: torch.dtype
+    """Of frozen weights and activations; trained parameters are float32."""
     patterns: tuple[str, ...]
-    """Of the transformer's parameters that train (fnmatch)."""
+    """Names of the transformer's parameters that are trained (fnmatch)."""
     lora_rank: int = 0
     lora_every: int = 1
+    """LoRA is applied to every n-th block."""
     identifier_rows: int = 6
     base_bits: int = 16
     batch: int
-    """Sequences in one pass of one process."""
+    """Sequences per forward pass and process (the micro-batch)."""
     tokens: int
-    """Ids in the longest sequence."""
+    """Length of the longest sequence."""
     image_tokens: int
-    """The predicted ids among them."""
+    """Number of predicted tokens per sequence."""
     choices: int
-    """Vocabulary rows in the loss."""
+    """Number of logits per predicted token."""
     recompute: bool = False
     optimizer: str = "adamw"
     dropout: float = 0.0
     shards: tuple[int, int, int] = (1, 1, 1)
-    """Shards of the weights, gradients and optimizer states, or `OFFLOADED`."""
+    """Numbers of shards of (weights, gradients, optimizer states), or `OFFLOADED`."""
     sample_batch: int = 1
-    """Images sampled together (with guidance: twice as many sequences)."""
+    """Images per sampling batch; guidance needs two sequences per image."""
     extra: int = 0
     """Bytes of other networks on the device (the image tokenizer)."""
     pictures: int = 0
-    """Bytes of turning codes into pictures, beside those networks."""
+    """Peak bytes of activations when codes are decoded to pixels."""
 
 
 class _Adapted(nn.Module):
-    """An adapted projection, as PEFT computes it; PEFT's classes need tensors with values."""
+    """A projection with LoRA that allocates as PEFT's does. PEFT itself cannot be built on fake tensors."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -82,11 +87,12 @@ class _Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         result = self.base(x)
+        # With the multiplication by the scale, because its result is another activation in memory.
         return (result + self.up(self.down(x.to(torch.float32))) * 1.0).to(result.dtype)
 
 
 def _adapt(block: nn.Module, rank: int) -> None:
-    """Put adapters on the query, key and value projections of `block`."""
+    """Add LoRA to the query, key and value projections of `block`, in place."""
     for module in list(block.modules()):
         for name, child in list(module.named_children()):
             if name in ("q_proj", "k_proj", "v_proj") and isinstance(child, nn.Linear):
@@ -94,16 +100,21 @@ def _adapt(block: nn.Module, rank: int) -> None:
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of the storages that operations allocate and free."""
+    """Context manager that counts the bytes of storages which operations allocate and free.
+
+    Attributes:
+        current: bytes that are allocated now.
+        peak: largest value of `current`.
+    """
 
     def __init__(self, known: nn.Module) -> None:
-        """Leave out the parameters of `known`, of which operations return views."""
+        """Ignore the parameters of `known`, because views of them share their storage."""
         super().__init__()
         self.current = self.peak = 0
         self._alive = {parameter.untyped_storage()._cdata for parameter in known.parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func` and count what is new in its result."""
+        """Run `func` and count the new storages of its result."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -145,14 +156,14 @@ def parameter_counts(work: Workload) -> tuple[int, int, int]:
 
 
 def observe_pass(work: Workload) -> int:
-    """Return the peak bytes that a forward and backward pass adds to the parameters, gradients included.
+    """Return the peak bytes of a forward and backward pass, with gradients and without the parameters.
 
-    All gradients exist from the start, as they do from the second pass on. The peak of a deep model is
-    extrapolated from two shallow ones.
+    All gradients exist from the start, as they do from the second pass on.
     """
     deep = work.shape.num_hidden_layers
     if deep <= max(SHALLOW) + 2:
         return _observe(work)
+    # Memory is linear in the number of layers, and a fake pass through 32 of them takes many seconds.
     low, high = (_observe(replace(work, shape=replace(work.shape, num_hidden_layers=n))) for n in SHALLOW)
     return high + (high - low) * (deep - SHALLOW[1]) // (SHALLOW[1] - SHALLOW[0])
 
@@ -173,12 +184,14 @@ def _observe(work: Workload) -> int:
                 _adapt(block, work.lora_rank)
         prepare_blocks(network.blocks, recompute=work.recompute, compiled=False)
         with Allocations(network) as observed:
+            # Lightning keeps the gradients of the last step until the next backward pass.
             for parameter in network.parameters():
                 if parameter.requires_grad:
                     parameter.grad = torch.empty_like(parameter)
             embeds = torch.empty(work.batch, work.tokens, work.shape.hidden_size, dtype=work.dtype)
             keys = torch.empty(work.batch, dtype=torch.int64)
             dropout = Dropout(chance=work.dropout, keys=keys) if work.dropout else None
+            # The embeddings need a gradient, because every stage may train [V].
             hidden = network(embeds.requires_grad_(True), dropout=dropout)[:, : work.image_tokens]
             targets = torch.empty(work.batch * work.image_tokens, dtype=torch.int64)
             head = network.head(slice(0, work.choices))
@@ -199,12 +212,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @cache
 def estimate(work: Workload) -> dict[str, int]:
-    """Return the peak memory of training in bytes by item."""
+    """Return the peak memory of training on one device, in bytes by item."""
     frozen, matrices, trained = parameter_counts(work)
     width = torch.finfo(work.dtype).bits // 8
     rows = work.identifier_rows * work.shape.hidden_size
     small = matrices * (width - NF4_BYTES) if work.base_bits == 4 else 0
     weights, gradients, states = work.shards
+    # The measured peak includes gradients and the logits of one chunk; they are listed as items of their own.
     observed = observe_pass(work)
     own_gradients = trained * FLOAT32
     logits = min(work.batch * work.image_tokens * work.choices, LOGITS_AT_ONCE) * FLOAT32
@@ -224,18 +238,20 @@ def estimate(work: Workload) -> dict[str, int]:
 
 
 def sampling_bytes(work: Workload) -> dict[str, int]:
-    """Return the memory of sampling in bytes by item: the base and what it remembers of each sequence."""
+    """Return the peak memory of sampling on one device, in bytes by item."""
+    # LoRA is merged into the weights for sampling, and weights are in the base's dtype.
     frozen, _, trained = parameter_counts(replace(work, lora_rank=0))
     width, shape = torch.finfo(work.dtype).bits // 8, work.shape
-    remembered = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * width
+    # Keys and values of one token; two sequences per image, because guidance needs an unconditional one.
+    per_token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * width
     return {
         "weights": (frozen + trained) * width,
-        "keys and values": 2 * work.sample_batch * work.tokens * remembered,
+        "keys and values": 2 * work.sample_batch * work.tokens * per_token,
         "codes to pictures": work.pictures,
         "other networks": work.extra,
     }
 
 
 def peak(items: dict[str, int]) -> int:
-    """Return the sum."""
+    """Return the sum of the items, in bytes."""
     return sum(items.values())

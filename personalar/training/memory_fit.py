@@ -1,11 +1,10 @@
-"""Find the settings with which a run fits into memory, before any weight is read."""
+"""Choose settings with which a run fits into memory, before any weight is loaded."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
@@ -17,27 +16,27 @@ from personalar.training.memory import OFFLOADED, Workload, estimate, peak, samp
 from personalar.training.model_prep import require_bitsandbytes
 
 PROMPT_TOKENS = 64
-"""Room for the wrapped prompt; the longest training template takes about 40."""
+"""Assumed tokens of a prompt with its chat template; the longest training template has about 40."""
 GB = 10**9
 DEVICE_SHARE = 0.95
-"""Share of a GPU's memory that a run may use; CUDA needs the rest."""
+"""Share of a GPU's memory that a run may use; the CUDA context and fragmentation need the rest."""
 SAMPLING_SHARE = 0.9
-"""Share of the device's memory for weights, keys and values in sampling."""
+"""Share of the device's memory for weights and KV cache in sampling."""
 
 
 def check_devices(trainer: TrainerConfig) -> None:
-    """Raise ValueError unless this machine has the GPUs that `trainer` asks for."""
+    """Raise ValueError if this machine does not have the GPUs that `trainer` needs."""
     if trainer.accelerator != "gpu":
         return
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found == 0:
-        raise ValueError(f"trainer={trainer.name} needs a GPU, and torch sees none: choose trainer=cpu")
+        raise ValueError(f"trainer={trainer.name} needs a GPU, and torch finds none: choose trainer=cpu")
     if trainer.devices > found:
         raise ValueError(f"trainer.devices={trainer.devices} is out of range; allowed: 1 to {found} here")
 
 
 def device_bytes(config: RunConfig) -> int:
-    """Return what a run may use on each device: `memory.gigabytes`, or all that the device has."""
+    """Return the bytes that a run may use on each device: `memory.gigabytes`, or the device's memory."""
     if config.memory.gigabytes is not None:
         return int(config.memory.gigabytes * GB)
     if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
@@ -46,19 +45,25 @@ def device_bytes(config: RunConfig) -> int:
 
 
 def allowance(config: RunConfig, limit: int) -> str:
-    """Return in words what a run may use on each device, and who says so."""
+    """Return, for a message, the memory that a run may use on each device and the origin of the limit."""
     note = limit_note() if config.memory.gigabytes is None and config.trainer.accelerator == "cpu" else ""
     return f"memory={config.memory.name} allows {limit / GB:.2f} GB" + (f" ({note})" if note else "")
 
 
 def shards(strategy: str, world: int) -> tuple[int, int, int]:
-    """Return the number of shards of the weights, gradients and optimizer states."""
+    """Return the numbers of shards of (weights, gradients, optimizer states).
+
+    Args:
+        strategy: `trainer.strategy`.
+        world: number of processes.
+    """
+    # ZeRO 2 shards gradients and states, ZeRO 3 also weights; ddp and single shard nothing.
     cut = {"zero2": (1, world, world), "zero3": (world,) * 3, "zero3_offload": (OFFLOADED,) * 3}
     return cut.get(strategy, (1, 1, 1))
 
 
 def check_host(config: RunConfig, work: Workload) -> None:
-    """Raise ValueError if what `zero3_offload` keeps in the host's memory does not fit there."""
+    """Raise ValueError if the host's memory is too small for what `zero3_offload` keeps there."""
     if config.trainer.strategy != "zero3_offload":
         return
     items = estimate(replace(work, shards=(config.trainer.devices * config.trainer.num_nodes,) * 3))
@@ -66,14 +71,14 @@ def check_host(config: RunConfig, work: Workload) -> None:
     needed, there = config.trainer.devices * sum(items[name] for name in kept), host_bytes()
     if needed > there:
         raise ValueError(
-            f"trainer=zero3_offload keeps {needed / GB:.2f} GB in this machine's memory, which has "
+            f"trainer=zero3_offload needs {needed / GB:.2f} GB of this machine's memory, which has "
             f"{there / GB:.2f} GB: choose trainer=zero3 with more GPUs, more machines "
             "(trainer.num_nodes), or method=lora"
         )
 
 
 def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
-    """Return the workload of `stage` on one device, before any saving of memory."""
+    """Return the workload of `stage` on one device with the settings as they are."""
     shape = files.shape(attention=config.trainer.attention, images=PICTURES_AT_ONCE)
     world = config.trainer.devices * config.trainer.num_nodes
     answer = config.model.recipe.loss == "answer"
@@ -99,33 +104,45 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
 
 
 def is_8bit(config: RunConfig) -> bool:
-    """Return whether the configured optimizer keeps its states in 8 bits; others count as AdamW."""
+    """Return whether the configured optimizer has 8-bit states; any other is estimated like AdamW."""
     return "8bit" in str(config.optimizer.get("_target_"))
 
 
 def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
-    """Yield `work` and smaller variants that the settings allow, the fastest first."""
+    """Yield `work` and variants of it that need less memory, as far as the settings allow, fastest first."""
     yield work
-    parts = (
-        [n for n in range(work.batch - 1, 0, -1) if work.batch % n == 0] if config.memory.split_batch else []
-    )
-    recompute = [True] if config.memory.recompute is None else []
-    yield from (replace(work, batch=n) for n in parts)
-    yield from (replace(work, recompute=r, batch=n) for r in recompute for n in (work.batch, *parts))
+    # Micro-batches, which must divide the batch so that an optimizer step has the same sequences.
+    batches = [work.batch]
+    if config.memory.split_batch:
+        batches += [n for n in range(work.batch - 1, 0, -1) if work.batch % n == 0]
+    for batch in batches[1:]:
+        yield replace(work, batch=batch)
+    # Activation checkpointing computes each forward pass twice, so it is slower than micro-batches.
+    may_recompute = config.memory.recompute is None
+    if may_recompute:
+        for batch in batches:
+            yield replace(work, recompute=True, batch=batch)
+    # Last, because 8-bit states are the only one of these changes that alters the result.
     adamw = config.optimizer.get("_target_") == "torch.optim.AdamW"
     if adamw and config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
-        yield replace(work, recompute=work.recompute or bool(recompute), batch=(parts or [work.batch])[-1],
-                      optimizer="adamw8bit")  # fmt: skip
+        yield replace(
+            work, recompute=work.recompute or may_recompute, batch=batches[-1], optimizer="adamw8bit"
+        )
 
 
 def table(items: Mapping[str, int]) -> str:
-    """Return the items in gigabytes, one line each, and their sum."""
-    rows = [*((name, size) for name, size in items.items() if size), ("sum", sum(items.values()))]
+    """Return a table of the items in gigabytes, one line each, with their sum."""
+    rows = [(name, size) for name, size in items.items() if size]
+    rows.append(("sum", sum(items.values())))
     return "\n".join(f"  {name:18}{size / GB:9.3f} GB" for name, size in rows)
 
 
 def cheaper(work: Workload, limit: int) -> list[str]:
-    """Return the three changes nearest to what was asked that fit `limit`, as settings."""
+    """Return up to three settings, with their memory, that make `work` fit into `limit` bytes.
+
+    They are ordered by how much they change: first the same method with less speed, then more devices, then
+    other methods.
+    """
     small = replace(work, batch=1, recompute=True)
     lora = replace(small, patterns=(), lora_rank=16, lora_every=1)
     candidates: Sequence[tuple[str, Workload]] = (
@@ -139,16 +156,18 @@ def cheaper(work: Workload, limit: int) -> list[str]:
         ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=shards("zero3", 4))),
         ("trainer=zero3_offload trainer.devices=8", replace(small, shards=shards("zero3_offload", 8))),
     )
-    fits = (
-        f"  {setting}: {needed / GB:.2f} GB"
-        for setting, candidate in candidates
-        if (needed := peak(estimate(candidate))) <= limit
-    )
-    return list(islice(fits, 3))  # no more are estimated: each takes seconds for a 7B
+    found: list[str] = []
+    for setting, candidate in candidates:
+        if len(found) == 3:  # an estimate takes seconds for a 7B, so make no more than needed
+            break
+        needed = peak(estimate(candidate))
+        if needed <= limit:
+            found.append(f"  {setting}: {needed / GB:.2f} GB")
+    return found
 
 
 def check_libraries(config: RunConfig) -> None:
-    """Raise ModuleNotFoundError, naming the knob, where a library that will be needed is not installed."""
+    """Raise ModuleNotFoundError, with the setting, if a library that a setting needs is not installed."""
     if config.method.base_bits == 4:
         require_bitsandbytes("method.base_bits=4")
     if config.memory.optimizer == "adamw8bit":
@@ -156,11 +175,11 @@ def check_libraries(config: RunConfig) -> None:
 
 
 def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> dict[str, Workload]:
-    """Return the settings of every stage that fit, by its name.
+    """Return, by stage name, the fastest workload of each stage that fits into memory.
 
     Raises:
-        ValueError: when a stage fits with none, with the items and the three nearest ways to fit.
-        ModuleNotFoundError: when a library is missing.
+        ValueError: no variant of a stage fits; the message has the items and up to three ways to make it fit.
+        ModuleNotFoundError: a library is missing.
     """
     check_devices(config.trainer)
     check_libraries(config)
@@ -174,7 +193,8 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
                 chosen[stage.name] = work
                 break
         else:
-            ways = "\n".join(cheaper(asked, limit)) or "  none: this base needs a larger device"
+            # `items` are those of the last variant, the smallest.
+            ways = "\n".join(cheaper(asked, limit)) or "  nothing: this base needs a larger device"
             raise ValueError(
                 f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
                 f"each device, {allowance(config, limit)}:\n{table(items)}\nwhat fits:\n{ways}"
@@ -183,12 +203,10 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
 
 
 def sampling_work(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
-    """Return the work of drawing as many images together as fit, at most `model.sampling.batch`.
-
-    It depends on the size of the device, not on its free memory, so a resumed run makes equal batches.
+    """Return the workload of sampling with the largest batch that fits, at most `model.sampling.batch`.
 
     Raises:
-        ValueError: when a single image does not fit, with the items.
+        ValueError: a single image does not fit; the message has the items.
     """
     work, limit = workload(config, stage, files), device_bytes(config)
     one = sampling_bytes(replace(work, sample_batch=1))
@@ -197,19 +215,20 @@ def sampling_work(config: RunConfig, stage: Stage, files: ModelFiles) -> Workloa
             f"sampling an image needs {peak(one) / GB:.2f} GB, {allowance(config, limit)}:\n{table(one)}\n"
             "choose a smaller base or a larger device"
         )
+    # From the device's total memory, not its free memory, so that a resumed run samples in equal batches.
     image = peak(sampling_bytes(replace(work, sample_batch=2))) - peak(one)
     more = int((SAMPLING_SHARE * limit - peak(one)) // image)
     return replace(work, sample_batch=max(1, min(work.sample_batch, 1 + more)))
 
 
 def describe_sampling(work: Workload) -> str:
-    """Return in one line how many images are drawn together and what that needs."""
+    """Return one line: the expected memory of sampling and its batch size."""
     needed = peak(sampling_bytes(work)) / GB
-    return f"memory sampling: {needed:.2f} GB expected; {work.sample_batch} images together"
+    return f"memory sampling: {needed:.2f} GB expected; {work.sample_batch} images per batch"
 
 
 def describe(stage: str, work: Workload, needed: int) -> str:
-    """Return in one line what was picked and what it needs, in bytes."""
-    recompute = "blocks recomputed" if work.recompute else "nothing recomputed"
-    passes = f"{work.batch} sequences a pass, {recompute}, {work.optimizer}"
+    """Return one line: the expected memory of a stage (`needed`, in bytes) and the settings chosen for it."""
+    recompute = "activation checkpointing" if work.recompute else "no activation checkpointing"
+    passes = f"{work.batch} sequences per pass, {recompute}, {work.optimizer}"
     return f"memory {stage}: {needed / GB:.2f} GB expected; {passes}"

@@ -1,6 +1,6 @@
-"""Prepare a network's blocks for training: float32 copies, recomputing, compiling, four bits.
+"""Prepare the blocks of a network for training: float32 weights, checkpointing, torch.compile, 4 bits (NF4).
 
-Only the number format of a block's results may change; parameters keep their names.
+Parameters keep their names, so concepts and checkpoints do not depend on these settings.
 """
 
 from __future__ import annotations
@@ -15,34 +15,39 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Rounded(nn.Module):
-    """A parameter as the forward pass sees it: in the base's precision."""
+    """A parametrization that casts a float32 parameter to the base's dtype in the forward pass."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def forward(self, parameter: Tensor) -> Tensor:
-        """Round `parameter`; the gradient comes back in float32."""
+        """Return `parameter` in the base's dtype; its gradient is float32."""
         return parameter.to(self.dtype)
 
 
 def train_in_float32(network: nn.Module, weights: Mapping[str, nn.Parameter]) -> None:
-    """Keep what trains in float32 under a base of lower precision, which would swallow steps of 5e-6.
+    """Convert trained parameters to float32, in place, and cast them in each forward pass.
 
-    The parameters stay the same objects; `weights` goes on naming them.
+    In bfloat16 an update with a learning rate of 5e-6 would round to no change at all.
+
+    Args:
+        network: contains the parameters.
+        weights: the parameters by name; they remain the same objects.
     """
     for name, parameter in weights.items():
         if parameter.dtype == torch.float32:
             continue
+        # By `.data`, since `weights` and the optimizer refer to this object.
         dtype, parameter.data = parameter.dtype, parameter.data.float()
         owner, _, leaf = name.rpartition(".")
         parametrize.register_parametrization(network.get_submodule(owner), leaf, Rounded(dtype), unsafe=True)
 
 
 def prepare_blocks(blocks: Iterable[nn.Module], *, recompute: bool, compiled: bool) -> None:
-    """Make training passes through each block recompute its inside, run as compiled code, or both.
+    """Use activation checkpointing, torch.compile or both in the training passes of each block, in place.
 
-    Passes without gradients or with a cache (sampling) go the plain way.
+    Passes without gradients or with a KV cache (sampling) are unchanged.
     """
     if not (recompute or compiled):
         return
@@ -54,9 +59,10 @@ def _training_forward(plain: Any, *, recompute: bool, compiled: bool) -> Any:
     block = torch.compile(plain) if compiled else plain
 
     def forward(x: Tensor, rotary: Any, mask: Any, store: Any, dropout: Any) -> Tensor:
+        # In sampling shapes change with every token, and torch.compile would compile for each of them.
         if store is not None or not torch.is_grad_enabled():
             return plain(x, rotary, mask, store, dropout)
-        if recompute:
+        if recompute:  # non-reentrant: with frozen inputs the reentrant one would give no gradient
             return checkpoint(block, x, rotary, mask, None, dropout, use_reentrant=False)
         return block(x, rotary, mask, None, dropout)
 
@@ -64,7 +70,7 @@ def _training_forward(plain: Any, *, recompute: bool, compiled: bool) -> Any:
 
 
 def require_bitsandbytes(knob: str) -> Any:
-    """Return the library, or raise ModuleNotFoundError that names the setting which needs it."""
+    """Return the module bitsandbytes. Raises ModuleNotFoundError, naming the setting `knob`, without it."""
     try:
         import bitsandbytes
     except ImportError as error:
@@ -76,7 +82,10 @@ def require_bitsandbytes(knob: str) -> Any:
 
 
 def quantize_base(blocks: Iterable[nn.Module]) -> None:
-    """Keep the blocks' frozen matrices in four bits (NF4, with quantised scales); products are bfloat16."""
+    """Quantize the frozen matrices of the blocks to NF4 with double quantization, in place, as in QLoRA.
+
+    Matrix products are computed in bfloat16.
+    """
     library = require_bitsandbytes("method.base_bits=4")
     for layer in blocks:
         for part in layer.children():
@@ -90,7 +99,8 @@ def quantize_base(blocks: Iterable[nn.Module]) -> None:
                 weight = library.nn.Params4bit(
                     linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
                 )
-                # On a CPU, sampling would pack the matrix in a form that lets no gradient through (0.50.2).
+                # Otherwise bitsandbytes 0.50.2 repacks the matrix in the first sampling pass on a CPU, and
+                # no gradient passes through the packed form.
                 small.support_avx512bf16_for_cpu = False
-                small.weight = weight.to(linear.weight.device)  # moving to a device is what quantises
+                small.weight = weight.to(linear.weight.device)  # Params4bit quantizes when it is moved
                 setattr(part, name, small)

@@ -1,4 +1,4 @@
-"""The LightningModule of one stage: builds the network, trains what the stage names, draws the grid."""
+"""The LightningModule of one stage: build the network, train the stage's parameters, sample the grid."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from personalar.training.strategy import shards_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The model of a stage."""
+    """The model of a stage and the parameters that the stage trains."""
 
     backend: Backend
     identifier: Identifier
     weights: Mapping[str, nn.Parameter]
-    """Parameters of the backend's transformer that train in this stage, by name."""
+    """Trained parameters of the backend's transformer, or of its LoRA, by name."""
     adapters: Mapping[str, Mapping[str, nn.Parameter]]
-    """Those of adapters, by the adapter's name."""
+    """Trained parameters of user-defined adapters, by adapter and name."""
 
 
 def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
-    """Return the transformer's parameters that train in `stage`; LoRA adapters are put in first."""
+    """Return the transformer's parameters that `stage` trains, by name. Inserts LoRA if the stage uses it."""
     lora = stage.trains.lora
     if lora.rank == 0:
         return select_parameters(transformer, stage.trains.parameters)
@@ -58,7 +58,9 @@ def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[s
 
 
 def build_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
-    """Return the base in the state of `concept`, with what `stage` puts in."""
+    """Return the base with `concept` applied, and with the parameters that `stage` trains."""
+    # The order matters: LoRA of an earlier stage is merged before quantization, LoRA of this stage is
+    # added after it, and float32 copies come last.
     backend = context.load_base()
     made = context.make_adapters()
     learned: dict[str, Mapping[str, nn.Parameter]] = {}
@@ -70,14 +72,18 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))
         adapters[name] = learned.get(name) or made[name].attach(backend, generator=generator)
-    if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed keeps float32 copies itself
+    if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed has its own float32 copies
         train_in_float32(backend.transformer, weights)
     network = Network(backend=backend, identifier=identifier, weights=weights, adapters=adapters)
     return _finished(context, stage, network)
 
 
 def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
-    """Return the same as `build_network`, sharded; call it within DeepSpeed's sharding context."""
+    """Return the network with weights sharded by ZeRO 3; call it inside DeepSpeed's sharding context.
+
+    Raises:
+        ValueError: 4-bit weights, adapters, or a stage after LoRA, which are not supported here.
+    """
     if context.plans[stage.name].base_bits == 4:
         raise ValueError("method.base_bits=4 cannot be sharded: use trainer=gpu, ddp or zero2")
     if concept.lora or concept.adapters or stage.trains.adapters:
@@ -90,7 +96,9 @@ def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -
         attention=context.config.trainer.attention,
         changed=concept.weights,
     )
-    with ordinary_modules():  # small; DeepSpeed shards them with the rest when training starts
+    # Modules made in the sharding context are sharded at once, and could then not be filled. These are small,
+    # and DeepSpeed shards them with the rest when training starts.
+    with ordinary_modules():
         identifier = Identifier(tokens=concept.tokens, rows=concept.rows).to(context.device)
         weights = choose_weights(backend.transformer, stage, seed=context.config.seed)
     network = Network(backend=backend, identifier=identifier, weights=weights, adapters={})
@@ -98,25 +106,26 @@ def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -
 
 
 def _finished(context: RunContext, stage: Stage, network: Network) -> Network:
+    """Prepare the blocks with the settings that fit into memory; return `network`."""
     plan, compiled = context.plans[stage.name], context.config.trainer.compile_blocks
     prepare_blocks(network.backend.blocks, recompute=plan.recompute, compiled=compiled)
     return network
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of `module` that train, by name."""
+    """Return the trainable parameters of `module`, detached, by name."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def make_optimizer(
     settings: Mapping[str, Any], groups: list[dict[str, Any]], *, eight_bit: bool = False, mixed: bool = False
 ) -> Any:
-    """Return the optimizer that `settings` name.
+    """Return the optimizer that `settings` describe (`_target_` and arguments).
 
     Args:
-        groups: its parameters, with their rates.
-        eight_bit: AdamW keeps its states in 8 bits (bitsandbytes), to fit into the memory.
-        mixed: the Trainer's precision is mixed.
+        groups: parameter groups with learning rate and weight decay.
+        eight_bit: replace torch's AdamW by the one of bitsandbytes with 8-bit states, to save memory.
+        mixed: the Trainer uses mixed precision.
     """
     chosen = dict(settings)
     if chosen.get("_target_") == "torch.optim.AdamW":
@@ -129,13 +138,13 @@ def make_optimizer(
 
 
 class PersonalizationModule(L.LightningModule):
-    """Trains what a stage names; everything else keeps its bits.
+    """Trains the parameters of a stage; all other parameters stay bit-identical.
 
     Args:
         context: the run, see `runs.personalize.prepare`.
         stage: the stage to train.
-        grid: pictures to draw in validation; a validation batch holds numbers into it.
-        base_samples: the base's pictures, shown beside them.
+        grid: pictures to sample in validation; a validation batch contains indices into it.
+        base_samples: the base's pictures, to show beside them.
     """
 
     network: Network
@@ -149,22 +158,23 @@ class PersonalizationModule(L.LightningModule):
         base_samples: Sequence[Sample] = (),
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # a checkpoint holds the trainable tensors only
+        self.strict_loading = False  # a checkpoint contains only the trainable tensors
         self.context, self.stage = context, stage
         self.grid, self.base_samples = tuple(grid), tuple(base_samples)
 
     def configure_model(self) -> None:
-        """Build the network once, sharded if the strategy asks for it; freeze all that does not train."""
-        if hasattr(self, "network"):
+        """Build the network, sharded under ZeRO 3, and freeze what the stage does not train."""
+        if hasattr(self, "network"):  # Lightning calls this hook more than once
             return
         sharded = self._trainer is not None and shards_weights(self.trainer.strategy)
         make = build_sharded_network if sharded else build_network
         self.hold(make(self.context, self.stage, stage_inputs(self.context, self.stage).concept))
 
     def hold(self, network: Network) -> None:
-        """Take `network` as the one that trains, and freeze the rest of it."""
+        """Use `network`, and make only the parameters that the stage trains require gradients."""
         self.network = network
-        # Not the whole backend: the image tokenizer neither trains nor is it sharded.
+        # Registered as submodules. Not the whole backend: its image tokenizer is not trained, and DeepSpeed
+        # must not shard it.
         self.transformer, self.identifier = network.backend.transformer, network.identifier
         self.requires_grad_(False)
         for parameter in self.trained_weights():
@@ -172,20 +182,22 @@ class PersonalizationModule(L.LightningModule):
         self.identifier.requires_grad_(self.stage.trains.identifier)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """Return what trains besides the identifier."""
-        adapters = (p for parameters in self.network.adapters.values() for p in parameters.values())
-        return [*self.network.weights.values(), *adapters]
+        """Return the trained parameters except the identifier's."""
+        trained = list(self.network.weights.values())
+        for parameters in self.network.adapters.values():
+            trained += parameters.values()
+        return trained
 
     def release(self) -> None:
-        """Drop the network when training is over; the identifier stays."""
+        """Free the network after training; the identifier remains."""
         del self.network, self.transformer
 
     def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Let the optimizer move `weights` instead of the network's own."""
+        """Train `weights` (by name) instead of the parameters of the network."""
         self.network = replace(self.network, weights=weights)
 
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return what a training pass over one batch minimises."""
+        """Return the training loss (scalar) of one batch; see `loss.sequence_loss`."""
         recipe = self.context.config.model.recipe
         return sequence_loss(
             self.network.backend, self.identifier, batch,
@@ -193,7 +205,7 @@ class PersonalizationModule(L.LightningModule):
         )  # fmt: skip
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch and log it, averaged over processes."""
+        """Return the loss of one batch; log it as "train/loss", averaged over processes."""
         loss = self.batch_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch["ids"]), sync_dist=self.trainer.world_size > 1)
         return loss
@@ -201,25 +213,28 @@ class PersonalizationModule(L.LightningModule):
     def validation_step(  # type: ignore[override]  # Lightning passes on to callbacks whatever it returns
         self, batch: Tensor, batch_idx: int
     ) -> list[Sample]:
-        """Return the pictures of the grid; this process makes those whose numbers are in `batch` (B,)."""
+        """Sample the pictures with the indices in `batch` (B,); return those of all processes, in order."""
         generator = self.context.generator(self.network.backend, self.identifier)
-        # Cached: float32 copies are rounded once, not at every token. Closed: training wants the memory.
+        # Cached: float32 weights are cast once, not at every token. Closed: frees the KV cache for training.
         with parametrize.cached(), closing(generator):
             made = generator.samples([self.grid[index] for index in batch.tolist()])
         by_number = self._exchange(batch, made)
         return [by_number[index] for index in sorted(by_number)]
 
     def _exchange(self, batch: Tensor, made: list[Sample]) -> dict[int, Sample]:
-        """Return every process's pictures by number."""
+        """Return the pictures of all processes by index."""
         own = dict(zip(batch.tolist(), made, strict=True))
         if self.trainer.world_size == 1:
             return own
         parts: list[dict[int, Sample] | None] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(parts, own)
-        return {index: sample for part in parts for index, sample in (part or {}).items()}
+        found: dict[int, Sample] = {}
+        for part in parts:
+            found |= part or {}
+        return found
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return the configured optimizer over the stage's groups, and its schedule by step."""
+        """Return the configured optimizer and its learning-rate scheduler, which is stepped at every step."""
         config, numbers = self.context.config, self.stage.numbers
         groups = parameter_groups(self.stage, rows=self.identifier.rows, weights=self.trained_weights())
         optimizer = make_optimizer(
@@ -233,6 +248,6 @@ class PersonalizationModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the frozen base out of the checkpoint."""
+        """Save only the trainable parameters: the frozen base would add 14 GB for a 7B."""
         state = {name: tensor.to("cpu", copy=True) for name, tensor in trainable_state(self).items()}
         checkpoint["state_dict"] = state

@@ -1,6 +1,6 @@
-"""A stage as data: the parameters that train, their learning rates and the number of steps.
+"""Stages as data: the trained parameters, their learning rates and the number of steps.
 
-A method (an ordered set of stages) is joined here with the numbers of the model's recipe.
+`resolve_stages` combines a method (an ordered set of stages) with the numbers of the model's recipe.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from personalar.core.run_folder import RunFolder
 
 
 def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, ...]:
-    """Return the method's stages in order, each with its numbers and what it starts from.
+    """Return the method's stages in order, each with its numbers and the stage from which it starts.
 
     Raises:
-        ValueError: when a stage names numbers that are missing in the recipe.
+        ValueError: a stage refers to numbers that are missing in the recipe, or trains weights on which an
+            earlier stage trained LoRA.
     """
     stages: list[Stage] = []
     for name, trains in method.stages.items():
@@ -40,42 +41,44 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 
 
 def _check_after_lora(stages: list[Stage]) -> None:
-    """Raise ValueError where the last stage changes weights on which an earlier one trained LoRA."""
+    """Raise ValueError if the last stage trains weights on which an earlier one trained LoRA."""
     by_name = {stage.name: stage for stage in stages}
+    # Only the stages on the way to its start count; branches of a method do not see each other's weights.
     last, stage = stages[-1], by_name.get(stages[-1].start)
     while stage is not None:
         if stage.trains.lora.rank and (last.trains.parameters or last.trains.lora.rank):
             raise ValueError(
-                f"stage {last.name} would train weights that the LoRA of stage {stage.name} changes, and a "
-                f"concept keeps one of both: set method.stages.{last.name}.start={stage.start}"
+                f"stage {last.name} would train weights that the LoRA of stage {stage.name} changes, but a "
+                f"concept can contain only one of both: set method.stages.{last.name}.start={stage.start}"
             )
         stage = by_name.get(stage.start)
 
 
 def selected_stages(config: RunConfig, folder: RunFolder) -> list[Stage]:
-    """Return the stages to run.
+    """Return the stages that `stage=` selects, in order.
 
     Raises:
-        ValueError: when the stage that one of them starts from has left no concept.
+        ValueError: the stage from which one of them starts is neither selected nor finished.
     """
     stages = [s for s in resolve_stages(config.method, config.model.recipe) if s.name in config.selected]
     made = {"base"}
     for stage in stages:
         if stage.start not in made and not folder.has_concept(stage.start):
             raise ValueError(
-                f"stage={stage.name} starts from what stage={stage.start} leaves, and "
-                f"{folder.concept(stage.start)} holds nothing: run with stage=both, or "
-                f"stage={stage.start} first"
+                f"stage={stage.name} starts from the result of stage={stage.start}, but there is none in "
+                f"{folder.concept(stage.start)}: run with stage=both, or with stage={stage.start} first"
             )
         made.add(stage.name)
     return stages
 
 
 def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), in order.
+    """Return the parameters of `network` whose names match any of `patterns` (fnmatch), by name.
+
+    They are in the order of the network, whatever the order of the patterns.
 
     Raises:
-        ValueError: when a pattern matches nothing, with the nearest names.
+        ValueError: a pattern matches nothing; the message has the most similar names.
     """
     named = dict(network.named_parameters())
     chosen: dict[str, nn.Parameter] = {}
@@ -87,13 +90,19 @@ def select_parameters(network: nn.Module, patterns: Iterable[str]) -> dict[str, 
                 f"parameters pattern {pattern!r} matches nothing; names look like {', '.join(near)}"
             )
         chosen.update((name, named[name]) for name in matched)
+    # An optimizer's checkpoint identifies parameters by position, so the order must not depend on patterns.
     return {name: parameter for name, parameter in named.items() if name in chosen}
 
 
 def parameter_groups(
     stage: Stage, *, rows: nn.Parameter, weights: Iterable[nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: what changes the network, with decay, and the rows without."""
+    """Return the optimizer's parameter groups: "weights", with weight decay, and "identifier", without.
+
+    Args:
+        rows: the embeddings of [V] and the per-image tokens.
+        weights: all other trained parameters; may be empty.
+    """
     numbers = stage.numbers
     groups: list[dict[str, Any]] = []
     weights = list(weights)
@@ -102,33 +111,47 @@ def parameter_groups(
             {"name": "weights", "params": weights, "lr": numbers.lr, "weight_decay": numbers.weight_decay}
         )
     if stage.trains.identifier:
+        # Decay would pull the embeddings towards 0, away from the region of real words.
         rate = numbers.lr if numbers.identifier_lr is None else numbers.identifier_lr
         groups.append({"name": "identifier", "params": [rows], "lr": rate, "weight_decay": 0.0})
     return groups
 
 
 def recipe_schedule(optimizer: Optimizer, *, schedule: str, steps: int) -> LambdaLR:
-    """Return the recipe's schedule: "linear" (from the peak rates to 0 after `steps`) or "constant"."""
+    """Return the learning-rate schedule of a recipe.
+
+    Args:
+        schedule: "linear", from the full rate at step 0 to 0 at `steps`, or "constant".
+    """
     if schedule == "constant":
         return LambdaLR(optimizer, lambda step: 1.0)
     return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / steps))
 
 
 def depends_on_steps(scheduler: Mapping[str, Any], schedule: str) -> bool:
-    """Return whether the rate of a step depends on the number of steps of its stage.
+    """Return whether the learning rate of a step depends on the total number of steps.
+
+    If so, a finished stage cannot be trained longer: its steps would have had other rates.
 
     Args:
-        scheduler: settings of the scheduler.
-        schedule: the recipe's, "linear" or "constant".
+        scheduler: settings of the scheduler (`_target_` and arguments).
+        schedule: the recipe's schedule, "linear" or "constant".
     """
     settings = fill_in(scheduler, schedule=schedule)
+    # Our own schedule takes {steps} in any case; another one depends on them if it uses the placeholder.
     if settings.get("_target_") == f"{__name__}.{recipe_schedule.__name__}":
         return bool(settings["schedule"] != "constant")
     return "{steps}" in str(settings)
 
 
 def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
-    """Return one line: the steps of `stage`, their setting, and how often each photo is seen."""
+    """Return one line: the steps of `stage`, the setting that changes them, and how often each photo is seen.
+
+    Args:
+        recipe: name of the recipe.
+        photos: number of photos.
+        replayed: class images take their share of each batch.
+    """
     numbers = stage.numbers
     own = numbers.batch - (numbers.replayed if replayed else 0)
     seen = numbers.steps * numbers.accumulate * own / photos

@@ -1,6 +1,6 @@
-"""Lightning's strategies by the name of `trainer.strategy`.
+"""Lightning strategies for the names of `trainer.strategy`.
 
-DeepSpeed's ZeRO also runs on CPUs (gloo), so it can be tested without GPUs.
+Most of this module makes DeepSpeed's ZeRO run on CPUs (gloo) too, so that it can be tested without GPUs.
 """
 
 from __future__ import annotations
@@ -20,85 +20,98 @@ from torch import Tensor
 from personalar.config.run_config import TrainerConfig
 from personalar.training.checkpoint import damage_named
 
-# Rank zero samples and scores while the others wait; the launcher, not this, notices a rank that dies.
+# Rank zero samples and scores while the others wait at a barrier, longer than torch's default of minutes.
+# A process that dies is noticed by the launcher, not by this timeout.
 PATIENCE = timedelta(hours=12)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
-    """Lightning's DeepSpeedStrategy, which also takes CPU processes."""
+    """Lightning's DeepSpeedStrategy, extended to CPUs."""
 
     @property
     def root_device(self) -> torch.device:
-        """This process's device; DeepSpeed wants an index, which is missing in Lightning's CPU devices."""
+        """The device of this process, with an index, which DeepSpeed needs and Lightning omits for a CPU."""
         device = super().root_device
         return torch.device("cpu", self.local_rank) if device.type == "cpu" else device
 
     def setup_environment(self) -> None:
-        """Join the process group; Lightning's own check would refuse CPUs."""
+        """Join the process group; skips the check of DeepSpeedStrategy that the accelerator is a GPU."""
         if isinstance(self.accelerator, CPUAccelerator):
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             super().setup_environment()
 
     def setup_distributed(self) -> None:
-        """Set ranks and start DeepSpeed's communication, without Lightning's check of GPU numbers."""
+        """Set the ranks and start DeepSpeed's communication; on a CPU, skip Lightning's check of GPU indices."""
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return
-        # Its shared-memory kernels would be compiled on first use; gloo alone needs no compiler. By name,
-        # because the attribute `deepspeed.comm.torch` is torch itself.
+        # DeepSpeed would compile shared-memory kernels on first use. gloo alone needs no compiler. Imported
+        # by name, because the attribute `deepspeed.comm.torch` is the library torch, not this module.
         communication: Any = importlib.import_module("deepspeed.comm.torch")
         communication.build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read DeepSpeed's folder; ValueError, with what to do, where it is damaged."""
+        """Load a checkpoint folder of DeepSpeed. Raises ValueError, with a fix, if it is damaged."""
         with damage_named(checkpoint_path):
             return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 class ZeroPrecision(DeepSpeedPrecision):
-    """Lightning's DeepSpeedPrecision, under which a step of several passes has the mean gradient."""
+    """Lightning's DeepSpeedPrecision, corrected for gradient accumulation: a step has the mean gradient."""
 
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Run the backward pass; Lightning has divided the loss by the passes, DeepSpeed would once more."""
+        """Run the backward pass without scaling the loss."""
+        # Lightning has already divided the loss by the number of micro-batches; DeepSpeed would do it again.
         super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 def zero_config(stage: int, *, offload: bool) -> dict[str, Any]:
-    """Return DeepSpeed's configuration; Lightning adds accumulation, clipping and precision."""
+    """Return DeepSpeed's configuration for ZeRO 2 or 3; Lightning adds accumulation, clipping and precision.
+
+    Args:
+        stage: 2 or 3.
+        offload: keep parameters and optimizer states in host memory.
+    """
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if stage == 3:
-        # Sampling gathers under inference mode; a small weight that stayed gathered could not train after it.
+        # By default small parameters stay gathered after use. If sampling gathers them in inference mode,
+        # they are inference tensors and cannot be trained afterwards.
         zero["stage3_param_persistence_threshold"] = 0
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "zero_optimization": zero,
-        # For DeepSpeed's own log only; unset, Lightning asks for the data too early.
+        # Only used in DeepSpeed's log. If it is missing, Lightning reads the batch size from the data loader,
+        # which does not exist yet.
         "train_micro_batch_size_per_gpu": 1,
+        # Optimizers are plug-ins here; DeepSpeed otherwise allows only a few that it has tested.
         "zero_allow_untested_optimizer": True,
-        # Its AdamW for CPUs is compiled on first use; torch's needs no compiler.
+        # DeepSpeed's AdamW for CPUs is compiled on first use; torch's needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
     }  # fmt: skip
 
 
 def make_environment() -> list[SLURMEnvironment]:
-    """Return the plugin that a SLURM job needs; elsewhere, and under torchrun in such a job, none.
-
-    Requeuing is off: on SIGUSR1 Lightning would write its own checkpoint and start the next stage from it.
-    """
+    """Return the Lightning plugin for a SLURM job; none outside of SLURM, or for torchrun in a SLURM job."""
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
+    # With automatic requeuing Lightning would write its own checkpoint on SIGUSR1, which is not named in
+    # run.json, and start the next stage from it.
     return [SLURMEnvironment(auto_requeue=False)]
 
 
 def make_strategy(config: TrainerConfig, dtype: str) -> Strategy | str:
-    """Return Lightning's strategy for `trainer.strategy`; `dtype` is the base's."""
+    """Return the Lightning strategy for `trainer.strategy`.
+
+    Args:
+        dtype: of the base, "bfloat16" or "float32".
+    """
     if config.strategy == "ddp":
-        # Else there are two copies of all gradients.
+        # Without views, DDP's communication buckets are a second copy of all gradients.
         return DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)
     if config.strategy == "single":
         return "auto"
@@ -108,13 +121,13 @@ def make_strategy(config: TrainerConfig, dtype: str) -> Strategy | str:
         config=zero_config(stage, offload=offload),
         timeout=PATIENCE,
         exclude_frozen_parameters=True,
-        # DeepSpeed keeps float32 copies of what trains.
+        # With "bf16-true" DeepSpeed keeps float32 copies of the trained parameters.
         precision_plugin=ZeroPrecision("bf16-true" if dtype == "bfloat16" else "32-true"),
     )
 
 
 def gradient_norm(strategy: _Base) -> float | None:
-    """Return the norm, before clipping, of the gradients of DeepSpeed's last step; None without DeepSpeed."""
+    """Return the gradient norm before clipping of DeepSpeed's last step; None with other strategies."""
     if not isinstance(strategy, ZeroStrategy):
         return None
     norm = strategy.deepspeed_engine.get_global_grad_norm()
@@ -122,22 +135,21 @@ def gradient_norm(strategy: _Base) -> float | None:
 
 
 def let_go(strategy: _Base) -> None:
-    """Let DeepSpeed's engine and its network be collected, once a stage has ended.
-
-    Under ZeRO 3 a global list of modules and a method's cache still refer to the network.
-    """
+    """Free DeepSpeed's engine and its network after a stage; does nothing with other strategies."""
     if not isinstance(strategy, ZeroStrategy):
         return
     from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     strategy.deepspeed_engine.destroy()
+    # Under ZeRO 3 two globals still refer to the network: a stack of modules, and the cache of a method that
+    # is wrapped by a decorator, so that it can be reached only through the closure.
     parameter_offload.FWD_MODULE_STACK.clear()
-    methods = vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values()
-    for cell in (cell for method in methods for cell in getattr(method, "__closure__", None) or ()):
-        if hasattr(cell.cell_contents, "cache_clear"):
-            cell.cell_contents.cache_clear()
+    for method in vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def shards_weights(strategy: _Base) -> bool:
-    """Return whether the weights are sharded (ZeRO 3)."""
+    """Return whether `strategy` shards the weights (ZeRO 3)."""
     return isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3

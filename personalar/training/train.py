@@ -1,6 +1,6 @@
-"""Train one stage, from its starting concept to the concept it leaves, with a fresh Trainer and optimizer.
+"""Train one stage: read its starting concept, fit with a new Trainer and optimizer, write its concept.
 
-Stages share files only, so two commands with one stage each give the same result as one with both.
+Stages exchange only files, so two commands with one stage each give the same result as one command with both.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from personalar.training.stage import describe_steps
 from personalar.training.strategy import let_go, make_environment, make_strategy
 
 EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # a few kilobytes made on the fly: workers would only cost
-    ".*in eval mode at the start of training.*",  # dropout is an argument of a pass, not a mode
-    ".*Checkpoint directory .* exists and is not empty.*",  # that is what resuming is
-    ".*isinstance.treespec, LeafSpec.*",  # torch's pytree, called by lightning
-    ".*There is a wandb run already in progress.*",  # it is this run's, and all stages log to it
+    ".*does not have many workers.*",  # a batch is a few kilobytes: starting workers would take longer
+    ".*in eval mode at the start of training.*",  # dropout is an argument of the forward pass, not a mode
+    ".*Checkpoint directory .* exists and is not empty.*",  # normal when a run resumes
+    ".*isinstance.treespec, LeafSpec.*",  # a deprecation in torch, caused by Lightning
+    ".*There is a wandb run already in progress.*",  # all stages log to one W&B run
 )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's warnings about things that are intended."""
+    """Suppress Lightning's messages, and warnings about things that are intended (`EXPECTED_WARNINGS`)."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -54,35 +54,41 @@ def quiet() -> Iterator[None]:
 
 
 def make_loggers(context: RunContext, stage: str) -> list[Logger]:
-    """Return the loggers of `logger=` for one stage; a resumed one begins another part."""
+    """Return new loggers of the group `logger` for one stage."""
     return build_all("logger", context.config.logger, context, stage)
 
 
 def make_callbacks(context: RunContext, stage: str) -> list[L.Callback]:
-    """Return the callbacks of `callbacks=` for one stage."""
+    """Return new callbacks of the group `callbacks` for one stage."""
     return build_all("callbacks", context.config.callbacks, context, stage)
 
 
 def build_all(group: str, chosen: Mapping[str, Any], context: RunContext, stage: str) -> list[Any]:
-    """Return the objects of a group, those that are null left out, with the places of the stage filled in."""
+    """Return the configured objects of a group; entries that are null are left out.
+
+    Args:
+        group: name of the configuration group, for error messages.
+        chosen: settings of each object by name, with placeholders {folder}, {stage} and {part}.
+    """
     folder = context.folder.path
-    part = len(list((folder / "logs" / stage).glob("part_*")))  # the first part's file must not be emptied
+    # A resumed stage logs to part_1, part_2 and so on, because CSVLogger would overwrite the first file.
+    part = len(list((folder / "logs" / stage).glob("part_*")))
     filled = fill_in(chosen, folder=str(folder), stage=stage, part=part)
     return [build(f"{group}.{name}", settings) for name, settings in filled.items() if settings is not None]
 
 
 def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -> None:
-    """Give each logger the settings that determine the result; W&B has all of them from the start."""
+    """Log the settings that determine the result."""
     for logger in loggers:
-        if not isinstance(logger, WandbLogger):
+        if not isinstance(logger, WandbLogger):  # W&B got all settings when its run was started
             logger.log_hyperparams({"stage": stage.name, **context.settings})
 
 
 def make_plugins(context: RunContext) -> list[Any]:
-    """Return Lightning plugins: a SLURM job's environment, atomic checkpoints, those of `trainer.plugins`."""
+    """Return the Lightning plugins: SLURM environment, atomic checkpoints, and those of `trainer.plugins`."""
     config = context.config.trainer
     plugins: list[Any] = make_environment()
-    if not config.strategy.startswith("zero"):  # DeepSpeed writes its own
+    if not config.strategy.startswith("zero"):  # DeepSpeed writes checkpoints itself
         plugins.append(AtomicCheckpointIO())
     return plugins + [build("trainer.plugins", settings) for settings in config.plugins or ()]
 
@@ -90,11 +96,13 @@ def make_plugins(context: RunContext) -> list[Any]:
 def make_trainer(
     context: RunContext, stage: Stage, callbacks: list[L.Callback], loggers: list[Logger]
 ) -> L.Trainer:
-    """Return a Trainer for one stage: one endless epoch, validation (the sample grid) counted in steps."""
+    """Return a Trainer for one stage: one endless epoch; validation (the sample grid) every few steps."""
     config, numbers = context.config.trainer, stage.numbers
     every = context.config.samples.grid_every_steps
     batch, accumulate = numbers.share(config.devices * config.num_nodes)
-    accumulate *= batch // context.plans[stage.name].batch  # a batch that did not fit is passed in parts
+    # A batch that does not fit into memory is split into micro-batches.
+    accumulate *= batch // context.plans[stage.name].batch
+    # Values that the user may override with trainer.NAME=...; those passed to `build` below are fixed.
     arguments = {
         "limit_val_batches": 1 if every else 0,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -113,7 +121,7 @@ def make_trainer(
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=numbers.gradient_clip,
-        val_check_interval=every * accumulate if every else None,
+        val_check_interval=every * accumulate if every else None,  # Lightning counts batches, not steps
         check_val_every_n_epoch=None,
         callbacks=callbacks,
         logger=loggers,
@@ -124,13 +132,13 @@ def make_trainer(
 def train_stage(
     context: RunContext, stage: Stage, *, grid: Sequence[Request], base_samples: Sequence[Sample]
 ) -> None:
-    """Train `stage` and leave its concept; a stage that was interrupted goes on from its checkpoint.
+    """Train `stage` and write its concept; an interrupted stage resumes from its checkpoint.
 
-    All processes call it together; rank zero writes.
+    All processes call it; rank zero writes.
 
     Args:
-        grid: the pictures to draw while it trains.
-        base_samples: the base's pictures, to be shown beside them.
+        grid: pictures to sample during training.
+        base_samples: the base's pictures, to show beside them.
     """
     plan, recipe, subject = context.plans[stage.name], context.config.model.recipe, context.subject
     context.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
@@ -138,17 +146,22 @@ def train_stage(
     context.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
     with quiet():
         fit(context, stage, grid, base_samples)
-    # Trainer, data and callbacks refer to each other and the network, which must leave the device before the
-    # next phase loads the base: two of a 7B do not fit.
+    # Trainer, data and callbacks refer to each other, so only the garbage collector frees the network. That
+    # must happen before the next phase loads the base: two 7B models do not fit on one device.
     gc.collect()
 
 
 def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples: Sequence[Sample]) -> None:
-    """Train with Lightning, from the last checkpoint if there is one, and write the concept."""
+    """Train with Lightning, from the last checkpoint if there is one, and write the concept.
+
+    Raises:
+        SystemExit: a signal arrived in the last step, or earlier (see `StageCheckpoint`).
+    """
     config = context.config.trainer
     world = config.devices * config.num_nodes
     last = find_checkpoint(context.folder, stage.name, world=world, strategy=config.strategy)
     collected, clock = CollectLearned(), StageClock()
+    # Last, so that the network is released after all other callbacks have used it.
     callbacks = [*make_callbacks(context, stage.name), clock, collected]
     trainer = make_trainer(context, stage, callbacks, make_loggers(context, stage.name))
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
@@ -164,8 +177,8 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     except Exception as error:
         if not collected.parts:
             raise
-        # All steps are done and gathered: a logger or callback that fails at its end costs no result. The
-        # other processes exchange nothing more in `fit`; all meet at the barrier below.
+        # All steps are done and their result is collected, so a logger or callback that fails at the end must
+        # not lose it. `fit` has no more communication then; all processes meet at the barrier below.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         context.reporter.say(f"note: after the last step of stage {stage.name}: {reason}", style="yellow")
     if trainer.is_global_zero:
@@ -176,7 +189,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
             processes=trainer.world_size,
         )
         leave_concept(context, stage, collected.parts, module.identifier.tokens)
-    trainer.strategy.barrier()  # the next stage starts from this file on every process
+    trainer.strategy.barrier()  # every process reads this concept when the next stage starts
     for callback in callbacks:
         if isinstance(callback, StageCheckpoint):
             callback.end_if_asked(trainer)
@@ -184,7 +197,12 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
 
 
 def leave_concept(context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]) -> None:
-    """Write the concept of the last step of `stage`; rank zero calls it."""
+    """Write the concept of `stage`; only rank zero calls it.
+
+    Args:
+        parts: the learned tensors, see `callbacks.collect.learned_parts`.
+        tokens: ids of [V] and the per-image tokens by name.
+    """
     start = stage_inputs(context, stage).concept
     concept = context.new_concept(stage.name, tokens=tokens, **with_earlier(parts, start))
     note_move(context, stage, start, concept)

@@ -25,6 +25,7 @@ from personalar.core.errors import user_errors
 from personalar.core.run_folder import RunFolder
 from personalar.runs.personalize import personalize, prepare
 from personalar.training.checkpoint import (
+    AFRESH,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     AtomicCheckpointIO,
@@ -82,7 +83,7 @@ def test_ctrl_c_in_training_saves_the_step_and_says_130(
     run_dir, log = tmp_path / "run", tmp_path / "log"
     rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
     assert ended(run_interrupted, run_dir, rare, 3, 0, "SIGINT", log=log) == EXIT_INTERRUPTED, log.read_text()
-    assert "interrupted: this step is finished and saved; Ctrl-C again" in log.read_text()
+    assert "interrupted: finishing and saving this step; Ctrl-C again" in log.read_text()
     assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
     assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
@@ -192,7 +193,8 @@ def test_a_finished_stage_keeps_no_checkpoint(saved: RunFolder, finished_run: Pa
 def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> None:
     shutil.rmtree(saved.checkpoints("embedding"))
     with pytest.raises(
-        FileNotFoundError, match=r"goes on from step 4, is gone: copy it back, or .*overwrite=true"
+        FileNotFoundError,
+        match=r"resumes at step 4, is missing: restore it from a copy, or .*new folder .*earlier/ included",
     ):
         find_checkpoint(saved, "embedding", world=2, strategy="zero2")
 
@@ -214,7 +216,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
         do_run(tmp_path, *words)
     said = str(stopped.value)
     assert "step_000004.ckpt cannot be read (" in said and "\n" not in said
-    assert said.endswith("copy it back, or start afresh with overwrite=true")
+    assert said.endswith(AFRESH)
     path.write_bytes(whole)
     assert do_run(tmp_path, *words)
 

@@ -145,7 +145,7 @@ def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend, prompt: st
     found = nearest_row(tiny_backend, rows, prompt=prompt, photos=photos(), reporter=reporter)
     assert torch.equal(found, rows[losses.index(min(losses))][None])
     assert said.getvalue().startswith("start of [V]: 6 names tried on 2 photos in ")
-    assert said.getvalue().endswith(f"least loss {min(losses):.3f}\n")
+    assert said.getvalue().endswith(f"lowest loss {min(losses):.3f}\n")
 
 
 def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(tiny_backend) -> None:

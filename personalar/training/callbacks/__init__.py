@@ -1,1 +1,1 @@
-"""Lightning callbacks: sample grids, subject scores, progress."""
+"""Lightning callbacks: sample grids, scores, progress, monitoring, and collecting the result."""

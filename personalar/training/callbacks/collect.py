@@ -1,4 +1,4 @@
-"""Gather from all processes what a stage has learned, and count the seconds of its training."""
+"""Callbacks that collect the result of a stage from all processes, and measure its training time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def learned_parts(pl_module: PersonalizationModule) -> dict[str, Any]:
-    """Return the rows, weights, LoRA and adapters of a `Concept`; all processes take part."""
+    """Return the learned tensors as the fields "rows", "weights", "lora" and "adapters" of a `Concept`.
+
+    All processes must call it, because sharded tensors are gathered.
+    """
     network = pl_module.network
     weights = {name: whole_copy(p) for name, p in network.weights.items()}
     parts: dict[str, Any] = {
@@ -33,51 +36,55 @@ def learned_parts(pl_module: PersonalizationModule) -> dict[str, Any]:
 
 
 def with_earlier(parts: dict[str, Any], start: Concept) -> dict[str, Any]:
-    """Return `parts` with what `start` contains and the stage left alone."""
+    """Return `parts`, completed by what the concept `start` contains and the stage did not train."""
     return {
         "rows": parts["rows"],
         "weights": {**start.weights, **parts["weights"]},
-        "lora": parts["lora"] or start.lora,
+        "lora": parts["lora"] or start.lora,  # one or the other: see stage._check_after_lora
         "adapters": {**start.adapters, **parts["adapters"]},
     }
 
 
 class CollectLearned(L.Callback):
-    """Collects what a stage learned, from all processes, and then lets the network go."""
+    """Collects the learned tensors from all processes after the last step, and frees the network.
+
+    Attributes:
+        parts: see `learned_parts`; empty until training has ended.
+    """
 
     def __init__(self) -> None:
-        """Hold nothing yet."""
         self.parts: dict[str, Any] = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Gather rows and weights; all processes take part.
-
-        The network and the optimizer are dropped, since Lightning would copy them to the host.
-        """
+        """Collect the learned tensors; drop network and optimizer."""
         self.parts = learned_parts(pl_module)
+        # At the end of `fit` Lightning copies whatever is left to the host's memory, which a 7B may exceed.
         pl_module.release()
         trainer.strategy.optimizers = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Gather from a stage that had no step left to do when it was resumed."""
-        if not self.parts:
+        """Collect the learned tensors of a stage that was resumed after its last step."""
+        if not self.parts:  # Lightning does not call on_train_end if there is no step left
             self.parts = learned_parts(pl_module)
 
 
 class StageClock(L.Callback):
-    """Counts the seconds of training proper, sampling left out, over all parts of a resumed stage."""
+    """Measures the seconds of training without sampling, over all parts of an interrupted stage.
+
+    Attributes:
+        seconds: the sum so far; it is part of the checkpoint.
+    """
 
     def __init__(self) -> None:
-        """Start at zero; a checkpoint's count is added when a stage resumes."""
         self.seconds = 0.0
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Start counting."""
+        """Start the clock."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Add what passed since the last batch or validation."""
+        """Add the time since the last batch or validation."""
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
@@ -86,9 +93,9 @@ class StageClock(L.Callback):
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, float]:
-        """Keep the count in the checkpoint."""
+        """Return the state for the checkpoint."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint's count."""
+        """Continue from the state of a checkpoint."""
         self.seconds = float(state_dict["seconds"])

@@ -1,4 +1,4 @@
-"""Measurements of a run while it trains, and reasons to stop it."""
+"""Callbacks that monitor training: speed and memory, a loss that is not finite, the time of sampling."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 
 
 class StepWatch(L.Callback):
-    """Logs tokens per second, memory, the gradient's norm and the distance of [V] from its start.
+    """Logs tokens per second, peak memory, the gradient norm and the distance of [V] from its start.
 
-    Lightning's ThroughputMonitor would count the time of sampling.
+    It replaces Lightning's ThroughputMonitor, which includes the time of sampling in validation.
     """
 
     def __init__(self) -> None:
-        """Have counted nothing yet."""
         self._tokens, self._since, self._last_step = 0, 0.0, 0
         self._start: Tensor | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Start counting."""
+        """Start the clock and store the initial [V]."""
         self._since, self._last_step = time.perf_counter(), trainer.global_step
         if self._start is None:
             self._start = self._row(pl_module)
@@ -69,7 +68,8 @@ class StepWatch(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, optimizer: Any
     ) -> None:
-        """Log the gradient's norm before clipping (DeepSpeed's is logged after the step)."""
+        """Log the gradient norm before clipping."""
+        # Under DeepSpeed there are no gradients here; it is logged after the step, from the engine.
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if gradients:
             pl_module.log(
@@ -78,35 +78,36 @@ class StepWatch(L.Callback):
 
     @staticmethod
     def _row(pl_module: PersonalizationModule) -> Tensor | None:
-        """Return a copy of [V]'s row on the CPU; None where it is sharded."""
+        """Return a copy (D,) of the embedding of [V], float32 on the CPU; None if it is sharded."""
         rows = pl_module.identifier.rows
         if not rows.numel() or is_sharded(rows):
             return None
         return rows.detach()[0].to("cpu", torch.float32, copy=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the start in the checkpoint, so that a resumed stage measures from there."""
+        """Return the initial [V] for the checkpoint, so that a resumed stage measures from there."""
         return {"start": self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the checkpoint's start."""
+        """Restore the initial [V] from a checkpoint."""
         self._start = state_dict["start"]
 
 
 class FiniteLoss(L.Callback):
-    """Stops a run whose loss is not finite, before that step changes the weights."""
+    """Stops a run with a NaN or infinite loss, before that step changes the weights."""
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: PersonalizationModule, loss: Tensor) -> None:
-        """Look at the loss of every batch.
+        """Check the loss of every batch.
 
         Raises:
-            FloatingPointError: with step, pictures, learning rates and the last good checkpoint.
+            FloatingPointError: it is not finite; the message has step, training images, learning rates and
+                the last checkpoint.
         """
         value = float(loss.detach())
         if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it from outside
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         stream = data.make_stream(pl_module.network.backend)
         pictures = stream.pictures(trainer.global_step)
         saved = pl_module.context.folder.checkpoint_of(pl_module.stage.name).get("file", "none yet")
@@ -114,15 +115,15 @@ class FiniteLoss(L.Callback):
             f"the loss is {value} at step {trainer.global_step} of stage {pl_module.stage.name}; "
             f"learning rates {json.dumps(rates)}; pictures {', '.join(pictures)}; "
             f"last good checkpoint: {saved}. Lower the rates (model.recipe.stages.*.lr and identifier_lr) "
-            "and run in another folder: the same settings would end here again"
+            "and run in another folder: the same settings would stop at the same step"
         )
 
 
 class SamplingBudget(L.Callback):
-    """Skips sample grids in training once they have taken more than their share of the time."""
+    """Skips sample grids in training while they have taken more than their share of the time."""
 
     def __init__(self, share: float) -> None:
-        """Let sampling take up to `share` (0 to 1) of the stage's time; the first grid is always made."""
+        """Allow sampling up to `share` (0 to 1) of the stage's time; the first grid is always made."""
         self.share = share
         self._began = self._sampling = self._since = 0.0
         self._grids: float | int = 1
@@ -132,19 +133,21 @@ class SamplingBudget(L.Callback):
         self._began, self._grids = time.perf_counter(), trainer.limit_val_batches
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Note when sampling starts."""
+        """Start the clock of sampling."""
         self._since = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Add what it took."""
+        """Add the time of this grid."""
         self._sampling += time.perf_counter() - self._since
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Allow or forbid a grid that is due; rank zero's clock decides for all."""
+        """Skip the grid after this batch, if it would exceed the budget."""
+        # `limit_val_batches` is the only switch that Lightning reads before each validation.
         if not self._grids or (batch_idx + 1) % (trainer.val_check_batch or 1):
             return
         elapsed = max(time.perf_counter() - self._began, 1e-9)
+        # Rank zero decides for all: clocks differ, but all processes must sample or none.
         allowed = trainer.strategy.broadcast(self._sampling <= self.share * elapsed)
         trainer.limit_val_batches = self._grids if allowed else 0

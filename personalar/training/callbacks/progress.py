@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
 
 class StageProgress(ProgressBar):
-    """Lightning's progress bar as a phase of the run's own output, one line where there is no terminal.
+    """Progress bar of the optimizer steps, or one line at the end if the output is not a terminal.
 
-    Lightning's bars count batches of an epoch; a stage is one endless epoch, and its optimizer steps count.
+    Lightning's own bars count batches of an epoch, but a stage is one endless epoch.
     """
 
     def __init__(self) -> None:
-        """Show nothing yet."""
         super().__init__()
         self._phase, self._last_step = ExitStack(), 0
 
@@ -30,27 +29,28 @@ class StageProgress(ProgressBar):
         self._advance = self._phase.enter_context(phase)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Begin where a resumed stage begins."""
+        """Advance the bar to the step from which a stage resumes."""
         self._last_step = trainer.global_step
         self._advance(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Count optimizer steps, not batches."""
+        """Advance the bar by the optimizer steps of this batch: 0 within an accumulation, else 1."""
         steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
         self._advance(steps, loss=float(outputs["loss"]))
 
     def teardown(self, trainer: L.Trainer, pl_module: PersonalizationModule, stage: str) -> None:
-        """Close the bar at the end of the stage."""
+        """Close the bar and print the summary line."""
         self._phase.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: PersonalizationModule, exception: Any) -> None:
-        """Close the bar without a last line, as the stage is not finished."""
+        """Close the bar without the summary line, since the stage is not finished."""
+        # With the exception the phase's block is left early; `close` would end it normally.
         self._phase.__exit__(type(exception), exception, exception.__traceback__)
 
     def disable(self) -> None:
-        """Do nothing: above rank zero the run's output is silent already."""
+        """Do nothing: Lightning calls it above rank zero, where the reporter prints nothing anyway."""
 
     def enable(self) -> None:
-        """Do nothing, for the same reason."""
+        """Do nothing; see `disable`."""

@@ -1,4 +1,4 @@
-"""Pictures during training: the base's beside the current model's, same prompts, same seeds."""
+"""Sample grids during training: pictures of the base and of the current model, same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 
 def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
-    """Add one overview picture to the `samples` panel, at `step` of its slider."""
+    """Log a grid to the W&B run `run`, in the panel "samples", at `step` of its slider."""
     import wandb
+
+    # With a step of its own: W&B's global step only increases, and the curves use it too.
 
     run.log({"samples": wandb.Image(str(path), caption=caption), "samples_step": step})
 
 
 class SampleGrid(L.Callback):
-    """Writes `grids/{stage}_{step}.png` from the validation step's samples, beside the base's."""
+    """Writes `grids/{stage}_{step}.png` after each validation, and logs it to TensorBoard and W&B."""
 
     def __init__(self) -> None:
-        """Have no samples yet."""
         self._samples: list[Sample] = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Collect the samples of a batch."""
+        """Collect the samples of a batch (`outputs` of the validation step)."""
         self._samples += outputs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Draw the grid of this step; rank zero writes."""
+        """Draw and write the grid of this step; only rank zero writes."""
         samples, self._samples = self._samples, []
         if not samples or not trainer.is_global_zero:
             return

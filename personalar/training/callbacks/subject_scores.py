@@ -1,4 +1,4 @@
-"""Scores during training: the means over the validation step's samples, as curves."""
+"""Scores during training: means over the samples of each validation, logged as curves."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ if TYPE_CHECKING:
 
 
 def harmonic(likeness: float, following: float, weight: float) -> float:
-    """Return RPO's reward of one picture (arXiv 2407.12164), 0 to 1.
+    """Return the reward of RPO (arXiv 2407.12164) for one picture, 0 to 1.
 
-    It is the weighted harmonic mean of two cosines that are put on [0, 1].
+    It is the weighted harmonic mean of two cosine similarities, each mapped from [-1, 1] to [0, 1].
 
     Args:
-        likeness: cosine of picture and references, -1 to 1.
-        following: cosine of picture and prompt, -1 to 1.
-        weight: RPO's lambda, of the likeness.
+        likeness: cosine similarity of picture and photos, -1 to 1.
+        following: cosine similarity of picture and prompt, -1 to 1.
+        weight: weight of the likeness, 0 to 1 (lambda in RPO).
     """
     like, follow = max((likeness + 1) / 2, 1e-8), max((following + 1) / 2, 1e-8)
     return 1 / (weight / like + (1 - weight) / follow)
 
 
 def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, float]:
-    """Return two values that join likeness and prompt following, from lines of scores.jsonl.
+    """Return two combinations of likeness (DINO) and prompt following (CLIP-T).
 
-    "harmonic" is the mean of the pictures' rewards, "product" is the product of the means.
-    Without pictures that have both there are no values.
+    Args:
+        lines: lines of scores.jsonl.
+        weight: see `harmonic`.
+
+    Returns:
+        "harmonic", the mean of the pictures' rewards, and "product", the product of the two means; empty if
+        no picture has both scores.
     """
     pictures: dict[tuple[str, int], dict[str, float]] = {}
     for line in lines:
@@ -47,13 +52,13 @@ def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, flo
 
 
 class SubjectScores(L.Callback):
-    """Logs the mean scores of a grid as `val/*`, with `val/harmonic` and `val/product`.
+    """Logs the mean scores of each validation as `val/*`, with `val/harmonic` and `val/product`.
 
-    Every process has all pictures of a grid, but only rank zero has judges; it broadcasts the scores.
+    Every process has all pictures of a grid, but only rank zero has scorers; it broadcasts the scores.
     """
 
     def __init__(self, likeness_weight: float = 0.5) -> None:
-        """Take the weight of likeness in `val/harmonic`, 0 to 1."""
+        """Set the weight of likeness in `val/harmonic`, 0 to 1."""
         self.likeness_weight = likeness_weight
         self.lines: list[dict[str, Any]] = []
 
@@ -65,7 +70,7 @@ class SubjectScores(L.Callback):
             self.lines += scorer.score([sample for sample in outputs if sample.kind == "subject"])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Take the means, tell all processes and log."""
+        """Compute the means, broadcast and log them."""
         if not pl_module.context.config.scorer.scores:
             return
         lines, self.lines = self.lines, []
@@ -75,5 +80,6 @@ class SubjectScores(L.Callback):
         means.update(lines)
         values = {measure: float(mean) for measure, mean in means.compute().items()}
         values |= combined(lines, self.likeness_weight)
+        # All processes log the same values, because callbacks such as EarlyStopping act on them.
         shared = trainer.strategy.broadcast(values)
         pl_module.log_dict({f"val/{measure}": value for measure, value in shared.items()})

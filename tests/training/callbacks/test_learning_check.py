@@ -50,7 +50,7 @@ def test_a_row_that_stays_is_noted_where_a_reader_looks(
     do_run(tmp_path, "stage=embedding", *overrides)
     lines = said(capsys)
     (moved,) = [line for line in lines if line.startswith("stage embedding: [V] moved ")]
-    assert "e-0" in moved and moved.endswith(" of its length from where it began")
+    assert "e-0" in moved and moved.endswith(" of its length from its start")
     (note,) = [line for line in lines if "stage embedding learned next to nothing: [V] moved" in line][:1]
     assert "Raise model.recipe.stages.embedding.lr=1e-07 or" in note
     assert note.endswith("or model.recipe.stages.embedding.steps=4")
