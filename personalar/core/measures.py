@@ -160,9 +160,8 @@ def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
         ValueError: a declaration is damaged.
     """
     found = dict(MEASURES)
-    entries = [entry for run in runs for entry in run.get("measures") or ()]
     try:
-        for entry in entries:
+        for entry in (entry for run in runs for entry in run.get("measures") or ()):
             # JSON has no tuples.
             pairs = {"range": tuple(entry["range"]), "judges": tuple(map(str, entry["judges"]))}
             measure = Measure(**{name: entry[name] for name in DECLARED} | pairs)

@@ -1,1 +1,1 @@
-"""Whole runs: personalization, sweeps, benchmarks."""
+"""Whole runs: personalization, sweeps, benchmarks, and their results in Weights & Biases."""

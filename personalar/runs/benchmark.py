@@ -1,9 +1,9 @@
-"""A benchmark: every subject learned by every method, one folder per run, then one table.
+"""A benchmark: one run per method and subject, and a table of all results.
 
-OUT/{method}/{subject}/     run folders; a run that is finished is not repeated
-OUT/logs/{method}-{subject}.log     what each run printed
+OUT/{method}/{subject}/     run folders; finished runs are not repeated
+OUT/logs/{method}-{subject}.log     output of each run
 OUT/results.jsonl           one line per method, stage and subject
-OUT/comparison.*            `comparison_page.py`
+OUT/comparison.*            see `reports/comparison_page.py`
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from personalar.runs.reuse import copy_files
 ATTRIBUTIONS = {"dreambench": ATTRIBUTION, "dreambench_plus": dreambench_plus.ATTRIBUTION}
 """Printed, and in the notes of the comparison, by the kind of the benchmark."""
 FIRST = "embedding"
-"""The stage that the methods of a benchmark share."""
+"""Name of stage 1, which several methods have in common."""
 TITLES = {
     ("two_stage", "embedding"): "textual inversion (stage 1)",
     ("two_stage", "transformer"): "two stages",
@@ -52,19 +52,20 @@ TITLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRun:
-    """One subject learned by one method."""
+    """A run of the benchmark: one method on one subject."""
 
     method: str
     subject: str
     folder: Path
     overrides: tuple[str, ...]
-    """Of personalar.run, complete."""
+    """All arguments for personalar.run, except the run folder."""
     first_stage: str | None = None
-    """The settings of its first stage, as text: runs of a subject with the same learn it once."""
+    """The settings of its stage 1, as JSON; runs of a subject with equal settings train it once."""
 
 
 def method_overrides(method: str) -> tuple[str, ...]:
-    """Return the overrides of `method`. Raises ValueError where it is unknown."""
+    """Return the overrides that select `method`. Raises ValueError if it is unknown."""
+    # An experiment comes first: it is the method of the paper's table with all its settings.
     conf = conf_dir()
     experiments = [name for name in group_options(conf, "experiment") if name.startswith("paper/")]
     if f"paper/{method}" in experiments:
@@ -72,15 +73,16 @@ def method_overrides(method: str) -> tuple[str, ...]:
     if method in group_options(conf, "method"):
         return (f"method={method}",)
     known = [*[name.removeprefix("paper/") for name in experiments], *group_options(conf, "method")]
-    allowed = ", ".join(dict.fromkeys(known))  # some are both
-    raise ValueError(f"benchmark.methods: {method!r} is not known; allowed: {allowed}")
+    allowed = ", ".join(dict.fromkeys(known))  # without duplicates: some names are in both groups
+    raise ValueError(f"benchmark.methods: unknown {method!r}; allowed: {allowed}")
 
 
 def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
-    """Return the overrides of each subject, by name.
+    """Return the overrides of each subject, by its name.
 
     Raises:
-        ValueError, FileNotFoundError: a subject does not exist.
+        ValueError: an unknown subject.
+        FileNotFoundError: the folder of the data set is missing.
     """
     if benchmark.kind == "dreambench":
         assert benchmark.path is not None
@@ -102,17 +104,23 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
     names = benchmark.subjects or allowed
     unknown = [name for name in names if name not in allowed]
     if unknown:
-        raise ValueError(f"benchmark.subjects: {unknown[0]!r} is not known; allowed: {', '.join(allowed)}")
+        raise ValueError(f"benchmark.subjects: unknown {unknown[0]!r}; allowed: {', '.join(allowed)}")
     return {name: (f"+subject={name}",) for name in names}
 
 
 def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
-    """Return every run of the benchmark, subject by subject, methods in order; `extra` goes to all."""
+    """Return all runs of the benchmark, subject by subject, with the methods in order.
+
+    Args:
+        extra: overrides for every run.
+    """
     seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
     common = (f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]")
     methods = {method: method_overrides(method) for method in config.benchmark.methods}
     subjects = subject_overrides(config.benchmark)
-    anyone = next(iter(subjects.values()))  # methods differ alike for every subject
+    # Composing takes half a second. The difference between methods is the same for every subject, so one
+    # subject is enough to find out which methods have the same stage 1.
+    anyone = next(iter(subjects.values()))
     starts = {method: first_stage((*anyone, *how, *common, *extra)) for method, how in methods.items()}
     return [
         BenchRun(
@@ -128,13 +136,17 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
 
 
 def first_stage(overrides: Sequence[str]) -> str | None:
-    """Return the settings that stage 1 of a run depends on, as text; None without stage 1."""
+    """Return the settings that determine stage 1 of a run, as JSON; None if its method has no stage 1."""
     settings = stage_settings(learning_settings(read_config(composed("run", overrides))), FIRST)
     return json.dumps(settings, sort_keys=True, default=str) if settings else None
 
 
 def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
-    """Copy pictures of the base from an earlier run of the subject; return overrides to reuse stage 1."""
+    """Copy the base's pictures and the image codes from an earlier run of the same subject.
+
+    Returns:
+        The override that reuses stage 1 of an earlier run with the same settings; empty without one.
+    """
     if not done or is_run(run.folder):
         return ()
     copy_files(done[0].folder, run.folder, SHARED)
@@ -143,10 +155,10 @@ def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
 
 
 def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
-    """Do the runs that are not finished, unless only the table is asked for; then write the tables.
+    """Do all unfinished runs (not with task=table), then write and print the results.
 
     Raises:
-        SystemExit: after the table, when runs failed.
+        SystemExit: some runs failed; the table of the others is written before.
     """
     runs = plan(config, overrides)
     if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
@@ -159,13 +171,19 @@ def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
         names = ", ".join(f"{run.method} {run.subject}" for run in failed)
         raise SystemExit(
             f"personalar.evaluate: {len(failed)} of {len(runs)} runs failed ({names}); "
-            f"see {config.out}/logs; the same command does them again"
+            f"see {config.out}/logs; the same command repeats them"
         )
 
 
 def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
-    """Run one command with its output in `log`; return whether it succeeded."""
-    # What ends this process (kill, a closed terminal) must not leave a run behind that holds the lock.
+    """Run a Python module with its output in the file `log`; return whether it succeeded.
+
+    Args:
+        command: module and arguments.
+        gpu: the only GPU that it may use; None: no restriction.
+        threads: value of OMP_NUM_THREADS, unless the user has set it.
+    """
+    # If this process is killed, the child must end too; otherwise it keeps its run folder locked.
     environment = {**os.environ, ENDS_WITH_STDIN: "1"}
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     if gpu is not None:
@@ -182,9 +200,14 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
 
 
 def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
-    """Return the overrides that put a run into its folder; with a launcher it is a sweep of one job there."""
+    """Return the overrides that set the folder of a run.
+
+    Args:
+        launcher: a Hydra launcher, such as submitit_slurm; None: run in this process.
+    """
     if launcher is None:
         return (f"hydra.run.dir={quote(run.folder)}",)
+    # Hydra uses launchers only in multirun mode, so the run becomes a sweep with a single job.
     where = (f"hydra.sweep.dir={quote(run.folder)}", "hydra.sweep.subdir=.")
     return ("hydra.mode=MULTIRUN", f"hydra/launcher={launcher}", *where)
 
@@ -192,7 +215,7 @@ def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
 def run_subject(
     runs: Sequence[BenchRun], config: EvaluateConfig, *, gpu: str | None, threads: int
 ) -> list[BenchRun]:
-    """Do the runs of one subject in order, sharing what they have in common; return those that failed."""
+    """Do the runs of one subject one after the other, as later ones reuse results; return failed ones."""
     failed: list[BenchRun] = []
     done: list[BenchRun] = []
     for run in runs:
@@ -206,7 +229,8 @@ def run_subject(
 
 
 def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
-    """Do every run, `config.jobs` subjects at a time; return those that failed. Failures stop nothing."""
+    """Do all runs, `config.jobs` subjects in parallel; return failed runs, which do not stop the others."""
+    # Each worker takes a GPU from the queue for one subject and puts it back.
     gpus: SimpleQueue[str | None] = SimpleQueue()
     for slot in range(config.jobs):
         found = visible_gpus()
@@ -226,9 +250,9 @@ def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
 
 
 def collect(runs: Iterable[BenchRun]) -> list[Row]:
-    """Return the rows of the table: base and text description once, then each method's stages.
+    """Return the rows of the table: base and text description once, then the stages of each method.
 
-    A method's earlier stages are shown for the first method only: the others share them or stop there.
+    Earlier stages are shown for the first method only; other methods have the same stage 1, or end with it.
     """
     shown_once = {("base", "subject"): "base", ("base", "description"): "text description"}
     found: dict[tuple[str, str], dict[str, State]] = {key: {} for key in shown_once}
@@ -253,7 +277,7 @@ def collect(runs: Iterable[BenchRun]) -> list[Row]:
 
 
 def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict]:
-    """Write results.jsonl and the comparison from the finished runs; return the table's records.
+    """Write results.jsonl and the comparison of all finished runs; return the records of the table.
 
     Raises:
         FileNotFoundError: no run is finished.
@@ -278,6 +302,7 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
         credits = dataset_folder(Path(config.benchmark.path or ".").expanduser()) / CREDITS_FILE
         if credits.is_file():
             shutil.copy(credits, out / CREDITS_FILE)
+    # The reference of the paired differences: the result of the first method.
     title = TITLES.get((config.benchmark.methods[0], "transformer"))
     reference = next((row for row in rows if row.title == title), rows[-1])
     return write_comparison(rows, out, title=config.benchmark.name, reference=reference, notes=notes)

@@ -1,4 +1,4 @@
-"""Calibration of the judges: real photographs scored against each other, beside the published row."""
+"""Calibration of the scorers: score real photographs against each other and compare with published values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from personalar.scoring.subject_scorer import load_pair
 
 
 def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
-    """Return the photographs of every subject, opened."""
+    """Return the opened photographs of each subject, by its name.
+
+    Raises:
+        ValueError: the benchmark has no photographs.
+    """
     if config.benchmark.kind != "dreambench":
-        raise ValueError("calibrate needs photographs with a published row: use benchmark=dreambench")
+        raise ValueError("calibrate needs photographs with published values: use benchmark=dreambench")
     print(ATTRIBUTION)
     opened: dict[str, Sequence] = {}
     for subject in find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects):
@@ -27,10 +31,14 @@ def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
 
 
 def calibrate(config: EvaluateConfig) -> bool:
-    """Write calibration.json, say what was found, and return whether the judges pass."""
+    """Write calibration.json, print the result, and return whether it agrees with the published values.
+
+    Raises:
+        ValueError: the benchmark has no photographs, or no scorers are configured.
+    """
     subjects, judges = read_photographs(config), config.scorer
     if judges.clip is None or judges.dino is None:
-        raise ValueError("calibrate needs judges: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
+        raise ValueError("calibrate needs scorers: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
     row = real_images_row(*load_pair(judges), subjects)
     passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
     path = Path(config.out) / "calibration.json"

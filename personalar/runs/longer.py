@@ -1,4 +1,4 @@
-"""More steps for a run: go on from its last state, or say why not and which command to use instead."""
+"""More steps for a finished run: continue from its last state, or explain why this is not possible."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from personalar.runs.reuse import copy_files, started_alone
 from personalar.scoring.score_file import read_scores, write_scores
 
 REPLACED = ("hydra.run.dir", "reuse", "overwrite")
-"""Settings that the command for a new folder sets itself, or leaves out."""
+"""Settings that are not copied to the suggested command for a new folder."""
 
 
 def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, command: Sequence[str]) -> None:
-    """Make sure that the folder's run has the settings of `config`, or can go on to more steps.
+    """Check that the folder contains no other run, or one that can be trained longer with `config`.
 
-    In the second case `folder.longer` names the stage. Nothing is changed yet; see `keep_shorter`.
+    In the second case `folder.longer` is set to the stage that continues. No file is changed; see
+    `keep_shorter`.
 
     Args:
         photos, base: fingerprints.
         command: the words of the command line.
 
     Raises:
-        ValueError: other settings, with the reason and with a command for a new folder.
+        ValueError: a run with other settings; the message has the reason and a command for a new folder.
     """
     settings = learning_settings(config)
     try:
@@ -39,30 +40,34 @@ def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, comma
     except OtherSettingsError as error:
         same_inputs = folder.record.get("photos") == photos and folder.record.get("base", base) == base
         reason = obstacle(config, folder) if same_inputs else ""
-        if reason is None:
+        if reason is None:  # only the number of steps differs, and the stage can continue
             return
         first = next(iter(config.method.stages))
         reuse = same_inputs and folder.has_concept(first) and _learns_alike(config, folder, first)
         why = f". It cannot be trained longer: {reason}" if reason else ""
-        taken = f", which takes over stage {first}," if reuse else ""
+        reused = f" and reuse stage {first}" if reuse else ""
         raise ValueError(
-            f"{error.found}{why}. It stays as it is; choose another folder{taken} with\n"
+            f"{error.found}{why}. Nothing was changed; choose another folder{reused} with\n"
             f"  {new_command(command, folder.path, reuse=reuse)}\n"
-            "(overwrite=true deletes what was learned here)"
+            "(overwrite=true deletes all results in this folder)"
         ) from error
 
 
 def _learns_alike(config: RunConfig, folder: RunFolder, first: str) -> bool:
-    """Return whether the first stage has the same settings in the folder's run and in `config`."""
+    """Return whether stage `first` has the same settings in the folder's run and in `config`."""
     try:
         before = stage_settings(modernized(folder.record["settings"]), first)
-    except KeyError:  # of another version
+    except KeyError:  # settings of another version
         return False
     return before == stage_settings(learning_settings(config), first)
 
 
 def new_command(command: Sequence[str], path: Path, *, reuse: bool) -> str:
-    """Return `command` for a new folder beside `path`, the first stage taken over from there or not."""
+    """Return `command` for the first free folder PATH-2, PATH-3 and so on.
+
+    Args:
+        reuse: add the setting that copies stage 1 from `path`.
+    """
     number = 2
     while (new := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
@@ -73,10 +78,13 @@ def new_command(command: Sequence[str], path: Path, *, reuse: bool) -> str:
 
 
 def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
-    """Return why the run cannot go on with the settings of `config`; None where it can.
+    """Return why the run in `folder` cannot continue with the settings of `config`; None if it can.
 
-    It can where they differ in the number of steps only, of stages that have not begun or of the last one.
-    "" where they differ otherwise.
+    It can if nothing differs but the steps of stages that have not begun, or more steps of the last one that
+    has begun. Sets `folder.longer` if that stage is finished.
+
+    Returns:
+        The reason; "" if other settings differ, which need no further explanation; None without an obstacle.
     """
     changed = changes(folder.record["settings"], learning_settings(config))
     begun = [name for name in config.method.stages if has_begun(folder, name)]
@@ -92,40 +100,50 @@ def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
             if reason is not None:
                 return reason
             longer = stage
-    if longer is not None and "steps" in folder.record["stages"].get(longer, {}):  # else it was interrupted
+    # Only a finished stage has "steps". An interrupted one resumes as usual, just with a later end.
+    if longer is not None and "steps" in folder.record["stages"].get(longer, {}):
         folder.longer = longer
     return None
 
 
 def has_begun(folder: RunFolder, stage: str) -> bool:
-    """Return whether `stage` has left a concept or a checkpoint."""
+    """Return whether `stage` has a concept or a checkpoint."""
     return folder.has_concept(stage) or bool(folder.checkpoint_of(stage))
 
 
 def _stage_obstacle(
     config: RunConfig, folder: RunFolder, stage: str, *, lowered: bool, last: str
 ) -> str | None:
+    """Return why `stage`, which has begun, cannot get another number of steps; None if it can.
+
+    Args:
+        lowered: the new number is smaller.
+        last: the last stage that has begun.
+    """
     from personalar.training.stage import depends_on_steps
 
     schedule = config.model.recipe.stages[config.method.stages[stage].numbers].schedule
-    if stage != last:
+    if stage != last:  # the later stage started from the result of the old number of steps
         return f"stage {last} has begun after stage {stage}"
     if lowered:
-        return f"fewer steps of stage {stage} than before"
+        return f"stage {stage} would have fewer steps than before"
     if stage not in config.selected:
         return f"stage {stage} is not among those to train (stage={config.stage.name})"
     if depends_on_steps(config.scheduler, schedule):
         return (
-            f"the learning rate of stage {stage} depends on its number of steps, so the steps it has taken "
-            "would have had other rates"
+            f"the learning rate of stage {stage} depends on its number of steps, so its first steps would "
+            "have had other rates"
         )
     if not is_whole_state(state_of(folder, stage)):
         return (
-            f"the optimizer's state of stage {stage} is missing or damaged (it is kept after the last stage, "
+            f"the optimizer state of stage {stage} is missing or damaged (it is kept after the last stage, "
             "up to 1 GB, and not with DeepSpeed)"
         )
     if not started_alone(config):
-        return "torchrun and srun start processes before it is decided; start one with trainer.devices=N"
+        return (
+            "torchrun and srun start all processes at once, while this folder must be changed by one; start "
+            "one process with trainer.devices=N"
+        )
     return None
 
 
@@ -138,10 +156,10 @@ def state_of(folder: RunFolder, stage: str) -> Path | None:
 
 
 def is_whole_state(path: Path | None) -> bool:
-    """Return whether a checkpoint can be read: torch writes a zip file, with a checksum for each part."""
-    if path is None or path.is_dir():  # DeepSpeed's are checked when they are loaded
+    """Return whether a checkpoint is complete and undamaged; False for None."""
+    if path is None or path.is_dir():  # a folder of DeepSpeed is checked when it is loaded
         return path is not None
-    try:
+    try:  # torch writes zip files, which have a checksum for each part; nothing is unpickled
         with zipfile.ZipFile(path) as parts:
             return parts.testzip() is None
     except (OSError, zipfile.BadZipFile):
@@ -149,11 +167,15 @@ def is_whole_state(path: Path | None) -> bool:
 
 
 def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
-    """Move the results of `folder.longer` to `earlier/STAGE_STEPS/`, make it unfinished, return a message.
+    """Move the results of stage `folder.longer` to `earlier/STAGE_STEPS/`, and mark it as unfinished.
 
-    Interrupted anywhere, the same command does it again. The new settings come last: until then the command
-    of before finishes the run as it was, without a step.
+    If it is interrupted, the same command does it again.
+
+    Returns:
+        A message for the user.
     """
+    # The new settings are written last: until then the previous command still matches the folder, and would
+    # complete the run as it was, from the checkpoint of its last step.
     stage = folder.longer
     assert stage is not None
     entry, steps = folder.checkpoint_of(stage), folder.record["stages"][stage]["steps"]
@@ -162,7 +184,7 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
         grids = [f"grids/{stage}.png", "grids/overview.png"]
         copy_files(folder.path, kept, [*RESULTS, "concept", f"images/{stage}", *grids])
         folder.update(finished=None)
-        learned.unlink()  # first: without it the stage is not finished
+        learned.unlink()  # before the other files: without its record the stage is unfinished
     delete_own(folder.path, f"stages/{stage}/concept", f"images/{stage}")
     scores = folder.path / "scores.jsonl"
     if scores.is_file():
@@ -171,11 +193,11 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
     folder.update(settings=learning_settings(config), stages=stages)
     folder.longer = None
     result = f"; the result of {steps} steps is kept in {kept}" if kept.is_dir() else ""
-    return f"stage {stage} goes on from step {entry['step']}{result}"
+    return f"stage {stage} continues from step {entry['step']}{result}"
 
 
 def drop_states(config: RunConfig, folder: RunFolder) -> None:
-    """Delete the checkpoints of finished stages, except that of the last one where more steps may follow."""
+    """Delete the checkpoints of finished stages, except that of the last one if it can be trained longer."""
     from personalar.training.checkpoint import LARGEST_STATE
     from personalar.training.stage import depends_on_steps
 
@@ -183,6 +205,7 @@ def drop_states(config: RunConfig, folder: RunFolder) -> None:
         if not folder.has_concept(name):
             continue
         numbers, state = config.model.recipe.stages[stage.numbers], state_of(folder, name)
+        # The same conditions as in `checkpoint.keeps_end`, for a checkpoint that exists.
         kept = (
             name == folder.last_stage
             and not depends_on_steps(config.scheduler, numbers.schedule)

@@ -1,7 +1,7 @@
-"""One run: check the settings, sample the base, train the stages, sample after each, score, summarize.
+"""One run: check the settings, sample the base, train the stages and sample after each, score, summarize.
 
-A run started again in the same folder finds what is done and goes on. Heavy libraries are imported where they
-are used, so that a mistake is answered before torch loads.
+A run that is started again in the same folder skips what is finished and resumes. Heavy libraries are
+imported where they are used, so that a mistake in the settings is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunConfig, Path]:
-    """Return the configuration of a command line, and the run folder."""
+    """Return the configuration for command-line settings, and the absolute path of the run folder."""
     config = read_config(composed("run", settings))
     check_read(config, settings)
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
@@ -48,7 +48,7 @@ def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -
 
 
 def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
-    """Do a whole run; see `personalar.personalize`."""
+    """Do a whole run and return its folder; see `personalar.personalize`."""
     config, run_dir = from_settings(settings, folder)
     with locked(run_dir, leads=global_rank() == 0):
         command = ["python", "-m", "personalar.run", *settings, f"hydra.run.dir={as_value(str(run_dir))}"]
@@ -59,27 +59,36 @@ def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
 
 
 def open_run(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunContext, Stages]:
-    """Return the run and its stages; see `personalar.open_run`."""
+    """Return the context of a run and its stages, without training; see `personalar.open_run`.
+
+    Raises:
+        ValueError: the folder contains a finished run.
+    """
     config, run_dir = from_settings(settings, folder)
     prepared = prepare(config, run_dir, ["python", "-m", "personalar.run", *settings])
     if prepared is None:
-        raise ValueError(f"{run_dir} holds a finished run: choose another folder")
+        raise ValueError(f"{run_dir} contains a finished run: choose another folder")
     return prepared
 
 
 def prepare(
     config: RunConfig, run_dir: Path, command: Sequence[str] = ()
 ) -> tuple[RunContext, Stages] | None:
-    """Check everything a user can get wrong, then load what a run needs; None where it was finished before.
+    """Check the settings, photos, base and folder, then load what a run needs.
 
     Args:
+        run_dir: the run folder; the caller has its lock.
         command: the words of the command line, for messages.
 
+    Returns:
+        The context of the run and its stages, or None if the run is already finished.
+
     Raises:
-        ValueError, FileNotFoundError: with what to do.
+        ValueError, FileNotFoundError: a user error, with a fix.
     """
     started = time.perf_counter()
     check_memory()
+    # The order is that of cost: settings, files and folder are checked before torch is imported below.
     subject, files = read_inputs(config)
     folder, base = RunFolder(run_dir), base_fingerprint(files.weights())
     if global_rank() == 0:
@@ -88,7 +97,7 @@ def prepare(
 
     stages = selected_stages(config, folder)
     if global_rank() == 0 and is_finished(config, folder):
-        print(f"finished before; overwrite=true starts afresh\nreport: {run_dir / 'report.html'}")
+        print(f"already finished; overwrite=true starts again\nreport: {run_dir / 'report.html'}")
         print("\n".join(result_lines(run_dir)))
         return None
     session = open_session(config, subject, folder, files, stages, base=base, started=started)
@@ -100,8 +109,13 @@ def prepare(
 
 
 def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
-    """Return the subject and the base's files, downloaded if need be; pin the base to their commit."""
-    found = offline_model(config.model)  # before the photos: a folder without a model is an error at once
+    """Return the subject and the files of the base, which are downloaded if missing.
+
+    `config.model` is changed to the exact commits of the files, so that run.json records them.
+    """
+    # First the files on this machine, then the photos, then the download: a bad photo is reported before
+    # 14 GB are downloaded.
+    found = offline_model(config.model)
     layout = found.layout if found else config.model.layout
     subject = load_subject(config.subject, layout.sizes if layout else None)
     files = found or obtain_model(config.model, say=print)
@@ -112,11 +126,14 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
 def claim_folder(
     config: RunConfig, folder: RunFolder, subject: Subject, base: str, command: Sequence[str]
 ) -> None:
-    """Say what is learned where, make sure that the folder is this run's, and take over `reuse`.
+    """Print what is learned where, check that the folder belongs to this run, and copy stage 1 of `reuse`.
 
     Args:
-        base: its fingerprint.
-        command: the words of the command line.
+        base: fingerprint of the base.
+        command: the words of the command line, for messages.
+
+    Raises:
+        ValueError, FileNotFoundError: the folder contains another run, or `reuse` cannot be used.
     """
     from personalar.runs.longer import claim
     from personalar.runs.reuse import check_started_alone, take_over
@@ -140,7 +157,12 @@ def open_session(
     base: str,
     started: float,
 ) -> RunContext:
-    """Check the memory, load the judges and gather what every phase needs."""
+    """Check the memory, load the scorers, and return the context of the run.
+
+    Args:
+        base: fingerprint of the base.
+        started: start of the run (`time.perf_counter`).
+    """
     from personalar.core.console import Reporter
     from personalar.training.context import RunContext
     from personalar.training.memory_fit import preflight, sampling_work
@@ -149,7 +171,7 @@ def open_session(
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     undone = [stage for stage in stages if not folder.has_concept(stage.name)]
-    plans = preflight(config, undone, files)
+    plans = preflight(config, undone, files)  # before the scorers are loaded, which takes seconds
     return RunContext(
         config=config,
         subject=subject,
@@ -168,7 +190,11 @@ def open_session(
 
 
 def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
-    """Return the judges of the subject's pictures; None without scores, or above rank zero."""
+    """Return the scorers of the run; None if scores are off, or above rank zero.
+
+    Raises:
+        ValueError: `objective` uses a measure that no scorer has.
+    """
     from personalar.scoring import judges
 
     if global_rank() > 0 or not config.scorer.scores:
@@ -179,9 +205,10 @@ def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) 
 
 
 def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
-    """Do what is not done yet: pictures of the base, each stage, scores, summary, report.
+    """Do all phases of a run that are not finished: base pictures, stages, scores, summary, report.
 
     Args:
+        stages: the stages to train.
         command: the command line, for the report.
     """
     from personalar.runs.record import record_end, record_start
@@ -192,11 +219,11 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
     record_start(session, command=command)
     with session.reporter.recorded():
         learn(session, stages)
-        record_end(session)  # last: a run that was killed before it goes on
+        record_end(session)  # last: without this entry the run counts as unfinished and resumes
 
 
 def learn(session: RunContext, stages: Stages) -> None:
-    """Do the work of `personalize`; the process of rank zero calls it."""
+    """Do the phases of `personalize`; only rank zero calls it."""
     from personalar.runs import pictures
     from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
@@ -221,7 +248,8 @@ def learn(session: RunContext, stages: Stages) -> None:
             else:
                 continue
             drop_states(config, folder)
-            is_last = name == folder.last_stage  # a later one, learned before, stays the result
+            # A later stage that was finished before stays the result of the run.
+            is_last = name == folder.last_stage
             if is_last:
                 publish_concept(folder, name)
             samples[name] = pictures.sample_and_score(session, name, samples["base"])
@@ -234,11 +262,12 @@ def learn(session: RunContext, stages: Stages) -> None:
 
 
 def follow(session: RunContext, stages: Stages) -> None:
-    """Take part in training as a process above rank zero, which alone samples, scores and writes."""
+    """Train all unfinished stages as a process above rank zero; only rank zero samples, scores and writes."""
     from personalar.runs.pictures import grid_requests
     from personalar.training.train import train_stage
 
-    # Decided before the first stage, which no process can end alone.
+    # Decided before the first stage, so that all processes train the same ones: rank zero is slower, and what
+    # it has written later depends on time.
     undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
     for stage in undone:
         train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])

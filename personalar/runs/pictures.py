@@ -1,4 +1,4 @@
-"""The pictures and scores of a run: make them, judge them, draw their grids."""
+"""The pictures of a run: sample them, score them, and draw grids."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from personalar.training.context import RunContext
 
 
 def all_requests(session: RunContext, stage: str) -> list[Request]:
-    """Return every picture that `stage` is judged by."""
+    """Return the requests for all pictures of `stage`, of every kind in `samples.kinds`."""
     samples = session.config.samples
+    # Diversity needs one prompt with many seeds, drift only one seed per prompt.
     main = [kind for kind in samples.kinds if kind not in ("prior", "unrelated")]
     wanted: list[tuple[Any, ...]] = [(main, session.specs, samples.seeds)]
     if "prior" in samples.kinds:
@@ -35,18 +36,22 @@ def all_requests(session: RunContext, stage: str) -> list[Request]:
         wanted.append((["prior"], [prior], range(samples.prior_images)))
     if "unrelated" in samples.kinds:
         wanted.append((["unrelated"], unrelated_prompts(session.subject.noun), samples.seeds[:1]))
-    return [
-        request
-        for kinds, specs, seeds in wanted
-        for request in requests_for(
-            stage, specs, seeds=seeds, kinds=kinds, noun=session.subject.noun,
-            description=session.subject.description, class_name=session.config.model.recipe.data.class_name,
+    requests: list[Request] = []
+    for kinds, specs, seeds in wanted:
+        requests += requests_for(
+            stage,
+            specs,
+            seeds=seeds,
+            kinds=kinds,
+            noun=session.subject.noun,
+            description=session.subject.description,
+            class_name=session.config.model.recipe.data.class_name,
         )
-    ]  # fmt: skip
+    return requests
 
 
 def grid_requests(session: RunContext, stage: str) -> list[Request]:
-    """Return the pictures of the grid: the subject in a few prompts, first seed."""
+    """Return the requests for the sample grid: the subject in a few prompts, with the first seed."""
     shown = pick_grid_prompts(session.specs, session.config.samples.num_grid_prompts)
     seed = session.config.samples.seeds[0]
     wanted = [r for r in all_requests(session, stage) if r.kind == "subject" and r.seed == seed]
@@ -54,12 +59,18 @@ def grid_requests(session: RunContext, stage: str) -> list[Request]:
 
 
 def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[Sample]:
-    """Make (or find) all pictures of `stage`; the grid comes first and is drawn at once."""
+    """Return all pictures of `stage`; those that are missing in the run folder are sampled.
+
+    Args:
+        base_samples: the base's pictures, to show in the grid; empty for the base itself.
+    """
     requests, grid = all_requests(session, stage), grid_requests(session, stage)
+    # The grid is the first batch, so that it can be looked at while the others are sampled.
     batches = chunks(requests, session.sampling.sample_batch, first=grid)
     made_by = provenance(session, stage)
     found: list[Sample] = []
     with session.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
+        # If all pictures exist, the model need not be loaded.
         generator = (
             None if have_files(requests, session.folder.path) else session.generator(*session.load(stage))
         )
@@ -78,7 +89,7 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
 
 
 def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]) -> list[Sample]:
-    """Make all pictures of `stage` and judge them."""
+    """Return all pictures of `stage`, and write their scores to scores.jsonl."""
     samples = sample(session, stage, base_samples)
     score(session, stage, samples)
     note_cost(session)
@@ -86,7 +97,7 @@ def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]
 
 
 def provenance(session: RunContext, stage: str) -> dict[str, str]:
-    """Return what every picture says about the model that made it, and how."""
+    """Return the PNG metadata about the model and the sampling settings, for all pictures of `stage`."""
     config = session.config
     texts = drawing_settings(
         config.decoder.settings,
@@ -99,13 +110,14 @@ def provenance(session: RunContext, stage: str) -> dict[str, str]:
         "base": f"{session.base['name']} {session.base['fingerprint'][:12]}",
     }
     if stage != "base":
+        # The record contains the hashes of all files of the concept.
         record = (session.folder.concept(stage) / RECORD_FILE).read_bytes()
         texts["concept"] = hashlib.sha256(record).hexdigest()[:12]
     return texts
 
 
 def note_cost(session: RunContext) -> None:
-    """Put time, memory and device of the run so far into run.json."""
+    """Write time, peak memory and device of the run so far to run.json."""
     before = session.folder.record.get("peak_memory_bytes", 0)
     session.folder.update(
         total_seconds=round(time.perf_counter() - session.started, 3),
@@ -117,7 +129,7 @@ def note_cost(session: RunContext) -> None:
 def draw_stage_grid(
     session: RunContext, stage: str, samples: list[Sample], base_samples: list[Sample]
 ) -> None:
-    """Write and announce the grid of a finished stage."""
+    """Write the grid of a finished stage, and print its path."""
     before = base_pictures(base_samples)
     title = f"{session.subject.name} on {session.config.model.name}: {stage}"
     picture = grid_picture(
@@ -128,9 +140,11 @@ def draw_stage_grid(
 
 
 def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> Path:
-    """Write one picture of the whole run: the photos above the same prompts at every stage."""
-    shown = {stage: [s for s in found if s.kind == "subject"][: session.config.samples.num_grid_prompts]
-             for stage, found in samples.items()}  # fmt: skip
+    """Write one picture of the run, the photos above the same prompts at every stage; return its path."""
+    shown = {}
+    for stage, found in samples.items():
+        pictures_of_subject = [sample for sample in found if sample.kind == "subject"]
+        shown[stage] = pictures_of_subject[: session.config.samples.num_grid_prompts]
     columns = max(len(found) for found in shown.values())
     title = f"{session.subject.name} on {session.config.model.name}"
     photos = draw_grid([session.subject.images[:columns]], row_titles=["photos"], title=title)
@@ -141,7 +155,7 @@ def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> P
 
 
 def score(session: RunContext, stage: str, samples: list[Sample]) -> None:
-    """Judge `samples` and put the lines into scores.jsonl."""
+    """Score `samples` and merge the lines into scores.jsonl; does nothing without scorers."""
     if session.scorer is None:
         return
     with session.reporter.phase(f"scores {stage}", len(samples), "images") as advance:

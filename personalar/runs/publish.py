@@ -1,4 +1,4 @@
-"""Publish what a run learned: its concept folder, with a model card that shows pictures."""
+"""The result of a run for others: the folder `concept/` with a model card and example pictures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from personalar.reports.memorised import memorised_share
 from personalar.scoring.score_file import read_scores
 
 SHOWN = 3
-"""Pictures that a concept's card shows."""
+"""Number of pictures in the model card."""
 
 
 def publish_concept(run: RunFolder, stage: str) -> Path:
-    """Make the concept of `stage` the run's result, `concept/`, with its model card; return it."""
+    """Copy the concept of `stage` to `concept/`, with a model card; return the folder."""
     concept = Concept.load(run.concept(stage))
     folder = concept.save(run.path / "concept")
-    delete_own(run.path, f"concept/{PICTURES}")  # those of the stage before
+    delete_own(run.path, f"concept/{PICTURES}")  # those of the previous stage
     write_card(concept, folder)
     return folder
 
 
 def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
-    """Copy the first pictures of the subject into the published concept, for its card."""
+    """Copy the first pictures of the subject into `concept/`, and write its model card with them."""
     folder = run.path / "concept"
     paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
     for path in paths[:SHOWN]:

@@ -1,4 +1,4 @@
-"""The record of a run in run.json: what is known before the first step, and that all is done."""
+"""Entries of run.json at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:  # torch is loaded with the run
 
 
 def is_finished(config: RunConfig, folder: RunFolder) -> bool:
-    """Return whether all that the run asks for is in its folder."""
+    """Return whether the folder contains all results that `config` asks for, undamaged."""
     results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
     done = covers(folder.record.get("finished"), request_of(config))
     if not done or folder.longer is not None or not all(is_whole(folder.path / name) for name in results):
         return False
+    # The entry in run.json is not enough: a user may have deleted pictures, or a disk may have damaged them.
     return all(
         is_whole_png(path) for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"
     )
 
 
 def record_start(session: RunContext, *, command: str) -> None:
-    """Write the facts of run.json that are known before the first step."""
+    """Write what is known before the first step (settings, versions, scorers), and print the warnings."""
     from personalar.concepts.concept import package_versions
     from personalar.data.references import save_references
     from personalar.generation.requests import words_note
@@ -40,12 +41,10 @@ def record_start(session: RunContext, *, command: str) -> None:
 
     config, subject = session.config, session.subject
     strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
-    asked = {
-        request.prompt
-        for stage in ("base", *config.method.stages)
-        for request in all_requests(session, stage)
-    }
-    unread = session.scorer.note(sorted(asked)) if session.scorer else None
+    prompts: set[str] = set()
+    for stage in ("base", *config.method.stages):
+        prompts.update(request.prompt for request in all_requests(session, stage))
+    unread = session.scorer.note(sorted(prompts)) if session.scorer else None
     noted = [note for note in (strange, unread) if note]
     warnings = [*config.photo_warnings, *noted, *notes(session.folder.record)]
     for warning in warnings:
@@ -63,6 +62,7 @@ def record_start(session: RunContext, *, command: str) -> None:
         method=config.method.name,
         stage=config.stage.name,
         command=command,
+        # A resumed run keeps the time of its first start.
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=warnings,
@@ -76,7 +76,7 @@ def record_start(session: RunContext, *, command: str) -> None:
 
 
 def finish(session: RunContext) -> None:
-    """Write the summary and the report, and say where they are."""
+    """Write summary.json and report.html, and print the results."""
     from personalar.reports.run_page import write_report
     from personalar.runs.pictures import note_cost
 
@@ -87,9 +87,10 @@ def finish(session: RunContext) -> None:
 
 
 def record_end(session: RunContext) -> None:
-    """Write into run.json that all that was asked for is done; stages learned before were judged alike."""
+    """Write to run.json that all requested results are complete."""
     request, folder = request_of(session.config), session.folder
     stages = stage_names(folder.record)
+    # Stages of earlier commands are sampled and scored in every run, so they are complete too.
     learned = [name for name in stages if name in request["stages"] or folder.has_concept(name)]
     sync_files(folder.path / "logs")
     folder.update(finished={**request, "stages": learned})

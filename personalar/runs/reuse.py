@@ -1,4 +1,4 @@
-"""The first stage of another run, copied (`reuse=DIR`) where this run would learn the same."""
+"""Reuse of stage 1 of another run (`reuse=DIR`), if this run would train exactly the same."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from personalar.core.types import Subject
 
 
 def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Copy files and folders by name, each file whole or not at all; skip absent ones."""
+    """Copy files and folders `names` from `source` to `target`, each file atomically; skip missing ones."""
     for name in names:
         found = source / name
         for path in sorted(found.rglob("*")) if found.is_dir() else [found]:
             if path.is_file():
+                # Pictures are synced together at the end.
                 write_atomic(target / path.relative_to(source), path.read_bytes(), sync=path.suffix != ".png")
     sync_files()
 
 
 def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subject) -> str:
-    """Copy the first stage of the run in `config.reuse` into `folder`; return a message.
+    """Copy the first stage of the run in `config.reuse` to `folder`, and return a message.
 
     Args:
         base: fingerprint of the base.
 
     Raises:
-        FileNotFoundError: the first stage is missing or unfinished.
-        ValueError: it was learned with other settings, on another base or of other photos, or is damaged.
+        FileNotFoundError: the first stage of that run is missing or unfinished.
+        ValueError: it is damaged, or was trained with other settings, another base or other photos.
     """
     first = next(iter(config.method.stages))
     if folder.has_concept(first):
-        return f"stage {first}: exists here already"
+        return f"stage {first}: already in this folder"
     source = Path(config.reuse or "").expanduser()
     other = RunFolder(source)
     if not other.has_concept(first) or "settings" not in other.record:
         raise FileNotFoundError(
-            f"reuse={source} holds no finished stage 1 (run.json, {other.concept(first)}): name the folder "
-            f"of a run that went through stage={first}, or leave reuse out"
+            f"reuse={source} contains no finished stage 1 (run.json, {other.concept(first)}): choose the "
+            f"folder of a run that has finished stage={first}, or omit reuse"
         )
     concept = Concept.load(other.concept(first))
     concept.check_base(name=config.model.name, fingerprint=base)
@@ -58,37 +59,38 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
         changed.append("other photos")
     if changed:
         raise ValueError(
-            f"reuse={source}: this run would not learn the same stage 1 ({first_few(changed)}): "
-            "leave reuse out, or make these the same"
+            f"reuse={source}: stage 1 of this run would be different ({first_few(changed)}): omit reuse, or "
+            "use the same settings"
         )
     folder.update(settings=settings, photos=subject.fingerprint, base=base)
     facts = {**other.record.get("stages", {}).get(first, {}), "reused": str(source.resolve())}
-    facts.pop("checkpoint", None)  # its file stays there
+    facts.pop("checkpoint", None)  # the checkpoint is not copied
     folder.update_stage(first, **facts)
     copy_files(source, folder.path, [*SHARED, f"images/{first}", f"logs/{first}"])
     parts = sorted(path.name for path in other.concept(first).iterdir() if path.name != RECORD_FILE)
-    # The record comes last: with it the stage is finished.
+    # The record comes last, because a concept with a record counts as finished.
     copy_files(other.concept(first), folder.concept(first), [*parts, RECORD_FILE])
-    return f"stage {first}: taken over from {source}"
+    return f"stage {first}: copied from {source}"
 
 
 def started_alone(config: RunConfig) -> bool:
-    """Return whether no other process of the run is there yet, as with torchrun or srun."""
+    """Return whether this is the only process of the run so far; torchrun and srun start all at once."""
+    # Lightning's own launcher starts the others only in `Trainer.fit`.
     started_outside = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     return not started_outside or config.trainer.devices * config.trainer.num_nodes == 1
 
 
 def check_started_alone(config: RunConfig) -> None:
-    """Raise ValueError where changing the folder would race with processes started by torchrun or srun."""
+    """Raise ValueError if the folder must be changed while processes of torchrun or srun read it."""
     if started_alone(config):
         return
     if config.overwrite:
         raise ValueError(
-            "overwrite=true cannot be given to torchrun or srun: choose another folder with "
+            "overwrite=true cannot be used with torchrun or srun: choose another folder with "
             "hydra.run.dir=DIR, or delete the run folder first"
         )
     if config.reuse:
         raise ValueError(
-            "reuse=DIR cannot be given to torchrun or srun: do stage 1 in this folder first, with the same "
-            "command and stage=embedding, or start one process with trainer.devices=N"
+            "reuse=DIR cannot be used with torchrun or srun: train stage 1 in this folder first, with the "
+            "same command and stage=embedding, or start one process with trainer.devices=N"
         )

@@ -1,8 +1,8 @@
-"""Several runs from one command (`-m`), and the objective of each.
+"""Sweeps: several runs from one command (`-m`), and the objective of each.
 
-A failed job leaves `error.txt` in its folder and counts as not a number; the others go on, and the command
-ends with a table of the finished ones, a comparison page, and a non-zero exit code. A job that was refused in
-the folder of another run leaves `error_<job>.txt` in the sweep's folder.
+A failed job writes `error.txt` to its folder, and its objective is NaN. The other jobs continue. At the end
+the command prints a table of the finished jobs, writes a comparison page, and exits with a non-zero code. A
+job whose folder belongs to another run writes `error_<job>.txt` to the folder of the sweep.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from personalar.core.process import global_rank
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...] | None
-"""None: another process of the run is the one that returns it."""
+"""Value of a job for the sweeper; None in processes above rank zero."""
 ERROR_FILE, JOBS_FILE = "error.txt", "jobs.jsonl"
 
 
 class SearchError(RuntimeError, CompactHydraException):
-    """Ends a search; Hydra shows its sentence without a traceback."""
+    """Ends a search. Hydra prints the message of a CompactHydraException without a traceback."""
 
 
 def explain_searches() -> None:
-    """Let a search of which no trial has a result end in one sentence; Optuna raises ValueError there."""
+    """Give a search without any result a readable error; Optuna raises a ValueError for it."""
+    # Raised after the last job, in Hydra's own code, which has no hook there: so its method is wrapped.
     multirun = Hydra.multirun
 
     def explained(self: Hydra, *args: Any, **kwargs: Any) -> Any:
@@ -49,52 +50,56 @@ def explain_searches() -> None:
             if raised_by(error) != "optuna":
                 raise
             raise SearchError(
-                f"personalar.run: the search ended without a result ({error}): if all trials failed, "
-                f"{ERROR_FILE} in the folder of each says why; fix that and start the same command again"
+                f"personalar.run: the search ended without a result ({error}): if all trials failed, see "
+                f"{ERROR_FILE} in the folder of each; fix the cause and start the same command again"
             ) from None
 
-    Hydra.multirun = explained  # type: ignore[method-assign]  # Hydra has no hook for it
+    Hydra.multirun = explained  # type: ignore[method-assign]
 
 
 def check_devices(devices: Any) -> None:
     """Raise ValueError for a sweep over runs with more than one device."""
     if devices != 1:
         raise ValueError(
-            f"-m with trainer.devices={devices} is refused: each process of a distributed run starts with "
-            "this command line and would begin a sweep of its own; sweep with trainer.devices=1 (one run for "
-            "each GPU: hydra/launcher=submitit_slurm), or run the settings one after the other without -m"
+            f"-m with trainer.devices={devices} is not possible: each process of a distributed run starts "
+            "with this command line and would start its own sweep; sweep with trainer.devices=1 (one run per "
+            "GPU: hydra/launcher=submitit_slurm), or do the runs one after the other without -m"
         )
 
 
 def join_sweep(hydra_config: Any, devices: Any) -> None:
-    """Name the sweep as W&B's group. Raises ValueError where a job wants more than one device."""
+    """Make the sweep's folder name the W&B group. Raises ValueError if a job uses more than one device."""
     check_devices(devices)
-    os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # W&B's own name for it
+    os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # read by wandb.init
 
 
 def searches(hydra_config: Any) -> bool:
-    """Return whether the sweeper learns from results (Optuna)."""
+    """Return whether the sweeper is a search that uses objectives (Optuna), not a grid."""
     return not hydra_config.sweeper._target_.endswith("BasicSweeper")
 
 
 def check_objective(config: RunConfig) -> None:
-    """Raise ValueError for a search led by judges that do not know the pictures."""
+    """Raise ValueError if a search would be decided by scorers that were not trained on such pictures."""
     if names := judged(config.objective):
         config.scorer.check_decides(
             f"what a search by objective=[{','.join(names)}] tries",
             photographs=config.subject.photographs,
-            otherwise="a sweep without hydra/sweeper=..., which tries all that is listed",
+            otherwise="a sweep without hydra/sweeper=..., which tries all listed values",
         )
 
 
 def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objective:
-    """Return the value for a sweeper to maximise: measures of the last stage, "*" multiplies them.
+    """Return the value that a sweeper maximises, from the measures of the last stage.
+
+    Args:
+        summary: the content of summary.json.
+        names: measures, or products of measures such as "fidelity*clip_t".
 
     Returns:
-        One number, or one for each name; not a number where a measure was not taken (scorer=none).
+        One number, or one per name; NaN if a measure is missing (scorer=none).
 
     Raises:
-        ValueError: a name that summary.json does not know.
+        ValueError: an unknown measure.
     """
     measures = list(summary["stages"].values())[-1]
     known = {name for name, value in measures.items() if not isinstance(value, dict)}
@@ -121,24 +126,28 @@ def keep_sweeping(
     searches: bool = False,
     sweep_dir: Path | None = None,
 ) -> Objective:
-    """Return what `job` returns; when it fails, keep the reason in `run_dir` and return `count` NaNs.
+    """Return the result of `job`. If it fails, write the error to `run_dir` and return NaN.
 
     Args:
-        searches: the sweeper learns from results (Optuna): it needs exceptions, and no NaN.
-        sweep_dir: folder for the reason where `run_dir` is the folder of another run.
+        count: number of objectives, and so of NaN.
+        searches: the sweeper is a search: a failed trial must raise an exception, as Optuna rejects NaN.
+        sweep_dir: folder for the error if `run_dir` belongs to another run.
 
     Raises:
-        SearchError: the job failed and the sweeper searches.
+        SearchError: the job failed and the sweeper is a search.
     """
     before = marks(run_dir)
     try:
         worth = job()
         if searches and (worth is None or np.isnan(worth).any()):
-            raise ValueError("a search needs an objective, and this run measured none: choose a scorer")
+            raise ValueError("a search needs an objective, but this run has none: choose a scorer")
         (run_dir / ERROR_FILE).unlink(missing_ok=True)
         return worth
     except (Exception, SystemExit) as error:
+        # `user_errors` turns user errors into SystemExit with the message; for bugs the traceback is needed.
         known = isinstance(error, SystemExit)
+        # The folder is this job's if it is new, or if the job was accepted, which writes .hydra again.
+        # Otherwise it belongs to another run, where an error file would be wrong.
         alone = is_empty(run_dir, ERROR_FILE) and not isinstance(error.__context__, InUseError)
         own = alone or marks(run_dir) != before
         path = run_dir / ERROR_FILE
@@ -146,17 +155,14 @@ def keep_sweeping(
             path = sweep_dir / f"error_{HydraConfig.get().job.num}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
-        print(f"FAILED, the sweep goes on: {error} ({path})", flush=True)
+        print(f"FAILED, the sweep continues: {error} ({path})", flush=True)
         if searches:
             raise SearchError(f"personalar.run: a trial failed: {error} ({path})") from None
         return math.nan if count == 1 else (math.nan,) * count
 
 
 def note_job(sweep_dir: Path, run_dir: Path, overrides: Sequence[str]) -> None:
-    """Add a job to `jobs.jsonl` of its sweep, which says what each folder is; once for each folder.
-
-    A line is written at once: jobs may run side by side.
-    """
+    """Add a line with folder and overrides of a job to `jobs.jsonl` of its sweep, once per folder."""
     if run_dir.resolve() == sweep_dir.resolve():
         return
     table = sweep_dir / JOBS_FILE
@@ -164,29 +170,29 @@ def note_job(sweep_dir: Path, run_dir: Path, overrides: Sequence[str]) -> None:
     if table.is_file() and line in table.read_text(encoding="utf-8").splitlines(keepends=True):
         return
     sweep_dir.mkdir(parents=True, exist_ok=True)
+    # One write in append mode: lines of jobs that run in parallel do not mix.
     with table.open("a", encoding="utf-8") as stream:
         stream.write(line)
 
 
 def marks(folder: Path) -> dict[Path, int]:
-    """Return when (ns) each file at or below `folder` was written that says that a job began, or failed."""
-    started = f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}"  # anew by every job that is accepted
+    """Return the times (ns) of all files below `folder` that mark the start or the failure of a job."""
+    started = f"{HYDRA_FOLDER}/{HYDRA_FILES[0]}"  # written again by every job that is accepted
     names = (started, ERROR_FILE, "error_*.txt")
     return {path: path.stat().st_mtime_ns for name in names for path in folder.rglob(name)}
 
 
 class SweepReport(Callback):
-    """Hydra's callback around runs: checks before the first, a comparison after a sweep."""
+    """Callback of Hydra: checks before a run or a sweep, and a comparison after a sweep."""
 
     failed: tuple[str, ...] = ()
-    """Of the last sweep, the folders of the jobs that failed."""
+    """Folders of the failed jobs of the last sweep. A class attribute, because Hydra creates the object."""
 
     def __init__(self) -> None:
-        """Know of no earlier sweep in the folder."""
         self.before: dict[Path, int] = {}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Look at the run folder before Hydra writes into it."""
+        """Check the run folder before Hydra writes into it."""
         with user_errors("personalar.run"):
             check_folder_names(config)
             check_run_folder(Path(config.hydra.run.dir), leads=global_rank() == 0)
@@ -200,9 +206,10 @@ class SweepReport(Callback):
         self.before = marks(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the finished runs of this sweep and name the failed ones.
+        """Compare the finished runs of this sweep, and store the folders of the failed ones.
 
-        Hydra reports a job's end in the launcher's process, so this one looks at the folders.
+        Hydra calls `on_job_end` in the launcher's process, so this process finds the results by the files
+        that are new in the folder of the sweep.
         """
         from personalar.reports.comparison import rows_of_runs
         from personalar.reports.comparison_page import write_comparison

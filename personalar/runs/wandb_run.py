@@ -1,7 +1,8 @@
-"""Weights & Biases: one W&B run per run folder, filled during the run and at its end.
+"""Weights & Biases: one W&B run per run folder.
 
-Lightning's logger sends the curves, this module the rest: configuration, references, a `samples` panel with a
-slider over the steps of all stages, a table of every picture, the means, and the concept as an artifact.
+Lightning's logger sends the curves. This module sends the rest: the configuration, the photos, a `samples`
+panel with a slider over the steps of all stages, a table of all pictures, the means, and the concept as an
+artifact.
 """
 
 from __future__ import annotations
@@ -23,63 +24,68 @@ from personalar.training.callbacks.sample_grid import log_grid
 from personalar.training.context import RunContext
 
 NOT_FOR_INIT = ("_target_", "offline", "prefix", "save_dir", "log_model", "checkpoint_name", "settings")
-"""Arguments of Lightning's logger that `wandb.init` does not take as they are."""
+"""Settings of Lightning's WandbLogger that are not arguments of `wandb.init`, or are passed separately."""
 
 
 def wandb_settings(logger: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the settings of the W&B logger among those of `logger=`, or None."""
+    """Return the settings of the first W&B logger in the group `logger`; None without one."""
     found = (node for node in logger.values() if node and node["_target_"].endswith("WandbLogger"))
     return next(found, None)
 
 
 def start(session: RunContext, settings: Mapping[str, Any]) -> Any:
-    """Return the W&B run of the folder, new or resumed; offline without an account or a network."""
+    """Start or resume the W&B run of the run folder, offline without an account or a network; return it."""
     import wandb
 
     folder = session.folder
     known = folder.record.get("wandb_id")
-    folder.update(wandb_id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # a sweep agent's
+    # An agent of a W&B sweep sets WANDB_RUN_ID. The id is stored before the start: a run that is killed here
+    # resumes the same W&B run.
+    folder.update(wandb_id=known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     mode = "offline" if settings.get("offline") else settings.get("mode") or os.environ.get("WANDB_MODE")
     if mode in (None, "online") and wandb.api.api_key is None:
-        session.reporter.say("W&B: no account on this machine (wandb login); the run is kept offline")
+        session.reporter.say("W&B: no account on this machine (wandb login); the run is stored offline")
         mode = "offline"
     try:
         run = _open(session, settings, mode=mode)
     except wandb.errors.CommError as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
-        session.reporter.say(f"W&B: cannot be used now ({reason}); the run is kept offline")
-        wandb.teardown()  # its process holds the run's id still
+        session.reporter.say(f"W&B: not available ({reason}); the run is stored offline")
+        wandb.teardown()  # its service process still has a run with this id
         mode = "offline"
         run = _open(session, settings, mode=mode)
+    # Curves use Lightning's step within a stage; the panel of grids has its own, over all stages.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step")
     run.define_metric("samples_step")
     run.define_metric("samples", step_metric="samples_step")
     if mode == "offline":
         kept = Path(run.dir).parent
-        session.reporter.say(f"W&B: offline in {kept.parent}; upload it with: wandb sync {kept}")
+        session.reporter.say(f"W&B: offline in {kept.parent}; to upload it: wandb sync {kept}")
     return run
 
 
 def run_name(settings: Mapping[str, Any], folder: Path) -> str | None:
-    """Return the run's name; in a group, such as a sweep, the folder's name tells its runs apart."""
+    """Return the name of the W&B run; in a group, such as a sweep, followed by the folder's name."""
     name = settings.get("name")
     grouped = settings.get("group") or os.environ.get("WANDB_RUN_GROUP")
     return f"{name} {folder.name}" if name and grouped and "WANDB_NAME" not in os.environ else name
 
 
 def own_tags(settings: Mapping[str, Any]) -> list[str]:
-    """Return the tags of the settings; where there are none, those of WANDB_TAGS (with commas between)."""
+    """Return the tags of the settings, or those of WANDB_TAGS (separated by commas) if there are none."""
     standard = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     return list(settings.get("tags") or standard)
 
 
 def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None) -> Any:
-    """Return the W&B run `wandb_id` of run.json. Raises wandb.errors.CommError without a network."""
+    """Return the W&B run with the id in run.json. Raises wandb.errors.CommError without a network."""
     import wandb
 
     logs = session.folder.path / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    # Our values, then the user's, then name and tags, which are made of both. Settings of the user's
+    # environment (WANDB_...) take precedence over our defaults.
     mine = {
         "id": session.folder.record["wandb_id"],
         "resume": None if mode == "offline" else "allow",
@@ -99,14 +105,14 @@ def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None)
 
 
 def finish(run: Any, session: RunContext, *, exit_code: int = 0) -> None:
-    """End the W&B run; after a lost network, say how to upload the rest."""
+    """Finish the W&B run; if the network failed, print how to upload the rest."""
     kept = Path(run.dir).parent
     try:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         session.reporter.say(
-            "W&B: not all was uploaded within logger.wandb.settings.finish_timeout (network lost?); it is "
-            f"kept: wandb sync {kept}"
+            "W&B: the upload was not complete within logger.wandb.settings.finish_timeout (no network?); to "
+            f"upload the rest: wandb sync {kept}"
         )
 
 
@@ -121,7 +127,7 @@ def log_references(run: Any, folder: RunFolder) -> None:
 
 
 def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the facts and scores of each picture of a run; "image" is its path."""
+    """Return a row per picture of a run: step, metadata, "image" (its path) and scores (None if missing)."""
     names = [name for name, measure in measures_of(record).items() if measure.is_scored]
     scores: dict[tuple[Any, ...], dict[str, float]] = {}
     for line in read_scores(run_dir / "scores.jsonl"):
@@ -131,24 +137,18 @@ def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]
     for stage in stage_names(record):
         for path in sample_files(run_dir / "images" / stage):
             facts = read_png_metadata(path)
-            found = {
-                **{name: facts[name] for name in ("stage", "kind", "prompt")},
-                "seed": int(facts["seed"]),
-            }
-            values = scores.get(tuple(found.values()), {})
-            rows.append(
-                {
-                    "step": steps_after(record, stage),
-                    **found,
-                    "image": path,
-                    **{name: values.get(name) for name in names},
-                }
-            )
+            key = (facts["stage"], facts["kind"], facts["prompt"], int(facts["seed"]))
+            row: dict[str, Any] = {"step": steps_after(record, stage)}
+            row |= dict(zip(("stage", "kind", "prompt", "seed"), key, strict=True))
+            row["image"] = path
+            values = scores.get(key, {})
+            row |= {name: values.get(name) for name in names}
+            rows.append(row)
     return rows
 
 
 def send_results(run: Any, session: RunContext) -> None:
-    """Log the results of a finished run; after a lost network, say where they are."""
+    """Log the results of a finished run; if the network failed, print where they are."""
     import wandb
 
     log_means(run, session.folder)
@@ -157,20 +157,24 @@ def send_results(run: Any, session: RunContext) -> None:
     except wandb.errors.CommError as error:
         reason = (str(error).splitlines() or ["no answer"])[0]
         session.reporter.say(
-            f"W&B: the table of pictures and the concept were not sent ({reason}); both are in "
+            f"W&B: the table of pictures and the concept were not uploaded ({reason}); both are in "
             f"{session.folder.path}: report.html, concept/"
         )
 
 
 def log_means(run: Any, folder: RunFolder) -> None:
-    """Put the means of `summary.json` into the run's summary."""
+    """Copy the means of summary.json to the summary of the W&B run."""
     for stage, measures in read_json(folder.path / "summary.json")["stages"].items():
         means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
         run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
 
 
 def log_pictures_and_concept(run: Any, session: RunContext) -> None:
-    """Log the table of all pictures, and the concept as an artifact; both ask the server first."""
+    """Log a table of all pictures, and the concept as an artifact.
+
+    Raises:
+        wandb.errors.CommError: no connection; unlike curves, artifacts are not queued.
+    """
     import wandb
 
     folder = session.folder
@@ -189,7 +193,11 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
 
 @contextmanager
 def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call after each stage; it does nothing without W&B, or above rank zero."""
+    """Start the W&B run, and finish it at the end of the block.
+
+    Yields:
+        A function to call with the name of each finished stage. It does nothing without a W&B logger.
+    """
     settings = wandb_settings(session.config.logger)
     if settings is None or not session.reporter.enabled:
         yield lambda stage: None
@@ -207,7 +215,7 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
         try:
             log_references(run, session.folder)
             yield after
-        except BaseException:
+        except BaseException:  # SystemExit after a signal too, so that W&B shows the run as stopped
             finish(run, session, exit_code=1)
             raise
         with harmless(session):
@@ -218,26 +226,29 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def harmless(session: RunContext) -> Iterator[None]:
-    """Tell of an error in the block and go on: what was learned does not depend on a dashboard."""
+    """Print an error of the block and continue: a dashboard must not stop a run."""
     try:
         yield
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         session.reporter.say(
-            f"W&B: not all was kept there ({reason}); the run goes on, and everything is in "
+            f"W&B: some results were not stored there ({reason}); the run continues, and everything is in "
             f"{session.folder.path}"
         )
 
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Let W&B write below `folder` in the block, not to HOME, where the user's variables do not say else."""
+    """Make W&B write its data, cache and artifacts below `folder`, unless the user's environment sets them.
+
+    Its default is the home directory, which is small on many clusters.
+    """
     places = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
     mine = [name for name in places if name not in os.environ]
     for name in mine:
         os.environ[name] = str((folder / places[name]).absolute())
     try:
         yield
-    finally:  # the next run of a sweep has its own
+    finally:  # the next run of a sweep has its own folder
         for name in mine:
             os.environ.pop(name, None)

@@ -30,19 +30,19 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     @property
     def root_device(self) -> torch.device:
-        """The device of this process, with an index, which DeepSpeed needs and Lightning omits for a CPU."""
+        """The device of this process, with an index also for a CPU, as DeepSpeed needs it."""
         device = super().root_device
         return torch.device("cpu", self.local_rank) if device.type == "cpu" else device
 
     def setup_environment(self) -> None:
-        """Join the process group; skips the check of DeepSpeedStrategy that the accelerator is a GPU."""
+        """Join the process group; on a CPU, skip DeepSpeedStrategy's check that the accelerator is a GPU."""
         if isinstance(self.accelerator, CPUAccelerator):
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             super().setup_environment()
 
     def setup_distributed(self) -> None:
-        """Set the ranks and start DeepSpeed's communication; on a CPU, skip Lightning's check of GPU indices."""
+        """Set the ranks and start DeepSpeed's communication; on a CPU, skip the check of GPU indices."""
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return

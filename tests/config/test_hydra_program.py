@@ -70,7 +70,7 @@ def test_a_saved_configuration_gives_the_same_result(
     ):
         assert word in typed
     third = command(tmp_path, *shlex.split(typed)[2:])
-    assert third.returncode == 0 and "finished before" in third.stdout, third.stderr
+    assert third.returncode == 0 and "already finished" in third.stdout, third.stderr
 
 
 def test_a_saved_configuration_is_checked_too(finished: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_run_that_was_finished_before_is_in_the_table_of_the_sweep(
     second = command(tmp_path, *sweep, "trainer.threads=1")
     for done in (first, second):
         assert done.returncode == 0 and "page: sweep/comparison.html" in done.stdout, done.stderr
-    assert "finished before" in second.stdout and contents(tmp_path / "sweep/3/.hydra") == before
+    assert "already finished" in second.stdout and contents(tmp_path / "sweep/3/.hydra") == before
 
 
 def test_a_long_sweep_has_short_folders_and_a_table_of_them(words: list[str], tmp_path: Path) -> None:

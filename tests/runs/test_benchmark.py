@@ -92,7 +92,7 @@ def test_two_subjects_by_two_methods(run_here: list[str], tmp_path: Path, capsys
     }
     before = (out / "results.jsonl").read_bytes()
     evaluate(settings, [])  # finished runs are found, not repeated
-    assert "finished before" in capsys.readouterr().out and (out / "results.jsonl").read_bytes() == before
+    assert "already finished" in capsys.readouterr().out and (out / "results.jsonl").read_bytes() == before
     evaluate(config("task=table", *settings_of(settings)), [])
     assert len(run_here) == 8
 
@@ -124,9 +124,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
         "benchmark=dreambench", f"benchmark.path={quote(photos.parent)}", "benchmark.methods=[two_stage]",
         "kinds=[subject]", KNOWS, f"out={tmp_path / 'out'}",
     )  # fmt: skip
-    with pytest.raises(
-        SystemExit, match=r"2 of 2 runs failed .*the same command does them again|no finished"
-    ):
+    with pytest.raises(SystemExit, match=r"2 of 2 runs failed .*the same command repeats them|no finished"):
         evaluate(settings, ["stage=transformer"])  # without a stage 1
     with pytest.raises(SystemExit, match=r"recipe\.loss='nonsense'; allowed: image_tokens"):
         evaluate(settings, ["model.recipe.loss=nonsense"])  # once, before any run
@@ -169,11 +167,11 @@ def test_both_protocols_and_the_order_of_runs() -> None:
     [
         (
             ["benchmark.methods=[x]"],
-            "benchmark.methods: 'x' is not known; allowed: dreambooth, embedding_only, lora, one_stage, "
+            "benchmark.methods: unknown 'x'; allowed: dreambooth, embedding_only, lora, one_stage, "
             "two_stage, without_class_name, full, joint, paper, qlora$",
         ),
         (["benchmark.methods=[]"], "name at least one"),
-        (["benchmark.subjects=[x]"], "benchmark.subjects: 'x' is not known; allowed: backpack, bear"),
+        (["benchmark.subjects=[x]"], "benchmark.subjects: unknown 'x'; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, agreement, table"),
         (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
@@ -274,9 +272,9 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
     with pytest.raises(SystemExit, match="1"):
         evaluate(config(*common), [])  # the real row: 30 subjects
     assert "2 of 30 subjects" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="calibrate needs photographs with a published row"):
+    with pytest.raises(SystemExit, match="calibrate needs photographs with published values"):
         evaluate(config("task=calibrate"), [])
-    with pytest.raises(SystemExit, match="calibrate needs judges: scorer=dreambench"):
+    with pytest.raises(SystemExit, match="calibrate needs scorers: scorer=dreambench"):
         evaluate(config(*common[:3], "scorer=none"), [])
 
 

@@ -54,7 +54,7 @@ def test_a_finished_run_goes_on_and_ends_as_if_it_had_had_the_steps_at_once(
     same_result(whole, run_dir)
     said = capsys.readouterr().out
     assert (
-        f"stage transformer goes on from step 3; the result of 3 steps is kept in {run_dir}/earlier" in said
+        f"stage transformer continues from step 3; the result of 3 steps is kept in {run_dir}/earlier" in said
     )
     for name in ("concept", "images/transformer"):
         kept = contents(run_dir / "earlier" / "transformer_3" / name, "**/*")
@@ -132,7 +132,7 @@ def refusal(do_run, run_dir: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (steps(2), "fewer steps of stage transformer than before"),
+        (steps(2), "stage transformer would have fewer steps than before"),
         ([*steps(5), "seed=1"], None),
         ([*steps(5, schedule="linear")], None),
     ],
@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_read_is_refused(do_run, shorter: Path, copied, d
         middle = len(data) // 2
         changed = data[:middle] + bytes(64) + data[middle + 64 :]
         path.write_bytes(data[:middle] if damage == "cut" else changed)
-    assert "the optimizer's state of stage transformer is missing or damaged" in refusal(
+    assert "the optimizer state of stage transformer is missing or damaged" in refusal(
         do_run, run_dir, *steps(5)
     )
 
@@ -173,7 +173,7 @@ def test_an_earlier_stage_and_a_stage_that_is_not_chosen_are_refused(
     said = refusal(do_run, run_dir, *more, "stage=embedding")
     assert "stage transformer is not among those to train (stage=embedding)" in said
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert "start one with trainer.devices=N" in refusal(
+    assert "start one process with trainer.devices=N" in refusal(
         do_run, run_dir, *more, "trainer.devices=2", "trainer.strategy=ddp"
     )
 
@@ -188,5 +188,5 @@ def test_the_command_that_is_offered_takes_over_the_finished_stage(do_run, finis
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stage embedding: taken over from" in done.stdout
+    assert "stage embedding: copied from" in done.stdout
     assert RunFolder(new).record["stages"]["transformer"]["steps"] == 5

@@ -119,7 +119,7 @@ def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_pa
     before = contents(finished_run, "**/*")
     for words in (["stage=both"], ["stage=embedding"], ["stage=transformer"], ["model.sampling.batch=3"]):
         assert not do_run(finished_run, *words)
-        assert "finished before; overwrite=true starts afresh" in capsys.readouterr().out
+        assert "already finished; overwrite=true starts again" in capsys.readouterr().out
     assert contents(finished_run, "**/*") == before
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     assert do_run(copy, "stage=embedding", "samples.seeds=[0,1]")  # of all stages: they are shown together

@@ -71,7 +71,7 @@ def test_a_trainer_of_ones_own_learns_the_same(settings: list[str], tmp_path: Pa
 
 def test_a_finished_run_cannot_be_opened_for_training(settings: list[str]) -> None:
     personalar.personalize(*settings, folder="run")
-    with pytest.raises(ValueError, match="holds a finished run: choose another folder"):
+    with pytest.raises(ValueError, match="contains a finished run: choose another folder"):
         personalar.open_run(*settings, folder="run")
 
 

@@ -52,7 +52,7 @@ def test_taken_over_equals_learned(do_run: Callable, finished_run: Path, tmp_pat
     ],
 )
 def test_another_stage_is_not_taken(do_run, finished_run: Path, tmp_path: Path, overrides, told: str) -> None:
-    with pytest.raises(ValueError, match="would not learn the same stage 1") as error:
+    with pytest.raises(ValueError, match="stage 1 of this run would be different") as error:
         do_run(tmp_path, f"reuse={finished_run}", *overrides)
     assert told in str(error.value)
     assert not (tmp_path / "stages").exists() and not (tmp_path / "images").exists()
@@ -75,21 +75,21 @@ def test_other_photos_and_another_base_are_refused(do_run, finished_run: Path, t
 
 
 def test_nothing_to_take_over(do_run, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"reuse=.* holds no finished stage 1 .*stage=embedding"):
+    with pytest.raises(FileNotFoundError, match=r"reuse=.* contains no finished stage 1 .*stage=embedding"):
         do_run(tmp_path / "run", f"reuse={tmp_path / 'nowhere'}")
 
 
 def test_a_stage_without_its_record_is_not_taken_over(do_run, finished_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "run.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no finished stage 1 \(run.json, "):
+    with pytest.raises(FileNotFoundError, match=r"contains no finished stage 1 \(run.json, "):
         do_run(tmp_path / "run", f"reuse={copy}")
 
 
 def test_processes_started_outside_cannot_take_over(monkeypatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     check_started_alone(compose_config("+subject=cat", "reuse=x"))
-    with pytest.raises(ValueError, match=r"reuse=DIR cannot be given to torchrun"):
+    with pytest.raises(ValueError, match=r"reuse=DIR cannot be used with torchrun"):
         check_started_alone(compose_config("+subject=cat", "reuse=x", "trainer=ddp", "trainer.devices=2"))
 
 

@@ -54,7 +54,7 @@ def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
 
     assert math.isnan(keep_sweeping(dies, tmp_path / "job", 1))
     assert "Traceback" in (tmp_path / "job" / "error.txt").read_text()
-    assert "FAILED, the sweep goes on: out of memory" in capsys.readouterr().out
+    assert "FAILED, the sweep continues: out of memory" in capsys.readouterr().out
     assert len(keep_sweeping(dies, tmp_path / "job", 2)) == 2
 
     def mistaken() -> float:
@@ -117,7 +117,7 @@ def test_a_job_travels_to_another_process() -> None:
 
 def test_the_command_refuses_a_sweep_over_devices(tmp_path: Path) -> None:
     done = command(tmp_path, "personalar.run", "-m", "+subject=cat", "trainer=ddp", "seed=0,1")
-    assert done.returncode == 1 and "is refused: each process" in done.stderr
+    assert done.returncode == 1 and "is not possible: each process" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "sweeps").exists()
 
 

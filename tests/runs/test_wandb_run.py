@@ -135,11 +135,11 @@ def test_a_failing_dashboard_costs_nothing_and_writes_below_the_run(
     offline = ("logger=wandb", "logger.wandb.mode=offline", "stage=embedding", "scorer=none")
     do_run(tmp_path / "run", *offline, "subject.name='my dog (1)'")
     said = capsys.readouterr().out
-    assert "concept-nano-my_dog_1" in named and "not all was kept" not in said, said
+    assert "concept-nano-my_dog_1" in named and "not stored there" not in said, said
     assert (tmp_path / "run/logs/wandb/data").is_dir() and "WANDB_DATA_DIR" not in os.environ
     monkeypatch.setattr("personalar.runs.wandb_run.log_means", broken)
     do_run(tmp_path / "again", *offline)
-    assert "W&B: not all was kept there (dashboard on fire)" in capsys.readouterr().out
+    assert "W&B: some results were not stored there (dashboard on fire)" in capsys.readouterr().out
     assert "finished" in json.loads((tmp_path / "again" / "run.json").read_text())
 
 
@@ -243,9 +243,9 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     do_run(run_dir, "logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding")
     said = capsys.readouterr().out
     kept = re.search(
-        r"not all was uploaded within logger\.wandb\.settings\.finish_timeout .*wandb sync (\S+)", said
+        r"the upload was not complete within logger\.wandb\.settings\.finish_timeout .*wandb sync (\S+)", said
     )
-    assert "W&B: the table of pictures and the concept were not sent" in said
+    assert "W&B: the table of pictures and the concept were not uploaded" in said
     assert kept is not None and (run_dir / "report.html").is_file()
     (path,) = Path(kept.group(1)).glob("*.wandb")
     kinds = [record.WhichOneof("record_type") for record in records(path)]
