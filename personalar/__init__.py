@@ -4,7 +4,7 @@
     cat = personalar.load(folder)
     cat.images(["a photo of [V] cat in the snow"], seeds=[0])[0].save("cat.png")
 
-Importing this loads nothing heavy.
+Importing this package is fast: torch is loaded by the first call.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ __version__ = "0.1.0"
 
 
 def personalize(*settings: str, folder: str | PathLike[str] | None = None) -> Path:
-    """Learn a subject as `python -m personalar.run` does; return the run folder.
+    """Learn a subject, like `python -m personalar.run`, and return the run folder.
 
-    A finished run is left as it is, an interrupted one goes on.
+    A finished run is not repeated, an interrupted one resumes.
 
     Args:
-        settings: as on the command line: "subject=cat", "stage=both", "seed=1".
-        folder: of the run; by default outputs/MODEL/SUBJECT.
+        settings: settings as on the command line: "subject=cat", "stage=both", "seed=1".
+        folder: the run folder; default: outputs/MODEL/SUBJECT.
 
     Raises:
-        ValueError, FileNotFoundError: for what the command would refuse, with what to do.
+        ValueError: an invalid setting or photo, or a folder with another run.
+        FileNotFoundError: photos or files of the base are missing.
     """
     from personalar.runs.personalize import run
 
@@ -43,10 +44,16 @@ def personalize(*settings: str, folder: str | PathLike[str] | None = None) -> Pa
 
 
 def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple[RunContext, list[Stage]]:
-    """Return a run and its stages, for a `lightning.Trainer` of one's own; see docs/python.md.
+    """Return the context of a run and its stages, to train with your own `lightning.Trainer`.
+
+    See docs/python.md.
 
     Args:
         settings, folder: as for `personalize`.
+
+    Raises:
+        ValueError: as for `personalize`, or the folder contains a finished run.
+        FileNotFoundError: photos or files of the base are missing.
     """
     from personalar.runs.personalize import open_run as open_settings
 
@@ -54,15 +61,15 @@ def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple
 
 
 def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
-    """Return a learned subject, whose `images(prompts, seeds)` draws it as `personalar.sample` does.
+    """Return a learned subject; its method `images(prompts, seeds)` samples like `personalar.sample`.
 
     Args:
         concept: a concept folder, or the folder of a finished run.
-        settings: as on the command line: "decoder=jacobi", "model=lumina_mgpt_7b_512", "trainer=gpu".
+        settings: settings as on the command line: "decoder=jacobi", "trainer=gpu", "model.path=DIR".
 
     Raises:
-        FileNotFoundError: when the concept or files of the base are missing.
-        ValueError: for an unknown setting, with what is allowed, or a concept of another base.
+        FileNotFoundError: the concept or files of the base are missing.
+        ValueError: an invalid setting, or the concept belongs to another base.
     """
     from personalar.generation.pipeline import load as load_learned
 
@@ -72,17 +79,18 @@ def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
 def sample_files(
     concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
 ) -> list[Path]:
-    """Draw every prompt with every seed and write the PNG files as `python -m personalar.sample` does.
+    """Sample every prompt with every seed and write PNG files, like `python -m personalar.sample`.
 
     Args:
         concept: a concept folder, or the folder of a finished run.
-        settings: as on the command line: "out=pictures", "decoder=jacobi".
+        prompts: prompts with [V], such as "a photo of [V] cat in the snow".
+        settings: settings as on the command line: "out=pictures", "decoder=jacobi".
 
     Returns:
-        The files, prompt by prompt.
+        The paths of the files, prompt by prompt.
 
     Raises:
-        ValueError, FileNotFoundError: for what the command would refuse, with what to do.
+        ValueError, FileNotFoundError: as for `load`.
     """
     from personalar.generation.pipeline import sample_files as sample_learned
 
@@ -96,17 +104,17 @@ def score(
     photos: Sequence[Image],
     noun: str,
 ) -> dict[str, float]:
-    """Return the means of a run's measures over pictures from anywhere: "dino", "clip_i", "clip_t" and more.
+    """Return the mean scores of any pictures by measure: "dino", "clip_i", "clip_t" and more.
 
     Args:
-        pictures: to be judged.
-        prompts: of each picture, with [V] where the subject's name goes.
-        settings: the judges, as on the command line: "scorer=dreambench"; by default those of nano.
-        photos: of the subject, which likeness is measured with.
-        noun: its class, which CLIP reads in the place of "[V] noun".
+        pictures: the pictures to score.
+        prompts: the prompt of each picture, with [V] for the subject.
+        settings: scorers, as on the command line: "scorer=dreambench"; default: those of nano.
+        photos: photos of the subject, with which the pictures are compared.
+        noun: the class of the subject, which CLIP reads instead of "[V] noun".
 
     Raises:
-        ValueError: numbers of pictures and prompts differ, or there is no photo.
+        ValueError: the numbers of pictures and prompts differ, or there is no photo.
     """
     from personalar.config.compose import composed, read_config
     from personalar.scoring.judges import score_pictures
@@ -116,7 +124,7 @@ def score(
 
 
 def __getattr__(name: str) -> Any:
-    """Load Lightning's classes when they are asked for."""
+    """Return the Lightning classes, which are imported on first use because they load torch."""
     if name == "PersonalizationModule":
         from personalar.training.module import PersonalizationModule
 

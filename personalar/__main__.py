@@ -1,4 +1,4 @@
-"""The command `personalar NAME ...`, the same as `python -m personalar.NAME ...`."""
+"""The console command: `personalar NAME ...` is the same as `python -m personalar.NAME ...`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main() -> None:
         near = get_close_matches(name, COMMANDS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise SystemExit(f"personalar: unknown command {name!r}{meant} allowed: {', '.join(COMMANDS)}")
+    # Hydra and argparse read sys.argv, so it must look as if the module had been started directly.
     sys.argv = [f"personalar.{name}", *sys.argv[2:]]
     importlib.import_module(f"personalar.{name}").main()
 

@@ -1,7 +1,7 @@
 """Compare finished runs: `python -m personalar.compare DIR... [--out comparison]`.
 
-DIR is a run folder, or a folder of runs (a sweep's, a benchmark's). Writes one page, one picture and one
-table; nothing is sampled or scored again.
+DIR is a run folder, or a folder with several (of a sweep or a benchmark). It writes a page, a picture and a
+table. Nothing is sampled or scored again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from personalar.core.errors import user_errors
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m personalar.compare", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder of runs")
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the result")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder of runs"
+    )
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for the results")
     given = parser.parse_args(arguments)
+    # Imported here, so that --help is fast.
     from personalar.reports.comparison_page import compare_folders
     from personalar.reports.comparison_table import markdown, verdicts
 

@@ -1,7 +1,7 @@
-"""Check that a command can run here, before it does: `python -m personalar.doctor model=… trainer=…`.
+"""Check whether a run can start on this machine: `python -m personalar.doctor model=… trainer=…`.
 
-Versions, devices, the model's files (their place, or what is missing and where it would come from), a
-verdict. Nothing is downloaded and no weight is read; the exit status is 0 when all is well and 1 otherwise.
+It prints versions, devices, free disk space, the files of the model (or which are missing and where they come
+from), and a verdict. Nothing is downloaded and no weight is loaded. The exit code is 0 if a run can start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKAGES += ("huggingface_hub", "peft", "deepspeed")
 
 
 def versions() -> Iterator[str]:
-    """Yield the versions that a result depends on."""
+    """Yield the versions of Python and of the libraries on which results depend."""
     yield f"python {platform.python_version()}"
     for name in PACKAGES:
         try:
@@ -34,7 +34,7 @@ def versions() -> Iterator[str]:
 
 
 def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
-    """Yield the devices there are; ValueError where `trainer` asks for more."""
+    """Yield cores, memory and GPUs. Raises ValueError if `trainer` needs more."""
     import torch
 
     from personalar.training.memory_fit import check_devices
@@ -47,7 +47,7 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
         device = torch.cuda.get_device_properties(index)
         yield f"gpu {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
     if not torch.cuda.device_count():
-        yield f"gpu: none that torch {torch.__version__} can use"
+        yield f"gpu: torch {torch.__version__} finds none"
     asked = f"{trainer.accelerator}, {trainer.devices} device(s), strategy {trainer.strategy}"
     yield f"trainer={trainer.name}: {asked}"
     if model.accelerator != "cpu" and trainer.accelerator == "cpu":
@@ -56,7 +56,11 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
 
 
 def model_files(model: ModelConfig) -> Iterator[str]:
-    """Yield where the model's files are; FileNotFoundError or ValueError where some are missing."""
+    """Yield the paths of the model's files, their size and commits, and the sampling settings.
+
+    Raises:
+        FileNotFoundError, ValueError: files are missing or wrong.
+    """
     files = loading.offline_model(model)
     if files is None:
         parts = loading.hub_parts(model)
@@ -70,10 +74,11 @@ def model_files(model: ModelConfig) -> Iterator[str]:
         yield f"{part}: {where}"
     pinned = loading.pin(model)
     for key in PARTS:
+        # A branch such as "main" can move; the commit in the cache makes the run repeatable.
         asked, now = getattr(model, key), getattr(pinned, key)
         if asked and now and asked.revision != now.revision:
             setting = f"model.{key}.revision={now.revision}"
-            yield f"{now.repo}: {asked.revision} is this commit; {setting} keeps it"
+            yield f"{now.repo}: {asked.revision} is at this commit; pin it with {setting}"
     yield (
         f"{layout.resolution} px, {layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
@@ -81,33 +86,33 @@ def model_files(model: ModelConfig) -> Iterator[str]:
 
 
 def disk() -> Iterator[str]:
-    """Yield the free space where results and downloads go; ValueError where results cannot be written."""
+    """Yield the free disk space for results and downloads. Raises ValueError if results cannot be written."""
     for name, folder in {"outputs": Path.cwd(), "hub cache": loading.cache_folder()}.items():
         yield f"{name}: {loading.free_bytes(folder) / 1e9:.1f} GB free in {folder}"
     for folder in filter(Path.is_dir, map(Path, (".", "outputs", "sweeps"))):
-        try:
+        try:  # permissions alone do not show a full or read-only disk
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(bytes(1 << 16))
         except OSError as error:
             raise ValueError(
-                f"{folder.resolve()} cannot be written ({error.strerror}): give yourself the right to, make "
-                "room there, or start the command in another folder"
+                f"{folder.resolve()} cannot be written ({error.strerror}): change its permissions, free some "
+                "space, or start the command in another folder"
             ) from error
 
 
 def look(title: str, findings: Iterator[str]) -> tuple[str, bool]:
-    """Return the findings under a title, as text, and whether all is well."""
-    lines, well = [title], True
+    """Return the section `title` as text, and whether it has no problem."""
+    lines, ready = [title], True
     try:
-        lines.extend(findings)
+        lines.extend(findings)  # what was yielded before an error stays in the list
     except (FileNotFoundError, ValueError) as error:
         lines.extend(f"PROBLEM: {error}".splitlines())
-        well = False
-    return "\n  ".join(lines), well
+        ready = False
+    return "\n  ".join(lines), ready
 
 
 def diagnose(config: DoctorConfig) -> None:
-    """Print the findings, and exit with 1 when something is missing."""
+    """Print all sections and the verdict. Raises SystemExit (1) if there is a problem."""
     sections = {
         "versions": versions(),
         "devices": devices(config.trainer, config.model),
@@ -116,9 +121,9 @@ def diagnose(config: DoctorConfig) -> None:
     }
     problems = []
     for title, findings in sections.items():
-        text, well = look(title, findings)
+        text, ready = look(title, findings)
         print(text)
-        if not well:
+        if not ready:
             problems.append(title)
     if problems:
         print(f"verdict: not ready: see {', '.join(problems)} above")

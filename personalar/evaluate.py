@@ -1,12 +1,12 @@
 """Evaluate methods on a benchmark: `python -m personalar.evaluate benchmark=nanobench`.
 
-    python -m personalar.evaluate benchmark=nanobench             every subject by every method, one table
+    python -m personalar.evaluate benchmark=nanobench         all methods on all subjects, one table
+    python -m personalar.evaluate table benchmark=nanobench   only the table, from finished runs
     python -m personalar.evaluate calibrate benchmark=dreambench benchmark.path=DIR scorer=dreambench
     python -m personalar.evaluate agreement benchmark=nanobench scorer.subject_crop=true
     python -m personalar.evaluate agreement ratings=DIR scorer=dreambench
-    python -m personalar.evaluate table benchmark=nanobench             the table again, from what is finished
 
-Settings of personalar.run (model=..., trainer=...) go to every run.
+Settings of personalar.run (model=..., trainer=...) are passed to every run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from personalar.core.errors import user_errors
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return (arguments of this command, overrides for every run).
+    """Split command-line words into arguments of this command and overrides for its runs.
 
-    The first plain word is the task. A scorer is for both.
+    Args:
+        words: the command line; a first word without "=" is the task.
+
+    Returns:
+        (arguments of this command, overrides for every run). `scorer` is in both.
 
     Raises:
-        ValueError: an unknown task or setting, with what is allowed.
+        ValueError: an unknown task or setting; the message has the allowed ones.
     """
     own_keys = {field.name for field in dataclasses.fields(EvaluateConfig)}
     own: list[str] = []
@@ -40,18 +44,25 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             own.append(f"task={word}")
             continue
         if key == "subject":
-            raise ValueError("the benchmark names the subjects: use benchmark.subjects=[cat,dog]")
+            raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")
         mine = is_flag or key in own_keys or key.startswith("hydra")
         if mine:
             own.append(word)
         if not mine or key == "scorer":
             for_runs.append(word)
-    composed("run", for_runs)
+    composed("run", for_runs)  # raises an error for a wrong setting now, not in the first run
     return own, for_runs
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
-    """Do the task that the configuration names; a user's mistake ends in one sentence."""
+    """Do the task of `config`.
+
+    Args:
+        overrides: settings for every run.
+
+    Raises:
+        SystemExit: a user error, failed runs, or a calibration that does not agree.
+    """
     with user_errors("personalar.evaluate"):
         if config.task == "calibrate":
             from personalar.runs.calibration import calibrate
@@ -69,7 +80,8 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Entry point: split the settings of this command from those of its runs, then let Hydra compose."""
+    """Entry point."""
+    # Hydra would reject settings of personalar.run, so they are removed from sys.argv first.
     with user_errors("personalar.evaluate"):
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
     start("evaluate", lambda config: evaluate(config, overrides))

@@ -1,4 +1,4 @@
-"""Give a learned concept to other programs: `python -m personalar.export concept=DIR out=DIR`."""
+"""Export a learned concept for other programs: `python -m personalar.export concept=DIR out=DIR`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from personalar.generation.pipeline import concept_folder
 
 
 def export(config: ExportConfig) -> None:
-    """Do what the command says."""
+    """Write the export and print the path of each file."""
     folder, out = concept_folder(config.concept), Path(config.out).expanduser()
-    from personalar.concepts.concept import Concept  # torch is loaded here: a mistake is answered before
+    # These load torch: a wrong folder is reported before.
+    from personalar.concepts.concept import Concept
     from personalar.concepts.exchange import write_export
 
     for path in write_export(Concept.load(folder), out, config.model, checkpoint=config.checkpoint):

@@ -34,11 +34,16 @@ from personalar.runs.sweep import (
 
 
 def run_one(cfg: DictConfig) -> Objective:
-    """Run one composed configuration and return its worth; a user's mistake ends in one sentence."""
+    """Do the run of one composed configuration and return its objective.
+
+    Raises:
+        SystemExit: a user error.
+    """
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     leads, sweeps = global_rank() == 0, hydra_config.mode == RunMode.MULTIRUN
     with user_errors("personalar.run"), locked(run_dir, leads=leads):
+        # The folder of a refused run is deleted if it is empty. In a sweep error.txt is written there.
         with refusable(run_dir) if leads and not sweeps else nullcontext():
             if sweeps:
                 join_sweep(hydra_config, cfg.trainer.devices)
@@ -46,7 +51,7 @@ def run_one(cfg: DictConfig) -> Objective:
             if sweeps and searches(hydra_config):
                 check_objective(config)
             if found := unread(config, hydra_config.overrides.task):
-                if not sweeps:  # a sweep over methods has settings for each
+                if not sweeps:  # in a sweep over methods, a setting may be for one of them only
                     raise ValueError(found)
                 print(f"note: {found}")
             command = command_words(hydra_config)
@@ -55,27 +60,30 @@ def run_one(cfg: DictConfig) -> Objective:
             keep_configuration(run_dir, cfg, finished=prepared is None)
         if prepared is not None:
             personalize(*prepared, command=shlex.join(command))
-        if not leads:  # another process writes the summary, perhaps later, and is the one that is asked
+        if not leads:  # rank zero writes the summary, maybe later, and returns the objective
             return None
         return objective_value(read_json(run_dir / "summary.json"), config.objective)
 
 
 def keep_configuration(run_dir: Path, cfg: DictConfig, *, finished: bool) -> None:
-    """Write .hydra/ as Hydra would have, but only now that the run is accepted.
+    """Write .hydra/ as Hydra would, but only after the run was accepted.
+
+    Hydra itself would overwrite the files of a finished run even if the new command is refused, so
+    conf/run.yaml switches that off.
 
     Args:
-        finished: there is nothing to do; the files of the run that did it stay, with the time of now.
+        finished: the run was already finished; its files are kept, and only their time is updated.
     """
     folder, composed = run_dir / HYDRA_FOLDER, HydraConfig.instance().cfg
     if finished and (folder / HYDRA_FILES[0]).is_file():
-        (folder / HYDRA_FILES[0]).touch()
+        (folder / HYDRA_FILES[0]).touch()  # a sweep finds its jobs by this time
         return
     for name, part in zip(HYDRA_FILES, (cfg, composed, HydraConfig.get().overrides.task), strict=True):
         write_atomic(folder / name, OmegaConf.to_yaml(part).encode())
 
 
 def command_words(hydra_config: Any) -> list[str]:
-    """Return the words of the command line that does a run again, with the flags that matter."""
+    """Return the words of the command line that repeats a run, for messages and the report."""
     places = {source.provider: source.path for source in hydra_config.runtime.config_sources}
     flags = {
         "--config-path": places["main"] if places["main"] != str(conf_dir()) else None,
@@ -83,16 +91,20 @@ def command_words(hydra_config: Any) -> list[str]:
         "--config-name": hydra_config.job.config_name if hydra_config.job.config_name != "run" else None,
     }
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+    # Of Hydra's own settings only those that change where a run reads or writes.
     kept = ("hydra.run.dir", "hydra.searchpath", "hydra.job.chdir")
     own = [word for word in hydra_config.overrides.hydra if key_of(word) in kept and word[:2] != "++"]
     return ["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task]
 
 
 class Job:
-    """The function that Hydra calls with each composed configuration, here or in a launcher's process."""
+    """The task function of Hydra, called with each composed configuration, here or in a launcher's process.
+
+    It is a class because launchers pickle it, see `__reduce__`.
+    """
 
     def __call__(self, cfg: DictConfig) -> Objective:
-        """Run it; in a sweep a failure is kept and the sweep goes on."""
+        """Do the run; in a sweep, write an error to a file and continue."""
         hydra_config = HydraConfig.get()
         if hydra_config.mode != RunMode.MULTIRUN:
             return run_one(cfg)
@@ -105,12 +117,15 @@ class Job:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Bring our resolvers along to a launcher's process, which composes before it calls."""
+        """Register our OmegaConf resolvers when the job is unpickled.
+
+        A launcher's process composes the configuration before it calls the job, and needs them for that.
+        """
         return restore_job, ()
 
 
 def restore_job() -> Job:
-    """Return a job in a process that has not called `main`."""
+    """Return a job, in a process that has not called `main`."""
     register()
     return Job()
 
@@ -119,7 +134,8 @@ def main() -> None:
     """Entry point."""
     end_with_parent()
     keep_memory()
-    from personalar.run import Job  # not __main__'s: a launcher's process must be able to import it
+    # Not __main__.Job: a launcher's process must be able to import the class by its name.
+    from personalar.run import Job
 
     explain_searches()
     launch("run", Job())

@@ -1,7 +1,7 @@
-"""Make new pictures of a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a [V] cat"]'`.
+"""Sample a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a photo of [V] cat"]'`.
 
-The PNG files carry prompt, seed and size in their metadata; where these and the concept are equal, so is the
-picture.
+The PNG files contain prompt, seed and size in their metadata. The same concept, prompt, seed and size give
+the same picture.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from personalar.generation.pipeline import check_words, concept_folder, resolve_
 
 
 def sample(config: SampleConfig) -> None:
-    """Do what the command says."""
+    """Write the pictures; print notes about words in the prompts that the base does not know."""
     folder, config = concept_folder(config.concept), resolve_prompts(config)
     for note in check_words(config.prompts, [SUBJECT_TOKEN]):
         print(note)

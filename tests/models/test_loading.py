@@ -108,7 +108,7 @@ def test_a_base_comes_whole_from_its_repositories(hub: Hub, name: str) -> None:
         if (part := getattr(config, key)) is not None:
             moves = part.revision == "main"
             assert getattr(pinned, key).revision == (BRANCH_COMMIT if moves else part.revision)
-            note = f"{part.repo}: main is this commit; model.{key}.revision={BRANCH_COMMIT} keeps it"
+            note = f"{part.repo}: main is at this commit; pin it with model.{key}.revision={BRANCH_COMMIT}"
             assert (note in told) == moves
     files.weights()[0].unlink()  # a partial cache is not taken for a whole one
     assert offline_model(config) is None and hub_parts(config)[0].folder is None

@@ -199,7 +199,7 @@ def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     )
     assert own == ["task=calibrate", "benchmark=nanobench", "scorer.clip=x", "--cfg", "job"]
     assert for_runs == ["model=nano", "scorer.clip=x"]
-    with pytest.raises(ValueError, match=r"the benchmark names the subjects: use benchmark\.subjects="):
+    with pytest.raises(ValueError, match=r"a benchmark has several subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
     with pytest.raises(ValueError, match=r"unknown setting trainer\.thread.*did you mean threads"):
         split_arguments(["benchmark=nanobench", "trainer.thread=1"])
