@@ -29,16 +29,16 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-coverage: $(VENV)/.installed  ## run the tests and print how many lines of personalar/ they execute
+coverage: $(VENV)/.installed  ## run the tests and print the coverage of personalar/
 	$(VENV)/bin/python -m coverage erase
 	$(VENV)/bin/python -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
 
-slow: $(VENV)/.installed  ## set up, then run the tests that `make test` leaves out because they take long
+slow: $(VENV)/.installed  ## set up, then run the slow tests, which `make test` skips
 	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
 
-chaos: $(VENV)/.installed  ## try every fault, KILLS kills (20) and bad input; write docs/reliability.md
+chaos: $(VENV)/.installed  ## try all faults, KILLS kills (default: 20) and bad input; write docs/reliability.md
 	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS)
 
 lint: $(VENV)/.installed  ## check style and types
@@ -50,11 +50,11 @@ format: $(VENV)/.installed  ## fix style
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
-audit: $(VENV)/.installed  ## look for known vulnerabilities in the tested versions (asks PyPI)
+audit: $(VENV)/.installed  ## check the tested versions for known vulnerabilities (uses PyPI)
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q pip-audit
 	$(VENV)-audit/bin/pip-audit -r constraints.txt --disable-pip --no-deps
 
-licences: $(VENV)/.installed  ## write docs/licences.md anew
+licences: $(VENV)/.installed  ## update docs/licences.md
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q pip-licenses
 	sed '/^|/,$$d' docs/licences.md > docs/licences.tmp
 	$(VENV)-audit/bin/pip-licenses --python $(VENV)/bin/python --from=mixed --format=markdown --no-version \
