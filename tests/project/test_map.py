@@ -17,7 +17,7 @@ WANTED = {
     "photo formats": ("data", "pillow_heif"),
     "families?|family": ("models", "class Backend(Protocol)"),
     "can be learned": ("concepts", "class Identifier(nn.Module)"),
-    "knob of stage 2": ("config", "class StageNumbers"),
+    "numbers of the stages": ("config", "class StageNumbers"),
     "guidance, top-k": ("generation", "class Sampling"),
     "names of pictures": ("core", "def sample_filename"),
     "columns": ("reports", "MEASURES"),

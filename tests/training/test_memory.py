@@ -176,7 +176,7 @@ def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan("full", 120)
     plan("paper", 40)
-    with pytest.raises(ValueError, match=r"zero3_offload keeps 104\.\d+ GB .* which has 90\.00 GB: choose"):
+    with pytest.raises(ValueError, match=r"zero3_offload needs 104\.\d+ GB .* which has 90\.00 GB: choose"):
         plan("full", 90)
 
 
