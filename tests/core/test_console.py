@@ -1,4 +1,4 @@
-"""What a person sees while a run works: bars on a terminal only, and every second booked once."""
+"""Progress output: bars on a terminal only, and each second counted for one phase."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from personalar.core.console import Phase, Reporter
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal, and keeps what is written."""
+    """A stream that claims to be a terminal, and stores what is written."""
 
     def isatty(self) -> bool:
         return True
@@ -29,7 +29,7 @@ def make_reporter(stream: io.StringIO, **console) -> Reporter:
 
 
 def spoken(stream: io.StringIO, **console) -> str:
-    """Return what a phase with two steps says on `stream`."""
+    """Return the output of a phase with two steps on `stream`."""
     reporter = make_reporter(stream, **console)
     with reporter.phase("pictures", 2, "images") as advance:
         advance()
@@ -39,7 +39,7 @@ def spoken(stream: io.StringIO, **console) -> str:
 
 @pytest.mark.parametrize("colour", ["FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_a_file_gets_plain_lines_whatever_the_environment_says(monkeypatch, colour: str) -> None:
-    """A notebook's kernel sets FORCE_COLOR=1: rich then takes a pipe for a terminal."""
+    """A notebook's kernel sets FORCE_COLOR=1, with which rich treats a pipe as a terminal."""
     monkeypatch.setenv(colour, "1")
     said = spoken(io.StringIO())
     assert re.fullmatch(r"pictures: 2 images in \d+\.\d s, well\n", said)
@@ -60,7 +60,7 @@ def test_a_real_terminal_is_one() -> None:
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_phase_inside_another_is_booked_once(monkeypatch, terminal: bool) -> None:
-    """The search for [V]'s start ran inside the first stage, which said 4 steps in 69 s for 4 of them."""
+    """The search for the initial [V] ran inside stage 1, which reported 4 steps in 69 s instead of 4 s."""
     now = [0.0]
     monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
     stream = Terminal()

@@ -1,4 +1,4 @@
-"""A picture may have any of the base's sizes: named or refused, said as in training, drawn alike."""
+"""Image sizes of a base: validation, the same prompt as in training, and correct pictures in any size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROMPT = "a photo of a [V] cat"
 
 @pytest.fixture(scope="module")
 def several() -> ChameleonBackend:
-    """A base of 32 px that knows several shapes."""
+    """A base of 32 px with several image sizes."""
     return make_backend(buckets="aspect")
 
 
@@ -88,7 +88,7 @@ def test_every_size_of_a_base_is_read_width_first() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_base_is_asked_as_it_was_trained(several: ChameleonBackend, size: tuple[int, int]) -> None:
-    """All ids before the first code are those of a training sequence of that shape."""
+    """All ids before the first image code are those of a training sequence of that size."""
     tokens, (h, w) = identifier(several).tokens, (size[1] // 8, size[0] // 8)
     trained = several.protocol.training_ids(PROMPT, torch.zeros(h, w, dtype=torch.int64), tokens).ids
     (prompt,) = encode_prompts(several, [PROMPT], tokens, size=size)
@@ -145,7 +145,7 @@ def test_a_picture_of_more_tokens_leaves_less_room_for_its_prompt(several: Chame
 
 @pytest.fixture
 def concept(several: ChameleonBackend, tmp_path: Path) -> list[str]:
-    """Settings that name a concept on a base of several shapes."""
+    """Settings to sample a concept on a base with several image sizes."""
     base = save_backend(several, tmp_path / "base", dtype=torch.float32)
     of = {"name": "nano", "fingerprint": base_fingerprint(open_folder(base).weights())}
     subject = {"name": "tom", "noun": "cat", "fingerprint": "f"}

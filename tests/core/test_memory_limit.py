@@ -1,4 +1,4 @@
-"""The memory that a container or a batch system allows, read from control groups of both versions."""
+"""Memory limits of containers and batch systems, read from control groups of both versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from personalar.training.memory_fit import device_bytes
 
 GB, HOST = 10**9, 64 * 10**9
 NO_LIMIT = 9223372036854771712
-"""What version 1 says without one."""
+"""The limit in version 1 that stands for "no limit"."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_fits_follows_the_smaller_memory_limit(groups, lines, limits, limit
 def test_a_memory_limit_that_is_too_small_is_told(
     groups, tmp_path: Path, tiny_model_dir: Path, capsys
 ) -> None:
-    """Before torch is loaded, where the kernel would kill the run; and by the estimate of a stage."""
+    """An error before torch is loaded, not a kill by the kernel, and an error by the estimate of a stage."""
     words = ["+subject=cat", f"model.path={tiny_model_dir}", "scorer=none", "experiment=quick"]
     groups("0::/\n", {"": (300_000_000, 99, 0)})
     with pytest.raises(ValueError, match=r"too little memory.*limit of this process is 0\.30 GB.*docker run"):
@@ -96,7 +96,7 @@ def test_a_memory_limit_that_is_too_small_is_told(
 
 @pytest.fixture
 def real_group() -> Iterator[Path]:
-    """A control group of 300 MB within that of this process; skipped where none can be made."""
+    """A control group of 300 MB below that of this process; skipped if it cannot be created."""
     own = Path("/proc/self/cgroup")
     lines = own.read_text().splitlines() if own.exists() else []
     names = {kinds: name.lstrip("/") for _, kinds, name in (line.split(":", 2) for line in lines)}

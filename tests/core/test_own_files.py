@@ -1,4 +1,4 @@
-"""A person's files stay, wherever a run is told to work; names lead nowhere else."""
+"""Files of users are never deleted, in whatever folder a run is started; file names cannot leave it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_is_no_record_is_not_to_be_deleted(tmp_path: Path) -> None:
 
 
 def test_what_a_benchmark_brings_along_is_no_stranger(tmp_path: Path) -> None:
-    """Killed while it copied, too."""
+    """Also if it was killed while it copied."""
     brought = ("images/base/a.png", "references/redrawn/00.png", "cache/photo_codes.safetensors")
     write(tmp_path, *brought, "cache/.class_codes.safetensors.personalar-1-140000000000000.tmp")
     RunFolder(tmp_path).claim({}, photos="p", base="", overwrite=True)
@@ -124,7 +124,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(
 
 
 def test_an_overwrite_that_was_stopped_can_be_repeated(tmp_path: Path) -> None:
-    """A person's pictures lie beside ours, and a run ended after its folder was cleared."""
+    """A user's pictures are beside the run's, and the run was killed after it cleared its folder."""
     write(tmp_path, "images/mine.jpg", "stages/embedding/concept/concept.json")
     run_folder(tmp_path).claim({"seed": 1}, photos="q", base="", overwrite=True)
     assert not (tmp_path / "stages").exists()
@@ -182,7 +182,7 @@ def test_a_sweep_over_folders_stays_in_its_own(tmp_path: Path) -> None:
 
 
 def test_a_concept_replaces_no_files_of_others(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A folder with a person's own weights.safetensors; the concept has none, and used to delete them."""
+    """A folder with a user's weights.safetensors, which used to be deleted though the concept has none."""
     files, out = open_folder(tiny_model_dir), tmp_path / "out"
     out.mkdir()
     (out / "weights.safetensors").write_bytes(b"mine")
@@ -195,7 +195,7 @@ def test_a_concept_replaces_no_files_of_others(tiny_model_dir: Path, tmp_path: P
 
 
 def test_pictures_of_ones_own_are_not_taken_for_a_runs(finished_run: Path, tmp_path: Path) -> None:
-    """Both looked for a prompt in every PNG file."""
+    """Both commands used to expect a prompt in every PNG file."""
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
     Image.new("RGB", (8, 8)).save(run_dir / "images" / "transformer" / "mine.png")
     compare_folders([run_dir], tmp_path / "comparison")

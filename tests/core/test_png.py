@@ -1,4 +1,4 @@
-"""Pictures on disk: metadata that come back, names that are safe, writes that are whole."""
+"""Pictures on disk: metadata survive a round trip, file names are safe, writes are atomic."""
 
 from __future__ import annotations
 

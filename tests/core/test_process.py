@@ -1,4 +1,4 @@
-"""Threads, and an allocator that keeps memory."""
+"""Number of threads, and an allocator that keeps freed memory."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_a_given_number_wins(monkeypatch) -> None:
 
 
 def test_float32_is_float32_on_a_gpu_too(monkeypatch) -> None:
-    """The defaults of PyTorch would round what a convolution multiplies, and photos would get other codes."""
+    """PyTorch's default (TF32) rounds the factors of a convolution, so photos would get other codes."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     prepare_torch(torch.get_num_threads())
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_attention_is_never_prepared_anew_for_every_length() -> None:
-    """cuDNN's would be: in sampling no two steps have the same."""
+    """cuDNN's attention would prepare a plan for each length, and every step of sampling has a new length."""
     torch.backends.cuda.enable_cudnn_sdp(True)
     prepare_torch(torch.get_num_threads())
     assert not torch.backends.cuda.cudnn_sdp_enabled()

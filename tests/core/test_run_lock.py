@@ -1,4 +1,4 @@
-"""One run at a time in a folder: the second is told who is there, and a killed one blocks nobody."""
+"""The lock of a run folder: a second run ends with an error, and a killed run leaves no lock behind."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_holder_without_a_name_is_told_too(tmp_path: Path) -> None:
 
 
 def begun(run_dir: Path, *more: str) -> None:
-    """Make what Hydra leaves before a run begins, and `more`."""
+    """Create the files that Hydra writes before a run begins, and `more`."""
     for name in (".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", *more):
         (run_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (run_dir / name).write_text("mine")

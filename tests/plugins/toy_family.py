@@ -1,6 +1,7 @@
 """A family of base models outside of the package, as small as the contract allows.
 
-The next id depends on the last one alone. A code is the grey of 8 x 8 pixels; a character is an id.
+The next id depends only on the last one. An image code is the grey value of 8 x 8 pixels; a character of text
+is an id.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LAYOUT = ProtocolConfig(grid_px=8, resolution=32, buckets="square", prompt_templ
 
 @dataclass(frozen=True)
 class ToyShape:
-    """The network's numbers."""
+    """The sizes of the network."""
 
     hidden_size: int = 8
     num_hidden_layers: int = 1
@@ -42,7 +43,7 @@ class ToyShape:
 
 
 class ToyNetwork(nn.Module):
-    """A table of embeddings, one layer, a head."""
+    """An embedding table, one layer, and an output head."""
 
     def __init__(self, shape: ToyShape) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class ToyNetwork(nn.Module):
         return embeds + self.blocks[0](embeds).tanh()
 
     def head(self, rows: slice) -> Head:
-        """Return the map from hidden states to the logits of `rows`."""
+        """Return the function from hidden states to the logits of `rows`."""
         weight = self.lm_head.weight[rows]
         return lambda hidden: F.linear(hidden, weight).float()
 

@@ -1,4 +1,4 @@
-"""A scorer outside of the package: how sharp a picture is, and how much the pictures of a prompt vary."""
+"""A user-defined scorer: the sharpness of pictures, and the variation of pictures of one prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from personalar.core.types import Sample, Subject
 
 
 class Sharpness:
-    """The mean step between neighbours (photos: 1), the spread of "prior" samples, the words of prompts."""
+    """Sharpness relative to the photos, the spread of "prior" samples, and the number of words of prompts."""
 
     measures = (
         Measure(name="sharpness", title="sharpness", range=(0, None), better="higher"),

@@ -1,4 +1,4 @@
-"""One toy for each seam, outside of the package, as small as the contract allows."""
+"""A toy plug-in for each extension point, outside of the package, as small as the contract allows."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ListLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The stage."""
+        """The name of the logger."""
         return self._name
 
     @property
     def version(self) -> int:
-        """One for all."""
+        """The version, always the same."""
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -62,15 +62,15 @@ class Forgetful(ListLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Fail as a server does that is gone."""
+        """Raise an error like a server that cannot be reached."""
         raise ConnectionError("the server is gone")
 
 
 class SignDescent(torch.optim.Optimizer):
-    """Moves every number by the rate, against the sign of its gradient."""
+    """Moves every parameter by the learning rate, against the sign of its gradient (sign SGD)."""
 
     def __init__(self, params: Any, *, scale: float = 1.0) -> None:
-        """Move by `scale` times the rate."""
+        """Use `scale` times the learning rate."""
         super().__init__(params, {"lr": 1e-3, "scale": scale})
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class SignDescent(torch.optim.Optimizer):
 
 
 class Halving(torch.optim.lr_scheduler.LRScheduler):
-    """Halves the rates at every step."""
+    """Halves the learning rates at every step."""
 
     def get_lr(self) -> list[float]:
         """Return the rates of this step."""
@@ -105,17 +105,17 @@ class Shifted(nn.Module):
 
 
 class OutputShift:
-    """An adapter: a vector that is added to the network's last hidden states."""
+    """An adapter: a learned vector that is added to the last hidden states."""
 
     def attach(self, backend: Backend, *, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """Put the shift after the final norm."""
+        """Add the vector after the final norm."""
         stack = backend.transformer.model
         stack.norm = Shifted(stack.norm, backend.word_table.shape[1])
         return {"shift": stack.norm.shift}
 
 
 def stripes(*, colour: tuple[int, int, int] | list[int]) -> Subject:
-    """Return a subject that is drawn here."""
+    """Return a subject that is drawn by this function."""
     images = []
     for width in (4, 8, 16):
         image = Image.new("RGB", (96, 96), "white")

@@ -1,4 +1,4 @@
-"""The commands as a person types them, each in a process of its own and from another folder."""
+"""The commands as a user types them, each in a new process and from another folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Return a function that does a command in this process and returns what it says at its end."""
+    """Return a function that runs a command in this process and returns its last output."""
 
     def ends(name: str, *arguments: str) -> str:
         monkeypatch.chdir(tmp_path)

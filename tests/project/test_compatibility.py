@@ -1,4 +1,4 @@
-"""The table of docs/compatibility.md names tests that exist, and each of its rows has one."""
+"""Every row of the table in docs/compatibility.md refers to an existing test."""
 
 from __future__ import annotations
 

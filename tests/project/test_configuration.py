@@ -1,4 +1,4 @@
-"""docs/configuration.md lists every setting; `python tests/project/test_configuration.py` writes it anew."""
+"""docs/configuration.md lists every setting; `python tests/project/test_configuration.py` updates it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ command line as `key=value`; a group is chosen by name, `group=choice`. `null` m
 
 
 def meanings(schema: type) -> dict[str, str]:
-    """Return the docstring of each field of a dataclass, those of its bases among them."""
+    """Return the docstring of each field of a dataclass and of its bases."""
     found: dict[str, str] = {}
     for kind in reversed(schema.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ def meanings(schema: type) -> dict[str, str]:
 
 
 def shown(field: dataclasses.Field) -> str:
-    """Return the default of a field, as YAML has it."""
+    """Return the default of a field, as YAML."""
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -50,7 +50,7 @@ def shown(field: dataclasses.Field) -> str:
 
 
 def allowed(field: dataclasses.Field) -> str:
-    """Return the range of a number."""
+    """Return the range of a number, as text."""
     if "limits" not in field.metadata:
         return ""
     low, high = field.metadata["limits"]
@@ -66,7 +66,7 @@ def inner(hint: object) -> object:
 
 
 def rows(schema: type, prefix: str) -> list[str]:
-    """Return a line of the table for every setting below `prefix`."""
+    """Return a row of the table for every setting below `prefix`."""
     hints, told, lines = typing.get_type_hints(schema), meanings(schema), []
     theirs = {field.name for field in dataclasses.fields(LightningArguments)} if prefix == "trainer." else ()
     for field in dataclasses.fields(schema):
@@ -84,7 +84,7 @@ def rows(schema: type, prefix: str) -> list[str]:
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the text of docs/configuration.md."""
     parts = [HEAD]
     for group, schema in GROUPS.items():
         parts.append(f"\n## {group}\n")

@@ -1,4 +1,4 @@
-"""What a documented command leaves does not stand in the way of a commit."""
+"""Files that documented commands write are ignored by git."""
 
 from __future__ import annotations
 

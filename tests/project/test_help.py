@@ -1,4 +1,4 @@
-"""--help: what each command does, an example of its own, what it needs, what it takes; and nothing runs."""
+"""--help of each command: purpose, an example, requirements and settings; and nothing else happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The floor plan: folders in one order, imports point down, sizes are bounded, names are unique."""
+"""The structure of the package: order of folders, direction of imports, sizes, unique names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORDER = (
 """The packages, lowest first. A module imports its own package and those before it."""
 ENTRY_POINTS = {"__init__", "__main__", "run", "sample", "evaluate", "compare", "export", "doctor", "web"}
 WITHOUT = {"scoring": {"models"}, "reports": {"models"}, "models": {"nano"}, "config": {"nano"}}
-"""Lower packages that a package does without all the same."""
+"""Lower packages that a package must not import although it could."""
 HOMES = {
     "lightning": ("data", "training"),
     "transformers": ("models", "scoring"),
@@ -85,7 +85,7 @@ def test_heavy_libraries_stay_where_they_are_allowed(path: Path) -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    """Neither what answers mistakes nor what reads run folders loads torch, and the package alone nothing."""
+    """Error messages and run folders are read without torch, and `import personalar` loads nothing."""
     heavy = {"torch", "transformers", "lightning", "deepspeed"}
     expected = [
         "personalar", "personalar.config.run_config", "personalar.reports.summary",
@@ -123,7 +123,7 @@ def test_folders_are_small_and_file_names_are_found_once() -> None:
 
 
 def test_tests_are_laid_out_as_the_package_is() -> None:
-    """Each test of a package is in the folder of its name; helpers and whole-program tests have their own."""
+    """Each test of a package is in the folder with its name; helpers and tests of whole programs are not."""
     tests = PACKAGE.parent / "tests"
     others = {"", "fixtures", "project", "robustness", "experiments", "plugins"}
     for path in tests.rglob("test_*.py"):

@@ -1,4 +1,4 @@
-"""Found in one guess: the README's map names the folder of whatever a reader wants to change."""
+"""The README's map: a reader who wants to change something finds the right folder at the first try."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WANTED = {
     "preprocessing": ("scoring", "processor"),
     "weights, its scorers": ("nano", "world"),
 }
-"""Words of the map for a thing that a reader looks for -> its folder, and a text in that folder's code."""
+"""Words of the map -> the folder in whose line they must be, and a text in the code of that folder."""
 
 
 def lines() -> dict[str, str]:

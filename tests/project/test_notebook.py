@@ -1,4 +1,4 @@
-"""The quickstart runs from its first cell to its last, on a tiny model, and is stored with what it shows."""
+"""The quickstart notebook runs from first to last cell on a tiny model, and is stored with its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fresh machine gets: bounds, exact versions, a wheel with configuration, template and weights."""
+"""Installation: version bounds, exact versions, and a wheel with configuration, template and weights."""
 
 from __future__ import annotations
 

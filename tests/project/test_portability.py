@@ -1,4 +1,4 @@
-"""The package can be imported, and its commands asked for help, on systems other than Linux."""
+"""The package can be imported, and --help of all commands works, on systems other than Linux."""
 
 from __future__ import annotations
 

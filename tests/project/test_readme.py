@@ -1,4 +1,4 @@
-"""What the documents say is true: links lead somewhere, commands compose, make targets and files exist."""
+"""The documents are correct: links exist, commands compose, make targets and files exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's recipes, followed literally."""
+"""The recipes of CONTRIBUTING.md, run literally."""
 
 from __future__ import annotations
 

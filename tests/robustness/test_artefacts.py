@@ -1,4 +1,4 @@
-"""Strangers' concepts, checkpoints, YAML: an error in one sentence, never code, never a write elsewhere."""
+"""Concepts, checkpoints and YAML from others: an error, never code, never a write elsewhere."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ JSON = st.recursive(
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +64,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 
 def rehash(folder: Path) -> None:
-    """What a foe does: the hashes are those of the changed files."""
+    """Recompute the hashes of changed files, as an attacker would."""
     record = json.loads((folder / RECORD_FILE).read_text())
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in record["files"]}
     rewrite(folder, files=files)
@@ -109,7 +109,7 @@ def test_a_flipped_bit_anywhere(whole: Path, name: str, part: float, bit: int) -
 @SLOW_FIXTURE
 @given(part=st.floats(0, 0.999), byte=st.integers(0, 255))
 def test_a_changed_byte_with_its_hash(tiny_backend, whole: Path, part: float, byte: int) -> None:
-    """Without the help of hashes: either it loads and applies as numbers, or it is refused in a sentence."""
+    """Without the help of hashes: it either loads and applies as numbers, or is an error."""
     kept = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     path = whole / ROWS_FILE
     changed = bytearray(kept[path])
@@ -194,7 +194,7 @@ def test_names_that_would_change_prompts(whole: Path, identifier: object, messag
 
 @pytest.mark.parametrize("index", [0, 3, 70, 10**9])
 def test_ids_that_mean_something_already(tiny_backend, index: int) -> None:
-    """A row in the place of begin-of-image or of a word would change the sequence's structure."""
+    """An embedding for begin-of-image or for a word would change the structure of the sequence."""
     with pytest.raises(ValueError, match=r"uses the ids .*does not reserve for learned tokens"):
         make(weights={}, tokens={"[V]": index, "[S1]": 81}).apply(tiny_backend)
 
@@ -298,7 +298,7 @@ def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -
 
 
 def test_only_what_the_user_composed_is_instantiated() -> None:
-    """A user's configuration is trusted. What comes from a stranger never reaches Hydra's `instantiate`."""
+    """A user's configuration is trusted. Values in files from others never reach Hydra's `instantiate`."""
     package = Path(personalar.__file__).parent
     calls = [
         (path.stem, ast.unparse(node.args[0]))
@@ -313,7 +313,7 @@ def test_only_what_the_user_composed_is_instantiated() -> None:
 def test_a_target_of_a_stranger_is_a_plain_value(
     command: str, finished_run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a concept, its run folder and its model folder, wherever these may hold keys of others."""
+    """In a concept, its run folder and its model folder, wherever these may contain additional keys."""
     bomb = {"_target_": "os.system", "_args_": [f"touch {tmp_path / 'exploded'}"]}
     run, model = (
         shutil.copytree(finished_run, tmp_path / "run"),

@@ -1,4 +1,4 @@
-"""Two processes equal one: losses, learned tensors, resuming; nothing frozen is saved; nobody hangs."""
+"""Two processes equal one in losses, learned tensors and resuming; checkpoints contain nothing frozen."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def assert_same_learning(one: Path, two: Path) -> None:
 def test_two_interrupted_processes_equal_one_whole_run(
     strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM reaches the second process alone in stage 2; both save, end, and go on when started again.
+    """Only the second process gets SIGTERM, in stage 2; both save, end, and resume with the same command.
 
-    The grid has two pictures after one process took three: sampling takes both processes equally often.
+    Both processes sample the same number of pictures of a grid, whatever its size.
     """
     overrides = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
     overrides += ["trainer.accelerator=cpu", "trainer.attention=eager", "trainer.checkpoint_every_steps=100"]
@@ -74,9 +74,9 @@ def test_two_interrupted_processes_equal_one_whole_run(
 def test_a_step_of_several_passes_has_the_mean_gradient(
     strategy: str, do_run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Whoever divides by the number of passes, it happens once: clipping acts on what is logged.
+    """Gradients are divided by the number of passes exactly once: clipping uses the norm that is logged.
 
-    Dropout belongs to the sequence, not to the process and pass that it falls to.
+    Dropout masks depend on the sequence, not on its process or pass.
     """
     steps = "model.recipe.stages.embedding"
     passes = ["stage=embedding", f"{steps}.batch=1", f"{steps}.accumulate=4", f"{steps}.steps=2"]
@@ -91,7 +91,7 @@ def test_a_step_of_several_passes_has_the_mean_gradient(
 
 
 def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
-    """The checkpoint names what trains only, and is smaller than the base that it does not hold."""
+    """A checkpoint contains only trained parameters, and is smaller than the base."""
     trained = {f"transformer.model.layers.{n}.self_attn.{p}_proj.weight" for n in range(2) for p in "qkv"}
     if checkpoint.is_file():
         assert set(torch.load(checkpoint, weights_only=True)["state_dict"]) == {"identifier.rows", *trained}
@@ -109,7 +109,7 @@ def assert_nothing_frozen(checkpoint: Path, base: Path) -> None:
 def test_a_logger_that_fails_after_learning_costs_nothing_with_two_processes(
     strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """It fails on rank zero alone, at the end of each stage."""
+    """A logger fails on rank zero only, at the end of each stage."""
     words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
     words += ["trainer.accelerator=cpu", "trainer.attention=eager"]
     mine = '+logger.mine={_target_: toys.Forgetful, file: "{folder}/list.txt", name: "{stage}"}'

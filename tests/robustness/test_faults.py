@@ -1,7 +1,7 @@
-"""Full disks, folders that may not be written, kills, lost networks, wrong clocks, too little memory.
+"""Full disks, missing permissions, kills, no network, wrong clocks, too little memory.
 
-Each time: nothing finished is lost, the same command ends as an undisturbed run does, and one sentence says
-what to do.
+In every test nothing finished is lost, an error of one line has the fix, and the same command then ends like
+an undisturbed run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def remount(folder: Path, options: str) -> None:
 
 
 def fails(do_run, run_dir: Path, message: str) -> str:
-    """Do a run that must end in one sentence like `message`; return it."""
+    """Do a run that must end with an error of one line like `message`; return the message."""
     with pytest.raises(SystemExit) as stopped, user_errors("personalar.run"):
         do_run(run_dir, "stage=both")
     said = str(stopped.value)
@@ -60,7 +60,7 @@ def fails(do_run, run_dir: Path, message: str) -> str:
 
 
 def assert_finished_stays(before: dict[str, bytes], run_dir: Path) -> dict[str, bytes]:
-    """What was finished before the fault is there still, byte for byte; returns what is finished now."""
+    """Assert that files finished before the fault are unchanged; return the files that are finished now."""
     now = contents(run_dir, "images/**/*.png") | contents(run_dir, "stages/*/concept/*")
     assert {name: data for name, data in now.items() if name in before} == before
     return now
@@ -70,7 +70,7 @@ def assert_finished_stays(before: dict[str, bytes], run_dir: Path) -> dict[str, 
 def test_a_disk_that_is_full_again_and_again(
     do_run, finished_run: Path, small_disk: Path, record_property
 ) -> None:
-    """Room grows by 64 KiB after each failure: it fills at many places, and no work is lost at any."""
+    """The disk grows by 64 KiB after each failure, so it is full at many places; no work is lost at any."""
     run_dir, kept, said, size = small_disk / "run", {}, [], 256
     for _ in range(60):
         try:
@@ -129,7 +129,7 @@ def test_a_write_that_fails_once_costs_nothing(
 
 
 def save_too_much(path: Path) -> None:
-    """Save a checkpoint in a process whose files may not grow beyond 9999 bytes."""
+    """Save a checkpoint in a process whose files may not exceed 9999 bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
     try:
@@ -140,7 +140,7 @@ def save_too_much(path: Path) -> None:
 
 
 def test_a_checkpoint_too_large_for_the_limit(tmp_path: Path) -> None:
-    """torch.save on a file that may not grow: its own error names no reason, ours does."""
+    """torch.save at the file size limit: its own error has no reason, ours has."""
     path, log = tmp_path / "step_000002.ckpt", tmp_path / "log"
     path.write_bytes(b"the one before")
     assert ended(save_too_much, path, log=log) == 0, log.read_text()
@@ -154,7 +154,7 @@ def test_a_checkpoint_too_large_for_the_limit(tmp_path: Path) -> None:
 def test_a_run_folder_that_cannot_be_written(
     what: str, tmp_path: Path, small_disk: Path, mistake: Callable[..., str]
 ) -> None:
-    """As a person meets it: the command ends before anything is loaded, with one line."""
+    """For a user: the command ends with one line before anything is loaded."""
     where = tmp_path / "there"
     if what == "a file in its place":
         where.write_text("mine")
@@ -197,7 +197,7 @@ KILLS = [
     ("transformer", 2, "SIGKILL"),
     ("transformer", 2, "SIGTERM"),
 ]
-"""Where, at which of its events in that process, and how; one after the other in one run folder."""
+"""(process, event in that process, signal), one after the other in one run folder."""
 if "PERSONALAR_KILLS" not in os.environ:  # `make chaos` makes them all
     KILLS = KILLS[1::3]
 
@@ -205,7 +205,7 @@ if "PERSONALAR_KILLS" not in os.environ:  # `make chaos` makes them all
 def test_kills_in_every_phase(
     run_overrides: list[str], finished_run: Path, tmp_path: Path, record_property
 ) -> None:
-    """Kills in one run folder, each in a named phase; the lock of a killed run blocks nobody."""
+    """Kills in one run folder, each in a given phase; a killed run leaves no lock behind."""
     record_property("inputs", len(KILLS))
     run_dir, log, kept = tmp_path / "run", tmp_path / "log", {}
     for place, count, name in KILLS:
@@ -246,7 +246,7 @@ def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: 
 
 
 def test_wandb_that_cannot_be_reached_is_kept_offline(do_run, tmp_path: Path, monkeypatch, capsys) -> None:
-    """A real refused connection, not a pretended one."""
+    """A connection that is really refused, not a mock."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")

@@ -1,4 +1,4 @@
-"""Faults of a run that two processes share: both end, nothing finished is lost, the same command goes on."""
+"""Faults in runs of two processes: both end, nothing finished is lost, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def overrides_of(model: Path, trainer: str) -> list[str]:
 
 @pytest.mark.parametrize("trainer", ["ddp", "zero2"])
 def test_a_process_that_dies(trainer: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path) -> None:
-    """The one that is left must not wait for ever."""
+    """The remaining process must not wait forever."""
     overrides, run_dir = overrides_of(tiny_model_dir, trainer), tmp_path / "run"
     said = run_together(
         run_dir, *overrides, work=run_interrupted, arguments=(7, 1, "SIGKILL"), expected=(1, -9)
@@ -56,7 +56,7 @@ def test_a_disk_that_is_full_when_deepspeed_saves_and_a_damaged_checkpoint(
 
 
 def assert_damage_is_told(checkpoint: Path, overrides: list[str]) -> None:
-    """Cut a file of DeepSpeed's in half: both processes say what to do; then make it whole again."""
+    """Truncate a file of DeepSpeed's: both processes print the fix; then restore it."""
     (states,) = checkpoint.rglob("*model_states.pt")
     whole = states.read_bytes()
     states.write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,4 @@
-"""Whatever is typed as a prompt: text, or an error in one sentence; never another structure or a crash."""
+"""Hostile prompts: any input is read as text or is an error; it never changes the sequence's structure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_text(prompt: str) -> bool:
 @settings(max_examples=300)
 @given(ANYTHING)
 def test_the_structure_stays(prompt: str) -> None:
-    """BOS, text and learned names only, SEP; names count as often as they stand there."""
+    """BOS, text and learned tokens only, SEP; each [V] in the prompt is one token."""
     if not is_text(prompt):
         with pytest.raises(ValueError, match="is no text"):
             PROTOCOL.prompt_ids(prompt, 32, 32, NAMES)

@@ -1,4 +1,4 @@
-"""Killed commands: the next one cleans up, no child goes on, and a closed terminal costs nothing."""
+"""Killed commands: the next one cleans up, no child continues, and a closed terminal loses nothing."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from personalar.reports.comparison_page import compare_folders
 from personalar.runs.benchmark import execute
 
 NOBODY = 2**22 + 1
-"""A process number that Linux never gives."""
+"""A process id that Linux never assigns."""
 
 
 def leave(folder: Path, pid: int = NOBODY, *, age: float = 0.0) -> Path:
-    """Make what a process leaves that was killed while it wrote a.png."""
+    """Create what a process leaves if it is killed while it writes a.png."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".a.png.personalar-{pid}-1.tmp"
     path.write_bytes(b"half")
@@ -95,7 +95,7 @@ def test_shards_that_were_not_finished_are_gone(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
-    """However it is killed: the child is asked to end, and so saves."""
+    """However the parent is killed, its child gets SIGTERM and saves."""
     code = (
         "import sys; from pathlib import Path; from personalar.runs import benchmark\n"
         "benchmark.sys.executable = sys.argv[1]\n"
@@ -126,7 +126,7 @@ def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_evaluate_is_gone_ends(tmp_path: Path, run_overrides: list[str]) -> None:
-    """The pipe is closed before it has begun; without the variable standard input says nothing."""
+    """The pipe is closed before the child has begun; without the variable standard input is not watched."""
     words = [sys.executable, "-m", "personalar.run", *run_overrides, "--cfg", "job"]
     for variables, code in (({ENDS_WITH_STDIN: "1"}, -signal.SIGTERM), ({}, 0)):
         done = subprocess.run(
@@ -136,7 +136,7 @@ def test_a_run_whose_evaluate_is_gone_ends(tmp_path: Path, run_overrides: list[s
 
 
 def wait_for(path: Path) -> None:
-    """Wait until `path` is there with something in it."""
+    """Wait until `path` exists and is not empty."""
     for _ in range(600):
         if path.exists() and path.stat().st_size:
             return

@@ -1,4 +1,4 @@
-"""Names that are no text, terminals of other encodings, closed pipes, missing folders, locks and threads."""
+"""Names with invalid bytes, other encodings, closed pipes, missing folders, no locks, no threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def shell(command: str, where: Path, **environment: str) -> tuple[str, str]:
-    """Do a shell's command with `$compare` for the program; return both outputs."""
+    """Run a shell command with `$compare` for the program; return stdout and stderr."""
     program = f"{shlex.quote(sys.executable)} -m personalar.compare"
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "compare": program, **environment}
     done = subprocess.run(["bash", "-c", command], cwd=where, env=variables, capture_output=True, timeout=120)
@@ -42,7 +42,7 @@ def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe(finished_run: Path, tmp_path: Path) -> None:
-    """As of `| head`, and of a tee that dies: the result is written all the same."""
+    """As with `| head`, or a tee that is killed: the result is still written."""
     _, said = shell(f"$compare {finished_run} --out out | true", tmp_path)
     one_line(said, "the output pipe was closed by its reader (head, tee): what was finished is kept")
     assert (tmp_path / "out" / "comparison.html").is_file()

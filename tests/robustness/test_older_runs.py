@@ -1,4 +1,4 @@
-"""What earlier versions wrote still loads: `fixtures/older_run` is from 29 November 2026, commit 55cebbe."""
+"""Files of earlier versions still load: `fixtures/older_run` is from 29 November 2026, commit 55cebbe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_concept_still_belongs_to_its_base() -> None:
 
 
 def test_the_same_command_goes_on_in_its_folder(tmp_path: Path) -> None:
-    """The modules of decoders have moved, and settings that are gone had one value in every run."""
+    """Decoders have moved to other modules, and removed settings had the same value in every run."""
     run_dir = Path(shutil.copytree(OLDER, tmp_path / "run"))
     shutil.copytree(OLDER / "concept", run_dir / "stages" / "embedding" / "concept")
     folder = RunFolder(run_dir)

@@ -1,4 +1,4 @@
-"""Power cuts: what was not synced is empty, or is not there; the same command goes on and ends the same."""
+"""Power cuts: files that were not synced are empty or missing; the same command resumes, same result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from personalar.reports.run_page import read_losses, write_report
 
 
 def test_a_finished_run_survives_a_power_cut(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
-    """As soon as the command has ended, and in both ways in which a file system can forget."""
+    """A cut directly after the command has ended, in both ways in which a file system can lose data."""
     disk, run_dir = Disk(monkeypatch), tmp_path / "run"
     do_run(run_dir, "stage=both")
     for names in (True, False):
@@ -37,7 +37,7 @@ def test_a_finished_run_survives_a_power_cut(do_run, finished_run: Path, tmp_pat
 def test_a_power_cut_anywhere_costs_nothing_that_was_finished(
     names: bool, do_run, finished_run: Path, tmp_path: Path, monkeypatch, record_property
 ) -> None:
-    """One run folder after cuts at many renames, between them what a file gets its name by."""
+    """One run folder after cuts at many renames, including those that publish a checkpoint."""
     replace, disk, run_dir, renames, left = os.replace, Disk(monkeypatch), tmp_path / "run", [], []
     chosen = {9, 22, 40, 55, 70, 90}
 
@@ -90,7 +90,7 @@ def test_a_damaged_result_is_made_again(how: str, name: str, do_run, finished_ru
 
 @pytest.mark.parametrize("how", ["empty", "zeros", "half"])
 def test_damaged_caches_are_made_again(how: str, do_run, finished_run, tmp_path, monkeypatch) -> None:
-    """A run that dies in its first stage and finds none of its caches whole."""
+    """A run that is cut in its first stage and finds all its caches damaged."""
     import personalar.training.module
 
     whole, calls, run_dir = personalar.training.module.sequence_loss, [], tmp_path / "run"
@@ -123,7 +123,7 @@ def test_a_log_that_a_power_cut_left_is_read_as_far_as_it_goes(finished_run: Pat
 
 
 def test_syncs_are_few(run_overrides: list[str], tmp_path: Path, monkeypatch, do_run) -> None:
-    """Pictures are synced together, in threads: at most three waits for each record."""
+    """Pictures are synced together, in threads: at most three waits per record."""
     disk, records, replace = Disk(monkeypatch), [], os.replace
 
     def watched(source: str | Path, target: str | Path) -> None:
@@ -158,7 +158,7 @@ def test_a_file_system_that_does_not_sync_folders(tmp_path: Path, monkeypatch) -
 def test_a_checkpoint_is_on_the_disk_before_run_json_names_it(
     run_overrides: list[str], finished_run: Path, tmp_path: Path
 ) -> None:
-    """In a process of its own that dies by a power cut after its second checkpoint."""
+    """In a new process, which ends with a power cut after its second checkpoint."""
     log, run_dir = tmp_path / "log", tmp_path / "run"
     assert ended(cut_after_checkpoint, run_dir, run_overrides, log=log) == 77, log.read_text()
     left = Path(f"{run_dir}_left")
@@ -169,7 +169,7 @@ def test_a_checkpoint_is_on_the_disk_before_run_json_names_it(
 
 
 def cut_after_checkpoint(run_dir: Path, overrides: list[str]) -> None:
-    """Do a run until run.json names a checkpoint, and build what a power cut leaves then."""
+    """Do a run until run.json names a checkpoint, and create what a power cut leaves at that moment."""
     patch = pytest.MonkeyPatch()
     disk, update = Disk(patch), RunFolder.update_stage
 

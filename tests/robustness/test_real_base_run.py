@@ -1,4 +1,4 @@
-"""The user's own command on a checkpoint in the published format, from mixed photos to the report."""
+"""A user's command on a checkpoint in the published format, from mixed photos to the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases of `fixtures/second_device_cases.py`, in a process of their own: they change torch for good."""
+"""Run `fixtures/second_device_cases.py` in a new process, because it changes torch permanently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several machines: torchrun and SLURM as the guide says, two "machines" of one process on this one."""
+"""Several machines: torchrun and SLURM as in the guide, with two "machines" of one process each."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ENDS_WITHIN_S = 120
 
 
 def torchrun(rank: int, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return what starts the run on machine `rank` under torchrun, and its environment."""
+    """Return the command that starts the run on machine `rank` under torchrun, and its environment."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     where = ["--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port)]
     return [*launcher, *where, "-m", "personalar.run"], {}
 
 
 def srun(rank: int, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return the same for SLURM: `srun` starts the plain command and says all else in the environment."""
+    """Return the same for SLURM: `srun` starts the plain command and passes the rest in the environment."""
     slurm = {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "PROCID": rank,
              "LOCALID": 0, "NODEID": rank, "NODELIST": "127.0.0.1"}  # fmt: skip
     said = {f"SLURM_{name}": str(value) for name, value in slurm.items()}
@@ -78,13 +78,13 @@ def commands_of_the_guide() -> list[str]:
 
 
 def composed(command: str) -> RunConfig:
-    """Return what the words after `personalar.run` of a command configure."""
+    """Return the configuration of the words after `personalar.run` in a command."""
     words = shlex.split(command)
     return compose_config(*words[words.index("personalar.run") + 1 :])
 
 
 def test_a_slurm_job_is_stopped_and_started_our_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning's own way would begin the next stage from the checkpoint of the one before."""
+    """Lightning's own requeuing would start the next stage from the checkpoint of the previous one."""
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     assert make_environment() == []
     for name, value in (("SLURM_NTASKS", "2"), ("SLURM_NTASKS_PER_NODE", "2"), ("SLURM_JOB_NAME", "train")):

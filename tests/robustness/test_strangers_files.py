@@ -1,4 +1,4 @@
-"""Files of strangers: bounds on size, depth and numbers; nothing in them is resolved; one sentence each."""
+"""Files from others: bounded size, depth and time; no reference is resolved; errors of one line."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from personalar.scoring.score_file import read_scores
 
 JUNK = [None, True, -1, 1e300, "x", [1], {}, {"x": 1}, {"x": {"y": []}}]
 QUICK = 5.0  # of processor time, which neighbours do not take
-"""Seconds within which a file is read or refused; a hostile one took 40."""
+"""Seconds within which a file must be read or rejected; a hostile one took 40."""
 
 
 def tells(work: Callable[[], Any], say: str = "") -> None:
-    """Do it: it succeeds or says one sentence, soon."""
+    """Run the block: it must succeed or raise an error of one line, in time."""
     started = time.process_time()
     try:
         work()
@@ -45,7 +45,7 @@ def tells(work: Callable[[], Any], say: str = "") -> None:
 
 
 def changed(record: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of nested values with one of them replaced."""
+    """Return a copy of nested values with one of them replaced."""
     if not path:
         return value
     items = dict(record) if isinstance(record, dict) else dict(enumerate(record))
@@ -54,7 +54,7 @@ def changed(record: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def places(record: Any, depth: int = 3) -> list[tuple[Any, ...]]:
-    """The places of all values in nested ones."""
+    """Yield the paths of all values in nested ones."""
     found: list[tuple[Any, ...]] = [()]
     if depth and isinstance(record, dict):
         found += [(key, *rest) for key, value in record.items() for rest in places(value, depth - 1)]
@@ -157,7 +157,7 @@ LARGE = {"num_hidden_layers": 10**9, "vocab_size": 10**12, "hidden_size": 32 * 1
 
 @pytest.mark.parametrize("name", LARGE)
 def test_numbers_that_no_model_has(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A milliard layers hung for 40 s."""
+    """10^9 layers took 40 s."""
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     path = folder / "base" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: LARGE[name]}))
@@ -172,7 +172,7 @@ def test_numbers_that_no_model_has(name: str, tiny_model_dir: Path, tmp_path: Pa
 
 
 def test_nothing_in_a_layout_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's file must not read the environment."""
+    """A file from others must not read environment variables."""
     monkeypatch.setenv("SECRET_KEY", "hunter2")
     path = tmp_path / "protocol.json"
     for secret in ("${oc.env:SECRET_KEY}", "${oc.env:SECRET_KEY}{prompt}", "${ids}"):
@@ -235,7 +235,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_picture_full_of_text(packed: bool, finished_run: Path, copied, tmp_path: Path) -> None:
-    """Seventy megabytes in the place of a prompt: in a run folder that is compared."""
+    """70 MB instead of a prompt, in a run folder that is compared."""
     run_dir = copied(finished_run)
     path = min((run_dir / "images" / "transformer").glob("subject_*.png"))
     text, whole = bytes(70 << 20), path.read_bytes()

@@ -1,4 +1,4 @@
-"""The benchmark command: what it runs, resumes and writes; calibration against a published row."""
+"""The benchmark command: its runs, resuming, its files, and calibration against published values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TINY = (
 )
 
 KNOWS = "scorer.photo_warning=null"
-"""The tiny judges take photographs."""
+"""Settings with which the tiny scorers count as trained on photographs."""
 
 
 def config(*overrides: str) -> EvaluateConfig:

@@ -1,4 +1,4 @@
-"""A finished run with more steps: equal to one that had them from the start, or refused with a command."""
+"""More steps for a finished run: equal to a run that had them from the start, or an error with a command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def steps(number: int, of: tuple[str, str] = ONE, schedule: str = "constant") ->
 
 @pytest.fixture(scope="module")
 def shorter(do_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one stage with 3 steps; do not write into it."""
+    """A finished run of one stage with 3 steps; read only."""
     run_dir = tmp_path_factory.mktemp("shorter") / "run"
     do_run(run_dir, *steps(3))
     return run_dir
@@ -73,7 +73,7 @@ def test_a_finished_run_goes_on_and_ends_as_if_it_had_had_the_steps_at_once(
 def test_killed_while_it_is_made_ready_it_ends_the_same(
     do_run, shorter: Path, whole: Path, copied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before each change of the folder, one after the other; the command of before still does its work."""
+    """Killed before each change of the folder, one after the other; the previous command still works."""
 
     def killed_at(name: str) -> None:
         where = longer if hasattr(longer, name) else RunFolder
@@ -179,7 +179,7 @@ def test_an_earlier_stage_and_a_stage_that_is_not_chosen_are_refused(
 
 
 def test_the_command_that_is_offered_takes_over_the_finished_stage(do_run, finished_run: Path) -> None:
-    """A rate that falls; the command is run as it is printed."""
+    """The learning rate depends on the steps; the suggested command is run as it is printed."""
     said = refusal(do_run, finished_run, f"{TWO[0]}.steps=5")
     assert "the learning rate of stage transformer depends on its number of steps" in said
     line = next(line for line in said.splitlines() if line.startswith("  python -m personalar.run "))

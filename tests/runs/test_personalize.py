@@ -1,4 +1,4 @@
-"""The whole path in this process: what a run leaves, two commands equal one, a killed run goes on."""
+"""Whole runs in this process: their files, two commands equal one, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 def same_result(one: Path, two: Path) -> None:
-    """Concepts, pictures and scores are equal byte for byte."""
+    """Assert that concepts, pictures and scores are equal byte for byte."""
     for pattern in ("concept/*", "stages/*/concept/*", "images/**/*.png", "scores.jsonl"):
         first, second = contents(one, pattern), contents(two, pattern)
         assert first
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 
 
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
-    """Each of these used to judge all pictures again and to book the seconds in total_seconds."""
+    """Each of these commands used to score all pictures again, and to add the seconds to total_seconds."""
     before = contents(finished_run, "**/*")
     for words in (["stage=both"], ["stage=embedding"], ["stage=transformer"], ["model.sampling.batch=3"]):
         assert not do_run(finished_run, *words)
@@ -143,7 +143,7 @@ def test_a_run_that_dies_at_its_report_is_not_finished(
 
 
 def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Path, tmp_path: Path) -> None:
-    """As the message on a damaged file says."""
+    """Do what the message about a damaged file recommends."""
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "scores.jsonl").unlink()
     assert do_run(copy, "stage=both")
@@ -154,7 +154,7 @@ def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Pat
 def test_a_finished_run_started_again_keeps_its_result(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More pictures of a finished run, interrupted while those of stage 1 are made."""
+    """More pictures of a finished run, interrupted while those of stage 1 are sampled."""
     copy, whole = shutil.copytree(finished_run, tmp_path / "copy"), pictures.sample_and_score
 
     def interrupted(session: RunContext, stage: str, base_samples: list) -> list:
@@ -169,7 +169,7 @@ def test_a_finished_run_started_again_keeps_its_result(
 
 
 def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage 2 would learn photos that stage 1 has no names for, beside pictures judged by others."""
+    """Stage 2 would learn photos for which stage 1 has no tokens, and pictures would have other scorers."""
     monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
     photos, run_dir = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
@@ -250,7 +250,7 @@ def test_lora_leaves_an_adapter_and_joint_is_one_stage(do_run, tmp_path: Path) -
 def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """A stage's network is gone when the next phase loads the base, and not when Python happens to look."""
+    """A stage's network is freed before the next phase loads the base, not at some later collection."""
     load, alive, found = ModelFiles.load, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
@@ -272,7 +272,7 @@ def test_one_network_at_a_time_is_in_memory(
 def test_photos_and_a_base_that_moved_are_the_same_run(
     do_run, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Photos and bases are known by their contents, whatever the path."""
+    """Photos and bases are identified by their contents, whatever the path."""
     for name in ("photos", "base"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")

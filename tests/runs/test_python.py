@@ -1,4 +1,4 @@
-"""Runs from Python: the same folders and results as the command, also with a Trainer of one's own."""
+"""Runs from Python: the same folders and results as the command, also with your own Trainer."""
 
 from __future__ import annotations
 

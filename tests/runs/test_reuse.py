@@ -1,4 +1,4 @@
-"""A stage 1 taken over is the one that would have been learned; anything else is refused by name."""
+"""Reuse of stage 1: it equals the one that would be trained; any difference is an error that lists it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: what a run is worth, a failing job, more than one device, and real sweeps through the launchers."""
+"""Sweeps: objectives, failing jobs, several devices, and real sweeps through the launchers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def begin_job(folder: Path) -> Path:
 def test_a_sweep_tells_of_its_own_jobs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Other sweeps lie in the same folder: an old failure fails no later sweep, old runs are in no table."""
+    """Other sweeps in the same folder: an old failure does not fail a new sweep, old runs are in no table."""
     monkeypatch.setattr(SweepReport, "failed", ())
     config = OmegaConf.create({"trainer": {"devices": 1}, "hydra": {"sweep": {"dir": str(tmp_path)}}})
     (begin_job(tmp_path / "old" / "failed") / "error.txt").write_text("it was")

@@ -1,4 +1,4 @@
-"""W&B: an offline run read back: config, curves, panel, table, references, artifact, no secret."""
+"""W&B: an offline run is read back, with config, curves, panel, table, photos and artifact, but no secret."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def records(path: Path) -> Iterator[object]:
 
 
 def whole(path: Path) -> list:
-    """Return the records of a finished run; W&B's own process writes the last ones in its own time."""
+    """Return the records of a finished run; waits, because W&B's own process writes the last ones."""
     for _ in range(300):
         found = list(records(path))
         if any(record.WhichOneof("record_type") == "exit" for record in found):
@@ -56,7 +56,7 @@ def whole(path: Path) -> list:
 
 
 def read_back(folder: Path) -> dict:
-    """Return what the offline runs below `folder` hold, together."""
+    """Return the content of all offline runs below `folder` together."""
     found: dict = {"history": [], "config": {}, "artifacts": [], "summary": {}, "ids": []}
     for path in sorted(folder.rglob("*.wandb")):
         for record in whole(path):
@@ -206,7 +206,7 @@ ANSWERS = {"Viewer": {"viewer": USER}, "UpsertBucket": {"upsertBucket": {"insert
 
 
 class LeavingServer(ThreadingHTTPServer):
-    """As much of a W&B server as a run needs to begin; then the network is gone."""
+    """The part of a W&B server that a run needs to start; then the network fails."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -294,7 +294,7 @@ def test_a_sweep_agents_run_has_the_agents_id(
 
 
 def test_the_words_of_a_sweep_agent_are_settings() -> None:
-    """Those that W&B makes of the line in the guide."""
+    """The arguments that W&B makes from the line in the guide."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     guide = (Path(__file__).parents[2] / "docs" / "sweeps_and_wandb.md").read_text(encoding="utf-8")

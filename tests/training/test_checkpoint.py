@@ -1,4 +1,4 @@
-"""A run killed anywhere goes on by the same command and ends the same; a wrong checkpoint is an error."""
+"""Interrupted runs resume with the same command and the same result; a wrong checkpoint is an error."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from personalar.training.checkpoint import (
 )
 
 KILLS = int(os.environ.get("PERSONALAR_KILLS", "3"))
-"""`make chaos` sets more."""
+"""Number of kills; `make chaos` sets more."""
 
 
 def ended(work, *arguments, log: Path) -> int:
-    """Run `work(*arguments)` in a process of its own and return its exit code."""
+    """Run `work(*arguments)` in a new process and return its exit code."""
     process = start(work, *arguments, log=log, LOCAL_RANK="0", WORLD_SIZE="1")
     process.join(200)
     assert not process.is_alive(), log.read_text()
@@ -49,7 +49,7 @@ def ended(work, *arguments, log: Path) -> int:
 def test_kills_anywhere_change_nothing(
     round_: int, finished_run: Path, run_overrides: list[str], tmp_path: Path, record_property
 ) -> None:
-    """Signals at random events, one after the other in the same run folder, until it is finished."""
+    """Signals at random moments, one after the other in the same run folder, until the run is finished."""
     rng = random.Random(f"{KILLS} {round_}")
     run_dir, log = tmp_path / "run", tmp_path / "log"
     record_property("inputs", min(5, KILLS))
@@ -93,7 +93,7 @@ def test_ctrl_c_in_training_saves_the_step_and_says_130(
 def test_who_asks_in_the_last_step_is_answered_too(
     name: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No step and no grid follows: the stage is learned, and the run ends before its pictures."""
+    """No step and no grid follows: the concept is written, and the run ends before its pictures."""
     whole, calls = personalar.training.module.sequence_loss, []
 
     def interrupted(*args: object, **kwargs: object) -> object:
@@ -112,7 +112,7 @@ def test_who_asks_in_the_last_step_is_answered_too(
 
 
 def test_a_background_job_takes_sigint_and_nohup_keeps_sighup_out() -> None:
-    """A shell starts background jobs with SIGINT ignored; nohup ignores SIGHUP, which is respected."""
+    """Shells start background jobs with SIGINT ignored; nohup ignores SIGHUP, which must stay ignored."""
     numbers, callback = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM), StageCheckpoint(every=1)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
@@ -244,7 +244,7 @@ def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
 def test_a_step_may_have_other_passes_when_it_goes_on(
     do_run, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With less memory, or another number of processes: a step sees its own sequences, all and once."""
+    """With less memory, or another number of processes: each step still has its own sequences, each once."""
     words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
     words += ["model.recipe.stages.embedding.batch=4", "model.recipe.stages.embedding.steps=5"]
     words += ["model.recipe.dropout=0.2"]  # of each sequence's own, whatever pass it is in

@@ -1,4 +1,4 @@
-"""A loss in chunks equals the plain one, in value and gradient; what trains in float32 learns small steps."""
+"""A loss in chunks equals the plain one, in value and gradient; float32 weights learn from small steps."""
 
 from __future__ import annotations
 

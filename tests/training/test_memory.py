@@ -1,4 +1,4 @@
-"""The estimate against measured allocations, the parameter counts of the paper, and what a profile picks."""
+"""The memory estimate against measured allocations and the paper's parameter counts; the chosen settings."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_methods_are_data() -> None:
 
 
 def allocated(work: Workload) -> int:
-    """Return the peak of what torch's allocator held in two real steps of two passes, weights included.
+    """Return the peak of torch's allocator in two real steps of two passes, weights included.
 
     Gradients are deleted when Lightning does it: after a step's first forward pass.
     """
@@ -117,7 +117,7 @@ def allocated(work: Workload) -> int:
     ids=["qkv", "rows", "recompute", "full", "eager", "dropout"],
 )  # fmt: skip
 def test_the_estimate_is_within_a_tenth_of_what_is_allocated(changes: dict) -> None:
-    """On a CPU torch's own record of allocations is exact; resident memory would count libraries too."""
+    """On a CPU the record of torch's allocator is exact; resident memory would include libraries."""
     work = replace(MIDDLE, **changes)
     expected = pytest.approx(peak(estimate(work)), rel=0.1)
     # A second look where the first differs: under load the profiler loses events and reports too little.
@@ -163,7 +163,7 @@ def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """zero3_offload fits a small device, where the host holds what the device does not."""
+    """zero3_offload fits a small device, but needs host memory for the rest."""
     monkeypatch.setattr(personalar.training.memory_fit, "check_devices", lambda trainer: None)
     shape = shape_of(TransformerConfig(), VQConfig(), codes=(32, 32), answer_tokens=1061, images=4)
     files = Mock(shape=lambda attention, images: shape)

@@ -1,4 +1,4 @@
-"""Blocks prepared for training: compiled, in four bits, with an 8-bit optimizer."""
+"""Blocks prepared for training: compiled, in 4 bits, with an 8-bit optimizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def losses(run_dir: Path, stage: str) -> list[float]:
 
 
 def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[float], list[torch.Tensor]]:
-    """Return losses and the last gradients of three steps on the attention's projections."""
+    """Return the losses and last gradients of three steps on the q, k and v projections."""
     transformer = make_backend().transformer
     prepare_blocks(transformer.blocks, recompute=recompute, compiled=compiled)
     chosen = [p for name, p in transformer.named_parameters() if "q_proj" in name]
@@ -59,14 +59,14 @@ def test_compiled_blocks_learn_the_same(recompute: bool) -> None:
 @pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler on a CPU; none is in PATH")
 @pytest.mark.slow  # a minute of compiling; the test above holds the same program against eager
 def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) -> None:
-    """Losses of both stages are those of the run without; sampling goes the plain way."""
+    """The losses of both stages equal those of the run without it; sampling is not compiled."""
     do_run(tmp_path, "stage=both", "scorer=none", "trainer.compile_blocks=true")
     for stage in ("embedding", "transformer"):
         assert losses(tmp_path, stage) == pytest.approx(losses(finished_run, stage), rel=1e-4)
 
 
 def test_states_in_8_bits_follow_those_in_32() -> None:
-    """Tensors below 4096 numbers stay in 32 bits."""
+    """bitsandbytes keeps tensors with fewer than 4096 numbers in 32 bits."""
     pytest.importorskip("bitsandbytes", reason=QUANTIZED)
     goal = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     found = {}
@@ -111,7 +111,7 @@ def test_four_bits_hold_the_matrices_nearly() -> None:
 
 @pytest.mark.slow
 def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> None:
-    """method=qlora and memory.optimizer=adamw8bit, both stages, on a CPU: it learns and leaves an adapter."""
+    """method=qlora and memory.optimizer=adamw8bit, both stages, on a CPU: it learns and writes an adapter."""
     pytest.importorskip("bitsandbytes", reason=QUANTIZED)
     base = save_backend(make_backend(**WIDE), tmp_path / "model", dtype=torch.float32)
     overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", f"model.path={base}"]

@@ -1,4 +1,4 @@
-"""The loss against a plain computation, what trains and what does not, and what a checkpoint holds."""
+"""The loss against a plain computation, the trained parameters, and the content of a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own parts, from outside of the package, by configuration alone."""
+"""User-defined parts from outside of the package, selected by configuration alone."""
 
 from __future__ import annotations
 

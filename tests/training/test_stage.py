@@ -1,4 +1,4 @@
-"""A stage as data: patterns choose parameters, numbers become groups and schedules."""
+"""Stages: patterns select parameters; numbers become parameter groups and schedules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(tiny_backend) -> None:
 
 
 def test_a_stage_after_lora_leaves_its_weights_alone() -> None:
-    """A concept keeps a weight or its LoRA, not both."""
+    """A concept contains a weight or its LoRA, not both."""
     lora = LoraConfig(rank=4)
     stages = {
         "word": StageMethod(numbers="x"),

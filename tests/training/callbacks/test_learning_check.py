@@ -1,4 +1,4 @@
-"""A stage that learned nothing says so; one that learned says how far [V] moved, and raises no alarm."""
+"""The note on a stage that learned nothing, and the movement of [V] in one that learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements of a run, and the budget of its sample grids."""
+"""Monitoring of a run, and the time budget of its sample grids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of the judges: means of a validation, RPO's harmonic mean among them."""
+"""Curves of scores during training: means over a validation, and RPO's harmonic mean."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_means_are_named_for_curves() -> None:
 
 
 def test_the_harmonic_mean_is_rpos() -> None:
-    """1 / (lambda / I + (1 - lambda) / T) of cosines put on [0, 1]; alike values stay what they are."""
+    """1 / (lambda / I + (1 - lambda) / T) of cosines mapped to [0, 1]; for equal values it is that value."""
     assert harmonic(0.6, 0.6, 0.3) == pytest.approx(0.8)
     assert harmonic(0.6, 0.2, 0.3) == pytest.approx(1 / (0.3 / 0.8 + 0.7 / 0.6))
     assert harmonic(0.6, 0.2, 1.0) == pytest.approx(0.8) and harmonic(0.6, 0.2, 0.0) == pytest.approx(0.6)
