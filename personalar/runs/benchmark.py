@@ -81,8 +81,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
     """Return the overrides of each subject, by its name.
 
     Raises:
-        ValueError: an unknown subject.
-        FileNotFoundError: the folder of the data set is missing.
+        ValueError, FileNotFoundError: an unknown subject, or a missing data set.
     """
     if benchmark.kind == "dreambench":
         assert benchmark.path is not None
@@ -109,11 +108,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
 
 
 def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
-    """Return all runs of the benchmark, subject by subject, with the methods in order.
-
-    Args:
-        extra: overrides for every run.
-    """
+    """Return all runs, subject by subject with the methods in order; `extra` are overrides for all."""
     seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
     common = (f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]")
     methods = {method: method_overrides(method) for method in config.benchmark.methods}
@@ -200,11 +195,7 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
 
 
 def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
-    """Return the overrides that set the folder of a run.
-
-    Args:
-        launcher: a Hydra launcher, such as submitit_slurm; None: run in this process.
-    """
+    """Return the overrides that set the folder of a run; `launcher` is a Hydra launcher or None."""
     if launcher is None:
         return (f"hydra.run.dir={quote(run.folder)}",)
     # Hydra uses launchers only in multirun mode, so the run becomes a sweep with a single job.
