@@ -38,6 +38,7 @@ def bucket_sizes(resolution: int, grid_px: int) -> list[Size]:
 
 def kept_share(image: Size, size: Size) -> float:
     """Return the share (0 to 1) of a picture's area that remains after scaling and cropping to `size`."""
+    # The photo is scaled by the larger factor, so that it fills the size, and the other direction is cropped.
     scales = (size[0] / image[0], size[1] / image[1])
     return min(scales) / max(scales)
 

@@ -43,6 +43,7 @@ def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -
     """Return the configuration for command-line settings, and the absolute path of the run folder."""
     config = read_config(composed("run", settings))
     check_read(config, settings)
+    # The same default as hydra.run.dir in conf/run.yaml, which does not apply without Hydra's main function.
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
     return config, where.absolute()
 
@@ -91,7 +92,7 @@ def prepare(
     # The order is that of cost: settings, files and folder are checked before torch is imported below.
     subject, files = read_inputs(config)
     folder, base = RunFolder(run_dir), base_fingerprint(files.weights())
-    if global_rank() == 0:
+    if global_rank() == 0:  # the others must not change the folder at the same time
         claim_folder(config, folder, subject, base, command)
     from personalar.training.stage import selected_stages
 
@@ -250,7 +251,7 @@ def learn(session: RunContext, stages: Stages) -> None:
             drop_states(config, folder)
             # A later stage that was finished before stays the result of the run.
             is_last = name == folder.last_stage
-            if is_last:
+            if is_last:  # before the pictures, so that a run killed in sampling has its result in concept/
                 publish_concept(folder, name)
             samples[name] = pictures.sample_and_score(session, name, samples["base"])
             note_pictures(session, all_stages[name], samples)

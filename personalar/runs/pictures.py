@@ -83,6 +83,7 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
             )
             for index, made in enumerate(files):
                 found += made
+                # The base has no earlier pictures to compare with, only its own.
                 if index == 0 and grid:
                     draw_stage_grid(session, stage, found[: len(grid)], base_samples or found)
     return found
@@ -118,6 +119,7 @@ def provenance(session: RunContext, stage: str) -> dict[str, str]:
 
 def note_cost(session: RunContext) -> None:
     """Write time, peak memory and device of the run so far to run.json."""
+    # A resumed run has a new process, whose own peak may be lower.
     before = session.folder.record.get("peak_memory_bytes", 0)
     session.folder.update(
         total_seconds=round(time.perf_counter() - session.started, 3),

@@ -23,7 +23,7 @@ def publish_concept(run: RunFolder, stage: str) -> Path:
     concept = Concept.load(run.concept(stage))
     folder = concept.save(run.path / "concept")
     delete_own(run.path, f"concept/{PICTURES}")  # those of the previous stage
-    write_card(concept, folder)
+    write_card(concept, folder)  # without pictures; `show_pictures` writes it again with them
     return folder
 
 

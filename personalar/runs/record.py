@@ -92,5 +92,5 @@ def record_end(session: RunContext) -> None:
     stages = stage_names(folder.record)
     # Stages of earlier commands are sampled and scored in every run, so they are complete too.
     learned = [name for name in stages if name in request["stages"] or folder.has_concept(name)]
-    sync_files(folder.path / "logs")
+    sync_files(folder.path / "logs")  # loggers do not sync; the entry must not be older than their files
     folder.update(finished={**request, "stages": learned})

@@ -62,6 +62,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
             f"reuse={source}: stage 1 of this run would be different ({first_few(changed)}): omit reuse, or "
             "use the same settings"
         )
+    # First the settings: if the copy is interrupted, the folder belongs to this run, which copies again.
     folder.update(settings=settings, photos=subject.fingerprint, base=base)
     facts = {**other.record.get("stages", {}).get(first, {}), "reused": str(source.resolve())}
     facts.pop("checkpoint", None)  # the checkpoint is not copied

@@ -75,6 +75,7 @@ def join_sweep(hydra_config: Any, devices: Any) -> None:
 
 def searches(hydra_config: Any) -> bool:
     """Return whether the sweeper is a search that uses objectives (Optuna), not a grid."""
+    # By the built-in sweeper's name: any other, a user's too, is expected to use objectives.
     return not hydra_config.sweeper._target_.endswith("BasicSweeper")
 
 
@@ -102,6 +103,7 @@ def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objecti
         ValueError: an unknown measure.
     """
     measures = list(summary["stages"].values())[-1]
+    # Nested values are intervals and categories.
     known = {name for name, value in measures.items() if not isinstance(value, dict)}
 
     def value(name: str) -> float:

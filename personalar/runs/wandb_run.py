@@ -121,6 +121,7 @@ def log_references(run: Any, folder: RunFolder) -> None:
     import wandb
 
     photos = sorted((folder.path / "references").glob("*.png"))
+    # A resumed W&B run has them already; logging again would add a second set.
     if photos and not folder.record.get("wandb_references"):
         run.log({"references": [wandb.Image(str(path), caption=path.stem) for path in photos]})
         folder.update(wandb_references=True)
@@ -203,6 +204,7 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
         yield lambda stage: None
         return
     with kept_in(session.folder.path / "logs" / "wandb"):
+        # Before Lightning's logger exists, which then uses this run instead of starting its own.
         run = start(session, settings)
 
         def after(stage: str) -> None:

@@ -123,6 +123,7 @@ def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
         for batch in batches:
             yield replace(work, recompute=True, batch=batch)
     # Last, because 8-bit states are the only one of these changes that alters the result.
+    # Only AdamW has a counterpart with 8-bit states in `module.make_optimizer`.
     adamw = config.optimizer.get("_target_") == "torch.optim.AdamW"
     if adamw and config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
         yield replace(

@@ -52,6 +52,7 @@ class StepWatch(L.Callback):
         self._tokens += batch["ids"].numel() * trainer.world_size
         if trainer.global_step == self._last_step:
             return
+        # At an optimizer step; the tokens of all its micro-batches and processes count.
         now = time.perf_counter()
         values = {
             "watch/tokens_per_s": self._tokens / max(now - self._since, 1e-9),
