@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)
     text, well = look("disk", disk())
     place = (tmp_path / where).resolve()
-    assert not well and f"PROBLEM: {place} cannot be written (Permission denied): give yourself" in text
+    assert not well and f"PROBLEM: {place} cannot be written (Permission denied): change its" in text
 
 
 @pytest.mark.parametrize(

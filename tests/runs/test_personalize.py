@@ -224,7 +224,7 @@ def test_a_run_of_the_time_when_decoders_had_more_settings_is_the_same(finished_
 
 
 def test_stage_two_alone_says_what_it_starts_from(do_run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stage=transformer starts from what stage=embedding leaves"):
+    with pytest.raises(ValueError, match="stage=transformer starts from the result of stage=embedding"):
         do_run(tmp_path, "stage=transformer")
 
 
