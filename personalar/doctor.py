@@ -47,7 +47,7 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
         device = torch.cuda.get_device_properties(index)
         yield f"gpu {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
     if not torch.cuda.device_count():
-        yield f"gpu: torch {torch.__version__} finds none"
+        yield f"gpu: none that torch {torch.__version__} can use"
     asked = f"{trainer.accelerator}, {trainer.devices} device(s), strategy {trainer.strategy}"
     yield f"trainer={trainer.name}: {asked}"
     if model.accelerator != "cpu" and trainer.accelerator == "cpu":
