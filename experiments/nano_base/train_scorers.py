@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from pictures import Log, Master, descend, keep, peak_rates, resume, set_rates
+from pictures import WORKING, Log, Master, descend, keep, peak_rates, resume, set_rates
 from render import GROUP
 from scorer_pictures import SIZE, Pictures
 from scorer_tasks import ClipTask, DinoTask, build, question_at
@@ -116,7 +116,7 @@ def main() -> None:
         rng = np.random.default_rng([9, step])
         set_rates(opts, peaks, schedule(step, args.steps))
         indices = pick(data, rng, args.which, args.batch, step)
-        pictures, asked = data.take(indices, rng).bfloat16(), task.prepare(data, indices, step)
+        pictures, asked = data.take(indices, rng).to(WORKING), task.prepare(data, indices, step)
         loss, parts = task.loss(master.fast, pictures, asked)
         loss.backward()
         descend(master, opts)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pictures import Log, Master, Shards, save_state, share_machine
+from pictures import WORKING, Log, Master, Shards, save_state, share_machine
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vq_codebook import MovingCodebook, k_means
@@ -207,7 +207,7 @@ class Training:
         if self.args.decoder_only:
             with torch.no_grad():
                 return self.model.lookup(self.model.encode(x)), torch.zeros(())
-        return self.quantise(self.master.fast.encode_latents(x.bfloat16()).float(), step)
+        return self.quantise(self.master.fast.encode_latents(x.to(WORKING)).float(), step)
 
     def step(self, x: Tensor, step: int) -> dict[str, float]:
         """One update on pictures (B, 3, H, W) in [-1, 1]: what is to be logged."""
@@ -215,7 +215,7 @@ class Training:
         # Neither compiled (under torch 2.13 on a CPU the compiled encoder collapsed once the codebook joined
         # in) nor channels_last, in which bfloat16 group norms of few channels take a third of the time.
         quantised, commit = self.latents(x, step)
-        out = self.master.fast.decode_latents(quantised.bfloat16()).float()
+        out = self.master.fast.decode_latents(quantised.to(WORKING)).float()
         parts = {"pixels": reconstruction_loss(out, x), "commit": commit, "judge": self.judge.loss(out, x)}
         loss = parts["pixels"] + 0.25 * commit + self.args.perceptual * parts["judge"]
         adversarial = self.args.adversarial > 0 and step >= self.args.adversarial_from

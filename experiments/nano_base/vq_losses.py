@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pictures import WORKING
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTModel
@@ -39,13 +40,13 @@ class InstanceJudge(nn.Module):
         super().__init__()
         # Eager attention has the faster backward on a CPU.
         options = {"add_pooling_layer": False, "attn_implementation": "eager"}
-        self.net = ViTModel.from_pretrained(folder, **options).bfloat16().eval().requires_grad_(False)
+        self.net = ViTModel.from_pretrained(folder, **options).to(WORKING).eval().requires_grad_(False)
         self.size = self.net.config.image_size
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Normalised tokens of the chosen layers, then the class token (B, 1, D) that is the verdict."""
         small = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        out = self.net(pixel_values=small.bfloat16(), output_hidden_states=True)
+        out = self.net(pixel_values=small.to(WORKING), output_hidden_states=True)
         chosen = [out.hidden_states[i] for i in JUDGE_LAYERS] + [out.last_hidden_state[:, :1]]
         return [F.normalize(tokens.float(), dim=-1) for tokens in chosen]
 
@@ -78,8 +79,14 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures to logits (B, 1, H/8, W/8); positive means real."""
-        with torch.autocast("cpu", torch.bfloat16):
+        """Map pictures to logits (B, 1, H/8, W/8); positive means real.
+
+        The patches begin at a random offset: in patches that always coincide with the decoder's own 4 x 4
+        pixels the discriminator does not see a grid of 4 pixels, and one appeared.
+        """
+        down, right = torch.randint(4, (2,)).tolist()
+        x = F.pad(x, (right, 4 - right, down, 4 - down), mode="reflect")
+        with torch.autocast("cpu", torch.bfloat16, enabled=WORKING is torch.bfloat16):
             return self.layers(x).float()
 
     def loss(self, real: Tensor, made: Tensor) -> Tensor:
