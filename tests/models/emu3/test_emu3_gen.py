@@ -16,7 +16,8 @@ from test_compiled import Taped
 from tokenizers import AddedToken, decoders, models
 from torch import Tensor
 
-from personalar.concepts.adapters.lora import inject_lora, lora_files, to_transformers
+from personalar.concepts.adapters.lora import inject_lora, lora_files
+from personalar.concepts.adapters.peft_names import to_transformers
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import cfg_combine, keep_top_k
