@@ -33,8 +33,8 @@ class ProtocolConfig:
     """Supported image shapes: "square" only, "aspect" (all aspect ratios of Lumina-mGPT), or "area" (both
     sides rounded to the grid: Emu3)."""
     structure: str = "rows"
-    """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT, Emu3); "flat": the codes
-    alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
+    """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT, Emu3); "flat": the
+    codes alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
     unconditional: str = "image"
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
     "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), "pad" (BOS, and a pad
@@ -43,8 +43,8 @@ class ProtocolConfig:
     """Words of the unconditional context, where that is "negative"."""
     resize: str = "halving"
     """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT), "lanczos"
-    (Chameleon), "cover" (bicubic in one step: Janus) or "area" (the same, and a photo whose shape is within 2 %
-    of its size is not cropped: Emu3)."""
+    (Chameleon), "cover" (bicubic in one step: Janus) or "area" (the same, and a photo whose shape is
+    within 2 % of its size is not cropped: Emu3)."""
     prompt_template: str = LUMINA_PROMPT
     """The user's turn, with {width}, {height} and {prompt}; a family may have names of tokens in it."""
     ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))

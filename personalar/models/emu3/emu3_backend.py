@@ -29,12 +29,13 @@ class Emu3Backend(LlamaBackend):
         vocabulary: Emu3Vocabulary,
         layout: ProtocolConfig,
     ) -> None:
-        ids, codes = max(vocabulary.vocabulary.values()) + 1, vocabulary.codes
-        if ids > transformer.config.vocab_size:
+        ids, rows = max(vocabulary.vocabulary.values()) + 1, transformer.config.vocab_size
+        if ids > rows:
             raise ValueError(
-                f"the tokenizer has {ids} ids, the model embeds only {transformer.config.vocab_size}: take the "
-                "tokenizer of the same repository"
+                f"the tokenizer has {ids} ids, the model embeds only {rows}: take the tokenizer of the same "
+                "repository"
             )
+        codes = vocabulary.codes
         if codes.stop - codes.start != vq.config.num_embeddings:
             raise ValueError(
                 f"the tokenizer names {codes.stop - codes.start} image codes, the image tokenizer has "

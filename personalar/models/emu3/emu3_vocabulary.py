@@ -1,7 +1,7 @@
 """The vocabulary of Emu3: Qwen's byte-level BPE, with its special tokens looked up by name.
 
-The words are split by Qwen's pattern after NFC, as in training, whatever the file says: transformers' files of
-Emu3 have GPT-2's pattern, which turns "close-up" into other ids.
+The words are split by Qwen's pattern after NFC, as in training, whatever the file says: transformers' files
+of Emu3 have GPT-2's pattern, which turns "close-up" into other ids.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Emu3Vocabulary(TextEncoder):
             got = self.vocabulary.get(code_name(code))
             if got != start + code:
                 raise ValueError(
-                    f"image code {code} ({code_name(code)}) has id {got}, expected {start + code}: codes must "
-                    "be one block of ids in order, or every decoded image is wrong"
+                    f"image code {code} ({code_name(code)}) has id {got}, expected {start + code}: codes "
+                    "must be one block of ids in order, or every decoded image is wrong"
                 )
         return slice(start, start + number)
 

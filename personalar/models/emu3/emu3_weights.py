@@ -1,4 +1,7 @@
-"""Names and numbers in Emu3 checkpoints: BAAI's own files and those of transformers, on disk or as in memory."""
+"""Names and numbers in Emu3 checkpoints: BAAI's own files and those of transformers.
+
+transformers writes other names than its class has in memory; both are read.
+"""
 
 from __future__ import annotations
 

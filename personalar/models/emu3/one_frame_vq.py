@@ -77,29 +77,49 @@ class FixedNorm(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A convolution over frames and space that reads no later frame."""
+    """A convolution over frames and space that reads no later frame.
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int], *, step: int = 1):
+    Args:
+        channels_in, channels_out: of the maps.
+        frames: that one output frame is computed from.
+        side: of the kernel in space, an odd number.
+        step: frames between two outputs.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, frames: int = 3, side: int = 3, step: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels_in, channels_out, kernel, (step, 1, 1), (0, kernel[1] // 2, kernel[2] // 2))
+        kernel, padding = (frames, side, side), (0, side // 2, side // 2)
+        self.conv = nn.Conv3d(channels_in, channels_out, kernel, stride=(step, 1, 1), padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, T, h, w) to (B, out, T / step, h, w)."""
         return self.conv(F.pad(x, (0, 0, 0, 0, 2, 0)))
 
 
-class TimeStep(nn.Module):
-    """Halve or double the number of frames."""
+class Halve(nn.Module):
+    """Halve the number of frames."""
 
-    def __init__(self, channels: int, *, double: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.double = double
-        kernel = (3, 3, 3) if double else (4, 3, 3)
-        self.conv = CausalConv(channels, channels, kernel, step=1 if double else 2)
+        self.conv = CausalConv(channels, channels, frames=4, step=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, T, h, w) to (B, C, T / 2 or 2 T, h, w)."""
-        return F.silu(self.conv(x.repeat_interleave(2, dim=2) if self.double else x))
+        """Map (B, C, T, h, w) to (B, C, T / 2, h, w)."""
+        return F.silu(self.conv(x))
+
+
+class Double(nn.Module):
+    """Double the number of frames."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = CausalConv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, T, h, w) to (B, C, 2 T, h, w)."""
+        return F.silu(self.conv(x.repeat_interleave(2, dim=2)))
 
 
 class TimeBlock(nn.Module):
@@ -108,9 +128,9 @@ class TimeBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = FixedNorm(channels)
-        self.conv1 = CausalConv(channels, channels, (3, 3, 3))
+        self.conv1 = CausalConv(channels, channels)
         self.norm2 = FixedNorm(channels)
-        self.conv2 = CausalConv(channels, channels, (3, 3, 3))
+        self.conv2 = CausalConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, T, h, w) to (B, C, T, h, w)."""
@@ -139,7 +159,7 @@ class FrameEncoder(Encoder):
     def __init__(self, config: OneFrameVQConfig) -> None:
         super().__init__(config)
         self.frames, channels = config.temporal_downsample_factor, config.latent_channels
-        self.time_conv = nn.ModuleList(TimeStep(channels, double=False) for _ in range(config.time_steps))
+        self.time_conv = nn.ModuleList(Halve(channels) for _ in range(config.time_steps))
         self.time_res_stack = nn.Sequential(*(TimeBlock(channels) for _ in range(config.num_res_blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,7 +181,7 @@ class FrameDecoder(Decoder):
                 if isinstance(norm, nn.GroupNorm):
                     setattr(module, name, SpatialNorm(norm, norm.num_channels, config.embed_dim))
         self.time_res_stack = nn.Sequential(*(TimeBlock(channels) for _ in range(config.num_res_blocks)))
-        self.time_conv = nn.ModuleList(TimeStep(channels, double=True) for _ in range(config.time_steps))
+        self.time_conv = nn.ModuleList(Double(channels) for _ in range(config.time_steps))
 
     def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, latent_channels, 1, h, w) and its quantised map of the same shape to (B, 3, H, W)."""
@@ -177,10 +197,10 @@ class OneFrameVQ(VQModel):
 
     def __init__(self, config: OneFrameVQConfig) -> None:
         super().__init__(config)
-        latent, width, kernel = config.latent_channels, config.embed_dim, (3, 1, 1)
+        latent, width = config.latent_channels, config.embed_dim
         self.encoder, self.decoder = FrameEncoder(config), FrameDecoder(config)
-        self.quant_conv = CausalConv(latent, width, kernel)
-        self.post_quant_conv = CausalConv(width, latent, kernel)
+        self.quant_conv: nn.Module = CausalConv(latent, width, side=1)
+        self.post_quant_conv: nn.Module = CausalConv(width, latent, side=1)
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) in [-1, 1], sides multiples of `downsample`, to latents (B, D, h, w)."""

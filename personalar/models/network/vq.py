@@ -261,8 +261,8 @@ class VQModel(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.quant_conv: nn.Module = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv: nn.Module = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

@@ -115,7 +115,7 @@ def test_a_folder_of_another_family_or_without_a_part_is_refused(
     with pytest.raises(ValueError, match="tie_word_embeddings=true; Emu3 needs it false"):
         Emu3Config.from_hf({"model_type": "emu3", "tie_word_embeddings": True})
     alone = Path(shutil.copytree(original, tmp_path / "alone", ignore=shutil.ignore_patterns("vq")))
-    with pytest.raises(ValueError, match="contains no image tokenizer .* copy of BAAI/Emu3-VisionTokenizer"):
+    with pytest.raises(ValueError, match=r"contains no image tokenizer .* copy of BAAI/Emu3-VisionTokenizer"):
         load(open_folder(alone, layout=LAYOUT))
     (alone / VISION_TOKENS).unlink()
     assert open_folder(alone, layout=LAYOUT).missing() == [str(alone / VISION_TOKENS)]
@@ -142,7 +142,9 @@ def test_a_vocabulary_without_a_name_is_refused(name: str, tmp_path: Path) -> No
 def test_codes_must_be_one_block(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(emu3_tokenizer_json().replace(code_name(5), code_name(500)))
-    with pytest.raises(ValueError, match="image code 5 .* has id None, expected .*: codes must be one block"):
+    with pytest.raises(
+        ValueError, match=r"image code 5 .* has id None, expected .*: codes must be one block"
+    ):
         Emu3Vocabulary.from_file(file)
 
 
@@ -202,9 +204,9 @@ def test_a_layout_that_emu3_does_not_have_is_refused(layout: Any, message: str, 
 
 
 def test_a_folder_that_is_not_there_is_named_with_its_setting(emu3_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder at .*gone; set model.path"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*gone; set model.path"):
         open_folder(tmp_path / "gone", layout=LAYOUT)
-    with pytest.raises(FileNotFoundError, match="no folder at .*gone; set model.vq_path"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*gone; set model.vq_path"):
         open_folder(emu3_dir, vq=tmp_path / "gone", layout=LAYOUT)
 
 

@@ -31,7 +31,11 @@ def configured(*overrides: str, name: str = "run") -> Any:
 def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
     base = save_original(tmp_path / "base")
     model = ["model=emu3_gen", f"model.path={base}", "model.layout.resolution=16", "model.layout.grid_px=4"]
-    model += ["model.dtype=float32", "model.layout.negative_prompt=a boot", "model.recipe.data.prompt_dropout=0.5"]
+    model += [
+        "model.dtype=float32",
+        "model.layout.negative_prompt=a boot",
+        "model.recipe.data.prompt_dropout=0.5",
+    ]
     quick = [f"model.recipe.stages.{s}.{n}" for s in ("embedding", "lora") for n in NUMBERS]
     more = ["trainer.threads=1", "method=lora", "stage=both", "scorer=none", *FEW, *quick]
     prepared = prepare(configured("+subject=cat", *model, *more), tmp_path / "run")
@@ -41,7 +45,12 @@ def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
     assert concept.base["name"] == "emu3_gen" and concept.tokens["[V]"] == 309  # <|extra_1|>
     assert concept.lora and (tmp_path / "run" / "report.html").is_file()
 
-    words = [f"concept={tmp_path / 'run'}", 'prompts=["a [V] cat"]', f"out={tmp_path / 'drawn'}", "size=20x12"]
+    words = [
+        f"concept={tmp_path / 'run'}",
+        'prompts=["a [V] cat"]',
+        f"out={tmp_path / 'drawn'}",
+        "size=20x12",
+    ]
     (picture,) = write_samples(configured(*words, *model, name="sample"), tmp_path / "run" / "concept")
     assert Image.open(picture).size == (20, 12)
 
