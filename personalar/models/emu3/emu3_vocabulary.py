@@ -44,7 +44,7 @@ class Emu3Vocabulary(TextEncoder):
     Raises ValueError when a special token is missing or the image codes are not one block in code order.
     """
 
-    family = "Emu3 model"
+    family = "BAAI Emu3 model"
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         words = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")

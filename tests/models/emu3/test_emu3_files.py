@@ -135,7 +135,7 @@ def test_numbers_of_no_tokenizer_are_refused() -> None:
 def test_a_vocabulary_without_a_name_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(emu3_tokenizer_json().replace(json.dumps(name), '"<|gone|>"'))
-    with pytest.raises(ValueError, match="not the vocabulary of a Emu3 model"):
+    with pytest.raises(ValueError, match="not the vocabulary of a BAAI Emu3 model"):
         Emu3Vocabulary.from_file(file)
 
 

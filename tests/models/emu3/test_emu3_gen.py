@@ -118,6 +118,14 @@ def test_the_guided_law_is_that_of_upstreams_order() -> None:
     torch.testing.assert_close(keep_top_k(ours, 200).softmax(-1), law, rtol=0, atol=1e-7)
 
 
+def test_a_dropped_prompt_leaves_bos_and_guidance_has_the_negative_prompt(emu3_backend: Any) -> None:
+    tokens, prompt = emu3_backend.protocol.vocabulary, emu3_backend.prompt_ids(TEXTS[0])
+    dropped = emu3_backend.unconditional_sequence(TEXTS[0], torch.zeros(GRID).long(), loss="image_tokens")
+    assert dropped.ids[:2] == (tokens.bos, tokens.boi)
+    context = emu3_backend.unconditional_prompt(prompt)
+    assert context == [tokens.bos, *emu3_backend.encode_text(NEGATIVE)]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(16, 16), (24, 8)])
 def test_one_frame_gives_the_codes_and_pictures_of_four(size: tuple[int, int], emu3_backend: Any) -> None:
