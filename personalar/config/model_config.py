@@ -11,12 +11,13 @@ from omegaconf import MISSING
 from personalar.config.fields import limits, one_of
 from personalar.config.recipe import RecipeConfig
 from personalar.config.trainer_config import ACCELERATORS
-from personalar.core.image_sizes import Size, bucket_sizes
+from personalar.core.image_sizes import Size, area_sizes, bucket_sizes
 
 PARTS = {"hub": "transformer", "vq_hub": "image tokenizer", "tokenizer_hub": "text tokenizer"}
 """Setting of each repository in `ModelConfig` -> what it contains."""
 MOST_GRIDS = 256
 """Largest side in units of `grid_px`; a limit, because the list of sizes grows with its square."""
+SHAPES = {"aspect": bucket_sizes, "area": area_sizes}
 LUMINA_PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
 
 
@@ -29,17 +30,21 @@ class ProtocolConfig:
     resolution: int = field(default=512, metadata=limits(1, 65536))
     """Side of the square image in pixels; images of other shapes have about the same area."""
     buckets: str = "aspect"
-    """Supported image shapes: "square" only, or "aspect", all aspect ratios of Lumina-mGPT."""
+    """Supported image shapes: "square" only, "aspect" (all aspect ratios of Lumina-mGPT), or "area" (both
+    sides rounded to the grid: Emu3)."""
     structure: str = "rows"
-    """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT); "flat": the codes
-    alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
+    """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT, Emu3); "flat": the
+    codes alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
     unconditional: str = "image"
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
-    "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), or "pad" (BOS, and a pad
-    for each further token of the prompt: Janus)."""
+    "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), "pad" (BOS, and a pad
+    for each further token of the prompt: Janus) or "negative" (`negative_prompt`: Emu3)."""
+    negative_prompt: str = ""
+    """Words of the unconditional context, where that is "negative"."""
     resize: str = "halving"
     """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT), "lanczos"
-    (Chameleon) or "cover" (bicubic in one step: Janus)."""
+    (Chameleon), "cover" (bicubic in one step: Janus) or "area" (the same, and a photo whose shape is
+    within 2 % of its size is not cropped: Emu3)."""
     prompt_template: str = LUMINA_PROMPT
     """The user's turn, with {width}, {height} and {prompt}; a family may have names of tokens in it."""
     ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))
@@ -49,7 +54,7 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for invalid values or combinations."""
-        one_of("layout.buckets", self.buckets, ("square", "aspect"))
+        one_of("layout.buckets", self.buckets, ("square", *SHAPES))
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"
@@ -83,7 +88,8 @@ class ProtocolConfig:
     @property
     def sizes(self) -> list[Size]:
         """All sizes (width, height) in pixels that the base supports."""
-        return bucket_sizes(self.resolution, self.grid_px) if self.buckets == "aspect" else [self.square]
+        shapes = SHAPES.get(self.buckets)
+        return shapes(self.resolution, self.grid_px) if shapes else [self.square]
 
 
 def is_commit(revision: str) -> bool:

@@ -1,7 +1,7 @@
 """Image sizes of a base model, and the choice of the size for a photo.
 
 A size is (width, height) in pixels. A bucket is a size of about the model's area, with both sides multiples
-of a grid and a ratio of at most 4:1. The buckets are those of Lumina-mGPT.
+of a grid and a ratio of at most 4:1. The buckets are those of Lumina-mGPT and Emu3.
 """
 
 from __future__ import annotations
@@ -33,6 +33,26 @@ def bucket_sizes(resolution: int, grid_px: int) -> list[Size]:
             height += 1
         else:
             width -= 1
+    return sizes
+
+
+def area_size(ratio: float, resolution: int, grid_px: int) -> Size:
+    """Return the (width, height) of area about `resolution` ** 2 for width : height, sides rounded (Emu3)."""
+    ratio = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
+    width, height = resolution * ratio**0.5, resolution / ratio**0.5
+    return round(width / grid_px) * grid_px, round(height / grid_px) * grid_px
+
+
+def area_sizes(resolution: int, grid_px: int) -> list[Size]:
+    """Return every size that `area_size` gives, widest first."""
+    side = resolution / grid_px
+    shortest, longest = round(side / MAX_RATIO**0.5), round(side * MAX_RATIO**0.5)
+    sizes = []
+    for width in range(longest, shortest - 1, -1):
+        # The heights of all widths that round to this one.
+        low, high = (round(side**2 / (width + half)) for half in (0.5, -0.5))
+        heights = range(max(low, shortest), min(high, longest) + 1)
+        sizes += [(width * grid_px, height * grid_px) for height in heights]
     return sizes
 
 

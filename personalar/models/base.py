@@ -142,7 +142,7 @@ class Backend(Protocol):
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the image of codes (h, w) after the unconditional context of `prompt`: a dropped prompt."""
+        """Return the image of codes (h, w) after what is left of `prompt` when training drops it."""
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids among which a token is predicted with `loss`."""

@@ -54,6 +54,10 @@ class ImageLayout:
         """Return the ids before the image in the unconditional context of guidance for `prompt`."""
         raise NotImplementedError
 
+    def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Return what training leaves of `prompt` where it drops it; by default the unconditional context."""
+        return self.unconditional_prompt(prompt)
+
     def code_shape(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Return (h, w) codes of an image. Raises ValueError when a side is not a multiple of the grid."""
         if width_px % self.config.grid_px or height_px % self.config.grid_px or min(width_px, height_px) < 1:
@@ -121,8 +125,8 @@ class ImageLayout:
         *,
         loss: Loss = "image_tokens",
     ) -> TrainingSequence:
-        """Return the image after the unconditional context: what a dropped prompt leaves."""
-        context = self.unconditional_prompt(self._prompt_of(prompt, codes, concept_tokens))
+        """Return the image after what a dropped prompt leaves."""
+        context = self.dropped_prompt(self._prompt_of(prompt, codes, concept_tokens))
         return self._masked(context, self.image_ids(codes), loss)
 
     def _prompt_of(self, prompt: str, codes: Tensor, concept_tokens: Mapping[str, int] | None) -> list[int]:

@@ -10,7 +10,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from personalar.core.image_sizes import Size, choose_bucket
+from personalar.core.image_sizes import Size, choose_bucket, kept_share
+
+LEAST_KEPT = 0.98
+"""Of a photo that fills a size whose sides were rounded; it is stretched where a crop would keep more."""
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
@@ -37,7 +40,8 @@ def fill_size(
     Args:
         image: any mode and size; turned upright by its EXIF orientation.
         resize: "halving" (Lumina-mGPT: halvings by box filter, then one bicubic step), or one step after the
-            transparency: "lanczos" (Chameleon) or "cover" (bicubic: Janus).
+            transparency: "lanczos" (Chameleon), "cover" (bicubic: Janus) or "area" (the same, or a stretch
+            without a crop where that changes the shape by less than 2 %: Emu3).
         crop: "center" for evaluation; "random" for training, as upstream trained.
         generator: source of the random crop.
     """
@@ -56,6 +60,8 @@ def fill_size(
     else:
         while image.width >= 2 * width and image.height >= 2 * height:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if resize == "area" and kept_share(image.size, (width, height)) > LEAST_KEPT:
+        return image.resize((width, height), last_step)
     scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), last_step)
     spare = (image.width - width, image.height - height)

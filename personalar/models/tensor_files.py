@@ -41,7 +41,7 @@ def write_shards(
 ) -> None:
     """Write safetensors shards of about `shard_bytes` and their index; one shard is in memory at a time.
 
-    The index is written last, so a folder without it is unfinished.
+    Counters keep their type. The index is written last, so a folder without it is unfinished.
     """
     shard: dict[str, Tensor] = {}
     files: list[tuple[Path, list[str]]] = []
@@ -55,7 +55,8 @@ def write_shards(
 
     try:
         for name, tensor in tensors:
-            shard[name] = tensor.detach().to("cpu", dtype).contiguous()
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            shard[name] = tensor.detach().to("cpu", kind).contiguous()
             total += shard[name].nbytes
             if sum(held.nbytes for held in shard.values()) >= shard_bytes:
                 flush()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest_emu3 import LAYOUT as EMU3
 from conftest_janus import LAYOUT as JANUS
 from conftest_upstream import ANOLE, LUMINA, save_anole
 from naive import NaiveDecoder
@@ -30,7 +31,7 @@ from personalar.config.recipe import QKV
 from personalar.data.stream import collate
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models import chameleon, janus
+from personalar.models import chameleon, emu3, janus
 from personalar.models.base import Backend
 from personalar.models.checkpoint_folder import weight_files
 from personalar.models.stored_base import ModelFiles
@@ -53,9 +54,9 @@ class Case:
         return self.open(folder or self.folder).load(dtype=torch.float32, device="cpu", attention="eager")
 
 
-@pytest.fixture(scope="module", params=["lumina", "anole", "janus"])
+@pytest.fixture(scope="module", params=["lumina", "anole", "janus", "emu3"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folders = {"lumina": "lumina_dir", "janus": "janus_dir"}
+    folders = {"lumina": "lumina_dir", "janus": "janus_dir", "emu3": "emu3_dir"}
     vq = request.getfixturevalue("vqgan_dir")
     if request.param == "anole":
         folder = save_anole(tmp_path_factory.mktemp("anole") / "model")
@@ -63,6 +64,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = request.getfixturevalue(folders[request.param])
     if request.param == "lumina":
         return Case(chameleon, folder, lambda path: chameleon.open_folder(path, vq=vq, layout=LUMINA))
+    if request.param == "emu3":  # without the negative prompt, which training does not have
+        layout = replace(EMU3, unconditional="bos")
+        return Case(emu3, folder, lambda path: emu3.open_folder(path, layout=layout))
     return Case(janus, folder, lambda path: janus.open_folder(path, layout=JANUS))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personalar.core.image_sizes import bucket_sizes, choose_bucket
+from personalar.core.image_sizes import MAX_RATIO, area_size, area_sizes, bucket_sizes, choose_bucket
 from personalar.models.image_transforms import flatten_alpha, preprocess, to_model_range, to_uint8
 
 GOLDEN = {
@@ -66,6 +66,24 @@ def test_of_sizes_that_keep_as_much_the_widest_then_the_highest(photo, sizes, ch
 def test_golden_choices(size: tuple[int, int]) -> None:
     got = tuple(choose_bucket(*size, bucket_sizes(resolution, 32)) for resolution in (512, 768, 1024))
     assert got == GOLDEN[size]
+
+
+@pytest.mark.parametrize(("resolution", "count"), [(720, 271), (512, 193), (40, 17)])
+def test_areas_with_rounded_sides_are_all_that_a_photo_can_get(resolution: int, count: int) -> None:
+    sizes = area_sizes(resolution, 8)
+    ratios = [MAX_RATIO ** (place / 20000 - 1) for place in range(40001)]
+    assert set(sizes) == {area_size(ratio, resolution, 8) for ratio in ratios}
+    assert len(sizes) == count and (resolution, resolution) in sizes
+    assert sizes[0][0] == sizes[-1][1] == 2 * resolution
+
+
+def test_a_shape_of_its_size_is_stretched_and_another_is_cropped() -> None:
+    photo, how = picture(202, 160), {"sizes": [(80, 64)], "resize": "area"}
+    expected = np.asarray(photo.resize((80, 64), Image.Resampling.BICUBIC))
+    assert np.array_equal(to_uint8(preprocess(photo, **how)).numpy(), expected)
+    wide = picture(300, 160)
+    cropped = np.asarray(wide.resize((120, 64), Image.Resampling.BICUBIC))[:, 20:100]
+    assert np.array_equal(to_uint8(preprocess(wide, **how)).numpy(), cropped)
 
 
 def test_halvings_then_one_bicubic_step() -> None:

@@ -91,15 +91,19 @@ def test_a_base_comes_whole_from_its_repositories(hub: Hub, name: str) -> None:
     assert len(said) == 1 and before == 0
     assert text.startswith(f"model={name} needs files") and text.endswith("downloading now")
     assert hub.files_asked_for[0].startswith(small.hub.repo)  # a refusal comes before 14 GB are here
-    assert not files.missing() and files.tokenizer.read_bytes() == content("tokenizer.json")
+    assert not files.missing() and files.tokenizer.read_bytes() == content(files.tokenizer.name)
     asked = set(hub.files_asked_for)
     wanted = (".safetensors", ".bin", ".index.json")
     weights = {file for file in LISTS[config.hub.repo] if file.endswith(wanted)}
-    owned = {"config.json", "tokenizer.json", *weights}
-    owned |= {"vqgan.ckpt", "vqgan.yaml"} if config.vq_hub else set()
+    beside = {"emu3_vision_tokens.txt"} if name.startswith("emu3") else set()
+    owned = {"config.json", files.tokenizer.name, *weights, *beside}
+    if config.vq_hub is not None:
+        patterns, listed = config.vq_hub.files, LISTS[config.vq_hub.repo]
+        owned |= {Path(file).name for file in listed for pattern in patterns if fnmatchcase(file, pattern)}
     assert {Path(file).name for file in asked} == owned
     tokenizer = "Alpha-VLLM/Lumina-mGPT-7B-768" if name.startswith("lumina") else config.hub.repo
-    assert [file for file in asked if file.endswith("/tokenizer.json")] == [f"{tokenizer}/tokenizer.json"]
+    words = files.tokenizer.name
+    assert [file for file in asked if file.endswith(f"/{words}")] == [f"{tokenizer}/{words}"]
 
     assert obtain_model(config, say=pytest.fail) == files and set(hub.files_asked_for) == asked
     pinned, told = pin(config), "\n".join(model_files(config))

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from personalar.config.fields import limits
-from personalar.models.base import Head
-from personalar.models.network.llama import Llama, LlamaConfig
+from personalar.models.network.language_model import LanguageModel
+from personalar.models.network.llama import LlamaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +51,7 @@ class TransformerConfig(LlamaConfig):
         return {"model_type": "chameleon", **values, "rope_parameters": rope, "tie_word_embeddings": False}
 
 
-class ChameleonTransformer(Llama):
+class ChameleonTransformer(LanguageModel):
     """Token embeddings in, hidden states and logits out."""
 
     config: TransformerConfig
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    def head(self, rows: slice) -> Head:
-        """Return the map from hidden states (..., D) to float32 logits of the vocabulary rows `rows`.
-
-        The weight is read once, here: DeepSpeed may have released it when a pass is computed again.
-        """
-        weight = self.lm_head.weight[rows]
-        return lambda hidden: F.linear(hidden, weight).float()
-
-    def logits(self, hidden: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Map (..., D) to float32 logits (..., V), or of the vocabulary rows `rows` only."""
-        return self.head(rows)(hidden)

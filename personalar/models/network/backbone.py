@@ -144,7 +144,7 @@ class LlamaBackend(nn.Module):
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the image of codes (h, w) after the unconditional context."""
+        """Return the image of codes (h, w) after what is left of a dropped prompt."""
         return self.protocol.unconditional_ids(prompt, codes, tokens, loss=loss)
 
     def grammar(self, h: int, w: int) -> list[int | None]:

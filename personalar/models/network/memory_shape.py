@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.network.vq import VQConfig
 from personalar.models.stored_base import BaseShape, NetworkShape
 
 PIXELS_AT_ONCE = 2**20
@@ -33,7 +33,7 @@ def shape_of(
     """Return the shape of a base for square images of (h, w) `codes`, `images` decoded together."""
     number = codes[0] * codes[1]
     with torch.device("meta"):
-        tokenizer_bytes = sum(parameter.nbytes for parameter in VQModel(vq).parameters())
+        tokenizer_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
     return BaseShape(
         network=network,
         codes=number,

@@ -1,9 +1,7 @@
 """The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
 
-Parameter names are the upstream ones (`encoder.down.0.block.0.conv1.weight`, ...): a bare checkpoint loads as
-it is. The encoder equals transformers' `ChameleonVQVAE`; its decoder equals Janus'. One addition, the
-identity by default: `patch_size` folds patches of pixels into channels before the first convolution and back
-after the last, because convolutions with few channels at full resolution are what is slow on a CPU.
+Parameter names are the upstream ones. The encoder equals transformers' `ChameleonVQVAE`; its decoder equals
+Janus'. One addition, 1 by default: `patch_size` folds patches of pixels into channels, for speed on a CPU.
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
 """
 
@@ -12,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +68,12 @@ class VQConfig:
         side = self.resolution // self.patch_size >> level
         return self.attn_type == "vanilla" and side in self.attn_resolutions
 
+    def build(self) -> VQModel:
+        """Return an image tokenizer of this shape, on torch's default device."""
+        return VQModel(self)
+
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> VQConfig:
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read the json of a `ChameleonVQVAEConfig`; keys it leaves out have the 7B's values."""
         if config.get("double_latent", False):
             raise ValueError("config.json has double_latent=true; only deterministic latents are supported")
@@ -100,10 +102,10 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h, w)."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h, w); `maps` is what the norms take besides."""
+        hidden = self.conv1(F.silu(self.norm1(x, *maps)))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden, *maps))))
         return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -113,14 +115,11 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        hidden = self.norm(x)
+        hidden = self.norm(x, *maps)
         query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
         weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
         return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))
@@ -161,12 +160,12 @@ class Level(nn.Module):
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, in, h, w) to (B, out, h', w')."""
         for i, block in enumerate(self.block):
-            x = block(x)
+            x = block(x, *maps)
             if self.attn:
-                x = self.attn[i](x)
+                x = self.attn[i](x, *maps)
         for step in (self.downsample, self.upsample):
             x = x if step is None else step(x)
         return x
@@ -178,12 +177,13 @@ class Middle(nn.Module):
     def __init__(self, channels: int, *, attention: bool, dropout: float) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
+        self.attn_1 = AttnBlock(channels) if attention else None
         self.block_2 = ResBlock(channels, channels, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+        x = self.block_1(x, *maps)
+        return self.block_2(x if self.attn_1 is None else self.attn_1(x, *maps), *maps)
 
 
 class Encoder(nn.Module):
@@ -229,12 +229,12 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, latent_channels, h, w) to (B, in_channels, H/p, W/p)."""
-        x = self.mid(self.conv_in(x))
+        x = self.mid(self.conv_in(x), *maps)
         for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = level(x, *maps)
+        return self.conv_out(F.silu(self.norm_out(x, *maps)))
 
 
 class Codebook(nn.Module):
@@ -261,8 +261,8 @@ class VQModel(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
-        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.quant_conv: nn.Module = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv: nn.Module = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

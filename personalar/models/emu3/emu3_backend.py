@@ -1,0 +1,73 @@
+"""The Emu3 backend: Emu3-Gen and Emu3-Stage1 are one class with other numbers."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from personalar.config.model_config import ProtocolConfig
+from personalar.core.image_sizes import area_size
+from personalar.models.base import Head, Loss
+from personalar.models.emu3.emu3_layout import Emu3Layout
+from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
+from personalar.models.emu3.one_frame_vq import OneFrameVQ
+from personalar.models.network.backbone import LlamaBackend
+from personalar.models.network.language_model import LanguageModel
+
+
+class Emu3Backend(LlamaBackend):
+    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
+
+    transformer: LanguageModel
+
+    def __init__(
+        self,
+        *,
+        transformer: LanguageModel,
+        vq: OneFrameVQ,
+        vocabulary: Emu3Vocabulary,
+        layout: ProtocolConfig,
+    ) -> None:
+        ids, rows = max(vocabulary.vocabulary.values()) + 1, transformer.config.vocab_size
+        if ids > rows:
+            raise ValueError(
+                f"the tokenizer has {ids} ids, the model embeds only {rows}: take the tokenizer of the same "
+                "repository"
+            )
+        codes = vocabulary.codes
+        if codes.stop - codes.start != vq.config.num_embeddings:
+            raise ValueError(
+                f"the tokenizer names {codes.stop - codes.start} image codes, the image tokenizer has "
+                f"{vq.config.num_embeddings}: they belong to different models"
+            )
+        sequence = Emu3Layout(vocabulary, layout, downsample=vq.config.downsample)
+        super().__init__(transformer=transformer, vq=vq, layout=sequence)
+        self.reserved_ids, self.pad_id = vocabulary.concept_ids, vocabulary.pad
+        self.trained_rows = slice(0, vocabulary.pad)  # the pieces of words, which come before all names
+
+    def best_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the one of `self.sizes` (width, height) that upstream resizes an upright `image` to."""
+        layout = self.protocol.config
+        return area_size(image.width / image.height, layout.resolution, layout.grid_px)
+
+    def preprocess(
+        self,
+        image: Image.Image,
+        *,
+        size: tuple[int, int] | None = None,
+        crop: str = "center",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return (3, H, W) in [0, 1] of `size` (width, height), by default `best_size`."""
+        size = size or self.best_size(ImageOps.exif_transpose(image))
+        return super().preprocess(image, size=size, crop=crop, generator=generator)
+
+    def choices(self, loss: Loss) -> slice:
+        """Return the ids among which a token is predicted with `loss`."""
+        everything = slice(0, self.transformer.config.vocab_size)
+        return self.protocol.codes if loss == "image_tokens" else everything
+
+    def head(self, loss: Loss) -> Head:
+        """Return the map from hidden states to the logits of `choices(loss)`."""
+        return self.transformer.head(self.choices(loss))

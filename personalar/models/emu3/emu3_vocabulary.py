@@ -1,0 +1,144 @@
+"""The vocabulary of Emu3: Qwen's byte-level BPE, with its special tokens looked up by name.
+
+The words are split by Qwen's pattern after NFC, as in training, whatever the file says: transformers' files
+of Emu3 have GPT-2's pattern, which turns "close-up" into other ids.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from pathlib import Path
+from typing import Self
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from personalar.models.emu3.emu3_files import RANKS, VISION_TOKENS
+from personalar.models.text_encoder import TextEncoder
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+PAD = "<|endoftext|>"
+EXTRAS = 205
+IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE = "<|image token|>", "<|image start|>", "<|image end|>"
+_SPECIAL = r"<\|(?:endoftext|im_start|im_end|extra_\d+|image (?:token|start|end)|visual token \d+)\|>|<image>"
+
+
+def extra(number: int) -> str:
+    """Return the name of an extra token: 200 is "<|extra_200|>"."""
+    return f"<|extra_{number}|>"
+
+
+def code_name(code: int) -> str:
+    """Return the name of an image code: 53 is "<|visual token 000053|>"."""
+    return f"<|visual token {code:06d}|>"
+
+
+class Emu3Vocabulary(TextEncoder):
+    """Text encoder and table of special ids.
+
+    Raises ValueError when a special token is missing or the image codes are not one block in code order.
+    """
+
+    family = "BAAI Emu3 model"
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        words = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+        super().__init__(backend, f"(?:{_SPECIAL})")
+        self.eol, self.eof, self.bos, self.eos = (self.require(extra(n)) for n in (200, 201, 203, 204))
+        self.pad, self.image = self.require(PAD), self.require(IMAGE)
+        self.boi, self.eoi = self.require(BEGIN_OF_IMAGE), self.require(END_OF_IMAGE)
+        # Number 0 is left out: transformers uses it as <image>.
+        free = (self.vocabulary.get(extra(number)) for number in range(1, 200))
+        self.concept_ids = tuple(index for index in free if index is not None)
+        """Ids free for identifiers, in order."""
+        self.codes = self._block_of_codes()
+        """The ids of the image codes."""
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read a tokenizer.json, or BAAI's emu3.tiktoken and the list of names beside it."""
+        if path.suffix == ".json":
+            return super().from_file(path)
+        ranks, names = read_ranks(path), path.with_name(VISION_TOKENS)
+        if not names.is_file():
+            raise FileNotFoundError(f"no {VISION_TOKENS} at {names.parent}; {RANKS} needs it beside it")
+        return cls(from_ranks(ranks, names.read_text(encoding="utf-8").splitlines()))
+
+    def _block_of_codes(self) -> slice:
+        start = self.require(code_name(0))
+        number = sum(re.fullmatch(r"<\|visual token \d+\|>", name) is not None for name in self.vocabulary)
+        for code in range(number):
+            got = self.vocabulary.get(code_name(code))
+            if got != start + code:
+                raise ValueError(
+                    f"image code {code} ({code_name(code)}) has id {got}, expected {start + code}: codes "
+                    "must be one block of ids in order, or every decoded image is wrong"
+                )
+        return slice(start, start + number)
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """Read a file of tiktoken: a piece in base64 and its rank in every line.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs {RANKS} or tokenizer.json")
+    try:
+        lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{path} is not a file of tiktoken ({error}): copy it again") from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
+        raise ValueError(f"{path} does not have every byte and every rank from 0: copy it again")
+    return ranks
+
+
+def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.Tokenizer:
+    """Return the tokenizer of BAAI's two files; the special tokens follow the pieces of words."""
+    letters = byte_letters()
+
+    def written(piece: bytes) -> str:
+        return "".join(letters[byte] for byte in piece)
+
+    pairs = [last_merge(piece, ranks) for piece in sorted(ranks, key=ranks.__getitem__) if len(piece) > 1]
+    merges = [(written(left), written(right)) for left, right in pairs]
+    vocabulary = {written(piece): rank for piece, rank in ranks.items()}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.decoder = decoders.ByteLevel()
+    names = [PAD, "<|im_start|>", "<|im_end|>", *map(extra, range(EXTRAS))]
+    names += [name.strip() for name in vision_tokens if name.strip()]
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    return tokenizer
+
+
+def last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """Return the two parts whose merge gives `piece`, found by merging its bytes in the order of the ranks.
+
+    Raises:
+        ValueError: when no merges lead to it.
+    """
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 2:
+        pairs = [parts[i] + parts[i + 1] for i in range(len(parts) - 1)]
+        best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+        if ranks.get(pairs[best], len(ranks)) >= ranks[piece]:
+            raise ValueError(f"{RANKS} is damaged: no merges lead to {piece!r}; copy it again")
+        parts[best : best + 2] = [pairs[best]]
+    return parts[0], parts[1]
+
+
+def byte_letters() -> list[str]:
+    """Return the letter that byte-level BPE writes for each byte: printable ones are themselves."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,0 +1,140 @@
+"""Names and numbers in Emu3 checkpoints: BAAI's own files and those of transformers.
+
+transformers writes other names than its class has in memory; both are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from personalar.config.fields import limits
+from personalar.models.checkpoint_folder import read_config
+from personalar.models.emu3.one_frame_vq import OneFrameVQ, OneFrameVQConfig
+from personalar.models.network.language_model import LanguageModel
+from personalar.models.network.llama import LlamaConfig
+from personalar.models.tensor_files import fill, read_shapes, read_tensors
+
+PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
+"""How names begin in transformers' files, and in ours, which are BAAI's."""
+VQ_PREFIXES = ("vqmodel.", "model.vqmodel.")
+VQ_NAMES = {
+    r"\bdown_block\.down\.": "down.",
+    r"\bup_block\.up\.": "up.",
+    r"\bmiddle_block\.attn_norm\.": "mid.attn_1.norm.",
+    r"\bmiddle_block\.": "mid.",
+    r"\battn_norms\.(\d+)\.": r"attn.\1.norm.",
+    r"\b([qkv])_proj\.": r"\1.",
+    r"\bout_proj\.": "proj_out.",
+}
+"""Parts of names in transformers' image tokenizer, and in ours."""
+VQ_NUMBERS = {"codebook_size": "num_embeddings", "z_channels": "latent_channels", "ch": "base_channels",
+              "ch_mult": "channel_multiplier", "double_z": "double_latent"}  # fmt: skip
+"""Names in the image tokenizer's config.json and in `OneFrameVQConfig`, where they differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emu3Config(LlamaConfig):
+    """Numbers of the network; defaults are those of Emu3-Gen."""
+
+    vocab_size: int = field(default=184622, metadata=limits(1, 2**22))
+    intermediate_size: int = field(default=14336, metadata=limits(1, 2**18))
+    num_key_value_heads: int = field(default=8, metadata=limits(1, 1024))
+    rms_norm_eps: float = field(default=1e-5, metadata=limits(0.0, 1.0))
+    rope_theta: float = field(default=1e6, metadata=limits(1.0, 1e12))
+    max_position_embeddings: int = field(default=9216, metadata=limits(1, 2**24))
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
+        """Read a config.json, BAAI's or transformers'; keys it leaves out have Emu3-Gen's values.
+
+        Raises:
+            ValueError: it is of another family, or describes something that is not computed here.
+        """
+        if str(config.get("model_type")).lower() != "emu3":
+            raise ValueError(
+                f"config.json has model_type={config.get('model_type')!r}, which is not an Emu3: model.path "
+                "needs a folder with model_type 'emu3' (transformers' files) or 'Emu3' (BAAI's)"
+            )
+        text = config.get("text_config") or config
+        if config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
+            raise ValueError("config.json has tie_word_embeddings=true; Emu3 needs it false")
+        return super().from_hf({"num_key_value_heads": cls.num_key_value_heads, **text}, attention=attention)
+
+    def build(self) -> LanguageModel:
+        """Return a transformer of this shape, on torch's default device."""
+        return LanguageModel(self)
+
+
+def network_name(stored: str) -> str | None:
+    """Return the name of a tensor in the transformer; None: it belongs to the image tokenizer."""
+    if stored.startswith(VQ_PREFIXES):
+        return None
+    for theirs, ours in PREFIXES.items():
+        if stored.startswith(theirs):
+            return ours + stored.removeprefix(theirs)
+    return stored
+
+
+def tokenizer_name(stored: str, *, bare: bool) -> str | None:
+    """Return the name of a tensor in the image tokenizer; None: it is not there.
+
+    Args:
+        bare: the folder contains nothing but the image tokenizer, so its names have no prefix.
+    """
+    prefix = next((prefix for prefix in VQ_PREFIXES if stored.startswith(prefix)), "")
+    if not (prefix or bare) or stored.endswith(".num_batches_tracked"):
+        return None
+    name = stored.removeprefix(prefix)
+    for theirs, ours in VQ_NAMES.items():
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def vq_numbers(folder: Path) -> OneFrameVQConfig:
+    """Return the numbers of the image tokenizer in `folder`; no tensor is read."""
+
+    def parse(config: dict[str, Any]) -> OneFrameVQConfig:
+        own = config.get("vq_config") or config
+        return OneFrameVQConfig.from_hf({VQ_NUMBERS.get(name, name): value for name, value in own.items()})
+
+    return read_config(folder / "config.json", parse)
+
+
+def network_numbers(folder: Path, *, attention: str = "sdpa") -> Emu3Config:
+    """Return the numbers of the transformer in `folder`; no tensor is read."""
+    return read_config(folder / "config.json", partial(Emu3Config.from_hf, attention=attention))
+
+
+def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:
+    """Return the image tokenizer in `folder`, in float32. Raises ValueError when it is missing or damaged.
+
+    transformers' attention has matrices where BAAI's has convolutions of 1x1.
+    """
+    rename = partial(tokenizer_name, bare=bare)
+
+    def as_convolution(name: str, shape: torch.Size) -> torch.Size:
+        flat = len(shape) == 2 and ".attn" in name
+        return torch.Size((*shape, 1, 1)) if flat else shape
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in read_tensors(folder, rename):
+            yield name, tensor.reshape(as_convolution(name, tensor.shape))
+
+    shapes = {name: as_convolution(name, shape) for name, shape in read_shapes(folder, rename).items()}
+    if not shapes:
+        raise ValueError(
+            f"{folder} contains no image tokenizer ({VQ_PREFIXES[0]}*), which BAAI publishes apart: set "
+            "model.vq_path to a copy of BAAI/Emu3-VisionTokenizer"
+        )
+    with torch.device("meta"):
+        vq = vq_numbers(folder).build()
+    fill(vq, tensors(), shapes, where=folder, published=True, dtype=torch.float32, device=device)
+    return vq
