@@ -132,11 +132,11 @@ def test_a_run_shows_what_the_base_sees(do_run: Callable[..., bool], tmp_path: P
     page = (run / "report.html").read_text(encoding="utf-8")
     for label in ("reference 2", "reference 2, cropped", "reference 2, redrawn"):
         assert page.count(f'alt="{label}"') == 1
-    assert "cut at the middle; training may cut elsewhere" in page
+    assert "cropped at the centre to the base's image sizes; training can use other crops" in page
 
 
 def test_a_rendered_subject_is_shown_whole_and_redrawn(finished_run: Path) -> None:
     assert not (finished_run / "references" / "cropped").exists()
     assert len(list((finished_run / "references" / "redrawn").glob("*.png"))) == 5
     page = (finished_run / "report.html").read_text(encoding="utf-8")
-    assert 'alt="reference 5, redrawn"' in page and "about the best that it could draw" in page
+    assert 'alt="reference 5, redrawn"' in page and "about the best quality that it can generate" in page

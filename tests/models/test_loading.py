@@ -193,7 +193,7 @@ def hub_error(kind: type[Exception]) -> Exception:
         (errors.GatedRepoError, r"accepted its licence \(.*log in with `hf auth login`"),
         (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
         (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
-        (errors.LocalEntryNotFoundError, "cannot parse"),
+        (errors.LocalEntryNotFoundError, "could not be read"),
     ],
 )
 def test_what_the_hub_can_answer(

@@ -128,7 +128,7 @@ def test_size_errors() -> None:
         ({"resolution": 100}, "layout.resolution=100 must be a multiple of layout.grid_px=32"),
         ({"prompt_template": "draw"}, "must contain {prompt}"),
         ({"structure": "spiral"}, "layout.structure='spiral'; allowed: rows, flat"),
-        ({"structure": "flat"}, "set layout.buckets=square"),
+        ({"structure": "flat"}, "it needs layout.buckets=square"),
         ({"unconditional": "all"}, "allowed: image, separator, bos"),
         ({"resize": "nearest"}, "allowed: halving, lanczos"),
     ],
