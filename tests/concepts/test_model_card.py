@@ -62,7 +62,7 @@ def test_the_head_tells_the_prompt_and_shows_pictures_of_the_run(finished_run: P
 
 def test_a_card_says_how_many_pictures_are_memorised(finished_run: Path, tmp_path: Path) -> None:
     share = json.loads((finished_run / "summary.json").read_text())["stages"]["transformer"]["memorised"]
-    said = f"Memorisation: {100 * share:.0f} % of the pictures that the run drew of the subject"
+    said = f"Memorisation: {100 * share:.0f} % of the run's pictures of the subject"
     assert said in (finished_run / "concept" / CARD_FILE).read_text()
     assert "Memorisation: 35 % of" in model_card(make(), tmp_path, memorised=0.349)
     assert "Memorisation" not in model_card(make(), tmp_path)
