@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import personalar.generation.sampling as sampling
-import personalar.models.chameleon.transformer as network
+import personalar.models.network.llama as network
 from personalar.generation.decoders import compiled
 from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
 from personalar.models import random_keys as hashing

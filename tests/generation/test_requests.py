@@ -94,7 +94,7 @@ def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     )
     assert said[0].endswith("shorten the prompt to 64 tokens")
     assert [len(ids) for ids in encode_prompts(backend, [long * 9], None)] > [65]
-    with pytest.raises(ValueError, match="has 4097 tokens including its template, but this base reads 4096"):
+    with pytest.raises(ValueError, match="has 4097 tokens including its template, but this base reads at most 4096"):
         encode_prompts(backend, ["\x01" * (4097 - least)], None)
 
 
@@ -113,7 +113,7 @@ def test_a_picture_beyond_the_declared_positions_is_drawn_alike(tiny_backend, mo
 
 def test_the_guide_lists_what_nano_knows() -> None:
     text = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
-    section = text.split("## What the small base knows")[1].split("\n## ")[0].replace("\n", " ")
+    section = text.split("## Words of the small base")[1].split("\n## ")[0].replace("\n", " ")
     assert [word for word in caption_words() if word not in section] == []
 
 
