@@ -51,7 +51,7 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
     asked = f"{trainer.accelerator}, {trainer.devices} device(s), strategy {trainer.strategy}"
     yield f"trainer={trainer.name}: {asked}"
     if model.accelerator != "cpu" and trainer.accelerator == "cpu":
-        yield f"note: model={model.name} is for a GPU; on a CPU a run takes days"
+        yield f"note: model={model.name} is for a GPU; on a CPU a run takes hours to days"
     check_devices(trainer)
 
 
