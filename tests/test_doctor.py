@@ -59,7 +59,7 @@ def look_at(*overrides: str) -> tuple[str, bool]:
 
 def test_a_large_base_on_a_cpu_is_noted() -> None:
     text, well = look_at("model=lumina_mgpt_7b_512", "trainer=cpu")
-    assert well and text.endswith("note: model=lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes hours to days")
+    assert well and text.endswith("lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes hours to days")
     assert "days" not in look_at("trainer=cpu")[0]
 
 
