@@ -94,7 +94,7 @@ def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     )
     assert said[0].endswith("shorten the prompt to 64 tokens")
     assert [len(ids) for ids in encode_prompts(backend, [long * 9], None)] > [65]
-    with pytest.raises(ValueError, match="has 4097 tokens .*, but this base reads at most 4096"):
+    with pytest.raises(ValueError, match=r"has 4097 tokens .*, but this base reads at most 4096"):
         encode_prompts(backend, ["\x01" * (4097 - least)], None)
 
 

@@ -30,8 +30,17 @@ def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
 def shape_of(
     network: NetworkShape, vq: VQConfig, *, codes: tuple[int, int], answer_tokens: int, images: int
 ) -> BaseShape:
-    """Return the shape of a base for square images of (h, w) `codes`, `images` decoded together."""
+    """Return the shape of a base for square images of (h, w) `codes`, `images` decoded together.
+
+    Raises:
+        ValueError: an image has no code.
+    """
     number = codes[0] * codes[1]
+    if number < 1:
+        raise ValueError(
+            f"the image tokenizer makes one code of {vq.downsample} x {vq.downsample} pixels, more than an image "
+            "of this base has: take the tokenizer that belongs to it"
+        )
     with torch.device("meta"):
         tokenizer_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
     return BaseShape(
