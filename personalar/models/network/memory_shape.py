@@ -38,8 +38,8 @@ def shape_of(
     number = codes[0] * codes[1]
     if number < 1:
         raise ValueError(
-            f"the image tokenizer makes one code of {vq.downsample} x {vq.downsample} pixels, more than an image "
-            "of this base has: take the tokenizer that belongs to it"
+            f"the image tokenizer makes one code of {vq.downsample} x {vq.downsample} pixels, more than an "
+            "image of this base has: take the tokenizer that belongs to it"
         )
     with torch.device("meta"):
         tokenizer_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
