@@ -1,4 +1,4 @@
-"""Janus-Pro-1B with random weights in the format of transformers: every shape, name and id is the published one.
+"""Janus-Pro-1B with random weights in the format of transformers, with all published shapes, names and ids.
 
 The tokenizer has the published special tokens under their ids, and bytes in place of words, so a prompt is a
 few dozen tokens longer than it would be.
@@ -18,8 +18,13 @@ from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 WORDS = 100_000
 """Ids below the first special token."""
 SPECIAL = (
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>", "<|User|>", "<|Assistant|>",
-)  # fmt: skip
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<begin_of_image>",
+    "<|User|>",
+    "<|Assistant|>",
+)
 
 
 def janus_1b() -> JanusConfig:

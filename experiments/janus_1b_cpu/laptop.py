@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "lumina_7b_smoke")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "lumina_7b_smoke"))
 from checkpoint_1b import write_random
 from smoke import Meter, device_name, make_photos, markdown
 
@@ -82,7 +82,13 @@ def read_bandwidth() -> float:
 
 def doctor(args: argparse.Namespace) -> str:
     """Return the last line that `personalar.doctor` prints about the base."""
-    command = [sys.executable, "-m", "personalar.doctor", "model=janus_pro_1b", f"model.path={args.checkpoint}"]
+    command = [
+        sys.executable,
+        "-m",
+        "personalar.doctor",
+        "model=janus_pro_1b",
+        f"model.path={args.checkpoint}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr.strip()[-200:]
 
@@ -117,7 +123,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         backend = session.load_base()
     with meter.step("encode five photos") as row:
         data = session.config.model.recipe.data
-        row["codes"] = [list(c.shape[1:]) for c in encode_photos(backend, session.subject.images, data, seed=0)]
+        row["codes"] = [
+            list(c.shape[1:]) for c in encode_photos(backend, session.subject.images, data, seed=0)
+        ]
     del backend
     for stage in stages:
         with meter.step(f"stage {stage.name}, {args.steps} steps, batch 1") as row:
@@ -145,7 +153,9 @@ def main() -> None:
     rows = measure(args)
     out = args.out or args.work
     out.mkdir(parents=True, exist_ok=True)
-    title = f"janus_pro_1b, random weights, {args.dtype}; {device_name(args.device)}; torch {torch.__version__}"
+    title = (
+        f"janus_pro_1b, random weights, {args.dtype}; {device_name(args.device)}; torch {torch.__version__}"
+    )
     name = f"laptop_{args.dtype}_{args.device}"
     (out / f"{name}.json").write_text(
         json.dumps({"title": title, "command": sys.argv[1:], "steps": rows}, indent=1) + "\n"

@@ -1,6 +1,6 @@
 """The same weights in transformers' own class: seconds per image code, and of one training step.
 
-    python experiments/janus_1b_cpu/transformers_side.py CHECKPOINT --dtype bfloat16 --codes 48
+python experiments/janus_1b_cpu/transformers_side.py CHECKPOINT --dtype bfloat16 --codes 48
 """
 
 from __future__ import annotations
