@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from personalar.config.recipe import QKV
 from personalar.data.stream import collate
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models import chameleon, emu3, janus
+from personalar.models import chameleon, emu3, janus, sharding
 from personalar.models.base import Backend
+from personalar.models.chameleon import serialization
 from personalar.models.checkpoint_folder import weight_files
 from personalar.models.stored_base import ModelFiles
 from personalar.training.loss import sequence_loss
@@ -219,6 +221,25 @@ def test_memory_is_estimated_from_the_very_network(case: Case, base: Backend) ->
     assert shape.answer_tokens >= len(base.grammar(h, w)) - 2
     assert tuple(files.reserved_ids()) == tuple(base.reserved_ids) and not files.missing()
     assert network.head(slice(0, shape.num_codes)) is not None and "transformer" in files.parts()
+
+
+def test_sharded_loading_reads_the_same_weights_and_takes_changed_ones(
+    case: Case, base: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process, where nothing is sharded and DeepSpeed has no context to leave."""
+    for module in (sharding, serialization):
+        monkeypatch.setattr(module, "ordinary_modules", nullcontext)
+    expected = {name: tensor.clone() for name, tensor in base.transformer.state_dict().items()}
+    changed = {
+        name: torch.full_like(t, 0.5) for name, t in expected.items() if name.endswith("1.mlp.up_proj.weight")
+    }
+    loaded = case.open(case.folder).load_sharded(
+        dtype=torch.float32, device="cpu", attention="eager", changed=changed
+    )
+    found = loaded.transformer.state_dict()
+    assert len(changed) == 1 and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in (expected | changed).items())
+    assert not loaded.training and not any(p.requires_grad for p in loaded.transformer.parameters())
 
 
 def test_a_missing_tensor_is_named(case: Case, tmp_path: Path) -> None:
