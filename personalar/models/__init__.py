@@ -1,1 +1,1 @@
-"""Backends: what turns images and prompts into token ids and back, and predicts the next one."""
+"""Base models. A backend converts images and prompts to token ids and back, and predicts the next token."""

@@ -1,8 +1,9 @@
 """The contract between a base model and everything above it.
 
-Above a backend everything is token ids, codes and images in [0, 1]; nothing knows a VQ model, a vocabulary or
-a checkpoint format. A backend never samples, never reads config and keeps no inference state: the cache is an
-argument. Shapes: B batch, T tokens, D width, K image codes, (h, w) codes of an image.
+The rest of the package works with token ids, image codes and images in [0, 1]. It does not depend on a VQ
+model, a vocabulary or a checkpoint format. A backend does not sample, does not read the configuration and has
+no inference state: the cache is an argument. Shapes: B batch, T tokens, D width, K image codes, (h, w) codes
+of an image.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ class Cache(Protocol):
         """Slots per row."""
 
     def rewind(self, num_tokens: int) -> None:
-        """Forget the last `num_tokens` tokens of every row."""
+        """Remove the last `num_tokens` tokens of every row."""
 
     def place(self, positions: Tensor) -> None:
-        """Forget all, and set the position that each slot of a row contains, (B, L) int64; -1: empty."""
+        """Clear the cache and set the position of the token in each slot, (B, L) int64; -1 means empty."""
 
     def shared(self, rows: Sequence[int], twins: Tensor) -> Any:
-        """Return the cache for a `Backend.forward` of `rows` alone, which writes all rows that equal them.
+        """Return a cache view for a forward pass of only `rows`, whose result is also stored for equal rows.
 
-        `twins` (B,) int64 is, for each row, the index in `rows` of the row it equals.
+        `twins` (B,) int64 gives, for each row of the batch, the index in `rows` of the row that it equals.
         """
 
     def at(self, slots: Tensor, end: int) -> Any:
-        """Return the cache for a `Backend.forward` that writes `slots` and reads below `end`."""
+        """Return a cache view for a forward pass that writes `slots` and attends to slots below `end`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +112,10 @@ class Backend(Protocol):
         """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
-        """Return the bytes besides weights that `decode_images` of `images` images of (h, w) codes takes."""
+        """Return the bytes, without weights, that decoding `images` images of (h, w) codes needs."""
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `sizes` that crops least of an upright `image`."""
+        """Return the size out of `sizes` for which the least of an upright `image` is cropped."""
 
     def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
@@ -142,13 +143,13 @@ class Backend(Protocol):
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the image of codes (h, w) after what is left of `prompt` when training drops it."""
+        """Return the training example of prompt dropout: the image of codes (h, w) without its prompt."""
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids among which a token is predicted with `loss`."""
+        """Return the ids over which the softmax of `loss` is taken."""
 
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
-        """Return the ids of an image of (h, w) codes: forced ones, and None where a code is free."""
+        """Return the tokens of an image of (h, w) codes: fixed ids, and None where a code is sampled."""
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> Cache:
         """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
@@ -167,7 +168,7 @@ class Backend(Protocol):
         """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if given."""
 
     def head(self, loss: Loss) -> Head:
-        """Return the map from hidden states to the logits of `choices(loss)`; it reads its weights now."""
+        """Return the function from hidden states to logits of `choices(loss)`; it reads its weights now."""
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""

@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not valid json: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a json object")
+        raise ValueError(f"{path} contains a {type(value).__name__}, expected a json object")
     return value
 
 

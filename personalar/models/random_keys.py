@@ -1,4 +1,4 @@
-"""Random numbers as hashes of keys: any of them, in any order, equal on every device."""
+"""Counter-based random numbers: hashes of keys, the same on every device and in any order."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def ordinary_modules() -> Iterator[None]:
 
 
 def whole(parameter: nn.Parameter, *, changed: bool = False):
-    """Return a context in which `parameter` is whole; with `changed`, rank zero keeps its new values."""
+    """Return a context that gathers `parameter`; with `changed`, rank zero's new values are kept."""
     if not is_sharded(parameter):
         return nullcontext()
     import deepspeed

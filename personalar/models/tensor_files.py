@@ -1,7 +1,7 @@
 """Tensors between folders and modules: strict, streamed reading, and atomic writing of safetensors.
 
-A tensor that is missing or of another shape is an error that names it, before any is read; nothing is ever
-re-initialised in silence. Tensors go one by one from the file to their place: a big model is in memory once.
+A missing tensor or a wrong shape raises an error that names the tensor, before any tensor is read; nothing is
+re-initialised silently. Tensors are read one at a time, so that a large model is in memory only once.
 `pytorch_model*.bin` is read as tensors alone: no code in it is run.
 """
 
@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{path} cannot be read as tensors alone ({reason}): it is damaged, or contains objects that "
-            "would run code; copy it again, or save its state_dict apart"
+            "would run code; copy it again, or save only its state_dict"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     values = state.items() if isinstance(state, Mapping) else ()

@@ -1,7 +1,7 @@
-"""Words to ids: a wrapper over `tokenizers.Tokenizer`, with the special tokens known by name.
+"""Text to token ids: a wrapper around `tokenizers.Tokenizer` with special tokens looked up by name.
 
-transformers' automatic classes have rebuilt byte-level files with a wrong pre-tokenizer, so the file is read
-as it is.
+The file is read directly, because transformers' AutoTokenizer rebuilt byte-level tokenizers with a wrong
+pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import tokenizers
 
 
 class TextEncoder:
-    """The text of one vocabulary; a family adds its special ids.
+    """Encodes text with one vocabulary; subclasses of a family add the special ids.
 
     Args:
         backend: the vocabulary.
-        names: a pattern that finds the names of special tokens, which are plain text in what users write; by
-            default none is.
+        names: a regular expression for the names of special tokens. In text from users they are encoded as
+            plain text. By default there are none.
     """
 
     family = "text-to-image model"
@@ -58,15 +58,17 @@ class TextEncoder:
         return self.vocabulary[name]
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text`, never a special id: names of special tokens in it are spelt out.
+        """Return the ids of `text`; names of special tokens in it are encoded as plain text.
 
         Raises:
-            ValueError: it holds half of a surrogate pair, which no encoding can write.
+            ValueError: it contains half of a surrogate pair, which cannot be encoded.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{text[:60]!r} is no text ({error.reason}): type it again, in UTF-8") from error
+            raise ValueError(
+                f"{text[:60]!r} is not valid text ({error.reason}): enter it again in UTF-8"
+            ) from error
         cuts = [0, *(match.start() + 1 for match in self._names.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
@@ -75,12 +77,12 @@ class TextEncoder:
     def check_ids(self, expected: Mapping[str, int]) -> None:
         """Raise ValueError unless every name of `expected` has its id."""
         wrong = {name: self._backend.token_to_id(name) for name in expected}
-        told = [
+        differences = [
             f"{name} is {got}, not {expected[name]}" for name, got in wrong.items() if got != expected[name]
         ]
-        if told:
+        if differences:
             raise ValueError(
-                f"the tokenizer is not the one that the model was trained with: {'; '.join(told)}"
+                f"the tokenizer is not the one that the model was trained with: {'; '.join(differences)}"
             )
 
     def to_json(self) -> str:

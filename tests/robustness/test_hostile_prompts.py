@@ -47,7 +47,7 @@ def is_text(prompt: str) -> bool:
 def test_the_structure_stays(prompt: str) -> None:
     """BOS, text and learned tokens only, SEP; each [V] in the prompt is one token."""
     if not is_text(prompt):
-        with pytest.raises(ValueError, match="is no text"):
+        with pytest.raises(ValueError, match="is not valid text"):
             PROTOCOL.prompt_ids(prompt, 32, 32, NAMES)
         return
     for names in ({}, NAMES):

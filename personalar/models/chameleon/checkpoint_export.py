@@ -39,8 +39,8 @@ def hf_config(
 ) -> dict[str, Any]:
     """Return the config.json that transformers' Chameleon class reads, and Lumina-mGPT's own code.
 
-    That code has defaults of its own: without `mask_image_logits: false` it can draw no image code, without
-    `rope_theta` it turns by 10000, without `model_parallel_size` it has one row of norms.
+    Lumina-mGPT's code has other defaults: without `mask_image_logits: false` it cannot generate image codes,
+    without `rope_theta` it uses 10000, and without `model_parallel_size` it expects one row of norms.
 
     Args:
         norm_rows: rows of the query and key norms in the shards; None is one row per head.
@@ -83,10 +83,10 @@ def export_transformer(
     """Write `transformer` to `folder`; return it.
 
     Args:
-        beside: tensors that are not the transformer's, by their names in the shards.
+        beside: further tensors, by their names in the shards.
 
     Raises:
-        ValueError: when `norm_rows` rows cannot say what the heads' norms are.
+        ValueError: the norms of the heads differ and cannot be stored in `norm_rows` rows.
     """
     state = transformer.state_dict()
     tensors = {**(collapse_norms(state, rows=norm_rows) if norm_rows else state), **(beside or {})}
@@ -97,7 +97,7 @@ def export_transformer(
 def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
     """Return in how many rows the files of `base` have query and key norms, and `state` can be written.
 
-    None is one row per head. Heads that were trained apart do not fit in fewer rows, whatever `base` has.
+    None is one row per head. Heads that were trained separately cannot be stored in fewer rows.
     """
     stored = {name: shape[0] for name, shape in read_shapes(base, network_name).items() if is_head_norm(name)}
     fewer = [rows for name, rows in stored.items() if rows < state[name].shape[0]]
@@ -126,7 +126,7 @@ def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) 
         return form
     if shape.num_attention_heads == shape.num_key_value_heads:
         return f"{form}; so does Lumina-mGPT's own code"
-    return f"{form}; Lumina-mGPT's own code does not: heads that shared a norm in the base were trained apart"
+    return f"{form}; Lumina-mGPT's own code does not: heads that shared a norm now have their own"
 
 
 def export_backend(
@@ -135,14 +135,14 @@ def export_backend(
     """Write all of `backend` to `folder`; return it.
 
     The folder also contains protocol.json and vq/, so that it is a whole `model.path`.
-    With one norm per head the shards hold the image encoder as well, which transformers' class would
-    otherwise draw at random.
+    With one norm per head the shards also contain the image encoder; without it transformers' class would
+    initialise it at random.
 
     Args:
         dtype: precision of the shards; the image tokenizer in vq/ stays float32.
 
     Raises:
-        ValueError: when `norm_rows` rows cannot say what the heads' norms are.
+        ValueError: the norms of the heads differ and cannot be stored in `norm_rows` rows.
     """
     vq = backend.vq.state_dict()
     write_json(folder / "protocol.json", asdict(backend.protocol.config))

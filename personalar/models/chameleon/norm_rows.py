@@ -47,7 +47,7 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
         if not is_head_norm(name):
             continue
         if tensor.shape[0] % rows:
-            raise ValueError(f"{name} has {tensor.shape[0]} heads, which {rows} rows cannot stand for")
+            raise ValueError(f"{name} has {tensor.shape[0]} heads, which cannot be stored in {rows} rows")
         groups = tensor.unflatten(0, (rows, -1))
         if not torch.equal(groups, groups[:, :1].expand_as(groups)):
             raise ValueError(

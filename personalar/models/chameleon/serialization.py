@@ -92,7 +92,7 @@ def load_sharded_backend(
 ) -> ChameleonBackend:
     """Read a model within DeepSpeed's sharding context, one tensor at a time.
 
-    A layer is sharded as soon as it is made: a process never holds more than its share and one tensor.
+    A layer is sharded when it is created, so a process needs memory for its share and one tensor only.
 
     Args:
         files, dtype, device, attention: as for `load_backend`.
@@ -117,7 +117,7 @@ def load_sharded_backend(
 def network_tensors(
     files: ModelFiles, transformer: ChameleonTransformer
 ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-    """Return the tensors of the transformer in the files, a norm for every head, and their shapes."""
+    """Return the transformer's tensors, with one query and key norm per head, and their shapes."""
     expected = expected_shapes(transformer)
     shapes = expanded_shapes(read_shapes(files.base, network_name), expected)
     return expanded(read_tensors(files.base, network_name), expected), shapes

@@ -1,6 +1,6 @@
 """The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with normalised queries and keys.
 
-Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. Other than there,
+Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. Unlike there,
 image logits are never masked, and the head can be sliced to the image rows.
 """
 

@@ -96,7 +96,7 @@ def read_numbers(path: Path) -> VQConfig:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Reads plain values alone: aliases, which may unfold to billions of values, are refused."""
+    """Loads plain values only. Aliases are refused, because they can expand to billions of values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Return the next value."""

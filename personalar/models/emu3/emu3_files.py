@@ -121,7 +121,7 @@ def open_folder(
     Args:
         vq: folder of the image tokenizer; by default `path`/vq if there is one, or else `path`.
         tokenizer: the tokenizer.json or emu3.tiktoken, where it is not in `path`.
-        layout: needed: no file of the checkpoint says it.
+        layout: required, because the files of the checkpoint do not contain it.
 
     Raises:
         FileNotFoundError: when there is no such folder.
@@ -132,7 +132,8 @@ def open_folder(
             raise FileNotFoundError(f"no folder at {folder}; set model.{setting} to one with config.json")
     if layout is None:
         raise ValueError(
-            "an Emu3 checkpoint does not say its layout: choose model=emu3_gen or model=emu3_stage1_512"
+            "the files of an Emu3 checkpoint do not contain its layout: choose model=emu3_gen or "
+            "model=emu3_stage1_512"
         )
     one_of("layout.buckets", layout.buckets, ("area",))
     one_of("layout.structure", layout.structure, ("rows",))

@@ -123,7 +123,8 @@ def open_folder(
         raise ValueError(f"model.vq_path={vq} is refused: the image tokenizer of Janus is in its checkpoint")
     if layout is None:
         raise ValueError(
-            "a Janus checkpoint does not say its layout: choose model=janus_pro_1b or model=janus_pro_7b"
+            "the files of a Janus checkpoint do not contain its layout: choose model=janus_pro_1b or "
+            "model=janus_pro_7b"
         )
     one_of("layout.buckets", layout.buckets, ("square",))
     one_of("layout.structure", layout.structure, ("flat",))

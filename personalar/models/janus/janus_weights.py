@@ -104,8 +104,8 @@ def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tup
     network = read_config(path, partial(network_numbers, vq=vq, attention=attention))
     if network.hidden_size != network.code_width:
         raise ValueError(
-            f"{path} says that words are {network.hidden_size} wide and image codes {network.code_width}: "
-            "both must be equal"
+            f"in {path} the embeddings of words have width {network.hidden_size} and those of image codes "
+            f"{network.code_width}: both must be equal"
         )
     return network, vq
 
@@ -151,8 +151,8 @@ def network_tensors(
     shapes = read_shapes(folder, network_name)
     if not any(name.startswith(HEAD) for name in shapes):
         raise ValueError(
-            f"{folder} contains no image head (gen_head.* or model.generation_head.*), so it could read "
-            "images but not draw them: take a whole Janus-Pro checkpoint"
+            f"{folder} contains no image head (gen_head.* or model.generation_head.*), so it can read "
+            "images but not generate them: take a whole Janus-Pro checkpoint"
         )
     with torch.device("meta"):
         embedder = CodeEmbedder(config)

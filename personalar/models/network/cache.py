@@ -120,7 +120,7 @@ class KVCache:
     def rewind(self, num_tokens: int) -> None:
         """Forget the last `num_tokens` slots; the next tokens overwrite them."""
         if not 0 <= num_tokens <= self.length:
-            raise ValueError(f"the cache holds {self.length} tokens, cannot forget {num_tokens} of them")
+            raise ValueError(f"the cache contains {self.length} tokens, so {num_tokens} cannot be removed")
         self.length -= num_tokens
 
     def shared(self, rows: Sequence[int], twins: Tensor) -> SharedRows:
@@ -138,7 +138,7 @@ class KVCache:
         end = self.length + num_tokens
         if end > self.capacity:
             raise ValueError(
-                f"the cache holds {self.capacity} tokens, got {self.length} + {num_tokens}; "
+                f"the cache has room for {self.capacity} tokens, got {self.length} + {num_tokens}; "
                 "make it as long as the prompt and the image together"
             )
         return slice(self.length, end)

@@ -64,7 +64,7 @@ class VQConfig:
         return tuple(self.base_channels * m for m in self.channel_multiplier)
 
     def has_attention(self, level: int) -> bool:
-        """Tell whether the blocks of `level` (0 = full resolution) have attention."""
+        """Return whether the blocks of `level` (0 = full resolution) have attention."""
         side = self.resolution // self.patch_size >> level
         return self.attn_type == "vanilla" and side in self.attn_resolutions
 

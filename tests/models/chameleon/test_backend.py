@@ -148,7 +148,7 @@ def test_damaged_files(folder: Path) -> None:
     with pytest.raises(ValueError, match="is not valid json"):
         load_backend(folder)
     (folder / "protocol.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds a list, expected a json object"):
+    with pytest.raises(ValueError, match="contains a list, expected a json object"):
         load_backend(folder)
 
 

@@ -119,14 +119,14 @@ def test_rewind_forgets() -> None:
     cache.rewind(3)
     got = transformer(transformer.embed(ids[:, 5:]), cache=cache)
     torch.testing.assert_close(got, transformer(transformer.embed(ids))[:, 5:], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="cannot forget 9"):
+    with pytest.raises(ValueError, match="so 9 cannot be removed"):
         cache.rewind(9)
 
 
 def test_cache_too_short() -> None:
     transformer = build()
     cache = transformer.new_cache(capacity=4, pad=torch.tensor([0]))
-    with pytest.raises(ValueError, match="the cache holds 4 tokens, got 0 \\+ 5"):
+    with pytest.raises(ValueError, match="the cache has room for 4 tokens, got 0 \\+ 5"):
         transformer(transformer.embed(random_ids(1, 5)), cache=cache)
 
 

@@ -225,7 +225,7 @@ def test_norms_that_differ_between_heads_cannot_be_collapsed() -> None:
     assert collapse_norms({name: paired}, rows=2)[name].tolist() == [[1.0], [2.0]]
     with pytest.raises(ValueError, match="differs between heads"):
         collapse_norms({name: paired}, rows=1)
-    with pytest.raises(ValueError, match="has 4 heads, which 3 rows cannot stand for"):
+    with pytest.raises(ValueError, match="has 4 heads, which cannot be stored in 3 rows"):
         collapse_norms({name: paired}, rows=3)
 
 

@@ -190,7 +190,7 @@ def test_a_vocabulary_of_another_model_is_refused(emu3_dir: Path, original: Path
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (None, "does not say its layout: choose model=emu3_gen"),
+        (None, "do not contain its layout: choose model=emu3_gen"),
         (replace(LAYOUT, resize="cover"), "layout.resize='cover'; allowed: area"),
         (replace(LAYOUT, buckets="aspect"), "layout.buckets='aspect'; allowed: area"),
         (replace(LAYOUT, unconditional="pad"), "layout.unconditional='pad'; allowed: negative"),

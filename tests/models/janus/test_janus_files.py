@@ -101,7 +101,7 @@ def test_a_folder_of_another_family_size_or_without_a_name_is_refused(
     with pytest.raises(ValueError, match="model_type='chameleon', which is not a Janus"):
         load(open_folder(lumina_dir, layout=LAYOUT))
     files = copied(janus_dir, tmp_path, text_config={"hidden_size": 32, "num_attention_heads": 4})
-    with pytest.raises(ValueError, match="words are 32 wide and image codes 64: both must be equal"):
+    with pytest.raises(ValueError, match="words have width 32 and those of image codes 64: both"):
         load(files)
     bigger = replace(LAYOUT, ids={PAD: 302, BEGIN_OF_IMAGE: 303})
     with pytest.raises(ValueError, match=r"not the one that the model was trained with: .* is 289, not 302"):
@@ -119,7 +119,7 @@ def test_a_folder_of_another_family_size_or_without_a_name_is_refused(
     ("arguments", "message"),
     [
         ({"vq": Path("x")}, "model.vq_path=x is refused"),
-        ({"layout": None}, "does not say its layout: choose model=janus_pro_1b"),
+        ({"layout": None}, "do not contain its layout: choose model=janus_pro_1b"),
         (
             {"layout": replace(LAYOUT, resize="halving")},
             "invalid value layout.resize='halving'; allowed: cover",
