@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from conftest_emu3 import save_original
-from conftest_run import compose_config
+from conftest_run import compose_with_stub_tokenizer
 from PIL import Image
 from safetensors.torch import load
 
@@ -21,13 +20,6 @@ NUMBERS = ("steps=2", "batch=2", "accumulate=1")
 FEW = ['samples.prompts=["a photo of a {}"]', "samples.kinds=[subject]", "samples.grid_every_steps=0"]
 
 
-def configured(*overrides: str, name: str = "run") -> Any:
-    """Return a configuration whose layout leaves the ids of the real vocabulary out."""
-    config = compose_config(*overrides, name=name)
-    config.model.layout.ids.clear()
-    return config
-
-
 def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
     base = save_original(tmp_path / "base")
     model = ["model=emu3_gen", f"model.path={base}", "model.layout.resolution=16", "model.layout.grid_px=4"]
@@ -38,7 +30,7 @@ def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
     ]
     quick = [f"model.recipe.stages.{s}.{n}" for s in ("embedding", "lora") for n in NUMBERS]
     more = ["trainer.threads=1", "method=lora", "stage=both", "scorer=none", *FEW, *quick]
-    prepared = prepare(configured("+subject=cat", *model, *more), tmp_path / "run")
+    prepared = prepare(compose_with_stub_tokenizer("+subject=cat", *model, *more), tmp_path / "run")
     assert prepared is not None
     personalize(*prepared, command="test")
     concept = Concept.load(tmp_path / "run" / "concept")
@@ -51,10 +43,12 @@ def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
         f"out={tmp_path / 'drawn'}",
         "size=20x12",
     ]
-    (picture,) = write_samples(configured(*words, *model, name="sample"), tmp_path / "run" / "concept")
+    (picture,) = write_samples(
+        compose_with_stub_tokenizer(*words, *model, name="sample"), tmp_path / "run" / "concept"
+    )
     assert Image.open(picture).size == (20, 12)
 
-    config = configured("+subject=cat", *model).model
+    config = compose_with_stub_tokenizer("+subject=cat", *model).model
     write_export(concept, tmp_path / "out", config, checkpoint=False)
     settings = json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())
     assert settings["auto_mapping"]["base_model_class"] == "Emu3ForConditionalGeneration"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest_run import compose_config
+from conftest_run import compose_with_stub_tokenizer
 from PIL import Image
 from safetensors.torch import load
 
@@ -22,13 +21,6 @@ NUMBERS = ("steps=2", "batch=2", "accumulate=1")
 FEW = ['samples.prompts=["a photo of a {}"]', "samples.kinds=[subject]", "samples.grid_every_steps=0"]
 
 
-def configured(*overrides: str, name: str = "run") -> Any:
-    """Return a configuration whose layout leaves the ids of the real vocabulary out."""
-    config = compose_config(*overrides, name=name)
-    config.model.layout.ids.clear()
-    return config
-
-
 @pytest.fixture(scope="module")
 def model(janus_dir: Path) -> list[str]:
     return ["model=janus_pro_1b", f"model.path={janus_dir}", *TINY]
@@ -39,7 +31,7 @@ def run(model: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("janus_run") / "run"
     quick = [f"model.recipe.stages.{s}.{n}" for s in ("embedding", "lora") for n in NUMBERS]
     more = ["trainer.threads=1", "method=lora", "stage=both", "scorer=none", *FEW, *quick]
-    prepared = prepare(configured("+subject=cat", *model, *more), folder)
+    prepared = prepare(compose_with_stub_tokenizer("+subject=cat", *model, *more), folder)
     assert prepared is not None
     personalize(*prepared, command="test")
     return folder
@@ -51,12 +43,12 @@ def test_a_run_learns_and_draws(run: Path, model: list[str], tmp_path: Path) -> 
     assert concept.lora and not concept.weights and concept.rows.shape[1] == 64
     assert (run / "report.html").is_file()
     words = [f"concept={run}", 'prompts=["a [V] cat"]', f"out={tmp_path}", *model, "trainer.threads=1"]
-    (picture,) = write_samples(configured(*words, name="sample"), run / "concept")
+    (picture,) = write_samples(compose_with_stub_tokenizer(*words, name="sample"), run / "concept")
     assert Image.open(picture).size == (16, 16)
 
 
 def test_the_export_is_for_transformers_and_comes_back(run: Path, model: list[str], tmp_path: Path) -> None:
-    concept, config = Concept.load(run / "concept"), configured("+subject=cat", *model).model
+    concept, config = Concept.load(run / "concept"), compose_with_stub_tokenizer("+subject=cat", *model).model
     write_export(concept, tmp_path, config, checkpoint=False)
     settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert settings["auto_mapping"]["base_model_class"] == "JanusForConditionalGeneration"
@@ -70,5 +62,5 @@ def test_the_export_is_for_transformers_and_comes_back(run: Path, model: list[st
 
 
 def test_the_doctor_finds_the_parts(model: list[str]) -> None:
-    told = "\n".join(model_files(configured("+subject=cat", *model).model))
+    told = "\n".join(model_files(compose_with_stub_tokenizer("+subject=cat", *model).model))
     assert "model=janus_pro_1b: 1 weight file(s)" in told and "guidance 5" in told
