@@ -229,6 +229,7 @@ def learn(session: RunContext, stages: Stages) -> None:
     from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
     from personalar.runs.record import finish
+    from personalar.runs.time_estimate import note_time
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures
     from personalar.training.stage import resolve_stages
@@ -237,6 +238,7 @@ def learn(session: RunContext, stages: Stages) -> None:
     folder, reporter, config = session.folder, session.reporter, session.config
     all_stages = {stage.name: stage for stage in resolve_stages(config.method, config.model.recipe)}
     chosen = {stage.name: stage for stage in stages}
+    note_time(session, stages)
     with dashboard(session) as after:
         samples = {"base": pictures.sample_and_score(session, "base", [])}
         after("base")

@@ -1,0 +1,130 @@
+"""How long a run of a large base will take on a CPU, from a measurement of some seconds before it starts.
+
+The passes of training and sampling run through a few blocks of the network only, and the result is scaled to
+all of them. Small bases are not measured: their whole run takes minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+from personalar.config.run_config import Stage
+from personalar.models.base import Backend
+from personalar.runs.pictures import all_requests
+from personalar.training.context import RunContext
+
+LARGE_BYTES = 10**9
+"""Weights of a base from which on a CPU run is worth a measurement."""
+BUDGET = 5.0
+"""Seconds for each of the two passes. A pass ends after the block in which they are used up."""
+TOKENS = 128
+"""Tokens of the measured training pass: enough for full speed of the matrix products."""
+ROWS = 2
+"""Rows of a sampling pass: with and without the prompt."""
+
+
+class _Stop(Exception):
+    """Ends a forward pass early."""
+
+
+@dataclass
+class _Passed:
+    """The blocks that a pass has run through."""
+
+    count: int = 0
+    hidden: Tensor | None = None
+
+
+@contextmanager
+def first_blocks(backend: Backend, seconds: float, limit: int | None = None) -> Iterator[_Passed]:
+    """End the forward pass in the body after `limit` blocks, or after the block that exceeds `seconds`."""
+    passed, started = _Passed(), time.perf_counter()
+
+    def after(module: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
+        passed.count += 1
+        passed.hidden = output
+        if passed.count == limit or time.perf_counter() - started > seconds:
+            raise _Stop
+
+    hooks = [block.register_forward_hook(after) for block in backend.blocks]
+    try:
+        yield passed
+    except _Stop:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def sampling_seconds(backend: Backend, budget: float = BUDGET) -> float:
+    """Return the seconds of one sampling pass: one token for each of two rows, through all blocks."""
+    embeds = backend.embed(torch.full((ROWS, 1), backend.pad_id, device=backend.device))
+    with torch.no_grad():
+        # The first pass reads the weights from the disk, so only the second one is timed.
+        with first_blocks(backend, budget / 2) as warm:
+            backend.forward(embeds)
+        started = time.perf_counter()
+        with first_blocks(backend, budget / 2, warm.count) as passed:
+            backend.forward(embeds)
+        return (time.perf_counter() - started) / passed.count * len(backend.blocks)
+
+
+def training_seconds(backend: Backend, budget: float = BUDGET) -> float:
+    """Return the seconds per token of a forward and backward pass through all blocks."""
+    ids = torch.full((1, TOKENS), backend.pad_id, device=backend.device)
+    embeds = backend.embed(ids).detach().requires_grad_()
+    started = time.perf_counter()
+    with torch.enable_grad(), first_blocks(backend, budget / 3) as passed:
+        backend.forward(embeds)
+    assert passed.hidden is not None
+    passed.hidden.float().sum().backward()
+    return (time.perf_counter() - started) / passed.count * len(backend.blocks) / TOKENS
+
+
+def spoken(seconds: float) -> str:
+    """Return a rough duration, "40 s", "25 min" or "7.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[str]:
+    """Return lines with the time of a picture, of a step of each stage, and of the whole run.
+
+    Pictures are an upper bound, because batches and Jacobi decoding need fewer passes.
+    """
+    height, width = backend.code_shape()
+    picture = sampling_seconds(backend) * len(backend.grammar(height, width))
+    per_token = training_seconds(backend)
+    prompt = backend.prompt_ids("a photo of a thing")
+    tokens = len(prompt) + len(backend.grammar(height, width))
+    total, said = 0.0, []
+    for name in ["base", *(stage.name for stage in stages)]:
+        total += picture * len(all_requests(session, name))
+    for stage in stages:
+        step = per_token * tokens * stage.numbers.sequences
+        total += step * stage.numbers.steps
+        said.append(f"a step of stage {stage.name} {spoken(step)} (of {stage.numbers.steps} steps)")
+    return [
+        f"time on this CPU, measured: a picture at most {spoken(picture)}, {', '.join(said)}",
+        f"in total about {timedelta(seconds=round(total / 60) * 60)} h; shorter with fewer steps "
+        "(model.recipe.stages.NAME.steps) and pictures (samples.prompts, samples.kinds, samples.seeds); "
+        "Ctrl-C saves, and the same command resumes",
+    ]
+
+
+def note_time(session: RunContext, stages: list[Stage]) -> None:
+    """Print the expected time of a run on a CPU with a large base."""
+    undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
+    weights = sum(path.stat().st_size for path in session.model_files.weights())
+    if session.config.trainer.accelerator != "cpu" or weights < LARGE_BYTES or not undone:
+        return
+    for line in lines(session, undone, session.load_base()):
+        session.reporter.say(line)
