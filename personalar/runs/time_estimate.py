@@ -1,4 +1,4 @@
-"""How long a run of a large base will take on a CPU, from a measurement of some seconds before it starts.
+"""Expected time of a run of a large base on a CPU, from a measurement of some seconds before it starts.
 
 The passes of training and sampling run through a few blocks of the network only, and the result is scaled to
 all of them. Small bases are not measured: their whole run takes minutes.

@@ -76,7 +76,8 @@ def test_a_large_base_on_a_cpu_says_its_time_first(do_run, tmp_path: Path, capsy
     do_run(tmp_path / "large", "stage=embedding")
     said = capsys.readouterr().out
     assert re.search(
-        r"time on this CPU, measured: a picture at most \d+ s, a step of stage embedding \d+ s \(of 4 steps\)\n"
+        r"time on this CPU, measured: a picture at most \d+ s, a step of stage "
+        r"embedding \d+ s \(of 4 steps\)\n"
         r"in total about \d:\d\d:\d\d h; .*\n(.*\n)*pictures base: ",
         said,
     )
