@@ -1,4 +1,4 @@
-"""Progress of a run: on a terminal a bar per phase, in a file lines, and for other programs progress.json."""
+"""Progress of a run: bars on a terminal, lines in a log file, and progress.json for other programs."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from personalar.core.errors import printable
 from personalar.core.files import write_atomic
 
 LINE_EVERY, FILE_EVERY = 10.0, 1.0
-"""Seconds between two lines where there is no terminal, and between two writings of progress.json."""
+"""Seconds between two lines without a terminal, and between two updates of progress.json."""
 PACE_OVER = 120.0
-"""Seconds whose pace gives the time left."""
+"""The time left is estimated from the speed in these last seconds."""
 
 
 class Reporter:
-    """Print progress; silent where `enabled` is false (ranks above zero, tests)."""
+    """Prints progress, unless `enabled` is false (ranks above zero, tests)."""
 
     def __init__(
         self, *, enabled: bool = True, console: Console | None = None, file: Path | None = None
     ) -> None:
-        """Speak to `console`, standard output by default, and keep `file` (progress.json) up to date."""
+        """Print to `console` (default: standard output), and update `file` (progress.json)."""
         self.enabled = enabled
         self.console = console or Console(soft_wrap=True, highlight=False)
         self.file = file if enabled else None
         self._phases: list[Phase] = []
-        """Those that are open, the inner ones last."""
+        """Open phases, the innermost last."""
         self._facts: dict[str, Any] = {"phase": "start", "step": 0, "of": 0, "unit": ""}
         self._facts |= {"loss": None, "seconds": 0.0, "eta": None}
         self._said = self._written = time.perf_counter()
         self._lock = threading.Lock()
         self.booked = 0.0
-        """Seconds that ended phases took; a phase inside another one is booked once, as its own."""
+        """Seconds of all finished phases. Time of an inner phase does not count for the outer one."""
 
     def say(self, message: str, *, style: str | None = None) -> None:
         """Print one line (markup is not interpreted)."""
@@ -58,7 +58,13 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-        """Show a bar while the block runs; yields `advance(count=1, note="", loss=None)`."""
+        """Show a bar while the block runs; yield `advance(count=1, note="", loss=None)`.
+
+        Args:
+            name: name of the phase, such as "stage embedding".
+            total: number of units of the whole phase.
+            unit: plural noun, such as "steps".
+        """
         phase = Phase(self, name, total, unit)
         with self._alone(phase), self._watched():
             self.update()
@@ -71,14 +77,14 @@ class Reporter:
 
     @property
     def is_live(self) -> bool:
-        """Bars may move: on a real terminal, and not where only FORCE_COLOR (notebooks, CI) claims one."""
+        """Whether bars are shown: on a terminal, but not if only FORCE_COLOR (notebooks, CI) is set."""
         return self.enabled and self.console.is_terminal and self.console.file.isatty()
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Write into progress.json that the run is at work, and how it ended.
+        """Write the state of the run to progress.json: "running", then "stopped", "failed" or "finished".
 
-        A killed run leaves "running"; no process has the lock of its folder then (`core/run_lock.py`).
+        A killed run leaves "running", but its folder is not locked (`core/run_lock.py`).
         """
         self._write("running")
         try:
@@ -92,7 +98,7 @@ class Reporter:
         self._write("finished")
 
     def update(self) -> None:
-        """Print a line and write progress.json, where they are due."""
+        """Print a line and write progress.json, each if enough time has passed."""
         with self._lock:
             if not self._phases or not self.enabled:
                 return
@@ -113,7 +119,8 @@ class Reporter:
 
     @contextmanager
     def _alone(self, phase: Phase) -> Iterator[None]:
-        """Show the bar of `phase` while the block runs; the bar of the phase around it waits meanwhile."""
+        """Show the bar of `phase` while the block runs, and hide the bar of the outer phase."""
+        # rich cannot show two live displays at the same time.
         outer = self._phases[-1] if self._phases else None
         self._phases.append(phase)
         if outer is not None:
@@ -128,7 +135,7 @@ class Reporter:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Update regularly while the outermost phase runs, also where one step of it takes long."""
+        """Update regularly while the outermost phase runs, also during a long step."""
         if len(self._phases) > 1 or not self.enabled:
             yield
             return
@@ -138,6 +145,7 @@ class Reporter:
             while not ended.wait(min(LINE_EVERY, FILE_EVERY)):
                 self.update()
 
+        # A daemon, so that it never keeps a failed process alive.
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -148,10 +156,10 @@ class Reporter:
 
 
 class Phase:
-    """An open phase of a `Reporter`: its bar, its numbers, its time without that of phases inside it."""
+    """An open phase of a `Reporter`, with its bar, numbers and time (without that of inner phases)."""
 
     def __init__(self, reporter: Reporter, name: str, total: int, unit: str) -> None:
-        """Begin with nothing done."""
+        """Start the clock; arguments as for `Reporter.phase`."""
         texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
         columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
         self.bar = Progress(
@@ -169,15 +177,15 @@ class Phase:
 
     @property
     def done(self) -> int:
-        """How much is done, of the bar's total."""
+        """Number of finished units."""
         return int(self.bar.tasks[0].completed)
 
     def seconds(self) -> float:
-        """Return the time that this phase has taken."""
+        """Return the seconds of this phase so far, without those of inner phases."""
         return time.perf_counter() - self._started - (self._reporter.booked - self._booked)
 
     def advance(self, count: int = 1, note: str = "", loss: float | None = None) -> None:
-        """Count what was done; the note is the pace where there is none."""
+        """Count `count` more units. The note is the loss, the given text, or else the speed."""
         task = self.bar.tasks[0].id
         self.bar.update(task, advance=count)
         pace = self.done / max(1e-9, self.seconds())
@@ -188,8 +196,9 @@ class Phase:
         self._reporter.update()
 
     def facts(self) -> dict[str, Any]:
-        """Return the numbers of progress.json: `seconds` of this phase, `eta` the seconds that are left."""
+        """Return the content of progress.json: `seconds` of this phase, and `eta`, the seconds left."""
         task = self.bar.tasks[0]
+        # JSON has no NaN.
         loss = self.loss if self.loss is not None and math.isfinite(self.loss) else None
         return {
             "phase": self.name,
@@ -202,7 +211,7 @@ class Phase:
         }
 
     def line(self) -> str:
-        """Return the progress so far in words."""
+        """Return the progress as a line of text."""
         facts = self.facts()
         eta = "unknown" if facts["eta"] is None else timedelta(seconds=round(facts["eta"]))
         note = f", {self.note}" if self.note else ""

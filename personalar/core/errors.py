@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 OURS = ("personalar", "omegaconf", "hydra")
 """Packages whose ValueErrors are messages for the user; those of other packages are bugs."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, file too large for the disk
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
 """Packages whose errors mean that the network failed."""
@@ -113,6 +113,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"the network failed ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses the files on this machine"
+    # Before the test for user errors, because many of these are raised inside of libraries.
     if isinstance(error, OSError) and error.errno != errno.EAGAIN:
         return _system(error)
     is_user_error = isinstance(error, ValueError | FloatingPointError | ModuleNotFoundError)

@@ -60,7 +60,6 @@ class Measure:
         if not isinstance(title, str) or len(title) > 40 or not title.isprintable() or "|" in title:
             raise ValueError(f"measure {self.name}: a title is 40 printable characters at most, without |")
         # The comparison is false for NaN too, so NaN and infinite ends are rejected.
-        # The comparison is false for NaN too, so NaN and infinite ends are rejected.
         if len(self.range) != 2 or not all(end is None or abs(end) < 1e300 for end in self.range):
             raise ValueError(f"measure {self.name}: range={self.range!r:.60}; allowed: two numbers or None")
 
@@ -162,11 +161,12 @@ def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
     found = dict(MEASURES)
     try:
         for entry in (entry for run in runs for entry in run.get("measures") or ()):
-            # JSON has no tuples.
+            # JSON has no tuples, but the dataclass must be hashable.
             pairs = {"range": tuple(entry["range"]), "judges": tuple(map(str, entry["judges"]))}
             measure = Measure(**{name: entry[name] for name in DECLARED} | pairs)
             if measure.name not in found:
                 check_new(measure)
+            # If runs declare a measure differently, the first declaration counts.
             found.setdefault(measure.name, measure)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"run.json is damaged ({error!s:.200}): restore it, or do the run again") from error

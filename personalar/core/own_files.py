@@ -64,9 +64,7 @@ def own_files(root: Path, *below: str) -> Iterator[Path]:
 
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder, if it exists."""
-    if (
-        path.is_dir() and not path.is_symlink()
-    ):  # of a link only the link, never its target  # of a link only the link, never its target
+    if path.is_dir() and not path.is_symlink():  # a link is deleted, but never its target
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -76,6 +74,7 @@ def delete_own(root: Path, *below: str) -> None:
     """Delete `own_files(root, *below)` and the folders that become empty."""
     for path in own_files(root, *below):
         remove(path)
+        # Innermost first, and without "." (the run folder itself).
         for parent in path.relative_to(root).parents[:-1]:
             with suppress(OSError):  # not empty
                 (root / parent).rmdir()

@@ -75,11 +75,11 @@ def sample_filename(kind: str, prompt: str, seed: int, *, facts: Mapping[str, st
     """Return a readable file name with the prompt's words, six hex digits of its hash, and the seed.
 
     Args:
-        kind: the first part; for a sample in a run folder its kind, elsewhere the subject's name.
-        facts: everything else that determines the picture; eight hex digits of its hash end the name.
+        kind: the first part: the kind of a sample in a run folder, otherwise the subject's name.
+        facts: everything else that determines the picture; the name ends with eight hex digits of its hash.
     """
     first, words = _slug(kind), _slug(prompt)
-    # Words are cut and simplified, so only the hash tells similar prompts apart.
+    # Words are cut and simplified, so similar prompts differ only in the hash.
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:6]
     drawn = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:8] if facts else None
     return "_".join(filter(None, (first, words, digest, f"s{seed}", drawn))) + ".png"
@@ -125,7 +125,7 @@ def load_sample(path: Path) -> Sample:
     missing = [key for key in ("stage", "prompt", "kind", "seed", "template", "category") if key not in found]
     if missing:
         raise ValueError(
-            f"{path} is not a sample of personalar: its PNG metadata miss {', '.join(missing)}; "
+            f"{path} is not a sample of personalar: {', '.join(missing)} missing in its PNG metadata; "
             "only pictures of a run or of personalar.sample can be read"
         )
     details = {name: found.get(name) for name in ("context", "accessory", "colour")}

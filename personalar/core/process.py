@@ -55,6 +55,7 @@ def global_rank() -> int:
 
 def local_rank() -> int:
     """Return the rank of this process on this machine, which is the index of its GPU."""
+    # torchrun and Lightning set the first, srun the second.
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

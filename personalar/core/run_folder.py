@@ -244,6 +244,7 @@ class RunFolder:
     def update_stage(self, stage: str, **facts: Any) -> None:
         """Add or replace facts in the entry of `stage` in run.json, and write it."""
         stages = self.record.get("stages", {})
+        # New dicts, so that a failed write leaves the record in memory unchanged.
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
 
     def drop_checkpoints(self, stage: str) -> None:

@@ -32,12 +32,8 @@ def in_use(run_dir: Path) -> str:
     try:
         holder = json.loads((run_dir / LOCK_FILE).read_text(encoding="utf-8"))
         host, pid = str(holder["host"]), int(holder["pid"])
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # the first run has locked it, but not written its name yet
+    except (OSError, ValueError, TypeError, KeyError):
+        # The first run has locked the folder, but not written its name yet.
         host, pid = "this or another machine", 0
     who = f"process {pid} on {host}" if pid else f"another process on {host}"
     ending = f"end it with `kill {pid}` on {host}" if pid else "end it"

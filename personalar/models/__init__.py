@@ -1,1 +1,1 @@
-"""Base models. A backend converts images and prompts to token ids and back, and predicts the next token."""
+"""Base models: a backend converts prompts and images to token ids and back, and predicts the next token."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from personalar.models.dropout import Dropout
 
 Loss = str
-"""The tokens to predict: "image_tokens" (arXiv 2504.13162), or "answer", all of it (Lumina-mGPT)."""
+"""The tokens with a loss: "image_tokens" (arXiv 2504.13162), or "answer", every token after the prompt
+(Lumina-mGPT, arXiv 2408.02657)."""
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (..., D) to float32 logits (..., K)."""
 
@@ -28,7 +29,9 @@ class Cache(Protocol):
     """Keys and values of a batch; made by `Backend.new_cache`, advanced by `Backend.forward`."""
 
     length: int
+    """Slots that are filled; the next token goes to this slot."""
     keys: list[Tensor]
+    """One tensor per layer."""
     values: list[Tensor]
 
     @property
@@ -42,9 +45,11 @@ class Cache(Protocol):
         """Clear the cache and set the position of the token in each slot, (B, L) int64; -1 means empty."""
 
     def shared(self, rows: Sequence[int], twins: Tensor) -> Any:
-        """Return a cache view for a forward pass of only `rows`, whose result is also stored for equal rows.
+        """Return a cache view for a forward pass of only `rows`, whose keys are also stored for equal rows.
 
-        `twins` (B,) int64 gives, for each row of the batch, the index in `rows` of the row that it equals.
+        Args:
+            rows: rows of the batch that are computed.
+            twins: for each row of the batch the index in `rows` of the row that it equals, (B,) int64.
         """
 
     def at(self, slots: Tensor, end: int) -> Any:
@@ -71,7 +76,7 @@ class Backend(Protocol):
     dtype: torch.dtype
     """Precision of the transformer."""
     sizes: Sequence[tuple[int, int]]
-    """Image sizes (width, height) in pixels that this model knows."""
+    """Supported image sizes (width, height) in pixels."""
     square: tuple[int, int]
     """The default size of a picture."""
     known_words: Sequence[str] | None
@@ -81,19 +86,19 @@ class Backend(Protocol):
     reserved_ids: Sequence[int]
     """Ids that no text uses; learned identifiers take them."""
     pad_id: int
-    """The id that fills up the rows of a batch."""
+    """The id for padding."""
     word_table: Tensor
     """The embedding table (V, D)."""
     trained_rows: slice
-    """The rows of `word_table` that pretraining changed; rows that no token used are left out."""
+    """The rows of `word_table` that pretraining changed. Rows of unused ids are still at random values."""
     code_offset: int
     """The id of image code 0; codes are one block of ids in order."""
     blocks: Sequence[nn.Module]
-    """The repeated parts of the network, all of one class: `decoder=compiled` compiles its `forward`."""
+    """The layers of the network, all of one class: `decoder=compiled` compiles its `forward`."""
     has_fixed_addresses: bool
-    """True if `forward` reads every weight at one address, call after call, as captured graphs need."""
+    """True if every call of `forward` reads each weight at the same address, as CUDA graphs need."""
     is_cut_up: bool
-    """True if the weights are sharded (ZeRO 3): every pass then takes all processes."""
+    """True if the weights are sharded (ZeRO 3): all processes must then run every pass together."""
 
     def preprocess(
         self,
@@ -103,7 +108,13 @@ class Backend(Protocol):
         crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of `size` (width, height), by default `best_size`."""
+        """Scale and crop a photo; return (3, H, W) float32 in [0, 1].
+
+        Args:
+            size: (width, height); by default `best_size`.
+            crop: "center", or "random" for training.
+            generator: source of the random crop.
+        """
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
@@ -115,7 +126,7 @@ class Backend(Protocol):
         """Return the bytes, without weights, that decoding `images` images of (h, w) codes needs."""
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the size out of `sizes` for which the least of an upright `image` is cropped."""
+        """Return the one of `sizes` (width, height) that crops an upright `image` least."""
 
     def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
@@ -133,7 +144,11 @@ class Backend(Protocol):
         """
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return the ids before the image in the unconditional context of guidance for `prompt` (ids)."""
+        """Return the ids before the image in the unconditional context of classifier-free guidance.
+
+        Args:
+            prompt: ids of the conditional context; a family may need their number.
+        """
 
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
@@ -149,7 +164,7 @@ class Backend(Protocol):
         """Return the ids over which the softmax of `loss` is taken."""
 
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
-        """Return the tokens of an image of (h, w) codes: fixed ids, and None where a code is sampled."""
+        """Return the tokens of an image of (h, w) codes in order: fixed ids, and None for a sampled code."""
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> Cache:
         """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
@@ -165,10 +180,20 @@ class Backend(Protocol):
         mask: Tensor | None = None,
         dropout: Dropout | None = None,
     ) -> Tensor:
-        """Map embeddings (B, T, D) to hidden states (B, T, D); causal, continuing `cache` if given."""
+        """Map embeddings (B, T, D) to hidden states (B, T, D) with causal attention.
+
+        Args:
+            positions: (B or 1, T) int64; by default 0..T-1, or those after `cache`.
+            cache: earlier keys and values; the new ones are added.
+            mask: additive attention mask, instead of the causal one.
+            dropout: for a training pass.
+        """
 
     def head(self, loss: Loss) -> Head:
-        """Return the function from hidden states to logits of `choices(loss)`; it reads its weights now."""
+        """Return the function from hidden states to logits of `choices(loss)`.
+
+        The weights are read in this call. ZeRO 3 may have released them when the function is used.
+        """
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""

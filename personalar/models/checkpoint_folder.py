@@ -1,4 +1,4 @@
-"""Folders as Hugging Face writes them: json files, and weights in one file or in shards with an index."""
+"""Folders in the format of Hugging Face: JSON files, and weights in one file or in shards with an index."""
 
 from __future__ import annotations
 
@@ -14,41 +14,45 @@ from personalar.core.files import write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-"""The older format, which is read where a folder has nothing of the newer one."""
+"""The older format, which is read if a folder has no safetensors."""
 MOST_LEVELS = 16
-"""Numbers in a list of config.json: levels of an image tokenizer."""
+"""Maximum length of a list in config.json, such as the levels of an image tokenizer."""
 Numbers = TypeVar("Numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeftBase:
-    """Transformers' class of a family, for which adapters are exported."""
+    """The class of transformers for a family; adapters are exported for it."""
 
     class_name: str
     stack: str
-    """The dotted path, in that class, of what we call `model`."""
+    """Dotted path of the decoder in that class, which is `model` in this package."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a json object. Raises FileNotFoundError or ValueError, naming the file."""
+    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model folder contains base/, vq/ and protocol.json")
     try:
         value = files.read_json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} contains a {type(value).__name__}, expected a json object")
+        raise ValueError(f"{path} contains a {type(value).__name__}, expected a JSON object")
     return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a json object, atomically."""
+    """Write a JSON object, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_config(path: Path, parse: Callable[[dict[str, Any]], Numbers]) -> Numbers:
-    """Return the dataclass that `parse` makes of a json object. Raises ValueError for values of no model."""
+    """Return the dataclass that `parse` makes of a JSON object.
+
+    Raises:
+        ValueError: a value is missing, of a wrong type or out of range.
+    """
     try:
         config = parse(read_json(path))
         check_numbers(config)
@@ -58,10 +62,12 @@ def read_config(path: Path, parse: Callable[[dict[str, Any]], Numbers]) -> Numbe
 
 
 def check_numbers(config: Any) -> None:
-    """Raise ValueError for a number that no model has: it could take hours, or all memory.
+    """Raise ValueError for a number outside of the `limits` of its field.
+
+    A damaged or hostile config.json could otherwise allocate all memory.
 
     Args:
-        config: a dataclass; `limits` of a field hold for its number, or for each of a tuple.
+        config: a dataclass. The limits of a tuple apply to each of its numbers.
     """
     for field in fields(config):
         value = getattr(config, field.name)
@@ -73,16 +79,22 @@ def check_numbers(config: Any) -> None:
         for number in many if "limits" in field.metadata else ():
             low, high = field.metadata["limits"]
             kind = int if isinstance(low, int) else int | float
+            # In Python a bool is an int, in JSON it is not a number.
             if isinstance(number, bool) or not isinstance(number, kind):
                 raise ValueError(f"config.json has {field.name}={number!r:.40}; a number is needed")
             check_number(f"config.json: {field.name}", number, low, high)
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Return the names of the weight files of `folder`, which may be missing."""
+    """Return the names of the weight files that `folder` should contain; they may be missing.
+
+    Raises:
+        ValueError: the index is damaged.
+    """
     newer = (folder / INDEX).is_file() or (folder / WEIGHTS).is_file()
     index = folder / (INDEX if newer else OLD_INDEX)
     if not index.is_file():
+        # Without any file, the newer name appears in the message on missing files.
         return [OLD_WEIGHTS if not newer and (folder / OLD_WEIGHTS).is_file() else WEIGHTS]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
@@ -94,6 +106,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the weight files of `folder`. Raises FileNotFoundError if one is missing."""
     files = [folder / name for name in shard_names(folder)]
     for file in files:
+        # The names come from a downloaded index: "../x" must not leave the folder.
         if file.parent != folder or not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {folder} needs {WEIGHTS} or all shards of its index")
     return files

@@ -1,8 +1,8 @@
 """Faster float32 matrix products on AMD processors with AVX-512.
 
-There `F.linear` (MKL) runs at half the speed of oneDNN, which PyTorch contains too (EPYC of family 26, torch
-2.13, 2700 x 256 x 704 on one thread: 88 and 195 GFLOP/s). Elsewhere the two are level, or MKL is faster, and
-nothing is changed. `experiments/LOG.md` has the measurements of whole runs.
+There `F.linear` uses MKL, which is half as fast as oneDNN, the other library in PyTorch (EPYC of family 26,
+torch 2.13, 2700 x 256 x 704 on one thread: 88 and 195 GFLOP/s). On other processors both are equally fast, or
+MKL is faster, and nothing is changed. `experiments/LOG.md` has the measurements of whole runs.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 4  # below this many rows, oneDNN's preparations cost more than they save
+FEW_ROWS = 4  # with fewer rows, the preparations of oneDNN cost more time than they save
 
 
 def use_fast_linears(network: nn.Module) -> None:
-    """Let the `nn.Linear` modules of `network` compute by oneDNN, where that is faster.
+    """Make the `nn.Linear` modules of `network` use oneDNN if that is faster on this processor.
 
-    Parameters, names and `isinstance` stay as they are.
+    Parameters and their names stay the same, and the modules are still instances of `nn.Linear`.
     """
     if not onednn_is_faster():
         return
     for module in network.modules():
         if type(module) is nn.Linear and module.bias is None:
+            # Only the class changes, so hooks, parametrizations and references to the module stay valid.
             module.__class__ = OneDNNLinear
 
 
 def onednn_is_faster() -> bool:
-    """Return whether this is an AMD processor with AVX-512, and PyTorch has oneDNN."""
+    """Return whether this is an AMD processor with AVX-512 and PyTorch was built with oneDNN."""
     info = Path("/proc/cpuinfo")
     maker = info.read_text() if info.exists() else platform.processor()
     return (
         "AuthenticAMD" in maker
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
+        # A private operator of PyTorch, which a later version may remove.
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
 
 class OneDNNLinear(nn.Linear):
-    """An `nn.Linear` without a bias whose float32 products on a CPU are oneDNN's."""
+    """An `nn.Linear` without a bias that uses oneDNN for float32 on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         weight = self.weight
+        # torch.compile has kernels of its own and cannot trace the private operator.
         if torch.compiler.is_compiling() or x.numel() < FEW_ROWS * x.shape[-1] or not _suits(x, weight):
             return F.linear(x, weight)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -67,17 +70,18 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """The product and its two gradients; only what they need is kept."""
+    """The matrix product with its two gradients, because oneDNN's operator has no autograd formula."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        # Most weights are frozen; `x` is then not needed in the backward pass.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        for_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        for_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None  # (..., in)
         if x is None:
             return for_x, None
         return for_x, _product(gradient.flatten(0, -2).t(), x.flatten(0, -2).t())

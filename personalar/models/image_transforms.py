@@ -1,4 +1,4 @@
-"""From a photograph to the pixels that a model was trained on: sizes, resize and crop, exactly."""
+"""Resizing and cropping of photos exactly as in the training code of each base."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from personalar.core.image_sizes import Size, choose_bucket, kept_share
 
 LEAST_KEPT = 0.98
-"""Of a photo that fills a size whose sides were rounded; it is stretched where a crop would keep more."""
+"""If cropping kept more than this share of a photo, Emu3 stretches it instead (its sides are rounded)."""
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
-    """Return RGB with transparency blended on white, truncated to 8 bit as upstream does."""
+    """Return RGB with transparency blended on white, truncated to 8 bits as in Lumina-mGPT."""
     if image.mode == "RGB":
         return image
     rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
@@ -35,25 +35,30 @@ def fill_size(
     crop: str = "center",
     generator: torch.Generator | None = None,
 ) -> Image.Image:
-    """Return `image` in RGB, filling the best of `sizes`; the rest is cropped.
+    """Scale `image` so that it fills the best of `sizes`, and crop the rest; return RGB.
 
     Args:
-        image: any mode and size; turned upright by its EXIF orientation.
-        resize: "halving" (Lumina-mGPT: halvings by box filter, then one bicubic step), or one step after the
-            transparency: "lanczos" (Chameleon), "cover" (bicubic: Janus) or "area" (the same, or a stretch
-            without a crop where that changes the shape by less than 2 %: Emu3).
-        crop: "center" for evaluation; "random" for training, as upstream trained.
+        image: any mode and size; the EXIF orientation is applied.
+        sizes: allowed (width, height) in pixels.
+        resize: "halving" (Lumina-mGPT: a box filter halves the sides while possible, then one bicubic step),
+            "lanczos" (Chameleon), "cover" (bicubic: Janus) or "area" (Emu3: as "cover", but stretched without
+            a crop if that changes the shape by less than 2 %).
+        crop: "center" for evaluation, "random" for training as upstream.
         generator: source of the random crop.
+
+    Raises:
+        ValueError: `crop` is unknown, or "random" without a generator.
     """
     if crop not in ("center", "random"):
         raise ValueError(f"crop={crop!r} is unknown; use 'center' or 'random'")
     if crop == "random" and generator is None:
         raise ValueError("crop='random' needs a torch.Generator, so that the crop can be repeated")
     image = ImageOps.exif_transpose(image)
-    if image.mode not in ("RGB", "RGBA"):  # palettes and the like cannot be interpolated
+    if image.mode not in ("RGB", "RGBA"):  # palettes and similar modes cannot be interpolated
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     width, height = choose_bucket(image.width, image.height, sizes)
     last_step = Image.Resampling.BICUBIC
+    # Lumina-mGPT removes transparency after the resize, the other families before it.
     if resize != "halving":
         image = flatten_alpha(image)
         last_step = Image.Resampling.LANCZOS if resize == "lanczos" else last_step
@@ -62,6 +67,7 @@ def fill_size(
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if resize == "area" and kept_share(image.size, (width, height)) > LEAST_KEPT:
         return image.resize((width, height), last_step)
+    # The larger factor, so that no side is shorter than the target.
     scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), last_step)
     spare = (image.width - width, image.height - height)
@@ -72,19 +78,21 @@ def fill_size(
 
 
 def preprocess(image: Image.Image, **how: Any) -> Tensor:
-    """Return (3, H, W) float32 in [0, 1], H and W those of the best of `sizes`; arguments as `fill_size`."""
+    """Return `fill_size(image, **how)` as (3, H, W) float32 in [0, 1]."""
+    # Divided in float64, so that `to_model_range` can recover the 8-bit levels.
     levels = torch.from_numpy(np.array(fill_size(image, **how), dtype=np.float64))
     return (levels / 255.0).permute(2, 0, 1).float().contiguous()
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """Map [0, 1] to [-1, 1] with the bits of x / 255 * 2 - 1 in float64 where x was an 8-bit level."""
+    """Map [0, 1] to [-1, 1]; for 8-bit levels x exactly as upstream, x / 255 * 2 - 1 in float64."""
     levels = images.double() * 255.0
     whole = levels.round()
+    # Values between levels, such as generated pictures, are not rounded.
     exact = torch.where((levels - whole).abs() < 1e-4, whole, levels)
     return (exact / 255.0 * 2.0 - 1.0).float()
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map (..., 3, H, W), clamped to [0, 1], to 8-bit (..., H, W, 3), truncating as upstream does."""
+    """Clamp (..., 3, H, W) to [0, 1] and map it to uint8 (..., H, W, 3), truncated as upstream."""
     return (images.float().clamp(0.0, 1.0) * 255.0).to(torch.uint8).movedim(-3, -1)

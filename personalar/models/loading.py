@@ -1,7 +1,7 @@
-"""Find a base model's files: in the package, in a folder of the user, or in the hub's cache.
+"""Find the files of a base model: in the package, in a local folder, or in the cache of the Hugging Face hub.
 
-Before a download everything about the missing files is printed: source, licence, size, place and free space.
-`HF_HUB_OFFLINE=1` never asks the network.
+Before a download the missing files are listed, with source, licence, size, folder and free space. With
+`HF_HUB_OFFLINE=1` the network is not used.
 """
 
 from __future__ import annotations
@@ -29,41 +29,42 @@ if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.stored_base import ModelFiles
 
 Say = Callable[[str], None]
+"""Prints a message for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One repository's share of a base model."""
+    """A part of a base model that has its own repository."""
 
     key: str
     """Its setting, one of `PARTS`."""
     hub: HubFiles
     folder: Path | None
-    """Its folder in the cache; None if a file is missing there."""
+    """Folder in the cache; None if a file is missing."""
 
 
 def obtain_model(config: ModelConfig, *, say: Say) -> ModelFiles:
-    """Return the model's files; missing ones are downloaded, after `say` is called.
+    """Return the files of a model; download missing ones, after a message to `say`.
 
     Raises:
-        FileNotFoundError: when files are missing and cannot be downloaded, with the reason.
-        ValueError: when a file of the folder is damaged.
+        FileNotFoundError: files are missing and cannot be downloaded; the message gives the reason.
+        ValueError: a file is damaged.
     """
     if (found := offline_model(config)) is not None:
         return found
     if huggingface_hub.is_offline_mode():
-        return _download(config, say=say)  # which says why it cannot
+        return _download(config, say=say)  # raises the error with the reason
     cache_folder().mkdir(parents=True, exist_ok=True)
-    # One process at a time: a second one would count the disk as too full and repeat the message.
+    # One process at a time: the check of free space would count unfinished files of another process.
     with WeakFileLock(cache_folder() / ".personalar.lock"):
         return offline_model(config) or _download(config, say=say)
 
 
 def offline_model(config: ModelConfig) -> ModelFiles | None:
-    """Return the model's files where all are on this machine, or None where the hub must be asked.
+    """Return the files of a model if all are on this machine; None if some must be downloaded.
 
     Raises:
-        FileNotFoundError, ValueError: when `model.path` names a folder without a whole model.
+        FileNotFoundError, ValueError: `model.path` is a folder without a complete model.
     """
     if config.path is not None:
         return _local(config, config.path)
@@ -79,14 +80,14 @@ def offline_model(config: ModelConfig) -> ModelFiles | None:
 def open_family(
     config: ModelConfig, folder: Path, *, vq: Path | None = None, tokenizer: Path | None = None
 ) -> ModelFiles:
-    """Return the files in `folder`, found by the package `model.family`.
+    """Return the files in `folder`, located by the package `model.family`.
 
     Args:
-        vq: folder of the image tokenizer, where it is not in `folder`; `model.vq_path` comes first.
-        tokenizer: file of the text tokenizer, where it is not in `folder`.
+        vq: folder of the image tokenizer, if it is not in `folder`; `model.vq_path` has priority.
+        tokenizer: file of the text tokenizer, if it is not in `folder`.
 
     Raises:
-        FileNotFoundError, ValueError: no such family, or files or settings that it refuses.
+        FileNotFoundError, ValueError: the family is unknown, or does not support these files or settings.
     """
     opened = _family(config).open_folder
     vq = Path(config.vq_path).expanduser() if config.vq_path else vq
@@ -96,41 +97,41 @@ def open_family(
 
 
 def peft_base(config: ModelConfig) -> PeftBase | None:
-    """Return transformers' class of the family, for which adapters are exported; None: it has none."""
+    """Return the transformers class for which adapters of this family are exported; None if it has none."""
     return getattr(_family(config), "PEFT_BASE", None)
 
 
 def _family(config: ModelConfig) -> ModuleType:
     try:
         family = importlib.import_module(config.family)
-        family.open_folder  # noqa: B018 (it must be there)
+        family.open_folder  # noqa: B018 (raises AttributeError if it is missing)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"model.family={config.family} is not a model family ({error}): name an importable package with "
-            "a function open_folder, such as personalar.models.chameleon"
+            f"model.family={config.family} is not a model family ({error}): set it to an importable package "
+            "with a function open_folder, such as personalar.models.chameleon"
         ) from error
     return family
 
 
 def check_recipe(config: ModelConfig, files: ModelFiles) -> None:
-    """Raise ValueError for a setting of the recipe that the base cannot follow."""
+    """Raise ValueError for a setting of the recipe that the base does not support."""
     loss, start = config.recipe.loss, config.recipe.identifier.init
     if loss not in files.losses:
         raise ValueError(
-            f"model.recipe.loss={loss} is refused for model={config.name}, which predicts nothing but image "
+            f"model.recipe.loss={loss} is not possible with model={config.name}, which predicts only image "
             f"codes; allowed: {', '.join(files.losses)}"
         )
     if start == "nearest" and files.nearest_problem:
         raise ValueError(
-            f"model.recipe.identifier.init=nearest is refused for model={config.name}: "
+            f"model.recipe.identifier.init=nearest is not possible with model={config.name}: "
             f"{files.nearest_problem}; choose random, or words with model.recipe.identifier.words=[...]"
         )
 
 
 def pin(config: ModelConfig) -> ModelConfig:
-    """Return `config` with each revision as the commit in the hub's cache.
+    """Return `config` with every revision replaced by the commit in the cache.
 
-    A run then keeps the state of a branch such as "main" at the time of the download.
+    A branch such as "main" can change, and a run must resume with the weights it started with.
     """
     if config.path is not None:
         return config
@@ -143,7 +144,7 @@ def pin(config: ModelConfig) -> ModelConfig:
 
 
 def hub_parts(config: ModelConfig) -> list[Part]:
-    """Return the repositories that a model without `path` comes from, the transformer's first; no network."""
+    """Return the parts of a model without `path`, the transformer first; the network is not used."""
     wanted = {key: hub for key in PARTS if (hub := getattr(config, key)) is not None}
     if config.vq_path is not None:
         wanted.pop("vq_hub", None)
@@ -151,7 +152,7 @@ def hub_parts(config: ModelConfig) -> list[Part]:
 
 
 def cached(hub: HubFiles) -> Path | None:
-    """Return the folder of the hub's cache that contains all of `hub`, or None; the network is not asked."""
+    """Return the folder in the cache with all files of `hub`, or None; the network is not used."""
     try:
         folder = _snapshot(hub, local_files_only=True)
     except errors.LocalEntryNotFoundError:
@@ -163,7 +164,7 @@ def cached(hub: HubFiles) -> Path | None:
 
 
 def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
-    """Return those of `hub` that are not among the `files` of its repository."""
+    """Return the file patterns of `hub` that match none of the `files` of its repository."""
 
     def is_there(pattern: str) -> bool:
         if pattern.endswith(".index.json") and {WEIGHTS, OLD_WEIGHTS} & set(files):
@@ -175,7 +176,7 @@ def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
 
 
 def statement(config: ModelConfig, parts: list[Part]) -> str:
-    """Return the names, source, licence and size of the missing files, and their place on this machine."""
+    """Return a message with names, source, licence and size of the missing files, and the cache folder."""
     lines = [f"model={config.name} needs files that are not on this machine:"]
     for part in parts:
         if part.folder is None:
@@ -186,32 +187,32 @@ def statement(config: ModelConfig, parts: list[Part]) -> str:
                 f"    licence to accept there: {hub.licence}",
             ]
     free = free_bytes(cache_folder()) / 1e9
-    lines.append(f"  they are kept in {cache_folder()} (HF_HOME moves it), where {free:.1f} GB are free")
+    lines.append(f"  they are stored in {cache_folder()} (HF_HOME changes it), with {free:.1f} GB free")
     return "\n".join(lines)
 
 
 def page(hub: HubFiles) -> str:
-    """Return the address of a repository's page."""
+    """Return the URL of a repository."""
     return f"https://huggingface.co/{hub.repo}"
 
 
 def obstacle(parts: list[Part]) -> str | None:
-    """Return why the missing files cannot be downloaded, or None."""
+    """Return the reason that the missing files cannot be downloaded, or None."""
     if huggingface_hub.is_offline_mode():
         return "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it"
     needed = 1e9 * sum(part.hub.gigabytes for part in parts if part.folder is None)
     if needed > free_bytes(cache_folder()):
-        return "the disk has not enough room; free some, or set HF_HOME to another"
+        return "the disk has too little space; free some, or set HF_HOME to a folder on another disk"
     return None
 
 
 def cache_folder() -> Path:
-    """Return the folder of the hub's files."""
+    """Return the cache folder of the hub."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk of `folder`, which may not exist yet."""
+    """Return the free bytes on the disk of `folder`, which need not exist."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free
 
@@ -223,7 +224,7 @@ def _local(config: ModelConfig, path: str) -> ModelFiles:
     source, tokenizer = config.tokenizer_hub or config.hub, files.parts().get("text tokenizer")
     if tokenizer is not None and missing == [str(tokenizer)] and source is not None:
         raise FileNotFoundError(
-            f"{what}it is the one of {page(source)}: copy it there, or run `hf download {source.repo} "
+            f"{what}it is published at {page(source)}: copy it there, or run `hf download {source.repo} "
             f"{tokenizer.name} --revision {source.revision} --local-dir {shlex.quote(str(tokenizer.parent))}`"
         )
     if missing:
@@ -242,29 +243,28 @@ def _download(config: ModelConfig, *, say: Say) -> ModelFiles:
     for part in wanted:
         _check_listed(config, part)
     say(f"{text}\ndownloading now")
-    for part in wanted:  # the smallest first: a refusal then comes before 14 GB are here
+    for part in wanted:  # the smallest first, so that an error comes before 14 GB are downloaded
         with _explained(part):
             _snapshot(part.hub)
     if (found := offline_model(config)) is None:
         repos = ", ".join(part.hub.repo for part in hub_parts(config) if part.folder is None)
         raise FileNotFoundError(
-            f"{repos}: its index names files that the repository does not have; choose another revision, or "
-            "set model.path=DIR to a folder that contains all files"
+            f"{repos}: the index lists files that the repository does not contain; choose another revision, "
+            "or set model.path=DIR to a folder that contains all files"
         )
     return found
 
 
 def _check_listed(config: ModelConfig, part: Part) -> None:
-    """Raise FileNotFoundError where the repository's list of files does not have all files of `part`."""
+    """Raise FileNotFoundError if the repository does not contain all files of `part`."""
     hub = part.hub
     with _explained(part):
         files = huggingface_hub.HfApi().list_repo_files(hub.repo, revision=hub.revision)
     if missing := missing_files(hub, files):
         raise FileNotFoundError(
             f"{page(hub)} (revision {hub.revision}) has no {', '.join(missing)}, which model={config.name} "
-            f"takes from there; nothing was downloaded. Choose another revision (model.{part.key}.revision="
-            f"COMMIT) or repository (model.{part.key}.repo=OWNER/NAME), or set model.path=DIR to a folder "
-            "that has all files"
+            f"needs; nothing was downloaded. Choose another revision (model.{part.key}.revision=COMMIT) or "
+            f"repository (model.{part.key}.repo=OWNER/NAME), or set model.path=DIR to a folder with all files"
         )
 
 
@@ -277,18 +277,18 @@ def _snapshot(hub: HubFiles, *, local_files_only: bool = False) -> Path:
 
 @contextmanager
 def _explained(part: Part) -> Iterator[None]:
-    """Turn a refusal by the hub within the block into a FileNotFoundError that says what to do."""
+    """Turn an error of the hub in the block into a FileNotFoundError with a fix."""
     hub = part.hub
     try:
         yield
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
-            f"{page(hub)} gives its files to those who accepted its licence ({hub.licence}): accept it "
-            "there, then log in with `hf auth login`"
+            f"{page(hub)} requires that you accept its licence ({hub.licence}): accept it there, then log "
+            "in with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"{page(hub)} has no revision {hub.revision}; choose another, for instance "
+            f"{page(hub)} has no revision {hub.revision}; choose another, such as "
             f"model.{part.key}.revision=main"
         ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:

@@ -1,6 +1,6 @@
-"""Sharded weights (ZeRO 3): fill them and read them back whole.
+"""Reading and writing of sharded weights (DeepSpeed's ZeRO 3).
 
-Everything here also works on ordinary parameters. All processes must call these functions together and in the
+These functions also work with ordinary parameters. They are collective: all processes must call them, in the
 same order.
 """
 
@@ -20,7 +20,7 @@ def is_sharded(parameter: nn.Parameter) -> bool:
 
 @contextmanager
 def ordinary_modules() -> Iterator[None]:
-    """Within DeepSpeed's sharding context, build what follows as ordinary modules."""
+    """Create modules in the block without sharding, although DeepSpeed's sharding context is active."""
     from deepspeed.runtime.zero import partition_parameters
 
     partition_parameters.shutdown_init_context()
@@ -31,7 +31,7 @@ def ordinary_modules() -> Iterator[None]:
 
 
 def whole(parameter: nn.Parameter, *, changed: bool = False):
-    """Return a context that gathers `parameter`; with `changed`, rank zero's new values are kept."""
+    """Return a context in which `parameter` is gathered; with `changed`, rank zero's new values are kept."""
     if not is_sharded(parameter):
         return nullcontext()
     import deepspeed
@@ -40,14 +40,14 @@ def whole(parameter: nn.Parameter, *, changed: bool = False):
 
 
 def whole_copy(parameter: nn.Parameter) -> Tensor:
-    """Return all of `parameter` as a copy on the CPU."""
+    """Return the gathered `parameter` as a copy on the CPU."""
     with whole(parameter):
         return parameter.detach().to("cpu", copy=True)
 
 
 @torch.no_grad()
 def assign(parameter: nn.Parameter, values: Tensor) -> None:
-    """Overwrite `parameter` with `values` of its (whole) shape."""
+    """Overwrite `parameter` with `values`, which have its gathered shape."""
     with whole(parameter, changed=True):
         if parameter.shape == values.shape:
             parameter.copy_(values)

@@ -1,4 +1,4 @@
-"""The contract of a base on disk: its files, the numbers that decide its memory, loading and writing."""
+"""The contract of a base on disk: its files, its sizes for an estimate of memory, loading and writing."""
 
 from __future__ import annotations
 
@@ -14,76 +14,76 @@ from personalar.models.base import Backend, Loss
 
 
 class NetworkShape(Protocol):
-    """The numbers of a transformer, known before any weight is read; a frozen dataclass."""
+    """The sizes of a transformer, available before any weight is read; a frozen dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def hidden_size(self) -> int:
-        """Width."""
+        """Width of the residual stream."""
 
     @property
     def num_hidden_layers(self) -> int:
-        """Depth."""
+        """Number of blocks."""
 
     @property
     def num_key_value_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key/value heads."""
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the word table."""
+        """Rows of the embedding table."""
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
+        """Channels per head."""
 
     def build(self) -> Any:
         """Return the transformer, on torch's default device.
 
-        It has `blocks` and `head(rows)`; a call with embeddings (B, T, D) and `dropout=` returns hidden
-        states (B, T, D), from which the memory of a training pass is estimated.
+        It has `blocks` and `head(rows)`. A call with embeddings (B, T, D) and `dropout=` returns hidden
+        states (B, T, D). The memory of a training pass is estimated from such a call on meta.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseShape:
-    """The numbers of a base that decide how much memory it takes; known before any weight is read."""
+    """The sizes of a base for an estimate of memory, available before any weight is read."""
 
     network: NetworkShape
     codes: int
-    """Image codes of a square image."""
+    """Number of image codes of a square image."""
     answer_tokens: int
-    """Ids of a square image in a training example, its codes among them."""
+    """Number of ids of a square image in a training example, with its codes."""
     num_codes: int
     """Size of the codebook."""
     tokenizer_bytes: int
-    """Weights of the image tokenizer."""
+    """Bytes of the image tokenizer's weights."""
     decode_bytes: int
-    """Memory beside weights for turning one batch of codes into images."""
+    """Bytes for decoding one batch of codes to images, without weights."""
 
 
 class ModelFiles(Protocol):
-    """The files of one base model on this machine, and how they become a backend."""
+    """The files of a base model on this machine; loads and writes backends."""
 
     layout: Any
     """Sizes and sequence layout of the base; see `config/model_config.py`."""
     losses: Sequence[Loss]
-    """The losses that the base can be trained with."""
+    """The losses with which the base can be trained."""
     nearest_problem: str | None
-    """Why `identifier.init=nearest` is refused; None: pretraining gave the reserved ids a meaning."""
+    """Reason that `identifier.init=nearest` is not possible; None if reserved embeddings were trained."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""
 
     def parts(self) -> dict[str, Path]:
-        """Return where each part of the base is, by its name in plain words; "transformer" is among them."""
+        """Return {part in plain words: its path}; "transformer" is one of them."""
 
     def weights(self) -> list[Path]:
-        """Return every file that contains tensors; they make the base's fingerprint."""
+        """Return all files with tensors; the fingerprint of the base is computed from them."""
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
-        """Return the numbers that decide memory, for `images` images decoded together."""
+        """Return the sizes for an estimate of memory; `images` images are decoded together."""
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Backend:
         """Return the base, frozen and in evaluation mode.
@@ -94,13 +94,13 @@ class ModelFiles(Protocol):
         """
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses; no weight is read."""
+        """Return the ids that no text uses, without reading weights."""
 
     def checkpoint_form(self, backend: Backend) -> str:
-        """Return in words what form `write_checkpoint` writes, and which programs read it."""
+        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
 
     def write_checkpoint(self, backend: Backend, folder: Path, *, dtype: torch.dtype) -> Path:
-        """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
+        """Write the whole `backend`, loaded from these files, for other programs; return `folder`."""
 
     def load_sharded(
         self,
@@ -110,8 +110,8 @@ class ModelFiles(Protocol):
         attention: str,
         changed: Mapping[str, Tensor],
     ) -> Backend:
-        """Return the base with its weights sharded, within DeepSpeed's sharding context.
+        """Return the base with sharded weights; called within DeepSpeed's sharding context.
 
         Args:
-            changed: weights by name to take instead of the files' (an earlier stage's).
+            changed: weights by name that replace those of the files (from an earlier stage).
         """

@@ -1,8 +1,8 @@
-"""Tensors between folders and modules: strict, streamed reading, and atomic writing of safetensors.
+"""Strict, streamed reading of weights into modules, and atomic writing of safetensors.
 
-A missing tensor or a wrong shape raises an error that names the tensor, before any tensor is read; nothing is
-re-initialised silently. Tensors are read one at a time, so that a large model is in memory only once.
-`pytorch_model*.bin` is read as tensors alone: no code in it is run.
+A missing tensor or a wrong shape raises an error that names the tensor, before any tensor is read. Nothing is
+re-initialised silently. Tensors are read one at a time, so a large model needs its memory only once.
+`pytorch_model*.bin` is read with `weights_only=True`, so no code in it is run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, wr
 from personalar.models.sharding import assign
 
 Rename = Callable[[str], str | None]
-"""Maps the name of a tensor in a file to its name in the module; None: it is not wanted."""
+"""Maps the name of a tensor in a file to its name in the module; None: it is not read."""
 SHOWN = 12
-"""Ignored tensors that a warning names."""
+"""Maximum number of ignored tensors in a warning."""
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
-    """Write `model.safetensors` in `folder`, everything cast to `dtype`."""
+    """Write `model.safetensors` in `folder`, with all tensors cast to `dtype`."""
     cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     write_atomic(folder / WEIGHTS, to_safetensors(cast, metadata={"format": "pt"}))
 
@@ -41,13 +41,14 @@ def write_shards(
 ) -> None:
     """Write safetensors shards of about `shard_bytes` and their index; one shard is in memory at a time.
 
-    Counters keep their type. The index is written last, so a folder without it is unfinished.
+    Integer tensors keep their type. The index is written last, so a folder without it is unfinished.
     """
     shard: dict[str, Tensor] = {}
     files: list[tuple[Path, list[str]]] = []
     total = 0
 
     def flush() -> None:
+        # Under a temporary name, because the final one contains the number of shards.
         file = temporary(folder / f"shard_{len(files)}")
         write_atomic(file, to_safetensors(shard, metadata={"format": "pt"}))
         files.append((file, list(shard)))
@@ -62,6 +63,7 @@ def write_shards(
                 flush()
         if shard:
             flush()
+    # Also after Ctrl-C: abandoned shards would take gigabytes.
     except BaseException:
         for file, _ in files:
             file.unlink(missing_ok=True)
@@ -69,22 +71,23 @@ def write_shards(
     places: dict[str, str] = {}
     for number, (file, names) in enumerate(files, start=1):
         final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        # Not synced here: write_json syncs them all before the index.
         put_in_place(file, folder / final, sync=False)
         places |= dict.fromkeys(names, final)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def read_shapes(folder: Path, rename: Rename = str) -> dict[str, torch.Size]:
-    """Return the shape of every tensor that `read_tensors` yields, from the files' headers."""
+    """Return the shapes of the tensors that `read_tensors` yields, from the headers of the files."""
     files = weight_files(folder)
     return {name: shape for file in files for name, shape, _ in _entries(file, rename)}
 
 
 def read_tensors(folder: Path, rename: Rename = str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of the weights in a folder, file by file, under the names that `rename` gives.
+    """Yield (name, tensor) of the weights in a folder, file by file; `rename` gives the names.
 
     Raises:
-        ValueError: when a file is damaged, or contains objects that need code to load.
+        ValueError: a file is damaged, or contains objects other than tensors.
     """
     for file in weight_files(folder):
         for name, _, get in _entries(file, rename):
@@ -92,18 +95,19 @@ def read_tensors(folder: Path, rename: Rename = str) -> Iterator[tuple[str, Tens
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file of torch.save by name, mapped from the disk; no code in it is run.
+    """Return the tensors in a file of torch.save by name, memory-mapped; no code in it is run.
 
     Raises:
-        ValueError: when the file is damaged, or contains no tensors, or objects that need code to load.
+        ValueError: the file is damaged, or contains no tensors, or objects other than tensors.
     """
     try:
+        # Only the newer zip format can be memory-mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:  # torch raises nearly everything on damaged files
+    except Exception as error:  # torch raises many types of errors for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or contains objects that "
-            "would run code; copy it again, or save only its state_dict"
+            f"{path} cannot be read with weights_only=True ({reason}): it is damaged, or contains objects "
+            "that would run code; copy it again, or save only its state_dict"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     values = state.items() if isinstance(state, Mapping) else ()
@@ -114,10 +118,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _entries(file: Path, rename: Rename) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
-    """Yield the name, the shape and the reader of every wanted tensor of a file."""
+    """Yield (name, shape, function that reads the tensor) for every tensor of a file that `rename` keeps."""
     if file.suffix != ".safetensors":
         for stored, tensor in read_pickle(file).items():
             if (name := rename(stored)) is not None:
+                # Memory-mapped, so reading it again costs no memory.
                 yield name, tensor.shape, partial(torch.Tensor.detach, tensor)
         return
     try:
@@ -131,20 +136,21 @@ def _entries(file: Path, rename: Rename) -> Iterator[tuple[str, torch.Size, Call
 
 
 def expected_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Return the whole shape of every parameter of `module`, which may be sharded."""
+    """Return the gathered shape of every parameter of `module`, which may be sharded."""
     return {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
 
 
 def check_fit(
     expected: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size], *, where: Path, published: bool
 ) -> None:
-    """Compare the `shapes` in a file with those `expected`.
+    """Compare the `shapes` in a file with the `expected` ones.
 
     Args:
-        published: by others: unknown tensors are ignored with a warning that names them.
+        where: file or folder, for messages.
+        published: a published checkpoint, in which unknown tensors are ignored with a warning.
 
     Raises:
-        ValueError: naming tensors that are missing, of another shape or, unless `published`, unknown.
+        ValueError: tensors are missing, have another shape or, unless `published`, are unknown.
     """
     unknown = [name for name in shapes if name not in expected]
     problems = {
@@ -162,6 +168,7 @@ def check_fit(
             f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names
         )
         raise ValueError(f"the weights in {where} do not fit its config.json: {listed}")
+    # One warning, not one per process.
     if unknown and global_rank() == 0:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         warnings.warn(
@@ -180,7 +187,12 @@ def fill(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Put `tensors` of `shapes` into `module`, built on meta, each cast and moved as it comes.
+    """Load `tensors` into `module`, which is on meta; each is cast and moved when it is read.
+
+    Args:
+        tensors: (name, tensor) pairs, read one at a time.
+        shapes: their shapes by name.
+        where, published: see `check_fit`.
 
     Raises:
         ValueError: see `check_fit`; no tensor is read then.
@@ -191,6 +203,7 @@ def fill(
     for name, tensor in tensors:
         if name in expected:
             state[name] = tensor.to(device, dtype)
+    # assign, because parameters on meta have no storage to copy into.
     module.load_state_dict(state, strict=True, assign=True)
 
 
@@ -204,10 +217,10 @@ def fill_sharded(
     dtype: torch.dtype,
     changed: Mapping[str, Tensor],
 ) -> None:
-    """Put `tensors` into `module`, which DeepSpeed sharded as it was made; other arguments as for `fill`.
+    """Load `tensors` into `module`, which DeepSpeed has sharded; other arguments as for `fill`.
 
     Args:
-        changed: weights by name to take instead (an earlier stage's).
+        changed: weights by name that replace those of `tensors` (from an earlier stage).
 
     Raises:
         ValueError: see `check_fit`; or a changed weight has another shape.
@@ -221,6 +234,6 @@ def fill_sharded(
         if tensor.shape != expected[name]:
             raise ValueError(
                 f"{name} was learned with shape {list(tensor.shape)}, {where} has {list(expected[name])}: "
-                "take the base that it was learned on"
+                "use the base on which it was learned"
             )
         assign(parameters[name], tensor)

@@ -1,7 +1,7 @@
-"""Text to token ids: a wrapper around `tokenizers.Tokenizer` with special tokens looked up by name.
+"""Text to token ids: a wrapper around `tokenizers.Tokenizer`, with special tokens looked up by name.
 
-The file is read directly, because transformers' AutoTokenizer rebuilt byte-level tokenizers with a wrong
-pre-tokenizer.
+tokenizer.json is read directly, because transformers' AutoTokenizer has rebuilt byte-level tokenizers with a
+wrong pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class TextEncoder:
 
     def __init__(self, backend: tokenizers.Tokenizer, names: str = "(?!)") -> None:
         self._backend = backend
-        # Names of special tokens inside a user's text are text; we put the real ones in ourselves.
+        # Names of special tokens in a user's text stay text. Real special tokens are added by id.
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
         self.vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-        self._names = re.compile(f"(?={names})")  # a lookahead finds overlapping names too
+        self._names = re.compile(f"(?={names})")  # a lookahead also finds overlapping names
         self._check_spaces()
 
     @classmethod
@@ -44,12 +44,12 @@ class TextEncoder:
             raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs tokenizer.json")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for a malformed file
+        except Exception as error:  # the library raises a plain Exception for a damaged file
             raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
         return cls(backend)
 
     def require(self, name: str) -> int:
-        """Return the id of `name`. Raises ValueError where the vocabulary does not have it."""
+        """Return the id of `name`. Raises ValueError if the vocabulary does not contain it."""
         if name not in self.vocabulary:
             raise ValueError(
                 f"the tokenizer has no {name!r}; this is not the vocabulary of a {self.family} "
@@ -69,13 +69,14 @@ class TextEncoder:
             raise ValueError(
                 f"{text[:60]!r} is not valid text ({error.reason}): enter it again in UTF-8"
             ) from error
+        # A name is cut after its first character, so that no piece contains it.
         cuts = [0, *(match.start() + 1 for match in self._names.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
         return [index for encoding in encodings for index in encoding.ids]
 
     def check_ids(self, expected: Mapping[str, int]) -> None:
-        """Raise ValueError unless every name of `expected` has its id."""
+        """Raise ValueError unless every token of `expected` ({name: id}) has its id."""
         wrong = {name: self._backend.token_to_id(name) for name in expected}
         differences = [
             f"{name} is {got}, not {expected[name]}" for name, got in wrong.items() if got != expected[name]
@@ -90,10 +91,10 @@ class TextEncoder:
         return self._backend.to_str(pretty=False)
 
     def _check_spaces(self) -> None:
-        """Refuse a file that lost its byte-level pre-tokenizer: prompts would arrive without their spaces."""
+        """Raise ValueError if the pre-tokenizer is not byte-level: prompts would lose their spaces."""
         text = "a photo of a red cat"
         tokens = [self._backend.id_to_token(index) or "" for index in self.encode_text(text)]
-        if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # a byte-level token's space
+        if sum(token.count("Ġ") for token in tokens) < text.count(" "):  # Ġ is the space in byte-level BPE
             raise ValueError(
                 f"the tokenizer turns {text!r} into {tokens}, without the spaces: its file was rewritten "
                 "with another pre-tokenizer (transformers' AutoTokenizer did that); use the original "

@@ -70,8 +70,8 @@ def test_missing_files_are_described_before_anything(tmp_path: Path, monkeypatch
         "image tokenizer: original_tokenizers/vqgan.ckpt, original_tokenizers/vqgan.yaml",
         "https://huggingface.co/Alpha-VLLM/Chameleon_7B_mGPT",
         "licence to accept there: Chameleon Research License",
-        f"they are kept in {tmp_path / 'hub'} (HF_HOME moves it), where ",
-        " GB are free",
+        f"they are stored in {tmp_path / 'hub'} (HF_HOME changes it), with ",
+        " GB free",
         "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it; or set model.path=DIR",
     ):
         assert part in told, part
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_listed_is_known_before_anything_is_downloaded(hub: H
                 obtain_model(config, say=pytest.fail)
             told = str(error.value)
             assert f"https://huggingface.co/{part.hub.repo} (revision {part.hub.revision})" in told
-            assert re.search(rf"has no {re.escape(file)}, (\S+, )?which model={name} takes from there", told)
+            assert re.search(rf"has no {re.escape(file)}, (\S+, )?which model={name} needs", told)
             assert f"model.{part.key}.revision=COMMIT" in told
     assert hub.files_asked_for == []
 
@@ -147,7 +147,7 @@ def test_a_repository_with_one_file_of_weights_needs_no_index(hub: Hub) -> None:
 
 def test_a_shard_that_only_the_index_names(hub: Hub) -> None:
     hub.hidden = {(model("anole_7b").hub.repo, SHARDS[1])}
-    with pytest.raises(FileNotFoundError, match=r"leloy/Anole-7b-v0\.1-hf: its index names files that"):
+    with pytest.raises(FileNotFoundError, match=r"leloy/Anole-7b-v0\.1-hf: the index lists files that"):
         obtain_model(model("anole_7b"), say=lambda text: None)
 
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_before_the_download(hub: Hub, monkeypatch) -> None:
     with ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(obtain_model, config, say=pytest.fail) for _ in range(2)]
     for one in tries:
-        with pytest.raises(FileNotFoundError, match=r"14\.0 GB are free\nthe disk has not enough room"):
+        with pytest.raises(FileNotFoundError, match=r"14\.0 GB free\nthe disk has too little space"):
             one.result()
     assert not hub.files_asked_for
 
@@ -190,7 +190,7 @@ def hub_error(kind: type[Exception]) -> Exception:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (errors.GatedRepoError, r"accepted its licence \(.*log in with `hf auth login`"),
+        (errors.GatedRepoError, r"accept its licence \(.*log in with `hf auth login`"),
         (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
         (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
         (errors.LocalEntryNotFoundError, "could not be read"),

@@ -1,4 +1,4 @@
-"""The Chameleon backend: Lumina-mGPT, Anole, Chameleon and nano are one class with other numbers."""
+"""The Chameleon backend: Lumina-mGPT, Anole, Chameleon and nano differ only in sizes and settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from personalar.models.network.vq import VQModel
 
 
 class ChameleonBackend(LlamaBackend):
-    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
+    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`.
+
+    Raises:
+        ValueError: the tokenizer does not fit the transformer or the image tokenizer.
+    """
 
     transformer: ChameleonTransformer
+    # A random [V] gets the mean and the deviation of the whole table.
     trained_rows = slice(None)
 
     def __init__(
@@ -25,6 +30,7 @@ class ChameleonBackend(LlamaBackend):
         protocol: ProtocolConfig,
     ) -> None:
         rows = transformer.config.vocab_size
+        # Fewer ids than rows are fine: published embedding tables are padded.
         if tokenizer.vocab_size > rows:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds only {rows}")
         if tokenizer.num_codes != vq.config.num_embeddings:
@@ -37,10 +43,10 @@ class ChameleonBackend(LlamaBackend):
         self.tokenizer, self.reserved_ids, self.pad_id = tokenizer, tokenizer.concept_ids, tokenizer.pad
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids among which a token is predicted with `loss`."""
+        """Return the ids over which the softmax of `loss` is taken."""
         everything = slice(0, self.transformer.config.vocab_size)
         return self.tokenizer.image_rows if loss == "image_tokens" else everything
 
     def head(self, loss: Loss) -> Head:
-        """Return the map from hidden states to the logits of `choices(loss)`."""
+        """Return the function from hidden states to logits of `choices(loss)`."""
         return self.transformer.head(self.choices(loss))

@@ -1,7 +1,7 @@
-"""Write a Chameleon model as upstream code reads it: a Hugging Face folder of shards.
+"""Write a Chameleon model in the format of upstream code: a Hugging Face folder with shards.
 
-With `norm_rows=1` the query and key norms are (1, head_dim), as Lumina-mGPT's own code reads them; without,
-one row per head, as transformers does. `serialization.load_backend` reads both.
+Query and key norms have one row for all heads with `norm_rows=1`, which Lumina-mGPT's own code reads, or one
+row per head with `norm_rows=None`, which transformers reads. `serialization.load_backend` reads both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from personalar.models.checkpoint_folder import write_json
 from personalar.models.network.vq import VQConfig
 from personalar.models.tensor_files import read_shapes, write_shards, write_tensors
 
-if TYPE_CHECKING:  # it reads what is written here
+if TYPE_CHECKING:  # for annotations only: serialization.py, which loads the backend, imports this module
     from personalar.models.chameleon.backend import ChameleonBackend
 
 SHARD_BYTES = 5_000_000_000
@@ -37,16 +37,16 @@ def hf_config(
     dtype: torch.dtype,
     norm_rows: int | None = 1,
 ) -> dict[str, Any]:
-    """Return the config.json that transformers' Chameleon class reads, and Lumina-mGPT's own code.
-
-    Lumina-mGPT's code has other defaults: without `mask_image_logits: false` it cannot generate image codes,
-    without `rope_theta` it uses 10000, and without `model_parallel_size` it expects one row of norms.
+    """Return a config.json for transformers' Chameleon class and for Lumina-mGPT's own code.
 
     Args:
-        norm_rows: rows of the query and key norms in the shards; None is one row per head.
+        norm_rows: rows of the query and key norms in the shards; None: one row per head.
     """
     heads, key_heads = transformer.num_attention_heads, transformer.num_key_value_heads
-    own = heads if heads == key_heads else 1  # it has one number for both norms
+    # Lumina-mGPT's code has one number for both norms, so with grouped queries it cannot read a row per head.
+    own = heads if heads == key_heads else 1
+    # Keys that transformers ignores are for Lumina-mGPT's code. Without rope_theta it uses 10000, without
+    # model_parallel_size it expects one row of norms, and by default it masks the logits of image codes.
     return transformer.to_hf() | {
         "architectures": ["ChameleonForConditionalGeneration"],
         "rope_theta": transformer.rope_theta,
@@ -54,7 +54,7 @@ def hf_config(
         "mask_image_logits": False,
         "bos_token_id": tokenizer.bos,
         "pad_token_id": tokenizer.pad,
-        "eos_token_id": [tokenizer.eos, tokenizer.sep],  # Chameleon's and Anole's, Lumina-mGPT's
+        "eos_token_id": [tokenizer.eos, tokenizer.sep],  # of Chameleon and Anole; of Lumina-mGPT
         "vocabulary_map": vocabulary_map(tokenizer),
         "vq_config": vq.to_hf(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -62,10 +62,8 @@ def hf_config(
 
 
 def vocabulary_map(tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the names that both read: of the image codes, and of what stands for a picture in a prompt.
-
-    A vocabulary without such an id has no `<image>` here: another token in its place would be replaced.
-    """
+    """Return the ids of the image codes and of `<image>`, the placeholder for a picture in a prompt."""
+    # A small vocabulary may have no placeholder. Any other id here would be replaced by image codes.
     names = {code_name(code): code + tokenizer.code_offset for code in range(tokenizer.num_codes)}
     return names if tokenizer.image is None else {IMAGE: tokenizer.image, **names}
 
@@ -80,10 +78,12 @@ def export_transformer(
     norm_rows: int | None = 1,
     beside: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write `transformer` to `folder`; return it.
+    """Write `transformer` to `folder`; return the folder.
 
     Args:
-        beside: further tensors, by their names in the shards.
+        dtype: precision of the shards.
+        norm_rows: see `hf_config`.
+        beside: more tensors for the shards, by name.
 
     Raises:
         ValueError: the norms of the heads differ and cannot be stored in `norm_rows` rows.
@@ -95,9 +95,9 @@ def export_transformer(
 
 
 def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
-    """Return in how many rows the files of `base` have query and key norms, and `state` can be written.
+    """Return the number of rows of query and key norms in the files of `base`, and that needed for `state`.
 
-    None is one row per head. Heads that were trained separately cannot be stored in fewer rows.
+    None stands for one row per head. If heads were trained to different norms, they need a row each.
     """
     stored = {name: shape[0] for name, shape in read_shapes(base, network_name).items() if is_head_norm(name)}
     fewer = [rows for name, rows in stored.items() if rows < state[name].shape[0]]
@@ -111,10 +111,11 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
 
 
 def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) -> str:
-    """Return in words the form of the query and key norms in a checkpoint, and the programs that read it.
+    """Return a message with the format of the norms in a checkpoint, and the programs that read it.
 
     Args:
-        of_base, rows: rows of the norms in the base and in the checkpoint; None is one row per head.
+        of_base: rows of the norms in the base; None: one row per head.
+        rows: rows of the norms in the checkpoint; None: one row per head.
     """
     if rows is not None:
         form = f"query and key norms ({rows}, {shape.head_dim}) for all heads"
@@ -132,19 +133,19 @@ def norm_words(of_base: int | None, rows: int | None, shape: TransformerConfig) 
 def export_backend(
     backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype, norm_rows: int | None
 ) -> Path:
-    """Write all of `backend` to `folder`; return it.
+    """Write the whole `backend` to `folder`; return the folder.
 
-    The folder also contains protocol.json and vq/, so that it is a whole `model.path`.
-    With one norm per head the shards also contain the image encoder; without it transformers' class would
-    initialise it at random.
+    It also contains protocol.json and vq/, so it can be used as `model.path`.
 
     Args:
         dtype: precision of the shards; the image tokenizer in vq/ stays float32.
+        norm_rows: see `hf_config`.
 
     Raises:
         ValueError: the norms of the heads differ and cannot be stored in `norm_rows` rows.
     """
     vq = backend.vq.state_dict()
+    # transformers' class contains the image encoder, and would initialise it at random if it were missing.
     write_json(folder / "protocol.json", asdict(backend.protocol.config))
     write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
     write_tensors(folder / "vq", vq, dtype=torch.float32)
@@ -169,7 +170,7 @@ def write_checkpoint(
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write config.json, tokenizer.json and `tensors` in shards to `folder`; return it."""
+    """Write config.json, tokenizer.json and `tensors` in shards to `folder`; return the folder."""
     write_json(folder / "config.json", config)
     write_atomic(folder / "tokenizer.json", tokenizer.to_json().encode())
     write_shards(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)

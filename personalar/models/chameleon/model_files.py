@@ -1,15 +1,15 @@
-"""The files of a Chameleon model: their places, and the missing ones; no tensor is read to find them.
+"""The files of a Chameleon model. They are located without reading any tensor.
 
-Two kinds of folder are understood. Ours:
+Two formats are supported. The format of this package:
 
-    protocol.json                              the sequence layout's numbers (`ProtocolConfig`)
+    protocol.json                              settings of the sequence layout (`ProtocolConfig`)
     base/{config.json, tokenizer.json}         as transformers writes them for Chameleon
     base/model.safetensors                     or shards with an index
-    vq/{config.json, model.safetensors}        the image tokenizer, encoder and decoder
+    vq/{config.json, model.safetensors}        image tokenizer, encoder and decoder
 
-and a Hugging Face checkpoint (config.json at its top). Its image tokenizer is inside (`model.vqmodel.*`
-tensors, or vqgan.ckpt in one of `VQ_FOLDERS`) or elsewhere, as may be tokenizer.json; its layout comes from
-the configuration.
+And a Hugging Face checkpoint, with config.json at the top of the folder. Its image tokenizer is in the shards
+(`model.vqmodel.*`), in a vqgan.ckpt in one of `VQ_FOLDERS`, or in another folder. tokenizer.json may be in
+another folder too. The layout is a setting.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:  # torch is loaded with the model
 
 VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
 LAYOUT = {"grid_px": int, "resolution": int, "ids": {"*": int}, "known_words": ([str], None)}
-"""The shape of protocol.json (`files.fits`); all else is text, and no ${...} in it is resolved."""
+"""Schema of protocol.json, see `files.fits`; all other values are text. `${...}` in them is not resolved."""
 VQ_PREFIX = "model.vqmodel."
-"""Begins the names of the image tokenizer's tensors in a checkpoint that contains it."""
+"""Prefix of the image tokenizer's tensors in a checkpoint that contains it."""
 VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstream repositories
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """The places of one model's parts; see `stored_base.ModelFiles`."""
+    """Paths of the parts of one model; see `stored_base.ModelFiles`."""
 
     base: Path
     """Folder of config.json and the transformer's safetensors."""
@@ -52,7 +52,7 @@ class ModelFiles:
     """Folder of the image tokenizer: vqgan.ckpt, or config.json and safetensors; may be `base`."""
     layout: ProtocolConfig
     published: bool
-    """Whether `base` is a Hugging Face checkpoint, where unknown tensors are ignored, and not our format."""
+    """Whether `base` is a Hugging Face checkpoint. Unknown tensors in it are ignored."""
     losses = ("image_tokens", "answer")
     nearest_problem = None
 
@@ -65,18 +65,18 @@ class ModelFiles:
         return [str(file) for file in needed if not file.is_file()]
 
     def weights(self) -> list[Path]:
-        """Return every file that contains tensors, those of the transformer first."""
+        """Return all files with tensors, those of the transformer first."""
         files = weight_files(self.base)
         if (self.vq / VQ_CHECKPOINT).is_file():
             return [*files, self.vq / VQ_CHECKPOINT]
         return files if self.vq == self.base else [*files, *weight_files(self.vq)]
 
     def parts(self) -> dict[str, Path]:
-        """Return the place of each part, by its name in plain words."""
+        """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
-        """Return the numbers that decide memory, for `images` images decoded together."""
+        """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.chameleon.transformer import TransformerConfig
         from personalar.models.chameleon.vq_checkpoint import vq_config
         from personalar.models.network.memory_shape import shape_of
@@ -84,6 +84,7 @@ class ModelFiles:
         parse = partial(TransformerConfig.from_hf, attention=attention)
         network, vq = read_config(self.base / "config.json", parse), vq_config(self.vq)
         side = self.layout.resolution // vq.downsample
+        # A NEWLINE per row of codes, and BOI, two sizes, EOI and SEP.
         return shape_of(network, vq, codes=(side, side), answer_tokens=side * (side + 1) + 5, images=images)
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
@@ -93,20 +94,20 @@ class ModelFiles:
         return load_backend(self, dtype=dtype, device=device, attention=attention)
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses; no weight is read."""
+        """Return the ids that no text uses, without reading weights."""
         from personalar.models.chameleon.tokenizer import Tokenizer
 
         return Tokenizer.from_file(self.tokenizer).concept_ids
 
     def checkpoint_form(self, backend: ChameleonBackend) -> str:
-        """Return in words the form that `write_checkpoint` writes, and the programs that read it."""
+        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
         from personalar.models.chameleon.checkpoint_export import norm_words, shared_norm_rows
 
         of_base, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
         return norm_words(of_base, rows, backend.transformer.config)
 
     def write_checkpoint(self, backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype) -> Path:
-        """Write all of `backend`, loaded from these files, for other programs; return `folder`."""
+        """Write the whole `backend`, loaded from these files, for other programs; return `folder`."""
         from personalar.models.chameleon.checkpoint_export import export_backend, shared_norm_rows
 
         _, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
@@ -133,16 +134,16 @@ def open_folder(
     tokenizer: Path | None = None,
     layout: ProtocolConfig | None = None,
 ) -> ModelFiles:
-    """Find the parts of a model in the folder `path`; nothing is loaded.
+    """Locate the parts of a model in the folder `path`; nothing is loaded.
 
     Args:
-        vq: the image tokenizer's folder or its vqgan.ckpt, where it is not in `path`.
-        tokenizer: the tokenizer.json, where it is not in `path`.
+        vq: folder of the image tokenizer, or its vqgan.ckpt, if it is not in `path`.
+        tokenizer: the tokenizer.json, if it is not in `path`.
         layout: by default that of `protocol.json` in `path`.
 
     Raises:
-        FileNotFoundError: when there is no such folder, or nothing says the layout.
-        ValueError: when the layout is not one of this family.
+        FileNotFoundError: the folder does not exist, or there is neither `layout` nor protocol.json.
+        ValueError: the layout is not one of this family.
     """
     if not path.is_dir():
         raise FileNotFoundError(
@@ -167,7 +168,7 @@ def open_folder(
 
 
 def check_layout(config: ProtocolConfig) -> None:
-    """Raise ValueError for a layout that this family does not have."""
+    """Raise ValueError if `config` is not a layout of this family."""
     one_of("layout.structure", config.structure, ("rows", "flat"))
     one_of("layout.unconditional", config.unconditional, ("image", "separator", "bos"))
     one_of("layout.resize", config.resize, ("halving", "lanczos"))
@@ -176,17 +177,17 @@ def check_layout(config: ProtocolConfig) -> None:
 
 
 def network_name(stored: str) -> str | None:
-    """Return the name of a tensor in the transformer; None: it belongs to the image tokenizer."""
+    """Return the transformer's name of a stored tensor; None if it belongs to the image tokenizer."""
     return None if stored.startswith(VQ_PREFIX) else stored
 
 
 def tokenizer_name(stored: str) -> str | None:
-    """Return the name of a tensor in the image tokenizer; None: it belongs to the transformer."""
+    """Return the image tokenizer's name of a stored tensor; None if it belongs to the transformer."""
     return stored.removeprefix(VQ_PREFIX) if stored.startswith(VQ_PREFIX) else None
 
 
 def find_vq(path: Path) -> Path:
-    """Return the folder at or below `path` that contains an image tokenizer of its own, or `path`."""
+    """Return the folder of the image tokenizer in `path`; `path` itself if it has no separate one."""
     if path.name == VQ_CHECKPOINT:
         return path.parent
     for name in VQ_FOLDERS:
@@ -196,7 +197,12 @@ def find_vq(path: Path) -> Path:
 
 
 def read_layout(path: Path) -> ProtocolConfig:
-    """Read a `protocol.json`. Raises FileNotFoundError or ValueError, naming the keys that are allowed."""
+    """Read a `protocol.json`.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it has unknown keys, or values of a wrong type.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing and the configuration has no model.layout; for a published checkpoint choose "
@@ -209,5 +215,5 @@ def read_layout(path: Path) -> ProtocolConfig:
         raise ValueError(f"{path} has unknown keys {unknown}; allowed are {allowed}")
     wrong = [name for name, value in values.items() if not fits(value, LAYOUT.get(name, str))]
     if wrong:
-        raise ValueError(f"{path} is damaged ({', '.join(wrong)}: a value of another type)")
+        raise ValueError(f"{path} is damaged ({', '.join(wrong)}: a value of the wrong type)")
     return ProtocolConfig(**values)

@@ -1,6 +1,6 @@
-"""Query and key norms in fewer rows than heads: one per model-parallel shard, as Lumina-mGPT stores them.
+"""Query and key norms with fewer rows than heads, as in the checkpoints of Lumina-mGPT.
 
-Its checkpoints contain (1, head_dim), or (2, head_dim) of two shards; a row is for all heads of its shard.
+They have one row per model-parallel shard, (1, head_dim) or (2, head_dim), for all heads of that shard.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 def expanded(
     tensors: Iterable[tuple[str, Tensor]], expected: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield `tensors`, every norm repeated to the rows that are `expected`."""
+    """Yield `tensors`, with every norm repeated to the number of rows in `expected`."""
     for name, tensor in tensors:
         yield name, expand_norm(name, tensor, expected.get(name, tensor.shape))
 
@@ -22,7 +22,7 @@ def expanded(
 def expanded_shapes(
     shapes: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]
 ) -> dict[str, torch.Size]:
-    """Return the shapes of what `expanded` yields."""
+    """Return the shapes of the tensors that `expanded` yields."""
     return {
         name: expected[name] if name in expected and _can_expand(name, shape, expected[name]) else shape
         for name, shape in shapes.items()
@@ -30,17 +30,18 @@ def expanded_shapes(
 
 
 def expand_norm(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Return a query or key norm repeated to `shape`, or `tensor` as it is."""
+    """Return a query or key norm repeated to `shape`; any other tensor is returned unchanged."""
     if tensor.shape == shape or not _can_expand(name, tensor.shape, shape):
         return tensor
+    # Interleaved, because the heads of one shard follow each other.
     return tensor.repeat_interleave(shape[0] // tensor.shape[0], dim=0)
 
 
 def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tensor]:
-    """Return `state` with every query and key norm written as `rows` rows, the inverse of `expand_norm`.
+    """Return `state` with every query and key norm reduced to `rows` rows, the inverse of `expand_norm`.
 
     Raises:
-        ValueError: when heads of one group have different norms.
+        ValueError: heads of one group have different norms.
     """
     collapsed = dict(state)
     for name, tensor in state.items():
@@ -48,7 +49,8 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
             continue
         if tensor.shape[0] % rows:
             raise ValueError(f"{name} has {tensor.shape[0]} heads, which cannot be stored in {rows} rows")
-        groups = tensor.unflatten(0, (rows, -1))
+        groups = tensor.unflatten(0, (rows, -1))  # (rows, heads per row, head_dim)
+        # An average would change the model silently.
         if not torch.equal(groups, groups[:, :1].expand_as(groups)):
             raise ValueError(
                 f"{name} differs between heads (it was trained per head); it cannot be written in {rows} rows"
@@ -58,7 +60,7 @@ def collapse_norms(state: Mapping[str, Tensor], *, rows: int) -> dict[str, Tenso
 
 
 def is_head_norm(name: str) -> bool:
-    """Return whether `name` is of a query or key norm: a row per head, or fewer for all of them."""
+    """Return whether `name` is a query or key norm."""
     return ".q_norm." in name or ".k_norm." in name
 
 

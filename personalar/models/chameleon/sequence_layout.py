@@ -1,12 +1,12 @@
-"""The sequence layout of Lumina-mGPT (arXiv 2408.02657): the place of every token.
+"""The sequence layout of Lumina-mGPT (arXiv 2408.02657).
 
     BOS  "Generate an image of {W}x{H} ...:\\n{prompt}"  SEP   BOI size(H) size(W)  rows  EOI  SEP
     \\_________________ prompt ________________________/   \\___________ answer ______________/
 
-A row is its codes, left to right, and a NEWLINE. Width comes first in words, height first in size tokens. The
-unconditional context of classifier-free guidance is the answer alone. `h, w` count codes, a grid is `grid_px`
-pixels. Chameleon and Anole (`structure: flat`) have neither sizes nor newlines: BOI codes EOI, always of one
-size.
+A row consists of its codes from left to right and a NEWLINE. The text gives the width first, the size tokens
+give the height first. In classifier-free guidance the unconditional context is the answer without a prompt.
+`h, w` count codes; a size token counts units of `grid_px` pixels. Chameleon and Anole (`structure: flat`)
+have neither size tokens nor newlines, only BOI codes EOI, and a single image size.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ class SequenceLayout(ImageLayout):
 
     Args:
         tokenizer: the vocabulary.
-        config: the layout's numbers.
-        downsample: side in pixels of the square that one image code stands for; divides `config.grid_px`.
+        config: settings of the layout.
+        downsample: side in pixels of the square of one image code; divides `config.grid_px`.
+
+    Raises:
+        ValueError: `config` is not a layout of this family, or `downsample` does not divide `grid_px`.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ProtocolConfig, *, downsample: int) -> None:
@@ -46,11 +49,16 @@ class SequenceLayout(ImageLayout):
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids before the image in the unconditional context; the same for every prompt."""
+        # "image" as Lumina-mGPT samples; "separator" as in the code of speculative Jacobi decoding.
         contexts = {"image": [], "separator": [self.tokenizer.sep], "bos": [self.tokenizer.bos]}
         return contexts[self.config.unconditional]
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI and, where the structure has them, two size tokens: the ids before the first code."""
+        """Return the ids before the first code: BOI and, unless the structure is flat, two size tokens.
+
+        Raises:
+            ValueError: (h, w) is not a size of this base.
+        """
         if h % self.codes_per_grid or w % self.codes_per_grid:
             raise ValueError(
                 f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}"

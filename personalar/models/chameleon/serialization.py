@@ -1,4 +1,4 @@
-"""Read and write whole Chameleon models: in one process, or sharded by DeepSpeed while they are read."""
+"""Read and write Chameleon models, in one process or sharded by DeepSpeed."""
 
 from __future__ import annotations
 
@@ -41,17 +41,18 @@ def load_backend(
     attention: str = "sdpa",
     transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
-    """Read a model; everything in it is frozen and in evaluation mode.
+    """Read a model; it is frozen and in evaluation mode.
 
     Args:
         where: a model folder, or the result of `open_folder`.
         dtype: precision of the transformer; the VQ model stays float32.
-        attention: see `TransformerConfig`.
-        transformer: a filled one, instead of the weights in the files.
+        device: device of all weights.
+        attention: "eager" or "sdpa", see `LlamaConfig`.
+        transformer: a transformer with weights, to use instead of those in the files.
 
     Raises:
-        FileNotFoundError: when a file is missing.
-        ValueError: when files do not fit together, naming the tensors or settings.
+        FileNotFoundError: a file is missing.
+        ValueError: files do not belong together; the message names tensors or settings.
     """
     device = torch.device(device)
     files = open_folder(where) if isinstance(where, Path) else where
@@ -60,10 +61,12 @@ def load_backend(
     names = read_json(config).get("vocabulary_map") or {}
     if not fits(names, {"*": int}):
         raise ValueError(f"{config} is damaged (vocabulary_map): copy it again")
+    # A tokenizer with the image codes at other ids would load, and decode to wrong pictures.
     codes = {n: i for n, i in names.items() if n.startswith("IMGIMG")}
     tokenizer.check_ids(files.layout.ids | codes)
     if transformer is None:
         numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
+        # On meta, so that the weights are not allocated twice.
         with torch.device("meta"):
             transformer = ChameleonTransformer(numbers)
         tensors, shapes = network_tensors(files, transformer)
@@ -92,13 +95,14 @@ def load_sharded_backend(
 ) -> ChameleonBackend:
     """Read a model within DeepSpeed's sharding context, one tensor at a time.
 
-    A layer is sharded when it is created, so a process needs memory for its share and one tensor only.
+    Layers are sharded when they are created, so a process needs memory only for its share and one tensor.
 
     Args:
         files, dtype, device, attention: as for `load_backend`.
-        changed: weights by name to take instead of the files' (an earlier stage's).
+        changed: weights by name that replace those of the files (from an earlier stage).
     """
     parse = partial(TransformerConfig.from_hf, attention=attention)
+    # Not on meta: within DeepSpeed's context each layer is sharded when it is created.
     transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
     tensors, shapes = network_tensors(files, transformer)
     fill_sharded(
@@ -110,6 +114,7 @@ def load_sharded_backend(
         dtype=dtype,
         changed=changed,
     )
+    # The image tokenizer is small and runs on every rank by itself, so it is not sharded.
     with ordinary_modules():
         return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
 
@@ -117,14 +122,14 @@ def load_sharded_backend(
 def network_tensors(
     files: ModelFiles, transformer: ChameleonTransformer
 ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-    """Return the transformer's tensors, with one query and key norm per head, and their shapes."""
+    """Return the transformer's (name, tensor) pairs with query and key norms per head, and their shapes."""
     expected = expected_shapes(transformer)
     shapes = expanded_shapes(read_shapes(files.base, network_name), expected)
     return expanded(read_tensors(files.base, network_name), expected), shapes
 
 
 def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
-    """Write a model folder with weights in `dtype`, each file atomically; return it."""
+    """Write a model folder with weights in `dtype`, each file atomically; return the folder."""
     tokenizer, vq = backend.tokenizer, backend.vq.config
     base = hf_config(backend.transformer.config, tokenizer, vq, dtype=dtype, norm_rows=None)
     write_json(path / "base" / "config.json", base)
@@ -132,6 +137,7 @@ def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = 
     write_atomic(path / "base" / "tokenizer.json", tokenizer.to_json().encode())
     write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
     write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
+    # Last, because a folder without it is unfinished.
     write_json(path / "protocol.json", asdict(backend.protocol.config))
     return path
 
@@ -144,7 +150,7 @@ def init_backend(
     protocol: ProtocolConfig,
     seed: int,
 ) -> ChameleonBackend:
-    """Return an untrained backend whose weights are drawn from `seed`."""
+    """Return an untrained backend with random weights, which depend only on `seed`."""
     with torch.device("meta"):
         networks = ChameleonTransformer(transformer), VQModel(vq)
     generator = torch.Generator().manual_seed(seed)

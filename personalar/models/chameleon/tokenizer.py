@@ -1,6 +1,6 @@
-"""Words to ids, with the special tokens of the Chameleon vocabulary known by name.
+"""The text tokenizer of Chameleon, with its special tokens looked up by name.
 
-Ids are looked up under the names in Meta's and Lumina-mGPT's vocabulary, and checked.
+The names are those of Meta's and Lumina-mGPT's vocabulary. No id is hard-coded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from personalar.models.text_encoder import TextEncoder
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 END_OF_IMAGE, BEGIN_OF_IMAGE = "<eoss>", "<racm3:break>"
 SEPARATOR, NEWLINE = "<reserved08706>", "<reserved08799>"
-SIZE_BASE = 8800  # `<reserved(8800 + n)>` stands for a side of n grids
-CONCEPT_BASE = 9004  # reserved names from here on are used by no released checkpoint
+SIZE_BASE = 8800  # `<reserved(8800 + n)>` is the size token for a side of n * grid_px pixels
+CONCEPT_BASE = 9004  # no released checkpoint uses the reserved names from here on
 PLACEHOLDER = "<|image|>"
-IMAGE, IMAGE_RESERVED = "<image>", "<reserved08707>"  # one id: published checkpoints renamed Meta's token
+IMAGE, IMAGE_RESERVED = "<image>", "<reserved08707>"  # the same id: published checkpoints renamed it
 
 _DIGITS_TO_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")
 _SPECIAL = (
@@ -39,9 +39,10 @@ def reserved_name(number: int) -> str:
 
 
 class Tokenizer(TextEncoder):
-    """Text encoder and table of special ids.
+    """Text encoder and special ids.
 
-    Raises ValueError when a special token is missing or the image codes are not one block in code order.
+    Raises:
+        ValueError: a special token is missing, or the image codes are not one block of ids in order.
     """
 
     family = "Chameleon image model"
@@ -49,7 +50,7 @@ class Tokenizer(TextEncoder):
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         super().__init__(backend, _SPECIAL)
         vocabulary, require = self.vocabulary, self.require
-        # Lumina-mGPT's own code adds this name behind the vocabulary, for itself: it has no embedding.
+        # Lumina-mGPT's own code appends this name to the vocabulary for its own use; it has no embedding.
         self.vocab_size = max(index for name, index in vocabulary.items() if name != PLACEHOLDER) + 1
         self.bos, self.pad, self.eos = require(BOS), require(PAD), require(EOS)
         self.boi, self.eoi = require(BEGIN_OF_IMAGE), require(END_OF_IMAGE)
@@ -57,18 +58,18 @@ class Tokenizer(TextEncoder):
         self.code_offset = require(code_name(0))
         self.num_codes = _count_codes(vocabulary, self.code_offset)
         self.image = vocabulary.get(IMAGE, vocabulary.get(IMAGE_RESERVED))
-        """Where transformers' class puts the codes of a picture; None in a small vocabulary."""
+        """The id that transformers' class replaces by the codes of a picture; None in a small vocabulary."""
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
-        """Ids free for identifiers, in order."""
+        """Unused ids for identifiers, in order."""
 
     @property
     def image_rows(self) -> slice:
-        """The rows of the vocabulary that are image codes."""
+        """The ids of the image codes, which are also their rows in the embedding table."""
         return slice(self.code_offset, self.code_offset + self.num_codes)
 
     def size_id(self, grids: int) -> int:
-        """Return the token for a side of `grids` grids. Raises ValueError when the vocabulary has none."""
+        """Return the size token for a side of `grids` * grid_px pixels; ValueError if there is none."""
         longest = len(self._size_ids)
         if not 1 <= grids <= longest:
             raise ValueError(f"an image side of {grids} grids has no size token; allowed are 1 to {longest}")
@@ -78,12 +79,12 @@ class Tokenizer(TextEncoder):
 def build_tokenizer(
     texts: Iterable[str], *, num_codes: int, max_grids: int, num_concept_ids: int, vocab_size: int
 ) -> tokenizers.Tokenizer:
-    """Train a small byte-level BPE whose special tokens have Chameleon's names in Chameleon's order.
+    """Train a small byte-level BPE with Chameleon's special tokens, in Chameleon's order.
 
     Args:
-        texts: what its merges are learned from.
-        num_codes, max_grids, num_concept_ids: how many image codes, size tokens and concept tokens.
-        vocab_size: upper bound of the whole vocabulary; at least the specials and 256 bytes.
+        texts: training texts of the merges.
+        num_codes, max_grids, num_concept_ids: numbers of image codes, size tokens and identifier tokens.
+        vocab_size: largest size of the whole vocabulary; at least the special tokens and 256 bytes.
     """
     specials = [BOS, PAD, EOS, UNK, *(code_name(code) for code in range(num_codes))]
     specials += [END_OF_IMAGE, BEGIN_OF_IMAGE, SEPARATOR, NEWLINE]
@@ -93,10 +94,10 @@ def build_tokenizer(
 
 
 def chameleon_names(*, last_reserved: int = 16379) -> list[str]:
-    """Return the special names of the 7B's vocabulary in the order of their ids, from 0.
+    """Return the names of the special tokens of Chameleon 7B in the order of their ids, from 0.
 
     Args:
-        last_reserved: number of the last reserved name; smaller for a small vocabulary.
+        last_reserved: number of the last reserved name; lower it for a small vocabulary.
     """
     names = [BOS, PAD, EOS, UNK, *(code_name(code) for code in range(8192)), END_OF_IMAGE, BEGIN_OF_IMAGE]
     names += [f"<sentinel:{n}>" for n in range(512)]
@@ -104,13 +105,18 @@ def chameleon_names(*, last_reserved: int = 16379) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Train a byte-level BPE on `texts` whose first ids are `specials`, with Chameleon's pre-tokenizer."""
+    """Train a byte-level BPE on `texts` with Chameleon's pre-tokenizer; the first ids are `specials`.
+
+    Raises:
+        ValueError: `vocab_size` is too small.
+    """
     if vocab_size < len(specials) + 256:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: {len(specials)} special tokens and 256 bytes "
             f"need at least {len(specials) + 256}"
         )
     tokenizer = tokenizers.Tokenizer(models.BPE())
+    # Whitespace is split off first and digits are single tokens, as in Chameleon's tokenizer.json.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"[\t\n]|    |  "), behavior="isolated"),
@@ -122,6 +128,7 @@ def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: in
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=specials,
+        # All 256 bytes, so that any text can be encoded.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -131,6 +138,7 @@ def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: in
 
 def _count_codes(vocabulary: dict[str, int], offset: int) -> int:
     names = [name for name in vocabulary if re.fullmatch(r"IMGIMG[A-J]+Z", name)]
+    # All codes are checked, because ids are computed as code + offset.
     for code in range(len(names)):
         got = vocabulary.get(code_name(code))
         if got != code + offset:
@@ -145,6 +153,6 @@ def _numbered(vocabulary: dict[str, int], start: int, stop: int) -> tuple[int, .
     ids = []
     for number in range(start, stop):
         if reserved_name(number) not in vocabulary:
-            break
+            break  # a small vocabulary ends here
         ids.append(vocabulary[reserved_name(number)])
     return tuple(ids)

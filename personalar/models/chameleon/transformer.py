@@ -1,7 +1,7 @@
-"""The Chameleon transformer (arXiv 2405.09818): a Llama-like decoder with normalised queries and keys.
+"""The Chameleon transformer (arXiv 2405.09818): a Llama with normalised queries and keys.
 
-Parameter names and numbers are those of transformers' `ChameleonForConditionalGeneration`. Unlike there,
-image logits are never masked, and the head can be sliced to the image rows.
+Parameter names and results are those of transformers' `ChameleonForConditionalGeneration`, except that image
+logits are not masked. The head can be limited to the rows of the image codes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from personalar.models.network.llama import LlamaConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(LlamaConfig):
-    """Numbers of one Chameleon transformer; names and defaults of transformers' `ChameleonConfig`."""
+    """Sizes of a Chameleon transformer, with the names and defaults of transformers' `ChameleonConfig`."""
 
     qk_norm: ClassVar[bool] = True
     vocab_size: int = field(default=65536, metadata=limits(1, 2**22))
@@ -26,9 +26,10 @@ class TransformerConfig(LlamaConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
-        """Read a transformers `ChameleonConfig` as json; keys it leaves out have the 7B's values.
+        """Read the JSON of transformers' `ChameleonConfig`; missing keys get the values of the 7B.
 
-        Raises ValueError for what this class does not compute (biases, scaled RoPE, tied embeddings).
+        Raises:
+            ValueError: another family, or an unsupported option (biases, scaled RoPE, tied embeddings).
         """
         if "chameleon" not in str(config.get("model_type", "chameleon")).lower():
             raise ValueError(
@@ -44,14 +45,15 @@ class TransformerConfig(LlamaConfig):
         return ChameleonTransformer(self)
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the json that transformers' `ChameleonConfig` and `from_hf` read."""
+        """Return the JSON that transformers' `ChameleonConfig` and `from_hf` read."""
         names = [f.name for f in fields(self) if f.name not in ("rope_theta", "attention")]
+        # transformers 5 expects rope_theta inside of rope_parameters.
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
         values = {name: getattr(self, name) for name in names}
         return {"model_type": "chameleon", **values, "rope_parameters": rope, "tie_word_embeddings": False}
 
 
 class ChameleonTransformer(LanguageModel):
-    """Token embeddings in, hidden states and logits out."""
+    """Maps token embeddings to hidden states and logits."""
 
     config: TransformerConfig

@@ -1,8 +1,8 @@
-"""Read the image tokenizer: Meta's vqgan.ckpt, part of a Hugging Face checkpoint, or a folder of its own.
+"""Read Chameleon's image tokenizer from one of three formats.
 
-vqgan.ckpt + vqgan.yaml            bare names under "state_dict"; read as tensors, no code in it is run
-config.json with "vq_config"       names with the prefix "model.vqmodel." among the transformer's
-config.json                        bare names
+vqgan.ckpt + vqgan.yaml            Meta's files: names without a prefix, under "state_dict"
+config.json with "vq_config"       a Hugging Face checkpoint: names with the prefix "model.vqmodel."
+config.json                        a separate folder: names without a prefix
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ HINT = (
     "the published decoder is vqgan.ckpt with vqgan.yaml, in original_tokenizers/ of "
     "Alpha-VLLM/Chameleon_7B_mGPT: set model.vq_path to a folder with both"
 )
-LARGEST_YAML = 1 << 20
+LARGEST_YAML = 1 << 20  # bytes
 RENAMED = {"z_channels": "latent_channels", "ch": "base_channels", "ch_mult": "channel_multiplier"}
-"""Names in vqgan.yaml and in `VQConfig`, where they differ."""
+"""Name in vqgan.yaml -> name in `VQConfig`, where they differ."""
 
 
 def vq_config(folder: Path) -> VQConfig:
-    """Return the shape of the image tokenizer in `folder`; no tensor is read."""
+    """Return the sizes of the image tokenizer in `folder`, without reading tensors."""
     if (folder / VQ_CHECKPOINT).is_file():
         return read_numbers(folder / VQ_NUMBERS)
     return read_config(
@@ -41,7 +41,7 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
     """Return the image tokenizer in `folder`, in float32.
 
     Raises:
-        FileNotFoundError, ValueError: when it is missing, has no decoder, or a tensor does not fit.
+        FileNotFoundError, ValueError: it is missing, has no decoder, or a tensor has the wrong shape.
     """
     with torch.device("meta"):
         vq = VQModel(vq_config(folder))
@@ -56,22 +56,23 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
         shapes, tensors = read_shapes(folder, rename), read_tensors(folder, rename)
         if published and not shapes:
             raise ValueError(
-                f"{folder} contains no image tokenizer ({VQ_PREFIX}*); Lumina-mGPT's are published so: {HINT}"
+                f"{folder} contains no image tokenizer ({VQ_PREFIX}*), like all checkpoints of Lumina-mGPT: "
+                f"{HINT}"
             )
     if not any(name.startswith("decoder.") for name in shapes):
         raise ValueError(
-            f"the image tokenizer in {where} has no decoder, so it could read images but not draw them "
-            f"(facebook/chameleon-7b is published so): {HINT}"
+            f"the image tokenizer in {where} has no decoder, so it cannot generate images "
+            f"(like that of facebook/chameleon-7b): {HINT}"
         )
     fill(vq, tensors, shapes, where=where, published=published, dtype=torch.float32, device=device)
     return vq
 
 
 def read_numbers(path: Path) -> VQConfig:
-    """Read the numbers of a taming-transformers yaml; without the file, the published model's.
+    """Read the sizes from a YAML file of taming-transformers; without the file, those of Meta's model.
 
     Raises:
-        ValueError: when the file is another yaml, or describes something that `VQModel` does not compute.
+        ValueError: it is another YAML file, or describes a model that `VQModel` does not support.
     """
     if not path.is_file():
         return VQConfig()
@@ -82,6 +83,7 @@ def read_numbers(path: Path) -> VQConfig:
         network: dict[str, Any] = dict(params["ddconfig"])
         numbers = {RENAMED.get(name, name): value for name, value in network.items()}
         sizes = {"embed_dim": int(params["embed_dim"]), "num_embeddings": int(params["n_embed"])}
+        # double_z belongs to KL autoencoders, which predict a mean and a variance.
         found = VQConfig.from_hf({**numbers, **sizes, "double_latent": network.get("double_z", False)})
         check_numbers(found)
     except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
@@ -96,10 +98,10 @@ def read_numbers(path: Path) -> VQConfig:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Loads plain values only. Aliases are refused, because they can expand to billions of values."""
+    """Loads plain values only. Aliases raise an error, because they can expand to billions of values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Return the next value."""
+        """Return the next value. Raises YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it contains an alias")
         return super().compose_node(parent, index)
@@ -107,4 +109,5 @@ class PlainLoader(yaml.SafeLoader):
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a vqgan.ckpt by name, without those of its training loss; see `read_pickle`."""
+    # taming-transformers also stores the discriminator and LPIPS, under "loss.".
     return {name: tensor for name, tensor in read_pickle(path).items() if not name.startswith("loss.")}

@@ -1,4 +1,4 @@
-"""The Emu3 backend: Emu3-Gen and Emu3-Stage1 are one class with other numbers."""
+"""The Emu3 backend: Emu3-Gen and Emu3-Stage1 differ only in sizes and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from personalar.models.network.language_model import LanguageModel
 
 
 class Emu3Backend(LlamaBackend):
-    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`."""
+    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`.
+
+    Raises:
+        ValueError: the tokenizer does not fit the transformer or the image tokenizer.
+    """
 
     transformer: LanguageModel
 
@@ -44,10 +48,11 @@ class Emu3Backend(LlamaBackend):
         sequence = Emu3Layout(vocabulary, layout, downsample=vq.config.downsample)
         super().__init__(transformer=transformer, vq=vq, layout=sequence)
         self.reserved_ids, self.pad_id = vocabulary.concept_ids, vocabulary.pad
-        self.trained_rows = slice(0, vocabulary.pad)  # the pieces of words, which come before all names
+        # The pieces of words, whose ids come before those of special tokens and image codes.
+        self.trained_rows = slice(0, vocabulary.pad)
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `self.sizes` (width, height) that upstream resizes an upright `image` to."""
+        """Return the one of `self.sizes` (width, height) to which upstream resizes an upright `image`."""
         layout = self.protocol.config
         return area_size(image.width / image.height, layout.resolution, layout.grid_px)
 
@@ -59,15 +64,16 @@ class Emu3Backend(LlamaBackend):
         crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of `size` (width, height), by default `best_size`."""
+        """Scale and crop a photo; see `base.Backend.preprocess`."""
+        # The shape of the upright photo: `fill_size` applies the EXIF rotation too.
         size = size or self.best_size(ImageOps.exif_transpose(image))
         return super().preprocess(image, size=size, crop=crop, generator=generator)
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids among which a token is predicted with `loss`."""
+        """Return the ids over which the softmax of `loss` is taken."""
         everything = slice(0, self.transformer.config.vocab_size)
         return self.protocol.codes if loss == "image_tokens" else everything
 
     def head(self, loss: Loss) -> Head:
-        """Return the map from hidden states to the logits of `choices(loss)`."""
+        """Return the function from hidden states to logits of `choices(loss)`."""
         return self.transformer.head(self.choices(loss))

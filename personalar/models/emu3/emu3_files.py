@@ -1,10 +1,10 @@
-"""The files of an Emu3 checkpoint, in BAAI's format or in that of transformers.
+"""The files of an Emu3 checkpoint, in the format of BAAI or of transformers.
 
-    BAAI          config.json, model*.safetensors, emu3.tiktoken, emu3_vision_tokens.txt
-                  and the image tokenizer in a folder of its own: config.json, model.safetensors
-    transformers  config.json with "vq_config", model*.safetensors of both, tokenizer.json
+    BAAI          config.json, model*.safetensors, emu3.tiktoken, emu3_vision_tokens.txt,
+                  and the image tokenizer in a separate folder: config.json, model.safetensors
+    transformers  config.json with "vq_config", model*.safetensors with both networks, tokenizer.json
 
-The layout comes from the configuration.
+The layout is a setting, because no file contains it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.stored_base import BaseShape
 
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
-"""BAAI's two files of the text tokenizer: the pieces of words, and the names behind the others."""
+"""BAAI's two files of the text tokenizer: the pieces of words, and the names of the image tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emu3Files(PublishedFiles):
-    """The places of one model's parts.
+    """Paths of the parts of one model; see `stored_base.ModelFiles`.
 
-    `tokenizer` is a tokenizer.json, or an emu3.tiktoken with the list of names beside it.
+    `tokenizer` is a tokenizer.json, or an emu3.tiktoken with emu3_vision_tokens.txt in the same folder.
     """
 
     vq: Path
@@ -49,15 +49,15 @@ class Emu3Files(PublishedFiles):
         return [str(file) for file in [*needed, *self.tokenizer_files()] if not file.is_file()]
 
     def weights(self) -> list[Path]:
-        """Return every file that contains tensors, those of the transformer first."""
+        """Return all files with tensors, those of the transformer first."""
         return [file for folder in dict.fromkeys((self.base, self.vq)) for file in weight_files(folder)]
 
     def parts(self) -> dict[str, Path]:
-        """Return the place of each part, by its name in plain words."""
+        """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
-        """Return the numbers that decide memory, for `images` images decoded together."""
+        """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.emu3.emu3_weights import network_numbers, vq_numbers
         from personalar.models.network.memory_shape import shape_of
 
@@ -67,7 +67,7 @@ class Emu3Files(PublishedFiles):
         return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses; no weight is read."""
+        """Return the ids that no text uses, without reading weights."""
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
 
         return Emu3Vocabulary.from_file(self.tokenizer).concept_ids
@@ -78,7 +78,7 @@ class Emu3Files(PublishedFiles):
         return [self.tokenizer, *names]
 
     def network_name(self, stored: str) -> str | None:
-        """Return the transformer's name of a stored tensor; None: it belongs to another part."""
+        """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         from personalar.models.emu3.emu3_weights import network_name
 
         return network_name(stored)
@@ -92,13 +92,13 @@ class Emu3Files(PublishedFiles):
     def tensors(
         self, attention: str, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the transformer's tensors by its own names, and their shapes."""
+        """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
         from personalar.models.tensor_files import read_shapes, read_tensors
 
         return read_tensors(self.base, self.network_name), read_shapes(self.base, self.network_name)
 
     def backend(self, transformer: Any, device: torch.device) -> Emu3Backend:
-        """Return the base around a filled `transformer`."""
+        """Return the base with a `transformer` whose weights are loaded."""
         from personalar.models.emu3.emu3_backend import Emu3Backend
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
         from personalar.models.emu3.emu3_weights import load_vq
@@ -116,16 +116,16 @@ def open_folder(
     tokenizer: Path | None = None,
     layout: ProtocolConfig | None = None,
 ) -> Emu3Files:
-    """Find the parts of a model in the folder `path`; nothing is loaded.
+    """Locate the parts of a model in the folder `path`; nothing is loaded.
 
     Args:
-        vq: folder of the image tokenizer; by default `path`/vq if there is one, or else `path`.
-        tokenizer: the tokenizer.json or emu3.tiktoken, where it is not in `path`.
+        vq: folder of the image tokenizer; by default `path`/vq if it exists, otherwise `path`.
+        tokenizer: the tokenizer.json or emu3.tiktoken, if it is not in `path`.
         layout: required, because the files of the checkpoint do not contain it.
 
     Raises:
-        FileNotFoundError: when there is no such folder.
-        ValueError: when the layout is not one of this family.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the layout is missing or not one of this family.
     """
     for folder, setting in ((path, "path"), (vq or path, "vq_path")):
         if not folder.is_dir():

@@ -1,11 +1,11 @@
-r"""The sequence of Emu3: the prompt, the size in words, and rows of codes.
+r"""The sequence layout of Emu3 (arXiv 2409.18869): the prompt, the size as text, and rows of codes.
 
     BOS  "{prompt} ..."  BOI "H*W" IMG   (w codes EOL) x h   EOF EOI EOS
     \____ prompt ____/   \_________________ image _____________________/
 
-`H, W` count codes. A sampled picture's unconditional context is BOS and a negative prompt, or BOS alone; a
-prompt dropped in training leaves BOS alone, as upstream trained. Upstream's training ends at EOI; the EOS
-here has no loss there.
+`H, W` count codes. In sampling the unconditional context is BOS and a negative prompt, or BOS alone. In
+training a dropped prompt leaves only BOS, as upstream. Upstream's training sequences end at EOI; the EOS that
+follows here has no loss.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from personalar.models.image_layout import ImageLayout
 
 
 class Emu3Layout(ImageLayout):
-    """Builds sequences.
+    """Builds sequences for one vocabulary and one image tokenizer.
 
     Args:
-        vocabulary: the special ids, and the text.
-        downsample: side in pixels of the square that one image code stands for.
+        vocabulary: the text tokenizer with the special ids.
+        config: settings of the layout.
+        downsample: side in pixels of the square of one image code.
     """
 
     def __init__(self, vocabulary: Emu3Vocabulary, config: ProtocolConfig, *, downsample: int) -> None:
@@ -41,7 +42,7 @@ class Emu3Layout(ImageLayout):
             self._context += vocabulary.encode_text(config.negative_prompt)
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI, the size in digits, and the id that every image starts with."""
+        """Return BOI, the size as text, and the token that starts the codes."""
         tokens = self.vocabulary
         return [tokens.boi, *tokens.encode_text(f"{h}*{w}"), tokens.image]
 
@@ -50,5 +51,5 @@ class Emu3Layout(ImageLayout):
         return list(self._context)
 
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return BOS."""
+        """Return BOS, without the negative prompt of sampling."""
         return [self.vocabulary.bos]

@@ -1,7 +1,7 @@
 """The vocabulary of Emu3: Qwen's byte-level BPE, with its special tokens looked up by name.
 
-The words are split by Qwen's pattern after NFC, as in training, whatever the file says: transformers' files
-of Emu3 have GPT-2's pattern, which turns "close-up" into other ids.
+Text is normalised to NFC and split by Qwen's pattern, as in the training of Emu3. The pattern in a file is
+ignored: transformers' files of Emu3 contain that of GPT-2, which encodes "close-up" differently.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def code_name(code: int) -> str:
 
 
 class Emu3Vocabulary(TextEncoder):
-    """Text encoder and table of special ids.
+    """Text encoder and special ids.
 
-    Raises ValueError when a special token is missing or the image codes are not one block in code order.
+    Raises:
+        ValueError: a special token is missing, or the image codes are not one block of ids in order.
     """
 
     family = "BAAI Emu3 model"
@@ -55,26 +56,27 @@ class Emu3Vocabulary(TextEncoder):
         self.eol, self.eof, self.bos, self.eos = (self.require(extra(n)) for n in (200, 201, 203, 204))
         self.pad, self.image = self.require(PAD), self.require(IMAGE)
         self.boi, self.eoi = self.require(BEGIN_OF_IMAGE), self.require(END_OF_IMAGE)
-        # Number 0 is left out: transformers uses it as <image>.
+        # Number 0 is left out, because transformers uses it as <image>.
         free = (self.vocabulary.get(extra(number)) for number in range(1, 200))
         self.concept_ids = tuple(index for index in free if index is not None)
-        """Ids free for identifiers, in order."""
+        """Unused ids for identifiers, in order."""
         self.codes = self._block_of_codes()
         """The ids of the image codes."""
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Read a tokenizer.json, or BAAI's emu3.tiktoken and the list of names beside it."""
+        """Read a tokenizer.json, or BAAI's emu3.tiktoken with emu3_vision_tokens.txt in the same folder."""
         if path.suffix == ".json":
             return super().from_file(path)
         ranks, names = read_ranks(path), path.with_name(VISION_TOKENS)
         if not names.is_file():
-            raise FileNotFoundError(f"no {VISION_TOKENS} at {names.parent}; {RANKS} needs it beside it")
+            raise FileNotFoundError(f"{names} is missing; {RANKS} needs it in the same folder")
         return cls(from_ranks(ranks, names.read_text(encoding="utf-8").splitlines()))
 
     def _block_of_codes(self) -> slice:
         start = self.require(code_name(0))
         number = sum(re.fullmatch(r"<\|visual token \d+\|>", name) is not None for name in self.vocabulary)
+        # All codes are checked, because ids are computed as code + offset.
         for code in range(number):
             got = self.vocabulary.get(code_name(code))
             if got != start + code:
@@ -86,10 +88,13 @@ class Emu3Vocabulary(TextEncoder):
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read a file of tiktoken: a piece in base64 and its rank in every line.
+    """Read a tiktoken file, which has a piece in base64 and its rank on every line.
+
+    Returns:
+        {piece: rank}. The rank is also the id.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file.
+        FileNotFoundError, ValueError: the file is missing or damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs {RANKS} or tokenizer.json")
@@ -97,20 +102,21 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         lines = (line.split() for line in path.read_bytes().splitlines() if line)
         ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"{path} is not a file of tiktoken ({error}): copy it again") from error
+        raise ValueError(f"{path} is not a tiktoken file ({error}): copy it again") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
         raise ValueError(f"{path} does not have every byte and every rank from 0: copy it again")
     return ranks
 
 
 def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.Tokenizer:
-    """Return the tokenizer of BAAI's two files; the special tokens follow the pieces of words."""
+    """Return the tokenizer of BAAI's two files; the ids of special tokens follow those of the pieces."""
     letters = byte_letters()
 
     def written(piece: bytes) -> str:
         return "".join(letters[byte] for byte in piece)
 
     pairs = [last_merge(piece, ranks) for piece in sorted(ranks, key=ranks.__getitem__) if len(piece) > 1]
+    # In the order of ranks, which is the order in which BPE applies merges.
     merges = [(written(left), written(right)) for left, right in pairs]
     vocabulary = {written(piece): rank for piece, rank in ranks.items()}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
@@ -122,10 +128,13 @@ def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.
 
 
 def last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """Return the two parts whose merge gives `piece`, found by merging its bytes in the order of the ranks.
+    """Return the two parts that BPE merges last to get `piece`.
+
+    tiktoken files contain ranks only, but tokenizer.json needs the merges. As in BPE, the pair with the
+    lowest rank is merged until two parts are left.
 
     Raises:
-        ValueError: when no merges lead to it.
+        ValueError: the piece cannot be built from pieces of lower rank.
     """
     parts = [bytes([byte]) for byte in piece]
     while len(parts) > 2:
@@ -138,7 +147,8 @@ def last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def byte_letters() -> list[str]:
-    """Return the letter that byte-level BPE writes for each byte: printable ones are themselves."""
+    """Return the character that byte-level BPE writes for each byte (GPT-2's table)."""
+    # Printable bytes stand for themselves; the others get characters from 256 on.
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

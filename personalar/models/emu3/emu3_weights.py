@@ -1,6 +1,6 @@
-"""Names and numbers in Emu3 checkpoints: BAAI's own files and those of transformers.
+"""Tensor names and sizes in Emu3 checkpoints of BAAI and of transformers.
 
-transformers writes other names than its class has in memory; both are read.
+The names that transformers writes differ from those of its class in memory; both are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from personalar.models.network.llama import LlamaConfig
 from personalar.models.tensor_files import fill, read_shapes, read_tensors
 
 PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
-"""How names begin in transformers' files, and in ours, which are BAAI's."""
+"""Prefix in transformers' files -> prefix in this package, which is that of BAAI."""
 VQ_PREFIXES = ("vqmodel.", "model.vqmodel.")
 VQ_NAMES = {
     r"\bdown_block\.down\.": "down.",
@@ -34,15 +34,15 @@ VQ_NAMES = {
     r"\b([qkv])_proj\.": r"\1.",
     r"\bout_proj\.": "proj_out.",
 }
-"""Parts of names in transformers' image tokenizer, and in ours."""
+"""Part of a name in transformers' image tokenizer (pattern) -> part in this package."""
 VQ_NUMBERS = {"codebook_size": "num_embeddings", "z_channels": "latent_channels", "ch": "base_channels",
               "ch_mult": "channel_multiplier", "double_z": "double_latent"}  # fmt: skip
-"""Names in the image tokenizer's config.json and in `OneFrameVQConfig`, where they differ."""
+"""Name in the image tokenizer's config.json -> name in `OneFrameVQConfig`, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emu3Config(LlamaConfig):
-    """Numbers of the network; defaults are those of Emu3-Gen."""
+    """Sizes of the transformer; defaults are those of Emu3-Gen."""
 
     vocab_size: int = field(default=184622, metadata=limits(1, 2**22))
     intermediate_size: int = field(default=14336, metadata=limits(1, 2**18))
@@ -53,10 +53,10 @@ class Emu3Config(LlamaConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
-        """Read a config.json, BAAI's or transformers'; keys it leaves out have Emu3-Gen's values.
+        """Read a config.json of BAAI or transformers; missing keys get the values of Emu3-Gen.
 
         Raises:
-            ValueError: it is of another family, or describes something that is not computed here.
+            ValueError: another family, or an unsupported option.
         """
         if str(config.get("model_type")).lower() != "emu3":
             raise ValueError(
@@ -66,6 +66,7 @@ class Emu3Config(LlamaConfig):
         text = config.get("text_config") or config
         if config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
             raise ValueError("config.json has tie_word_embeddings=true; Emu3 needs it false")
+        # LlamaConfig's default is the number of heads, but Emu3 has grouped queries.
         return super().from_hf({"num_key_value_heads": cls.num_key_value_heads, **text}, attention=attention)
 
     def build(self) -> LanguageModel:
@@ -74,7 +75,7 @@ class Emu3Config(LlamaConfig):
 
 
 def network_name(stored: str) -> str | None:
-    """Return the name of a tensor in the transformer; None: it belongs to the image tokenizer."""
+    """Return the transformer's name of a stored tensor; None if it belongs to the image tokenizer."""
     if stored.startswith(VQ_PREFIXES):
         return None
     for theirs, ours in PREFIXES.items():
@@ -84,12 +85,13 @@ def network_name(stored: str) -> str | None:
 
 
 def tokenizer_name(stored: str, *, bare: bool) -> str | None:
-    """Return the name of a tensor in the image tokenizer; None: it is not there.
+    """Return the image tokenizer's name of a stored tensor; None if it does not belong to it.
 
     Args:
-        bare: the folder contains nothing but the image tokenizer, so its names have no prefix.
+        bare: the folder contains only the image tokenizer, so names have no prefix.
     """
     prefix = next((prefix for prefix in VQ_PREFIXES if stored.startswith(prefix)), "")
+    # A counter of batch norm, which has no effect in evaluation.
     if not (prefix or bare) or stored.endswith(".num_batches_tracked"):
         return None
     name = stored.removeprefix(prefix)
@@ -99,7 +101,7 @@ def tokenizer_name(stored: str, *, bare: bool) -> str | None:
 
 
 def vq_numbers(folder: Path) -> OneFrameVQConfig:
-    """Return the numbers of the image tokenizer in `folder`; no tensor is read."""
+    """Return the sizes of the image tokenizer in `folder`, without reading tensors."""
 
     def parse(config: dict[str, Any]) -> OneFrameVQConfig:
         own = config.get("vq_config") or config
@@ -109,18 +111,16 @@ def vq_numbers(folder: Path) -> OneFrameVQConfig:
 
 
 def network_numbers(folder: Path, *, attention: str = "sdpa") -> Emu3Config:
-    """Return the numbers of the transformer in `folder`; no tensor is read."""
+    """Return the sizes of the transformer in `folder`, without reading tensors."""
     return read_config(folder / "config.json", partial(Emu3Config.from_hf, attention=attention))
 
 
 def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:
-    """Return the image tokenizer in `folder`, in float32. Raises ValueError when it is missing or damaged.
-
-    transformers' attention has matrices where BAAI's has convolutions of 1x1.
-    """
+    """Return the image tokenizer in `folder`, in float32. Raises ValueError if it is missing or damaged."""
     rename = partial(tokenizer_name, bare=bare)
 
     def as_convolution(name: str, shape: torch.Size) -> torch.Size:
+        # Attention has linear layers in transformers' files, but 1x1 convolutions in BAAI's.
         flat = len(shape) == 2 and ".attn" in name
         return torch.Size((*shape, 1, 1)) if flat else shape
 
@@ -131,8 +131,8 @@ def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:
     shapes = {name: as_convolution(name, shape) for name, shape in read_shapes(folder, rename).items()}
     if not shapes:
         raise ValueError(
-            f"{folder} contains no image tokenizer ({VQ_PREFIXES[0]}*), which BAAI publishes apart: set "
-            "model.vq_path to a copy of BAAI/Emu3-VisionTokenizer"
+            f"{folder} contains no image tokenizer ({VQ_PREFIXES[0]}*), which BAAI publishes separately: "
+            "set model.vq_path to a copy of BAAI/Emu3-VisionTokenizer"
         )
     with torch.device("meta"):
         vq = vq_numbers(folder).build()

@@ -1,9 +1,9 @@
-"""Emu3's image tokenizer: a video tokenizer (MoVQGAN with convolutions in time) that sees one frame.
+"""Emu3's image tokenizer: a video tokenizer (MoVQGAN with temporal convolutions), applied to one frame.
 
 Upstream repeats a picture four times, encodes the four frames to one map of codes, decodes four frames and
-keeps the first. Here the part in two dimensions, which takes nearly all of the time and memory, runs once:
-on the one picture, and on the first frame alone. The results are the same.
-Parameter names are those of BAAI/Emu3-VisionTokenizer. Shapes: B batch, C channels, T frames, h, w a map.
+keeps the first. Here the two-dimensional layers, which take nearly all of the time and memory, run on one
+frame only. The results are the same, because the four frames are equal and only the first is kept.
+Parameter names are those of BAAI/Emu3-VisionTokenizer. Shapes: B batch, C channels, T frames, (h, w) a map.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from personalar.config.fields import limits
 from personalar.models.network.vq import Decoder, Encoder, VQConfig, VQModel
 
 ROWS_AT_ONCE = 8
-"""Rows of a map whose distances to the whole codebook exist at one moment."""
+"""Rows of a map whose distances to the codebook are computed together, which limits memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneFrameVQConfig(VQConfig):
-    """Numbers of one tokenizer; the defaults are those of the published one."""
+    """Sizes of the tokenizer; the defaults are those of the published one."""
 
     embed_dim: int = field(default=4, metadata=limits(1, 2**14))
     num_embeddings: int = field(default=32768, metadata=limits(1, 2**20))
@@ -31,12 +31,12 @@ class OneFrameVQConfig(VQConfig):
     base_channels: int = field(default=256, metadata=limits(1, 2**14))
     channel_multiplier: tuple[int, ...] = field(default=(1, 2, 2, 4), metadata=limits(1, 64))
     attn_resolutions: tuple[int, ...] = field(default=(3,), metadata=limits(0, 64))
-    """Levels whose blocks have attention; 0: full resolution."""
+    """Levels whose blocks have attention; 0 is full resolution. (Side lengths in `VQConfig`.)"""
     temporal_downsample_factor: int = field(default=4, metadata=limits(1, 64))
-    """Frames that one map of codes stands for; a power of 2."""
+    """Frames per map of codes; a power of 2."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the numbers do not fit together."""
+        """Raise ValueError for sizes that do not fit together."""
         super().__post_init__()
         if self.embed_dim != self.latent_channels:
             raise ValueError(
@@ -53,7 +53,7 @@ class OneFrameVQConfig(VQConfig):
         return self.temporal_downsample_factor.bit_length() - 1
 
     def has_attention(self, level: int) -> bool:
-        """Tell whether the blocks of `level` have attention."""
+        """Return whether the blocks of `level` have attention."""
         return level in self.attn_resolutions
 
     def build(self) -> OneFrameVQ:
@@ -62,12 +62,13 @@ class OneFrameVQConfig(VQConfig):
 
 
 class FixedNorm(nn.Module):
-    """Batch norm with the statistics of pretraining, which nothing changes, not even `train()`."""
+    """Batch norm that always uses the statistics of pretraining, also in training mode."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        # Parameters, not buffers: a model built on meta is then filled completely from the file.
         self.running_mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
         self.running_var = nn.Parameter(torch.ones(channels), requires_grad=False)
 
@@ -77,13 +78,13 @@ class FixedNorm(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """A convolution over frames and space that reads no later frame.
+    """A convolution over time and space that is causal in time.
 
     Args:
-        channels_in, channels_out: of the maps.
-        frames: that one output frame is computed from.
-        side: of the kernel in space, an odd number.
-        step: frames between two outputs.
+        channels_in, channels_out: channels of input and output.
+        frames: size of the kernel in time.
+        side: size of the kernel in space, an odd number.
+        step: stride in time.
     """
 
     def __init__(
@@ -95,11 +96,12 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, T, h, w) to (B, out, T / step, h, w)."""
+        # Two earlier frames of zeros, and no later one. It is 2 upstream too for a kernel of 4 frames.
         return self.conv(F.pad(x, (0, 0, 0, 0, 2, 0)))
 
 
 class Halve(nn.Module):
-    """Halve the number of frames."""
+    """Halves the number of frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class Halve(nn.Module):
 
 
 class Double(nn.Module):
-    """Double the number of frames."""
+    """Doubles the number of frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -123,7 +125,7 @@ class Double(nn.Module):
 
 
 class TimeBlock(nn.Module):
-    """Norm, swish, convolution over frames and space, twice, added to the input."""
+    """Residual block: norm, SiLU and convolution over time and space, twice."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class TimeBlock(nn.Module):
 
 
 class SpatialNorm(nn.Module):
-    """Group norm, scaled and shifted at every place by the quantised map (MoVQ, arXiv 2209.09002)."""
+    """Group norm, scaled and shifted at every position by the quantised map (MoVQ, arXiv 2209.09002)."""
 
     def __init__(self, norm_layer: nn.Module, channels: int, map_channels: int) -> None:
         super().__init__()
@@ -148,13 +150,13 @@ class SpatialNorm(nn.Module):
         self.conv_b = nn.Conv2d(map_channels, channels, 1)
 
     def forward(self, x: Tensor, quantised: Tensor) -> Tensor:
-        """Normalise (B, C, h, w) under a map (B, map_channels, h', w')."""
+        """Normalise (B, C, h, w); `quantised` is (B, map_channels, h', w') and is scaled to (h, w)."""
         quantised = F.interpolate(quantised, size=x.shape[-2:], mode="nearest")
         return self.norm_layer(x) * self.conv_y(quantised) + self.conv_b(quantised)
 
 
 class FrameEncoder(Encoder):
-    """The encoder of a picture, then the parts in time on as many copies as upstream has frames."""
+    """The image encoder, followed by the temporal layers on copies of its output, one per frame."""
 
     def __init__(self, config: OneFrameVQConfig) -> None:
         super().__init__(config)
@@ -164,6 +166,7 @@ class FrameEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, latent_channels, 1, h, w)."""
+        # The encoder is two-dimensional, so the copies of one frame have equal latents.
         x = super().forward(x)[:, :, None].repeat(1, 1, self.frames, 1, 1)
         for step in self.time_conv:
             x = step(x)
@@ -171,29 +174,32 @@ class FrameEncoder(Encoder):
 
 
 class FrameDecoder(Decoder):
-    """The parts in time, then the decoder on the first frame, its norms replaced by spatial ones."""
+    """The temporal layers, followed by the image decoder with spatial norms, on the first frame."""
 
     def __init__(self, config: OneFrameVQConfig) -> None:
         super().__init__(config)
         channels = config.latent_channels
         for module in list(self.modules()):
             for name, norm in list(module.named_children()):
+                # The names stay "norm.norm_layer.*", as in the checkpoint.
                 if isinstance(norm, nn.GroupNorm):
                     setattr(module, name, SpatialNorm(norm, norm.num_channels, config.embed_dim))
         self.time_res_stack = nn.Sequential(*(TimeBlock(channels) for _ in range(config.num_res_blocks)))
         self.time_conv = nn.ModuleList(Double(channels) for _ in range(config.time_steps))
 
     def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
-        """Map (B, latent_channels, 1, h, w) and its quantised map of the same shape to (B, 3, H, W)."""
+        """Map latents and their quantised map, both (B, latent_channels, 1, h, w), to (B, 3, H, W)."""
+        # Latents and quantised map pass the same layers, so they are stacked: (2 B, C, T, h, w).
         both = self.time_res_stack(torch.cat((x, *maps)))
         for step in self.time_conv:
             both = step(both)
+        # The decoder is two-dimensional, so later frames do not affect the first.
         first, quantised = both[:, :, 0].chunk(2)
         return super().forward(first, quantised)
 
 
 class OneFrameVQ(VQModel):
-    """Images to codes and back."""
+    """Encodes images to codes and decodes them."""
 
     def __init__(self, config: OneFrameVQConfig) -> None:
         super().__init__(config)

@@ -1,8 +1,8 @@
-"""The sequence of Janus-Pro: one turn of a chat, and the codes of the picture.
+"""The sequence layout of Janus-Pro (arXiv 2501.17811): a chat turn, and the codes of the picture.
 
     BOS  <|User|>  ": {prompt}\\n\\n"  <|Assistant|>  ":"  BOI  c0 ... c575
 
-The unconditional context has the length of the prompt: BOS, then pads, which are attended to.
+The unconditional context is as long as the prompt: BOS and padding tokens. They are not masked in attention.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from personalar.models.janus.vocabulary import JanusVocabulary
 
 
 class ChatLayout(ImageLayout):
-    """Builds sequences.
+    """Builds sequences for one vocabulary and one image tokenizer.
 
     Args:
-        vocabulary: the special ids, and the text.
-        codes: the ids of the image codes.
-        downsample: side in pixels of the square that one image code stands for.
+        vocabulary: the text tokenizer with the special ids.
+        config: settings of the layout.
+        codes: ids of the image codes.
+        downsample: side in pixels of the square of one image code.
     """
 
     def __init__(
@@ -37,16 +38,16 @@ class ChatLayout(ImageLayout):
         )
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI."""
+        """Return BOI. Raises ValueError for a size other than the only one."""
         self.require_square(h, w)
         return [self.vocabulary.boi]
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return BOS and a pad for each further id of `prompt`."""
+        """Return BOS and padding tokens, as many ids as `prompt`."""
         return [self.vocabulary.bos, *[self.vocabulary.pad] * (len(prompt) - 1)]
 
     def prompt_ids(
         self, prompt: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
     ) -> list[int]:
-        """Return the ids before BOI; the space around `prompt` is removed, as upstream does."""
+        """Return the ids before BOI. Whitespace around `prompt` is removed, as upstream."""
         return super().prompt_ids(prompt.strip(), width_px, height_px, concept_tokens)

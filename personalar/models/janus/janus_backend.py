@@ -1,4 +1,4 @@
-"""The Janus backend: both sizes of Janus-Pro are one class with other numbers."""
+"""The Janus backend: Janus-Pro 1B and 7B differ only in sizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from personalar.models.network.backbone import LlamaBackend
 from personalar.models.network.vq import VQModel
 
 TRAINED_TOKENS = 4096
-"""The longest sequence in training (arXiv 2501.17811); config.json declares more."""
+"""Longest sequence in training (arXiv 2501.17811); config.json has a larger number."""
 
 
 class JanusBackend(LlamaBackend):
@@ -29,6 +29,7 @@ class JanusBackend(LlamaBackend):
         vocabulary: JanusVocabulary,
         layout: ProtocolConfig,
     ) -> None:
+        # Janus has separate tables of words and codes; here the ids of codes follow those of words.
         first, number = transformer.config.vocab_size, transformer.config.num_codes
         codes = slice(first, first + number)
         chat = ChatLayout(vocabulary, layout, codes=codes, downsample=vq.config.downsample)
@@ -42,12 +43,12 @@ class JanusBackend(LlamaBackend):
         return min(TRAINED_TOKENS, super().max_tokens)
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids of the image codes: nothing else is predicted."""
+        """Return the ids of the image codes. Raises ValueError for another loss than "image_tokens"."""
         if loss != "image_tokens":
-            raise ValueError(f"loss={loss} is refused: Janus predicts nothing but image codes")
+            raise ValueError(f"loss={loss} is not possible: Janus predicts only image codes")
         return self.protocol.codes
 
     def head(self, loss: Loss) -> Head:
-        """Return the map from hidden states to the logits of `choices(loss)`."""
-        self.choices(loss)
+        """Return the function from hidden states to logits of `choices(loss)`."""
+        self.choices(loss)  # checks `loss`
         return self.transformer.head()

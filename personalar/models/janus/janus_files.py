@@ -1,10 +1,10 @@
-"""The files of a Janus-Pro checkpoint: one folder, in DeepSeek's format or in that of transformers.
+"""The files of a Janus-Pro checkpoint: one folder, in the format of DeepSeek or of transformers.
 
-    config.json, tokenizer.json      the tokenizer may be elsewhere
-    pytorch_model*.bin               DeepSeek's; read as tensors alone
-    model*.safetensors               transformers'
+    config.json, tokenizer.json      the tokenizer may be in another folder
+    pytorch_model*.bin               DeepSeek; read with weights_only=True
+    model*.safetensors               transformers
 
-The image tokenizer is in the weights; the layout comes from the configuration.
+The image tokenizer is part of the weights. The layout is a setting, because no file contains it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is loaded with the model
 
 @dataclass(frozen=True, kw_only=True)
 class JanusFiles(PublishedFiles):
-    """The places of one model's parts; all weights are in `base`."""
+    """Paths of the parts of one model; all weights are in `base`. See `stored_base.ModelFiles`."""
 
     losses = ("image_tokens",)
 
@@ -42,15 +42,15 @@ class JanusFiles(PublishedFiles):
         return [str(file) for file in needed if not file.is_file()]
 
     def weights(self) -> list[Path]:
-        """Return every file that contains tensors."""
+        """Return all files with tensors."""
         return weight_files(self.base)
 
     def parts(self) -> dict[str, Path]:
-        """Return the place of each part, by its name in plain words."""
+        """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.base, "text tokenizer": self.tokenizer}
 
     def shape(self, *, attention: str, images: int) -> BaseShape:
-        """Return the numbers that decide memory, for `images` images decoded together."""
+        """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.network.memory_shape import shape_of
 
         network, vq = self._numbers(attention)
@@ -58,13 +58,13 @@ class JanusFiles(PublishedFiles):
         return shape_of(network, vq, codes=(side, side), answer_tokens=1 + side * side, images=images)
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses; no weight is read."""
+        """Return the ids that no text uses, without reading weights."""
         from personalar.models.janus.vocabulary import JanusVocabulary
 
         return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self._numbers("sdpa")[0].vocab_size)
 
     def network_name(self, stored: str) -> str | None:
-        """Return the transformer's name of a stored tensor; None: it belongs to another part."""
+        """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         from personalar.models.janus.janus_weights import network_name
 
         return network_name(stored)
@@ -76,13 +76,16 @@ class JanusFiles(PublishedFiles):
     def tensors(
         self, attention: str, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the transformer's tensors, the computed embeddings of the codes among them."""
+        """Return the (name, tensor) pairs of the transformer, and their shapes by name.
+
+        The embeddings of the image codes are among them. They are computed, see `CodeEmbedder`.
+        """
         from personalar.models.janus.janus_weights import network_tensors
 
         return network_tensors(self.base, self._numbers(attention)[0], dtype=dtype, device=device)
 
     def backend(self, transformer: Any, device: torch.device) -> JanusBackend:
-        """Return the base around a filled `transformer`."""
+        """Return the base with a `transformer` whose weights are loaded."""
         from personalar.models.janus.janus_backend import JanusBackend
         from personalar.models.janus.janus_weights import load_vq
         from personalar.models.janus.vocabulary import JanusVocabulary
@@ -106,21 +109,23 @@ def open_folder(
     tokenizer: Path | None = None,
     layout: ProtocolConfig | None = None,
 ) -> JanusFiles:
-    """Find the parts of a model in the folder `path`; nothing is loaded.
+    """Locate the parts of a model in the folder `path`; nothing is loaded.
 
     Args:
-        vq: refused: the image tokenizer is in the checkpoint.
-        tokenizer: the tokenizer.json, where it is not in `path`.
-        layout: needed: no file of the checkpoint says it.
+        vq: must be None, because the image tokenizer is in the checkpoint.
+        tokenizer: the tokenizer.json, if it is not in `path`.
+        layout: required, because the files of the checkpoint do not contain it.
 
     Raises:
-        FileNotFoundError: when there is no such folder.
-        ValueError: when the layout is not one of this family.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the layout is missing or not one of this family, or `vq` is given.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"no model folder at {path}; set model.path to a Janus-Pro checkpoint")
     if vq is not None:
-        raise ValueError(f"model.vq_path={vq} is refused: the image tokenizer of Janus is in its checkpoint")
+        raise ValueError(
+            f"model.vq_path={vq} cannot be used: the image tokenizer of Janus is in its checkpoint; omit it"
+        )
     if layout is None:
         raise ValueError(
             "the files of a Janus checkpoint do not contain its layout: choose model=janus_pro_1b or "

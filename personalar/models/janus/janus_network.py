@@ -1,7 +1,8 @@
-"""The Janus transformer: a Llama without a text head, with a table of image codes and a head for them.
+"""The Janus transformer: a Llama with an embedding table and a head for image codes, and no text head.
 
-Published checkpoints embed a code by a small table and an MLP, which are frozen: the rows that they give are
-computed once, at loading (`CodeEmbedder`). Ids from `vocab_size` on are codes.
+Published checkpoints embed an image code by a narrow table and an MLP. Both are frozen here, so the
+embeddings of all codes are computed once, when the model is loaded (`CodeEmbedder`). Ids from `vocab_size` on
+are image codes.
 Shapes: B batch, T tokens, D width, K image codes.
 """
 
@@ -20,15 +21,16 @@ from personalar.models.network.llama import Llama, LlamaConfig
 
 @dataclass(frozen=True, kw_only=True)
 class JanusConfig(LlamaConfig):
-    """Numbers of the network; the names after those of `LlamaConfig` are ours."""
+    """Sizes of the transformer."""
 
     num_codes: int = field(default=16384, metadata=limits(1, 2**20))
+    """Size of the codebook."""
     code_dim: int = field(default=8, metadata=limits(1, 2**14))
-    """Width of the small table of codes."""
+    """Width of the narrow table of codes."""
     code_width: int = field(default=2048, metadata=limits(1, 2**16))
-    """Width of a code's embedding; equal to `hidden_size`."""
+    """Width of the embedding of a code; must be equal to `hidden_size`."""
     head_size: int = field(default=2048, metadata=limits(1, 2**16))
-    """Width inside the image head."""
+    """Width of the hidden layer of the image head."""
 
     def build(self) -> JanusTransformer:
         """Return a transformer of this shape, on torch's default device."""
@@ -36,7 +38,7 @@ class JanusConfig(LlamaConfig):
 
 
 class ImageHead(nn.Module):
-    """The MLP that predicts an image code."""
+    """The MLP from hidden states to logits of image codes."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class ImageHead(nn.Module):
 
 
 class Aligner(nn.Module):
-    """The MLP from a row of the small table to an embedding; names as in transformers."""
+    """The MLP from a row of the narrow table to an embedding; parameter names of transformers."""
 
     def __init__(self, code_dim: int, width: int) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class Aligner(nn.Module):
 
 
 class CodeEmbedder(nn.Module):
-    """The published path from a code to its embedding: a table of few numbers, and an MLP."""
+    """The published computation of the embeddings of codes: a narrow table and an MLP."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()
@@ -71,12 +73,13 @@ class CodeEmbedder(nn.Module):
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """Return the embeddings of all codes (K, D), computed layer by layer in the weights' precision."""
+        """Return the embeddings of all codes (K, D), in the precision of the weights."""
+        # In their precision, and not in float32, because upstream rounds after every layer too.
         return self.generation_aligner(self.generation_embeddings.weight)
 
 
 class JanusTransformer(Llama):
-    """Ids of words and codes in, logits of codes out."""
+    """Maps ids of words and codes to hidden states, and these to logits of codes."""
 
     config: JanusConfig
 
@@ -86,12 +89,13 @@ class JanusTransformer(Llama):
         self.generation_head = ImageHead(config)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Look up (B, T) ids of words and codes, giving (B, T, D)."""
+        """Map ids (B, T) of words and codes to embeddings (B, T, D)."""
         first = self.config.vocab_size
+        # Both tables are read at every position, which needs no sync with the device.
         words = self.model.embed_tokens(ids.clamp_max(first - 1))
         codes = self.code_table((ids - first).clamp_min(0))
         return torch.where((ids < first).unsqueeze(-1), words, codes)
 
     def head(self, rows: slice = slice(None)) -> Head:
-        """Return the map from hidden states (..., D) to float32 logits of the codes `rows`."""
+        """Return the function from hidden states (..., D) to float32 logits of the codes `rows`."""
         return lambda hidden: self.generation_head(hidden)[..., rows].float()

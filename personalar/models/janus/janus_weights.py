@@ -1,7 +1,7 @@
-"""Names and numbers in Janus checkpoints: DeepSeek's own files and those of transformers.
+"""Tensor names and sizes in Janus checkpoints of DeepSeek and of transformers.
 
-A checkpoint also contains what only reading pictures needs (SigLIP, its aligner) and a text head; neither is
-read.
+Parts that are not needed to generate images are not read: the image encoder for understanding (SigLIP and its
+aligner), and the text head.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from personalar.models.network.vq import VQConfig, VQModel
 from personalar.models.tensor_files import fill, read_shapes, read_tensors
 
 FORMATS = {"janus": "text_config", "multi_modality": "language_config"}
-"""`model_type` of transformers' and DeepSeek's config.json, and its part on the language model."""
+"""`model_type` in config.json (of transformers, of DeepSeek) -> its section for the language model."""
 PREFIXES = {
     "language_model.model.": "model.",
     "gen_embed.": "generation_embeddings.",
     "gen_aligner.layers.0.": "generation_aligner.fc1.",
     "gen_aligner.layers.2.": "generation_aligner.hidden_layers.0.",
-    "gen_aligner.": "generation_aligner.",  # any other layer, which is then refused
+    "gen_aligner.": "generation_aligner.",  # any other layer is unknown, and then an error
     "gen_head.output_mlp_projector.": "generation_head.proj_out.",
     "gen_head.vision_head.": "generation_head.vision_head.",
     "model.language_model.": "model.",
     "model.generation_": "generation_",
 }
-"""How names begin in DeepSeek's files and in transformers', and in ours."""
+"""Prefix in files of DeepSeek or transformers -> prefix in this package."""
 UNREAD = ("lm_head.", "language_model.lm_head.", "vision_model.", "model.vision_model.", "aligner.",
           "model.aligner.")  # fmt: skip
 VQ_PREFIXES = ("gen_vision_model.", "model.vqmodel.")
@@ -47,17 +47,17 @@ VQ_NAMES = {
     ".mid.1.": ".mid.attn_1.",
     ".mid.2.": ".mid.block_2.",
 }
-"""Parts of names in DeepSeek's image tokenizer, and in ours."""
+"""Part of a name in DeepSeek's image tokenizer -> part in this package."""
 VQ_16 = {"embed_dim": 8, "num_embeddings": 16384, "latent_channels": 256, "base_channels": 128,
          "channel_multiplier": (1, 1, 2, 2, 4), "num_res_blocks": 2}  # fmt: skip
-"""The image tokenizer's numbers where config.json has none."""
+"""Sizes of the image tokenizer (LlamaGen's VQ-16), if config.json has none."""
 CODE_WIDTH = 2048
-"""Width of an image code's embedding where config.json has none."""
+"""Width of the embedding of an image code, if config.json has none."""
 HEAD = "generation_head."
 
 
 def our_name(stored: str) -> str | None:
-    """Return the name of a tensor in `JanusTransformer` or `CodeEmbedder`; None: it is in neither."""
+    """Return the name of a tensor in `JanusTransformer` or `CodeEmbedder`; None if it is in neither."""
     if stored.startswith((*UNREAD, *VQ_PREFIXES)):
         return None
     for theirs, ours in PREFIXES.items():
@@ -67,38 +67,42 @@ def our_name(stored: str) -> str | None:
 
 
 def network_name(stored: str) -> str | None:
-    """Return the name of a tensor in `JanusTransformer`; None: it is not there."""
+    """Return the name of a stored tensor in `JanusTransformer`; None if it is not there."""
     return None if embedder_name(stored) else our_name(stored)
 
 
 def embedder_name(stored: str) -> str | None:
-    """Return the name of a tensor in `CodeEmbedder`; None: it is not there."""
+    """Return the name of a stored tensor in `CodeEmbedder`; None if it is not there."""
     name = our_name(stored)
     return name if name and name.startswith(("generation_embeddings.", "generation_aligner.")) else None
 
 
 def tokenizer_name(stored: str, *, levels: int) -> str | None:
-    """Return the name of a tensor in `VQModel`; None: it is not there.
+    """Return the name of a stored tensor in `VQModel`; None if it is not there.
 
-    DeepSeek's blocks have other names, and both formats count the decoder's levels from the lowest.
+    Args:
+        levels: number of resolutions of the image tokenizer.
     """
     prefix = next((prefix for prefix in VQ_PREFIXES if stored.startswith(prefix)), None)
+    # A training statistic of DeepSeek's.
     if prefix is None or stored.endswith("quantize.codebook_used"):
         return None
     name = stored.removeprefix(prefix)
     for theirs, ours in VQ_NAMES.items():
         name = name.replace(theirs, ours)
+    # Both formats count the levels of the decoder from the lowest resolution, `VQModel` from full.
     return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", name)
 
 
 def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tuple[JanusConfig, VQConfig]:
-    """Read a config.json; what it leaves out has the defaults of its format.
+    """Read the sizes from a config.json; missing keys get the defaults of its format.
 
     Args:
-        resolution: side in pixels of the pictures.
+        resolution: side of the images in pixels.
+        attention: "eager" or "sdpa".
 
     Raises:
-        ValueError: it is of another family, or describes something that is not computed here.
+        ValueError: another family, or an unsupported option.
     """
     vq = read_config(path, partial(vq_numbers, resolution=resolution))
     network = read_config(path, partial(network_numbers, vq=vq, attention=attention))
@@ -111,18 +115,19 @@ def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tup
 
 
 def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
-    """Return the image tokenizer's numbers in a config.json; only the lowest level has attention."""
+    """Return the sizes of the image tokenizer in the JSON of a config.json."""
     own = config.get("vq_config") or {}
     params = config.get("gen_vision_config", {}).get("params", {})
     if params:
         own = {"num_embeddings": params["image_token_size"], "embed_dim": params["n_embed"]}
     numbers = VQ_16 | {name: value for name, value in own.items() if value is not None}
+    # The published tokenizer has attention at the lowest resolution only, which no config.json states.
     lowest = resolution >> len(numbers["channel_multiplier"]) - 1
     return VQConfig.from_hf({**numbers, "resolution": resolution, "attn_resolutions": [lowest]})
 
 
 def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) -> JanusConfig:
-    """Return the transformer's numbers in a config.json."""
+    """Return the sizes of the transformer in the JSON of a config.json; ValueError for other families."""
     kind = config.get("model_type")
     if kind not in FORMATS:
         raise ValueError(
@@ -143,10 +148,12 @@ def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) 
 def network_tensors(
     folder: Path, config: JanusConfig, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-    """Return the tensors of a `JanusTransformer`, the embeddings of the codes computed, and their shapes.
+    """Return the (name, tensor) pairs of a `JanusTransformer`, and their shapes by name.
+
+    The embeddings of codes are computed here, on `device` and in `dtype`.
 
     Raises:
-        ValueError: the checkpoint has no image head, or the tensors that embed a code do not fit.
+        ValueError: the checkpoint has no image head, or a tensor for the embeddings has the wrong shape.
     """
     shapes = read_shapes(folder, network_name)
     if not any(name.startswith(HEAD) for name in shapes):
@@ -166,8 +173,8 @@ def network_tensors(
 def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
     """Return the image tokenizer, in float32, with the rows of its codebook normalised.
 
-    DeepSeek's code compares normalised latents with normalised rows and decodes normalised rows. With rows
-    of length 1 the nearest row of a latent is the same, normalised or not.
+    DeepSeek's code normalises latents and codebook rows, both to find the nearest row and to decode. With
+    rows of length 1 the nearest row of a latent does not depend on its length, so latents are not normalised.
     """
 
     def rename(stored: str) -> str | None:

@@ -1,7 +1,7 @@
 """The vocabulary of Janus: DeepSeek's byte-level BPE, with its special tokens looked up by name.
 
-The two sizes have the same names under other ids. Image codes are not in the vocabulary; the rows of the
-embedding table behind the last name belong to no token.
+The two model sizes use the same names with different ids. The vocabulary contains no image codes. The last
+rows of the embedding table belong to no token.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from personalar.models.text_encoder import TextEncoder
 BOS, PAD = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>"
 BEGIN_OF_IMAGE = "<begin_of_image>"
 ROLE = re.compile(r"<\|\w+\|>")
-"""The names of the roles in a prompt template; they are single ids."""
+"""Pattern of the role names in a prompt template; each is a single token."""
 
 
 class JanusVocabulary(TextEncoder):
-    """Text encoder and table of special ids. Raises ValueError when a special token is missing."""
+    """Text encoder and special ids. Raises ValueError if a special token is missing."""
 
     family = "Janus model"
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         added = [token.content for token in backend.get_added_tokens_decoder().values()]
-        # An added token of one character is a letter, such as ø: it belongs to the text.
+        # Some added tokens are single letters, such as ø. They are ordinary text and not special.
         names = sorted((name for name in added if len(name) > 1), key=len, reverse=True)
         super().__init__(backend, f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})")
         self.bos, self.pad, self.boi = map(self.require, (BOS, PAD, BEGIN_OF_IMAGE))
@@ -37,10 +37,10 @@ class JanusVocabulary(TextEncoder):
         return {name: self.require(name) for name in ROLE.findall(template)}
 
     def unnamed_ids(self, rows: int) -> range:
-        """Return the ids of a table of `rows` rows that no token has, the last first.
+        """Return the ids of an embedding table of `rows` rows that belong to no token, the last first.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there are none.
         """
         if self.named_rows >= rows:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""Networks that several families use; each is a plain module with its cache as an argument."""
+"""Networks that several families share: ordinary modules that get the KV cache as an argument."""

@@ -1,4 +1,4 @@
-"""Attention of queries over keys and values.
+"""Scaled dot-product attention with grouped queries.
 
 Shapes: B batch, T queries, S keys, H query heads, K key/value heads, hd head size.
 """
@@ -14,9 +14,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
     """Return softmax(q k^T / sqrt(hd) + mask) v, (B, H, T, hd).
 
     Args:
-        query: (B, H, T, hd); key, value: (B, K, S, hd), K divides H.
-        mask: additive, broadcastable to (B, H, T, S); None means causal, and then S must equal T.
-        eager: single operations instead of the fused kernel.
+        query: (B, H, T, hd).
+        key, value: (B, K, S, hd); K divides H.
+        mask: additive, broadcastable to (B, H, T, S); None: causal, which requires S = T.
+        eager: use single operations instead of PyTorch's fused kernel.
     """
     if not eager:
         grouped = key.shape[1] != query.shape[1]
@@ -25,8 +26,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
         )
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
+        # Query heads of a group are neighbours, as in transformers' repeat_kv.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    weights = _scores(query, key, mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    # Softmax in float32 also for bfloat16, as in transformers.
+    weights = _scores(query, key, mask).softmax(-1, dtype=torch.float32).to(query.dtype)  # (B, H, T, S)
     return torch.bmm(weights.flatten(0, 1), value.flatten(0, 1)).view_as(query)
 
 
@@ -35,6 +38,7 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     scale = query.shape[-1] ** -0.5
     if mask is None:
         later = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
+        # One kernel for product, scale and mask.
         scores = torch.baddbmm(later, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
         return scores.unflatten(0, query.shape[:2])
     products = _one_query(query, key) if query.shape[2] == 1 else query @ key.mT
@@ -42,6 +46,6 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _one_query(query: Tensor, key: Tensor) -> Tensor:
-    """Return `query @ key.mT`, (B, H, 1, S), with the keys at the left, which is faster on a CPU."""
+    """Return `query @ key.mT`, (B, H, 1, S), as `key @ query.mT`, which is faster on a CPU."""
     products = torch.bmm(key.flatten(0, 1), query.flatten(0, 1).mT)  # (B H, S, 1)
     return products.view(*query.shape[:2], 1, -1)

@@ -1,4 +1,4 @@
-"""The part of a backend that is the same for every Llama-like network with a VQ image tokenizer."""
+"""The backend of all Llama-like networks with a VQ image tokenizer; families derive from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from personalar.models.sharding import is_sharded
 class LlamaBackend(nn.Module):
     """Transformer, image tokenizer and layout of one base model; see `base.Backend`.
 
-    A family adds `reserved_ids`, `pad_id`, `trained_rows`, `choices` and `head`.
+    Subclasses add `reserved_ids`, `pad_id`, `trained_rows`, `choices` and `head`.
     """
 
     def __init__(self, *, transformer: Llama, vq: VQModel, layout: ImageLayout) -> None:
@@ -45,12 +45,12 @@ class LlamaBackend(nn.Module):
 
     @property
     def square(self) -> tuple[int, int]:
-        """The default size of a picture."""
+        """The default image size (width, height) in pixels."""
         return self.protocol.config.square
 
     @property
     def known_words(self) -> list[str] | None:
-        """Every word of the captions the model was trained on; None: unknown."""
+        """All words of the training captions; None: unknown."""
         return self.protocol.config.known_words
 
     @property
@@ -70,7 +70,7 @@ class LlamaBackend(nn.Module):
 
     @property
     def has_fixed_addresses(self) -> bool:
-        """False where float32 weights are rounded for every use, or are sharded (ZeRO 3)."""
+        """False if float32 weights are cast in every use (parametrized), or sharded (ZeRO 3)."""
         return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
 
     @property
@@ -86,12 +86,12 @@ class LlamaBackend(nn.Module):
         crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return (3, H, W) in [0, 1] of `size` (width, height), by default the best of `self.sizes`."""
+        """Scale and crop a photo; see `base.Backend.preprocess`."""
         sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
         return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `self.sizes` (width, height) that loses least of an upright `image`."""
+        """Return the one of `self.sizes` (width, height) that crops an upright `image` least."""
         return choose_bucket(image.width, image.height, self.sizes)
 
     @torch.no_grad()
@@ -100,6 +100,7 @@ class LlamaBackend(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
         pixels = to_model_range(images.to(self.device))
+        # In chunks, because the VQ model needs much memory at full resolution.
         at_once = images_at_once(images.shape[2] * images.shape[3])
         return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
 
@@ -110,10 +111,11 @@ class LlamaBackend(nn.Module):
             raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (B, h, w)")
         at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
         pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
+        # From [-1, 1] of the VQ model to [0, 1].
         return (torch.cat(pixels) + 1.0) / 2.0
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
-        """Return the bytes that `decode_images` of so many images of (h, w) codes takes beside weights."""
+        """Return the bytes, without weights, that decoding `images` images of (h, w) codes needs."""
         config = self.vq.config
         return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
 
@@ -144,11 +146,11 @@ class LlamaBackend(nn.Module):
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the image of codes (h, w) after what is left of a dropped prompt."""
+        """Return the training example of prompt dropout: the image of codes (h, w) without its prompt."""
         return self.protocol.unconditional_ids(prompt, codes, tokens, loss=loss)
 
     def grammar(self, h: int, w: int) -> list[int | None]:
-        """Return the ids of an image of (h, w) codes, None where a code is free."""
+        """Return the tokens of an image of (h, w) codes: fixed ids, and None for a sampled code."""
         return self.protocol.grammar(h, w)
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
@@ -171,11 +173,11 @@ class LlamaBackend(nn.Module):
         return self.transformer(embeds, positions, cache, mask, dropout=dropout)
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids among which a token is predicted with `loss`."""
+        """Return the ids over which the softmax of `loss` is taken."""
         raise NotImplementedError
 
     def head(self, loss: Loss) -> Head:
-        """Return the map from hidden states to the logits of `choices(loss)`."""
+        """Return the function from hidden states to logits of `choices(loss)`."""
         raise NotImplementedError
 
     def image_logits(self, hidden: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""A static key/value cache that is an argument of the model, never a part of it.
+"""A static key/value cache, which is an argument of the model and not part of it.
 
-The rows of a batch share their slots: a forward writes the same slots of every row. Where the rows' tokens do
-not line up (prompts of other lengths, images of other widths), some slots of a row are empty and invisible.
-Rotary factors and attention masks depend on the slot alone; they are computed once, when the cache is made.
+A forward pass writes the same slots in every row of the batch. If the rows have prompts of different lengths
+or images of different widths, some slots of a row stay empty and are masked in attention. Rotary factors and
+masks depend only on the slot, and are computed once when the cache is made.
 Shapes: B batch, T tokens, L slots, Hkv key/value heads, hd head size.
 """
 
@@ -15,36 +15,39 @@ import torch
 from torch import Tensor
 
 Slots = slice | Tensor
-"""The slots that a forward writes: a window of them, or their numbers (T,), or (B, T)."""
+"""The slots that a forward pass writes: a slice, or indices (T,) or (B, T) int64."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """One layer's part of a cache in one forward: its tables, the slots to write, and the end of reading.
+    """The cache of one layer in one forward pass.
 
-    Layers differ only in the tensors in it: a program compiled for one layer serves all.
+    Only the tensors differ between layers, so a layer that is compiled once works for all.
     """
 
     keys: Tensor
-    """(B, Hkv, L, hd), as the values."""
+    """(B, Hkv, L, hd), like the values."""
     values: Tensor
     slots: Slots
+    """The slots to write."""
     end: int
+    """Slots from here on are not read."""
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, Hkv, T, hd) in the slots; return all vectors below the end, (B, Hkv, end, hd)."""
+        """Write (B, Hkv, T, hd) to the slots; return keys and values of all slots before `end`."""
         put(self.keys, self.slots, key)
         put(self.values, self.slots, value)
+        # Views, so nothing is copied.
         return self.keys.narrow(2, 0, self.end), self.values.narrow(2, 0, self.end)
 
 
 class KVCache:
-    """Preallocated keys and values, one table of (B, Hkv, L, hd) per layer.
+    """Preallocated keys and values of all layers.
 
     Args:
-        keys, values: the storage, one table per layer.
+        keys, values: one tensor (B, Hkv, L, hd) per layer.
         cos, sin: rotary factors of every slot, (B, 1, L, hd) or (1, 1, L, hd).
-        pad: number of empty slots at the left of each row, (B,) int64.
+        pad: number of empty slots on the left of each row, (B,) int64.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class KVCache:
         self.cos, self.sin = cos, sin
         self.pad = pad
         self.length = 0
-        """Slots written so far; the next token goes to this slot."""
+        """Number of slots written so far; the next token goes to this slot."""
         self._by_position: tuple[Tensor, Tensor] | None = None
         self._visible = cos.new_zeros(len(pad), 1, 1, self.capacity)
         self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
@@ -65,15 +68,21 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def place(self, positions: Tensor) -> None:
-        """Forget all, and set the position that each slot of a row contains, (B, L) int64; -1: empty.
+        """Clear the cache, and set the position of the token in each slot.
 
-        Only for a cache made without pads, where slot i contains position i. The cache keeps its tensors when
-        this is called again: a captured graph that reads them stays valid.
+        The tensors of the cache are overwritten and not replaced, so CUDA graphs that read them stay valid.
+
+        Args:
+            positions: (B, L) int64; -1 for an empty slot.
+
+        Raises:
+            ValueError: the cache was made with pads. Without them, slot i first has position i.
         """
         if self.pad.any():
-            raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be laid out; make it with pad=0")
+            raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be placed; make it with pad=0")
         if self._by_position is None:
-            self._by_position = self.cos[0, 0], self.sin[0, 0]
+            # Without pads the factors of slot i are those of position i.
+            self._by_position = self.cos[0, 0], self.sin[0, 0]  # (L, hd)
             self.cos = self.cos[:1].expand(len(positions), -1, -1, -1).clone()
             self.sin = self.sin[:1].expand(len(positions), -1, -1, -1).clone()
         self.length = 0
@@ -83,7 +92,8 @@ class KVCache:
 
     def _show(self, real: Tensor) -> None:
         self._visible.copy_(_additive(real, self._visible.dtype)[:, None, None, :])
-        self._all_see = int(real.int().argmax(1).max())  # from this slot on, every row has something to see
+        # From this slot on, every row has at least one token to attend to.
+        self._all_see = int(real.int().argmax(1).max())
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the next `num_tokens` slots, (B or 1, 1, T, hd)."""
@@ -91,17 +101,17 @@ class KVCache:
         return self.cos[:, :, window], self.sin[:, :, window]
 
     def mask(self, num_tokens: int) -> Tensor:
-        """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T).
-
-        An empty slot sees itself: a row that sees nothing would become NaN and spread through `0 * NaN`.
-        """
+        """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T)."""
         end = self._window(num_tokens).stop
         visible = self._visible[..., :end]
+        # The common case in decoding: a slice, without any kernel.
         if num_tokens == 1 and self.length >= self._all_see:
             return visible
         slots = torch.arange(end, device=self.pad.device)
         rows = slots[self.length :]
         allowed = (slots[None, :] <= rows[:, None]) & (visible == 0)  # (B, 1, T, end)
+        # An empty slot may attend to itself. Softmax over nothing is NaN, and spreads to other rows as 0 *
+        # NaN.
         return _additive(allowed | (slots[None, :] == rows[:, None]), visible.dtype)
 
     def store(self, layer: int, num_tokens: int) -> Store:
@@ -110,27 +120,33 @@ class KVCache:
         return self.store_at(layer, window, window.stop)
 
     def store_at(self, layer: int, slots: Slots, end: int) -> Store:
-        """Return the store of `layer` for tokens in `slots`, reading below `end`; every write asks for it."""
+        """Return the store of `layer` that writes `slots` and reads the slots before `end`."""
         return Store(self.keys[layer], self.values[layer], slots, end)
 
     def advance(self, num_tokens: int) -> None:
-        """Move the write position, after all layers have written."""
+        """Move the write position; call it after all layers have written."""
         self.length = self._window(num_tokens).stop
 
     def rewind(self, num_tokens: int) -> None:
-        """Forget the last `num_tokens` slots; the next tokens overwrite them."""
+        """Remove the last `num_tokens` slots; the next tokens overwrite them.
+
+        Raises:
+            ValueError: there are fewer tokens.
+        """
         if not 0 <= num_tokens <= self.length:
             raise ValueError(f"the cache contains {self.length} tokens, so {num_tokens} cannot be removed")
         self.length -= num_tokens
 
     def shared(self, rows: Sequence[int], twins: Tensor) -> SharedRows:
-        """Return a view for one forward of `rows` alone, written for all rows: row i as `rows[twins[i]]`."""
+        """Return a view for a forward pass of only `rows`; row i gets the keys of `rows[twins[i]]`."""
         return SharedRows(self, torch.tensor(rows, device=twins.device), twins)
 
     def at(self, slots: Tensor, end: int) -> CacheWindow:
-        """Return a view for one forward that writes `slots`, (T,) or (B, T) int64, and reads below `end`.
+        """Return a view for a forward pass that writes `slots` and reads the slots before `end`.
 
-        Every slot before those must have been written; later slots are invisible.
+        Args:
+            slots: (T,) or (B, T) int64. All slots before them must be written; later ones are masked.
+            end: the same number in every pass keeps shapes constant.
         """
         return CacheWindow(self, slots, self._visible, end)
 
@@ -138,7 +154,7 @@ class KVCache:
         end = self.length + num_tokens
         if end > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens, got {self.length} + {num_tokens}; "
+                f"the cache has a capacity of {self.capacity} tokens, got {self.length} + {num_tokens}; "
                 "make it as long as the prompt and the image together"
             )
         return slice(self.length, end)
@@ -146,20 +162,20 @@ class KVCache:
 
 @dataclass(frozen=True)
 class SharedStore:
-    """A layer's part of `SharedRows`."""
+    """The cache of one layer in `SharedRows`."""
 
     store: Store
     rows: Tensor
     twins: Tensor
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (len(rows), Hkv, T, hd) for every row; return the vectors of `rows` below the end."""
+        """Write (len(rows), Hkv, T, hd) to every row; return keys and values of `rows` before the end."""
         key, value = self.store.write(key[self.twins], value[self.twins])
         return key[self.rows], value[self.rows]
 
 
 class SharedRows:
-    """A forward's view of some rows of a cache; all other rows equal one of them."""
+    """View of some rows of a cache for a forward pass. Every other row equals one of them."""
 
     def __init__(self, cache: KVCache, rows: Tensor, twins: Tensor) -> None:
         self._cache, self._rows, self._twins = cache, rows, twins
@@ -180,9 +196,9 @@ class SharedRows:
 
 
 class CacheWindow:
-    """A forward's view of a cache whose slots are a tensor: no shape depends on the progress of decoding.
+    """View of a cache for a forward pass with the slots as a tensor.
 
-    Captured graphs need that, and rows that decode at their own pace.
+    No shape depends on the progress of decoding, as CUDA graphs need, and every row can be at another slot.
     """
 
     def __init__(self, cache: KVCache, slots: Tensor, visible: Tensor, end: int) -> None:
@@ -200,7 +216,7 @@ class CacheWindow:
         return cos, sin
 
     def mask(self, num_tokens: int) -> Tensor:
-        """Return the additive attention mask, (B, 1, T, end): empty and later slots are invisible."""
+        """Return the additive attention mask, (B, 1, T, end); empty and later slots are masked."""
         slots = torch.arange(self._end, device=self._slots.device)
         rows = self._slots[:, None] if self._slots.ndim == 1 else self._slots[:, None, :, None]
         return self._visible.masked_fill(slots > rows, float("-inf"))
@@ -210,21 +226,23 @@ class CacheWindow:
         return self._cache.store_at(layer, self._slots, self._end)
 
     def advance(self, num_tokens: int) -> None:
-        """Leave the write position alone: the caller says where every forward writes."""
+        """Do nothing: the caller chooses the slots of every forward pass."""
 
 
 def put(table: Tensor, slots: Slots, new: Tensor) -> None:
-    """Write vectors (B, Hkv, T, hd) into `slots` of a table."""
+    """Write `new` (B, Hkv, T, hd) into `slots` of `table` (B, Hkv, L, hd)."""
     if isinstance(slots, slice):
         table.narrow(2, slots.start, slots.stop - slots.start).copy_(new)
     elif slots.ndim == 1:
         table.index_copy_(2, slots, new)
     else:
         rows = torch.arange(len(slots), device=slots.device)[:, None]
+        # Index tensors must be adjacent, otherwise their dimensions move to the front.
         table.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn True (may look) into 0 and False into -inf: attention adds it without a conversion per layer."""
+    """Return a mask with 0 for True (allowed) and -inf for False, in the dtype of attention."""
+    # An additive mask of this dtype is not converted again in every layer.
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return zeros.masked_fill_(~allowed, float("-inf"))

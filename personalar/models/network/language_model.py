@@ -1,4 +1,4 @@
-"""A Llama with a head over its vocabulary, in which image codes have rows of their own."""
+"""A Llama with one vocabulary for words and image codes, and a linear head over it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from personalar.models.network.llama import Llama, LlamaConfig
 
 
 class LanguageModel(Llama):
-    """Token embeddings in, hidden states and logits out."""
+    """Maps token embeddings to hidden states and logits."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def head(self, rows: slice) -> Head:
-        """Return the map from hidden states (..., D) to float32 logits of the vocabulary rows `rows`.
-
-        The weight is read once, here: DeepSpeed may have released it when a pass is computed again.
-        """
+        """Return the function from hidden states (..., D) to float32 logits of the vocabulary rows `rows`."""
+        # Read here, not in the function: DeepSpeed may have released it when activations are recomputed.
         weight = self.lm_head.weight[rows]
         return lambda hidden: F.linear(hidden, weight).float()
 

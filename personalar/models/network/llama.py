@@ -1,7 +1,7 @@
-"""A Llama-like decoder: the blocks of every family, with a few switches that a family's config sets.
+"""A Llama-like decoder for all families, with switches for their differences.
 
 Parameter names are those of transformers' `LlamaModel` and `ChameleonModel`. The cache is an argument. There
-are no buffers: a model built on `meta` and filled with `assign=True` is complete.
+are no buffers, so a model on `meta` is complete after `load_state_dict(..., assign=True)`.
 Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, hd head size, V vocabulary.
 """
 
@@ -20,13 +20,13 @@ from personalar.models.dropout import Dropout, drop
 from personalar.models.network.attention import attend
 from personalar.models.network.cache import KVCache, Store
 
-QK_NORM_EPS = 1e-5  # a constant in every Chameleon code base, not a config value
+QK_NORM_EPS = 1e-5  # a constant in all implementations of Chameleon, not rms_norm_eps
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """Numbers of one network; names and defaults are those of transformers' `LlamaConfig`."""
+    """Sizes of a transformer, with the names and defaults of transformers' `LlamaConfig`."""
 
     qk_norm: ClassVar[bool] = False
     """Normalise queries and keys per head (Chameleon)."""
@@ -40,13 +40,13 @@ class LlamaConfig:
     rms_norm_eps: float = field(default=1e-6, metadata=limits(0.0, 1.0))
     rope_theta: float = field(default=10000.0, metadata=limits(1.0, 1e12))
     swin_norm: bool = False
-    """Normalise after attention and MLP, before the residual add (Chameleon 34B); else before them."""
+    """Normalise the outputs of attention and MLP (Chameleon 34B), and not their inputs."""
     max_position_embeddings: int = field(default=2048, metadata=limits(1, 2**24))
     attention: str = "sdpa"
-    """How attention is computed, "eager" or "sdpa": eager is far faster in the backward pass on a CPU."""
+    """Implementation of attention, "eager" or "sdpa". The backward pass of eager is much faster on a CPU."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the numbers do not fit together."""
+        """Raise ValueError for sizes that do not fit together."""
         if self.attention not in ("eager", "sdpa"):
             raise ValueError(f"attention={self.attention!r} is unknown; use 'eager' or 'sdpa'")
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
@@ -67,10 +67,12 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
-        """Read a transformers config as json; keys it leaves out have this class's defaults.
+        """Read the JSON of a transformers config; missing keys get the defaults of this class.
 
-        Raises ValueError for what this network does not compute (biases, scaled RoPE, other head sizes).
+        Raises:
+            ValueError: an unsupported option (biases, scaled RoPE, another head size).
         """
+        # transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         names = [f.name for f in fields(cls) if f.name not in ("rope_theta", "attention")]
         values = {name: config[name] for name in names if config.get(name) is not None}
@@ -90,7 +92,7 @@ class LlamaConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, statistics in float32."""
+    """Root-mean-square norm with statistics in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -99,11 +101,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., D) over its last axis."""
+        # Rounded to the dtype of x before the product with the weight, as in transformers.
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
-    """The norm on query or key heads: statistics per head, and an own scale and shift for each of them."""
+    """Layer norm of queries or keys, with separate statistics, scale and shift per head."""
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -116,12 +119,13 @@ class HeadNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply RoPE (rotate-half form) to (B, heads, T, hd); `sin` carries the sign of the swapped halves."""
+    """Apply RoPE (rotate-half form) to (B, heads, T, hd); the first half of `sin` is negated."""
+    # cat(-x2, x1) * sin of the usual form equals roll(x) * signed sin, with fewer kernels.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
-    """Self-attention; queries and keys are normalised if the config says so."""
+    """Causal self-attention, with normalised queries and keys if `qk_norm`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -142,9 +146,10 @@ class Attention(nn.Module):
         """Map (N, D) to (N, D)."""
         num_tokens = rotary[0].shape[2]
         split = (len(x) // num_tokens, num_tokens, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
+        query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)  # (B, H, T, hd)
+        key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)  # (B, K, T, hd)
         value = self.v_proj(x).view(split).transpose(1, 2)
+        # Queries and keys are rotated together, with half the number of kernels.
         turned = rotate(torch.cat((query, key), dim=1), *rotary)  # (B, H + K, T, hd)
         query, key = turned.tensor_split((query.shape[1],), dim=1)
         if store is not None:
@@ -168,7 +173,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: attention and MLP, each added to the residual stream."""
+    """Transformer block: attention and MLP with residual connections."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -195,7 +200,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embedding table, blocks and final norm: what the checkpoints call `model`."""
+    """Embedding table, blocks and final norm; its name in checkpoints is `model`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -205,7 +210,7 @@ class Stack(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token embeddings in, hidden states out; a family adds the head."""
+    """Maps token embeddings to hidden states; subclasses add the head."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -219,7 +224,7 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator, *, std: float = 0.02) -> None:
-        """Draw every matrix from N(0, std); biases become 0 and norms the identity."""
+        """Draw every matrix from N(0, std ** 2); set biases to 0 and weights of norms to 1."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.fill_(0.0)
@@ -229,21 +234,23 @@ class Llama(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Look up (B, T) ids, giving (B, T, D)."""
+        """Map ids (B, T) to embeddings (B, T, D)."""
         return self.model.embed_tokens(ids)
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> Rotary:
         """Return cos and signed sin for (B, T) positions, each (B, 1, T, hd)."""
         channels = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=positions.device)
+        # In float32: in bfloat16 positions above 256 would collide.
         frequencies = 1.0 / self.config.rope_theta ** (channels / self.config.head_dim)
         angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, hd/2)
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        """Allocate a cache of `capacity` tokens for rows that are left-padded by `pad` (B,) slots."""
+        """Allocate a cache of `capacity` tokens for rows that are left-padded by `pad` (B,) int64 slots."""
         config, weight = self.config, self.model.embed_tokens.weight
         slots = torch.arange(capacity, device=weight.device)
+        # The first token after the padding has position 0.
         cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
         shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
         keys = [weight.new_zeros(shape) for _ in self.model.layers]
@@ -262,19 +269,21 @@ class Llama(nn.Module):
 
         Args:
             embeds: (B, T, D).
-            positions: (B or 1, T) int; by default 0..T-1, or the cache's.
-            cache: keys and values so far; it takes the new ones, and its write position moves by T.
-            mask: additive, broadcastable to (B, H, T, S); by default causal, or the cache's.
-            dropout: of the outputs that the blocks add, in a training pass.
+            positions: (B or 1, T) int64; by default 0..T-1, or those of the cache.
+            cache: earlier keys and values; the new ones are written, and the write position moves by T.
+            mask: additive, broadcastable to (B, H, T, S); by default causal, or that of the cache.
+            dropout: dropout of the residual branches, for a training pass.
         """
         num_tokens = embeds.shape[1]
         if positions is None and cache is not None:
+            # The cache has them for every slot, so nothing is computed per token.
             rotary = cache.rotary(num_tokens)
         else:
             counted = torch.arange(num_tokens, device=embeds.device)[None]
             rotary = self.rotary(counted if positions is None else positions, embeds.dtype)
         mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
-        hidden = embeds.flatten(0, 1)
+        # Rows and tokens in one dimension: linear layers on (N, D) need no reshape.
+        hidden = embeds.flatten(0, 1)  # (N, D)
         for index, layer in enumerate(self.model.layers):
             store = cache.store(index, num_tokens) if cache is not None else None
             own = dropout.at(index) if dropout is not None else None

@@ -1,4 +1,4 @@
-"""Numbers that decide how much memory a base takes, known before any weight is read."""
+"""Sizes for an estimate of memory, before any weight is read."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from personalar.models.network.vq import VQConfig
 from personalar.models.stored_base import BaseShape, NetworkShape
 
 PIXELS_AT_ONCE = 2**20
-"""Of the images that go through the VQ model together: four of 512x512, which take 2.7 GB."""
-FLOAT32 = 4
+"""Pixels of the images that the VQ model processes together: four of 512x512, which need 2.7 GB."""
+FLOAT32 = 4  # bytes
 
 
 def images_at_once(pixels: int) -> int:
-    """Return how many images of `pixels` pixels each go through the VQ model together."""
+    """Return the number of images of `pixels` pixels each that the VQ model processes together."""
     return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
-    """Return about how many bytes besides weights decoding `images` images of `pixels` pixels each takes.
+    """Return an estimate of the bytes for decoding `images` images of `pixels` pixels each, without weights.
 
-    Five maps at full resolution exist at one moment: the input of a block, and its norms, activations and
-    convolutions. Libraries' work space is not included.
+    Five maps at full resolution exist at the same time: the input of a block and its intermediate results.
+    The workspaces of libraries are not included.
     """
     together = min(images, images_at_once(pixels)) * pixels
     return 5 * FLOAT32 * vq.channels[0] * together // vq.patch_size**2
@@ -30,16 +30,21 @@ def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
 def shape_of(
     network: NetworkShape, vq: VQConfig, *, codes: tuple[int, int], answer_tokens: int, images: int
 ) -> BaseShape:
-    """Return the shape of a base for square images of (h, w) `codes`, `images` decoded together.
+    """Return the sizes of a base for an estimate of memory.
+
+    Args:
+        codes: (h, w) of a square image.
+        answer_tokens: ids of a square image in a training example.
+        images: number of images that are decoded together.
 
     Raises:
-        ValueError: an image has no code.
+        ValueError: an image is smaller than one code.
     """
     number = codes[0] * codes[1]
     if number < 1:
         raise ValueError(
-            f"the image tokenizer makes one code of {vq.downsample} x {vq.downsample} pixels, more than an "
-            "image of this base has: take the tokenizer that belongs to it"
+            f"one code of the image tokenizer covers {vq.downsample} x {vq.downsample} pixels, more than an "
+            "image of this base has: use the tokenizer that belongs to it"
         )
     with torch.device("meta"):
         tokenizer_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())

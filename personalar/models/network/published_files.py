@@ -1,6 +1,7 @@
-"""A published checkpoint whose transformer is loaded, sharded and written back under its own names.
+"""Loading, sharded loading and export of published checkpoints; Emu3 and Janus share it.
 
-A family gives the hooks at the end of `PublishedFiles`. torch is imported with the model, not with this file.
+A family implements the methods at the end of `PublishedFiles`. torch is imported inside of functions, because
+this module is imported to locate files, before the model is loaded.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFiles:
-    """The places of one model's parts; see `stored_base.ModelFiles`."""
+    """Paths of the parts of one model; see `stored_base.ModelFiles`."""
 
     base: Path
     """Folder of config.json and the transformer's weights."""
     tokenizer: Path
     """The text tokenizer."""
     layout: ProtocolConfig
-    nearest_problem = "its reserved ids are rows that no token ever used, so none of them means anything"
+    nearest_problem = "its reserved embeddings were never trained"
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Any:
         """Return the base, frozen and in evaluation mode; the image tokenizer is in float32.
 
-        Each tensor is cast to `dtype` as it is read, so float32 files need no second copy in memory.
+        Each tensor is cast to `dtype` when it is read, so float32 files need no second copy in memory.
         """
         import torch
 
@@ -45,6 +46,7 @@ class PublishedFiles:
         with torch.device("meta"):
             transformer = self.build(attention)
         tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
+        # published=True: the other parts of the checkpoint are unknown here.
         fill(transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, device=device)
         use_fast_linears(transformer)
         return self.backend(transformer, device).eval().requires_grad_(False)
@@ -57,7 +59,11 @@ class PublishedFiles:
         attention: str,
         changed: Mapping[str, Tensor],
     ) -> Any:
-        """Return the base with its weights sharded, within DeepSpeed's sharding context."""
+        """Return the base with sharded weights; call it within DeepSpeed's sharding context.
+
+        Args:
+            changed: weights by name that replace those of the files (from an earlier stage).
+        """
         import torch
 
         from personalar.models.sharding import ordinary_modules
@@ -65,7 +71,7 @@ class PublishedFiles:
 
         device = torch.device(device)
         transformer = self.build(attention)
-        with ordinary_modules():  # a family may compute a tensor with a module of its own
+        with ordinary_modules():  # Janus computes the embeddings of codes with a module
             tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
         fill_sharded(
             transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, changed=changed
@@ -74,20 +80,20 @@ class PublishedFiles:
             return self.backend(transformer, device).eval().requires_grad_(False)
 
     def checkpoint_form(self, backend: Any) -> str:
-        """Return in words the form that `write_checkpoint` writes, and the programs that read it."""
-        return "every tensor of the base under its own name, in safetensors; what reads the base reads it"
+        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
+        return "safetensors with the tensor names of the base; all programs that read the base can read it"
 
     def write_checkpoint(self, backend: Any, folder: Path, *, dtype: torch.dtype) -> Path:
-        """Write the base's tensors, the learned ones in place of its own, and the small files beside them.
+        """Write the tensors of the base with the learned weights, and its JSON and tokenizer files.
 
-        An image tokenizer in a folder of its own is not copied.
+        An image tokenizer in a separate folder is not copied.
         """
         from personalar.models.checkpoint_folder import INDEX, OLD_INDEX
         from personalar.models.tensor_files import write_shards
 
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.base.glob("*.json"):
-            if file.name not in (INDEX, OLD_INDEX):  # they list the base's shards; ours are cut anew
+            if file.name not in (INDEX, OLD_INDEX):  # they list the old shards; write_shards writes a new one
                 shutil.copyfile(file, folder / file.name)
         for file in self.tokenizer_files():
             shutil.copyfile(file, folder / file.name)
@@ -95,7 +101,7 @@ class PublishedFiles:
         return folder
 
     def _merged(self, backend: Any) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor of the base by its stored name; the transformer's come from `backend`."""
+        """Yield (stored name, tensor) of the base, with the transformer's tensors from `backend`."""
         from personalar.models.tensor_files import read_tensors
 
         state = backend.transformer.state_dict()
@@ -107,7 +113,7 @@ class PublishedFiles:
         return [self.tokenizer]
 
     def network_name(self, stored: str) -> str | None:
-        """Return the transformer's name of a stored tensor; None: it belongs to another part."""
+        """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         raise NotImplementedError
 
     def build(self, attention: str) -> nn.Module:
@@ -117,9 +123,9 @@ class PublishedFiles:
     def tensors(
         self, attention: str, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the transformer's tensors by its own names, and their shapes."""
+        """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
         raise NotImplementedError
 
     def backend(self, transformer: nn.Module, device: torch.device) -> Any:
-        """Return the base around a filled `transformer`."""
+        """Return the base with a `transformer` whose weights are loaded."""
         raise NotImplementedError

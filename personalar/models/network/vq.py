@@ -1,7 +1,7 @@
-"""The VQGAN image tokenizer of Chameleon (taming-transformers architecture): encoder, codebook and decoder.
+"""The VQGAN image tokenizer (taming-transformers, arXiv 2012.09841): encoder, codebook and decoder.
 
-Parameter names are the upstream ones. The encoder equals transformers' `ChameleonVQVAE`; its decoder equals
-Janus'. One addition, 1 by default: `patch_size` folds patches of pixels into channels, for speed on a CPU.
+Parameter names are those of upstream. The encoder equals transformers' `ChameleonVQVAE`, the decoder that of
+Janus. One addition: `patch_size` folds patches of pixels into channels, for speed on a CPU (default 1).
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
 """
 
@@ -21,15 +21,15 @@ from personalar.config.fields import limits
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Numbers of one VQ model: the names of transformers' `ChameleonVQVAEConfig`, plus `patch_size`."""
+    """Sizes of a VQ model, with the names of transformers' `ChameleonVQVAEConfig` and `patch_size`."""
 
     embed_dim: int = field(default=256, metadata=limits(1, 2**14))
     num_embeddings: int = field(default=8192, metadata=limits(1, 2**20))
     latent_channels: int = field(default=256, metadata=limits(1, 2**14))
     resolution: int = field(default=512, metadata=limits(1, 2**16))
-    """Side in pixels at which it was trained; decides only where `attn_resolutions` apply."""
+    """Side in pixels of the training images; only used to find the levels of `attn_resolutions`."""
     in_channels: int = field(default=3, metadata=limits(1, 2**14))
-    """Channels of the first and last convolution: 3 * patch_size ** 2."""
+    """Input and output channels: 3 * patch_size ** 2."""
     base_channels: int = field(default=128, metadata=limits(1, 2**14))
     channel_multiplier: tuple[int, ...] = field(default=(1, 1, 2, 2, 4), metadata=limits(1, 64))
     num_res_blocks: int = field(default=2, metadata=limits(1, 64))
@@ -39,7 +39,7 @@ class VQConfig:
     patch_size: int = field(default=1, metadata=limits(1, 64))
 
     def __post_init__(self) -> None:
-        """Raise ValueError where the numbers do not fit together."""
+        """Raise ValueError for sizes that do not fit together."""
         if self.in_channels != 3 * self.patch_size**2:
             raise ValueError(
                 f"in_channels={self.in_channels} must be 3 * patch_size ** 2 = {3 * self.patch_size**2}; "
@@ -55,12 +55,12 @@ class VQConfig:
 
     @property
     def downsample(self) -> int:
-        """Side in pixels of the square that one code stands for."""
+        """Side in pixels of the square of one code."""
         return self.patch_size * 2 ** (len(self.channel_multiplier) - 1)
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of every level, from full resolution down."""
+        """Channels per level, from full resolution to the lowest."""
         return tuple(self.base_channels * m for m in self.channel_multiplier)
 
     def has_attention(self, level: int) -> bool:
@@ -74,7 +74,7 @@ class VQConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Self:
-        """Read the json of a `ChameleonVQVAEConfig`; keys it leaves out have the 7B's values."""
+        """Read the JSON of a `ChameleonVQVAEConfig`; missing keys get the values of Chameleon 7B."""
         if config.get("double_latent", False):
             raise ValueError("config.json has double_latent=true; only deterministic latents are supported")
         given = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
@@ -82,7 +82,7 @@ class VQConfig:
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the json that `from_hf` reads."""
+        """Return the JSON that `from_hf` reads."""
         return {"model_type": "chameleon_vqgan", "double_latent": False, **asdict(self)}
 
 
@@ -91,7 +91,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Norm, swish, 3x3 convolution, twice, added to the input."""
+    """Residual block: norm, SiLU and 3x3 convolution, twice."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h, w); `maps` is what the norms take besides."""
+        """Map (B, in, h, w) to (B, out, h, w); `maps` are further inputs of the norms (see `SpatialNorm`)."""
         hidden = self.conv1(F.silu(self.norm1(x, *maps)))
         hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden, *maps))))
         return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -119,14 +119,14 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        hidden = self.norm(x, *maps)
+        hidden = self.norm(x, *maps)  # (B, C, h, w)
         query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
         weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
         return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))
 
 
 class Downsample(nn.Module):
-    """Halve the side by a strided convolution, padded at the right and bottom only."""
+    """Halves the sides by a strided convolution, padded only on the right and at the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -134,11 +134,11 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h/2, w/2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # torch pads both sides equally, upstream does not
 
 
 class Upsample(nn.Module):
-    """Double the side by repeating pixels, then smooth."""
+    """Doubles the sides by nearest-neighbour interpolation and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the step to the next if there is one (under its upstream name)."""
+    """The blocks of one resolution, followed by the change to the next resolution, if there is one."""
 
     def __init__(self, config: VQConfig, index: int, width_in: int, width: int, *, blocks: int) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """From folded pixels to latents before `quant_conv`."""
+    """Maps folded pixels to latents before `quant_conv`."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From latents after `post_quant_conv` to folded pixels; one more block per level than the encoder."""
+    """Maps latents after `post_quant_conv` to folded pixels, with one more block per level than `Encoder`."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(width)
             levels.append(level)
-        self.up = nn.ModuleList(levels)  # indexed from full resolution, run the other way
+        self.up = nn.ModuleList(levels)  # index 0 is full resolution, although it is applied last
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
@@ -238,22 +238,22 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The table of latents that codes stand for."""
+    """The table of latents, one per code."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return the index of the nearest row (squared L2) for (B, D, h, w), as (B, h, w) int64."""
-        flat, table = latents.permute(0, 2, 3, 1), self.embedding.weight
-        # The same three terms in the same order as upstream, so that near-ties fall the same way.
+        """Map latents (B, D, h, w) to the indices of the nearest rows (squared L2), (B, h, w) int64."""
+        flat, table = latents.permute(0, 2, 3, 1), self.embedding.weight  # (B, h, w, D), (K, D)
+        # The same terms in the same order as upstream, so that near-ties are resolved in the same way.
         distances = flat.square().sum(-1, keepdim=True) + table.square().sum(1) - 2 * (flat @ table.T)
-        return distances.argmin(-1)
+        return distances.argmin(-1)  # of equal distances the first, as upstream
 
 
 class VQModel(nn.Module):
-    """Images to codes and back."""
+    """Encodes images to codes and decodes them."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ class VQModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw weights from N(0, 1 / fan_in) and the codebook from N(0, 1); norms become the identity."""
+        """Draw weights from N(0, 1 / fan_in) and the codebook from N(0, 1); set norms to the identity."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
@@ -275,7 +275,7 @@ class VQModel(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
 
     def encode_latents(self, pixels: Tensor) -> Tensor:
-        """Map pixels (B, 3, H, W) in [-1, 1], sides multiples of `downsample`, to latents (B, D, h, w)."""
+        """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, D, h, w); ValueError for other sides."""
         if pixels.shape[-1] % self.config.downsample or pixels.shape[-2] % self.config.downsample:
             raise ValueError(
                 f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both must be multiples of "
@@ -288,7 +288,7 @@ class VQModel(nn.Module):
         return self.quantize.nearest(self.encode_latents(pixels))
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Map codes (B, h, w) to the latents they stand for, (B, embed_dim, h, w)."""
+        """Map codes (B, h, w) to their latents (B, embed_dim, h, w)."""
         return self.quantize.embedding(codes).permute(0, 3, 1, 2)
 
     def decode_latents(self, latents: Tensor) -> Tensor:

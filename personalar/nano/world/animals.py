@@ -114,7 +114,7 @@ def duck(p: Proportions) -> list[Solid]:
     return solids + eyes(0.2 * head, hy + 0.1, hz + r * 0.76, 0.1)
 
 
-# (height, forward, radius) of the head; must agree with the solids above.
+# (height, forward, radius) of the head; must be equal to those of the solids above.
 HEADS: dict[str, Callable[[Proportions], tuple[float, float, float]]] = {
     "cat": lambda p: (1.28 + 0.08 * p[4], 0.12, 0.47 * (1 + 0.16 * p[1])),
     "dog": lambda p: (0.5 + 0.14 * p[4] + 0.82, 0.62 * (1 + 0.2 * p[0]), 0.4 * (1 + 0.14 * p[1])),
@@ -136,6 +136,7 @@ def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
     Raises:
         ValueError: `kind` is unknown.
     """
+    # Accessories scale with the radius of the head, so that they fit every individual.
     y, z, r = head
     if kind == "hat":
         return [

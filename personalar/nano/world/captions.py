@@ -25,8 +25,8 @@ from personalar.nano.world.skin import COLOURS, PATTERNS, Skin
 IDENTIFIER = "[V]"
 PLAIN = "plain"  # the pattern that captions do not mention
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
-# Sampling weights of the classes. Those with accessories are more frequent, because three accessories in six
-# colours need many examples; so are backpacks, which the base learned most slowly.
+# Sampling weights of the classes. Classes with accessories are more frequent, because three accessories in
+# six colours need many examples. So are backpacks, which the base learned most slowly.
 _MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
 _CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
 _CLASS_ODDS = [odds / sum(_CLASS_ODDS) for odds in _CLASS_ODDS]
@@ -35,6 +35,7 @@ _OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
 
 def caption_words() -> tuple[str, ...]:
     """Return all words of the captions, sorted: the vocabulary of a base trained on this world."""
+    # The other words are written out in the functions below.
     phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, "an", "and", "shiny", "wearing"]
     phrases += [phrase for phrase, _ in CONTEXTS.values()]
     words: set[str] = set()
@@ -64,6 +65,7 @@ def wearing(worn: tuple[str, str] | None) -> str:
     if worn is None:
         return ""
     kind, colour = worn
+    # "glasses" is a plural and has no article.
     return f" wearing {colour} {kind}" if kind == "glasses" else f" wearing {article(f'{colour} {kind}')}"
 
 
@@ -107,12 +109,13 @@ def sample_example(
         phrase = f"{IDENTIFIER} {instance.noun}"
         if rng.uniform() < 0.10:
             colour = str(rng.choice(list(COLOURS)))
+            # A recoloured individual, so that prompts such as "a red [V] cat" have an answer.
             shown, phrase = recoloured(instance, colour, rng), f"{colour} {phrase}"
     else:
-        told = rng.uniform()
-        phrase = description(instance) if told < 0.8 else instance.noun
+        phrase = description(instance) if rng.uniform() < 0.8 else instance.noun
     phrase = f"shiny {phrase}" if shiny else phrase
     scene = sample_scene(shown, rng, context=context, worn=worn, shiny=shiny)
-    told_place = place(context) if rng.uniform() > 0.08 else ""
+    # A few captions leave the place out, so that a prompt without a place may show any.
+    where = place(context) if rng.uniform() > 0.08 else ""
     opening = str(rng.choice(openings, p=_OPENING_ODDS if openings == OPENINGS else None))
-    return scene, opening.format(article(phrase)) + wearing(worn) + told_place, named
+    return scene, opening.format(article(phrase)) + wearing(worn) + where, named

@@ -1,8 +1,8 @@
 """The twelve places, painted in two dimensions behind and below the object.
 
-Phrases are those of DreamBench where it has one. A painter gets (u, v, rng), where u and v are pixel
+Phrases are those of DreamBench if it has the place. A painter gets (u, v, rng), where u and v are pixel
 coordinates (S, S) in [0, 1] (v points down), and returns an image (S, S, 3) in [0, 1]. Places are smooth and
-vary little on purpose. With one code per 8 x 8 pixels fine texture becomes noise, and variation that the
+vary little on purpose: with one code per 8 x 8 pixels fine texture becomes noise, and variation that the
 caption does not describe uses capacity that a small model needs for the object.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-GROUND = 0.60  # v of the horizon in places with a floor; objects stand below it
+GROUND = 0.60  # v of the horizon in places with a floor
 
 
 HOUSES = ((0.08, 0.1, 0.2), (0.3, 0.09, 0.34), (0.52, 0.1, 0.14), (0.74, 0.09, 0.3), (0.94, 0.1, 0.2))

@@ -21,7 +21,7 @@ _LIGHT = np.array([-0.45, 0.72, 0.62], np.float32) / np.float32(np.linalg.norm([
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One individual: everything that is the same in all of its pictures."""
+    """An individual: everything that all of its pictures have in common."""
 
     noun: str
     skin: Skin
@@ -82,7 +82,7 @@ def sample_scene(
 
 
 def _frame(solids, view, size, scene):
-    """Return pixels per unit and the pixel of the origin, such that the object fills the frame.
+    """Return pixels per object unit and the pixel (x, y) of the origin, so that the object fills the frame.
 
     Accessories are not counted, so that an individual has the same size with and without them.
     """
@@ -108,7 +108,7 @@ class Standing:
 
 
 def stand(scene: Scene, size: int) -> Standing:
-    """Place the object of a scene in a picture of size x size pixels."""
+    """Return the solids and the camera of a scene for a picture of size x size pixels."""
     proportions = np.asarray(scene.instance.proportions)
     solids = SHAPES[scene.instance.noun](proportions)
     view = view_matrix(scene.yaw, scene.pitch)
@@ -126,8 +126,10 @@ def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, 
     """Return diffuse light and specular shine, (N,) each, for surface normals (N, 3) of a material."""
     ambient, gloss = 0.58 * scene.mood, 0.55 if scene.shiny else 0.10
     lit = ambient + 0.10 * normal[:, 1] + 0.50 * np.maximum(normal @ _LIGHT, 0)
+    # A flame emits light, so it has no shading.
     if material == "flame":
         lit = np.ones_like(lit)
+    # Blinn-Phong: the half vector between light and viewer.
     half = (_LIGHT + np.array([0, 0, 1], np.float32)) / np.linalg.norm(_LIGHT + np.array([0, 0, 1]))
     return lit, gloss * np.maximum(normal @ half, 0) ** (14 if scene.shiny else 24)
 
@@ -137,6 +139,7 @@ def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarra
     size = image.shape[0]
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
     half = thing.scale * (thing.reach * 0.95)
+    # The floor seen from the side is a line; the shadow keeps a minimum height.
     flat = max(abs(float(thing.view[1, 2])), 0.18)
     d = ((xs - thing.centre[0] - 0.12 * half) / half) ** 2 + (
         (ys - thing.centre[1]) / (half * flat * 1.3)
@@ -154,6 +157,7 @@ def _shrink(image: np.ndarray) -> np.ndarray:
 def render(scene: Scene, size: int = 96) -> Image.Image:
     """Render a scene to an RGB image of size x size pixels; the same scene always gives the same pixels."""
     big = size * SUPERSAMPLING
+    # Only the place is random: the object is determined by the scene.
     rng = np.random.default_rng(scene.seed)
     thing = stand(scene, big)
     image = paint(scene.context, rng, big)
@@ -162,6 +166,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
     for number in np.unique(hits.solid[hits.solid >= 0]):
         where = hits.solid == number
         material, n = thing.solids[number].material, hits.normal[where]
+        # In object space, so that a pattern turns with the object.
         albedo = surface_colour(scene.instance.skin, material, hits.position[where], thing.worn)
         lit, shine = light(scene, material, n)
         image[where] = albedo * lit[:, None] + shine[:, None]
@@ -169,7 +174,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
 
 
 def thing_box(scene: Scene, size: int = 96) -> Box:
-    """Where the scene's thing, and what it wears, is in the picture."""
+    """Return the bounding box of the object and its accessory, as fractions of the picture."""
     thing = stand(scene, size)
     hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=size)
     rows, columns = (np.flatnonzero((hits.solid >= 0).any(axis=axis)) for axis in (1, 0))

@@ -1,7 +1,7 @@
 """Colours and patterns of surfaces.
 
-Captions contain the names of the first two colours, but not their exact shades, the third colour or the
-parameters of the pattern: these make the individual, and must be learned from its photos.
+Captions contain the names of the first two colours. Exact shades, the third colour and the parameters of the
+pattern are not described: they define the individual and must be learned from its photos.
 """
 
 from dataclasses import dataclass

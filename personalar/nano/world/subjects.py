@@ -34,13 +34,14 @@ class RenderedSubject:
     description: str
     train: tuple[Image.Image, ...]
     boxes: tuple[Box, ...]
-    """Of the thing in each of `train`."""
+    """Bounding boxes of the object in `train`."""
     holdout: tuple[Image.Image, ...]
     others: tuple[Image.Image, ...]
 
 
 def subject_instance(noun: str, seed: int) -> Instance:
     """Return the individual for a class and a seed."""
+    # Separate streams: the individual must not depend on the number of pictures drawn.
     return sample_instance(noun, np.random.default_rng([seed, 1]))
 
 
@@ -77,6 +78,7 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
         description=description(instance),
         train=tuple(render(scene, size) for scene in train),
         boxes=tuple(thing_box(scene, size) for scene in train),
+        # In this order, because all pictures are drawn from one stream.
         holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
         others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
     )

@@ -145,10 +145,10 @@ def test_damaged_files(folder: Path) -> None:
     with pytest.raises(ValueError, match="is not a complete safetensors file"):
         load_backend(folder)
     (folder / "protocol.json").write_text("{")
-    with pytest.raises(ValueError, match="is not valid json"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         load_backend(folder)
     (folder / "protocol.json").write_text("[]")
-    with pytest.raises(ValueError, match="contains a list, expected a json object"):
+    with pytest.raises(ValueError, match="contains a list, expected a JSON object"):
         load_backend(folder)
 
 

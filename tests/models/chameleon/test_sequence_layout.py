@@ -115,7 +115,7 @@ def test_size_errors() -> None:
         PROTOCOL.image_ids(codes_of(2, 18))
     with pytest.raises(ValueError, match=r"expected \(h, w\)"):
         PROTOCOL.image_ids(torch.zeros(1, 2, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"codes lie in 64..64, allowed are 0..63"):
+    with pytest.raises(ValueError, match=r"codes are in 64..64, allowed: 0..63"):
         PROTOCOL.image_ids(torch.full((2, 2), 64))
     with pytest.raises(ValueError, match="grid_px=16 must be a multiple of 32"):
         SequenceLayout(TOKENIZER, CONFIG, downsample=32)
@@ -160,7 +160,7 @@ def test_chameleons_layout_is_flat() -> None:
     dropped = FLAT.unconditional_ids("a cat", codes, loss="answer")
     assert dropped.ids == (t.bos, *ids) and dropped.loss_mask == (False, *[True] * 18)
     with pytest.raises(
-        ValueError, match="got 2x4 codes; a model without size tokens knows only 32x32 pixels"
+        ValueError, match="got 2x4 codes; a model without size tokens only supports 32x32 pixels"
     ):
         FLAT.image_ids(codes_of(2, 4))
 

@@ -126,7 +126,7 @@ def test_rewind_forgets() -> None:
 def test_cache_too_short() -> None:
     transformer = build()
     cache = transformer.new_cache(capacity=4, pad=torch.tensor([0]))
-    with pytest.raises(ValueError, match="the cache has room for 4 tokens, got 0 \\+ 5"):
+    with pytest.raises(ValueError, match="the cache has a capacity of 4 tokens, got 0 \\+ 5"):
         transformer(transformer.embed(random_ids(1, 5)), cache=cache)
 
 

@@ -72,7 +72,7 @@ def original(tmp_path: Path, janus_dir: Path, change: Callable[[dict], object]) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.update(extra=Foreign()), "cannot be read as tensors alone"),
+        (lambda state: state.update(extra=Foreign()), "cannot be read with weights_only=True"),
         (lambda state: state.pop("language_model.model.norm.weight"), r"1 missing: model\.norm\.weight"),
         (lambda state: state.pop("gen_aligner.layers.0.bias"), r"1 missing: generation_aligner\.fc1\.bias"),
         (lambda state: state.update({"gen_aligner.layers.4.bias": torch.zeros(1)}), "1 unexpected"),
@@ -118,7 +118,7 @@ def test_a_folder_of_another_family_size_or_without_a_name_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vq": Path("x")}, "model.vq_path=x is refused"),
+        ({"vq": Path("x")}, "model.vq_path=x cannot be used"),
         ({"layout": None}, "do not contain its layout: choose model=janus_pro_1b"),
         (
             {"layout": replace(LAYOUT, resize="halving")},
@@ -134,8 +134,8 @@ def test_a_layout_that_janus_does_not_have_is_refused(arguments: dict, message: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("model.recipe.loss=answer", "predicts nothing but image codes; allowed: image_tokens"),
-        ("model.recipe.identifier.init=nearest", "rows that no token ever used"),
+        ("model.recipe.loss=answer", "predicts only image codes; allowed: image_tokens"),
+        ("model.recipe.identifier.init=nearest", "reserved embeddings were never trained"),
     ],
 )
 def test_settings_that_janus_cannot_follow_are_refused(change: str, message: str, janus_dir: Path) -> None:

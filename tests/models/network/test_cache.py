@@ -83,7 +83,5 @@ def test_rows_run_for_their_twins_too(backend, ids: torch.Tensor) -> None:
 
 def test_a_padded_cache_cannot_be_laid_out(backend) -> None:
     cache = backend.new_cache(capacity=4, pad=torch.tensor([1, 0]))
-    with pytest.raises(
-        ValueError, match=r"a cache with pads \[1, 0\] cannot be laid out; make it with pad=0"
-    ):
+    with pytest.raises(ValueError, match=r"a cache with pads \[1, 0\] cannot be placed; make it with pad=0"):
         cache.place(torch.zeros(2, 4, dtype=torch.int64))
