@@ -23,7 +23,7 @@ def main(words: list[str]) -> None:
     if name in HELP:
         print("\n\n".join(description(each) for each in MEASUREMENTS))
     elif name not in MEASUREMENTS:
-        raise SystemExit(f"benchmarks: {name!r} is not known; allowed: {', '.join(MEASUREMENTS)}, --help")
+        raise SystemExit(f"benchmarks: unknown command {name!r}; allowed: {', '.join(MEASUREMENTS)}, --help")
     elif set(HELP) & set(arguments):
         print(description(name))
     else:

@@ -1,7 +1,7 @@
-"""What one would use without personalar: `generate` of transformers on the same weights.
+"""Baselines for sampling: `generate` of transformers with the same weights.
 
-transformers' own class masks the logits of image codes where it knows their names; here it is not told them,
-and a logits processor says which tokens may stand where.
+The class of transformers masks the logits of image codes if it gets a vocabulary map. It gets an empty one
+here, and a logits processor limits the tokens at each position.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
 
 BASELINES = {"generate": "transformers generate", "static": "transformers static, batched CFG"}
-"""The two that our decoders are compared with; the second has a static cache, guidance in one batch."""
+"""The two baselines; the second uses a static cache, and computes guidance in the same batch."""
 
 
 def hf_model(backend: ChameleonBackend) -> Any:
-    """Return transformers' Chameleon with the weights of `backend`, lying in memory as it would load them.
+    """Return transformers' Chameleon with the weights of `backend`, contiguous as if loaded from a file.
 
-    Weights that lie so already are shared, not copied.
+    Weights that are contiguous already are shared and not copied.
     """
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     numbers = {k: v for k, v in backend.transformer.config.to_hf().items() if k != "model_type"}
     small = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
-    small |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}  # never used: codes stay codes here
+    small |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}  # never used: only codes are sampled
     config = ChameleonConfig(**numbers, vocabulary_map={}, vq_config=small)
     with torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
     weights = {name: tensor.contiguous() for name, tensor in backend.transformer.state_dict().items()}
     model.load_state_dict(weights, strict=False, assign=True)
     model.model.vqmodel = None
-    rotary = type(model.model.rotary_emb)  # a buffer that no checkpoint holds
+    rotary = type(model.model.rotary_emb)  # has a buffer that checkpoints do not contain
     model.model.rotary_emb = rotary(config).to(backend.device)
     model.generation_config.eos_token_id = model.generation_config.bos_token_id = None
     model.generation_config.pad_token_id = backend.tokenizer.pad
@@ -43,7 +43,7 @@ def hf_model(backend: ChameleonBackend) -> Any:
 
 
 def image_body(backend: ChameleonBackend, grid: tuple[int, int]) -> list[int | None]:
-    """Return the forced ids from the first code to the last, None where a code is free."""
+    """Return the tokens from the first code to the last: fixed ids, and None for a sampled code."""
     grammar = backend.grammar(*grid)
     body = grammar[grammar.index(None) :]
     while body[-1] is not None:
@@ -52,7 +52,7 @@ def image_body(backend: ChameleonBackend, grid: tuple[int, int]) -> list[int | N
 
 
 def legal_scores(backend: ChameleonBackend, body: list[int | None]) -> Tensor:
-    """Return what is added to the logits of every token of `body`, (T, V): 0 or -inf."""
+    """Return the mask that is added to the logits of each token of `body`, (T, V): 0 or -inf."""
     vocabulary = backend.transformer.config.vocab_size
     scores = torch.full((len(body), vocabulary), float("-inf"), device=backend.device)
     for position, forced in enumerate(body):
@@ -61,7 +61,7 @@ def legal_scores(backend: ChameleonBackend, body: list[int | None]) -> Tensor:
 
 
 class Baseline:
-    """Callable like a decoder; `static` chooses a static cache and guidance as a second half of the batch."""
+    """Callable like a decoder. `static`: use a static cache, and guidance as the second half of the batch."""
 
     def __init__(self, backend: ChameleonBackend, sampling: Sampling, *, static: bool) -> None:
         self.model, self.sampling, self.static = hf_model(backend), sampling, static
@@ -71,7 +71,7 @@ class Baseline:
     def __call__(
         self, backend: ChameleonBackend, prompts: list[list[int]], grid: tuple[int, int], seeds: list[int]
     ) -> Tensor:
-        """Return codes (B, h, w) for prompts of one length."""
+        """Return codes (B, h, w); all prompts must have the same length."""
         grammar = backend.grammar(*grid)
         prefix = grammar[: grammar.index(None)]
         alone = [*backend.unconditional_prompt(prompts[0]), *prefix]
@@ -98,7 +98,7 @@ class Baseline:
         return ids[: len(prompts), free].view(len(prompts), *grid) - backend.code_offset
 
     def forget(self) -> None:
-        """Free the static cache and the programs that transformers keeps."""
+        """Free the static cache and the compiled programs of transformers."""
         vars(self.model).pop("_cache", None)
         torch._dynamo.reset()
 
@@ -106,7 +106,7 @@ class Baseline:
         return {"do_sample": False, "cache_implementation": "static"}
 
     def _own_sampling(self, alone: list[int], batch: int) -> dict[str, Any]:
-        """Return `generate`'s own names of the sampling settings."""
+        """Return the sampling settings as arguments of `generate`."""
         settings: dict[str, Any] = {
             "do_sample": True,
             "top_k": self.sampling.top_k,
@@ -119,14 +119,17 @@ class Baseline:
         return settings
 
     def _legal(self, backend: ChameleonBackend, body: list[int | None], start: int) -> Any:
-        """Return a processor that rules out what may not stand there."""
+        """Return a logits processor that excludes tokens which are not allowed at a position."""
         legal = legal_scores(backend, body)
         return lambda ids, scores: scores + legal[ids.shape[1] - start]
 
     def _guided_draw(
         self, backend: ChameleonBackend, body: list[int | None], start: int, seeds: list[int]
     ) -> Any:
-        """Return a processor that draws, and leaves that token alone: both rows of an image need the same."""
+        """Return a logits processor that samples and excludes all other tokens.
+
+        With guidance two rows belong to an image, and both must get the same token.
+        """
         noise, rows = NoiseAhead(seeds, backend.device), backend.tokenizer.image_rows
         drawn = 0
 

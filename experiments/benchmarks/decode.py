@@ -1,15 +1,15 @@
 """Sampling speed: `python experiments/benchmarks decode model=nano decoder=plain,jacobi batch=1,16`.
 
-On a CPU every decoder and both baselines take turns in every round, so that a busy neighbour meets all of
-them; on a GPU they come one after the other, because the caches of two need not fit. Ratios are medians over
+On a CPU all decoders and both baselines run in turns in every round, so that other jobs on the machine affect
+all of them. On a GPU they run one after the other, because two caches may not fit. Ratios are medians over
 rounds.
 
     decoder=plain       one or several of conf/decoder
     batch=1,16          pictures decoded together
     runs=5              rounds
-    weights=model       or random_7b: the 7B's shape with random weights instead of a checkpoint
-    baselines=...       generate,static; static or none leaves out the slow ones
-    out=DIR             decode.json and decode.md there
+    weights=model       or random_7b: random weights with the shape of the 7B instead of a checkpoint
+    baselines=...       generate,static; "static" or "none" omits the slow ones
+    out=DIR             folder for decode.json and decode.md
 
 Other arguments are settings of `personalar.sample` (`decoder.window=32`, `trainer=gpu`).
 """
@@ -60,28 +60,28 @@ OWN["baselines"] = ",".join(BASELINES)
 
 @dataclass(kw_only=True)
 class Contender:
-    """One decoder or baseline at one batch size, and what was measured of it."""
+    """A decoder or baseline at one batch size, with its measurements."""
 
     name: str
     batch: int
     draw: Callable[..., Any]
     times: list[Moment] = field(default_factory=list)
-    """Seconds of decoding, and of work in them."""
+    """Wall time and CPU time of decoding, in seconds."""
     total_s: list[float] = field(default_factory=list)
-    """With image tokenizer and PNG."""
+    """Wall time with image tokenizer and PNG."""
     steps: int = 0
     first_s: float = 0.0
-    """The first run, with compiling and capturing."""
+    """Wall time of the first run, with compiling and capturing."""
     peak: int = 0
     failed: str = ""
-    """Why it could not be measured."""
+    """Reason that it could not be measured."""
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the benchmark's own settings, and those of `personalar.sample`.
+    """Return the settings of the benchmark, and those of `personalar.sample`.
 
     Raises:
-        ValueError: for what is not known, with what is allowed.
+        ValueError: unknown settings or values; the message lists the allowed ones.
     """
     own, rest = split_own(arguments, OWN)
     for number in (*own["batch"].split(","), own["runs"]):
@@ -89,16 +89,17 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     for key, allowed in (("weights", ("model", "random_7b")), ("baselines", (*BASELINES, "none"))):
         for name in own[key].split(","):
             if name not in allowed:
-                raise ValueError(f"{key}={name} is not known; allowed: {', '.join(allowed)}")
+                raise ValueError(f"invalid value {key}={name}; allowed: {', '.join(allowed)}")
     for name in own["decoder"].split(","):
         composed("sample", [f"decoder={name}", *rest])
     return own, rest
 
 
 def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
-    """Return the settings that `personalar.sample decoder=...` would run with.
+    """Return the settings of `personalar.sample decoder=...`.
 
-    One command measures several decoders: `decoder.window=32` is for those that have a window.
+    A command can measure several decoders; a setting such as `decoder.window=32` is dropped for those without
+    it.
     """
     text = (conf_dir() / "decoder" / f"{decoder}.yaml").read_text()
     others = [f"decoder.{key}=" for key in ("window", "max_batch", "bucket") if f"\n{key}:" not in text]
@@ -118,7 +119,7 @@ def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
 
 
 def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) -> list[Contender]:
-    """Return everything that takes part."""
+    """Return all decoders and baselines, at all batch sizes."""
     names = own["decoder"].split(",")
     draws: dict[str, Any] = {
         name: build("decoder", compose_sample(name, rest).decoder.settings) for name in names
@@ -132,7 +133,7 @@ def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) 
 
 
 def measure(contender: Contender, backend: ChameleonBackend, folder: Path, *, turn: int) -> None:
-    """Draw, decode and write one batch; add what it took. Every turn has its own seeds; -1 is the warm-up."""
+    """Sample, decode and write one batch, and record the times. Seeds differ per turn; -1 is the warm-up."""
     generator, batch = Generator(backend=backend, decoder=contender.draw), contender.batch
     side = backend.protocol.config.resolution
     ids = backend.protocol.prompt_ids(PROMPT, side, side)
@@ -140,7 +141,7 @@ def measure(contender: Contender, backend: ChameleonBackend, folder: Path, *, tu
     owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
     reset_peak(backend.device)
     started, cpu = now()
-    with counted_forwards(owner) as calls, torch.inference_mode():  # as `personalar.sample` draws
+    with counted_forwards(owner) as calls, torch.inference_mode():  # as in `personalar.sample`
         codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
     drawn, worked = now()
     for index, picture in enumerate(generator.pictures(codes)):
@@ -155,7 +156,7 @@ def measure(contender: Contender, backend: ChameleonBackend, folder: Path, *, tu
 
 
 def measure_all(field: list[Contender], backend: ChameleonBackend, *, runs: int) -> None:
-    """Warm up and measure every contender; one that runs out of memory, or a baseline that fails, says so."""
+    """Warm up and measure all contenders; lack of memory and errors of baselines are recorded."""
     together = backend.device.type != "cuda"
     for group in [field] if together else [[contender] for contender in field]:
         for turn in range(-1, runs):
@@ -168,7 +169,7 @@ def measure_all(field: list[Contender], backend: ChameleonBackend, *, runs: int)
 
 
 def attempt(contender: Contender, backend: ChameleonBackend, turn: int) -> None:
-    """Measure one turn; keep why it failed."""
+    """Measure one turn, or record why it failed."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             measure(contender, backend, Path(folder), turn=turn)
@@ -211,7 +212,7 @@ def summary(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows in Markdown."""
+    """Return the rows as a Markdown table."""
     ratios = [f"{kind} {name}" for kind in ("x", "cpu x") for name in BASELINES.values()]
     keys = {
         "steps": "{:.0f}",
@@ -235,7 +236,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
-    """Measure everything; return one record."""
+    """Measure all contenders; return the record."""
     config = compose_sample(own["decoder"].split(",")[0], rest)
     prepare_torch(config.trainer.threads)
     backend = open_backend(own, config)
@@ -254,7 +255,7 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print the table, and write the JSON beside it."""
+    """Measure, print the table, and write it with the JSON record to `out`."""
     own, rest = read_settings(arguments)
     keep_memory()
     record = run(own, rest)

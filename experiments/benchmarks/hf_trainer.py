@@ -1,4 +1,4 @@
-"""What one would train with without personalar: transformers' `Trainer`, on our network and on its own."""
+"""Baselines for training: transformers' `Trainer` with our network, and with that of transformers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from personalar.training.stage import select_parameters
 
 
 class Ours(nn.Module):
-    """Our network and loss as transformers' Trainer calls them."""
+    """Our network and loss, with the interface that transformers' Trainer expects."""
 
     def __init__(self, module: PersonalizationModule) -> None:
         super().__init__()
         self.transformer, self.identifier = module.transformer, module.identifier
-        self._module = [module]  # in a list: its parameters are named already
+        self._module = [module]  # in a list, so that its parameters are not registered twice
 
     def forward(self, ids: Tensor, loss_mask: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""
@@ -30,21 +30,20 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
-    """transformers' own Chameleon with the same weights and its own loss, over all of the vocabulary.
+    """transformers' own Chameleon with the same weights and its own loss, over the whole vocabulary.
 
-    The parameters that train are those of the stage, by the same names; its logits of image codes, which
-    that class would mask, are left alone.
+    It trains the parameters of the stage, which have the same names. Logits of image codes are not masked.
     """
 
     def __init__(self, module: PersonalizationModule, stage: Stage) -> None:
-        """Take over the weights of `module`; its optimizer is over this network's parameters from now on.
+        """Use the weights of `module`, whose optimizer then trains the parameters of this network.
 
         Raises:
-            ValueError: for a stage of adapters or with dropout, which that class does not have.
+            ValueError: the stage has LoRA or dropout, which this class does not support.
         """
         super().__init__()
         if stage.trains.lora.rank:
-            raise ValueError("this compares whole matrices; choose a method without LoRA")
+            raise ValueError("only full matrices can be compared; choose a method without LoRA")
         if module.context.config.model.recipe.dropout:
             raise ValueError("transformers' class has no dropout; set model.recipe.dropout=0")
         backend = module.network.backend

@@ -1,4 +1,4 @@
-"""Clocks, peaks of memory, and what the numbers depend on besides the program."""
+"""Clocks, peak memory, bandwidth, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from personalar.models.chameleon.backend import ChameleonBackend
 
 WARM_UP = 3  # steps
 Moment = tuple[float, float]
-"""Seconds that passed, and seconds that this process was at work."""
+"""Wall time and CPU time of this process, in seconds."""
 
 
 def split_own(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the "key=value" words whose key is in `defaults`, over those, and all other words."""
+    """Return `defaults` updated with the "key=value" arguments for its keys, and the other arguments."""
     own, rest = dict(defaults), []
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -33,7 +33,7 @@ def split_own(arguments: Sequence[str], defaults: Mapping[str, str]) -> tuple[di
 
 
 def whole_number(own: Mapping[str, str], key: str) -> int:
-    """Return the number that a setting holds, from 1."""
+    """Return the value of a setting, a whole number from 1. Raises ValueError for other values."""
     if not own[key].isdigit() or int(own[key]) < 1:
         raise ValueError(f"{key}={own[key]} must be a whole number from 1")
     return int(own[key])
@@ -55,14 +55,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def now() -> Moment:
-    """Return the time, and this process's time at work, once the GPU has done what it was given."""
+    """Wait for the GPU; return wall time and CPU time."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
 def seconds_per_step(times: list[Moment]) -> Moment:
-    """Return the median time, and time at work, between the ends of two steps, warm-up left out."""
+    """Return the median wall time and CPU time of a step after the warm-up, from the ends of all steps."""
     pairs = list(zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False))
     passed, worked = (statistics.median(b[clock] - a[clock] for a, b in pairs) for clock in (0, 1))
     return passed, worked
@@ -70,32 +70,32 @@ def seconds_per_step(times: list[Moment]) -> Moment:
 
 @contextmanager
 def counted_forwards(owner: Any) -> Iterator[list[int]]:
-    """Yield a list that grows by one with every `owner.forward`; replays of a captured graph pass it by."""
+    """Yield a list that grows by one with every call of `owner.forward`; graph replays are not counted."""
     forward, calls = owner.forward, []
     owner.forward = lambda *a, **k: calls.append(1) or forward(*a, **k)
     try:
         yield calls
     finally:
-        del owner.forward  # the class's own again
+        del owner.forward  # restores the method of the class
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Free memory that is no longer referenced."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to watch the peak of memory."""
+    """Reset the peak memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (watch := Path("/proc/self/clear_refs")).exists():
-        watch.write_text("5")  # resets VmHWM
+    elif (path := Path("/proc/self/clear_refs")).exists():
+        path.write_text("5")  # resets VmHWM
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory since `reset_peak`: torch's on a GPU, the whole process's elsewhere."""
+    """Return the peak memory since `reset_peak`: that of torch on a GPU, otherwise of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -104,7 +104,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reason(error: Exception) -> str:
-    """Return in one line why something could not be measured."""
+    """Return an error as one line for the table."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     first = (str(error).splitlines() or [""])[0]
@@ -118,10 +118,12 @@ FORMULA = (
 
 
 def step_bytes(backend: ChameleonBackend, *, batch: int, prompt: int, answer: int, guided: bool) -> float:
-    """Return what an average step of plain decoding reads; see `FORMULA`.
+    """Return the bytes that an average step of plain decoding reads; see `FORMULA`.
 
     Args:
-        prompt, answer: tokens before the image, and of the image.
+        batch: number of images.
+        prompt, answer: number of tokens before the image, and of the image.
+        guided: whether every image has a second row for guidance.
     """
     transformer = backend.transformer
     weights = sum(p.nbytes for p in transformer.parameters())
@@ -134,7 +136,7 @@ def step_bytes(backend: ChameleonBackend, *, batch: int, prompt: int, answer: in
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Measure bytes per second (read and written) of copying a large tensor."""
+    """Return the bytes per second (read and written) of copying a large tensor."""
     source = torch.ones(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     seconds = []

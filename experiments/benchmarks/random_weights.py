@@ -1,4 +1,4 @@
-"""A model of the 7B's shape with random weights: speed does not depend on what the weights say."""
+"""A model with the shape of the 7B and random weights, because speed does not depend on their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from personalar.models.network.vq import VQConfig, VQModel
 
 
 def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
-    """Return Lumina-mGPT's shape: 512 pixels, 32 x 32 of 8192 codes, prompts of about its length."""
+    """Return a random model with the shape of Lumina-mGPT 7B: 512 pixels, 32 x 32 of 8192 codes."""
     return random_backend(TransformerConfig(), VQConfig(), ProtocolConfig(), dtype=dtype, device=device)
 
 
@@ -25,7 +25,7 @@ def random_backend(
     dtype: torch.dtype,
     device: torch.device,
 ) -> ChameleonBackend:
-    """Return a backend of any shape whose weights are drawn where they lie."""
+    """Return a random backend of any shape; the weights are drawn on `device`."""
     tokenizer = Tokenizer(
         build_tokenizer(
             [protocol.prompt_template],

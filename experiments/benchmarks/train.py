@@ -1,14 +1,14 @@
 """Training speed: `python experiments/benchmarks train model=nano bench_stage=transformer steps=20 rounds=3`.
 
-The program's own stage (Trainer, callbacks, checkpoints, logs), a hand-written PyTorch loop over the same
-network, batches, loss and optimizer, and transformers' `Trainer` over the same and over transformers' own
-class take turns in every round, so that a busy neighbour meets all of them; ratios are medians over rounds.
-Beside the time that passes stands this process's time at work, which suffers less from busy neighbours.
+Four programs run in turns in every round, so that other jobs on the machine affect all of them: a stage of
+personalar (with callbacks, checkpoints and logs), a hand-written PyTorch loop with the same network, batches,
+loss and optimizer, transformers' `Trainer` with the same, and with transformers' own class. Ratios are
+medians over rounds. CPU time is measured too, because it depends less on other jobs than wall time.
 
     bench_stage=transformer     the stage; or embedding
-    steps=20                    of each contender in a round
+    steps=20                    steps of each program per round
     rounds=3
-    out=FILE                    the numbers, as JSON
+    out=FILE                    write the results as JSON
 
 Other arguments are settings of `personalar.run` (`model=`, `+subject=dog`).
 """
@@ -56,21 +56,25 @@ OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
 
 
 def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the benchmark's own settings, and those of a run: of the cat, where they name no subject."""
+    """Return the settings of the benchmark, and those of a run (default: `+subject=cat`).
+
+    Raises:
+        ValueError: unknown settings, or too few steps.
+    """
     own, rest = split_own(arguments, OWN)
     whole_number(own, "rounds")
     if whole_number(own, "steps") <= WARM_UP:
-        raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} that warm up")
+        raise ValueError(f"steps={own['steps']} must be more than the {WARM_UP} steps of warm-up")
     rest = rest if any("subject=" in word for word in rest) else ["+subject=cat", *rest]
     composed("run", rest)
     return own, rest
 
 
 def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[RunContext, Stage]:
-    """Return a session without judges and grids in `folder`, and the stage: from the base, `steps` steps."""
+    """Return a run in `folder` without scorers and grids, and the stage, which starts from the base."""
     config = read_config(composed("run", ["scorer=none", "samples.grid_every_steps=0", *rest]))
     prepared = prepare(config, folder)
-    assert prepared is not None  # an empty folder holds no finished run
+    assert prepared is not None  # an empty folder contains no finished run
     session, stages = prepared
     named = {stage.name: stage for stage in stages}
     if name not in named:
@@ -82,21 +86,21 @@ def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[Ru
 
 
 class StepClock(L.Callback):
-    """Notes when each optimizer step ended."""
+    """Records the time at the end of each optimizer step."""
 
     def __init__(self) -> None:
         self.times: list[Moment] = []
         self._last = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """Note the time once the step is complete."""
+        """Record the time after the last micro-batch of a step."""
         if trainer.global_step > self._last:
             self._last = trainer.global_step
             self.times.append(now())
 
 
 def ours(session: RunContext, stage: Stage) -> Moment:
-    """Return the seconds per step of a stage as `personalar.run` trains it."""
+    """Return the seconds per step of a stage of `personalar.run`."""
     clock = StepClock()
     callbacks = [*make_callbacks(session, stage.name), clock]
     trainer = make_trainer(session, stage, callbacks, make_loggers(session, stage.name))
@@ -106,35 +110,35 @@ def ours(session: RunContext, stage: Stage) -> Moment:
 
 
 def bare(session: RunContext, stage: Stage) -> tuple[PersonalizationModule, SequenceStream]:
-    """Return the same network and sequences without Lightning around them."""
+    """Return the same network and sequences without Lightning."""
     module = PersonalizationModule(session, stage)
     module.configure_model()
     return module, SubjectDataModule(session, stage).make_stream(module.network.backend)
 
 
 def their_trainer(session: RunContext, stage: Stage) -> Moment:
-    """Return the seconds per step of transformers' Trainer on the same network, batches and optimizer."""
+    """Return the seconds per step of transformers' Trainer with the same network, batches and optimizer."""
     module, stream = bare(session, stage)
     with quiet():
         return trainer_seconds(Ours(module), module, stream, session, stage)
 
 
 def their_trainer_and_model(session: RunContext, stage: Stage) -> Moment:
-    """Return the seconds per step of transformers' Trainer on transformers' own class, same weights."""
+    """Return the seconds per step of transformers' Trainer with its own class and the same weights."""
     module, stream = bare(session, stage)
     with quiet():
         return trainer_seconds(Theirs(module, stage), module, stream, session, stage)
 
 
 def batches(stream: SequenceStream, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the batches of one pass each, as the program's loader makes them."""
+    """Yield the same micro-batches as the data loader of personalar."""
     sequences = iter(stream)
     while True:
         yield collate(list(islice(sequences, size)), pad=stream.pad)
 
 
 def by_hand(session: RunContext, stage: Stage) -> Moment:
-    """Return the seconds per step of the shortest loop that computes the same."""
+    """Return the seconds per step of a minimal loop that computes the same."""
     module, stream = bare(session, stage)
     configured = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -163,7 +167,7 @@ CONTENDERS: dict[str, Callable[[RunContext, Stage], Moment]] = {
 
 
 def attempt(row: dict[str, Any], session: RunContext, stage: Stage) -> None:
-    """Measure a contender once more; note why it could not be, but for our own."""
+    """Measure a program once more, or record why it failed; an error of personalar itself is raised."""
     device = torch.device(session.device)
     reset_peak(device)
     try:
@@ -173,11 +177,11 @@ def attempt(row: dict[str, Any], session: RunContext, stage: Stage) -> None:
             raise
         row["failed"] = reason(error)
     row["peak_gb"] = max(row["peak_gb"], peak_bytes(device) / 1e9)
-    release_memory(device)  # trainers hold themselves: the next contender's network would lie beside theirs
+    release_memory(device)  # trainers have reference cycles, and their network would stay in memory
 
 
 def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
-    """Run every contender in every round; return medians, ratios and what they ran on."""
+    """Run every program in every round; return medians, ratios and a description of the machine."""
     rows = [{"name": name, "times": [], "peak_gb": 0.0} for name in CONTENDERS]
     for row in rows * int(own["rounds"]):
         if "failed" not in row:
@@ -205,7 +209,7 @@ def run(own: dict[str, str], rest: list[str]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the result in Markdown."""
+    """Return the result as a Markdown table."""
     keys = ("s_per_step", "ours_over_s_per_step", "work_s_per_step", "ours_over_work_s_per_step", "peak_gb")
     lines = [f"|  | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     for row in result["rows"]:
@@ -215,7 +219,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print, write JSON."""
+    """Measure, print the table, and write the JSON record."""
     own, rest = read_settings(arguments)
     keep_memory()
     result = run(own, rest)

@@ -1,7 +1,7 @@
-"""What might make a step of the compiled decoder faster on a GPU: changes beside the product, none is in it.
+"""Candidate changes for a faster step of the compiled decoder on a GPU. None of them is in the package.
 
-A change is in force while a step is compiled and captured; the captured step keeps it. Where a step is run as
-Python (on a CPU), it is in force whenever the step runs. `variants.py` measures them.
+A change is active while a step is compiled and captured, and stays part of the captured step. If a step runs
+as Python (on a CPU), the change is active while it runs. `variants.py` measures them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from personalar.models.network.attention import attend
 from personalar.models.network.cache import CacheWindow
 
 FEW_ROWS = 4
-"""Two rows of an image with guidance, two tokens each where a newline travels along."""
+"""An image with guidance has two rows, and two tokens in each if a newline is part of the step."""
 
 
 class Changed(CompiledDecoder):
-    """The compiled decoder with changes, such as "flex+keep"; "product" is none.
+    """The compiled decoder with changes, such as "flex+keep"; "product" is without changes.
 
     Args:
-        names: of `CHANGES`, with a plus between them.
+        names: keys of `CHANGES`, joined by "+".
         as_python: neither compile nor capture.
         settings: cfg_scale, top_k, top_p, temperature.
+
+    Raises:
+        ValueError: an unknown name.
     """
 
     def __init__(self, names: str, *, as_python: bool, **settings: Any) -> None:
@@ -54,11 +57,11 @@ class Changed(CompiledDecoder):
 
     @staticmethod
     def can_capture(device: torch.device) -> bool:
-        """Say yes: a CPU runs steps as Python."""
+        """Return True, because a CPU runs the steps as Python."""
         return True
 
     def lower(self, function: Function) -> Function:  # type: ignore[override]
-        """Compile a copy of `function`: programs belong to its code, and each variant needs its own."""
+        """Compile a copy of `function`, because Dynamo caches programs per code object."""
         if self.as_python:
             return function
         if function not in self._copies:
@@ -69,10 +72,10 @@ class Changed(CompiledDecoder):
         return torch.compile(self._copies[function])
 
     def capture(self, run: Callable[[], None], rewind: Callable[[], None]) -> Replay:
-        """Return what repeats `run` with the changes."""
+        """Return a function that repeats `run` with the changes."""
         if self.as_python:
             return partial(self._changed, run)
-        # The key of this cache has the call of attention, not the kernel that PyTorch chose for it.
+        # The key of this cache contains the call of attention, but not the kernel that PyTorch chose.
         with torch._functorch.config.patch(enable_autograd_cache=False), self.in_force():
             return super().capture(run, rewind)
 
@@ -82,7 +85,7 @@ class Changed(CompiledDecoder):
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Change the product while the context lasts."""
+        """Apply the changes in the block."""
         with ExitStack() as stack:
             for change in self.changes:
                 stack.enter_context(change.apply(self))
@@ -90,14 +93,14 @@ class Changed(CompiledDecoder):
 
 
 def cudnn(decoder: Changed) -> AbstractContextManager[None]:
-    """Leave attention to cuDNN, or fail."""
+    """Use cuDNN for attention, or fail."""
     return nullcontext() if decoder.as_python else sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
 
 
 @contextmanager
 def flex(decoder: Changed) -> Iterator[None]:
-    """Let the compiler write attention: it cuts the keys up where there is one query."""
-    with (  # as Python it would compile itself
+    """Use flex_attention, which splits the keys if there is only one query."""
+    with (  # otherwise flex_attention compiles itself, also when it runs as Python
         patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", decoder.as_python),
         patch.object(network, "attend", flex_attend),
     ):
@@ -105,7 +108,7 @@ def flex(decoder: Changed) -> Iterator[None]:
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
-    """As `attend`."""
+    """Like `attend`, with flex_attention."""
 
     def masked(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return score + mask[b, 0, q, k]
@@ -115,12 +118,12 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eage
 
 
 def spelled_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
-    """As `attend`, by two products and a softmax."""
+    """Like `attend`, with two matrix products and a softmax."""
     return attend(query, key, value, mask, eager=True)
 
 
 def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
-    """As `attend`, for one query by sums, which the compiler fuses with what stands around them."""
+    """Like `attend`, but with sums for a single query, which the compiler can fuse with other operations."""
     if query.shape[2] > 1:
         return attend(query, key, value, mask, eager=eager)
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # (B, K, H / K, 1, hd)
@@ -132,7 +135,7 @@ def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eage
 
 @contextmanager
 def reduce(decoder: Changed) -> Iterator[None]:
-    """Multiply a few rows by sums: each weight is read once, by one kernel for all that share their input."""
+    """Compute products of a few rows as sums: one kernel reads each weight once for all rows."""
     with (
         patch.object(nn.Linear, "forward", lambda module, x: few_rows(x, module.weight)),
         patch.object(network.MLP, "forward", gated),
@@ -141,7 +144,7 @@ def reduce(decoder: Changed) -> Iterator[None]:
 
 
 def few_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """As `linear`, for x (N, in) with N at most `FEW_ROWS` by sums in float32."""
+    """Like `F.linear`, with sums in float32 if x (N, in) has at most `FEW_ROWS` rows."""
     if len(x) > FEW_ROWS:
         return F.linear(x, weight)
     wide = weight.float()
@@ -149,13 +152,13 @@ def few_rows(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def gated(mlp: network.MLP, x: Tensor) -> Tensor:
-    """As `MLP.forward`, its last product left as it is: by sums, every output would compute SiLU anew."""
+    """Like `MLP.forward`; the last product is not a sum, because every output would repeat the SiLU."""
     return F.linear(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x), mlp.down_proj.weight)
 
 
 @contextmanager
 def keep(decoder: Changed) -> Iterator[None]:
-    """Compile head, guidance, noise and draw too."""
+    """Also compile head, guidance, noise and sampling."""
     program = decoder.lower(compiled.Step.keep)
     with (
         patch.object(compiled, "gumbel_noise", table_noise),
@@ -165,7 +168,7 @@ def keep(decoder: Changed) -> Iterator[None]:
 
 
 def table_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
-    """As `gumbel_noise`, from a table: Triton takes no number of 64 bits where it counts codes."""
+    """Like `gumbel_noise`, with a table of codes: Triton has no 64-bit index for them."""
     place = hashing.mix(hashing.mix(seeds[:, None]) + positions)
     drawn = hashing.high_bits(place[:, :, None] + spread(num_codes, seeds.device))
     uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
@@ -174,7 +177,7 @@ def table_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def spread(num_codes: int, device: torch.device) -> Tensor:
-    """Return the codes (K,) far apart, always the same tensor: captured steps go on reading it."""
+    """Return `arange(K) * _ODD`, always as the same tensor, because captured steps read it again."""
     return _spread(num_codes, device)
 
 
@@ -184,7 +187,7 @@ def _spread(num_codes: int, device: torch.device) -> Tensor:
 
 
 def kth_of_logits(logits: Tensor, k: int) -> Tensor:
-    """As `keep_top_k`, by another search of PyTorch's."""
+    """Like `keep_top_k`, with `torch.kthvalue`."""
     if k >= logits.shape[-1]:
         return logits
     threshold = logits.kthvalue(logits.shape[-1] - k + 1, dim=-1, keepdim=True).values
@@ -193,42 +196,45 @@ def kth_of_logits(logits: Tensor, k: int) -> Tensor:
 
 @contextmanager
 def whole_mask(decoder: Changed) -> Iterator[None]:
-    """Cut the mask inside of blocks: of one that comes cut, a program for all lengths does not know that its
-    rows lie multiples of 8 apart, as the kernel wants them, and every block copies it."""
+    """Slice the mask inside of the blocks.
+
+    If it is sliced before, a program with dynamic lengths cannot prove that the stride is a multiple of 8,
+    which the kernel requires, and every block copies the mask.
+    """
     with patch.object(CacheWindow, "mask", mask_of_all_slots), patch.object(network, "attend", cut_attend):
         yield
 
 
 def mask_of_all_slots(window: CacheWindow, num_tokens: int) -> Tensor:
-    """As `CacheWindow.mask`, (B, 1, T, L)."""
+    """Like `CacheWindow.mask`, for all slots: (B, 1, T, L)."""
     visible = window._cache._visible
     slots = torch.arange(visible.shape[-1], device=visible.device)
     return visible.masked_fill(slots > window._slots[:, None], float("-inf"))
 
 
 def cut_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
-    """As `attend`, for a mask of all slots."""
+    """Like `attend`, for a mask of all slots."""
     return attend(query, key, value, mask[..., : key.shape[2]], eager=eager)
 
 
 def tuned(decoder: Changed) -> AbstractContextManager[None]:
-    """Let the compiler try block sizes of its kernels, which takes it longer."""
+    """Let the compiler tune the block sizes of its kernels, which takes longer."""
     return torch._inductor.config.patch(coordinate_descent_tuning=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change of the product."""
+    """A change of the decoder."""
 
     what: str
     apply: Callable[[Changed], AbstractContextManager[None]] = lambda decoder: nullcontext()
     bucket: int = 128
     most_rows: int = 2**31
-    """Rows of a step up to which it changes anything."""
+    """Largest number of rows of a step for which the change has an effect."""
 
 
 def swap(name: str, new: Callable[..., Any], owner: Any = network) -> Callable[[Changed], Any]:
-    """Return a change that puts `new` instead of `owner.name`."""
+    """Return a change that replaces `owner.name` by `new`."""
     return lambda decoder: patch.object(owner, name, new)
 
 

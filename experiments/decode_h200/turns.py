@@ -1,4 +1,4 @@
-"""Variants of the compiled decoder that take turns on the buffers of one batch."""
+"""Measure variants of the compiled decoder in turns, on the buffers of one batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from personalar.generation.schedule import plan
 from personalar.models.chameleon.backend import ChameleonBackend
 
 DRAWS = 512
-"""About so many draws are compared."""
+"""Approximate number of sampled codes that are compared."""
 
 
 def square(backend: ChameleonBackend, batch: int) -> GenerationRequest:
-    """Return what is asked for: pictures of the model's own size."""
+    """Return a request for pictures of the default size."""
     side = backend.protocol.config.resolution
     ids, grid = backend.protocol.prompt_ids(PROMPT, side, side), backend.protocol.code_shape(side, side)
     return GenerationRequest(prompts=[ids] * batch, grid=grid, seeds=list(range(batch)))
@@ -35,20 +35,20 @@ def square(backend: ChameleonBackend, batch: int) -> GenerationRequest:
 
 @dataclass(kw_only=True)
 class Contender:
-    """One variant at one size of batch, and what was measured of it."""
+    """A variant at one batch size, with its measurements."""
 
     name: str
     decoder: Changed
     rounds: list[list[float]] = field(default_factory=list)
-    """Milliseconds of a step at every place, of every round."""
+    """Milliseconds of a step at each measured length, for each round."""
     ready_s: float = 0.0
-    """Compiling and capturing."""
+    """Seconds of compiling and capturing."""
     drawn: torch.Tensor | None = None
     failed: str = ""
 
 
 class Place:
-    """The buffers of a batch, and the steps at which variants are timed on them."""
+    """The buffers of a batch, and the steps at which variants are timed."""
 
     def __init__(self, backend: ChameleonBackend, batch: int, sampling: Sampling, args: Any) -> None:
         request = square(backend, batch)
@@ -56,7 +56,7 @@ class Place:
         self.schedule = plan(backend, request, guided=sampling.guided)
         self.step = Step(backend, self.schedule, sampling, bucket=128)
         for table in (*self.step.cache.keys, *self.step.cache.values):
-            table.normal_()  # zeros take less power, and a GPU is faster then
+            table.normal_()  # with zeros a GPU needs less power and is faster
         self.step.start(request, self.schedule, None)
         last = self.schedule.num_steps - args.repeats
         wanted = np.linspace(1, max(1, last), args.lengths).round().astype(int)
@@ -66,18 +66,18 @@ class Place:
         """The steps of the first row of codes."""
 
     def run(self, decoder: Changed, index: int) -> None:
-        """Run step `index`, captured when it is met first."""
+        """Run step `index`; it is captured the first time."""
         decoder._replay(self.step, self.schedule, index)()
 
     def know(self, decoder: Changed) -> None:
-        """Draw the first row of codes with `decoder`; what others draw is compared after these."""
+        """Sample the first row of codes with `decoder`; all variants are compared after these codes."""
         for index in self.compared:
             self.step.seek(self.schedule, index)
             self.run(decoder, index)
         self.codes = self.step.codes.clone()
 
     def draws(self, decoder: Changed) -> torch.Tensor:
-        """Return what `decoder` draws after the codes that are known, for several seeds."""
+        """Return the codes that `decoder` samples after those of `know`, for several seeds."""
         drawn = []
         for turn in range(max(1, DRAWS // (self.batch * len(self.compared)))):
             seeds = range(turn * self.batch, (turn + 1) * self.batch)
@@ -90,7 +90,7 @@ class Place:
         return torch.stack(drawn)
 
     def milliseconds(self, decoder: Changed, index: int) -> float:
-        """Return what a step takes from `index` on."""
+        """Return the milliseconds of a step at `index`."""
         self.step.seek(self.schedule, index)
         run = decoder._replay(self.step, self.schedule, index)
         cuda = self.backend.device.type == "cuda"
@@ -108,18 +108,18 @@ class Place:
         return begin.elapsed_time(end) / self.repeats
 
     def times(self, decoder: Changed) -> list[float]:
-        """Return what a step takes at every place."""
+        """Return the milliseconds of a step at each measured length."""
         return [self.milliseconds(decoder, index) for index in self.indices]
 
     def mean(self, decoder: Changed, times: list[float]) -> float:
-        """Return the mean over an image's steps, from `times` at the places."""
+        """Return the mean milliseconds over all steps of an image, interpolated between measured lengths."""
         length = [-(-start // decoder.bucket) * decoder.bucket for start in self.schedule.starts]
         ends = [length[index + 1] for index in self.indices]
         return float(np.interp(length[2:], ends, times).mean())
 
 
 def prepare(contender: Contender, place: Place, before: Changed | None) -> None:
-    """Compile, capture and compare, in the memory that the graphs of `before` use too."""
+    """Compile, capture and compare, in the same memory pool as the graphs of `before`."""
     decoder, started = contender.decoder, time.perf_counter()
     if before is not None:
         decoder._pool, decoder._stream = before._pool, before._stream
@@ -132,7 +132,7 @@ def prepare(contender: Contender, place: Place, before: Changed | None) -> None:
 
 
 def attempt(contender: Contender, work: Callable[[], None]) -> None:
-    """Do `work`; keep why it fails."""
+    """Call `work`, or record why it failed."""
     try:
         work()
     except Exception as error:
@@ -140,7 +140,7 @@ def attempt(contender: Contender, work: Callable[[], None]) -> None:
 
 
 def compete(place: Place, contenders: list[Contender], rounds: int, until: float) -> None:
-    """Measure all in turns; the first is the step run as Python."""
+    """Measure all variants in turns; the first one is the step run as Python."""
     place.know(contenders[0].decoder)
     before = None
     for contender in contenders:
@@ -151,7 +151,7 @@ def compete(place: Place, contenders: list[Contender], rounds: int, until: float
             contender.failed = "no time left"
         else:
             attempt(contender, partial(prepare, contender, place, before))
-            before = None if contender.failed else contender.decoder  # what failed may have spoilt its pool
+            before = None if contender.failed else contender.decoder  # an error may have damaged its pool
     for turn in range(rounds):
         first = turn % len(contenders)
         for contender in contenders[first:] + contenders[:first]:

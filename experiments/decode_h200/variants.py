@@ -1,16 +1,16 @@
-"""Milliseconds of a step of the compiled decoder, as it is and with changes (`changes.py`), in one process.
+"""Milliseconds per step of the compiled decoder without and with changes (`changes.py`), in one process.
 
     export PYTHONPATH=experiments
     python experiments/decode_h200/variants.py --out experiments/decode_h200/variants       # the 7B's shape
     python experiments/decode_h200/variants.py --config tiny --batch 1,2 --rounds 3         # anywhere
 
-All variants share the buffers of a batch, since two caches of a large one do not fit, and take turns in every
-round. A step is timed at several lengths of the cache; the mean over an image's steps is interpolated between
-those, and its steps of two tokens are taken for steps of one. What runs out of memory or fails is a line of
-the table. After `--seconds` nothing more is begun, so the order of `--variants` is that of their promise.
+All variants use the same buffers, because two caches of a large batch do not fit, and run in turns in every
+round. A step is timed at several lengths of the cache. The mean over the steps of an image is interpolated
+between them, and steps of two tokens count as steps of one. A variant that fails or does not fit gets a line
+in the table. After `--seconds` no further variant is started, so `--variants` lists the most promising first.
 
-equal draws: how many codes a variant draws as the step run as Python does, all from the same codes before.
-equal codes: of whole pictures of a tiny float32 model, against decoder=plain.
+equal draws: share of sampled codes that are equal to those of the step run as Python, after the same codes.
+equal codes: share of equal codes in pictures of a tiny float32 model, compared with decoder=plain.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TINY_LAYOUT = ProtocolConfig(grid_px=16, resolution=32, buckets="square")
 
 
 def tiny(dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
-    """Return a backend of 4 x 4 codes whose logits are far apart."""
+    """Return a tiny backend (4 x 4 codes) with large differences between logits."""
     torch.manual_seed(0)
     backend = random_backend(TINY, TINY_VQ, TINY_LAYOUT, dtype=dtype, device=device)
     for name, parameter in backend.transformer.named_parameters():
@@ -62,14 +62,14 @@ def tiny(dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
 
 
 def seven(layers: int, device: torch.device) -> ChameleonBackend:
-    """Return Lumina-mGPT's shape, with fewer layers if asked for."""
+    """Return a random model with the shape of Lumina-mGPT 7B, with `layers` layers."""
     torch.manual_seed(0)
     shape = TransformerConfig(num_hidden_layers=layers)
     return random_backend(shape, VQConfig(), ProtocolConfig(), dtype=torch.bfloat16, device=device)
 
 
 def measure(backend: ChameleonBackend, batch: int, args: Any, until: float) -> list[dict[str, Any]]:
-    """Return the rows of one size of batch."""
+    """Return the rows of the table for one batch size."""
     settings, on_cpu = SAMPLING[args.config], backend.device.type == "cpu"
     contenders = [Contender(name=PLAIN, decoder=Changed("product", as_python=True, **settings))]
     contenders += [
@@ -84,7 +84,7 @@ def measure(backend: ChameleonBackend, batch: int, args: Any, until: float) -> l
 
 
 def equal_codes(name: str, device: torch.device) -> float | str:
-    """Return which share of a tiny model's codes are those of decoder=plain, or why there are none."""
+    """Return the share of a tiny model's codes that equal those of decoder=plain, or an error message."""
     backend, settings = tiny(torch.float32, device), SAMPLING["tiny"]
     request = square(backend, 2)  # four rows
     ids, seeds = list(request.prompts), list(request.seeds)
@@ -120,7 +120,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def share(value: float | str | None) -> str:
-    """Write a share, or why there is none."""
+    """Format a share, or return its error message."""
     return f"{value:.3f}" if isinstance(value, float) else str(value or "-")
 
 
@@ -131,13 +131,13 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
     )
     numbers, names = (lambda text: [int(n) for n in text.split(",")]), (lambda text: text.split(","))
     parser.add_argument("--config", choices=list(SAMPLING), default="7b")
-    parser.add_argument("--layers", type=int, default=32, help="of the 7B")
+    parser.add_argument("--layers", type=int, default=32, help="layers of the 7B")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=numbers, default=[1, 100])
     parser.add_argument("--variants", type=names, default=names(VARIANTS), help=", ".join(CHANGES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=8, help="steps timed together")
-    parser.add_argument("--lengths", type=int, default=3, help="places in the image, at least 2")
+    parser.add_argument("--lengths", type=int, default=3, help="lengths of the cache, at least 2")
     parser.add_argument("--seconds", type=float, default=420)
     parser.add_argument("--out", type=Path, help="folder for variants.json and variants.md")
     return parser.parse_args(words)
@@ -145,7 +145,7 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
 
 @torch.no_grad()
 def main(words: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print the table, and write the JSON beside it after every batch."""
+    """Measure, print the table, and write it with the JSON record after every batch."""
     args = read_arguments(words)
     until, device = time.perf_counter() + args.seconds, torch.device(args.device)
     prepare_torch("auto")
@@ -183,7 +183,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], folder: Path | None) -> None:
-    """Write what is known so far."""
+    """Write the results so far."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "variants.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""Janus-Pro-1B with random weights in the format of transformers, with all published shapes, names and ids.
+"""Write Janus-Pro-1B with random weights in the format of transformers, with the published shapes and names.
 
-The tokenizer has the published special tokens under their ids, and bytes in place of words, so a prompt is a
-few dozen tokens longer than it would be.
+The tokenizer has the published special tokens and ids, but bytes instead of words, so a prompt is a few dozen
+tokens longer than usual.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def write_random(folder: Path) -> Path:
-    """Write the checkpoint (4.2 GB) to `folder`, unless it is there; return `folder`."""
+    """Write the checkpoint (4.2 GB) to `folder`, unless it exists; return `folder`."""
     if (folder / "config.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +71,6 @@ def write_random(folder: Path) -> Path:
         tensors[name] = noise.add_(1.0) if is_norm else noise
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder / "tokenizer.json")
-    # Last: its presence says that the folder is complete.
+    # Last, because a folder with config.json counts as complete.
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
     return folder

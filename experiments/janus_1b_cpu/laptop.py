@@ -1,9 +1,9 @@
-"""Janus-Pro-1B on a machine without a GPU: seconds and memory of everything that a user does with it.
+"""Measure Janus-Pro-1B on a machine without a GPU: seconds and memory of every step of a user.
 
     python experiments/janus_1b_cpu/laptop.py WORK --dtype bfloat16 --photos photos/dog
 
-Random weights in the published format, so the pictures are noise; seconds, memory and sizes are the real
-ones. With `--device cuda` it is the smoke test of a GPU.
+The weights are random, so the pictures are noise, but seconds, memory and sizes are those of the real model.
+With `--device cuda` it is a smoke test for a GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CODES = 576
 
 
 def words(args: argparse.Namespace, *overrides: str) -> list[str]:
-    """Return what the user types after `python -m personalar.run`, with few steps."""
+    """Return the arguments of `python -m personalar.run`, with few steps."""
     stages = ("embedding", "lora")
     steps = [f"model.recipe.stages.{stage}.steps={args.steps}" for stage in stages]
     steps += [f"model.recipe.stages.{stage}.{key}=1" for stage in stages for key in ("batch", "accumulate")]
@@ -70,7 +70,7 @@ def settings(args: argparse.Namespace, *overrides: str) -> RunConfig:
 
 
 def read_bandwidth() -> float:
-    """Return how many bytes a second all threads together read from memory."""
+    """Return the bytes per second that all threads together read from memory."""
     table = torch.ones(STREAM_BYTES // 4)
     times = []
     for _ in range(3):
@@ -81,7 +81,7 @@ def read_bandwidth() -> float:
 
 
 def doctor(args: argparse.Namespace) -> str:
-    """Return the last line that `personalar.doctor` prints about the base."""
+    """Return the last line of `personalar.doctor`, which is about the base."""
     command = [
         sys.executable,
         "-m",
@@ -94,7 +94,7 @@ def doctor(args: argparse.Namespace) -> str:
 
 
 def draw(meter: Meter, args: argparse.Namespace, session: RunContext) -> None:
-    """Sample one picture with each decoder, and a batch with the plain one."""
+    """Sample one picture with each decoder, and a batch with decoder=plain."""
     backend, identifier = session.load("lora")
     generator = session.generator(backend, identifier)
     pictures = [("plain", 1), ("jacobi", 1), ("plain", args.batch)]
@@ -108,7 +108,7 @@ def draw(meter: Meter, args: argparse.Namespace, session: RunContext) -> None:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Do all of it; return one row per step."""
+    """Run all steps; return one row per step."""
     meter = Meter(args.device)
     with meter.step("write the checkpoint"):
         args.checkpoint = write_random(args.work / "checkpoint")

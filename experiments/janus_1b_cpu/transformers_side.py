@@ -1,4 +1,4 @@
-"""The same weights in transformers' own class: seconds per image code, and of one training step.
+"""Measure transformers' own class with the same weights: seconds per image code and per training step.
 
 python experiments/janus_1b_cpu/transformers_side.py CHECKPOINT --dtype bfloat16 --codes 48
 """
@@ -33,16 +33,16 @@ def open_model(folder: Path, dtype: torch.dtype) -> JanusForConditionalGeneratio
 
 
 def prompt() -> torch.Tensor:
-    """Return the ids (1, T) of a prompt with the turn's special tokens around it."""
+    """Return the ids (1, T) of a prompt with the special tokens of a chat turn."""
     words = torch.arange(PROMPT_TOKENS - 4).remainder(200)
     return torch.tensor([[BOS, USER, *words.tolist(), ASSISTANT, BOI]])
 
 
 def seconds_per_code(model: JanusForConditionalGeneration, codes: int) -> float:
-    """Return the seconds of `generate` with guidance 5 per image code, after the prompt's pass."""
+    """Return the seconds per image code of `generate` (guidance scale 5), without the prompt's pass."""
     ids = prompt()
     took = {}
-    for count in (2, 2 + codes):  # the difference contains neither the prompt's pass nor what is set up once
+    for count in (2, 2 + codes):  # in the difference, the pass of the prompt and all set-up cancel out
         model.model.vision_model.config.num_image_tokens = count
         started = time.perf_counter()
         model.generate(
@@ -58,7 +58,7 @@ def seconds_per_code(model: JanusForConditionalGeneration, codes: int) -> float:
 
 
 def seconds_per_step(model: JanusForConditionalGeneration, batch: int, steps: int) -> float:
-    """Return the median seconds of a forward and backward pass to the embedding of one word of the prompt.
+    """Return the median seconds of a forward and backward pass that trains the embedding of one token.
 
     The loss is that of personalar: cross-entropy of the image head over the 576 codes.
     """

@@ -1,7 +1,8 @@
-"""Sampling in less memory at the price of other pictures, as a plug-in for `personalar.sample`.
+"""A lossy decoder that needs less memory, as a plug-in for `personalar.sample`.
 
-`decoder._target_=lossy_decoding.decoder.LossyDecoder`: keys and values in eight bits, and matrices in eight
-bits by torchao. **Lossy.** Not for `personalar.run`: it changes the network in place.
+`decoder._target_=lossy_decoding.decoder.LossyDecoder` stores keys and values in 8 bits, and matrices in 8
+bits with torchao. **Lossy**: the pictures change. Not for `personalar.run`, because the network is changed in
+place.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ class LossyDecoder(PlainDecoder):
     """Same call as `PlainDecoder`.
 
     Args:
-        cache: keys and values of attention: exact, int8 or fp8.
-        weights: matrices of the blocks: exact, int8 or fp8, which need torchao. They are changed in place
-            with the first batch.
+        cache: format of keys and values: exact, int8 or fp8.
+        weights: format of the matrices of the blocks: exact, int8 or fp8 (both need torchao). They are
+            changed in place with the first batch.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
+
+    Raises:
+        ValueError: an unknown format.
     """
 
     def __init__(self, *, cache: str = "exact", weights: str = "exact", **sampling: float) -> None:
@@ -36,7 +40,7 @@ class LossyDecoder(PlainDecoder):
                 raise ValueError(f"invalid value {name}={value!r}; allowed: {', '.join(CHOICES)}")
         self.cache, self.weights = cache, weights
         self._packed: Any = None
-        """The backend whose matrices are packed."""
+        """The backend whose matrices are quantized."""
 
     def draw(
         self,
@@ -45,7 +49,7 @@ class LossyDecoder(PlainDecoder):
         identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        """Return codes (B, N), N for the largest image, and the largest logit of each code (B, K)."""
         if self.weights != "exact" and self._packed is not backend:
             quantize_weights(backend.transformer.model, self.weights)
             self._packed = backend
@@ -55,17 +59,17 @@ class LossyDecoder(PlainDecoder):
 
 
 class PackedBackend:
-    """A backend whose caches are packed; all else is the backend's own."""
+    """A backend with quantized caches; everything else is that of the wrapped backend."""
 
     def __init__(self, backend: Any, form: str) -> None:
         self._backend, self._form = backend, form
 
     def __getattr__(self, name: str) -> Any:
-        """Return the backend's own."""
+        """Return the attribute of the wrapped backend."""
         return getattr(self._backend, name)
 
     def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        """Allocate a packed cache, never an exact one beside it."""
+        """Allocate a quantized cache, without ever allocating an exact one."""
         transformer = self._backend.transformer
         config, weight = transformer.config, transformer.lm_head.weight
         slots = torch.arange(capacity, device=weight.device)
@@ -77,21 +81,21 @@ class PackedBackend:
 
 
 class PackedCache(KVCache):
-    """A cache whose tables are packed."""
+    """A cache with quantized keys and values."""
 
     def store_at(self, layer: int, slots: Slots, end: int) -> PackedStore:
-        """Return where `layer` keeps tokens."""
+        """Return the store of `layer` that writes `slots` and reads the slots before `end`."""
         return PackedStore((self.keys[layer], self.values[layer]), slots, end)
 
 
 class PackedStore:
-    """A layer's part of a packed cache in one forward."""
+    """The quantized cache of one layer in one forward pass."""
 
     def __init__(self, tables: tuple[LowBits, LowBits], slots: Slots, end: int) -> None:
         self._tables, self._slots, self._end = tables, slots, end
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (B, Hkv, T, hd) in the slots; return all vectors below the end, (B, Hkv, end, hd)."""
+        """Write (B, Hkv, T, hd) to the slots; return keys and values of all slots before `end`."""
         for table, new in zip(self._tables, (key, value), strict=True):
             for part, piece in table.parts(new):
                 put(part, self._slots, piece)
@@ -100,7 +104,7 @@ class PackedStore:
 
 
 def quantize_weights(network: nn.Module, name: str) -> None:
-    """Keep the blocks' matrices in eight bits, with a scale for every output; products are in full.
+    """Quantize the matrices of the blocks to 8 bits with a scale per output; products are not quantized.
 
     Raises:
         ModuleNotFoundError: torchao is not installed.

@@ -1,7 +1,7 @@
-"""Keys or values in eight bits a number: a half or a quarter of the memory, and **lossy**.
+"""Keys or values with 8 bits per number: **lossy**, with a half or a quarter of the memory.
 
-Every vector (one token, one head) has its own scale, so that its largest number is the largest that the
-format holds. Reading multiplies back; the arithmetic of attention stays in the base's precision.
+Every vector (of a token and a head) has a scale, so that its largest value becomes the largest value of the
+format. Vectors are dequantized when they are read, and attention uses the precision of the base.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
-"""Name -> storage and its largest number."""
+"""Name -> (dtype, largest value)."""
 
 
 def pack(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -19,22 +19,23 @@ def pack(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     scale = (x.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(x.dtype).tiny)
     scaled = x / scale
     low = scaled.round() if storage == torch.int8 else scaled
-    low = low.clamp(-largest, largest)  # bfloat16 rounds 127 to 128, which int8 turns around
+    low = low.clamp(-largest, largest)  # bfloat16 rounds 127 to 128, which overflows int8
     return low.to(storage).view(torch.int8), scale
 
 
 def unpack(low: Tensor, scale: Tensor, name: str) -> Tensor:
-    """Return what `pack` was given, rounded."""
+    """Return the vectors (..., hd) that were packed, with rounding errors."""
     return low.view(FORMATS[name][0]).to(scale.dtype) * scale
 
 
 class LowBits:
-    """A table of vectors (B, H, L, hd) of a cache, packed."""
+    """Quantized vectors (B, H, L, hd) of a cache."""
 
     def __init__(self, like: Tensor, name: str) -> None:
-        """Allocate a table in the place of `like`.
+        """Allocate zeros.
 
         Args:
+            like: tensor with the shape, the device and the dtype of the exact vectors.
             name: a key of `FORMATS`.
         """
         self.name = name
@@ -48,14 +49,14 @@ class LowBits:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the table, scales included."""
+        """Bytes of vectors and scales."""
         return self.low.nbytes + self.scale.nbytes
 
     def parts(self, new: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return (where, what) to write for vectors `new` (B, H, T, hd)."""
+        """Return (table, values to write) pairs for vectors `new` (B, H, T, hd)."""
         low, scale = pack(new, self.name)
         return (self.low, low), (self.scale, scale)
 
     def read(self, end: int) -> Tensor:
-        """Return the vectors below slot `end`, (B, H, end, hd)."""
+        """Return the vectors of the slots before `end`, (B, H, end, hd)."""
         return unpack(self.low[:, :, :end], self.scale[:, :, :end], self.name)

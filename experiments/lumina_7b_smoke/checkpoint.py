@@ -1,7 +1,7 @@
-"""A random checkpoint in the published format, of any size, written shard by shard.
+"""Write a random checkpoint in the published format, of any size, shard by shard.
 
-Where no weights can be had this is what loaders, trainers and decoders are measured on: every shape, name, id
-and file is that of Lumina-mGPT 7B, only the numbers are noise.
+It replaces the published weights in measurements of loading, training and sampling: all shapes, names, ids
+and files are those of Lumina-mGPT 7B, and only the values are noise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ YAML = """model:
 
 
 def random_tensors(network: nn.Module, *, device: str, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, noise) for every tensor of `network`, which may be on meta; head norms have one row."""
+    """Yield (name, noise) for every tensor of `network` (on any device); query and key norms have one row."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, tensor in network.state_dict().items():
         shape = (1, *tensor.shape[1:]) if ".q_norm." in name or ".k_norm." in name else tensor.shape
@@ -46,7 +46,7 @@ def random_tensors(network: nn.Module, *, device: str, seed: int = 0) -> Iterato
 
 
 def write_random(folder: Path, size: str, *, device: str, shard_bytes: int = 5_000_000_000) -> Path:
-    """Write `folder`/base as Alpha-VLLM publishes it and `folder`/vq with vqgan.ckpt; return `folder`."""
+    """Write `folder`/base in the format of Alpha-VLLM, and `folder`/vq with vqgan.ckpt; return `folder`."""
     transformer, vq = SIZES[size]
     tokenizer = small_tokenizer()
     with torch.device("meta"):
@@ -64,7 +64,7 @@ def write_random(folder: Path, size: str, *, device: str, shard_bytes: int = 5_0
 
 
 def small_tokenizer() -> Tokenizer:
-    """The real special ids, and a byte-level BPE of a few hundred pieces behind them."""
+    """Return a tokenizer with the published special ids, and a byte-level BPE of a few hundred pieces."""
     names = chameleon_names()
     return Tokenizer(train_tokenizer(TEXTS, specials=names, vocab_size=len(names) + 512))
 

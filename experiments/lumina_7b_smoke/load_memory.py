@@ -1,8 +1,8 @@
-"""What loading costs the host: at most the model and one shard? Writes a random checkpoint and loads it anew.
+"""Measure the peak memory of loading: it should be at most the model and one shard.
 
     python experiments/lumina_7b_smoke/load_memory.py WORK
 
-The default is 2.2 GB in shards of half a GB. Each load is a process of its own.
+Writes a random checkpoint (by default 2.2 GB in shards of 0.5 GB) and loads it in separate processes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def write(work: Path, *, width: int, layers: int, vocab: int, shard_bytes: int) 
 
 
 def load(work: Path, dtype: str) -> int:
-    """Load `work` and return by how many bytes the resident set peaked above what it was before.
+    """Load `work`; return the peak of the resident set in bytes, minus its size before.
 
-    A tiny model is loaded first, so that what any load imports and keeps is not counted.
+    A tiny model is loaded first, so that imports and caches are not counted.
     """
     files, first = (
         open_folder(folder / "base", vq=folder / "vq", layout=ProtocolConfig(resolution=64))
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float | str]]:
     write_random(args.work / "first", "tiny", device="cpu")
     sizes = [file.stat().st_size for file in weight_files(args.work / "base")]
     rows = []
-    for dtype in ("bfloat16", "float16"):  # cast tensor by tensor, and as it lies in the file
+    for dtype in ("bfloat16", "float16"):  # every tensor is cast; no tensor is cast
         command = [sys.executable, __file__, str(args.work), "--load", dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows.append(

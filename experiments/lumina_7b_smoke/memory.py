@@ -1,4 +1,4 @@
-"""Peak memory since a chosen moment."""
+"""Peak memory since the last reset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def reset_peak_memory(cuda: bool) -> None:
-    """Begin a new peak; where the kernel does not allow it, the host's is that of the process so far."""
+    """Reset the peak memory. If the kernel does not allow it, the peak of the host is that of the process."""
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -1,8 +1,8 @@
-"""Does the full-size model go through everything? Write, load, encode, train both stages, draw; time each.
+"""Smoke test at full size: write a checkpoint, load it, encode photos, train both stages and sample.
 
     python experiments/lumina_7b_smoke/smoke.py WORK --size 7b --device cuda --photos photos/dog
 
-Random weights, so the pictures are noise; seconds, memory and sizes are the real ones.
+The weights are random, so the pictures are noise, but seconds, memory and sizes are those of the real model.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SHAPES = [(640, 480), (480, 640), (512, 512), (960, 320), (700, 512)]
 
 
 class Meter:
-    """Seconds and peak memory of every step, printed as they come."""
+    """Measures seconds and peak memory of every step, and prints them."""
 
     def __init__(self, device: str) -> None:
         self.cuda, self.rows = device == "cuda", []
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, Any]]:
-        """Measure what happens inside; what is put into the yielded dict is kept with it."""
+        """Measure the block; entries of the yielded dict become part of the row."""
         row: dict[str, Any] = {"step": name}
         reset_peak_memory(self.cuda)
         started = time.perf_counter()
@@ -63,7 +63,7 @@ class Meter:
 
 
 def make_photos(folder: Path) -> Path:
-    """Paint five pictures of mixed shapes, for where there are no photographs."""
+    """Write five generated pictures of different shapes, to use instead of photographs."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, size in enumerate(SHAPES):
         bands = [Image.radial_gradient("L").rotate(60 * index + 90 * band) for band in range(3)]
@@ -72,7 +72,7 @@ def make_photos(folder: Path) -> Path:
 
 
 def settings(args: argparse.Namespace, work: Path, *overrides: str) -> RunConfig:
-    """Compose what the user's own command would, with few steps and no scores."""
+    """Return the configuration of a user's command, with few steps and without scores."""
     numbers = [
         f"model.recipe.stages.{stage}.{key}={value}"
         for stage in ("embedding", "transformer")
@@ -92,7 +92,7 @@ def settings(args: argparse.Namespace, work: Path, *overrides: str) -> RunConfig
 
 
 def train(meter: Meter, session: RunContext, stages: list, *, batch: int) -> None:
-    """Train every stage from what the one before left."""
+    """Train all stages, each from the result of the one before."""
     for stage in stages:
         with meter.step(f"stage {stage.name}, {stage.numbers.steps} steps, batch {batch}") as row:
             grid = grid_requests(session, stage.name)
@@ -102,7 +102,7 @@ def train(meter: Meter, session: RunContext, stages: list, *, batch: int) -> Non
 
 
 def draw(meter: Meter, args: argparse.Namespace, work: Path, session: RunContext) -> None:
-    """Draw one picture with every decoder; one that refuses this machine says why."""
+    """Sample one picture with every decoder; record the reason if one does not support this machine."""
     backend, identifier = session.load("transformer")
     generator = session.generator(backend, identifier)
     for name in args.decoders or group_options(conf_dir(), "decoder"):
@@ -117,7 +117,7 @@ def draw(meter: Meter, args: argparse.Namespace, work: Path, session: RunContext
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Do all of it; return one row per step."""
+    """Run all steps; return one row per step."""
     work, meter = args.work.resolve(), Meter(args.device)
     args.photos = args.photos or make_photos(work / "photos")
     if not (work / "checkpoint" / "vq" / "vqgan.yaml").is_file():
@@ -141,12 +141,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def device_name(device: str) -> str:
-    """Return what the numbers were measured on."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})"
 
 
 def markdown(rows: list[dict[str, Any]], title: str) -> str:
-    """Return the rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = [title, "", "| step | seconds | host peak GB | GPU peak GB | |", "|---|---|---|---|---|"]
     for row in rows:
         cells = [row["step"], row["seconds"], row["host_peak_gb"], row["gpu_peak_gb"] or "-"]

@@ -1,4 +1,4 @@
-"""Pictures of one thing or two, as photos or in a style, with everything that is true of them."""
+"""Pictures of one or two objects, as photos or in a style, with captions and ground truth."""
 
 from dataclasses import dataclass, replace
 
@@ -32,29 +32,29 @@ from personalar.nano.world.scene import (
 )
 
 SECOND_IDENTIFIER = "[W]"
-"""Stands for the second thing's individual, as `[V]` for the first one's."""
+"""The name of the second object's individual; `[V]` is the first one's."""
 WEARABLE = (*ACCESSORIES, "bow tie")
-_ASIDE, _SMALLER = 0.225, 0.68  # where two things stand, and how large, of what one would be
+_ASIDE, _SMALLER = 0.225, 0.68  # shift and scale of two objects, relative to a single one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Things in one place, from left to right, in one style (None: a photo). The first says which place."""
+    """Objects from left to right, in the place of the first scene, and in a style (None: a photo)."""
 
     scenes: tuple[Scene, ...]
     style: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an unknown style or more than two things."""
+        """Raise ValueError for an unknown style or more than two objects."""
         if self.style is not None and self.style not in STYLES:
             raise ValueError(f"style must be None or one of {', '.join(STYLES)}; got {self.style!r}")
         if not 1 <= len(self.scenes) <= 2:
-            raise ValueError(f"a picture shows one thing or two; got {len(self.scenes)} scenes")
+            raise ValueError(f"a picture has one or two objects; got {len(self.scenes)} scenes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture, its caption, and per thing the individual if the caption names it, else None."""
+    """A picture with its caption, and for each object the individual if the caption names it, else None."""
 
     picture: Picture
     caption: str
@@ -62,7 +62,7 @@ class Example:
 
 
 def draw(picture: Picture, size: int = 128) -> Image.Image:
-    """The picture as an RGB image of size x size pixels. Deterministic in the picture."""
+    """Render a picture to an RGB image of size x size pixels; it depends only on `picture`."""
     if picture.style is None and len(picture.scenes) == 1:
         return render(picture.scenes[0], size)
     paint = photo if picture.style is None else STYLES[picture.style]
@@ -71,12 +71,12 @@ def draw(picture: Picture, size: int = 128) -> Image.Image:
 
 
 def where_things_are(picture: Picture, size: int = 128) -> np.ndarray:
-    """Which thing shows at every pixel (size, size): its index in `scenes`, or -1 for the place."""
+    """Return the visible object at every pixel, (size, size): its index in `scenes`, or -1 for the place."""
     return layers(picture.scenes, size).thing
 
 
 def side_by_side(left: Scene, right: Scene) -> Picture:
-    """Two views as one picture in the left one's place; the one that stands lower is nearer."""
+    """Combine two views in the place of the left one; the lower object in the picture is nearer."""
     scenes = (
         replace(scene, zoom=scene.zoom * _SMALLER, shift=(scene.shift[0] * 0.4 + side, scene.shift[1] * 2))
         for scene, side in ((left, -_ASIDE), (right, _ASIDE))
@@ -100,7 +100,7 @@ def _thing(
 
 
 def sample_pair(rng: np.random.Generator, opening: str = "a photo of {}") -> Example:
-    """Two things of different kinds in one place."""
+    """Draw an example with two objects of different classes in one place."""
     context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
     nouns = rng.choice(CLASSES, 2, replace=False)
     parts = [
@@ -116,7 +116,7 @@ def sample_pair(rng: np.random.Generator, opening: str = "a photo of {}") -> Exa
 
 
 def sample_picture(rng: np.random.Generator) -> Example:
-    """One random training example: a style in one of five, two things in one of five."""
+    """Draw a training example; one in five has a style, and one in five has two objects."""
     style = str(rng.choice(list(STYLES))) if rng.uniform() < 0.2 else None
     openings = OPENINGS if style is None else (f"{article(style)} of {{}}",)
     if rng.uniform() < 0.2:

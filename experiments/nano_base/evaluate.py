@@ -1,7 +1,7 @@
-"""Print what the shipped nano base can do, on pictures and prompts it never saw.
+"""Evaluate the nano base on held-out pictures and prompts: `python experiments/nano_base/evaluate.py`.
 
-`python experiments/nano_base/evaluate.py`. Renders its own held-out pictures (seeds apart from all training),
-so it needs the installed package only. Prints JSON; --out also writes it, --grid draws a picture of samples.
+It renders the held-out pictures itself (with other seeds than for training), so it needs only the installed
+package. It prints JSON; --out also writes it to a file, and --grid writes a sheet of samples.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def random_scene(rng):
 
 
 class Judge:
-    """Zero-shot questions to the nano CLIP, always in the words that prompts use."""
+    """Zero-shot classification with the nano CLIP, in the words of the prompts."""
 
     def __init__(self, clip: ClipScorer) -> None:
         self.clip = clip
@@ -107,7 +107,7 @@ def scorer_quality(judge: Judge, dino: DinoScorer, rng, count: int) -> dict:
 
 
 def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
-    """How often an unseen view is nearer to the individual than a twin is, against four reference views."""
+    """Return how often DINO finds an unseen view more similar to four reference views than a twin's view."""
     wins = {"other": [], "reshaped": [], "recoloured": []}
     cosines = {"same": [], "other": [], "reshaped": [], "recoloured": []}
 

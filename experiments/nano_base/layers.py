@@ -1,4 +1,4 @@
-"""A picture before it has a style: colours, light and which solid shows, for one thing or several."""
+"""The layers of a picture before it gets a style: colours, light and visible solids."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from personalar.nano.world.solids import cast
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """Everything that a style paints with, (S, S[, 3]).
+    """The input of a style, arrays of (S, S) or (S, S, 3).
 
-    albedo: colours without light, in [0, 1]. lit: how much light falls there; 1 on the place outside
-    shadows. shine: what a gloss adds. solid: a number per solid, -1 where the place shows. thing: which
-    thing shows, -1 for the place.
+    albedo: colours without light, in [0, 1]. lit: amount of light; 1 in the place outside of shadows. shine:
+    specular light, which is added. solid: number of the visible solid, -1 for the place. thing: index of the
+    visible object, -1 for the place.
     """
 
     albedo: np.ndarray
@@ -27,9 +27,9 @@ class Layers:
 
 
 def layers(scenes: tuple[Scene, ...], size: int) -> Layers:
-    """The layers of things in one place, size x size pixels; the first scene says which place.
+    """Return the layers of objects in the place of the first scene, size x size pixels.
 
-    Things that stand lower in the picture are nearer and hide the others.
+    Objects that are lower in the picture are nearer, and hide the others.
     """
     albedo = paint(scenes[0].context, np.random.default_rng(scenes[0].seed), size)
     lit = np.ones((size, size, 1), np.float32)

@@ -1,8 +1,8 @@
-"""Put what was trained into the package.
+"""Copy trained weights to the package.
 
 `python experiments/nano_base/package.py VQ BASE SCORERS personalar/nano`.
-float16 safetensors in Hugging Face folders. The throw-away map of `[V]` stays behind; the reserved ids get
-the names of individuals drawn at random, which show where a new name may begin.
+It writes float16 safetensors in Hugging Face folders. The linear map of `[V]` is not copied. Instead the
+reserved ids get the embeddings of random individuals, which serve as initial values for a new `[V]`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from personalar.nano.world.scene import CLASSES, identity_vector, sample_instanc
 
 
 def random_identities(count: int) -> torch.Tensor:
-    """The parameters (count, 26) of individuals that no picture showed."""
+    """Return the parameters (count, 26) of individuals that are in no training picture."""
     rng = np.random.default_rng(15)
     drawn = [identity_vector(sample_instance(str(rng.choice(CLASSES)), rng)) for _ in range(count)]
     return torch.from_numpy(np.stack(drawn))

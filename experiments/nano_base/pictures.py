@@ -1,4 +1,4 @@
-"""The rendered shards as tensors, and small things that every training script here needs."""
+"""Rendered shards as tensors, and helpers that all training scripts share."""
 
 import copy
 import json
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 WORKING = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-"""Precision of the passes. A CPU without bfloat16 instructions takes twice as long with it."""
+"""Precision of forward and backward passes. Without bfloat16 instructions bfloat16 takes twice as long."""
 
 
 class Shards:
-    """All finished shards of one kind, memory-mapped; `refresh` picks up what was rendered meanwhile."""
+    """All finished shards of a kind, memory-mapped; `refresh` adds shards that were rendered since."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
@@ -38,7 +38,7 @@ class Shards:
         return len(self.facts)
 
     def pictures(self, indices) -> Tensor:
-        """uint8 (B, 3, H, W) of the given pictures."""
+        """Return the pictures with these indices, (B, 3, H, W) uint8."""
         bounds = np.cumsum([len(a) for a in self.arrays])
         rows = []
         for i in indices:
@@ -48,7 +48,7 @@ class Shards:
 
 
 class Master:
-    """A working copy of a float32 model in `WORKING`: less memory traffic, no loss of small updates."""
+    """A float32 model with a working copy in `WORKING`: passes are fast, and small updates are not lost."""
 
     def __init__(self, model: nn.Module) -> None:
         self.full = model
@@ -71,7 +71,8 @@ class Master:
 def share_machine(limit: int) -> None:
     """Use as many threads as there are idle cores, at least one and at most `limit`.
 
-    Two threads beside a busy neighbour are several times slower than one: each waits for the other.
+    If another process uses one of two cores, two threads are several times slower than one, because each step
+    waits for the slower thread.
     """
     others = os.getloadavg()[0] - torch.get_num_threads()
     idle = round((os.cpu_count() or 1) - max(0.0, others))
@@ -79,7 +80,7 @@ def share_machine(limit: int) -> None:
 
 
 def peak_rates(optimizers: list[torch.optim.Optimizer]) -> list[list[float]]:
-    """The learning rate of every group. Ask before `resume`, which brings back those of its last step."""
+    """Return the peak learning rate of every group. Call it before `resume`, which restores decayed rates."""
     return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
 
@@ -91,7 +92,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], peaks: list[list[float]],
 
 
 def descend(master: Master, optimizers: list[torch.optim.Optimizer]) -> None:
-    """One update from the working copy's gradients, clipped to norm 1."""
+    """Update the model once, with the gradients of the working copy clipped to norm 1."""
     master.take_gradients()
     torch.nn.utils.clip_grad_norm_(master.full.parameters(), 1.0)
     for optimizer in optimizers:
@@ -102,7 +103,7 @@ def descend(master: Master, optimizers: list[torch.optim.Optimizer]) -> None:
 def resume(
     path: Path, name: str, master: Master, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[int, float]:
-    """Load what `keep` wrote, if anything: (steps, seconds) done so far."""
+    """Load the state that `keep` wrote, if it exists; return the steps and seconds so far."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
@@ -122,20 +123,20 @@ def keep(
     step: int,
     seconds: float,
 ) -> None:
-    """Save a training: the float32 weights under `name`, the optimizers, steps and seconds."""
+    """Save the state of a training: float32 weights (as `name`), optimizers, steps and seconds."""
     weights, parts = master.full.state_dict(), [o.state_dict() for o in optimizers]
     save_state(path, **{name: weights}, optimizers=parts, step=step, seconds=seconds)
 
 
 def save_state(path: Path, **state) -> None:
-    """Write atomically, so that a killed run resumes from the last whole state."""
+    """Write a state atomically, so that a killed run can resume from the previous one."""
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)
 
 
 class Log:
-    """One JSON line per report, also printed; `seconds` counts over resumed runs."""
+    """Writes and prints a JSON line per report; `seconds` includes those of earlier runs."""
 
     def __init__(self, path: Path, already: float = 0.0) -> None:
         self.path, self.start = path, time.time() - already

@@ -1,8 +1,8 @@
-"""Pass pictures through the image tokenizer.
+"""Encode and decode pictures with the image tokenizer.
 
-`python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6` writes whole shards, for the scorers; a
-finished shard is skipped. With `--sheet FILE.png` a few pictures (odd rows) over what becomes of them (even
-rows), to look at, and the quality per kind of picture, as JSON.
+`python experiments/nano_base/reconstruct.py DATA VQ --shards 0:6` writes reconstructed shards for the
+training of the scorers; finished shards are skipped. `--sheet FILE.png` writes a sheet of pictures (odd rows)
+and their reconstructions (even rows) instead, and prints the quality per kind of picture as JSON.
 """
 
 import argparse
@@ -24,14 +24,14 @@ COLUMNS, ROWS = 12, 3
 
 @torch.no_grad()
 def reconstruct(vq: VQModel, pictures: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8 through the codes and back."""
+    """Return the reconstructions of pictures (N, H, W, 3) uint8."""
     x = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
     out = vq.decode(vq.encode(x))
     return ((out + 1) / 2 * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def write_sheet(vq: VQModel, source: np.ndarray, path: Path) -> None:
-    """Save a sheet of pictures spread over the shard, each row over its reconstructions."""
+    """Save a sheet with pictures from the whole shard, each row above its reconstructions."""
     chosen = source[np.linspace(0, len(source) - 1, COLUMNS * ROWS).astype(int)]
     made = reconstruct(vq, chosen)
     rows = [part[row : row + COLUMNS] for row in range(0, len(chosen), COLUMNS) for part in (chosen, made)]
@@ -39,7 +39,7 @@ def write_sheet(vq: VQModel, source: np.ndarray, path: Path) -> None:
 
 
 def report(vq: VQModel, shards: Shards) -> None:
-    """Print the quality on all pictures, and on those of each style with one thing or two."""
+    """Print the quality on all pictures, and for each style with one and with two objects."""
     kinds: dict[str, list[int]] = {"all": list(range(len(shards)))}
     for number, fact in enumerate(shards.facts):
         kind = (fact["style"] or "photo") + (" of two" if fact["beside"] else "")

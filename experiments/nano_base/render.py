@@ -1,9 +1,9 @@
-"""Render the pretraining pictures in shards.
+"""Render the training pictures in shards.
 
 `python experiments/nano_base/render.py OUT --kind base --shards 0:30`. kind=base: independent pictures for
-the tokenizer and the transformer, one thing or two, as photos or in a style. kind=scorer: groups of views
-of one individual and of its twins, for the scorers (never seen by the base). A finished shard is skipped, so
-the command resumes.
+the tokenizer and the transformer, with one or two objects, as photos or in a style. kind=scorer: groups of
+views of an individual and its twins, only for the scorers. Finished shards are skipped, so the command
+resumes.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from personalar.nano.world.subjects import twins
 
 SHARD, HELDOUT = 2000, 500  # pictures in a shard
 SEEDS = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
-GROUP = 7  # three views of an individual, two of a re-shaped twin, two of a re-coloured one
+GROUP = 7  # three views of an individual, two of a twin with another shape, two of a recoloured twin
 
 
 def facts(scene: Scene) -> dict:
-    """What is true of a picture, for supervision and for held-out accuracy."""
+    """Return the ground truth of a picture, for training and for accuracy on held-out pictures."""
     skin = scene.instance.skin
     kind, worn_colour = scene.worn or ("none", "none")
     return {
@@ -50,12 +50,12 @@ def facts(scene: Scene) -> dict:
 
 
 def identity(named: Instance | None) -> list[float] | None:
-    """The parameters of an individual that a caption names."""
+    """Return the parameters of an individual that a caption names, or None."""
     return None if named is None else [round(float(x), 4) for x in identity_vector(named)]
 
 
 def base_picture(rng: np.random.Generator) -> tuple[Picture, dict]:
-    """A picture with its caption, the individuals that it names, and what is true of its things."""
+    """Draw a picture with its caption, the individuals that it names, and the ground truth of its objects."""
     example = sample_picture(rng)
     things = [facts(scene) for scene in example.picture.scenes]
     return example.picture, {

@@ -1,4 +1,4 @@
-"""The scorers' training pictures: views of individuals and their twins, some spoilt as samples will be."""
+"""Training pictures of the scorers: views of individuals and their twins, some degraded like samples."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SIZE = 96
 
 
 class Pictures:
-    """Scorer shards, their tokenizer reconstructions where those exist, and the individuals behind them."""
+    """Shards for the scorers, with their reconstructions (if rendered) and the parameters of individuals."""
 
     def __init__(self, folder: Path, kind: str = "scorer") -> None:
         self.folder, self.kind = folder, kind
@@ -25,7 +25,7 @@ class Pictures:
         self.refresh()
 
     def refresh(self) -> None:
-        """Pick up what was rendered or reconstructed meanwhile."""
+        """Add shards that were rendered or reconstructed since."""
         self.shards.refresh()
         groups = SHARD // GROUP
         for number in range(len(self.instances) // (groups * GROUP), len(self.shards.arrays)):
@@ -43,7 +43,7 @@ class Pictures:
         return len(self.shards)
 
     def take(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """(B, 3, 96, 96) in [-1, 1]; with rng, some are reconstructions, blurred or shifted."""
+        """Return pictures (B, 3, 96, 96) in [-1, 1]; `rng` chooses those that are degraded or shifted."""
         per = SHARD // GROUP * GROUP
         x = self.shards.pictures(indices)
         if rng is None:

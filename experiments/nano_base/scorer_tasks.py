@@ -1,4 +1,4 @@
-"""What the two scorers are and what they are trained on: `ClipTask` and `DinoTask`."""
+"""Models and losses of the two scorers: `ClipTask` and `DinoTask`."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ CLASS_TEXTS = [f"a photo of a {noun}" for noun in CLASSES]
 
 
 def question_at(step: int) -> str:
-    """What CLIP is asked at a step: accessories, the hardest, every other time."""
+    """Return the question of a step; accessories are the hardest, so they are asked every other time."""
     return ("worn", "context", "worn", "colour")[step % 4]
 
 
 def make_tokenizer(folder: Path):
-    """A CLIP-style tokenizer over the world's words, as a transformers folder."""
+    """Train a CLIP-style tokenizer on the words of the world, and save it in the format of transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def make_tokenizer(folder: Path):
 
 
 def build(which: str):
-    """A fresh model of the scorer's shape: "clip" or "dino"."""
+    """Return an untrained model of the scorer "clip" or "dino"."""
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
     if which == "dino":
@@ -106,7 +106,7 @@ def build(which: str):
 
 
 class ClipTask(nn.Module):
-    """Contrast with the full captions, and the zero-shot questions."""
+    """Contrastive loss with full captions, and cross-entropy of zero-shot questions."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class ClipTask(nn.Module):
         goal = torch.arange(len(x))
         contrast = (F.cross_entropy(pair, goal) + F.cross_entropy(pair.T, goal)) / 2
         by_noun = self.texts(net, c["asked"]).view(-1, c["per"], image.shape[1])
-        asked = by_noun[c["own"]]  # the picture's own noun
+        asked = by_noun[c["own"]]  # the texts with the noun of the picture
         answers = scale * (asked @ image[..., None])[..., 0]
         zero_shot = F.cross_entropy(answers, c["target"]) if (c["target"] >= 0).any() else 0.0
         nouns = F.cross_entropy(scale * image @ self.texts(net, c["class_texts"]).T, c["noun"])
@@ -172,7 +172,7 @@ class ClipTask(nn.Module):
 
 
 class DinoTask(nn.Module):
-    """Supervised contrast over individuals, with linear read-outs of what makes them individuals."""
+    """Supervised contrastive loss over individuals, and linear read-outs of their parameters."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -198,6 +198,6 @@ class DinoTask(nn.Module):
         contrast = -((same * log_p).sum(1) / same.sum(1).clamp_min(1)).mean()
         out = net.read(token).float()
         error = (out[:, :26] - c["identity"]).square().mean(0)
-        # The last six are the proportions: the hardest to see, and what tells a reshaped twin.
+        # The last six are the proportions: the hardest to see, and the only difference of a reshaped twin.
         read = error[:20].mean() + error[20:].mean() + 0.3 * F.cross_entropy(out[:, 26:], c["noun"])
         return contrast + read, {"contrast": contrast.item(), "read": read.item()}

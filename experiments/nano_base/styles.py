@@ -1,7 +1,7 @@
 """Styles that a caption can name, drawn from the layers of a picture and not from a finished photo.
 
-A style gets `Layers` and a generator and returns (S, S, 3) in about [0, 1]. Strokes and lines are several
-pixels wide on purpose: a code covers 8 pixels of the finished picture.
+A style gets `Layers` and a generator, and returns an image (S, S, 3) in about [0, 1]. Strokes and lines are
+several pixels wide on purpose, because a code covers 8 x 8 pixels of the finished picture.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from layers import Layers
 
 PAPER = np.array([0.97, 0.96, 0.93], np.float32)
 STROKES = 16
-"""Across a picture: one for every code of a 128-px picture, so that hatching looks the same to all codes."""
+"""Strokes across a picture: one per code of a 128-px picture, so that hatching is the same in all codes."""
 GRAPHITE = np.array([0.20, 0.20, 0.24], np.float32)
 
 
 def photo(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Light on surfaces: how everything looks where no style is named."""
+    """Paint surfaces with light, the look of captions without a style."""
     return layers.albedo * layers.lit[..., None] + layers.shine[..., None]
 
 
 def cartoon(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Few flat, strong colours, two steps of light, black outlines."""
+    """Paint flat, strong colours with two levels of light and black outlines."""
     inside = layers.thing >= 0
     grey = np.maximum(layers.albedo.mean(-1, keepdims=True), 0.02)
     colour = np.where(inside[..., None], layers.albedo, layers.albedo * np.round(grey * 7) / 7 / grey)
@@ -32,7 +32,7 @@ def cartoon(layers: Layers, rng: np.random.Generator) -> np.ndarray:
 
 
 def pencil(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Coloured strokes on paper, closer where it is darker, and grey contours."""
+    """Paint coloured strokes on paper, denser in dark areas, and grey contours."""
     inside = layers.thing >= 0
     picture = layers.albedo * layers.lit[..., None]
     depth = 1 - picture.mean(-1) + 0.5 * np.ptp(picture, axis=-1)
@@ -49,7 +49,7 @@ def pencil(layers: Layers, rng: np.random.Generator) -> np.ndarray:
 
 
 def watercolour(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Thin uneven washes with wavering borders, darker at their rims, and a white margin."""
+    """Paint thin, uneven washes with irregular, darker borders, and a white margin."""
     size = len(layers.lit)
     y, x = np.mgrid[0:size, 0:size]
     waver = 0.008 * size
@@ -72,7 +72,7 @@ STYLES: dict[str, Callable[[Layers, np.random.Generator], np.ndarray]] = {
     "watercolour": watercolour,
     "flat cartoon": cartoon,
 }
-"""The caption's words -> style."""
+"""Name in captions -> function that paints the style."""
 
 
 def _draw(image: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def _draw(image: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> np.ndarra
 
 
 def _outline(regions: np.ndarray, width: int) -> np.ndarray:
-    """1 within `width` pixels of a border between regions (S, S), else 0."""
+    """Return 1 within `width` pixels of a border between regions (S, S), otherwise 0."""
     line = np.zeros(regions.shape, bool)
     line[:, :-1] |= regions[:, 1:] != regions[:, :-1]
     line[:-1] |= regions[1:] != regions[:-1]
@@ -95,7 +95,7 @@ def _outline(regions: np.ndarray, width: int) -> np.ndarray:
 
 
 def _drift(size: int, rng: np.random.Generator, fine: float) -> np.ndarray:
-    """Smooth noise (S, S) in about [-1, 1] with up to `fine` waves across the picture."""
+    """Return smooth noise (S, S) in about [-1, 1] with up to `fine` waves across the picture."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     total = np.zeros((size, size), np.float32)
     for _ in range(6):

@@ -1,13 +1,13 @@
 """Train the nano scorers: `python experiments/nano_base/train_scorers.py DATA OUT clip|dino --steps 1500`.
 
-clip: a small `CLIPModel`; captions against pictures, and zero-shot questions asked through the text tower
-itself (which class, place, colour, accessory), so that zero-shot accuracy is what is trained. dino: a small
-`ViTModel` whose class token tells individuals apart: supervised contrast within groups that hold twins of the
-same skin or the same shape, and linear read-outs (thrown away) of the individual's parameters, so that shape
-counts and not colour alone.
+clip: a small `CLIPModel`, trained with a contrastive loss on captions and with zero-shot questions about
+class, place, colour and accessory, so that zero-shot accuracy is trained directly. dino: a small `ViTModel`
+whose class token distinguishes individuals, trained with a supervised contrastive loss on groups that contain
+twins of the same skin or the same shape. Linear read-outs of the individual's parameters (discarded
+afterwards) make shape count and not only colour.
 
-Part of the pictures are blurred or passed through the image tokenizer (`reconstruct.py`), because that is
-what the scorers will judge. Resumes by itself.
+Some pictures are blurred or reconstructed by the image tokenizer (`reconstruct.py`), because the scorers are
+used on such pictures. The script resumes from its last state.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WARMUP = 60
 
 
 def pick(data: Pictures, rng: np.random.Generator, which: str, batch: int, step: int) -> np.ndarray:
-    """The pictures of a step: those that can answer CLIP's question, or whole groups for the other scorer."""
+    """Return the pictures of a step: for CLIP those to which the question applies, for DINO whole groups."""
     if which == "clip":
         wearers = [i for i, f in enumerate(data.shards.facts) if f["noun"] in HEADS]
         return (
@@ -41,9 +41,9 @@ def pick(data: Pictures, rng: np.random.Generator, which: str, batch: int, step:
 
 
 def optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest.
+    """Return Muon for the matrices of the blocks, and AdamW for the rest.
 
-    With Muon a small vision transformer leaves its plateau several times sooner than with AdamW.
+    With Muon the loss of a small vision transformer leaves its plateau several times sooner than with AdamW.
     """
     blocks = [p for n, p in net.named_parameters() if "layers." in n and p.ndim == 2]
     taken = {id(p) for p in blocks}
@@ -55,7 +55,7 @@ def optimizers(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def export(task: nn.Module, which: str, folder: Path) -> None:
-    """Write the Hugging Face folder (float16) with its preprocessor."""
+    """Write a Hugging Face folder with float16 weights and the preprocessor."""
     net = build(which)
     net.load_state_dict({k: v for k, v in task.net.state_dict().items() if not k.startswith("read.")})
     net.half().save_pretrained(folder, safe_serialization=True)
@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("which", choices=("clip", "dino"))
-    parser.add_argument("--start", type=Path, help="packaged scorers to go on from, as personalar/nano")
+    parser.add_argument("--start", type=Path, help="packaged scorers to continue from, as personalar/nano")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=84)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: a short warm-up, then a cosine to 2 %."""
+    """Return the learning rate as a share of its peak: a short warm-up, then a cosine to 2 %."""
     return min(1, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = Pictures(args.data)
     task = {"clip": ClipTask, "dino": DinoTask}[args.which](folder)
-    if args.start:  # the read-out of the individual's parameters was thrown away and starts afresh
+    if args.start:  # the read-out of the individual's parameters was discarded, so it starts untrained
         kind = {"clip": "CLIPModel", "dino": "ViTModel"}[args.which]
         options = {} if args.which == "clip" else {"add_pooling_layer": False}
         found = getattr(transformers, kind).from_pretrained(args.start / args.which, **options).float()

@@ -1,13 +1,13 @@
 """Train the nano base's image tokenizer: `python experiments/nano_base/train_vq.py DATA OUT --steps 20000`.
 
-From nothing: a plain autoencoder for the first steps; then k-means gives the codebook, which follows by
-exponential averages with dead codes restarted. `--start FOLDER` goes on from a trained tokenizer; other
-`--codes` than it has are found by k-means among its latents. With `--decoder-only` its codes stay what they
-are, and a transformer that was trained on them stays good.
+From scratch, the first steps train an autoencoder without quantisation. Then k-means gives the codebook,
+which is updated by exponential averages, and dead codes are restarted. `--start FOLDER` continues from a
+trained tokenizer; another number of `--codes` is found by k-means on its latents. With `--decoder-only` the
+codes stay the same, so a transformer that was trained on them can still be used.
 
-The learning rate stays constant after a warm-up, and what is checked and exported is the exponential average
-of the weights: a training can be stopped anywhere, and go on for as long as there is time. Saves
-every five minutes and resumes by itself.
+The learning rate is constant after the warm-up, and the exponential average of the weights is evaluated and
+exported, so training can be stopped and continued at any time. The state is saved every five minutes, and the
+script resumes from it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ JUDGE = Path(__file__).resolve().parents[2] / "personalar" / "nano" / "dino"
 
 
 def nano_vq(size: int, codes: int) -> VQConfig:
-    """The nano's shape: 4 x 4 pixels folded first, 8 x 8 pixels a code."""
+    """Return the sizes of the nano tokenizer: patches of 4 x 4 pixels, and 8 x 8 pixels per code."""
     return VQConfig(
         embed_dim=32,
         num_embeddings=codes,
@@ -48,38 +48,38 @@ def nano_vq(size: int, codes: int) -> VQConfig:
 
 
 def load_vq(folder: Path) -> VQModel:
-    """The tokenizer that `export` wrote, in float32."""
+    """Return the tokenizer that `export` wrote, in float32."""
     model = VQModel(VQConfig.from_hf(json.loads((folder / "config.json").read_text()))).eval()
     model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     return model
 
 
 def export(model: VQModel, folder: Path) -> None:
-    """Write config.json and float16 weights: what everything after this uses."""
+    """Write config.json and float16 weights for the following scripts."""
     (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def pixels(shards: Shards, indices) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1]."""
+    """Return pictures (B, 3, H, W) in [-1, 1]."""
     return shards.pictures(indices).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def standardise(model: VQModel, x: Tensor) -> None:
-    """Give fresh latents unit scale.
+    """Scale the latents of an untrained model to a standard deviation of 1.
 
-    Without it a step moves them further than codes lie apart, and the book collapses.
+    Otherwise a step moves latents further than the distance between codes, and the codebook collapses.
     """
     model.quant_conv.weight.mul_(1 / model.encode_latents(x).std())
 
 
 @torch.no_grad()
 def grow(model: VQModel, found: VQModel) -> None:
-    """Begin as another tokenizer; blocks that it does not have begin as the identity.
+    """Load the weights of another tokenizer; additional blocks start as the identity.
 
-    Where it has another number of codes, the codebook stays as it was: see `recode`.
+    If it has another number of codes, the codebook is not loaded; see `recode`.
     """
     weights = found.state_dict()
     if found.config.num_embeddings != model.config.num_embeddings:
@@ -92,7 +92,7 @@ def grow(model: VQModel, found: VQModel) -> None:
 
 @torch.no_grad()
 def recode(model: VQModel, shards: Shards, count: int = 320) -> None:
-    """Fill the codebook by k-means among the latents of pictures spread over all shards."""
+    """Set the codebook by k-means on the latents of pictures from all shards."""
     picks = np.linspace(0, len(shards) - 1, count).astype(int)
     parts = [model.encode_latents(pixels(shards, picks[i : i + 40])) for i in range(0, count, 40)]
     points = torch.cat(parts).permute(0, 2, 3, 1).flatten(0, 2)
@@ -102,10 +102,12 @@ def recode(model: VQModel, shards: Shards, count: int = 320) -> None:
 
 @torch.no_grad()
 def evaluate(model: VQModel, judge: InstanceJudge, shards: Shards, picks: np.ndarray) -> dict:
-    """Quality on the pictures with these numbers.
+    """Return the quality on the pictures with the indices `picks`.
 
-    psnr: dB, mean over pictures. sharpness: gradient energy, of the originals'. judge: cosine of the
-    instance judge's verdicts on a picture and its reconstruction. codes_used: share of the codebook.
+    psnr: dB, mean over pictures. sharpness: gradient energy relative to that of the originals. judge: cosine
+    similarity of the scorer's features of a picture and its reconstruction. codes_used: share of the
+    codebook.
+    perplexity: effective number of codes.
     """
     psnr, energy, likeness = [], [], []
     used = torch.zeros(model.config.num_embeddings)
@@ -131,7 +133,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--start", type=Path, help="trained tokenizer to go on from, as personalar/nano/vq")
+    parser.add_argument("--start", type=Path, help="tokenizer to continue from, such as personalar/nano/vq")
     parser.add_argument("--decoder-only", action="store_true", help="with --start: keep encoder and codebook")
     parser.add_argument("--codes", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=20000)
@@ -145,14 +147,14 @@ def arguments() -> argparse.Namespace:
 
 
 class Training:
-    """The model with its codebook, its average, its judges and their optimizers."""
+    """The model with its codebook, moving average, losses and optimizers."""
 
     def __init__(self, model: VQModel, args: argparse.Namespace) -> None:
         self.args, self.plain_steps = args, 0 if args.start else PLAIN_STEPS
         self.model, self.master = model, Master(model)
         self.average = VQModel(model.config).eval()
         self.average.load_state_dict(model.state_dict())
-        # Weight decay moves what gets no gradient, so what is frozen is not the optimizer's.
+        # Weight decay also moves parameters without a gradient, so the optimizer does not get frozen ones.
         frozen = ("quantize.", "encoder.", "quant_conv.") if args.decoder_only else ("quantize.",)
         trained = [(n, p) for n, p in model.named_parameters() if not n.startswith(frozen)]
         self.optimizer = ConvolutionMuon(trained, args.lr)
@@ -162,7 +164,7 @@ class Training:
         self.recent: list[Tensor] = []  # latents of the last plain steps, for k-means
 
     def resume(self, path: Path) -> tuple[int, float]:
-        """Load what `save` wrote, if anything: (steps, seconds) done so far."""
+        """Load the state that `save` wrote, if it exists; return the steps and seconds so far."""
         if not path.exists():
             return 0, 0.0
         state = torch.load(path, weights_only=True)
@@ -177,13 +179,13 @@ class Training:
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path, *, step: int, seconds: float) -> None:
-        """Save all that `resume` reads."""
+        """Save the state for `resume`."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         book = {"counts": self.book.counts, "sums": self.book.sums}
         save_state(path, **parts, **book, step=step, seconds=seconds)
 
     def quantise(self, latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """(latents as the decoder gets them, commitment); the codebook begins and follows here."""
+        """Return the latents for the decoder and the commitment loss; initialise or update the codebook."""
         generator = torch.Generator().manual_seed(step)
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
         if step < self.plain_steps:
@@ -195,7 +197,7 @@ class Training:
             self.recent = []
         codes = self.model.quantize.nearest(latents.detach()).flatten()
         chosen = self.book.table[codes]
-        # Relative to the latents' spread: an absolute pull outweighs the pictures as soon as latents grow.
+        # Relative to the variance: an absolute loss would dominate as soon as the latents grow.
         commit = F.mse_loss(flat, chosen) / flat.detach().var()
         straight = flat + (chosen - flat).detach()
         quantised = straight.view(*latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
@@ -203,17 +205,17 @@ class Training:
         return quantised, commit
 
     def latents(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """(quantised latents, commitment) of pictures."""
+        """Return the quantised latents and the commitment loss of pictures."""
         if self.args.decoder_only:
             with torch.no_grad():
                 return self.model.lookup(self.model.encode(x)), torch.zeros(())
         return self.quantise(self.master.fast.encode_latents(x.to(WORKING)).float(), step)
 
     def step(self, x: Tensor, step: int) -> dict[str, float]:
-        """One update on pictures (B, 3, H, W) in [-1, 1]: what is to be logged."""
+        """Update once on pictures (B, 3, H, W) in [-1, 1]; return the losses for the log."""
         self.optimizer.set_rate(self.args.lr * min(1, (step + 1) / WARMUP))
-        # Neither compiled (under torch 2.13 on a CPU the compiled encoder collapsed once the codebook joined
-        # in) nor channels_last, in which bfloat16 group norms of few channels take a third of the time.
+        # Not compiled: with torch 2.13 on a CPU the compiled encoder collapsed when the codebook was added.
+        # Not channels_last: bfloat16 group norms of few channels then take a third of the step.
         quantised, commit = self.latents(x, step)
         out = self.master.fast.decode_latents(quantised.to(WORKING)).float()
         parts = {"pixels": reconstruction_loss(out, x), "commit": commit, "judge": self.judge.loss(out, x)}
@@ -243,7 +245,7 @@ class Training:
 
 
 def prepare(args: argparse.Namespace, shards: Shards) -> VQModel:
-    """A model to begin with: fresh, or the one to go on from."""
+    """Return the initial model: untrained, or that of `--start`."""
     size = shards.arrays[0].shape[1]
     if not args.start:
         model = VQModel(nano_vq(size, args.codes))

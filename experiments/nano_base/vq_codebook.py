@@ -1,13 +1,13 @@
-"""How the tokenizer's codebook begins and follows its latents; no gradient is involved."""
+"""Initialisation and updates of the codebook, without gradients."""
 
 import torch
 from torch import Tensor
 
-DECAY, DEAD = 0.99, 0.02  # dead: chosen less often than this share of the mean
+DECAY, DEAD = 0.99, 0.02  # a code is dead if it is used less often than this share of the mean
 
 
 def k_means(points: Tensor, count: int, generator: torch.Generator, rounds: int = 8) -> Tensor:
-    """`count` centres of the points (N, D)."""
+    """Return `count` centres (count, D) of the points (N, D)."""
     centres = points[torch.randperm(len(points), generator=generator)[:count]].clone()
     for _ in range(rounds):
         nearest = torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(8192)])
@@ -18,18 +18,23 @@ def k_means(points: Tensor, count: int, generator: torch.Generator, rounds: int 
 
 
 class MovingCodebook:
-    """Codebook rows as exponential averages of the latents that chose them."""
+    """A codebook whose rows are exponential averages of their latents."""
 
     def __init__(self, table: Tensor) -> None:
         self.table, self.counts, self.sums = table, torch.ones(len(table)), table.clone()
 
     def restart(self, table: Tensor) -> None:
-        """Begin from the given rows."""
+        """Start from the given rows."""
         self.table.copy_(table)
         self.sums, self.counts = self.table.clone(), torch.ones(len(self.table))
 
     def update(self, points: Tensor, codes: Tensor, generator: torch.Generator) -> None:
-        """Move the rows towards the points that chose them; a row that few choose begins again at a point."""
+        """Move rows towards their latents; a dead row is reset to a random latent.
+
+        Args:
+            points: latents (N, D).
+            codes: their nearest rows (N,).
+        """
         counts = torch.bincount(codes, minlength=len(self.table)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, points)
         self.counts.mul_(DECAY).add_(counts, alpha=1 - DECAY)

@@ -1,8 +1,9 @@
-"""What does `[V]` mean without the weights that were tuned beside it?
+"""Measure the fidelity of `[V]` alone, without the weights that were trained with it.
 
-`python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`. The paper's claim: trained jointly, the
-embedding alone "fails to convey any meaningful content" on the frozen base; trained first, it does. For each
-finished run: fidelity of the subject's prompts with the rows of its last stage on the base.
+`python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`. The paper claims that an embedding
+trained jointly with the weights "fails to convey any meaningful content" on the untouched base, unlike one
+that was trained first. This script loads only `[V]` of the last stage of each finished run into the base, and
+prints the fidelity over the subject's prompts.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Personalize every shipped subject and tabulate.
+"""Personalize every packaged subject, and print a table.
 
-`python experiments/nano_personalization/run_all.py OUT --seeds 0 1`. One process per job, one thread each; a
-finished run is not repeated, so the command resumes. Extra overrides go to every run: `-- method=joint`.
-Writes results.jsonl (one summary per line) and prints the table that README.md shows.
+`python experiments/nano_personalization/run_all.py OUT --seeds 0 1`. Every job is a process with one thread.
+Finished runs are not repeated, so the command resumes. Settings after `--` are passed to every run:
+`-- method=joint`. It writes results.jsonl (one summary per line) and prints the table in README.md.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def cell(values: list) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: one line a subject (mean over seeds), then the mean over subjects."""
+    """Return a Markdown table with a line per subject (mean over seeds), and the mean over subjects."""
     last = next(s for s in ("transformer", "embedding") if all(s in r["stages"] for r in rows))
     columns = {
         "text": lambda r: (r.get("description") or {}).get("fidelity"),

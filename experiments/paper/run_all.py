@@ -1,10 +1,10 @@
-"""The paper's tables 1 to 4 on any base, with the published rows beside ours.
+"""Tables 1 to 4 of the paper on any base, with the published rows next to ours.
 
-`python experiments/paper/run_all.py OUT` runs everything on `benchmark=nanobench`; settings after `--` go to
-`python -m personalar.evaluate`: `-- benchmark=dreambench benchmark.path=DIR scorer=dreambench trainer=gpu
-model=lumina_mgpt_7b_512`. What is finished is not repeated, so it resumes. `--ranks` names the ranks that
-stand for the paper's 16, 64 and 256; `--lora-subjects cat vase` keeps table 3 to a few subjects, all of which
-start from their stage 1 in table 1. Writes OUT/tables.md.
+`python experiments/paper/run_all.py OUT` runs all rows on `benchmark=nanobench`. Settings after `--` are
+passed to `python -m personalar.evaluate`: `-- benchmark=dreambench benchmark.path=DIR scorer=dreambench
+trainer=gpu model=lumina_mgpt_7b_512`. Finished runs are not repeated, so the command resumes. `--ranks` sets
+the ranks that correspond to the paper's 16, 64 and 256. `--lora-subjects cat vase` limits table 3 to some
+subjects; they reuse their stage 1 of table 1. It writes OUT/tables.md.
 """
 
 import argparse
@@ -22,14 +22,14 @@ MEASURES = ("dino", "clip_i", "clip_t")
 
 
 def evaluate(out: Path, methods: tuple[str, ...], words: list[str]) -> int:
-    """Run the benchmark command; return its exit code. It resumes, so a failure costs only what failed."""
+    """Run the benchmark command, which resumes; return its exit code."""
     command = [sys.executable, "-m", "personalar.evaluate", f"benchmark.methods=[{','.join(methods)}]"]
     return subprocess.run([*command, f"out='{out}'", *words], check=False).returncode
 
 
 def means(out: Path, experiment: str) -> dict | None:
     """Return the record of an experiment's row in a finished benchmark, or None."""
-    # Embeddings alone are the stage 1 of two stages: nobody runs them twice.
+    # Embeddings alone are stage 1 of two stages, so they are not run again.
     state = ("two_stage", "embedding") if experiment == "embedding_only" else (experiment, "transformer")
     path = out / "comparison.jsonl"
     if not path.is_file():
@@ -43,7 +43,7 @@ def lora_folder(out: Path, rank: int, every: int) -> Path:
 
 
 def full_matrices(out: Path, only: list[str], words: list[str]) -> int:
-    """Table 3's last row, on its subjects: the runs of table 1 once more, without running anything."""
+    """Evaluate the runs of table 1 on the subjects of table 3, for its last row; return the exit code."""
     folder = out / "table3" / "full"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "two_stage"
@@ -53,7 +53,7 @@ def full_matrices(out: Path, only: list[str], words: list[str]) -> int:
 
 
 def table3(out: Path, ranks: list[int], subjects: list[str] | None, words: list[str]) -> int:
-    """Run LoRA at every rank and spacing; return how many of them failed."""
+    """Run LoRA with every rank and spacing; return the number of failures."""
     only = [f"benchmark.subjects=[{','.join(subjects)}]"] if subjects else []
     first = f"reuse='{out / 'main' / 'two_stage'}/${{subject.name}}'"
     failures = full_matrices(out, only, words) != 0
@@ -65,7 +65,7 @@ def table3(out: Path, ranks: list[int], subjects: list[str] | None, words: list[
 
 
 def ours(out: Path, row: dict, ranks: list[int]) -> dict | None:
-    """Return our record for a published row, or None where nothing was run for it."""
+    """Return our record for a published row; None if it was not run."""
     if row["experiment"] is None:
         return None
     if row["experiment"] == "lora":
@@ -82,7 +82,7 @@ def cell(record: dict | None, name: str) -> str:
 
 
 def tables(out: Path, ranks: list[int]) -> str:
-    """Return tables 1 to 4 in Markdown, and our baselines that the paper only argues about."""
+    """Return tables 1 to 4 in Markdown, and our baselines for which the paper has no table."""
     rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
     head = "| | published DINO | CLIP-I | CLIP-T | ours: fidelity | DINO | CLIP-I | CLIP-T | images |"
     lines = ["# The paper's tables, published and ours", "",
@@ -110,10 +110,10 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--ranks", type=int, nargs=3, default=list(PAPER_RANKS), help="for the paper's 16 64 256"
+        "--ranks", type=int, nargs=3, default=list(PAPER_RANKS), help="instead of the paper's 16 64 256"
     )
-    parser.add_argument("--lora-subjects", nargs="+", help="table 3 on these alone")
-    parser.add_argument("--only-tables", action="store_true", help="write the tables of what is finished")
+    parser.add_argument("--lora-subjects", nargs="+", help="subjects of table 3")
+    parser.add_argument("--only-tables", action="store_true", help="write the tables of finished runs")
     parser.add_argument("words", nargs="*", help="settings of personalar.evaluate, after --")
     args = parser.parse_intermixed_args()
     failures = 0

@@ -1,7 +1,8 @@
-"""Speculative Jacobi decoding by rejection: a plug-in, loaded by `decoder._target_`.
+"""Speculative Jacobi decoding with rejection sampling: a plug-in, loaded by `decoder._target_`.
 
-An image is a draw from the distribution of plain decoding, another one than plain's. It depends on window
-and first drafts too, but never on the batch. Only `relax` makes it lossy.
+An image is a sample from the distribution of plain decoding, but differs from that of plain with the same
+seed. It depends on the window and the first drafts, and not on the batch. Only `relax` makes the decoder
+lossy.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ class SpeculativeDecoder(JacobiDecoder):
     """Same call as `PlainDecoder`.
 
     Args:
-        window: codes that one forward looks at, and the newlines among them.
-        max_batch: images decoded at once; a larger batch is decoded in parts.
+        window: number of codes in a forward pass; the newlines between them come in addition.
+        max_batch: number of images decoded together; a larger batch is split.
         init: first drafts: random, left, above or newline.
         coupling: maximal or independent; see `rules`.
-        relax: how many of the codes that look most like a draft lend it their probability, so that it stays
-            more often; 0 is exact. **Lossy.**
-        relax_distance: how much of it they may lend in all, see `rules.relaxed`.
+        relax: number of similar codes whose probability is added to that of a draft, so that it is
+            accepted more often; 0 is exact. **Lossy.**
+        relax_distance: largest probability that they add in total, see `rules.relaxed`.
         sampling: cfg_scale, top_k, top_p, temperature; see `Sampling`.
     """
 
@@ -58,7 +59,7 @@ class SpeculativeDecoder(JacobiDecoder):
         identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N being those of the largest image, and each code's largest logit (B, K)."""
+        """Return codes (B, N), N for the largest image, and the largest logit of each code (B, K)."""
         sizes = [h * w for h, w in request.grids]
         near = nearest_codes(backend.vq.quantize.embedding.weight, self.relax) if self.relax else None
         images: list[Tensor] = []

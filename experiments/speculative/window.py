@@ -1,4 +1,4 @@
-"""The package's window with drafts that become draws by rejection, and with other first drafts."""
+"""The window of the package with rejection sampling of drafts, and with other first drafts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.nn.functional import one_hot
 from personalar.generation.decoders.window import Window
 from personalar.generation.sampling import gumbel_noise, random_codes
 
-PASS = 2**32  # noise of pass n belongs to position + n * PASS: no two passes share it
+PASS = 2**32  # pass n uses the noise of position + n * PASS, so passes share no noise
 
 
 class RejectionWindow(Window):
-    """A window that keeps the law of every draft.
+    """A window that stores the distribution of every draft.
 
     Args:
-        init: first drafts; "above" are the package's, the others are in `rules.draft_source`.
+        init: first drafts; "above" as in the package, others see `rules.draft_source`.
         coupling: "maximal" or "independent"; see `rules`.
-        near, distance: make it lossy, see `rules.relaxed`.
+        near, distance: see `rules.relaxed`; lossy unless `near` is None.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RejectionWindow(Window):
         self._number = 0
 
     def _draft(self, tokens: Tensor) -> Tensor:
-        """Return the drafts (B, W), and note which are made now."""
+        """Return the drafts (B, W), and record which of them are new."""
         is_code = self._body.is_code.gather(1, tokens)
         self._fresh = (self._body.code_index.gather(1, tokens) >= self._known[:, None]) & is_code
         return super()._draft(tokens)
@@ -48,7 +48,7 @@ class RejectionWindow(Window):
         return torch.where(at_random, random_codes(self._seeds, index, self._num_codes), copied)
 
     def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
-        """Return draws (B, W) from the laws of guided logits (B, W, K), and keep the laws."""
+        """Return samples (B, W) from guided logits (B, W, K), and store the distributions."""
         self._number += 1
         index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
         law = self._sampling.probabilities(logits)

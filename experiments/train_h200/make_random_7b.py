@@ -1,4 +1,4 @@
-"""Write a base of Lumina-mGPT's shape with random weights, for measurements of speed and memory."""
+"""Write a base with the shape of Lumina-mGPT 7B and random weights, to measure speed and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from personalar.models.network.vq import VQConfig
 
 
 def main(folder: str) -> None:
-    """Write the folder; takes about 70 GB of host memory and some minutes."""
+    """Write the folder; it needs about 70 GB of host memory and some minutes."""
     shape, vq = TransformerConfig(), VQConfig()
     text = LUMINA_PROMPT.format(width=512, height=512, prompt="a photo of a dog")
     tokenizer = Tokenizer(

@@ -174,13 +174,13 @@ def test_train_compares_in_one_run(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "'' is not known; allowed: decode, train"),
+        ([], "unknown command ''; allowed: decode, train"),
         (["decode", "batch=0"], "batch or runs=0 must be a whole number from 1"),
-        (["decode", "weights=tiny"], "weights=tiny is not known; allowed: model, random_7b"),
-        (["decode", "baselines=static,vllm"], "baselines=vllm is not known; allowed: generate, static, none"),
+        (["decode", "weights=tiny"], "invalid value weights=tiny; allowed: model, random_7b"),
+        (["decode", "baselines=static,vllm"], "invalid value baselines=vllm; allowed: generate, static"),
         (["decode", "modle=nano"], "unknown setting modle"),
         (["decode", "decoder=plane"], "decoder='plane'"),
-        (["train", "steps=3"], "must be more than the 3 that warm up"),
+        (["train", "steps=3"], "must be more than the 3 steps of warm-up"),
         (["train", "steps=x"], "steps=x must be a whole number from 1"),
         (["train", "subject=cta"], "subject='cta'; did you mean cat?"),
         (["train", "bench_stage=x", "rounds=1", "experiment=quick"], "allowed: embedding, transformer"),

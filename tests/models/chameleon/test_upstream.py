@@ -185,7 +185,7 @@ def test_an_anole_checkpoint_brings_its_image_tokenizer(tmp_path: Path) -> None:
 
 def test_chameleon_without_decoder_says_so(tmp_path: Path, vqgan_dir: Path) -> None:
     folder = save_anole(tmp_path, decoder=False)
-    with pytest.raises(ValueError, match=r"has no decoder, .*facebook/chameleon-7b .*set model\.vq_path"):
+    with pytest.raises(ValueError, match=r"has no decoder, .*facebook/chameleon-7b.*set model\.vq_path"):
         load_backend(open_folder(folder, layout=ANOLE))
     backend = load_backend(open_folder(folder, vq=vqgan_dir, layout=ANOLE))  # the way out that it names
     assert backend.decode_images(torch.zeros(1, 4, 4, dtype=torch.int64)).shape == (1, 3, 64, 64)
