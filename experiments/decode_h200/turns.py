@@ -69,7 +69,7 @@ class Place:
         """Run step `index`; it is captured the first time."""
         decoder._replay(self.step, self.schedule, index)()
 
-    def know(self, decoder: Changed) -> None:
+    def start_from(self, decoder: Changed) -> None:
         """Sample the first row of codes with `decoder`; all variants are compared after these codes."""
         for index in self.compared:
             self.step.seek(self.schedule, index)
@@ -77,7 +77,7 @@ class Place:
         self.codes = self.step.codes.clone()
 
     def draws(self, decoder: Changed) -> torch.Tensor:
-        """Return the codes that `decoder` samples after those of `know`, for several seeds."""
+        """Return the codes that `decoder` samples after those of `start_from`, for several seeds."""
         drawn = []
         for turn in range(max(1, DRAWS // (self.batch * len(self.compared)))):
             seeds = range(turn * self.batch, (turn + 1) * self.batch)
@@ -141,7 +141,7 @@ def attempt(contender: Contender, work: Callable[[], None]) -> None:
 
 def compete(place: Place, contenders: list[Contender], rounds: int, until: float) -> None:
     """Measure all variants in turns; the first one is the step run as Python."""
-    place.know(contenders[0].decoder)
+    place.start_from(contenders[0].decoder)
     before = None
     for contender in contenders:
         rows = len(place.schedule.rows)

@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     with meter.step("write the checkpoint"):
         args.checkpoint = write_random(args.work / "checkpoint")
     with meter.step("personalar.doctor") as row:
-        row["says"] = doctor(args)
+        row["result"] = doctor(args)
     with meter.step("read memory") as row:
         row["gigabytes_per_second"] = round(read_bandwidth() / 1e9, 1)
     run = args.work / f"run_{args.dtype}"

@@ -19,9 +19,10 @@ from personalar.config.trainer_config import LightningArguments
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 HEAD = """# All settings
 
-Written by `python tests/project/test_configuration.py` from the typed configuration. A setting goes on the
-command line as `key=value`; a group is chosen by name, `group=choice`. `null` means none.
+Written by `python tests/project/test_configuration.py` from the typed configuration. A setting goes
+on the command line as `key=value`; a group is chosen by name, `group=choice`. `null` means none.
 """
+WIDTH = 100  # of a page, see test_readme.py
 
 
 def meanings(schema: type) -> dict[str, str]:
@@ -88,7 +89,8 @@ def page() -> str:
     parts = [HEAD]
     for group, schema in GROUPS.items():
         parts.append(f"\n## {group}\n")
-        parts.append(f"Choices: {', '.join(group_options(conf_dir(), group))}.\n")
+        choices = f"Choices: {', '.join(group_options(conf_dir(), group))}."
+        parts.append(textwrap.fill(choices, WIDTH) + "\n")
         if schema is dict:
             parts.append("`_target_` and arguments; see [Extend it](extending.md).\n")
             continue

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WIDE_TABLES = {"compatibility.md", "configuration.md", "licences.md", "reliability.md"}
+"""Pages with tables of long names, most of them generated; everything else is at most 100 wide."""
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -83,6 +85,13 @@ def test_links_lead_somewhere(path):
         assert anchor in {
             h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", headings, re.MULTILINE)
         }
+
+
+@pytest.mark.parametrize("path", [DOCUMENTS[0], *DOCUMENTS[2:]], ids=lambda path: path.name)
+def test_lines_fit_into_a_terminal(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        is_wide = line.startswith("|") and path.name in WIDE_TABLES
+        assert len(line) <= 100 or is_wide, f"{path.name}:{number} has {len(line)} characters"
 
 
 def test_make_targets_exist():
