@@ -192,7 +192,7 @@ def test_chameleon_without_decoder_says_so(tmp_path: Path, vqgan_dir: Path) -> N
 
 
 def test_a_lumina_checkpoint_alone_has_no_image_tokenizer(lumina_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"contains no image tokenizer \(model\.vqmodel\.\*\), like all .*Lumina-mGPT"):
+    with pytest.raises(ValueError, match=r"contains no image tokenizer .*like all .*Lumina-mGPT"):
         load_backend(open_folder(lumina_dir, layout=LUMINA))
 
 
