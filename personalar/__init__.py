@@ -116,9 +116,11 @@ def score(
     Raises:
         ValueError: the numbers of pictures and prompts differ, or there is no photo.
     """
+    # Inside of the functions, because Hydra and the scorers are slow to import.
     from personalar.config.compose import composed, read_config
     from personalar.scoring.judges import score_pictures
 
+    # A run needs a subject, but only its scorers are used here.
     config = read_config(composed("run", ["subject=cat", *settings])).scorer
     return score_pictures(pictures, prompts, photos=photos, noun=noun, config=config)
 

@@ -21,6 +21,7 @@ def main() -> None:
         raise SystemExit(f"personalar: unknown command {name!r}{meant} allowed: {', '.join(COMMANDS)}")
     # Hydra and argparse read sys.argv, so it must look as if the module had been started directly.
     sys.argv = [f"personalar.{name}", *sys.argv[2:]]
+    # Imported only now: most commands load Hydra, and `personalar --help` must be fast.
     importlib.import_module(f"personalar.{name}").main()
 
 

@@ -47,6 +47,7 @@ def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
         device = torch.cuda.get_device_properties(index)
         yield f"gpu {index}: {device.name}, {device.total_memory / 1e9:.0f} GB"
     if not torch.cuda.device_count():
+        # With the version, because a CPU build of torch is the usual reason.
         yield f"gpu: none that torch {torch.__version__} can use"
     asked = f"{trainer.accelerator}, {trainer.devices} device(s), strategy {trainer.strategy}"
     yield f"trainer={trainer.name}: {asked}"
@@ -61,6 +62,7 @@ def model_files(model: ModelConfig) -> Iterator[str]:
     Raises:
         FileNotFoundError, ValueError: files are missing or wrong.
     """
+    # Without the network: the doctor must answer quickly, also on a compute node.
     files = loading.offline_model(model)
     if files is None:
         parts = loading.hub_parts(model)
@@ -89,6 +91,7 @@ def disk() -> Iterator[str]:
     """Yield the free disk space for results and downloads. Raises ValueError if results cannot be written."""
     for name, folder in {"outputs": Path.cwd(), "hub cache": loading.cache_folder()}.items():
         yield f"{name}: {loading.free_bytes(folder) / 1e9:.1f} GB free in {folder}"
+    # Only folders that exist: the doctor must not create any.
     for folder in filter(Path.is_dir, map(Path, (".", "outputs", "sweeps"))):
         try:  # permissions alone do not show a full or read-only disk
             with tempfile.TemporaryFile(dir=folder) as probe:

@@ -38,11 +38,13 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     own: list[str] = []
     for_runs: list[str] = []
     for index, word in enumerate(words):
+        # Only the first part of a key: a group such as model= also includes model.path=.
         key, is_flag = key_of(word).split(".")[0], word.startswith("-") or "=" not in word
         if index == 0 and is_flag and not word.startswith("-"):
             one_of("task", word, TASKS)
             own.append(f"task={word}")
             continue
+        # The benchmark adds subject= to every run, and this one would replace it.
         if key == "subject":
             raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")
         mine = is_flag or key in own_keys or key.startswith("hydra")

@@ -42,6 +42,7 @@ def run_one(cfg: DictConfig) -> Objective:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     leads, sweeps = global_rank() == 0, hydra_config.mode == RunMode.MULTIRUN
+    # The lock comes before everything that writes to the folder.
     with user_errors("personalar.run"), locked(run_dir, leads=leads):
         # The folder of a refused run is deleted if it is empty. In a sweep error.txt is written there.
         with refusable(run_dir) if leads and not sweeps else nullcontext():
@@ -110,6 +111,7 @@ class Job:
             return run_one(cfg)
         run_dir = Path(hydra_config.runtime.output_dir)
         learns = searches(hydra_config)
+        # Hydra's sweep folder is relative to the folder where the command was entered.
         sweep_dir = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
         note_job(sweep_dir, run_dir, hydra_config.overrides.task)
         return keep_sweeping(

@@ -1,7 +1,7 @@
 """Learn, look and draw in a browser on this machine: `python -m personalar.web [--port 7860]`.
 
-Runs are processes of their own and go on when the page or its server ends. The page asks for the password in
-the environment variable PERSONALAR_WEB_PASSWORD, if there is one.
+Runs are separate processes, and continue when the page or its server ends. The page is protected by the
+password in the environment variable PERSONALAR_WEB_PASSWORD, if it is set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PASSWORD = "PERSONALAR_WEB_PASSWORD"
 
 
 def check_installed() -> None:
-    """Raise ModuleNotFoundError, with what to do, without Gradio 6 or newer."""
+    """Raise ModuleNotFoundError, with the command to install it, without Gradio 6 or newer."""
     try:
         version = metadata.version("gradio")
     except metadata.PackageNotFoundError:
@@ -29,11 +29,12 @@ def check_installed() -> None:
 
 
 def check_port(port: int) -> None:
-    """Raise ValueError where the server cannot listen on `port`."""
+    """Raise ValueError if the server cannot listen on `port`."""
     with socket.socket() as probe:
+        # As the server does: otherwise a port is busy for a minute after its last connection.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))  # not 0.0.0.0: only for this machine
         except (OSError, OverflowError) as error:
             raise ValueError(f"port {port} cannot be used ({error}): choose another with --port") from None
 

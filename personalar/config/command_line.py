@@ -78,6 +78,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
         ValueError: Hydra cannot compose them, or a required value is missing.
     """
     args, flags = read_flags(words)
+    # Hydra completes unfinished words, which must not be checked.
     if args.shell_completion:
         return list(words)
     overrides = add_base(args.overrides if args.config_name else signed(args.overrides))
@@ -116,6 +117,7 @@ def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
     keys = set(map(key_of, arguments))
     given = [parse(argument) for argument in arguments if argument.startswith("concept=")]
     if concept is None and given and given[-1] is not None and not given[-1].is_sweep_override():
+        # The last one counts, as in Hydra.
         concept = str(given[-1].value())
     if "model" in keys or concept is None:
         return list(arguments)
@@ -131,6 +133,7 @@ def base_arguments(folder: Path) -> list[str]:
 
     A local base is selected by its folder, a base from the hub by its commit.
     """
+    # A concept folder, or the folder of a run.
     record = _read(folder / "concept.json") or _read(folder / "concept/concept.json")
     name = _within(record, "base", "name")
     if name not in group_options(conf_dir(), "model"):
@@ -138,6 +141,7 @@ def base_arguments(folder: Path) -> list[str]:
     words, model = [f"model={name}"], _within(record, "config", "model")
     for key in ("path", "vq_path"):
         where = _within(model, key)
+        # A concept from another machine contains a path that does not exist here.
         if isinstance(where, str) and Path(where).is_dir():
             words.append(f"model.{key}={quote(Path(where).absolute())}")
     # A branch can have changed since the training; only a commit identifies the same files.

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from personalar.core.files import plain_name
 from personalar.core.measures import IN_SUMMARY
 
-MANY, LARGEST_SEED = 10**9, 2**63 - 1
+MANY, LARGEST_SEED = 10**9, 2**63 - 1  # "no upper limit" in messages; int64 of torch
 FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
 """Settings that are used as folder names: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
 LONGEST = 255
@@ -81,6 +81,7 @@ def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
     declared = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
     allowed = {field.name: field.metadata["limits"] for field in declared if "limits" in field.metadata}
     for name, value in values.items():
+        # The field's own range, otherwise that of the dict it is in.
         found = allowed.get(name, outer)
         if isinstance(value, Mapping):
             check_limits(value, node[name], f"{prefix}{name}.", found)
@@ -133,7 +134,9 @@ def check_folder_names(cfg: DictConfig) -> None:
         name = OmegaConf.select(cfg, key)
         if name is None:
             continue
+        # isprintable() is False for line breaks and control characters.
         invalid = not name.strip() or name in (".", "..") or not name.isprintable()
+        # Bytes and not characters: file systems count bytes.
         if invalid or "/" in name or "\\" in name or len(name.encode()) > LONGEST:
             raise ValueError(
                 f"{key}={name[:60]!r} is not a valid folder name; allowed: one line of printable characters "
@@ -167,6 +170,7 @@ def from_where_typed(cfg: DictConfig, base: Path) -> None:
 
 def inside(path: str) -> str:
     """Return `path` with each ".." replaced, so that it stays inside the folder that it is joined to."""
+    # A key such as hydra.sweep.subdir=../x would leave the sweep's folder.
     return "/".join("__" if part == ".." else part for part in str(path).split("/"))
 
 

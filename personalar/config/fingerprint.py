@@ -22,6 +22,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         subject.pop(name)
     model["sampling"].pop("batch")  # does not change any picture
     if model["layout"] is not None:
+        # Only a note about prompts depends on them.
         model["layout"].pop("known_words")
     return {
         "model": model,
@@ -87,5 +88,6 @@ def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bo
     """Return True if a finished request includes all stages, pictures and scores of `request`."""
     if finished is None:
         return False
+    # More stages than requested are fine, other samples or scorers are not.
     same = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
     return same and set(request["stages"]) <= set(finished["stages"])

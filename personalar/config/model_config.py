@@ -34,19 +34,19 @@ class ProtocolConfig:
     sides rounded to the grid: Emu3)."""
     structure: str = "rows"
     """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT, Emu3); "flat": the
-    codes alone, of one square size (Chameleon, Anole, Janus). What a family has, it says itself."""
+    codes alone, of one square size (Chameleon, Anole, Janus). A family supports only some values."""
     unconditional: str = "image"
     """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
     "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), "pad" (BOS, and a pad
     for each further token of the prompt: Janus) or "negative" (`negative_prompt`: Emu3)."""
     negative_prompt: str = ""
-    """Words of the unconditional context, where that is "negative"."""
+    """Text of the unconditional context with unconditional=negative."""
     resize: str = "halving"
     """Scaling of a photo to its size: "halving" (box halvings, then bicubic: Lumina-mGPT), "lanczos"
     (Chameleon), "cover" (bicubic in one step: Janus) or "area" (the same, and a photo whose shape is
     within 2 % of its size is not cropped: Emu3)."""
     prompt_template: str = LUMINA_PROMPT
-    """The user's turn, with {width}, {height} and {prompt}; a family may have names of tokens in it."""
+    """Template with {width}, {height} and {prompt}; in some families also with names of special tokens."""
     ids: dict[str, int] = field(default_factory=dict, metadata=limits(0))
     """Required token ids by token name; a tokenizer with other ids is an error."""
     known_words: list[str] | None = None
@@ -161,6 +161,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        # Such a run would end with NaN after hours, so it is an error now.
         if self.dtype == "float16" and self.float16_problem:
             raise ValueError(
                 f"model.dtype=float16 does not work for model={self.name}: {self.float16_problem}; choose "

@@ -21,6 +21,7 @@ def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
     Raises:
         ValueError: the class cannot be imported, or raises an error for its arguments.
     """
+    # Deferred: concepts are also read without Hydra.
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -49,6 +50,7 @@ def fill_in(settings: Any, **values: Any) -> Any:
     if not isinstance(settings, str):
         return settings
     for name, value in values.items():
+        # Exactly the placeholder: keep the type, because a scheduler needs steps as int.
         if settings == f"{{{name}}}":
             return value
         settings = settings.replace(f"{{{name}}}", str(value))

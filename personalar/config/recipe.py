@@ -173,5 +173,6 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         one_of("recipe.loss", self.loss, ("image_tokens", "answer"))
+        # A list in YAML, but AdamW needs exactly two.
         if len(self.betas) != 2:
             raise ValueError(f"betas={self.betas} must be 2 numbers")

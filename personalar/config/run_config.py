@@ -110,6 +110,7 @@ class MethodConfig:
             earlier.append(name)
         if self.base_bits not in (4, 16):
             raise ValueError(f"invalid value method.base_bits={self.base_bits}; allowed: 4, 16")
+        # Quantized weights have no gradient.
         if self.base_bits == 4 and any(stage.parameters for stage in self.stages.values()):
             raise ValueError(
                 "method.base_bits=4 freezes the base's weights: set lora.rank instead of parameters"
@@ -217,6 +218,7 @@ class RunConfig:
                     f"model.recipe.stages.{stage.numbers}.replay_ratio is above 0 without class images: set "
                     "model.recipe.data.replay_images and model.recipe.data.replay_prompts, or replay_ratio=0"
                 )
+        # An empty list would finish without any result.
         if self.stage.run == []:
             raise ValueError(
                 f"stage.run=[] selects no stage of method={self.method.name}; allowed: "
@@ -274,6 +276,7 @@ def unread(config: RunConfig, words: Iterable[str]) -> str | None:
         key = key_of(word)
         parts = key.removeprefix(f"{STAGES}.").split(".")
         if key.startswith(f"{STAGES}.") and parts[0] not in read:
+            # The same hyperparameter of the stages that this method has.
             rest = ".".join(parts[1:])
             ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
             return f"method={config.method.name} does not use {key}: set {ways}"

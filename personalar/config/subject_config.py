@@ -88,6 +88,7 @@ class SubjectConfig:
 
     def __post_init__(self) -> None:
         one_of("subject.kind", self.kind, ("rendered", "folder"))
+        # A user's own source needs no folder.
         if self.photographs and self.path is None and not self.source:
             raise ValueError(OWN_PHOTOS)
 
@@ -125,5 +126,6 @@ class SamplesConfig:
             one_of("samples.kinds", kind, ("subject", "class", "description", "prior", "unrelated"))
         if "subject" not in self.kinds:
             raise ValueError(f"samples.kinds={self.kinds} must contain subject, which grids and scores need")
+        # Equal seeds would give equal pictures, which count twice in the means.
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"samples.seeds={self.seeds} must contain at least one seed and no duplicate")

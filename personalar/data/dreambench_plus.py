@@ -1,13 +1,13 @@
-"""DreamBench++ (Peng et al., ICLR 2025): 150 pictures with nine prompts each, and people's ratings.
+"""DreamBench++ (Peng et al., ICLR 2025): 150 pictures with nine prompts each, and human ratings.
 
-Nothing of it is part of this package. Its parts, unpacked into one folder, are:
+The data are not part of this package. Unpacked into one folder, they are:
 
 images/live_subject/animal/00.jpg        one picture of each subject
-captions/live_subject/animal/00.txt      its class, then its prompts, one a line
+captions/live_subject/animal/00.txt      its class, then its prompts, one per line
 data_human_rating/raw_data/RATER/*-METHOD.json    {"SUBJECT-PROMPT": [likeness, prompt following]}, 0 to 4
-samples/METHOD_.../{src_image,tgt_image,text}/SUBJECT/PROMPT_NUMBER.{jpg,txt}    what was rated
+samples/METHOD_.../{src_image,tgt_image,text}/SUBJECT/PROMPT_NUMBER.{jpg,txt}    the rated pictures
 
-SUBJECT is live_subject_animal_00_kitten, PROMPT counts from 0.
+An example of SUBJECT is live_subject_animal_00_kitten; PROMPT is a number from 0.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ SUBJECT = re.compile(r".+?_\d+_(?P<noun>.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class PlusSubject:
-    """One picture of the benchmark with its prompts."""
+    """A subject of the benchmark: one picture and its prompts."""
 
     name: str
-    """live_subject_animal_00_kitten."""
+    """For example "live_subject_animal_00_kitten"."""
     noun: str
     image: Path
     prompts: tuple[str, ...]
-    """With "{}" in the place of the noun."""
+    """Prompts with "{}" for the noun."""
 
     @property
     def live(self) -> bool:
-        """An animal or a person."""
+        """Whether it is an animal or a person."""
         return self.image.parent.name in LIVE
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatedPicture:
-    """A sample of some method with the ratings of people, by rater; NaN where one gave none."""
+    """A sample of a method with its human ratings by rater; NaN for a missing rating."""
 
     subject: str
     photo: Path
@@ -71,16 +71,16 @@ class RatedPicture:
 
 
 def template(caption: str, noun: str) -> str:
-    """Return a prompt with "{}" for the noun; where it is not in it, before it."""
+    """Return a prompt with "{}" for the noun; a prompt without the noun gets "{}" in front."""
     found, count = re.subn(re.escape(noun), "{}", caption, flags=re.IGNORECASE)
     return found if count else f"a {{}}: {caption}"
 
 
 def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[PlusSubject, ...]:
-    """Return the subjects `names` (None: all that are there), by name.
+    """Return the subjects with these `names`; None: all in `path`.
 
     Raises:
-        FileNotFoundError: there is none, a picture has no prompts, or one of `names` is missing.
+        FileNotFoundError: `path` contains no subject, a picture has no prompts, or one of `names` is missing.
     """
     found = {}
     images = path / "images"
@@ -105,7 +105,7 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
 
 
 def plus_overrides(subject: PlusSubject) -> tuple[str, ...]:
-    """Return the overrides of a subject of DreamBench++, with its own prompts."""
+    """Return the overrides of personalar.run for a subject and its prompts."""
     source = {
         "_target_": "personalar.data.dreambench_plus.read_plus_subject",
         "image": str(subject.image.resolve()),
@@ -123,7 +123,7 @@ def plus_overrides(subject: PlusSubject) -> tuple[str, ...]:
 
 
 def read_plus_subject(image: str, noun: str, name: str, *, live: bool) -> Subject:
-    """Return the subject of one picture; for `subject.source`.
+    """Return the subject with one picture; used by `subject.source`.
 
     Raises:
         ValueError: the picture cannot be used.
@@ -136,7 +136,7 @@ def read_plus_subject(image: str, noun: str, name: str, *, live: bool) -> Subjec
 
 
 def read_ratings(path: Path) -> list[RatedPicture]:
-    """Return every rated sample of which the picture is there, with all its ratings.
+    """Return all rated samples whose pictures exist, with their ratings.
 
     Raises:
         FileNotFoundError: ratings or samples are missing.
@@ -170,7 +170,7 @@ def _pairs(file: Path) -> dict[str, tuple[float, float]]:
 
 
 def _rating(value: object) -> float:
-    """Return a rating, NaN for none. Raises ValueError out of 0 to 4."""
+    """Return a rating, NaN for None. Raises ValueError outside of 0 to 4."""
     number = math.nan if value is None else float(str(value))
     if not math.isnan(number) and not 0 <= number <= 4:
         raise ValueError(f"a rating of {number:g}; allowed: 0 to 4")
@@ -178,13 +178,15 @@ def _rating(value: object) -> float:
 
 
 def _samples(folder: Path, method: str) -> Path | None:
-    """Return the samples of a method; its folder's name goes on with how they were drawn."""
+    """Return the folder with the samples of a method; its name ends with the sampling settings."""
     names = sorted(folder.glob(f"{method}*"), key=lambda path: len(path.name))
+    # "_": the samples of "dreambooth" are not those of "dreambooth-lora".
     return next((path for path in names if path.name == method or path.name[len(method)] == "_"), None)
 
 
 def _rated(folder: Path | None, key: str, ratings: dict[str, tuple[float, float]]) -> RatedPicture | None:
     subject, _, prompt = key.rpartition("-")
+    # The key comes from a downloaded file and becomes part of a path.
     if folder is None or not subject or "/" in key:
         return None
     images = sorted((folder / "tgt_image" / subject).glob(f"{prompt}_*"))

@@ -40,6 +40,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
             small.thumbnail((LARGEST_PX, LARGEST_PX))
             save_png(small, path)
         path = folder / "cropped" / path.name
+        # If one photo is cropped, all crops are written, so that rows of a report are complete.
         if cuts and not is_whole_png(path):
             save_png(fill_size(photo, sizes=layout.sizes, resize=layout.resize), path)
 

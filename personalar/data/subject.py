@@ -112,6 +112,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         ValueError: a setting is missing or invalid.
     """
     _check_words(config)
+    # Before the kinds: a user's own function replaces them.
     if config.source:
         return build("subject.source", config.source)
     if config.kind == "folder":

@@ -43,6 +43,7 @@ def calibrate(config: EvaluateConfig) -> bool:
     passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
     path = Path(config.out) / "calibration.json"
     facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}
+    # Also after a failure: the file shows the difference.
     write_atomic(path, (json.dumps(facts, indent=1) + "\n").encode())
     for name, value in row["scorers"].items():
         print(f"{name}: {value}")

@@ -69,6 +69,7 @@ def new_command(command: Sequence[str], path: Path, *, reuse: bool) -> str:
         reuse: add the setting that copies stage 1 from `path`.
     """
     number = 2
+    # The message must contain a command that works, so the folder must be free.
     while (new := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
     words = [word for word in command if key_of(word) not in REPLACED]

@@ -143,6 +143,7 @@ def claim_folder(
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
     where = f"on the {config.trainer.accelerator.upper()}, in {folder.path}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
+    # After the line above, so that the user sees which folder an error is about.
     claim(config, folder, photos=subject.fingerprint, base=base, command=command)
     if config.reuse:
         print(take_over(config, folder, base=base, subject=subject))
@@ -169,6 +170,7 @@ def open_session(
     from personalar.training.memory_fit import preflight, sampling_work
 
     prepare_torch(config.trainer.threads)
+    # torchrun shows all GPUs of a machine to each process.
     device = f"cuda:{local_rank()}" if config.trainer.accelerator == "gpu" else "cpu"
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     undone = [stage for stage in stages if not folder.has_concept(stage.name)]

@@ -36,6 +36,7 @@ def all_requests(session: RunContext, stage: str) -> list[Request]:
         wanted.append((["prior"], [prior], range(samples.prior_images)))
     if "unrelated" in samples.kinds:
         wanted.append((["unrelated"], unrelated_prompts(session.subject.noun), samples.seeds[:1]))
+    # The order is that of sampling: the subject first, which users wait for.
     requests: list[Request] = []
     for kinds, specs, seeds in wanted:
         requests += requests_for(

@@ -31,6 +31,7 @@ def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
     """Copy the first pictures of the subject into `concept/`, and write its model card with them."""
     folder = run.path / "concept"
     paths = [sample.path for sample in samples if sample.kind == "subject" and sample.path is not None]
+    # Copied and not linked, because the folder is uploaded to the hub.
     for path in paths[:SHOWN]:
         write_atomic(folder / PICTURES / path.name, path.read_bytes(), sync=False)
     lines = [line for line in read_scores(run.path / "scores.jsonl") if line["stage"] == run.last_stage]

@@ -48,6 +48,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
             f"folder of a run that has finished stage={first}, or omit reuse"
         )
     concept = Concept.load(other.concept(first))
+    # The same settings on another base would give other embeddings.
     concept.check_base(name=config.model.name, fingerprint=base)
     settings = learning_settings(config)
     theirs, ours = (

@@ -167,6 +167,7 @@ def log_means(run: Any, folder: RunFolder) -> None:
     """Copy the means of summary.json to the summary of the W&B run."""
     for stage, measures in read_json(folder.path / "summary.json")["stages"].items():
         means = {name: value for name, value in flatten(measures).items() if isinstance(value, int | float)}
+        # In the summary, so that W&B's tables and sweeps can sort runs by them.
         run.summary.update({f"{stage}/{name}": value for name, value in means.items()})
 
 

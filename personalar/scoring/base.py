@@ -78,7 +78,7 @@ class ImageScorer(Protocol):
         ...
 
     def patches(self, images: Sequence[Image]) -> Tensor:
-        """Return (B, h, w, D): of each patch of the prepared pictures."""
+        """Return the features of all patches of the preprocessed pictures, (B, h, w, D)."""
         ...
 
 

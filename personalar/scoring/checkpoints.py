@@ -32,6 +32,7 @@ def resolve_folder(where: str | Path) -> Path:
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
+    # A typo in a path must not become a question to the hub.
     if text.startswith(("/", ".", "~")) or text.count("/") != 1:
         raise FileNotFoundError(
             f"no folder {text}; give a folder, a hub id such as owner/name, or {PACKAGE}nano/clip"
@@ -102,4 +103,5 @@ def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ())
             f"{folder}: {len(missing)} tensors are missing from the weights ({', '.join(missing[:3])}, ...); "
             "the weights do not match config.json: download the checkpoint again"
         )
+    # float32 on every machine, so that scores do not depend on the dtype of the file.
     return model.float().eval().requires_grad_(False)

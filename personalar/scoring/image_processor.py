@@ -109,7 +109,10 @@ class ImagePreprocessor:
         return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
     def view(self, size: tuple[int, int]) -> Box:
-        """Return the part of a picture of `size` (width, height) that is left; a crop may go beyond it."""
+        """Return the part of a picture of `size` (width, height) that remains, as fractions of its sides.
+
+        A crop can be larger than the picture, and the part then extends beyond it.
+        """
         width, height = self._resized(size)
         if self.crop is None:
             return 0.0, 0.0, 1.0, 1.0

@@ -182,9 +182,7 @@ def load_judges(
         subject: the subject with its photos.
         prompts: all prompts of the evaluation; the alternatives of the zero-shot accuracies.
         device: device of CLIP and DINO.
-
-    Args:
-        pair: CLIP and DINO where they are loaded already, for several subjects.
+        pair: CLIP and DINO, if they are already loaded (for several subjects).
 
     Raises:
         ValueError: a user-defined scorer cannot be created or is not valid.
@@ -193,6 +191,7 @@ def load_judges(
     if config.judges:
         clip, dino = pair or load_pair(config, device=device)
         main = SubjectScorer(clip, dino, subject, prompts=prompts, text=config.clip_text)
+    # After CLIP and DINO: a missing checkpoint is reported first, and a user's scorer may be slow.
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
     if main and config.subject_crop:
         extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)

@@ -38,6 +38,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     # errors="replace": a damaged byte gives an invalid line with its number instead of a decoding error.
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
+            # A longer line is cut, and then invalid.
             line = parse_json(text[:LARGEST_LINE])
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a score ({error}); {ANEW}") from error

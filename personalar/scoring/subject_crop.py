@@ -1,8 +1,9 @@
-"""Likeness on the subject's box, beside the plain number: backgrounds count less, details more.
+"""Likeness of the subject's bounding box, in addition to that of the whole picture.
 
-The photos' boxes come from masks ("mask") or the rendered world ("truth"). Where there are none, and in every
-generated picture, a heat map finds the box ("heat"): each patch's DINO features along the direction from the
-photos' background to the subject. The box is where the heat is above the middle between its least and most.
+Backgrounds count less there, and details more. The boxes of photos come from masks ("mask") or from the
+rendered world ("truth"). For photos without a box, and for all generated pictures, a heat map finds it
+("heat"): the projection of each patch's DINO features on the direction from background to subject. The box
+contains the patches above the mean of the smallest and the largest value.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ MARGIN = 0.1
 
 
 class SubjectCrop:
-    """A scorer (`base.Scorer`) of the square around the subject's box, in the photos and in each picture.
+    """A scorer (`base.Scorer`) that compares the square around the subject's box in photos and pictures.
 
-    The line of "dino_crop" contains the "box".
+    A line of "dino_crop" also contains "box".
     """
 
     batch = 64
@@ -46,18 +47,18 @@ class SubjectCrop:
 
     @property
     def version(self) -> str:
-        """Judges and rule; stands in every result."""
+        """Checkpoints and settings, recorded with every result."""
         weights = [judge.name.rpartition("#")[2] for judge in (self.dino, self.clip)]
         return json.dumps({"photos": self.source, "pictures": "heat", "margin": MARGIN, "weights": weights})
 
     def find(self, images: Sequence[Image]) -> list[Box]:
-        """Return the box of the subject in each picture, by the heat map."""
+        """Return the box of the subject in each picture, found with the heat map."""
         heat = self.dino.patches(images) @ self.direction  # (B, h, w)
         views = [self.dino.preprocess.view(image.size) for image in images]
         return [heat_box(one, view) for one, view in zip(heat, views, strict=True)]
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
-        """Return the likeness of each sample's crop to those of the photos."""
+        """Return the likeness between the crop of each sample and the crops of the photos."""
         boxes = self.find([sample.image for sample in samples])
         crops = [crop(sample.image, box) for sample, box in zip(samples, boxes, strict=True)]
         likeness = mean_similarity(self.dino.features(crops), self.dino_references).tolist()
@@ -70,9 +71,10 @@ class SubjectCrop:
 
 
 def subject_direction(dino: ImageScorer, images: Sequence[Image], boxes: Sequence[Box | None]) -> Tensor:
-    """Return (D,): the mean features of the subject minus those of the background, over the photos.
+    """Return the direction (D,) from background to subject: the difference of their mean features.
 
-    Without a box the class token stands for the subject and the outermost patches for the background.
+    For a photo without a box the class token is used for the subject, and the outermost patches for the
+    background.
     """
     patches, tokens = dino.patches(images), dino.features(images)  # (R, h, w, D), (R, D)
     subjects, backgrounds = [], []
@@ -80,6 +82,7 @@ def subject_direction(dino: ImageScorer, images: Sequence[Image], boxes: Sequenc
         inside = _inside(box, dino.preprocess.view(image.size), patch.shape[:2])
         border = torch.ones(patch.shape[:2], dtype=torch.bool)
         border[1:-1, 1:-1] = False
+        # A box that covers all patches, or none, has no background, or no subject.
         usable = box is not None and inside.any() and not inside.all()
         subjects.append(patch[inside].mean(dim=0) if usable else token)
         backgrounds.append(patch[~inside if usable else border].mean(dim=0))
@@ -87,7 +90,7 @@ def subject_direction(dino: ImageScorer, images: Sequence[Image], boxes: Sequenc
 
 
 def _inside(box: Box | None, view: Box, grid: tuple[int, int]) -> Tensor:
-    """Return (h, w): the patches whose centre is in the box."""
+    """Return a mask (h, w) of the patches whose centre is in the box."""
     if box is None:
         return torch.zeros(grid, dtype=torch.bool)
     height, width = grid
@@ -97,10 +100,10 @@ def _inside(box: Box | None, view: Box, grid: tuple[int, int]) -> Tensor:
 
 
 def heat_box(heat: Tensor, view: Box) -> Box:
-    """Return the box of the hot patches of `heat` (h, w).
+    """Return the bounding box of the patches with large values in `heat` (h, w).
 
     Args:
-        view: the part of the picture that the patches cover.
+        view: the part of the picture that the patches cover, see `ImagePreprocessor.view`.
     """
     hot = heat >= (heat.min() + heat.max()) / 2
     height, width = heat.shape
@@ -115,7 +118,7 @@ def heat_box(heat: Tensor, view: Box) -> Box:
 
 
 def crop(image: Image, box: Box) -> Image:
-    """Return the square around the box, inside the picture where it fits; what is outside is black."""
+    """Return the square around the box, moved into the picture if it fits; the outside is black."""
     left, right = box[0] * image.width, box[2] * image.width
     top, bottom = box[1] * image.height, box[3] * image.height
     side = max(1, round(max(right - left, bottom - top) * (1 + MARGIN)))
@@ -124,7 +127,7 @@ def crop(image: Image, box: Box) -> Image:
 
 
 def _start(centre: float, side: int, size: int) -> int:
-    """Return where a side begins: around the centre, but inside, and in the middle if it is too long."""
+    """Return the start of a side: around `centre`, but inside the picture; centred if it is too long."""
     if side >= size:
         return (size - side) // 2
     return min(max(0, round(centre - side / 2)), size - side)

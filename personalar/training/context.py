@@ -83,6 +83,7 @@ class RunContext:
         if stage == "base":
             return backend, None
         concept = Concept.load(self.folder.concept(stage))
+        # A folder can be copied to a machine with another version of the base.
         concept.check_base(**self.base)
         return backend, concept.apply(backend, self.make_adapters())
 

@@ -97,6 +97,7 @@ def nearest_row(
         for row in rows:
             losses.append(loss(row))
             advance(1, f"lowest loss {min(losses):.3f}")
+    # float32, because [V] is trained from here.
     return rows[losses.index(min(losses))][None].float()
 
 

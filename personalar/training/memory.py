@@ -128,6 +128,7 @@ class Allocations(TorchDispatchMode):
         self._alive.add(key)
         self.current += size
         self.peak = max(self.peak, self.current)
+        # Called when the storage is freed; atexit=False, because the counts do not matter then.
         weakref.finalize(storage, self._freed, key, size).atexit = False
 
     def _freed(self, key: int, size: int) -> None:

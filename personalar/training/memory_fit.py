@@ -41,6 +41,7 @@ def device_bytes(config: RunConfig) -> int:
         return int(config.memory.gigabytes * GB)
     if config.trainer.accelerator == "gpu" and torch.cuda.is_available():
         return int(DEVICE_SHARE * torch.cuda.get_device_properties(0).total_memory)
+    # On a CPU all processes share the memory of the machine.
     return host_bytes() // config.trainer.devices
 
 
@@ -68,6 +69,7 @@ def check_host(config: RunConfig, work: Workload) -> None:
         return
     items = estimate(replace(work, shards=(config.trainer.devices * config.trainer.num_nodes,) * 3))
     kept = ("frozen weights", "trained weights", "gradients", "optimizer states")
+    # Every process of this machine keeps its own share in host memory.
     needed, there = config.trainer.devices * sum(items[name] for name in kept), host_bytes()
     if needed > there:
         raise ValueError(

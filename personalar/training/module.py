@@ -71,6 +71,7 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     adapters = {}
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))
+        # An adapter of an earlier stage was attached with its learned values by `apply`.
         adapters[name] = learned.get(name) or made[name].attach(backend, generator=generator)
     if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed has its own float32 copies
         train_in_float32(backend.transformer, weights)
@@ -227,6 +228,7 @@ class PersonalizationModule(L.LightningModule):
         if self.trainer.world_size == 1:
             return own
         parts: list[dict[int, Sample] | None] = [None] * self.trainer.world_size
+        # With pickle, but only between processes of this run.
         torch.distributed.all_gather_object(parts, own)
         found: dict[int, Sample] = {}
         for part in parts:

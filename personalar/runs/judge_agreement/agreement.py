@@ -1,4 +1,4 @@
-"""Agreement of the judges with people's ratings, or with the hidden truth of the rendered world.
+"""Agreement of the scorers with human ratings, or with planted faults in the rendered world.
 
 OUT/agreement.json    the numbers with intervals
 OUT/agreement.md      the table
@@ -16,16 +16,16 @@ from personalar.core.files import write_text
 from personalar.core.measures import Measure
 
 Cell = dict[str, Any]
-"""One number: "value", "interval", and the number of "pictures" or "subjects"."""
+"""A number with its interval: "value", "interval", and the number of "pictures" or "subjects"."""
 Table = dict[str, dict[str, Cell]]
-"""By title of the measure, then by column."""
+"""{title of a measure: {column: cell}}."""
 
 
 def agreement(config: EvaluateConfig) -> Table:
-    """Write and print how well each measure of `config.scorer` agrees, and return it.
+    """Compute, write and print the agreement of each measure of `config.scorer`; return the table.
 
     Raises:
-        ValueError: no judges, or neither ratings nor rendered subjects.
+        ValueError: there are no scorers, or neither ratings nor rendered subjects.
         FileNotFoundError: the folder of ratings is incomplete.
     """
     from personalar.runs.judge_agreement.human_ratings import with_people
@@ -47,12 +47,12 @@ def agreement(config: EvaluateConfig) -> Table:
 
 
 def judged(measures: Sequence[Measure]) -> list[Measure]:
-    """Return the measures that say how good a single picture is."""
+    """Return the measures with a value for each picture, of which a higher one is better."""
     return [measure for measure in measures if measure.is_scored and measure.better == "higher"]
 
 
 def as_table(table: Table) -> str:
-    """Return the table in Markdown: a row for each measure."""
+    """Return the table in Markdown, with a row per measure."""
     columns = list(dict.fromkeys(name for cells in table.values() for name in cells))
     lines = ["| " + " | ".join(["", *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
     for title, cells in table.items():

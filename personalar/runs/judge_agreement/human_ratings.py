@@ -1,4 +1,4 @@
-"""Agreement of the judges with people who rated samples, in the format of DreamBench++."""
+"""Agreement of the scorers with human ratings in the format of DreamBench++."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from personalar.scoring.judges import load_judges
 from personalar.scoring.subject_scorer import load_pair
 
 GOOD = 3.0
-"""Least mean rating, of 0 to 4, of a picture that counts as good in an AUC."""
+"""Smallest mean rating (0 to 4) of a picture that counts as good in an AUC."""
 RATED = (0, 4)
-"""The range of ratings; a measure with the same range is compared as it is."""
+"""Range of the ratings; a measure with the same range is not rescaled."""
 NOTE = (
     f"AUC: the probability that a picture of a mean rating of {GOOD:g} and more scores higher than another "
     "one. alpha: Krippendorff's, of the scores and the mean ratings, interval data; scores on another scale "
@@ -33,7 +33,7 @@ NOTE = (
 
 
 def with_people(config: ScorerConfig, folder: Path) -> tuple[Table, str]:
-    """Return AUC and alpha of each measure, and alpha of the people among each other, with a note."""
+    """Return AUC and alpha of each measure and alpha between the raters, and a note for readers."""
     print(ATTRIBUTION)
     by_subject: dict[str, list[RatedPicture]] = {}
     for picture in read_ratings(folder):
@@ -54,7 +54,7 @@ def with_people(config: ScorerConfig, folder: Path) -> tuple[Table, str]:
 def rated_scores(
     config: ScorerConfig, by_subject: dict[str, list[RatedPicture]]
 ) -> Iterator[tuple[Measure, np.ndarray]]:
-    """Yield for each subject and measure (pictures, 2): the score and the mean rating."""
+    """Yield for each subject and measure an array (pictures, 2) with score and mean rating."""
     pair = load_pair(config) if config.judges else None
     for name, pictures in by_subject.items():
         photo = open_picture(pictures[0].photo)
@@ -68,6 +68,7 @@ def rated_scores(
                 for line in lines
                 if line["scorer"] == measure.name
             ]
+            # reshape: an empty list has the shape (0,).
             table = np.array(rows, dtype=np.float64).reshape(-1, 2)
             yield measure, table[np.isfinite(table[:, 1])]
 
@@ -79,7 +80,7 @@ def _sample(number: int, picture: RatedPicture) -> Sample:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Return a picture in RGB. Raises ValueError where it cannot be used."""
+    """Return a picture in RGB. Raises ValueError if it cannot be used."""
     photo = inspect_file(path)
     if photo.image is None:
         raise ValueError(f"{path} cannot be used: {'; '.join(photo.notes)}")
@@ -87,14 +88,19 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def mean_rating(picture: RatedPicture, measure: Measure) -> float:
-    """Return the mean of the ratings that a measure is compared with; NaN without any."""
+    """Return the mean rating with which a measure is compared; NaN without ratings."""
     ratings = picture.following if measure.reads else picture.likeness
     known = [value for value in ratings.values() if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def measure_cells(groups: Sequence[np.ndarray], *, same_scale: bool) -> dict[str, Cell]:
-    """Return AUC and alpha of one measure, from (pictures, 2) of each subject."""
+    """Return AUC and alpha of a measure.
+
+    Args:
+        groups: for each subject an array (pictures, 2), see `rated_scores`.
+        same_scale: the scores have the scale of the ratings, and are not rescaled.
+    """
 
     def area(rows: np.ndarray) -> float | None:
         return auc(rows[:, 0], rows[:, 1] >= GOOD)
@@ -115,7 +121,7 @@ def measure_cells(groups: Sequence[np.ndarray], *, same_scale: bool) -> dict[str
 
 
 def raters_table(pictures: Sequence[RatedPicture], asked: str) -> dict[tuple[str, int], float]:
-    """Return the ratings of one subject's pictures by rater and picture."""
+    """Return {(rater, picture): rating} of one subject."""
     return {
         (rater, number): value
         for number, picture in enumerate(pictures)
@@ -124,7 +130,7 @@ def raters_table(pictures: Sequence[RatedPicture], asked: str) -> dict[tuple[str
 
 
 def people_cells(tables: Sequence[dict[tuple[str, int], float]]) -> dict[str, Cell]:
-    """Return the alpha of the people among each other."""
+    """Return the alpha between the raters."""
     raters = sorted({rater for table in tables for rater, _ in table})
     groups = []
     for table in tables:

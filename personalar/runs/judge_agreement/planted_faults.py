@@ -1,4 +1,4 @@
-"""Planted faults as a test of judges: right views of rendered subjects against views with one thing wrong."""
+"""A test of the scorers with planted faults: correct views of rendered subjects, and views with one error."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from personalar.scoring.subject_scorer import load_pair
 
 SAME, ANY = "same view", "any view"
 RIGHT = "right"
-"""The stage of the samples without a fault; that of the others is the fault."""
+"""`Sample.stage` of samples without a fault; for the others it is the name of the fault."""
 
 
 def with_truth(config: EvaluateConfig) -> tuple[Table, str]:
-    """Return how often each measure prefers the right view, by fault, and a note on how to read it."""
+    """Return how often each measure prefers the correct view, by fault, and a note for readers."""
     from personalar.nano.world.faults import FAULTS
 
     found: dict[str, dict[str, list[list[float]]]] = {}
@@ -69,24 +69,25 @@ def _cells(by_fault: dict[str, list[list[float]]]) -> dict[str, Cell]:
 
 
 def pairs_of(values: dict[tuple[str, int], float], fault: str) -> tuple[list[float], list[float]]:
-    """Return the values of the right views and of those with the fault, pair by pair.
+    """Return the values of the correct views and of the views with the fault, in the same order.
 
     Args:
-        values: of one measure, by stage and seed of the sample.
+        values: values of a measure by (stage, seed) of the sample.
     """
     seeds = [seed for stage, seed in values if stage == fault and (RIGHT, seed) in values]
     return [values[RIGHT, seed] for seed in seeds], [values[fault, seed] for seed in seeds]
 
 
 def preferences(right: Sequence[float], wrong: Sequence[float]) -> list[float]:
-    """Return 1 for each pair in which the right view scores higher, 0 for lower, 0.5 for equal."""
+    """Return for each pair 1 if the correct view scores higher, 0 if lower, and 0.5 if equal."""
     return [0.5 if good == bad else float(good > bad) for good, bad in zip(right, wrong, strict=True)]
 
 
 def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
-    """Return views of a rendered subject for each prompt, right and with each fault, and the subject.
+    """Return views of a rendered subject for each prompt, correct and with each fault, and the subject.
 
-    Both samples of a pair have the same seed. Prompts that ask for another colour are left out.
+    Both samples of a pair have the same seed. Prompts for another colour are left out, because they change the
+    identity themselves.
     """
     from personalar.nano.world.faults import FAULTS
     from personalar.nano.world.prompt_set import bench_prompts
@@ -97,6 +98,7 @@ def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
     instance, samples = subject_instance(subject.noun, settings.seed), []
     specs = [spec for spec in bench_prompts(subject.noun) if spec.category != "property"]
     for number, spec in enumerate(specs):
+        # One stream per prompt: a new fault must not change the views of other prompts.
         rng = np.random.default_rng([settings.seed, 4, number])
         scene, prompt = obeying(instance, spec, rng), spec.text.replace("{}", f"[V] {subject.noun}")
         image = render(scene)

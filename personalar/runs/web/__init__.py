@@ -1,8 +1,8 @@
-"""The web page: runs and pictures by hand, in a browser on this machine.
+"""The web page: train and sample in a browser on this machine.
 
-jobs.py        commands as processes of their own, and what their folders say; without Gradio
-photo_sets.py  uploaded photos, and the verdicts on them
-markup.py      the parts of the screens that are plain HTML
+jobs.py        commands as separate processes, and their state; without Gradio
+photo_sets.py  uploaded photos, and their checks
+markup.py      parts of the screens in plain HTML
 learning_screens.py, screens.py    the screens
-server.py      the server, and who may ask it
+server.py      the server and its access control
 """

@@ -1,7 +1,7 @@
-"""Commands as processes of their own, found again by the folders in which they work.
+"""Commands as separate processes, which are found again by their folders.
 
-A run outlives the browser and the server: its lock says whether a process is at work, progress.json how far
-it is, and run.json, or its log, which command goes on.
+A run continues when the browser or the server ends. Its state is read from files: the lock shows whether a
+process is active, progress.json its progress, and run.json or the log the command that resumes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from personalar.core.run_folder import read_record
 from personalar.core.run_lock import LOCK_FILE
 
 LOG_SHOWN = 4000
-"""Bytes of a log, from its end."""
+"""Bytes of the end of a log that are shown."""
 MOST_PICTURES = 400
 STOPPED = (0, -signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a command that did not fail."""
@@ -43,33 +43,34 @@ PROGRESS = {
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What is known of a command."""
+    """The state of a command."""
 
     status: str
-    """"starting", "running", "finished", "stopped", "failed", "killed", or "" where it never ran."""
+    """"starting", "running", "finished", "stopped", "failed", "killed", or "" if it never ran."""
     progress: dict[str, Any]
-    """progress.json; empty where there is none."""
+    """Content of progress.json; empty if it does not exist."""
     log: str
-    """The end of what it printed."""
+    """The end of its log."""
 
     @property
     def at_work(self) -> bool:
-        """A process is at work."""
+        """Whether its process is active."""
         return self.status in ("starting", "running")
 
 
 class Jobs:
-    """The commands of one folder of runs: those started here, and those that are found there."""
+    """The commands of a folder of runs, started by this page or elsewhere."""
 
     def __init__(self, outputs: Path) -> None:
-        """Use the runs in `outputs`; `outputs/web` is for uploads, logs and new pictures."""
+        """Manage the runs in `outputs`; uploads, logs and new pictures are in `outputs/web`."""
         self.outputs = Path(os.path.abspath(outputs))
         self.own = self.outputs / "web"
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
 
     def runs(self) -> list[str]:
-        """Return the names of all runs, the last changed first."""
+        """Return the names of all runs, the most recently changed first."""
         found = {path.parent for deep in ("*", "*/*") for path in self.outputs.glob(f"{deep}/run.json")}
+        # Runs that have not written run.json yet.
         found |= {folder for folder in self._children if not folder.is_relative_to(self.own)}
         changed = {folder: folder.stat().st_mtime for folder in found if folder.is_dir()}
         newest = sorted(found, key=lambda folder: (folder in self._children, changed.get(folder, 0)))
@@ -79,8 +80,9 @@ class Jobs:
         """Return the run folder of that name.
 
         Raises:
-            ValueError: it is not in `outputs`.
+            ValueError: the name is not that of a folder in `outputs`.
         """
+        # Names come from the browser: "../x" must not leave the folder, and NUL raises an error in the OS.
         path = Path(os.path.normpath(self.outputs / name)) if "\0" not in name else self.outputs
         if path == self.outputs or not path.is_relative_to(self.outputs) or path.is_relative_to(self.own):
             raise ValueError(f"{name!r:.80} is not the name of a run: use letters, digits, - and _")
@@ -91,15 +93,15 @@ class Jobs:
         return self.own / "pictures" / self.folder(name).relative_to(self.outputs)
 
     def log(self, folder: Path) -> Path:
-        """Return the log of the command that works in `folder`."""
+        """Return the path of the log of the command of `folder`."""
         name = folder.relative_to(self.outputs)
         return self.own / "logs" / name.parent / f"{name.name}.log"
 
     def start(self, folder: Path, command: Sequence[str]) -> None:
-        """Start `command` (python -m personalar...), which works in `folder`.
+        """Start `command` (python -m personalar...), which writes to `folder`.
 
         Raises:
-            ValueError: a process is at work there.
+            ValueError: another process is active there.
         """
         if (pid := self.process(folder)) is not None:
             raise ValueError(f"process {pid} is at work in {folder}: stop it, or wait for it")
@@ -113,11 +115,11 @@ class Jobs:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # the server's Ctrl-C is not meant for it
+                start_new_session=True,  # so that Ctrl-C ends only the server
             )
 
     def stop(self, folder: Path) -> None:
-        """Send SIGINT to the process at work in `folder`: a run saves, and the same command goes on."""
+        """Send SIGINT to the process of `folder`; a run saves its state, so it can be resumed."""
         if (pid := self.process(folder)) is not None:
             os.kill(pid, signal.SIGINT)
 
@@ -125,7 +127,7 @@ class Jobs:
         """Start the command of `folder` again.
 
         Raises:
-            ValueError: no command is known.
+            ValueError: neither run.json nor the log contains a command.
         """
         command = self.command(folder)
         if command is None:
@@ -133,22 +135,20 @@ class Jobs:
         self.start(folder, command)
 
     def process(self, folder: Path) -> int | None:
-        """Return the process at work in `folder`, started here or not; None without one.
-
-        The process that the lock names counts only while it has the lock open: ids are used again.
-        """
+        """Return the id of the active process of `folder`, started by this page or not; None without one."""
         child = self._children.get(folder)
         if child is not None and child.poll() is None:
             return child.pid
         lock = folder / LOCK_FILE
         with suppress(OSError, ValueError, TypeError, KeyError, psutil.Error):
             pid = int(read_json(lock)["pid"])
+            # Process ids are reused, so the process must have the lock file open.
             opened = {Path(file.path) for file in psutil.Process(pid).open_files()}
             return pid if lock.resolve() in opened else None
         return None
 
     def command(self, folder: Path) -> list[str] | None:
-        """Return the command that works in `folder`: that of run.json, else the last one in its log."""
+        """Return the command of `folder` from run.json, otherwise the last one in its log."""
         found: list[str] = []
         with suppress(OSError):
             lines = self.log(folder).read_text(errors="replace").splitlines()
@@ -164,20 +164,23 @@ class Jobs:
         return None
 
     def state(self, folder: Path) -> State:
-        """Return what the files in `folder`, its log and its process say."""
+        """Return the state of the command of `folder`, from its files, its log and its process."""
         child, log = self._children.get(folder), ""
         progress: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             found = read_json(folder / PROGRESS_FILE)
             progress = found if fits(found, PROGRESS) else {}
+        # Only the end of the log: it can have many megabytes, and is read every second.
         with suppress(OSError), self.log(folder).open("rb") as stream:
             stream.seek(max(0, self.log(folder).stat().st_size - LOG_SHOWN))
             log = stream.read().decode(errors="replace")
         status = progress.get("state") or ("finished" if is_finished(folder) else "")
         if self.process(folder) is not None:
+            # A process that loads the model has not written progress.json yet.
             status = "running" if status == "running" else "starting"
         elif child is not None and child.returncode not in STOPPED:
             status = "failed"
+        # progress.json was not updated at the end: the process was killed.
         elif status == "running":
             status = "killed"
         elif child is not None and not status:
@@ -186,7 +189,7 @@ class Jobs:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tell whether run.json says that all is done."""
+    """Return whether run.json has the entry of a finished run."""
     with suppress(OSError, ValueError):
         return read_record(folder / "run.json").get("finished") is not None
     return False
@@ -198,8 +201,9 @@ def run_command(
     """Return the command of a run.
 
     Args:
-        subject: the settings that choose it.
-        more: further settings, as they are typed.
+        subject: the settings that select the subject.
+        quick: add experiment=quick.
+        more: further settings as typed by the user.
 
     Raises:
         ValueError: `more` is not a list of settings.
@@ -214,15 +218,15 @@ def run_command(
 
 
 def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: str) -> list[str]:
-    """Return the command that draws new pictures of a run's subject into `out`.
+    """Return the command that samples new pictures of a run's subject and writes them to `out`.
 
     Args:
-        prompts: one a line.
-        seeds: whole numbers, between them spaces or commas.
-        guidance: a number; empty: that of the base.
+        prompts: one per line.
+        seeds: whole numbers, separated by spaces or commas.
+        guidance: a number; empty for the default of the base.
 
     Raises:
-        ValueError: something else, or more than `MOST_PICTURES`.
+        ValueError: invalid prompts or seeds, or more than `MOST_PICTURES` pictures.
     """
     asked = [line.strip() for line in prompts.splitlines() if line.strip()]
     numbers = seeds.replace(",", " ").split()
@@ -247,7 +251,7 @@ def grids(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Return for each prompt and seed the picture of the base and that of the last stage.
+    """Return {"prompt, seed": (picture of the base, picture of the last stage)}.
 
     Raises:
         OSError, ValueError: run.json is missing or damaged.

@@ -1,6 +1,6 @@
 """The screens Photos and Train.
 
-All that screens show is read from files, so every browser sees the same and nothing is lost.
+Screens show only data from files, so all browsers show the same, and nothing is lost when one is closed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from personalar.runs.web.jobs import Jobs, run_command
 from personalar.runs.web.photo_sets import PhotoSets, crops, examples, layout_of
 
 EVERY = 1.0
-"""Seconds between two looks at a run."""
+"""Seconds between two updates of a run's state."""
 OWN_BUTTONS = ["download", "fullscreen"]
-"""Of a gallery; the others share pictures elsewhere."""
+"""Buttons of a gallery, without those that upload pictures to other services."""
 QUICK, NORMAL = "quick: see that it works", "normal"
 NO_SUBJECT = "no subject yet: choose one above"
 
 
 def answered(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `work` with a mistake shown as a message on the page."""
+    """Return `work` with its user errors shown as a message on the page."""
 
     @functools.wraps(work)
     def called(*given: Any) -> Any:
@@ -42,10 +42,10 @@ def answered(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Screens:
-    """What all screens have in common: the choice of subject, base and run, above them."""
+    """The fields above all screens: subject, base and run."""
 
     def __init__(self, jobs: Jobs) -> None:
-        """Make the three fields."""
+        """Create the fields."""
         self.jobs, self.sets = jobs, PhotoSets(jobs.own / "photos")
         bases = group_options(conf_dir(), "model")
         with gr.Row():
@@ -59,18 +59,18 @@ class Screens:
         self.seen = gr.State("")
 
     def subjects(self) -> list[str]:
-        """Return all that can be learned."""
+        """Return the names of all subjects: uploaded sets and examples."""
         return [*self.sets.names(), *examples()]
 
     def choose_run(self, name: str | None = None) -> Any:
-        """Return the selection of the run, with those there are now; None: one at work, else the newest."""
+        """Return the updated field of runs, with `name`, an active run, or the newest run selected."""
         found = self.jobs.runs()
         active = [one for one in found if self.jobs.process(self.jobs.folder(one)) is not None]
         return gr.Dropdown(found, value=name or next(iter([*active, *found]), None))
 
 
 def photos_screen(screens: Screens) -> None:
-    """Make the screen Photos."""
+    """Create the screen Photos."""
     sets, subject, base = screens.sets, screens.subject, screens.base
     with gr.Row():
         with gr.Column(min_width=280):
@@ -114,7 +114,7 @@ def photos_screen(screens: Screens) -> None:
 
 
 def train_screen(screens: Screens) -> None:
-    """Make the screen Train."""
+    """Create the screen Train."""
     jobs = screens.jobs
     with gr.Row():
         method = gr.Dropdown(
@@ -161,6 +161,7 @@ def train_screen(screens: Screens) -> None:
         if not run:
             return markup.status_panel("", jobs.state(jobs.outputs)), "", "", ""
         state, panel = jobs.state(jobs.folder(run)), markup.watch_panel(jobs, jobs.folder(run))
+        # An unchanged panel is not sent again, otherwise pictures flicker every second.
         shown = f"{run} {hash(panel)}"
         return markup.status_panel(run, state), state.log, gr.skip() if shown == seen else panel, shown
 

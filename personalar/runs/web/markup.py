@@ -1,4 +1,4 @@
-"""The parts of the screens that are plain HTML; every text in them is escaped."""
+"""Parts of the screens in plain HTML; all texts are escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from personalar.reports.run_page import read_losses
 from personalar.runs.web.jobs import Jobs, State, grids
 
 SERVED = "/runs"
-"""Where the server gives out the files of the runs."""
+"""URL path of the runs' files."""
 STATUS = {
     "": "not started",
     "starting": "starting: reading the settings and loading the model",
@@ -33,30 +33,31 @@ STATUS = {
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; the cells are HTML."""
+    """Return a table; cells are HTML, titles are escaped here."""
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     return f'<div class="scrolled"><table class="plain"><tr>{titles}</tr>{lines}</table></div>'
 
 
 def link(jobs: Jobs, path: Path, text: str, *, download: bool = False) -> str:
-    """Return a link to a file below the folder of the runs."""
+    """Return a link to a file in the folder of the runs."""
     where = quote(f"{SERVED}/{path.relative_to(jobs.outputs).as_posix()}")
     how = "download" if download else 'target="_blank" rel="noopener"'
     return f'<a href="{where}" {how}>{escape(text)}</a>'
 
 
 def picture(jobs: Jobs, path: Path | None, title: str) -> str:
-    """Return a picture below its title; the address changes with the file."""
+    """Return a picture with a title; empty without a file."""
     if path is None:
         return ""
     where = quote(f"{SERVED}/{path.relative_to(jobs.outputs).as_posix()}")
+    # With the time of the file, so that browsers do not show an older version from their cache.
     source = f"{where}?{path.stat().st_mtime_ns}"
     return f'<div><h4>{escape(title)}</h4><img src="{source}" alt="{escape(title)}"></div>'
 
 
 def verdict_table(photos: Sequence[Photo]) -> str:
-    """Return the verdict on each photo."""
+    """Return a table with the check of each photo."""
     rows = []
     for photo in photos:
         size = written(photo.image.size) if photo.image else "–"
@@ -72,7 +73,7 @@ def verdict_table(photos: Sequence[Photo]) -> str:
 
 
 def status_panel(name: str, state: State) -> str:
-    """Return phase, bar, loss and time left of a run."""
+    """Return phase, progress bar, loss and remaining time of a run."""
     if not name:
         return '<p class="soft">No run yet: choose a subject and press Start.</p>'
     facts, words = state.progress, [f"<b>{escape(name)}</b>", escape(STATUS.get(state.status, state.status))]
@@ -91,7 +92,7 @@ def status_panel(name: str, state: State) -> str:
 
 
 def watch_panel(jobs: Jobs, folder: Path) -> str:
-    """Return the loss of each stage, and the newest grid beside the base's."""
+    """Return the loss curve of each stage, the base's grid and the newest grid."""
     parts = []
     for stage in sorted(path.name for path in (folder / "logs").glob("*") if path.name != "wandb"):
         if points := read_losses(folder, stage):
@@ -128,7 +129,7 @@ def result_panel(jobs: Jobs, folder: Path) -> str:
 
 
 def concepts_table(jobs: Jobs) -> str:
-    """Return all runs with what they learned."""
+    """Return a table of all runs with subject, base and method."""
     rows = []
     for name in jobs.runs():
         folder, record = jobs.folder(name), {}

@@ -1,4 +1,4 @@
-"""Sets of photos that were uploaded, each a folder of its own, and the verdicts on them."""
+"""Sets of uploaded photos, each in its own folder, and the checks of their photos."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from personalar.data.subject import fitted, load_subject
 from personalar.models.loading import offline_model
 
 MOST_FILES, LARGEST_FILE = 100, 64 << 20
-"""Of one set; bytes."""
+"""Limits of a set, and of a file in bytes."""
 SHOWN_PX = 320
 
 
 class PhotoSets:
-    """The sets in one folder: NAME/ with the files, and NAME.json with what they show."""
+    """The sets in a folder: NAME/ contains the files, NAME.json the class of the subject."""
 
     def __init__(self, folder: Path) -> None:
-        """Use the sets in `folder`."""
+        """Manage the sets in `folder`."""
         self.root = folder
 
     def names(self) -> list[str]:
@@ -36,15 +36,18 @@ class PhotoSets:
         return sorted(path.stem for path in self.root.glob("*.json"))
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a set: inside `root`, whatever the name, and not named as an example."""
+        """Return the folder of a set, always inside `root`, and different from the names of examples."""
         plain = plain_name(name, longest=60).replace(".", "_").strip("-_") or "photos"
         return self.root / (f"my_{plain}" if plain in examples() else plain)
 
     def add(self, name: str, noun: str, files: Sequence[Path]) -> str:
-        """Copy `files` into the set `name`, under plain names; return the name of its folder.
+        """Copy `files` into the set `name`, with plain file names; return the name of its folder.
+
+        Args:
+            noun: class of the subject.
 
         Raises:
-            ValueError: no word for what they show, or too many or too large files.
+            ValueError: an invalid noun, or too many or too large files.
         """
         if not noun.strip() or not noun.isprintable() or len(noun) > 60:
             raise ValueError(f"the noun {noun[:60]!r} must be one or a few plain words, such as dog")
@@ -71,7 +74,7 @@ class PhotoSets:
             shutil.rmtree(folder)
 
     def settings(self, name: str) -> list[str]:
-        """Return the settings that choose a set, or an example, as the subject of a run.
+        """Return the settings that select a set or an example as the subject of a run.
 
         Raises:
             ValueError: no set has this name.
@@ -87,7 +90,7 @@ class PhotoSets:
         return ["subject=folder", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
 
     def photos(self, name: str, layout: ProtocolConfig | None) -> list[Photo]:
-        """Return the verdict on every file of a set, or on the pictures of an example."""
+        """Return the check of every file of a set, or of the pictures of an example."""
         if name in examples():
             subject = load_subject(read_config(composed("run", [f"subject={name}"])).subject)
             named = enumerate(subject.images, start=1)
@@ -98,7 +101,8 @@ class PhotoSets:
 
 
 def upload_path(folder: Path, name: str) -> Path:
-    """Return where an uploaded file goes: a plain name in `folder` that is not taken."""
+    """Return the path for an uploaded file: a plain, unused name in `folder`."""
+    # The name comes from the browser. A leading dot would hide the file.
     given = Path(plain_name(name, longest=80).lstrip(".") or "photo")
     path = folder / given
     for number in itertools.count(2):
@@ -109,19 +113,19 @@ def upload_path(folder: Path, name: str) -> Path:
 
 
 def examples() -> list[str]:
-    """Return the subjects that the package renders."""
+    """Return the names of the rendered subjects."""
     return [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
 
 
 def layout_of(model: str) -> ProtocolConfig | None:
-    """Return the sizes that a base draws; None where neither its files nor its configuration say so."""
+    """Return the image sizes of a base; None if they are only in files that are not downloaded yet."""
     config = read_config(composed("doctor", [f"model={model}"])).model
     files = offline_model(config)
     return files.layout if files else config.layout
 
 
 def crops(photos: Sequence[Photo], layout: ProtocolConfig | None) -> list[tuple[Image.Image, str]]:
-    """Return each usable photo as the base is shown it, with its name."""
+    """Return each usable photo, cropped as for training, with its name."""
     from personalar.models.image_transforms import fill_size
 
     shown = []

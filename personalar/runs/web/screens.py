@@ -1,4 +1,4 @@
-"""The screens Result, Draw and Concepts, and the page of all five."""
+"""The screens Result, Draw and Concepts, and the page with all five screens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = f"a photo of {SUBJECT_TOKEN} cat\na {SUBJECT_TOKEN} cat on the beach"
 
 
 def result_screen(screens: Screens, tab: gr.Tab) -> None:
-    """Make the screen Result, which is read anew when its `tab` is opened."""
+    """Create the screen Result, which is updated when its `tab` is opened."""
     jobs = screens.jobs
     prompt = gr.Dropdown([], label="Prompt", interactive=True)
     slider = gr.ImageSlider(label="Base | learned", type="filepath", interactive=False, max_height=520)
@@ -38,7 +38,7 @@ def result_screen(screens: Screens, tab: gr.Tab) -> None:
         folder = jobs.folder(run)
         try:
             found = pairs(folder)
-        except (OSError, ValueError):  # it has only begun
+        except (OSError, ValueError):  # a run that has just started
             found = {}
         first = next(iter(found), None)
         return (
@@ -55,7 +55,7 @@ def result_screen(screens: Screens, tab: gr.Tab) -> None:
 
 
 def draw_screen(screens: Screens) -> None:
-    """Make the screen Draw."""
+    """Create the screen Draw."""
     jobs = screens.jobs
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
@@ -95,6 +95,7 @@ def draw_screen(screens: Screens) -> None:
         return panel, gr.skip() if shown == before else list(map(str, pictures)), shown
 
     def metadata(run: str, event: gr.SelectData) -> dict[str, Any]:
+        # Only the name: the event comes from the browser.
         path = jobs.pictures(run) / Path(event.value["image"]["orig_name"]).name
         return {"file": str(path), **read_png_metadata(path)}
 
@@ -106,7 +107,7 @@ def draw_screen(screens: Screens) -> None:
 
 
 def concepts_screen(screens: Screens, tab: gr.Tab) -> None:
-    """Make the screen Concepts, which is read anew when its `tab` is opened."""
+    """Create the screen Concepts, which is updated when its `tab` is opened."""
     jobs = screens.jobs
     table = gr.HTML()
     chosen = gr.CheckboxGroup([], label="Compare")

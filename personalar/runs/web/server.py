@@ -1,4 +1,4 @@
-"""The server of the page: on this machine only, with a password if one is set, and nothing from elsewhere."""
+"""The server of the page: only on this machine, with an optional password, without content of other hosts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ OWN_PAGE = (
     "frame-ancestors 'none'"
 )
 OF_RUNS = "sandbox allow-scripts allow-popups; default-src 'self' data: 'unsafe-inline'; connect-src 'none'"
-"""For reports and uploads, which may be a stranger's: no request in the name of the person who looks."""
+"""Policy for reports and uploads, which can come from other people: they cannot send requests."""
 
 
 class Guard:
-    """Answers only requests to this machine's own names, from its own page, and with the password."""
+    """Answers only requests to this machine's own host names, from this page, and with the password."""
 
     def __init__(self, app: ASGIApp, password: str | None) -> None:
-        """Guard `app`; any user name goes with the password."""
+        """Protect `app`; with a password, any user name is accepted."""
         self.app, self._password = app, password
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Pass the request on, or answer it with an error."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":  # a websocket gets no answer: the page uses none
+            if scope["type"] == "lifespan":  # websockets get no answer, because the page uses none
                 await self.app(scope, receive, send)
             return
         refusal = self.refusal(Headers(scope=scope))
@@ -54,11 +54,13 @@ class Guard:
         await (refusal or self.app)(scope, receive, guarded)
 
     def refusal(self, headers: Headers) -> PlainTextResponse | None:
-        """Return the answer to a request that is refused."""
+        """Return the error response to a request that is not allowed; None if it is."""
         host = headers.get("host", "")
         origin = headers.get("origin")
+        # Against DNS rebinding: another site's name that resolves to 127.0.0.1.
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
             return PlainTextResponse("open this page as http://127.0.0.1:PORT", status_code=421)
+        # Against requests that another site's page sends from this browser.
         if origin is not None and origin.partition("://")[2] != host:
             return PlainTextResponse("only this page itself may ask", status_code=403)
         if self._password is not None and not self._knows(headers.get("authorization", "")):
@@ -72,21 +74,24 @@ class Guard:
             given = base64.b64decode(text, validate=True).partition(b":")[2]
         except (binascii.Error, ValueError):
             return False
+        # compare_digest takes the same time for every guess, so times reveal nothing.
         return kind.lower() == "basic" and secrets.compare_digest(given, str(self._password).encode())
 
 
 def make_app(outputs: Path, password: str | None = None) -> ASGIApp:
-    """Return the page for the runs in `outputs`, with its guard."""
+    """Return the page for the runs in `outputs`, protected by `Guard`."""
     jobs = Jobs(outputs)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(jobs.own / "cache")  # uploads and copies of pictures
     jobs.own.mkdir(parents=True, exist_ok=True)
+    # Only now, because it reads the environment when it is imported.
     import gradio
     from fastapi import FastAPI
 
     from personalar.runs.web.screens import make_page
 
+    # Without the pages of FastAPI, which load scripts from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount(SERVED, StaticFiles(directory=jobs.outputs))
     theme = gradio.themes.Default(

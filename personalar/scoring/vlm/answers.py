@@ -43,4 +43,5 @@ class Answers:
         write_atomic(self._path(key), json.dumps(answer).encode(), sync=False)
 
     def _path(self, key: str) -> Path:
+        # Subfolders, because a folder with 100,000 files is slow.
         return self.folder / key[:2] / f"{key}.json"

@@ -102,6 +102,7 @@ class Endpoint:
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         key = os.environ.get(self.key_variable or "")
+        # Read here and kept only in this call.
         if key:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
@@ -120,6 +121,7 @@ class Endpoint:
 
     def _pause(self, attempt: int, asked: str | None) -> float:
         seconds = self.wait * 2**attempt
+        # Retry-After can also be a date, which is ignored.
         if asked and asked.strip().isdecimal():
             seconds = max(seconds, float(asked))
         return min(seconds, LONGEST_WAIT)

@@ -45,8 +45,10 @@ LEAST_ANSWERED = 0.5
 
 def rating(text: str) -> int | None:
     """Parse a rating: the last integer from 0 to 4 after "Score", or the whole text; else None."""
+    # Some models answer with the number only.
     bare = re.fullmatch(r"\s*([0-9]+)\s*\.?\s*", text)
     found = re.findall(r"score[^\w-]{0,6}([0-9.,]+)(?:\s*/\s*([0-9]+))?", text, re.IGNORECASE)
+    # The last one: models may mention scores of single criteria before.
     number, of = found[-1] if found else (bare[1] if bare else "", "")
     number = number.rstrip(".,")
     return int(number) if number in ALLOWED and of in ("", ALLOWED[-1]) else None
@@ -61,6 +63,7 @@ def yes_probability(choice: Mapping[str, Any]) -> float | None:
         tokens = choice["logprobs"]["content"][0]["top_logprobs"]
         found = {"yes": 0.0, "no": 0.0}
         for entry in tokens:
+            # "Yes", " yes" and "yes." are different tokens with the same meaning.
             word = re.sub(r"[^a-z]", "", entry["token"].lower())
             if word in found:
                 found[word] += math.exp(entry["logprob"])

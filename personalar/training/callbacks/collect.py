@@ -60,6 +60,7 @@ class CollectLearned(L.Callback):
         self.parts = learned_parts(pl_module)
         # At the end of `fit` Lightning copies whatever is left to the host's memory, which a 7B may exceed.
         pl_module.release()
+        # Their states are twice as large as the trained weights.
         trainer.strategy.optimizers = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:

@@ -48,6 +48,7 @@ def note_move(session: RunContext, stage: Stage, before: Concept, after: Concept
     moved = move_of(before, after)
     session.reporter.say(f"stage {stage.name}: [V] moved {moved:.2g} of its length from its start")
     facts: dict[str, Any] = {"v_moved": float(f"{moved:.4g}")}
+    # If the network is trained too, [V] need not move far.
     if before.stage == "base" and not stage.trains.changes_network:
         finding = f"[V] moved {moved:.2g} of its length, which should be more than {LEAST_MOVE}"
         facts["note"] = None if moved >= LEAST_MOVE else advice(session, stage, finding)

@@ -104,6 +104,7 @@ class FiniteLoss(L.Callback):
             FloatingPointError: it is not finite; the message has step, training images, learning rates and
                 the last checkpoint.
         """
+        # This waits for the device at every batch; the logger needs the value anyway.
         value = float(loss.detach())
         if math.isfinite(value):
             return
