@@ -39,6 +39,7 @@ class Reporter:
     ) -> None:
         """Print to `console` (default: standard output), and update `file` (progress.json)."""
         self.enabled = enabled
+        # Without wrapping and highlighting, so that lines in a log stay whole and greppable.
         self.console = console or Console(soft_wrap=True, highlight=False)
         self.file = file if enabled else None
         self._phases: list[Phase] = []

@@ -65,6 +65,7 @@ class Measure:
 
     def of(self, line: Mapping[str, Any]) -> float | None:
         """Return its value in a line of scores.jsonl; None if the line has other measures."""
+        # A line of scores.jsonl has the value of one scorer, and facts of other measures in further fields.
         if self.field is None or (self.field == "value" and line["scorer"] != self.name):
             return None
         return float(line[self.field]) if self.field in line else None

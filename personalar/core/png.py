@@ -30,7 +30,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, str] | None 
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_itxt(key, value)
-    data = io.BytesIO()
+    data = io.BytesIO()  # in memory first, because the write must be atomic
     image.save(data, format="PNG", pnginfo=chunks)
     write_atomic(path, data.getvalue(), sync=False)
     return path

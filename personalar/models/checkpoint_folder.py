@@ -72,6 +72,7 @@ def check_numbers(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         many = value if isinstance(value, tuple) else (value,)
+        # A number instead of a list would otherwise fail somewhere in the network.
         if isinstance(field.default, tuple) != isinstance(value, tuple):
             raise ValueError(f"config.json has {field.name}={value!r:.40}; it must be like {field.default}")
         if len(many) > MOST_LEVELS:

@@ -26,6 +26,7 @@ def use_fast_linears(network: nn.Module) -> None:
     if not onednn_is_faster():
         return
     for module in network.modules():
+        # Exactly this class: a subclass, such as LoRA's, has a forward pass of its own.
         if type(module) is nn.Linear and module.bias is None:
             # Only the class changes, so hooks, parametrizations and references to the module stay valid.
             module.__class__ = OneDNNLinear

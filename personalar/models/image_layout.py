@@ -98,6 +98,8 @@ class ImageLayout:
             if isinstance(part, int):
                 ids.append(part)
                 continue
+            # The template is split at its special tokens first, so a prompt that contains their names stays
+            # text.
             text = part.format(width=width_px, height=height_px, prompt=prompt)
             # Encoded piece by piece: BPE must not merge across an identifier.
             for piece in split(text, concept_tokens or {}):

@@ -22,8 +22,10 @@ def flatten_alpha(image: Image.Image) -> Image.Image:
         return image
     rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
     alpha = rgba[..., 3:] / 255.0
+    # An opaque picture must keep its bits, without the rounding of a blend.
     if alpha.min() == 1.0:
         return image.convert("RGB")
+    # astype truncates. PIL's own blending rounds, and gives other codes.
     return Image.fromarray(((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
 
 

@@ -32,6 +32,7 @@ SHOWN = 12
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype) -> None:
     """Write `model.safetensors` in `folder`, with all tensors cast to `dtype`."""
+    # safetensors refuses views, whose storage is larger.
     cast = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     write_atomic(folder / WEIGHTS, to_safetensors(cast, metadata={"format": "pt"}))
 
@@ -109,6 +110,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read with weights_only=True ({reason}): it is damaged, or contains objects "
             "that would run code; copy it again, or save only its state_dict"
         ) from error
+    # Lightning and taming-transformers nest the weights, transformers does not.
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     values = state.items() if isinstance(state, Mapping) else ()
     tensors = {name: value for name, value in values if isinstance(value, Tensor)}

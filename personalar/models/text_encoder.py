@@ -31,6 +31,7 @@ class TextEncoder:
         self._backend = backend
         # Names of special tokens in a user's text stay text. Real special tokens are added by id.
         backend.encode_special_tokens = True
+        # A tokenizer.json can switch these on, which would change prompts.
         backend.no_padding()
         backend.no_truncation()
         self.vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
@@ -72,6 +73,7 @@ class TextEncoder:
         # A name is cut after its first character, so that no piece contains it.
         cuts = [0, *(match.start() + 1 for match in self._names.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in pairwise(cuts) if a < b]
+        # Without the library's own BOS: every layout adds its special tokens itself.
         encodings = self._backend.encode_batch(pieces, add_special_tokens=False)
         return [index for encoding in encodings for index in encoding.ids]
 

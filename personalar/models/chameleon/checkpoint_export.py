@@ -26,7 +26,7 @@ from personalar.models.tensor_files import read_shapes, write_shards, write_tens
 if TYPE_CHECKING:  # for annotations only: serialization.py, which loads the backend, imports this module
     from personalar.models.chameleon.backend import ChameleonBackend
 
-SHARD_BYTES = 5_000_000_000
+SHARD_BYTES = 5_000_000_000  # as in transformers' save_pretrained
 
 
 def hf_config(
@@ -99,11 +99,13 @@ def shared_norm_rows(base: Path, state: Mapping[str, Tensor]) -> tuple[int | Non
 
     None stands for one row per head. If heads were trained to different norms, they need a row each.
     """
+    # From the headers of the files, because the loaded norms are already expanded.
     stored = {name: shape[0] for name, shape in read_shapes(base, network_name).items() if is_head_norm(name)}
     fewer = [rows for name, rows in stored.items() if rows < state[name].shape[0]]
     if not fewer:
         return None, None
     try:
+        # A trial: it raises an error if heads of a group differ.
         collapse_norms({name: state[name] for name in stored}, rows=max(fewer))
     except ValueError:
         return max(fewer), None
@@ -149,6 +151,7 @@ def export_backend(
     write_json(folder / "protocol.json", asdict(backend.protocol.config))
     write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
     write_tensors(folder / "vq", vq, dtype=torch.float32)
+    # Without the decoder, which transformers' class does not have.
     encoder = {f"{VQ_PREFIX}{name}": tensor for name, tensor in vq.items() if "decoder." not in name}
     return export_transformer(
         backend.transformer,

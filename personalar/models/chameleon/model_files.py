@@ -60,6 +60,7 @@ class ModelFiles:
         """Return the paths of the missing files."""
         needed = [self.base / "config.json", self.tokenizer]
         needed += [self.base / name for name in shard_names(self.base)]
+        # vqgan.ckpt is complete by itself: its yaml has defaults.
         if self.vq != self.base and not (self.vq / VQ_CHECKPOINT).is_file():
             needed += [self.vq / name for name in ("config.json", *shard_names(self.vq))]
         return [str(file) for file in needed if not file.is_file()]
@@ -156,6 +157,7 @@ def open_folder(
         raise FileNotFoundError(
             f"no image tokenizer at {vq}; set model.vq_path to a folder with {VQ_CHECKPOINT} or safetensors"
         )
+    # Our own format has config.json in base/.
     published = (path / "config.json").is_file()
     base = path if published else path / "base"
     return ModelFiles(
@@ -208,6 +210,7 @@ def read_layout(path: Path) -> ProtocolConfig:
             f"{path} is missing and the configuration has no model.layout; for a published checkpoint choose "
             "its model=..., such as model=lumina_mgpt_7b_512"
         )
+    # Not with OmegaConf, which would resolve ${...}, such as environment variables.
     values = read_json(path)
     unknown = sorted(set(values) - set(ProtocolConfig.__dataclass_fields__))
     if unknown:

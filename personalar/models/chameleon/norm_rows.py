@@ -66,4 +66,5 @@ def is_head_norm(name: str) -> bool:
 
 def _can_expand(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
     shared = is_head_norm(name) and len(shape) == 2 and shape[0] and wanted[0] % shape[0] == 0
+    # Another width is an error, which `check_fit` reports.
     return bool(shared) and shape[1:] == wanted[1:]

@@ -57,6 +57,7 @@ class Tokenizer(TextEncoder):
         self.sep, self.newline = require(SEPARATOR), require(NEWLINE)
         self.code_offset = require(code_name(0))
         self.num_codes = _count_codes(vocabulary, self.code_offset)
+        # Meta's file has the reserved name, published checkpoints have "<image>".
         self.image = vocabulary.get(IMAGE, vocabulary.get(IMAGE_RESERVED))
         """The id that transformers' class replaces by the codes of a picture; None in a small vocabulary."""
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
@@ -100,6 +101,7 @@ def chameleon_names(*, last_reserved: int = 16379) -> list[str]:
         last_reserved: number of the last reserved name; lower it for a small vocabulary.
     """
     names = [BOS, PAD, EOS, UNK, *(code_name(code) for code in range(8192)), END_OF_IMAGE, BEGIN_OF_IMAGE]
+    # Not used here, but they count in the ids.
     names += [f"<sentinel:{n}>" for n in range(512)]
     return names + [reserved_name(number) for number in range(8706, last_reserved + 1)]
 

@@ -59,6 +59,7 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
                 f"{folder} contains no image tokenizer ({VQ_PREFIX}*), like all checkpoints of Lumina-mGPT: "
                 f"{HINT}"
             )
+    # Meta removed the decoder from its release, and transformers' class has none.
     if not any(name.startswith("decoder.") for name in shapes):
         raise ValueError(
             f"the image tokenizer in {where} has no decoder, so it cannot generate images "

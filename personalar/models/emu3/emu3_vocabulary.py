@@ -50,6 +50,7 @@ class Emu3Vocabulary(TextEncoder):
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         words = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        # Set here for both formats, so that they give equal ids.
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
         super().__init__(backend, f"(?:{_SPECIAL})")
@@ -100,6 +101,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs {RANKS} or tokenizer.json")
     try:
         lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        # validate: without it damaged characters are skipped silently.
         ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
     except (ValueError, binascii.Error) as error:
         raise ValueError(f"{path} is not a tiktoken file ({error}): copy it again") from error
@@ -123,6 +125,7 @@ def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.
     tokenizer.decoder = decoders.ByteLevel()
     names = [PAD, "<|im_start|>", "<|im_end|>", *map(extra, range(EXTRAS))]
     names += [name.strip() for name in vision_tokens if name.strip()]
+    # In this order they get the ids after the pieces, as in BAAI's tokenizer.
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
     return tokenizer
 

@@ -95,6 +95,7 @@ def tokenizer_name(stored: str, *, bare: bool) -> str | None:
     if not (prefix or bare) or stored.endswith(".num_batches_tracked"):
         return None
     name = stored.removeprefix(prefix)
+    # In order: specific patterns come before general ones.
     for theirs, ours in VQ_NAMES.items():
         name = re.sub(theirs, ours, name)
     return name

@@ -34,6 +34,7 @@ class JanusBackend(LlamaBackend):
         codes = slice(first, first + number)
         chat = ChatLayout(vocabulary, layout, codes=codes, downsample=vq.config.downsample)
         super().__init__(transformer=transformer, vq=vq, layout=chat)
+        # Rows without a token, because Janus reserves no names for later use.
         self.reserved_ids: Sequence[int] = vocabulary.unnamed_ids(first)
         self.pad_id, self.trained_rows = vocabulary.pad, slice(0, vocabulary.named_rows)
 

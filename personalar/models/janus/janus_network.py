@@ -85,6 +85,7 @@ class JanusTransformer(Llama):
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__(config)
+        # Filled by `janus_weights.network_tensors`; no file contains it.
         self.code_table = nn.Embedding(config.num_codes, config.hidden_size)
         self.generation_head = ImageHead(config)
 

@@ -119,6 +119,7 @@ def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
     own = config.get("vq_config") or {}
     params = config.get("gen_vision_config", {}).get("params", {})
     if params:
+        # DeepSeek's config.json names only these two.
         own = {"num_embeddings": params["image_token_size"], "embed_dim": params["n_embed"]}
     numbers = VQ_16 | {name: value for name, value in own.items() if value is not None}
     # The published tokenizer has attention at the lowest resolution only, which no config.json states.
@@ -134,6 +135,7 @@ def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) 
             f"config.json has model_type={kind!r}, which is not a Janus: model.path needs a folder with "
             "model_type 'janus' (transformers' files) or 'multi_modality' (DeepSeek's)"
         )
+    # Only in DeepSeek's files; transformers derives the sizes of the head from projection_dim.
     head = config.get("gen_head_config", {}).get("params", {})
     width = (config.get("vq_config") or {}).get("projection_dim", CODE_WIDTH)
     own = {
@@ -183,6 +185,7 @@ def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
     def normalised() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in read_tensors(folder, rename):
             rows = name == "quantize.embedding.weight"
+            # In float32, like the whole image tokenizer; bfloat16 would round the lengths.
             yield name, F.normalize(tensor.float(), dim=-1) if rows else tensor
 
     with torch.device("meta"):

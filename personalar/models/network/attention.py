@@ -24,7 +24,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // key.shape[1]  # query heads per key head
     if groups > 1:
         # Query heads of a group are neighbours, as in transformers' repeat_kv.
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -37,12 +37,13 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """Return q k^T / sqrt(hd) + mask, (B, H, T, S)."""
     scale = query.shape[-1] ** -0.5
     if mask is None:
+        # -inf above the diagonal: a token does not attend to later ones.
         later = query.new_full((query.shape[2], query.shape[2]), float("-inf")).triu(1)
         # One kernel for product, scale and mask.
         scores = torch.baddbmm(later, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
         return scores.unflatten(0, query.shape[:2])
     products = _one_query(query, key) if query.shape[2] == 1 else query @ key.mT
-    return torch.add(mask, products, alpha=scale)
+    return torch.add(mask, products, alpha=scale)  # (B, H, T, S)
 
 
 def _one_query(query: Tensor, key: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class LlamaBackend(nn.Module):
     @property
     def has_fixed_addresses(self) -> bool:
         """False if float32 weights are cast in every use (parametrized), or sharded (ZeRO 3)."""
+        # A parametrized weight is computed anew in every pass, at another address.
         return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
 
     @property

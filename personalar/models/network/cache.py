@@ -59,6 +59,7 @@ class KVCache:
         self.length = 0
         """Number of slots written so far; the next token goes to this slot."""
         self._by_position: tuple[Tensor, Tensor] | None = None
+        # (B, 1, 1, L): 0 for slots with a token, -inf for empty ones.
         self._visible = cos.new_zeros(len(pad), 1, 1, self.capacity)
         self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
 
@@ -83,6 +84,7 @@ class KVCache:
         if self._by_position is None:
             # Without pads the factors of slot i are those of position i.
             self._by_position = self.cos[0, 0], self.sin[0, 0]  # (L, hd)
+            # Own factors per row, because rows can have different positions in a slot.
             self.cos = self.cos[:1].expand(len(positions), -1, -1, -1).clone()
             self.sin = self.sin[:1].expand(len(positions), -1, -1, -1).clone()
         self.length = 0
@@ -170,6 +172,7 @@ class SharedStore:
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write (len(rows), Hkv, T, hd) to every row; return keys and values of `rows` before the end."""
+        # Every row gets its own copy, because rows may differ in later passes.
         key, value = self.store.write(key[self.twins], value[self.twins])
         return key[self.rows], value[self.rows]
 
@@ -210,8 +213,9 @@ class CacheWindow:
         """Return cos and sin of the slots, (B or 1, 1, T, hd)."""
         tables = (self._cache.cos, self._cache.sin)
         if self._slots.ndim == 1:
-            cos, sin = (table.index_select(2, self._slots) for table in tables)
+            cos, sin = (table.index_select(2, self._slots) for table in tables)  # (B or 1, 1, T, hd)
         else:
+            # % len: the table has one row if all rows of the batch share their positions.
             cos, sin = (table[self._rows % len(table), 0, self._slots][:, None] for table in tables)
         return cos, sin
 

@@ -20,6 +20,7 @@ class LanguageModel(Llama):
         """Return the function from hidden states (..., D) to float32 logits of the vocabulary rows `rows`."""
         # Read here, not in the function: DeepSpeed may have released it when activations are recomputed.
         weight = self.lm_head.weight[rows]
+        # Only the rows that can be sampled or have a loss, because a vocabulary has 65,536 rows and more.
         return lambda hidden: F.linear(hidden, weight).float()
 
     def logits(self, hidden: Tensor, rows: slice = slice(None)) -> Tensor:

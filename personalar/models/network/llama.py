@@ -76,6 +76,7 @@ class LlamaConfig:
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         names = [f.name for f in fields(cls) if f.name not in ("rope_theta", "attention")]
         values = {name: config[name] for name in names if config.get(name) is not None}
+        # As in transformers: without this key every query head has its own key head.
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
         theta = float(config.get("rope_theta") or rope.get("rope_theta") or cls.rope_theta)
         numbers = cls(**values, rope_theta=theta, attention=attention)
@@ -86,6 +87,7 @@ class LlamaConfig:
             ("mlp_bias", bool(config.get("mlp_bias", False)), False),
             ("head_dim", config.get("head_dim") or numbers.head_dim, numbers.head_dim),
         ):
+            # An unsupported option must be an error, because the network would run and give wrong pictures.
             if got != allowed:
                 raise ValueError(f"config.json has {name}={got!r}; this network needs {name}={allowed!r}")
         return numbers
@@ -148,13 +150,13 @@ class Attention(nn.Module):
         split = (len(x) // num_tokens, num_tokens, -1, self.head_dim)
         query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)  # (B, H, T, hd)
         key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)  # (B, K, T, hd)
-        value = self.v_proj(x).view(split).transpose(1, 2)
+        value = self.v_proj(x).view(split).transpose(1, 2)  # (B, K, T, hd)
         # Queries and keys are rotated together, with half the number of kernels.
         turned = rotate(torch.cat((query, key), dim=1), *rotary)  # (B, H + K, T, hd)
         query, key = turned.tensor_split((query.shape[1],), dim=1)
         if store is not None:
             key, value = store.write(key, value)
-        out = attend(query, key, value, mask, eager=self.eager)
+        out = attend(query, key, value, mask, eager=self.eager)  # (B, H, T, hd)
         return self.o_proj(out.transpose(1, 2).reshape(x.shape))
 
 

@@ -24,6 +24,7 @@ def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
     The workspaces of libraries are not included.
     """
     together = min(images, images_at_once(pixels)) * pixels
+    # Folding patches reduces the number of positions at full resolution.
     return 5 * FLOAT32 * vq.channels[0] * together // vq.patch_size**2
 
 

@@ -105,6 +105,7 @@ class PublishedFiles:
         from personalar.models.tensor_files import read_tensors
 
         state = backend.transformer.state_dict()
+        # Parts that were not loaded (such as the image encoder of Janus) are copied from the base.
         for stored, tensor in read_tensors(self.base):
             yield stored, state.get(self.network_name(stored) or "", tensor)
 

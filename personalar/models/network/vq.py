@@ -122,7 +122,7 @@ class AttnBlock(nn.Module):
         hidden = self.norm(x, *maps)  # (B, C, h, w)
         query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
         weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
-        return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))
+        return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))  # (B, C, h, w)
 
 
 class Downsample(nn.Module):

@@ -79,6 +79,7 @@ def _box(q, d):
     # Slab method: the ray is inside the box between the last entry and the first exit.
     t0, t1 = (-1 - q) / d, (1 - q) / d
     near, far = np.minimum(t0, t1).max(-1), np.maximum(t0, t1).min(-1)
+    # The camera looks along -z, so the exit is the nearer side.
     z = np.where(far > near, far, FAR)
     p = q + z[..., None] * d
     largest = np.abs(p).argmax(-1)[..., None]
@@ -90,6 +91,7 @@ def _frustum(q, d, taper):
     x, y, z = q[..., 0], q[..., 1], q[..., 2]
     r = m + k * y
     a = d[0] * d[0] + d[2] * d[2] - k * k * d[1] * d[1]
+    # A ray parallel to the wall of the frustum: the equation is linear, and any small number gives a far hit.
     a = a if abs(a) > 1e-7 else np.float32(1e-7)
     b = x * d[0] + z * d[2] - k * d[1] * r
     c = x * x + z * z - r * r

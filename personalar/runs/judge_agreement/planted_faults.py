@@ -86,8 +86,8 @@ def preferences(right: Sequence[float], wrong: Sequence[float]) -> list[float]:
 def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
     """Return views of a rendered subject for each prompt, correct and with each fault, and the subject.
 
-    Both samples of a pair have the same seed. Prompts for another colour are left out, because they change the
-    identity themselves.
+    Both samples of a pair have the same seed. Prompts for another colour are left out, because they change
+    the identity themselves.
     """
     from personalar.nano.world.faults import FAULTS
     from personalar.nano.world.prompt_set import bench_prompts
