@@ -40,6 +40,7 @@ def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length:
     """
     token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
     token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
+    # At least one: if that does not fit either, the error is that of the allocation.
     return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))
 
 
@@ -49,6 +50,7 @@ def even_batch_size(count: int, at_once: int) -> int:
     `at_once` is the largest batch allowed. Equal batches are better than full ones and a small rest: a small
     batch takes nearly as long as a large one, and each new size makes `decoder=compiled` capture new graphs.
     """
+    # -(-a // b) rounds up.
     parts = max(1, -(-count // at_once))
     return -(-count // parts)
 

@@ -57,6 +57,7 @@ class Sampling:
         """Apply top-k, temperature and top-p to logits (..., K); excluded codes become -inf."""
         if self.top_k:
             logits = keep_top_k(logits, self.top_k)
+        # Before top-p, which depends on it; top-k does not.
         if self.temperature not in (0.0, 1.0):
             logits = logits / self.temperature
         if self.top_p < 1:
@@ -81,6 +82,7 @@ class Sampling:
 
 def cfg_combine(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Return classifier-free guidance, u + scale * (c - u), on raw logits."""
+    # On logits and not on log-probabilities: the normalisation cancels in the softmax.
     return torch.add(unconditional, conditional - unconditional, alpha=scale)
 
 
@@ -88,6 +90,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Set all but the k largest logits of (..., K) to -inf; ties with the k-th are kept."""
     if k >= logits.shape[-1]:
         return logits
+    # By the value and not by indices, so that ties do not depend on the order of a sort.
     threshold = logits.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     return logits.masked_fill(logits < threshold, float("-inf"))
 
@@ -115,7 +118,8 @@ def nucleus_argmax(logits: Tensor, noise: Tensor, p: float) -> Tensor:
     noisy = logits + noise
     while True:
         best = noisy.argmax(-1, keepdim=True)
-        level = probabilities.gather(-1, best)
+        # Ties with the argmax count as not more likely, as in `keep_top_p`.
+        level = probabilities.gather(-1, best)  # (..., 1)
         outside = (probabilities * (probabilities > level)).sum(-1, keepdim=True) >= p
         if not outside.any():
             return best[..., 0]
@@ -155,6 +159,7 @@ def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
         num_codes: K.
     """
     place = mix(mix(apart(seeds[:, None])) + positions)
+    # Multiply-shift instead of a remainder, which would prefer small codes.
     return (high_bits(place) * num_codes) >> 32
 
 

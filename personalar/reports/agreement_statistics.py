@@ -18,6 +18,7 @@ def auc(scores: Sequence[float] | np.ndarray, good: Sequence[bool] | np.ndarray)
     high, low = values[labels], np.sort(values[~labels])
     if not len(high) or not len(low):
         return None
+    # The sum counts items below fully, and ties half, after the division by 2.
     below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
     return float(below.mean() / (2 * len(low)))
 
@@ -35,6 +36,7 @@ def krippendorff_alpha(ratings: Sequence[Sequence[float]] | np.ndarray) -> float
     """
     table = np.asarray(ratings, dtype=np.float64)
     counts = np.isfinite(table).sum(axis=0)
+    # An item with one rating has no pair to compare.
     table, counts = table[:, counts >= 2], counts[counts >= 2]
     total = counts.sum()
     if not total:
@@ -61,6 +63,7 @@ def bootstrap_interval(
         groups: rows of each subject.
         statistic: of rows, stacked.
     """
+    # A fixed seed: the same ratings always give the same interval.
     rng = np.random.default_rng(0)
     found = []
     for _ in range(DRAWS if len(groups) > 1 else 0):

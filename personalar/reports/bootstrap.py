@@ -49,6 +49,7 @@ def resample(groups: Groups) -> np.ndarray:
         table[row, : len(group)] = group
     sizes = np.array([len(group) for group in filled])
     total = np.zeros(DRAWS)
+    # As many groups as there are, each drawn at random in every bootstrap sample.
     for _ in filled:
         rows = rng.integers(0, len(filled), DRAWS)
         columns = (rng.random((DRAWS, table.shape[1])) * sizes[rows, None]).astype(int)
@@ -75,6 +76,7 @@ def difference(pairs: Groups) -> Difference | None:
         return None
     means = resample(pairs)
     low, high = np.quantile(means, [0.025, 0.975])
+    # The smaller tail, doubled below: a two-sided test.
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     mean = group_mean(pairs)
     assert mean is not None

@@ -20,6 +20,7 @@ def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     """Return about `count` ticks that cover [low, high], at distances of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9)
     raw = span / count
+    # The largest power of ten below the distance.
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     # The tolerances keep rounding errors from adding an empty interval.
@@ -48,6 +49,7 @@ def smooth(points: Sequence[Point], *, share: float = 0.06) -> list[Point]:
 def thin(points: Sequence[Point], *, most: int = 300) -> list[Point]:
     """Return at most about `most` evenly spaced points, including the last one."""
     stride = max(1, math.ceil(len(points) / most))
+    # Evenly, so that the shape of the curve stays; a page has several curves.
     chosen = list(points[::stride])
     return chosen if chosen and chosen[-1] == points[-1] else [*chosen, points[-1]]
 

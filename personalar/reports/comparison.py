@@ -54,6 +54,7 @@ class State:
             measure: a scorer's name; "fidelity" (DINO scaled to floor and ceiling); "likeness" (fidelity, or
                 DINO for photographs); or "balance" (likeness times CLIP-T).
         """
+        # Per picture and not of means: a picture must be good in both.
         if measure == "balance":
             likeness, following = self.values("likeness"), self.values("clip_t")
             return {key: value * following[key] for key, value in likeness.items() if key in following}

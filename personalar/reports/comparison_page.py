@@ -65,6 +65,7 @@ def choose(common: Sequence[Picture], categories: dict[Picture, str]) -> list[Pi
             if key[0] == subject:
                 turns.setdefault(categories[key], []).append(key)
         mixed: list[Picture] = []
+        # In turn, so that few pictures still show every kind of prompt.
         for turn in zip_longest(*turns.values()):
             mixed += [key for key in turn if key is not None]
         chosen += mixed[:PER_SUBJECT]
@@ -204,6 +205,7 @@ def compare_folders(folders: Sequence[Path], out: Path) -> list[dict[str, Any]]:
         out: target folder.
     """
     found = [run for folder in folders for run in find_runs(folder)]
+    # The same run can be in two of the folders.
     unique = list(dict.fromkeys(found))
     root = folders[0] if len(folders) == 1 and len(unique) > 1 else None
     return write_comparison(rows_of_runs(unique, root), out)

@@ -59,6 +59,7 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _sentence(name: str, found: dict[str, Any]) -> str:
+    # Significant if the 95 % interval does not contain 0.
     note = "" if found["low"] > 0 or found["high"] < 0 else " (not significant)"
     return (
         f"{name} {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], p={found['p']:.3f}{note}"

@@ -39,4 +39,5 @@ def copied_photo(run_dir: Path, line: Mapping[str, Any], bounds: Mapping[str, An
     if not is_memorised(line, bounds) or "nearest_reference" not in line:
         return None
     path = run_dir / "references" / f"{line['nearest_reference']:02d}.png"
+    # A run folder may have been copied without its photos.
     return path if is_whole_png(path) else None

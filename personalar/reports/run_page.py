@@ -48,6 +48,7 @@ def picture_uri(path: Path, largest: int = LARGEST_PX) -> str:
     image, _ = read_png(path)
     if max(image.size) <= largest:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    # JPEG has no transparency and no palettes.
     smaller = image.convert("RGB")
     smaller.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -280,6 +281,7 @@ def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        # A misspelled variable in a template is an error, not an empty place.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

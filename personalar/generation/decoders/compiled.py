@@ -79,10 +79,12 @@ class CompiledDecoder(PlainDecoder):
             step.start(request, schedule, identifier)
             for index in range(1, schedule.num_steps):
                 self._replay(step, schedule, index)()
+                # Not at every step, because a callback takes longer than a replay.
                 if progress is not None and index % NOISE_AHEAD == 0:
                     progress(index * len(step.codes), step.codes.numel())
             if progress is not None:
                 progress(step.codes.numel(), step.codes.numel())
+            # A copy, because the next batch overwrites the buffer.
             return step.codes.clone(), step.max_logits
 
     @staticmethod
@@ -116,7 +118,9 @@ class CompiledDecoder(PlainDecoder):
 
     def _step(self, backend: Backend, schedule: Schedule) -> Step:
         """Return buffers for a batch; reuse the previous ones if shapes and weights' addresses are equal."""
+        # Rounded up, so that prompts of similar length share a cache and its graphs.
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
+        # A graph contains addresses: another model, or a reloaded one, needs new graphs.
         weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
         key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
         if self._buffers is None or key != self._key:
@@ -182,7 +186,8 @@ class Step:
     def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int) -> None:
         self.backend, self.sampling = backend, sampling
         self.cache = schedule.new_cache(backend, multiple=bucket)
-        self.codes = schedule.forced.new_zeros(len(schedule.forced), schedule.num_steps)
+        # Everything below is allocated once: graphs store the addresses.
+        self.codes = schedule.forced.new_zeros(len(schedule.forced), schedule.num_steps)  # (B, N)
         self.max_logits = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
         """(B, K), maximum over the steps so far; NaN propagates."""
         self.forced, self.is_code = schedule.forced.clone(), schedule.is_code.clone()
@@ -223,15 +228,16 @@ class Step:
         if width > 1:
             place = slots - self.first_slot
             last = torch.where(self.is_code.index_select(1, place), last, self.forced.index_select(1, place))
-        embeds = self.backend.embed(last)
+        embeds = self.backend.embed(last)  # (B, width, D)
         embeds = torch.cat((embeds, embeds)) if self.sampling.guided else embeds
         self.keep(self.backend.forward(embeds, cache=self.cache.at(slots, end)))
+        # In the graph too, so that a replay needs no work on the host.
         self.index.add_(1)
         self.slot.add_(width)
 
     def keep(self, hidden: Tensor) -> None:
         """Sample the next code of every image from hidden states (R, T, D), and store it."""
-        logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))
+        logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))  # (B, K)
         torch.maximum(self.max_logits, logits, out=self.max_logits)
-        noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]
+        noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]  # (B, K)
         self.codes.index_copy_(1, self.index, self.sampling.draw(logits, noise)[:, None])

@@ -40,9 +40,11 @@ class JacobiDecoder(PlainDecoder):
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample with a window of drafts; see `PlainDecoder.draw`."""
+        # The tokens of drafts are almost free only while a pass is limited by reading the weights.
         if len(request.prompts) > self.max_batch:
             return super().draw(backend, request, identifier, progress)
         window = Window(backend, request, self.sampling, size=self.window)
+        # Final codes, because drafts can be taken back.
         total = sum(h * w for h, w in request.grids)
         for final in window.passes(identifier):
             if progress is not None:

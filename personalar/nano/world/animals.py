@@ -19,21 +19,29 @@ def cat(p: Proportions) -> list[Solid]:
     hy, leg, muzzle = 1.28 + 0.08 * p[4], 0.13 + 0.03 * p[4], 1 + 0.3 * p[5]
     r = 0.47 * head
     solids = [
-        sphere(0, 0.55, -0.05, 0.5 * fat, 0.58, 0.5 * fat),
-        sphere(0, hy, 0.12, r, r * 0.88, r * 0.85),
-        sphere(0, 0.55, 0.14 * fat, 0.3 * fat, 0.42, 0.36 * fat, "accent"),
-        sphere(0, hy - 0.14 * head, 0.12 + r * 0.72, 0.2 * muzzle, 0.14 * muzzle, 0.16, "accent"),
-        sphere(0, hy - 0.07 * head, 0.12 + r * 0.72 + 0.14, 0.06, 0.045, 0.05, "dark"),
+        sphere(0, 0.55, -0.05, 0.5 * fat, 0.58, 0.5 * fat),  # body
+        sphere(0, hy, 0.12, r, r * 0.88, r * 0.85),  # head
+        sphere(0, 0.55, 0.14 * fat, 0.3 * fat, 0.42, 0.36 * fat, "accent"),  # belly
+        sphere(0, hy - 0.14 * head, 0.12 + r * 0.72, 0.2 * muzzle, 0.14 * muzzle, 0.16, "accent"),  # muzzle
+        sphere(0, hy - 0.07 * head, 0.12 + r * 0.72 + 0.14, 0.06, 0.045, 0.05, "dark"),  # nose
     ]
     solids += pair(
         lambda s: tube(
-            s * 0.27 * head, hy + r * 0.82, 0.1, 0.19, 0.26 * ear, "body", (0, 0, -s * 14), 0.05, 0.1
+            s * 0.27 * head,
+            hy + r * 0.82,
+            0.1,
+            0.19,
+            0.26 * ear,
+            "body",
+            (0, 0, -s * 14),
+            0.05,
+            0.1,  # ears
         )
     )
-    solids += pair(lambda s: tube(s * 0.2, 0.28, 0.38 * fat, leg, 0.28))
-    solids += pair(lambda s: sphere(s * 0.2, 0.07, 0.45 * fat, leg * 1.25, 0.09, leg * 1.5, "accent"))
-    solids += pair(lambda s: sphere(s * 0.42 * fat, 0.2, 0.1, 0.2, 0.2, 0.34))
-    for i in range(6):
+    solids += pair(lambda s: tube(s * 0.2, 0.28, 0.38 * fat, leg, 0.28))  # front legs
+    solids += pair(lambda s: sphere(s * 0.2, 0.07, 0.45 * fat, leg * 1.25, 0.09, leg * 1.5, "accent"))  # paws
+    solids += pair(lambda s: sphere(s * 0.42 * fat, 0.2, 0.1, 0.2, 0.2, 0.34))  # hind legs
+    for i in range(6):  # the tail: six spheres on a curve, with an accent at its tip
         t = i / 5
         solids.append(
             sphere(
@@ -56,21 +64,28 @@ def dog(p: Proportions) -> list[Solid]:
     hy = y + 0.52
     r = 0.4 * head
     solids = [
-        sphere(0, y, -0.05, 0.38, 0.36, 0.72 * long),
-        sphere(0, y + 0.24, z * 0.72, 0.24, 0.36, 0.24, "body", (25, 0, 0)),
-        sphere(0, hy, z, r, r * 0.95, r * 0.95),
-        sphere(0, hy - 0.12, z + 0.36 * snout, 0.2, 0.17, 0.26 * snout, "accent"),
-        sphere(0, hy - 0.04, z + 0.58 * snout, 0.085, 0.07, 0.07, "dark"),
-        tube(0, y + 0.3, -0.8 * long, 0.1, 0.32 * tail, "body", (-35, 0, 0), 0.5),
+        sphere(0, y, -0.05, 0.38, 0.36, 0.72 * long),  # body
+        sphere(0, y + 0.24, z * 0.72, 0.24, 0.36, 0.24, "body", (25, 0, 0)),  # neck
+        sphere(0, hy, z, r, r * 0.95, r * 0.95),  # head
+        sphere(0, hy - 0.12, z + 0.36 * snout, 0.2, 0.17, 0.26 * snout, "accent"),  # snout
+        sphere(0, hy - 0.04, z + 0.58 * snout, 0.085, 0.07, 0.07, "dark"),  # nose
+        tube(0, y + 0.3, -0.8 * long, 0.1, 0.32 * tail, "body", (-35, 0, 0), 0.5),  # tail
     ]
     solids += pair(
         lambda s: sphere(
-            s * r * 0.95, hy - 0.08 * ear, z - 0.05, 0.11, 0.34 * ear, 0.2, "accent", (0, 0, s * 12)
+            s * r * 0.95,
+            hy - 0.08 * ear,
+            z - 0.05,
+            0.11,
+            0.34 * ear,
+            0.2,
+            "accent",
+            (0, 0, s * 12),  # ears
         )
     )
     for zz in (0.42 * long, -0.48 * long):
-        solids += [tube(s * 0.22, leg / 2, zz, 0.13, leg / 2) for s in (-1, 1)]
-        solids += [sphere(s * 0.22, 0.08, zz + 0.06, 0.16, 0.1, 0.2, "accent") for s in (-1, 1)]
+        solids += [tube(s * 0.22, leg / 2, zz, 0.13, leg / 2) for s in (-1, 1)]  # legs
+        solids += [sphere(s * 0.22, 0.08, zz + 0.06, 0.16, 0.1, 0.2, "accent") for s in (-1, 1)]  # paws
     return solids + eyes(0.17 * head, hy + 0.08, z + r * 0.74, 0.1)
 
 
@@ -79,20 +94,22 @@ def bear(p: Proportions) -> list[Solid]:
     foot, muzzle = 1 + 0.25 * p[4], 1 + 0.3 * p[5]
     r = 0.5 * head
     solids = [
-        sphere(0, 0.6, 0, 0.56 * fat, 0.6, 0.5 * fat),
-        sphere(0, 0.58, 0.22 * fat, 0.36 * fat, 0.42, 0.34 * fat, "accent"),
-        sphere(0, 1.42, 0.05, r, r * 0.9, r * 0.88),
-        sphere(0, 1.3, 0.05 + r * 0.75, 0.23 * muzzle, 0.18 * muzzle, 0.18, "accent"),
-        sphere(0, 1.37, 0.05 + r * 0.75 + 0.17, 0.09, 0.065, 0.05, "dark"),
+        sphere(0, 0.6, 0, 0.56 * fat, 0.6, 0.5 * fat),  # body
+        sphere(0, 0.58, 0.22 * fat, 0.36 * fat, 0.42, 0.34 * fat, "accent"),  # belly
+        sphere(0, 1.42, 0.05, r, r * 0.9, r * 0.88),  # head
+        sphere(0, 1.3, 0.05 + r * 0.75, 0.23 * muzzle, 0.18 * muzzle, 0.18, "accent"),  # muzzle
+        sphere(0, 1.37, 0.05 + r * 0.75 + 0.17, 0.09, 0.065, 0.05, "dark"),  # nose
     ]
-    solids += pair(lambda s: sphere(s * r * 0.78, 1.42 + r * 0.7, 0, 0.2 * ear, 0.2 * ear, 0.12))
+    solids += pair(lambda s: sphere(s * r * 0.78, 1.42 + r * 0.7, 0, 0.2 * ear, 0.2 * ear, 0.12))  # ears
     solids += pair(
+        # inner ears
         lambda s: sphere(s * r * 0.78, 1.42 + r * 0.7, 0.08, 0.11 * ear, 0.11 * ear, 0.08, "accent")
     )
     solids += pair(
-        lambda s: sphere(s * 0.6 * fat, 0.72, 0.12, 0.17, 0.36 * arm, 0.18, "body", (-20, 0, s * 32))
+        lambda s: sphere(s * 0.6 * fat, 0.72, 0.12, 0.17, 0.36 * arm, 0.18, "body", (-20, 0, s * 32))  # arms
     )
-    solids += pair(lambda s: sphere(s * 0.36 * fat, 0.2, 0.42, 0.21, 0.2, 0.38))
+    solids += pair(lambda s: sphere(s * 0.36 * fat, 0.2, 0.42, 0.21, 0.2, 0.38))  # legs
+    # soles
     solids += pair(lambda s: sphere(s * 0.36 * fat, 0.24, 0.76, 0.2 * foot, 0.22 * foot, 0.1, "accent"))
     return solids + eyes(0.19 * head, 1.5, 0.05 + r * 0.74, 0.095)
 
@@ -102,13 +119,14 @@ def duck(p: Proportions) -> list[Solid]:
     neck, wing = 0.12 * p[4], 1 + 0.3 * p[5]
     hy, hz, r = 1.35 + neck, 0.34, 0.42 * head
     solids = [
-        sphere(0, 0.52, -0.05, 0.58 * fat, 0.52, 0.78),
-        sphere(0, 0.98 + neck / 2, 0.28, 0.27, 0.36, 0.27),
-        sphere(0, hy, hz, r, r, r),
-        sphere(0, hy - 0.1, hz + r + 0.12 * bill, 0.24, 0.08, 0.26 * bill, "orange"),
-        sphere(0, 0.78, -0.72, 0.22, 0.14, 0.34 * tail, "body", (35, 0, 0)),
+        sphere(0, 0.52, -0.05, 0.58 * fat, 0.52, 0.78),  # body
+        sphere(0, 0.98 + neck / 2, 0.28, 0.27, 0.36, 0.27),  # neck
+        sphere(0, hy, hz, r, r, r),  # head
+        sphere(0, hy - 0.1, hz + r + 0.12 * bill, 0.24, 0.08, 0.26 * bill, "orange"),  # bill
+        sphere(0, 0.78, -0.72, 0.22, 0.14, 0.34 * tail, "body", (35, 0, 0)),  # tail
     ]
     solids += pair(
+        # wings
         lambda s: sphere(s * 0.53 * fat, 0.58, -0.12, 0.13, 0.28 * wing, 0.46 * wing, "accent", (-14, 0, 0))
     )
     return solids + eyes(0.2 * head, hy + 0.1, hz + r * 0.76, 0.1)
@@ -140,8 +158,8 @@ def accessory(kind: str, head: tuple[float, float, float]) -> list[Solid]:
     y, z, r = head
     if kind == "hat":
         return [
-            tube(0, y + r * 0.72, z, r * 1.15, 0.06, "worn"),
-            tube(0, y + r * 0.72 + 0.3, z, r * 0.72, 0.3, "worn", taper=0.85),
+            tube(0, y + r * 0.72, z, r * 1.15, 0.06, "worn"),  # brim
+            tube(0, y + r * 0.72 + 0.3, z, r * 0.72, 0.3, "worn", taper=0.85),  # crown
         ]
     if kind == "scarf":
         ring = [
