@@ -89,6 +89,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, ("rendered", *WHENCE))
+        # The first method is the reference of the table.
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
         if self.photographs and self.path is None:

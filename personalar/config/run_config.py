@@ -280,6 +280,7 @@ def unread(config: RunConfig, words: Iterable[str]) -> str | None:
             rest = ".".join(parts[1:])
             ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
             return f"method={config.method.name} does not use {key}: set {ways}"
+        # Settings without an entry are always used.
         is_read, needs = READ_IF.get(key, (lambda _: True, ""))
         if not is_read(config):
             return f"{key} has no effect in this run: it needs {needs}"

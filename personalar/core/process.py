@@ -151,6 +151,7 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name not in ("", "-1")]
+    # Device files of NVIDIA's driver; torch need not be loaded, and no context is created.
     return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 

@@ -92,6 +92,7 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
         if not captions.is_file():
             raise FileNotFoundError(f"{captions} is missing, the prompts of {image}: {UNPACKED}")
         lines = captions.read_text(encoding="utf-8", errors="replace").splitlines()
+        # The first line is the class.
         noun, *prompts = [line.strip() for line in lines if line.strip()] or [""]
         name = "_".join([*where.parts, *noun.lower().split()])
         made = tuple(template(prompt, noun) for prompt in prompts)

@@ -170,7 +170,7 @@ def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
         if pattern.endswith(".index.json") and {WEIGHTS, OLD_WEIGHTS} & set(files):
             return True  # weights in one file need no index
         alike = (file for file in files if fnmatchcase(file, pattern))
-        return any(file.count("/") == pattern.count("/") for file in alike)
+        return any(file.count("/") == pattern.count("/") for file in alike)  # "*" also matches "/"
 
     return [name for name in hub.files if not is_there(name)]
 

@@ -164,6 +164,7 @@ def check_fit(
             if name in expected and shape != expected[name]
         ],
     }
+    # Published files contain more than is needed; in our own format an unknown tensor is a mistake.
     tolerated = ("unexpected",) if published else ()
     if any(names for kind, names in problems.items() if kind not in tolerated):
         listed = "; ".join(

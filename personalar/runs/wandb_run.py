@@ -38,6 +38,7 @@ def start(session: RunContext, settings: Mapping[str, Any]) -> Any:
     import wandb
 
     folder = session.folder
+    # A resumed run continues its W&B run.
     known = folder.record.get("wandb_id")
     # An agent of a W&B sweep sets WANDB_RUN_ID. The id is stored before the start: a run that is killed here
     # resumes the same W&B run.

@@ -96,6 +96,7 @@ class SubjectScorer:
         clip_images = self.clip.image_features(images)  # (B, D')
         dino_images = self.dino.features(images)  # (B, D)
         likeness = mean_similarity(dino_images, self.dino_references).tolist()
+        # Features are normalised, so the sum of products is the cosine.
         following = (clip_images * self.clip.text_features(texts)).sum(dim=1).tolist()
         nearest = (dino_images @ self.dino_references.T).max(dim=1)
         # The same alternatives for every call, otherwise accuracy would depend on the batch.

@@ -79,7 +79,7 @@ class CompiledDecoder(PlainDecoder):
             step.start(request, schedule, identifier)
             for index in range(1, schedule.num_steps):
                 self._replay(step, schedule, index)()
-                # Not at every step, because a callback takes longer than a replay.
+                # Not at every step: a callback is Python work between two replays.
                 if progress is not None and index % NOISE_AHEAD == 0:
                     progress(index * len(step.codes), step.codes.numel())
             if progress is not None:

@@ -91,6 +91,7 @@ class CausalConv(nn.Module):
         self, channels_in: int, channels_out: int, *, frames: int = 3, side: int = 3, step: int = 1
     ) -> None:
         super().__init__()
+        # Time is padded in `forward`, before the first frame only.
         kernel, padding = (frames, side, side), (0, side // 2, side // 2)
         self.conv = nn.Conv3d(channels_in, channels_out, kernel, stride=(step, 1, 1), padding=padding)
 

@@ -55,6 +55,7 @@ class JanusFiles(PublishedFiles):
 
         network, vq = self._numbers(attention)
         side = self.layout.resolution // vq.downsample
+        # BOI and the codes.
         return shape_of(network, vq, codes=(side, side), answer_tokens=1 + side * side, images=images)
 
     def reserved_ids(self) -> Sequence[int]:

@@ -117,6 +117,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, T, heads, hd) over its last axis."""
+        # The weights of F.layer_norm would be the same for all heads.
         return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS), self.weight)
 
 
@@ -147,6 +148,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, store: Store | None) -> Tensor:
         """Map (N, D) to (N, D)."""
         num_tokens = rotary[0].shape[2]
+        # -1, because queries and keys can have different numbers of heads.
         split = (len(x) // num_tokens, num_tokens, -1, self.head_dim)
         query = self.q_norm(self.q_proj(x).view(split)).transpose(1, 2)  # (B, H, T, hd)
         key = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)  # (B, K, T, hd)
@@ -194,6 +196,7 @@ class Layer(nn.Module):
         dropout: Dropout | None = None,
     ) -> Tensor:
         """Map (N, D) to (N, D)."""
+        # The places 0 and 1 give attention and MLP different dropout masks.
         if self.norm_after:
             x = x + drop(self.input_layernorm(self.self_attn(x, rotary, mask, store)), dropout, 0)
             return x + drop(self.post_attention_layernorm(self.mlp(x)), dropout, 1)

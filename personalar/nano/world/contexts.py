@@ -74,7 +74,7 @@ def snow(u, v, rng):
     )
     for x, top in ((0.1, 0.18), (0.88, 0.24)):
         x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
-        image = _over(image, (0.16, 0.42, 0.34), _triangle(u, v, x, top, GROUND + 0.02, 0.12))
+        image = _over(image, (0.16, 0.42, 0.34), _triangle(u, v, x, top, GROUND + 0.02, 0.12))  # firs
     return image
 
 
@@ -83,13 +83,15 @@ def beach(u, v, rng):
     sea = _floor(sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.44)
     shore = GROUND + 0.02 * np.sin(5 * u + rng.uniform(0, 1))
     image = _floor(sea, _mix((0.95, 0.86, 0.62), (0.87, 0.74, 0.48), (v - GROUND) * 2.5), v, shore)
-    return _over(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))
+    return _over(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))  # foam
 
 
 def cobblestone(u, v, rng):
     wall = _mix((0.74, 0.64, 0.54), (0.66, 0.56, 0.48), v / GROUND)
     for x in (0.16 + 0.03 * rng.uniform(), 0.80 + 0.03 * rng.uniform()):
+        # Two windows.
         wall = _over(wall, (0.30, 0.36, 0.44), _edge(0.085 - np.abs(u - x)) * _edge(0.14 - np.abs(v - 0.24)))
+    # Rows of stones, each shifted by half a stone.
     row = np.floor((v - GROUND) / 0.085)
     du = (u / 0.15 + 0.5 * (row % 2) + 0.2 * rng.uniform()) % 1 - 0.5
     dv = ((v - GROUND) / 0.085) % 1 - 0.5
@@ -107,10 +109,14 @@ def fabric(u, v, rng):
 def wooden_floor(u, v, rng):
     wall = _mix((0.93, 0.89, 0.80), (0.87, 0.82, 0.72), v / GROUND)
     away = (v - GROUND) / (1 - GROUND)
+    # In perspective: planks become narrower towards the wall.
     plank = (u - 0.5) / (0.35 + 0.75 * np.clip(away, 0, 1)) * 6 + 0.2 * rng.uniform()
+    # Four shades in turn, so that neighbouring planks differ.
     tone = np.array([0.0, 0.55, 0.25, 0.8])[np.floor(plank).astype(int) % 4]
     wood = _mix((0.60, 0.36, 0.16), (0.74, 0.48, 0.24), tone)
+    # Dark joints between the planks.
     wood = _over(wood, (0.36, 0.20, 0.08), _edge(0.06 - np.abs(plank % 1 - 0.5) * -1 - 0.5, 0.05))
+    # With a skirting board.
     return _over(_floor(wall, wood, v), (0.98, 0.97, 0.94), _edge(0.016 - np.abs(v - GROUND + 0.02)))
 
 
@@ -119,6 +125,7 @@ def city(u, v, rng):
     for x, half, top in HOUSES:
         x, top = x + rng.uniform(-0.015, 0.015), top + rng.uniform(-0.03, 0.03)
         image = _over(image, (0.10, 0.10, 0.22), _edge(half - np.abs(u - x)) * _edge(v - top))
+        # A column of lit windows in the middle of each house.
         lit = _edge(0.045 - np.abs(u - x), 0.06) * _edge(np.sin((v - top) / 0.022 - 1.6) - 0.3, 1.2)
         image = _over(image, (0.90, 0.72, 0.34), lit * (v > top + 0.02))
     return _floor(image, _mix((0.26, 0.26, 0.32), (0.36, 0.36, 0.42), (v - GROUND) * 2.5), v)
@@ -130,6 +137,7 @@ def mountain(u, v, rng):
         x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
         inside = _triangle(u, v, x, top, GROUND + 0.02, half)
         image = _over(image, (0.42, 0.44, 0.54), inside)
+        # Snow on the tops.
         image = _over(image, (0.97, 0.98, 1.0), inside * _edge(top + 0.15 - v))
     return _floor(image, _mix((0.46, 0.66, 0.30), (0.34, 0.54, 0.22), (v - GROUND) * 2.5), v)
 
@@ -137,9 +145,9 @@ def mountain(u, v, rng):
 def blue_house(u, v, rng):
     image = _mix((0.66, 0.82, 0.96), (0.88, 0.94, 0.99), v / GROUND)
     x, half = rng.uniform(0.46, 0.54), 0.36
-    image = _over(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))
-    image = _over(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))
-    for s in (-0.25, 0.25):
+    image = _over(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))  # walls
+    image = _over(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))  # roof
+    for s in (-0.25, 0.25):  # windows
         image = _over(
             image, (0.97, 0.95, 0.84), _edge(0.065 - np.abs(u - x - s)) * _edge(0.075 - np.abs(v - 0.39))
         )
@@ -149,6 +157,7 @@ def blue_house(u, v, rng):
 def wheat_field(u, v, rng):
     sky = _mix((0.48, 0.72, 0.94), (0.98, 0.90, 0.70), v / 0.42)
     top = 0.44 + 0.008 * np.sin(30 * u + rng.uniform(0, 1))
+    # Wavy vertical lines.
     stalks = 0.5 + 0.5 * np.sin(38 * u + 3 * np.sin(5 * v + rng.uniform(0, 1)))
     wheat = _mix((0.80, 0.60, 0.16), (0.95, 0.78, 0.32), 0.75 * stalks) * np.float32(
         1.06 - 0.22 * v[..., None]
@@ -157,6 +166,7 @@ def wheat_field(u, v, rng):
 
 
 def water(u, v, rng):
+    # 0 at the horizon, 1 at the viewer: waves become wider.
     near = np.clip((v - 0.3) / 0.7, 0, 1)
     waves = 0.5 + 0.5 * np.sin(
         (34 - 16 * near) * v * 1.6 + 1.6 * np.sin(5 * u + rng.uniform(0, 1)) + rng.uniform(0, 1)
@@ -201,6 +211,7 @@ CONTEXTS: dict[str, tuple[str, Callable]] = {
 
 def studio(u, v, rng):
     """Paint the background for captions without a place: a pale tint with a soft gradient."""
+    # A new colour for each picture: no background may become part of [V].
     tint = 0.78 + 0.17 * rng.uniform(0.3, 1, 3)
     return _mix(tint * 1.05, tint * 0.86, v) * np.ones_like(u)[..., None]
 

@@ -141,6 +141,7 @@ def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarra
     half = thing.scale * (thing.reach * 0.95)
     # The floor seen from the side is a line; the shadow keeps a minimum height.
     flat = max(abs(float(thing.view[1, 2])), 0.18)
+    # Shifted to the right, away from the light.
     d = ((xs - thing.centre[0] - 0.12 * half) / half) ** 2 + (
         (ys - thing.centre[1]) / (half * flat * 1.3)
     ) ** 2
@@ -199,5 +200,6 @@ def identity_vector(instance: Instance) -> np.ndarray:
     kind = np.array([skin.pattern == name for name in PATTERNS], float) * 1.5
     # An angle as points on a circle, so that 0 and 2 pi are the same.
     phase = [np.cos(skin.phase), np.sin(skin.phase), np.cos(2 * skin.phase), np.sin(2 * skin.phase)]
+    # The factors bring all parameters to about unit scale.
     rest = [2 * skin.frequency - 1, 2.5 * skin.tilt, *(1.6 * np.asarray(instance.proportions))]
     return np.concatenate([colours, kind, phase, rest]).astype(np.float32)

@@ -48,6 +48,7 @@ class Skin:
 
 
 def _shade(rng: np.random.Generator, name: str) -> tuple[str, tuple[float, float, float]]:
+    # Two red cats differ in their shade, which no caption describes.
     jitter = rng.uniform(-0.055, 0.055, 3)
     red, green, blue = np.clip(np.array(COLOURS[name]) + jitter, 0, 1).tolist()
     return name, (red, green, blue)
@@ -80,6 +81,7 @@ def pattern_mask(skin: Skin, p: np.ndarray) -> np.ndarray:
         return _soft(np.sin((8 + 5 * skin.frequency) * along + skin.phase), 0.5)
     if skin.pattern == "spotted":
         f = 7.5 + 4 * skin.frequency
+        # Maxima of three waves are isolated blobs in space: spots without seams.
         return _soft(np.cos(f * x + skin.phase) + np.cos(f * y) + np.cos(f * z - skin.phase) - 0.75, 0.6)
     if skin.pattern == "two-tone":
         return _soft(along - (0.55 + 0.5 * skin.frequency), 0.08)

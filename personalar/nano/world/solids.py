@@ -75,6 +75,7 @@ def _sphere(q, d):
 
 
 def _box(q, d):
+    # A ray parallel to a face: avoids a division by zero.
     d = np.where(np.abs(d) < 1e-6, 1e-6, d)
     # Slab method: the ray is inside the box between the last entry and the first exit.
     t0, t1 = (-1 - q) / d, (1 - q) / d
@@ -82,6 +83,7 @@ def _box(q, d):
     # The camera looks along -z, so the exit is the nearer side.
     z = np.where(far > near, far, FAR)
     p = q + z[..., None] * d
+    # The face that was hit is that of the largest coordinate.
     largest = np.abs(p).argmax(-1)[..., None]
     return z, np.where(np.arange(3) == largest, np.sign(p), 0)
 
@@ -110,6 +112,7 @@ def _frustum(q, d, taper):
         good = ((x + t * d[0]) ** 2 + (z + t * d[2]) ** 2 <= radius * radius) & (t > best)
         best, cap = np.where(good, t, best), np.where(good, side, cap)
     p = q + best[..., None] * d
+    # The gradient of x^2 + z^2 - (m + k y)^2, halved.
     wall = np.stack([p[..., 0], -k * (m + k * p[..., 1]), p[..., 2]], -1)
     lid = np.stack([np.zeros_like(cap), cap, np.zeros_like(cap)], -1)
     return best, np.where((cap != 0)[..., None], lid, wall)
@@ -118,6 +121,7 @@ def _frustum(q, d, taper):
 def screen_extent(solid: Solid, view: np.ndarray) -> np.ndarray:
     """Return half of a solid's bounding box (3,) in view space; exact for spheres and boxes."""
     axes = view @ (rotation_matrix(solid.rotation) * np.asarray(solid.size)[None])
+    # An ellipsoid extends by the norm of a row, a box by the sum of absolute values.
     return np.sqrt((axes**2).sum(1)) if solid.kind == "sphere" else np.abs(axes).sum(1)
 
 

@@ -71,6 +71,7 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
     instance = subject_instance(noun, seed)
     rng = np.random.default_rng([seed, 2])
     asked = bench_prompts(noun) * VIEWS_PER_PROMPT
+    # Without accessories: photos of a subject rarely show them.
     train = [sample_scene(instance, rng, context=context) for context in TRAINING_CONTEXTS]
     return RenderedSubject(
         noun=noun,

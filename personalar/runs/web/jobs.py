@@ -155,6 +155,7 @@ class Jobs:
             found = [line[2:] for line in lines if line.startswith("$ ")]
         with suppress(OSError, ValueError):
             found.append(read_record(folder / "run.json").get("command") or "")
+        # The last one first; run.json was added last.
         for text in reversed(found):
             with suppress(ValueError):  # quotes without an end
                 words = shlex.split(text)
@@ -244,6 +245,7 @@ def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: 
 
 def grids(folder: Path) -> tuple[Path | None, Path | None]:
     """Return the grid of the base, and the newest one of a stage."""
+    # By time, because names of stages have no order.
     found = sorted((folder / "grids").glob("*.png"), key=lambda path: path.stat().st_mtime)
     stages = [path for path in found if path.stem not in ("base", "overview")]
     base = next((path for path in found if path.stem == "base"), None)
