@@ -1,13 +1,13 @@
 """Pretrain the nano base: `python experiments/nano_base/train_base.py DATA VQ OUT --steps 3000`.
 
-The loss is the cross-entropy of the next code at the image positions of Lumina-mGPT's sequence. One prompt in
-ten is dropped (the context then starts with BOI). Muon trains the matrices of the blocks, Adam the rest. The
-learning rate is constant, and then decreases linearly to zero over the last 45 %.
+Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dropped (to the BOI-first
+context) one time in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to
+zero over the last 45 %.
 
-`[V]` in a caption stands for the individual, `[W]` for that of the second object. Their embedding is a linear
-map of the individual's parameters, which is trained too and discarded afterwards. It plays the role of the
-many proper names in a web-scale data set, so that one embedding can represent one appearance. The individuals
-that serve as subjects later are not in the training data. The script resumes from its last state.
+`[V]` in a caption stands for "this very individual", `[W]` for the second one's. Their embedding is a linear
+map of the individual's parameters that is learned here and thrown away: it plays the part of the countless
+proper names that a web-scale base has seen, so that one embedding vector can mean one look. Subjects are
+drawn afresh and never seen. Resumes by itself.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WARMUP = 100
 
 
 def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> Tokenizer:
-    """Train a byte-level BPE on captions in the prompt template; it has 128 reserved ids for identifiers."""
+    """Byte-level BPE over the captions in their wrapper, image codes, 128 reserved ids for concepts."""
     if not path.exists():
         wrapper = ProtocolConfig().prompt_template
         texts = [wrapper.format(width=s, height=s, prompt=c) for s in (size, 128) for c in captions[:20000]]
@@ -69,7 +69,7 @@ def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> To
 
 @torch.no_grad()
 def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
-    """Return the codes (N, h*w) int16 of all pictures, cached on disk."""
+    """Codes (N, h*w) int16 of every picture, cached on disk."""
     if path.exists():
         return np.load(path)
     rows = []
@@ -82,7 +82,7 @@ def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
 
 
 class Sequences:
-    """Training batches of fixed length from codes and captions."""
+    """Fixed-length training batches out of codes and captions."""
 
     def __init__(
         self, protocol: SequenceLayout, facts: list[dict], codes: np.ndarray, side: int, size: int
@@ -95,7 +95,7 @@ class Sequences:
         for row, fact in zip(self.identity, facts, strict=True):
             for which, identity in enumerate(fact["identities"]):
                 row[which] = identity or 0
-        # Without the last newline and EOI, because no code follows them.
+        # Neither the last newline nor EOI is ever an input that matters.
         grammar = protocol.grammar(side, side)[:-2]
         self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
         self.image = np.array([0 if forced is None else forced for forced in grammar])
@@ -121,7 +121,7 @@ class Sequences:
 
 
 class Base(nn.Module):
-    """The transformer, and the linear map from the parameters of an individual to its `[V]`."""
+    """The transformer and the throw-away map from an individual's parameters to its `[V]`."""
 
     def __init__(self, config: TransformerConfig, tokens: Tokenizer, codebook: Tensor) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Base(nn.Module):
         self.transformer.init_weights(generator)
         nn.init.normal_(self.identify.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.identify.bias)
-        # Similar codes start with similar embeddings and output rows, so the loss decreases sooner.
+        # Codes that look alike start alike, at the input and at the output: the first nats come sooner.
         white = (codebook - codebook.mean(0)) / codebook.std(0)
         projection = (
             torch.randn(white.shape[1], config.hidden_size, generator=generator) / white.shape[1] ** 0.5
@@ -142,7 +142,7 @@ class Base(nn.Module):
             self.transformer.lm_head.weight[self.rows] += 0.02 * white @ projection
 
     def loss(self, ids: Tensor, where: Tensor, target: Tensor, identity: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats per code."""
+        """Mean cross-entropy in nats per code."""
         embeds = self.transformer.embed(ids)
         names = self.identify(identity.to(embeds.dtype))  # (B, 2, C)
         for which, identifier in enumerate(self.identifiers):
@@ -155,7 +155,7 @@ class Base(nn.Module):
 
 
 def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the blocks, and Adam for the rest."""
+    """Muon for the matrices of the blocks, Adam for the rest."""
     blocks = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2 and "norm" not in n]
     taken = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -166,7 +166,7 @@ def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Return the learning rate as a share of its peak."""
+    """The learning rate as a share of its peak."""
     cool = 0.45 * steps
     return min(1.0, (step + 1) / WARMUP, (steps - step) / cool)
 
@@ -176,7 +176,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("vq", type=Path, help="folder of train_vq.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--start", type=Path, help="packaged base to continue from, such as personalar/nano")
+    parser.add_argument("--start", type=Path, help="packaged base to go on from, such as personalar/nano")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.02)
@@ -187,7 +187,7 @@ def arguments() -> argparse.Namespace:
 
 
 def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
-    """Return the sizes of the nano base; its eager attention has a faster backward pass on a CPU."""
+    """The nano's shape; eager attention, whose backward is the faster one on a CPU."""
     return TransformerConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -201,10 +201,10 @@ def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
-    """Return an untrained model, and the sequences for training and for evaluation."""
+    """A fresh model, and the sequences to train it on and to check it with."""
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     size = shards.arrays[0].shape[1]
-    if args.start:  # its embeddings belong to the ids of its tokenizer
+    if args.start:  # its ids are what its embeddings mean
         shutil.copy(args.start / "base" / "tokenizer.json", args.out / "tokenizer.json")
     vq = load_vq(args.vq)
     captions, codes = [f["caption"] for f in shards.facts], vq.config.num_embeddings
@@ -222,7 +222,7 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
 
 
 def warm_start(model: Base, nano: Path) -> None:
-    """Load the weights of a packaged base, and the map of `[V]` from results/identify.safetensors."""
+    """Begin from a packaged base (and the map of `[V]` kept beside this file) instead of noise."""
     state = load_file(nano / "base" / "model.safetensors")
     model.transformer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     model.identify.load_state_dict(load_file(Path(__file__).parent / "results" / "identify.safetensors"))
@@ -230,7 +230,7 @@ def warm_start(model: Base, nano: Path) -> None:
 
 @torch.no_grad()
 def heldout_loss(loss_fn: Callable[..., Tensor], check: Sequences, size: int) -> float:
-    """Return the nats per code over twelve batches of held-out pictures, which are the same in every call."""
+    """Nats per code over twelve batches of held-out pictures, the same at every call."""
     rng = np.random.default_rng(1)
     return float(np.mean([loss_fn(**check.batch(rng, size, drop=0.0)).item() for _ in range(12)]))
 

@@ -117,7 +117,6 @@ def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
     keys = set(map(key_of, arguments))
     given = [parse(argument) for argument in arguments if argument.startswith("concept=")]
     if concept is None and given and given[-1] is not None and not given[-1].is_sweep_override():
-        # The last one counts, as in Hydra.
         concept = str(given[-1].value())
     if "model" in keys or concept is None:
         return list(arguments)

@@ -19,7 +19,6 @@ def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
             new.get(group, {}).pop(name, None)
     if "decoder" in new:
         _decoder(new["decoder"])
-    # Older versions had the optimizer's settings in every stage.
     if "optimizer" not in new and "stages" in new.get("method", {}):
         _stages(new)
     return new

@@ -74,7 +74,6 @@ def encode_photos(
     pools = []
     for index, photo in enumerate(photos):
         generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
-        # By the whole photo, so that all of its views have the same number of codes.
         size = backend.best_size(photo)
         views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
         # A center crop is deterministic, so all copies have the same codes: encode one and repeat it.

@@ -83,7 +83,6 @@ class SequenceStream(IterableDataset):
         if slot >= self.num_subject:
             (prompt, codes), dropout = self._replayed(generator), self.data.replay_prompt_dropout
         else:
-            # Counted without replayed sequences, so that replay does not change the subject's sequences.
             own = step * self.num_subject + slot
             (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
         if uniform(generator) < dropout:

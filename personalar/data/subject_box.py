@@ -1,4 +1,4 @@
-"""The bounding box of the subject in a photo, from a mask (`x_mask.png`) or the photo's transparency."""
+"""The subject's box in a photo, from a mask beside it (`x_mask.png`) or from the photo's own transparency."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from personalar.data.photo_file import Unusable, refusals
 from personalar.data.photos import Photo, inspect_file, masks_beside
 
 WHITE = 128
-"""Smallest value (0 to 255) of a mask or an alpha channel that counts as subject."""
+"""Smallest value, of 0 to 255, that belongs to the subject in a mask or an alpha channel."""
 SAME_SHAPE = 0.02
-"""Largest relative difference between the aspect ratios of a mask and its photo."""
+"""Largest relative difference of the proportions of a mask and its photo."""
 
 
 def find_boxes(photos: Sequence[Photo]) -> tuple[Box | None, ...]:
-    """Return the box of each photo; None if it has neither a mask nor transparency."""
+    """Return the box of each photo; None where neither a mask nor transparency shows one."""
     entries = [
         path for folder in {photo.path.parent for photo in photos} for path in sorted(folder.iterdir())
     ]
@@ -32,7 +32,6 @@ def _box_of(photo: Photo, masks: Mapping[Path, Path]) -> Box | None:
     if (mask := masks.get(photo.path)) is None:
         return alpha_box(photo.path)
     drawn = inspect_file(mask).image
-    # A mask of another shape belongs to another version of the photo.
     if drawn is None or not _same_shape(drawn.size, photo.image.size):
         return None
     return bright_box(drawn.convert("L"))
@@ -44,19 +43,18 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def alpha_box(path: Path) -> Box | None:
-    """Return the box of the opaque pixels; None if no pixel is opaque, or if there is no transparency."""
+    """Return the box of what is not transparent; None where nothing is, or where all is opaque."""
     try:
         with refusals(path), Image.open(path) as image:
             if not image.has_transparency_data:
                 return None
-            # Rotated like the photo, whose box is used after the EXIF rotation.
             return bright_box(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
     except Unusable:
         return None
 
 
 def bright_box(image: Image.Image) -> Box | None:
-    """Return the box of the bright pixels of a grey picture; None if there are none."""
+    """Return the box of the bright pixels of a grey picture; None where there are none."""
     found = image.point(lambda value: 255 * (value >= WHITE)).getbbox()
     if found is None:
         return None

@@ -71,7 +71,6 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     adapters = {}
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))
-        # An adapter of an earlier stage was attached with its learned values by `apply`.
         adapters[name] = learned.get(name) or made[name].attach(backend, generator=generator)
     if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed has its own float32 copies
         train_in_float32(backend.transformer, weights)
