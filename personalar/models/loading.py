@@ -213,6 +213,7 @@ def cache_folder() -> Path:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes on the disk of `folder`, which need not exist."""
+    # Before the first download the cache folder does not exist yet.
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free
 

@@ -18,6 +18,7 @@ LETTER = (6.6, 12.5)
 
 def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     """Return about `count` ticks that cover [low, high], at distances of 1, 2 or 5 times a power of ten."""
+    # All values may be equal.
     span = max(high - low, 1e-9)
     raw = span / count
     # The largest power of ten below the distance.

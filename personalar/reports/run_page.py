@@ -80,6 +80,7 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
                 found = read_png_metadata(path)
                 key = (found["stage"], found["kind"], found["prompt"], int(found["seed"]))
                 uri = picture_uri(path)
+            # One damaged picture must not prevent the report; the page lists it.
             except (OSError, KeyError, ValueError):
                 unreadable.append(path.relative_to(run_dir).as_posix())
                 continue

@@ -65,6 +65,7 @@ class DinoScorer:
         hidden = self.model(pixel_values=pixels).last_hidden_state  # (B, class and other tokens + h w, D)
         side = self.model.config.patch_size
         height, width = pixels.shape[2] // side, pixels.shape[3] // side
+        # From the end, because the number of other tokens differs: DINOv2 can have registers.
         return normalize(hidden[:, -height * width :], dim=-1).unflatten(1, (height, width)).cpu()
 
     def _batch(self, images: Sequence[Image]) -> Tensor:

@@ -105,6 +105,7 @@ class ImagePreprocessor:
         fitted = [self._fit(image.convert("RGB")) for image in images]
         pixels = np.stack([np.asarray(image, dtype=np.float32) for image in fitted])
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        # In float32 and in this order, as transformers does: another order differs in the last bit.
         normalised = (pixels * self.scale - mean) / std  # (B, H, W, 3)
         return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
 
@@ -152,6 +153,7 @@ def _resize_rule(found: dict, crops: bool) -> tuple[int | None, tuple[int, int] 
     if not found.get("do_resize", True):
         return None, None
     size = found["size"]
+    # Old files of transformers contain one number instead of a dict.
     if isinstance(size, int):
         return (size, None) if crops else (None, (size, size))
     if "shortest_edge" in size:

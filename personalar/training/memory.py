@@ -177,6 +177,7 @@ def _observe(work: Workload) -> int:
             for name, p in network.named_parameters()
             if any(fnmatchcase(name, pattern) for pattern in work.patterns)
         }
+        # The functions of the training itself, so that an estimate cannot differ from it.
         train_in_float32(network, weights)
         for parameter in weights.values():
             parameter.requires_grad_(True)
@@ -225,6 +226,7 @@ def estimate(work: Workload) -> dict[str, int]:
     logits = min(work.batch * work.image_tokens * work.choices, LOGITS_AT_ONCE) * FLOAT32
     activations = max(observed - own_gradients, 0)
     base = int(frozen * width - small) // weights
+    # ZeRO 3 gathers the weights of some blocks ahead of their use, in full and on every device.
     gathered = min(frozen + trained, LIVE_PARAMETERS) * width if weights > 1 else 0
     return {
         "frozen weights": base,
@@ -232,6 +234,7 @@ def estimate(work: Workload) -> dict[str, int]:
         "trained weights": (trained + rows) * FLOAT32 // weights,
         "gradients": (own_gradients + rows * FLOAT32) // gradients,
         "optimizer states": (trained + rows) * STATE_BYTES[work.optimizer] // states,
+        # Of the two parts of the peak, so that the items add up to what was measured.
         "logits": min(logits, activations),
         "activations": activations - min(logits, activations),
         "other networks": work.extra,

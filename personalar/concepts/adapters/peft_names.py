@@ -37,6 +37,7 @@ def to_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, byte
         return dict(files)
     tensors, config = _parts(files)
     places = {match.groups() for name in tensors if (match := _PLACE.search(name))}
+    # The numbers of layers are part of the pattern: PEFT refuses `layers_to_transform` beside a pattern.
     layers = "|".join(sorted({layer for layer, _ in places}, key=int))
     targets = "|".join(sorted({target for _, target in places}))
     pattern = rf"{re.escape(stack)}\.layers\.({layers})\.\w+\.({targets})"

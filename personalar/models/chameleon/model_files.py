@@ -171,6 +171,7 @@ def open_folder(
 
 def check_layout(config: ProtocolConfig) -> None:
     """Raise ValueError if `config` is not a layout of this family."""
+    # `ProtocolConfig` allows the values of all families; these are the ones that this family supports.
     one_of("layout.structure", config.structure, ("rows", "flat"))
     one_of("layout.unconditional", config.unconditional, ("image", "separator", "bos"))
     one_of("layout.resize", config.resize, ("halving", "lanczos"))

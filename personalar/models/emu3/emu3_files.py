@@ -63,6 +63,7 @@ class Emu3Files(PublishedFiles):
 
         network, vq = network_numbers(self.base, attention=attention), vq_numbers(self.vq)
         side = self.layout.resolution // vq.downsample
+        # The size is written in digits, each of which is one token.
         answer = 2 + len(f"{side}*{side}") + side * (side + 1) + 3  # BOI, size, IMG; rows; EOF, EOI, EOS
         return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
@@ -135,12 +136,14 @@ def open_folder(
             "the files of an Emu3 checkpoint do not contain its layout: choose model=emu3_gen or "
             "model=emu3_stage1_512"
         )
+    # `ProtocolConfig` allows the values of all families; these are the ones that this family supports.
     one_of("layout.buckets", layout.buckets, ("area",))
     one_of("layout.structure", layout.structure, ("rows",))
     one_of("layout.unconditional", layout.unconditional, ("negative", "bos"))
     one_of("layout.resize", layout.resize, ("area",))
     if layout.unconditional == "negative" and not layout.negative_prompt:
         raise ValueError("layout.unconditional=negative needs layout.negative_prompt; or choose bos")
+    # BAAI publishes the image tokenizer in a repository of its own; `vq` is where a copy of it is looked for.
     apart = path / "vq"
     words = path / RANKS if (path / RANKS).is_file() else path / "tokenizer.json"
     return Emu3Files(

@@ -132,6 +132,7 @@ def open_folder(
             "the files of a Janus checkpoint do not contain its layout: choose model=janus_pro_1b or "
             "model=janus_pro_7b"
         )
+    # `ProtocolConfig` allows the values of all families; these are the ones that this family supports.
     one_of("layout.buckets", layout.buckets, ("square",))
     one_of("layout.structure", layout.structure, ("flat",))
     one_of("layout.unconditional", layout.unconditional, ("pad",))

@@ -69,6 +69,7 @@ class Jobs:
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the most recently changed first."""
+        # outputs/BASE/SUBJECT, or outputs/NAME for a folder that was chosen by hand.
         found = {path.parent for deep in ("*", "*/*") for path in self.outputs.glob(f"{deep}/run.json")}
         # Runs that have not written run.json yet.
         found |= {folder for folder in self._children if not folder.is_relative_to(self.own)}

@@ -36,6 +36,7 @@ def answered(work: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return work(*given)
         except (ValueError, OSError) as error:
+            # Escaped, because Gradio shows the text of an error as HTML.
             raise gr.Error(escape(str(error)), duration=None, print_exception=False) from None
 
     return called

@@ -114,6 +114,7 @@ class VlmJudge:
     def _questions(self, sample: Sample, noun: str, photos: Sequence[str]) -> list[Question]:
         if sample.kind not in JUDGED:
             return []
+        # Encoded once and used in every question about this picture.
         picture, questions = _data_uri(sample.image), []
         for repeat in range(self.repeats):
             # Each repeat shows another photo, so that the mean does not depend on a single view.
@@ -122,6 +123,7 @@ class VlmJudge:
             following = self._body(PROMPT.format(text=sample.prompt), [picture], max_tokens=400)
             questions.append(Question(measure="vlm_likeness", body=likeness, repeat=repeat))
             questions.append(Question(measure="vlm_prompt", body=following, repeat=repeat))
+        # Asked once: its value is a probability, so repeats would give the same.
         sure = self._body(
             YES.format(text=sample.prompt), [picture], max_tokens=1, logprobs=True, top_logprobs=20
         )
