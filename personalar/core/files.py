@@ -87,8 +87,7 @@ def put_in_place(unfinished: Path, path: Path, *, sync: bool = True, made: Itera
         sync: see `write_atomic`.
         made: folders to sync besides that of `path`.
     """
-    # The content first, then the name, then the folder: after a power cut the name would otherwise stand
-    # for an empty file.
+    # The content first, then the name, then the folder: otherwise the file could be empty after a power cut.
     if sync:
         sync_files()
         _sync(unfinished)
