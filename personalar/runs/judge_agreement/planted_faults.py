@@ -49,8 +49,8 @@ def with_truth(config: EvaluateConfig) -> tuple[Table, str]:
         print(f"{name}: {len(samples)} pictures", flush=True)
     note = (
         f"{SAME}: share of pairs in which the right picture scores higher than the same view with the fault; "
-        f"{ANY}: the same for pictures of different prompts (AUC). 0.5: the measure does not detect the fault; "
-        f"less: it prefers the fault. {len(subjects)} rendered subjects, one pair for each prompt; means over "
+        f"{ANY}: the same for pictures of different prompts (AUC). 0.5: the fault has no effect; "
+        f"less: the fault scores higher. {len(subjects)} rendered subjects, one pair per prompt; means over "
         "pairs, then over subjects, with 95 % bootstrap intervals."
     )
     same_first = sorted(found, key=lambda title: title.endswith(ANY))
