@@ -106,9 +106,20 @@ class SampleConfig:
 
 
 @dataclass(kw_only=True)
+class PhotosConfig:
+    """Photos that `personalar.doctor` looks at."""
+
+    path: str | None = None
+    """Folder of photos; null: no photos."""
+    noun: str = ""
+    """The class of the subject, to show where captions name it."""
+
+
+@dataclass(kw_only=True)
 class DoctorConfig:
     """`python -m personalar.doctor`."""
 
+    subject: PhotosConfig = field(default_factory=PhotosConfig)
     model: ModelConfig = MISSING
     trainer: TrainerConfig = MISSING
 
