@@ -40,7 +40,7 @@ def test_chunks_equal_the_plain_loss(at_once: int, z_loss: float) -> None:
 
 
 def limited_loss(kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Return the loss of one sequence, its gradient at the last hidden states (T, D), and the codes' places."""
+    """Return the loss of a sequence, its gradient at the hidden states (T, D), and the places of codes."""
     backend, hidden = make_backend(), []
     sequence = backend.training_sequence("a cat", torch.arange(16).view(4, 4), loss="image_tokens")
     places = [place for place, on in enumerate(sequence.loss_mask) if on]

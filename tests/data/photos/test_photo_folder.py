@@ -350,12 +350,10 @@ def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> 
     for name in (*captions, "notes.txt"):
         (tmp_path / name).write_text("a photo of sks dog")
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
-    assert {name for name, photo in found.items() if photo.verdict == "used"} == set(photos)
-    assert {name for name, photo in found.items() if photo.verdict == "mask"} == {
-        "a-masklabel.png",
-        "B.mask.png",
-    }
-    assert {name for name, photo in found.items() if photo.verdict == "caption"} == {"a.jpg.txt", "b.caption"}
+    kinds = {"used": set(photos), "mask": {"a-masklabel.png", "B.mask.png"}}
+    kinds["caption"] = {"a.jpg.txt", "b.caption"}
+    for verdict, names in kinds.items():
+        assert {name for name, photo in found.items() if photo.verdict == verdict} == names
     for kind, files in (("mask", masks), ("caption", captions)):
         for name, photo in files.items():
             other = ", not used: the photo has another one" if found[name].verdict == "skipped" else ""
