@@ -177,7 +177,7 @@ def _within(tree: Any, *keys: str) -> Any:
     return tree
 
 
-def start(command: str, work: Callable[[Any], None]) -> None:
+def start(command: str, work: Callable[[Any], object]) -> None:
     """Run `work` with the typed settings of personalar.`command`; print user errors without a traceback."""
 
     def launch_typed(cfg: DictConfig) -> None:

@@ -111,7 +111,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         ValueError: a file, a seed or the grid is invalid, or a negative prompt has no effect.
     """
     varied, lines = axes(config.grid), prompt_lines(config)
-    common = {
+    common: dict[str, list[Any]] = {
         "negative_prompt": [config.negative_prompt],
         "size": [config.size],
         "guidance": [config.decoder.cfg_scale],
