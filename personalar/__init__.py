@@ -92,7 +92,7 @@ def sample_files(
     Raises:
         ValueError, FileNotFoundError: as for `load`.
     """
-    from personalar.generation.pipeline import sample_files as sample_learned
+    from personalar.sample import sample_files as sample_learned
 
     return sample_learned(concept, prompts, seeds, settings)
 

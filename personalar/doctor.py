@@ -1,7 +1,8 @@
 """Check whether a run can start on this machine: `python -m personalar.doctor model=… trainer=…`.
 
 It prints versions, devices, free disk space, the files of the model (or which are missing and where they come
-from), and a verdict. Nothing is downloaded and no weight is loaded. The exit code is 0 if a run can start.
+from), and a verdict; with subject.path=DIR also the table of photos. Nothing is downloaded and no weight is
+loaded. The exit code is 0 if a run can start.
 """
 
 from __future__ import annotations
@@ -87,6 +88,23 @@ def model_files(model: ModelConfig) -> Iterator[str]:
     )
 
 
+def photos(config: DoctorConfig) -> Iterator[str]:
+    """Print the table of the photos in `subject.path`, and yield how many can be used.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or contains no usable photo.
+    """
+    from personalar.data.subject import read_folder
+
+    files = loading.offline_model(config.model)
+    layout, subject = files.layout if files else config.model.layout, config.subject
+    assert subject.path is not None
+    used = read_folder(Path(subject.path).expanduser(), layout.sizes if layout else None, subject.noun)
+    yield f"{len(used)} photo(s) of {subject.path} can be used"
+    if not subject.noun and any(photo.caption for photo in used):
+        yield "note: set subject.noun=WORD to see where captions name the subject"
+
+
 def disk() -> Iterator[str]:
     """Yield the free disk space for results and downloads. Raises ValueError if results cannot be written."""
     for name, folder in {"outputs": Path.cwd(), "hub cache": loading.cache_folder()}.items():
@@ -122,6 +140,8 @@ def diagnose(config: DoctorConfig) -> None:
         "model": model_files(config.model),
         "disk": disk(),
     }
+    if config.subject.path is not None:
+        sections["photos"] = photos(config)
     problems = []
     for title, findings in sections.items():
         text, ready = look(title, findings)

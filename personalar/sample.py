@@ -1,24 +1,50 @@
 """Sample a learned subject: `python -m personalar.sample concept=DIR 'prompts=["a photo of [V] cat"]'`.
 
-The PNG files contain prompt, seed and size in their metadata. The same concept, prompt, seed and size give
-the same picture.
+The PNG files contain everything that determines the picture in their metadata. The same concept, prompt, seed
+and settings give the same picture.
 """
 
 from __future__ import annotations
 
-from personalar.config.command_line import start
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+
+from personalar.config.command_line import add_base, start
 from personalar.config.commands import SampleConfig
+from personalar.config.compose import composed, read_config
 from personalar.core.process import keep_memory
 from personalar.data.prompts import SUBJECT_TOKEN
-from personalar.generation.pipeline import check_words, concept_folder, resolve_prompts, write_samples
+from personalar.generation.drawings import axes, drawings, resolve_like
+from personalar.generation.pipeline import check_words, concept_folder
+from personalar.generation.sample_files import write_samples
+from personalar.reports.picture_grid import write_grid
 
 
-def sample(config: SampleConfig) -> None:
-    """Write the pictures; print notes about words in the prompts that the base does not know."""
-    folder, config = concept_folder(config.concept), resolve_prompts(config)
-    for note in check_words(config.prompts, [SUBJECT_TOKEN]):
+def sample(config: SampleConfig) -> list[Path]:
+    """Write the pictures, and a grid as one picture and page; return the paths of the pictures.
+
+    Prints a note for every prompt that does not name the subject.
+    """
+    folder, config = concept_folder(config.concept), resolve_like(config)
+    prompts = dict.fromkeys(drawing.prompt for drawing in drawings(config))
+    for note in check_words(list(prompts), [SUBJECT_TOKEN]):
         print(note)
-    write_samples(config, folder)
+    paths = write_samples(config, folder)
+    if varied := axes(config.grid):
+        for path in write_grid(paths, varied, Path(config.out)):
+            print(f"grid: {path}")
+    return paths
+
+
+def sample_files(
+    concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
+) -> list[Path]:
+    """Sample every prompt with every seed to PNG files; see `personalar.sample_files`."""
+    folder = fspath(concept)
+    cfg = composed("sample", add_base(settings, folder))
+    cfg.concept, cfg.prompts, cfg.seeds = folder, list(prompts), list(seeds)
+    return sample(read_config(cfg))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest_run import compose_config
 from huggingface_hub import constants
+from PIL import Image
 
 from personalar.config.commands import DoctorConfig
 from personalar.doctor import devices, diagnose, disk, look, main, model_files, versions
@@ -61,6 +62,19 @@ def test_a_large_base_on_a_cpu_is_noted() -> None:
     text, well = look_at("model=lumina_mgpt_7b_512", "trainer=cpu")
     assert well and text.endswith("lumina_mgpt_7b_512 is for a GPU; on a CPU a run takes hours to days")
     assert "days" not in look_at("trainer=cpu")[0]
+
+
+def test_photos_are_looked_at_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    diagnose(settings(f"subject.path={tmp_path}"))
+    text = capsys.readouterr().out
+    assert "33%" in text and f"1 photo(s) of {tmp_path} can be used\n  note: set subject.noun=WORD" in text
+    diagnose(settings(f"subject.path={tmp_path}", "subject.noun=dog"))
+    assert 'prompt "a [V] dog"' in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        diagnose(settings(f"subject.path={tmp_path / 'none'}"))
+    assert "does not exist: give a folder with a few photos" in capsys.readouterr().out
 
 
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

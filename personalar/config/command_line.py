@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from personalar.config.model_config import PARTS, is_commit
 from personalar.core.errors import user_errors
 from personalar.core.files import read_json
 from personalar.core.run_folder import flatten
+
+MOST_SEEDS = 10_000
 
 
 def quote(value: object) -> str:
@@ -82,6 +85,8 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     if args.shell_completion:
         return list(words)
     overrides = add_base(args.overrides if args.config_name else signed(args.overrides))
+    if not args.multirun:
+        overrides = [with_list(word) for word in overrides]
     # Hydra would resolve a relative path from the package's folder instead of the working directory.
     if args.config_path and "://" not in args.config_path:
         args.config_path = os.path.abspath(args.config_path)
@@ -95,6 +100,17 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     if not (args.help or args.hydra_help or args.cfg or args.info):
         check_complete(cfg)
     return [*overrides, *flags]
+
+
+def with_list(word: str) -> str:
+    """Return `seeds=range(0,3)` as `seeds=[0,1,2]`: Hydra reads a range as a sweep; others unchanged."""
+    override = parse(word) if key_of(word).split(".")[-1] == "seeds" else None
+    if override is None or not override.is_range_sweep():
+        return word
+    numbers = list(islice(override.sweep_iterator(), MOST_SEEDS + 1))
+    if len(numbers) > MOST_SEEDS:
+        raise ValueError(f"{word} has more than {MOST_SEEDS} seeds: give a shorter range")
+    return f"{key_of(word)}=[{','.join(map(str, numbers))}]"
 
 
 def hydra_part(command: str) -> list[str]:
@@ -164,7 +180,7 @@ def _within(tree: Any, *keys: str) -> Any:
     return tree
 
 
-def start(command: str, work: Callable[[Any], None]) -> None:
+def start(command: str, work: Callable[[Any], object]) -> None:
     """Run `work` with the typed settings of personalar.`command`; print user errors without a traceback."""
 
     def launch_typed(cfg: DictConfig) -> None:

@@ -22,6 +22,42 @@ WHENCE = {
 """Kinds of benchmarks whose photographs are not shipped, and how to get them."""
 
 
+MOST_IMAGES = 10_000
+"""Pictures of one prompt."""
+
+
+@dataclass(kw_only=True)
+class VariationConfig:
+    """Values of one sampling setting, which are drawn side by side; the others are null."""
+
+    prompt: list[str] | None = None
+    """Prompts."""
+    seed: list[int] | None = field(default=None, metadata=SEED)
+    """Seeds."""
+    guidance: list[float] | None = field(default=None, metadata=limits(0, 1000))
+    """Values of `decoder.cfg_scale`."""
+    top_k: list[int] | None = field(default=None, metadata=limits(0))
+    """Values of `decoder.top_k`."""
+    top_p: list[float] | None = field(default=None, metadata=limits(1e-6, 1))
+    """Values of `decoder.top_p`."""
+    temperature: list[float] | None = field(default=None, metadata=limits(0, 1000))
+    """Values of `decoder.temperature`."""
+    negative_prompt: list[str] | None = None
+    """Negative prompts."""
+    size: list[str] | None = None
+    """Sizes, as in `size`."""
+
+
+@dataclass(kw_only=True)
+class GridConfig:
+    """Two sampling settings that are varied, for one picture and page of all combinations."""
+
+    x: VariationConfig = field(default_factory=VariationConfig)
+    """The columns."""
+    y: VariationConfig = field(default_factory=VariationConfig)
+    """The rows."""
+
+
 @dataclass(kw_only=True)
 class SampleConfig:
     """`python -m personalar.sample`."""
@@ -31,11 +67,20 @@ class SampleConfig:
     prompts: list[str] = field(default_factory=list)
     """Prompts with [V] before the class: "a photo of [V] cat in the snow"."""
     prompts_file: str | None = None
-    """Text file with one prompt per line; empty lines and lines that begin with # are skipped."""
+    """Text file with one prompt per line, and options of the line after "|" (`seed=7 guidance=3`); empty
+    lines and lines that begin with # are skipped."""
+    wildcards: str | None = None
+    """Folder of word lists: `__colour__` in a prompt becomes a line of colour.txt, chosen by the seed."""
+    negative_prompt: str | None = None
+    """What the pictures should not show; needs guidance, and a base that takes a negative prompt."""
     like: str | None = None
     """A PNG written by this command; its prompt, seed, size and sampling settings are used again."""
-    seeds: list[int] = field(default_factory=lambda: [0], metadata=SEED)
-    """Every prompt is sampled with every seed."""
+    seeds: Any = field(default_factory=lambda: [0], metadata=SEED)
+    """Every prompt is sampled with every seed: a list, one seed, or range(0,8)."""
+    num_images: int | None = field(default=None, metadata=limits(1, MOST_IMAGES))
+    """Pictures of each prompt, with consecutive seeds from the one in `seeds` on; null: one per seed."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """Draw all combinations of two settings: `grid.x.guidance=[1,2,4] grid.y.seed=[0,1]`."""
     size: str | None = None
     """Width x height in pixels, one of the base's sizes ("608x416"); null: the base's square."""
     out: str = "samples"
@@ -46,11 +91,35 @@ class SampleConfig:
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
 
+    def __post_init__(self) -> None:
+        given = self.seeds if isinstance(self.seeds, list) else [self.seeds]
+        if not given or any(type(seed) is not int for seed in given):
+            raise ValueError(
+                f"seeds={self.seeds} must be whole numbers: a list [0,1,2], one seed, or range(0,8)"
+            )
+        if self.num_images is not None and len(given) > 1:
+            raise ValueError(
+                f"num_images={self.num_images} counts up from one seed, but seeds has {len(given)}: leave "
+                "out one of the two"
+            )
+        self.seeds = list(range(given[0], given[0] + self.num_images)) if self.num_images else given
+
+
+@dataclass(kw_only=True)
+class PhotosConfig:
+    """Photos that `personalar.doctor` looks at."""
+
+    path: str | None = None
+    """Folder of photos; null: no photos."""
+    noun: str = ""
+    """The class of the subject, to show where captions name it."""
+
 
 @dataclass(kw_only=True)
 class DoctorConfig:
     """`python -m personalar.doctor`."""
 
+    subject: PhotosConfig = field(default_factory=PhotosConfig)
     model: ModelConfig = MISSING
     trainer: TrainerConfig = MISSING
 

@@ -146,8 +146,8 @@ def check_folder_names(cfg: DictConfig) -> None:
 
 
 PATHS = (
-    "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "like",
-    "benchmark.path", "ratings", "scorer.clip", "scorer.dino",
+    "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "wildcards",
+    "like", "benchmark.path", "ratings", "scorer.clip", "scorer.dino",
 )  # fmt: skip
 """Settings that contain a path or may contain one."""
 

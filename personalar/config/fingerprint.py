@@ -20,6 +20,8 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         model.pop(name)
     for name in ("path", "source"):
         subject.pop(name)
+    if not subject["flip"]:  # records of older runs do not have this key
+        subject.pop("flip")
     model["sampling"].pop("batch")  # does not change any picture
     if model["layout"] is not None:
         # Only a note about prompts depends on them.

@@ -78,6 +78,8 @@ class SubjectConfig:
     """Which instance of the class is rendered."""
     path: str | None = None
     """Folder of photos with kind=folder."""
+    flip: bool = False
+    """Also train on mirrored photos; not for subjects with writing, or whose two sides differ."""
     live: bool | None = None
     """Whether the subject is an animal or a person; null: derived from the noun."""
     description: str | None = None

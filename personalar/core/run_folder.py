@@ -28,6 +28,7 @@ SHARED = (
     "images/base",
     "references/redrawn",
     "cache/photo_codes.safetensors",
+    "cache/photo_masks.safetensors",
     "cache/class_codes.safetensors",
 )
 """Files that depend only on base, photos, prompts and seeds, so another run's copies can be used."""

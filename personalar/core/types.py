@@ -52,10 +52,14 @@ class Subject:
     """Bounding box of the subject in each of `images`, None if unknown; empty: unknown in all."""
     box_source: str = "mask"
     """Origin of `boxes`: "mask" (of the photo), or "truth" (rendered subjects)."""
+    masks: tuple[Image | None, ...] = ()
+    """Mask of each of `images`, grey and of the same size, 255 on the subject; None, or empty: no mask."""
+    captions: tuple[str | None, ...] = ()
+    """Training prompt of each of `images`, with "{}" for the subject; None, or empty: those of the recipe."""
     description: str | None = None
     """Text description to use instead of [V] on the base, as a comparison."""
     fingerprint: str
-    """`image_fingerprint` of `images`."""
+    """`image_fingerprint` of `images`, also of `masks` and `captions` if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)

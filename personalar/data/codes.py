@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,6 +21,8 @@ from personalar.models.base import Backend
 
 ENCODE_BATCH = 16
 """Images per forward pass of the image tokenizer."""
+LEAST_COVERED = 0.25
+"""Share of a code's pixels that the mask must cover; with half, thin parts such as legs would be lost."""
 
 
 def stream_seed(*parts: object) -> int:
@@ -49,6 +52,55 @@ def random_crop(photo: Image.Image, scale_min: float, generator: torch.Generator
     return photo.crop((left, top, left + width, top + height))
 
 
+def view_pixels(
+    backend: Backend, photo: Image.Image, data: DataNumbers, *, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Return the pixels (A, 3, H, W) in [0, 1] of a photo's random crops and uncropped copies.
+
+    Args:
+        backend: the base, which fits a view to one of its sizes.
+        photo: any size and mode. The geometry depends only on its size, so a mask of the same size has the
+            same views.
+        data: number of crops and copies. Copies that are equal, because of crop="center", are returned once.
+        flip: mirror the photo first.
+        generator: source of the crops.
+    """
+    photo = ImageOps.mirror(photo) if flip else photo
+    size = backend.best_size(photo)
+    views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
+    views += [photo] * (min(1, data.copies_per_photo) if data.crop == "center" else data.copies_per_photo)
+    return torch.stack(
+        [backend.preprocess(view, size=size, crop=data.crop, generator=generator) for view in views]
+    )
+
+
+def all_views(
+    backend: Backend,
+    photo: Image.Image,
+    data: DataNumbers,
+    read: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+    flip: bool,
+) -> Tensor:
+    """Return `read` of the pixels of all views of a photo; with `flip`, mirrored views come first.
+
+    Args:
+        read: maps pixels (A, 3, H, W) to (A, h, w).
+        seed: seed of the crops.
+        flip: also use mirrored views.
+    """
+    pools = []
+    for mirrored in (True, False) if flip else (False,):
+        generator = torch.Generator().manual_seed(seed)
+        found = read(view_pixels(backend, photo, data, flip=mirrored, generator=generator))
+        # A center crop is deterministic, so all copies have the same codes: repeat those of the one.
+        if data.crop == "center" and data.copies_per_photo:
+            found = torch.cat((found[:-1], found[-1:].expand(data.copies_per_photo, -1, -1)))
+        pools.append(found)
+    return torch.cat(pools)
+
+
 @torch.no_grad()
 def encode_photos(
     backend: Backend,
@@ -56,6 +108,7 @@ def encode_photos(
     data: DataNumbers,
     *,
     seed: int,
+    flip: bool = False,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Tensor]:
     """Encode random crops and uncropped copies of each photo.
@@ -65,29 +118,61 @@ def encode_photos(
         photos: RGB images of any size.
         data: number of crops and copies, and how a photo is fitted to the base's image size.
         seed: seed of the crops; each photo has its own stream, so adding a photo changes no other.
+        flip: also encode mirrored crops and copies, before the others.
         progress: called after each photo.
 
     Returns:
         Per photo an int64 tensor (A, h, w) with the codes of its A views. Photos of different aspect
         ratios can differ in (h, w).
     """
+
+    def encode(pixels: Tensor) -> Tensor:
+        return torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
+
     pools = []
     for index, photo in enumerate(photos):
-        generator = torch.Generator().manual_seed(stream_seed(seed, "crops", index))
-        size = backend.best_size(photo)
-        views = [random_crop(photo, data.crop_scale, generator) for _ in range(data.crops_per_photo)]
-        # A center crop is deterministic, so all copies have the same codes: encode one and repeat it.
-        same_codes = data.crop == "center"
-        views += [photo] * (min(1, data.copies_per_photo) if same_codes else data.copies_per_photo)
-        pixels = torch.stack(
-            [backend.preprocess(view, size=size, crop=data.crop, generator=generator) for view in views]
-        )
-        codes = torch.cat([backend.encode_images(part) for part in pixels.split(ENCODE_BATCH)]).cpu()
-        if same_codes and data.copies_per_photo:
-            codes = torch.cat((codes[:-1], codes[-1:].expand(data.copies_per_photo, -1, -1)))
-        pools.append(codes)
+        own = stream_seed(seed, "crops", index)
+        pools.append(all_views(backend, photo, data, encode, seed=own, flip=flip))
         progress()
     return pools
+
+
+def subject_codes(
+    backend: Backend,
+    masks: Sequence[Image.Image | None],
+    pools: Sequence[Tensor],
+    data: DataNumbers,
+    *,
+    seed: int,
+    flip: bool = False,
+) -> list[Tensor]:
+    """Return which codes are on the subject, for each photo int64 0 or 1 of the shape of its codes.
+
+    Args:
+        masks: the mask of each photo, of its size; None: all codes are on the subject.
+        pools: the result of `encode_photos` with the same other arguments.
+
+    Raises:
+        ValueError: no view of a photo shows any of its subject.
+    """
+    found = []
+    for index, (mask, pool) in enumerate(zip(masks, pools, strict=True)):
+        if mask is None:
+            found.append(torch.ones_like(pool))
+            continue
+        h, w = pool.shape[1:]
+
+        def read(pixels: Tensor, grid: tuple[int, int] = (h, w)) -> Tensor:
+            return (F.adaptive_avg_pool2d(pixels.mean(1), grid) >= LEAST_COVERED).long()
+
+        own = stream_seed(seed, "crops", index)
+        found.append(all_views(backend, mask.convert("RGB"), data, read, seed=own, flip=flip))
+        if not found[-1].any():
+            raise ValueError(
+                f"photo {index + 1}: its mask leaves nothing of the subject after the crop to the base's "
+                "image size: crop the photo around the subject, or make the white part of the mask larger"
+            )
+    return found
 
 
 def cached_codes(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:

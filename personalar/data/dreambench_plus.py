@@ -22,7 +22,8 @@ from pathlib import Path
 from personalar.config.command_line import quote
 from personalar.core.files import read_json
 from personalar.core.types import Subject, image_fingerprint
-from personalar.data.photos import PICTURE_SUFFIXES, inspect_file
+from personalar.data.photos.companions import PICTURE_SUFFIXES
+from personalar.data.photos.photo_folder import inspect_file
 
 PAGE = "https://github.com/yuangpeng/dreambench_plus"
 ATTRIBUTION = (

@@ -7,7 +7,6 @@ Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the 
 from __future__ import annotations
 
 import unicodedata
-from pathlib import Path
 
 from personalar.core.types import PromptSpec, SampleKind
 
@@ -47,22 +46,6 @@ def normalized(prompt: str) -> str:
     Otherwise prompts that look the same could be tokenized differently and give different images.
     """
     return " ".join(unicodedata.normalize("NFC", prompt).split())
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts from a text file: one per line; empty lines and comments (#) are skipped.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file is not UTF-8.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts_file={path} is not UTF-8 text ({error.reason})") from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"prompts_file={path}: no such file") from error
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def image_token_names(num_images: int) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class SequenceStream(IterableDataset):
         replay: Replay | None,
         loss: str,
         seed: int,
+        subject_codes: list[Tensor] | None = None,
+        captions: Sequence[str | None] = (),
     ) -> None:
         """Create a stream that starts with sequence 0.
 
@@ -59,10 +61,17 @@ class SequenceStream(IterableDataset):
             replay: class images, or None to train on the subject alone.
             loss: which tokens have a loss, see `Backend.training_sequence`.
             seed: the run's seed.
+            subject_codes: per photo, in the shape of `photo_codes`, 1 for codes on the subject and 0 for
+                codes without a loss; None: all codes have a loss.
+            captions: per photo its own template, or None for those of `data`; empty: none has one.
         """
         self.backend, self.stage, self.data, self.noun, self.tokens = backend, stage, data, noun, tokens
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
         self.share, self.pad = (0, 1), backend.pad_id
+        self.subject_codes = subject_codes or [torch.ones_like(pool) for pool in photo_codes]
+        self.captions = captions or (None,) * len(photo_codes)
+        # A view whose crop has lost the subject has nothing to learn from.
+        self.usable = [pool.flatten(1).any(1).nonzero()[:, 0].tolist() for pool in self.subject_codes]
         self.image_tokens = image_token_names(len(photo_codes))
         # A sequence without its prompt contains no [V]: a stage that trains only [V] would get no gradient.
         self.prompt_dropout = data.prompt_dropout if stage.trains.changes_network else 0.0
@@ -80,15 +89,18 @@ class SequenceStream(IterableDataset):
         generator = self._generator(number)
         step, slot = divmod(number, self.stage.numbers.batch)
         # The first `num_subject` sequences of a batch show the subject, the rest are replayed.
+        kept = None
         if slot >= self.num_subject:
             (prompt, codes), dropout = self._replayed(generator), self.data.replay_prompt_dropout
         else:
             own = step * self.num_subject + slot
-            (prompt, codes), dropout = self._subject(own, generator), self.prompt_dropout
+            (prompt, codes, kept), dropout = self._subject(own, generator), self.prompt_dropout
         if uniform(generator) < dropout:
             made = self.backend.unconditional_sequence(prompt, codes, self.tokens, loss=self.loss)
         else:
             made = self.backend.training_sequence(prompt, codes, self.tokens, loss=self.loss)
+        if kept is not None:
+            made = limit_loss(made, kept, self.backend.choices("image_tokens"))
         # The key seeds the residual dropout: the mask is the same in any micro-batch and after a resume.
         return replace(made, key=stream_seed(self.seed, self.stage.name, number, "pass"))
 
@@ -106,23 +118,46 @@ class SequenceStream(IterableDataset):
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
 
-    def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor]:
-        """Draw a photo and a prompt; `number` counts the subject's sequences without replayed ones."""
+    def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor, Tensor]:
+        """Draw a photo and a prompt; `number` counts the subject's sequences without replayed ones.
+
+        Returns:
+            The prompt, the codes (h, w), and which of them are on the subject.
+        """
         photo = int(uniform(generator, 0, len(self.photo_codes)))
-        pool = self.photo_codes[photo]
-        codes = pool[int(uniform(generator, 0, len(pool)))]
+        usable = self.usable[photo]
+        view = usable[int(uniform(generator, 0, len(usable)))]
+        codes, kept = self.photo_codes[photo][view], self.subject_codes[photo][view]
         template = self.data.templates[int(uniform(generator, 0, len(self.data.templates)))]
+        template = self.captions[photo] or template
         ratio = self.stage.numbers.image_token_ratio
         # Not drawn at random: exactly this share of the sequences gets the photo's token, evenly spread.
         with_token = int((number + 1) * ratio) > int(number * ratio)
         token = self.image_tokens[photo] if with_token else None
         prompt = training_prompt(template, self.noun, image_token=token, class_name=self.data.class_name)
-        return prompt, codes
+        return prompt, codes, kept
 
     def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:
         assert self.replay is not None
         index = int(uniform(generator, 0, len(self.replay.codes)))
         return self.replay.prompts[index], self.replay.codes[index]
+
+
+def limit_loss(sequence: TrainingSequence, kept: Tensor, codes: slice) -> TrainingSequence:
+    """Return `sequence` without a loss on some of its image codes; other tokens keep theirs.
+
+    Args:
+        sequence: with a loss on all of its codes.
+        kept: (h, w), not 0 for the codes that keep their loss.
+        codes: the ids of image codes.
+    """
+    wanted = iter(kept.flatten().tolist())
+    mask = []
+    for index, has_loss in zip(sequence.ids, sequence.loss_mask, strict=True):
+        if has_loss and codes.start <= index < codes.stop:
+            has_loss = bool(next(wanted))
+        mask.append(has_loss)
+    return replace(sequence, loss_mask=tuple(mask))
 
 
 def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Tensor]:

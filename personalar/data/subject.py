@@ -5,10 +5,11 @@ This happens before any model is loaded, so that a bad photo is reported within 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from personalar.config.plugins import build
 from personalar.config.run_config import SamplesConfig, SubjectConfig
@@ -16,9 +17,13 @@ from personalar.core.image_sizes import Size, fit, written
 from personalar.core.process import global_rank
 from personalar.core.types import PromptSpec, Subject, image_fingerprint
 from personalar.data.dreambench import dreambench_prompts
-from personalar.data.photos import Photo, inspect_folder, print_table
-from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts
-from personalar.data.subject_box import find_boxes
+from personalar.data.photos.companions import caption_template
+from personalar.data.photos.masks import mask_box
+from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table
+from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts, training_prompt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LONGEST = 120
 """Characters of a name, a class or a description; a longer one would displace the rest of a prompt."""
@@ -49,6 +54,15 @@ def fitted(photo: Photo, sizes: Sequence[Size]) -> Photo:
     return replace(photo, cut=found.cut, notes=tuple(notes))
 
 
+def captioned(photo: Photo, noun: str) -> Photo:
+    """Return `photo` with a note on the prompt that it is trained with, if it has a caption."""
+    if photo.image is None or photo.caption is None:
+        return photo
+    template, where = caption_template(photo.caption, noun)
+    prompt = training_prompt(template, noun)
+    return replace(photo, notes=(*photo.notes, f'prompt "{prompt}" ({where})'))
+
+
 def count_note(photos: int) -> str | None:
     """Return advice if there is one photo only, or more than `MANY_PHOTOS`; otherwise None."""
     if photos == 1:
@@ -61,11 +75,12 @@ def count_note(photos: int) -> str | None:
     return None
 
 
-def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Photo, ...]:
+def read_folder(folder: Path, sizes: Sequence[Size] | None = None, noun: str = "") -> tuple[Photo, ...]:
     """Return the usable photos of `folder`, and print a table of all its entries.
 
     Args:
         folder: the user's photos.
+        noun: the class of the subject, to show where captions name it; empty: unknown.
         sizes: image sizes of the base, for notes on crops; None leaves these notes out.
 
     Raises:
@@ -82,7 +97,8 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None) -> tuple[Phot
         )
     if global_rank() > 0:  # every process reads the photos, only the first prints the table
         return usable
-    print_table(photos if sizes is None else [fitted(photo, sizes) for photo in photos])
+    shown = photos if sizes is None else [fitted(photo, sizes) for photo in photos]
+    print_table([captioned(photo, noun) for photo in shown] if noun else shown)
     if (note := count_note(len(usable))) is not None:
         print(f"note: {note}")
     return usable
@@ -120,9 +136,10 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
             raise ValueError(
                 "subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
             )
-        photos = read_folder(Path(config.path).expanduser(), sizes)
+        photos = read_folder(Path(config.path).expanduser(), sizes, config.noun)
         images = tuple(photo.image for photo in photos if photo.image is not None)
-        own: dict[str, Any] = {"boxes": find_boxes(photos)}
+        own: dict[str, Any] = {"boxes": tuple(mask_box(photo.mask) for photo in photos)}
+        own |= companions_of(photos, config.noun)
         live, description = config.noun in LIVE_NOUNS, config.description
     else:
         # Deferred: the renderer is not needed for photos.
@@ -138,9 +155,29 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         images=images,
         live=live if config.live is None else config.live,
         description=description,
-        fingerprint=image_fingerprint(images),
+        fingerprint=fingerprint_of(images, own.get("masks", ()), own.get("captions", ())),
         **own,
     )
+
+
+def companions_of(photos: Sequence[Photo], noun: str) -> dict[str, Any]:
+    """Return the fields "masks" and "captions" of a subject; empty tuples if no photo has any."""
+    masks = tuple(photo.mask for photo in photos)
+    templates = tuple(
+        None if photo.caption is None else caption_template(photo.caption, noun)[0] for photo in photos
+    )
+    return {"masks": masks if any(masks) else (), "captions": templates if any(templates) else ()}
+
+
+def fingerprint_of(
+    images: Sequence[Image], masks: Sequence[Image | None], captions: Sequence[str | None]
+) -> str:
+    """Return the fingerprint of a subject: that of its images, and of masks and captions if there are any."""
+    found = image_fingerprint(images)
+    if not masks and not captions:  # as in older runs
+        return found
+    parts = [None if mask is None else image_fingerprint([mask]) for mask in masks]
+    return hashlib.sha256(repr((found, parts, list(captions))).encode()).hexdigest()
 
 
 def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:

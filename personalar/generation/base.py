@@ -45,6 +45,7 @@ class Decoder(Protocol):
         seeds: list[int],
         identifier: Identifier | None = None,
         progress: Progress | None = None,
+        contexts: list[list[int]] | None = None,
     ) -> Any:
         """Sample one image per prompt and seed.
 
@@ -55,6 +56,8 @@ class Decoder(Protocol):
             seeds: B seeds; an image depends on weights, prompt and seed only.
             identifier: learned embeddings for reserved ids in the prompts.
             progress: see `Progress`.
+            contexts: token ids of B contexts of guidance instead of the base's unconditional ones; passed
+                only if there is a negative prompt.
 
         Returns:
             Codes (B, h, w), int64, in [0, number of codes).
@@ -67,7 +70,8 @@ class GenerationRequest:
     """A validated batch of images to sample, one per prompt.
 
     Raises:
-        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds and grids differ.
+        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds, grids and
+            contexts differ.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -76,6 +80,8 @@ class GenerationRequest:
     """Image size in codes: one (h, w) for all images, or one per image."""
     seeds: Sequence[int]
     """One per image."""
+    contexts: Sequence[Sequence[int]] | None = None
+    """Per image the token ids before the image in the context of guidance; None: the unconditional ones."""
 
     def __post_init__(self) -> None:
         """Validate the request."""
@@ -86,6 +92,10 @@ class GenerationRequest:
         if len(self.seeds) != len(self.prompts):
             raise ValueError(
                 f"got {len(self.seeds)} seeds for {len(self.prompts)} prompts; give one per image"
+            )
+        if self.contexts is not None and len(self.contexts) != len(self.prompts):
+            raise ValueError(
+                f"got {len(self.contexts)} contexts for {len(self.prompts)} prompts; give one per image"
             )
         if len(self.grids) != len(self.prompts):
             raise ValueError(

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -29,7 +29,14 @@ from personalar.generation.batching import (
     free_bytes,
     largest_batch,
 )
-from personalar.generation.requests import PromptAndSeed, Request, encode_prompts, pair_with_images, unique
+from personalar.generation.requests import (
+    PromptAndSeed,
+    Request,
+    check_length,
+    encode_prompts,
+    pair_with_images,
+    unique,
+)
 from personalar.models.base import Backend
 from personalar.models.image_transforms import to_uint8
 
@@ -69,9 +76,11 @@ class Generator:
         progress: Progress | None = None,
         *,
         size: Size | None = None,
+        negative_prompt: str | None = None,
     ) -> Tensor:
         """Sample image codes (B, h, w), one image per prompt and seed, in batches that fit into memory."""
         ids, grid, done = self._ids(prompts, size), self.backend.code_shape(size), 0
+        context = self.context(negative_prompt, size)
 
         def report(images: int) -> None:
             nonlocal done
@@ -82,6 +91,8 @@ class Generator:
 
         def draw(part: slice) -> Tensor:
             some = ids[part]
+            # Decoders of users need this argument only for a negative prompt.
+            more = {} if context is None else {"contexts": [context] * len(some)}
             return self.decoder(
                 self.backend,
                 some,
@@ -89,27 +100,44 @@ class Generator:
                 list(seeds[part]),
                 identifier=self.identifier,
                 progress=lambda codes, total: report(part.start + codes * len(some) // total),
+                **more,
             )
 
         with self._drawing:
             smallest = len(ids) if self.batch is None else 1
-            at_once = self._fitting(ids, grid)
+            at_once = self._fitting(ids, grid, context)
             return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
 
-    def fitting_batch(self, prompts: Sequence[str], *, size: Size | None = None) -> int:
+    def fitting_batch(
+        self, prompts: Sequence[str], *, size: Size | None = None, negative_prompt: str | None = None
+    ) -> int:
         """Return how many images of `prompts` fit into one batch with the free memory."""
-        return self._fitting(self._ids(prompts, size), self.backend.code_shape(size))
+        context = self.context(negative_prompt, size)
+        return self._fitting(self._ids(prompts, size), self.backend.code_shape(size), context)
+
+    def context(self, negative_prompt: str | None, size: Size | None = None) -> list[int] | None:
+        """Return the token ids of the context of guidance; None: the base's unconditional ones.
+
+        Raises:
+            ValueError: the base takes no negative prompt, or it is too long.
+        """
+        if negative_prompt is None:
+            return None
+        tokens = self.identifier.tokens if self.identifier is not None else None
+        ids = self.backend.negative_prompt(negative_prompt, size, tokens)
+        check_length(self.backend, negative_prompt, ids)
+        return ids
 
     def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
         tokens = self.identifier.tokens if self.identifier is not None else None
         return encode_prompts(self.backend, prompts, tokens, size=size)
 
-    def _fitting(self, ids: list[list[int]], grid: tuple[int, int]) -> int:
+    def _fitting(self, ids: list[list[int]], grid: tuple[int, int], context: list[int] | None) -> int:
         if self.batch is None:
             return len(ids)
         if self._free is None:
             return self.batch
-        length = max(map(len, ids), default=0) + len(self.backend.grammar(*grid))
+        length = max(map(len, [*ids, context or []])) + len(self.backend.grammar(*grid))
         rows = 2 if self.decoder.sampling.guided else 1
         # The image tokenizer runs at the same time and needs its own memory.
         free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)
@@ -139,11 +167,9 @@ class Generator:
             pictures += [Image.fromarray(array) for array in pixels]
         return pictures[: len(codes)]
 
-    def images(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, size: Size | None = None
-    ) -> list[Image.Image]:
-        """Sample and decode one picture per prompt and seed."""
-        return self.pictures(self.codes(prompts, seeds, size=size))
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> list[Image.Image]:
+        """Sample and decode one picture per prompt and seed; `how` as for `codes`."""
+        return self.pictures(self.codes(prompts, seeds, **how))
 
     def stream(
         self,
@@ -152,6 +178,7 @@ class Generator:
         progress: Progress | None = None,
         *,
         size: Size | None = None,
+        negative_prompt: str | None = None,
     ) -> Iterator[Finished]:
         """Sample batches and yield the result of `finish(pairs, pictures)` for each, in order.
 
@@ -164,12 +191,13 @@ class Generator:
             finish: called in order, in one thread.
             progress: called with the number of images sampled since the last call.
             size: see the module.
+            negative_prompt: replaces the unconditional context of guidance.
         """
         waiting: deque[Future[Finished]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="pictures") as worker:
             for pairs in batches:
                 prompts, seeds = zip(*pairs, strict=True)
-                codes = self.codes(prompts, seeds, progress, size=size)
+                codes = self.codes(prompts, seeds, progress, size=size, negative_prompt=negative_prompt)
                 if self.overlap:
                     drawn = torch.cuda.current_stream().record_event() if codes.is_cuda else None
                     waiting.append(worker.submit(self._finish_beside, codes, drawn, pairs, finish))

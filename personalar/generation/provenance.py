@@ -48,7 +48,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     Args:
         config: settings of `personalar.sample`.
         path: a picture that `personalar.sample` wrote.
-        concept: hash of the concept in `config`; see `pipeline.short_hash`.
+        concept: hash of the concept in `config`; see `drawings.short_hash`.
 
     Raises:
         ValueError: a text chunk is missing or invalid, or the picture shows another concept.
@@ -80,6 +80,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         prompts=[found["prompt"]],
         seeds=[int(found["seed"])],
         size=found["size"],
+        negative_prompt=found.get("negative_prompt"),
         decoder=_decoder(found["decoder"], path),
         model=replace(config.model, dtype=found["dtype"]),
         trainer=replace(config.trainer, attention=found["attention"]),

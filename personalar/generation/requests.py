@@ -165,15 +165,19 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than the base's context.
     """
-    allowed = backend.max_tokens
     ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
-        if len(some) > allowed:
-            raise ValueError(
-                f"the prompt {shortened(prompt)!r} has {len(some)} tokens including its template, but this "
-                f"base reads at most {allowed}: shorten it"
-            )
+        check_length(backend, prompt, some)
     return ids
+
+
+def check_length(backend: Backend, prompt: str, ids: Sequence[int]) -> None:
+    """Raise ValueError if `ids`, the tokens of `prompt`, are more than the base reads."""
+    if len(ids) > backend.max_tokens:
+        raise ValueError(
+            f"the prompt {shortened(prompt)!r} has {len(ids)} tokens including its template, but this "
+            f"base reads at most {backend.max_tokens}: shorten it"
+        )
 
 
 def unknown_words(

@@ -110,7 +110,7 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
     prefixes = [layouts[grid][0] for grid in request.grids]
     rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
     if guided:
-        rows += unconditional_rows(backend, request.prompts, prefixes)
+        rows += unconditional_rows(backend, request, prefixes)
     widths = _step_widths([followers for _, followers in layouts.values()])
     tails = {grid: _tail(followers, widths) for grid, (_, followers) in layouts.items()}
     own = [tails[grid] for grid in request.grids]
@@ -131,13 +131,13 @@ def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Sched
 
 
 def unconditional_rows(
-    backend: Backend, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]
+    backend: Backend, request: GenerationRequest, prefixes: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """Return each image's unconditional row: the context without its prompt, and the ids before its codes."""
-    return [
-        [*backend.unconditional_prompt(prompt), *prefix]
-        for prompt, prefix in zip(prompts, prefixes, strict=True)
-    ]
+    """Return each image's second row: the context of guidance, and the ids before its codes."""
+    contexts = request.contexts
+    if contexts is None:
+        contexts = [backend.unconditional_prompt(prompt) for prompt in request.prompts]
+    return [[*context, *prefix] for context, prefix in zip(contexts, prefixes, strict=True)]
 
 
 def num_codes(backend: Backend) -> int:

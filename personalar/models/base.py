@@ -150,6 +150,18 @@ class Backend(Protocol):
             prompt: ids of the conditional context; a family may need their number.
         """
 
+    def negative_prompt(
+        self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
+    ) -> list[int]:
+        """Return the ids before the image in a context of guidance that asks for `text`, to avoid it.
+
+        Args:
+            text, size, tokens: as for `prompt_ids`.
+
+        Raises:
+            ValueError: the guidance of this base has no words in its context.
+        """
+
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:

@@ -54,6 +54,15 @@ class ImageLayout:
         """Return the ids before the image in the unconditional context of guidance for `prompt` (ids)."""
         raise NotImplementedError
 
+    def negative_prompt(
+        self, text: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
+    ) -> list[int]:
+        """Return the ids before the image in a context of guidance that asks for `text`, to avoid it.
+
+        By default those of a prompt. Arguments as for `prompt_ids`.
+        """
+        return self.prompt_ids(text, width_px, height_px, concept_tokens)
+
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids that replace `prompt` in prompt dropout; by default the unconditional context."""
         return self.unconditional_prompt(prompt)

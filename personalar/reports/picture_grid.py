@@ -1,17 +1,30 @@
-"""Draw a grid of pictures with titles; usually columns are the models compared and rows are prompts."""
+"""Draw a grid of pictures with titles; usually columns are the models compared and rows are prompts.
+
+`write_grid` writes the grid of `personalar.sample`, whose axes are sampling settings, also as a page.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from personalar.core.files import write_text
+from personalar.core.png import read_png, save_png
 from personalar.core.types import Sample
+from personalar.generation.sample_files import free_path
+from personalar.reports.run_page import picture_uri, render
 
 INK = (28, 30, 36)
 FAINT = (122, 128, 140)
 EMPTY = (238, 239, 242)
 PAPER = (255, 255, 255)
+LARGEST_CELL = 320
+"""Pixels of a picture in the grid of `personalar.sample`; smaller pictures keep their size."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -133,3 +146,47 @@ def grid_picture(
 def base_pictures(samples: Iterable[Sample]) -> dict[tuple[str, int], Image.Image]:
     """Return the base's pictures of kind "subject" by (prompt template, seed), for `grid_picture`."""
     return {(s.spec.text, s.seed): s.image for s in samples if s.kind == "subject" and s.stage == "base"}
+
+
+def axis_titles(name: str, values: Iterable[Any]) -> list[str]:
+    """Return the titles of the rows or columns that vary the setting `name`."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return texts if name == "prompt" else [f"{name.replace('_', ' ')} {text}" for text in texts]
+
+
+def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: Path) -> list[Path]:
+    """Write pictures whose settings are varied as one picture and one page; return their paths.
+
+    Args:
+        paths: PNG files of `personalar.sample`, row by row.
+        varied: one or two settings with their values; the last one varies along a row.
+        out: target folder.
+    """
+    titles = [axis_titles(name, values) for name, values in varied.items()]
+    columns, rows = titles[-1], titles[0] if len(titles) > 1 else []
+    pictures = [read_png(path) for path in paths]
+    every = range(0, len(paths), len(columns))
+    lines = [[image for image, _ in pictures[start : start + len(columns)]] for start in every]
+    (first, common), *others = pictures
+    for _, facts in others:
+        common = {name: text for name, text in common.items() if facts.get(name) == text}
+    title = common.get("prompt", " and ".join(varied))
+    cell = min(LARGEST_CELL, max(160, *first.size))
+    grid = draw_grid(lines, column_titles=columns, row_titles=rows, title=title, cell_px=cell)
+    made_of = {"grid": json.dumps(dict(varied)), "files": json.dumps([path.name for path in paths])}
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    path, _ = free_path(out, f"grid_{'_'.join(varied)}_{digest}.png", made_of)
+    save_png(grid, path, made_of)
+    cells = [
+        {"uri": picture_uri(file), "name": file.name, "prompt": facts["prompt"]}
+        for file, (_, facts) in zip(paths, pictures, strict=True)
+    ]
+    context = {
+        "title": title,
+        "columns": columns,
+        "rows": rows,
+        "lines": [cells[start : start + len(columns)] for start in every],
+        "common": common,
+    }
+    write_text(path.with_suffix(".html"), render(context, "grid.html.j2"))
+    return [path, path.with_suffix(".html")]

@@ -38,12 +38,12 @@ class SubjectDataModule(L.LightningDataModule):
 
     def make_stream(self, backend: Backend) -> SequenceStream:
         """Return the training sequences of the stage, from the first step on."""
-        concept, codes, replay = stage_inputs(self.context, self.stage)
-        recipe = self.context.config.model.recipe
+        concept, codes, on_subject, replay = stage_inputs(self.context, self.stage)
+        recipe, subject = self.context.config.model.recipe, self.context.subject
         return SequenceStream(
-            backend=backend, stage=self.stage, data=recipe.data, noun=self.context.subject.noun,
+            backend=backend, stage=self.stage, data=recipe.data, noun=subject.noun,
             tokens=concept.tokens, photo_codes=codes, replay=replay, loss=recipe.loss,
-            seed=self.context.config.seed,
+            seed=self.context.config.seed, subject_codes=on_subject, captions=subject.captions,
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
-from personalar.data.codes import cached_codes, encode_photos, stream_seed
+from personalar.data.codes import cached_codes, encode_photos, stream_seed, subject_codes
 from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, training_prompt
 from personalar.data.references import save_redrawn
-from personalar.data.stream import Replay, collate
+from personalar.data.stream import Replay, collate, limit_loss
 from personalar.models.base import Backend
 from personalar.training.context import RunContext
 from personalar.training.loss import sequence_loss
@@ -37,6 +37,8 @@ class StageInputs(NamedTuple):
     concept: Concept
     photo_codes: list[Tensor]
     """For each photo the codes of its crops and copies, (number of views, h, w)."""
+    subject_codes: list[Tensor] | None
+    """In the shape of `photo_codes`, 1 for codes on the subject; None if no photo has a mask."""
     replay: Replay | None
     """Class images for prior preservation; None if the stage uses none."""
 
@@ -47,6 +49,7 @@ def start_identifier(
     *,
     prompt: str,
     photos: Sequence[Tensor],
+    kept: Sequence[Tensor],
     generator: torch.Generator,
     reporter: Reporter,
 ) -> Identifier:
@@ -56,6 +59,7 @@ def start_identifier(
         numbers: settings `model.recipe.identifier`.
         prompt: a training prompt with [V] and without per-image tokens, for init="nearest".
         photos: codes (h, w) of each photo, for init="nearest".
+        kept: which codes of each photo are on the subject, (h, w), for init="nearest".
         generator: for random embeddings.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
@@ -65,7 +69,7 @@ def start_identifier(
     rows = random_rows(table[backend.trained_rows], len(names), generator=generator)
     if numbers.init == "nearest":
         known = table[list(backend.reserved_ids)]
-        rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
+        rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, kept=kept, reporter=reporter)
     if numbers.init == "words":
         words = [backend.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
@@ -74,7 +78,13 @@ def start_identifier(
 
 @torch.no_grad()
 def nearest_row(
-    backend: Backend, rows: Tensor, *, prompt: str, photos: Sequence[Tensor], reporter: Reporter
+    backend: Backend,
+    rows: Tensor,
+    *,
+    prompt: str,
+    photos: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    reporter: Reporter,
 ) -> Tensor:
     """Return the embedding (1, D) that, used for [V] in `prompt`, has the lowest loss on the photos.
 
@@ -83,9 +93,17 @@ def nearest_row(
     Args:
         rows: candidates (K, D).
         photos: codes (h, w) of each photo.
+        kept: which of these codes are on the subject, (h, w).
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
-    sequences = [backend.training_sequence(prompt, codes, tokens, loss="image_tokens") for codes in photos]
+    sequences = [
+        limit_loss(
+            backend.training_sequence(prompt, codes, tokens, loss="image_tokens"),
+            on_subject,
+            backend.choices("image_tokens"),
+        )
+        for codes, on_subject in zip(photos, kept, strict=True)
+    ]
     batch = {name: data.to(rows.device) for name, data in collate(sequences, pad=backend.pad_id).items()}
 
     def loss(row: Tensor) -> float:
@@ -104,11 +122,14 @@ def nearest_row(
 def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
     """Return new embeddings for [V] and for one token per photo, with the settings of the run."""
     recipe, noun = session.config.model.recipe, session.subject.noun
+    codes = photo_codes(session, load)
+    on_subject = masked_codes(session, codes, load) or [torch.ones_like(pool) for pool in codes]
     return start_identifier(
         load(),
         recipe.identifier,
         prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
-        photos=[views[-1] for views in photo_codes(session, load)],  # the last view is uncropped
+        photos=[views[-1] for views in codes],  # the last view is uncropped
+        kept=[views[-1] for views in on_subject],
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
         reporter=session.reporter,
     )
@@ -118,9 +139,21 @@ def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
     """Return the image codes of the photos' crops and copies, cached in the run folder."""
     config, subject = session.config, session.subject
     data = config.model.recipe.data
-    # Everything that the codes depend on: a cache with another key is made again.
-    key = [
-        subject.fingerprint,
+    seed, flip = config.seed, config.subject.flip
+
+    def make() -> list[Tensor]:
+        with session.reporter.phase("codes of the photos", len(subject.images), "photos") as advance:
+            save_redrawn(session.folder.path / "references", subject.images, load())
+            return encode_photos(load(), subject.images, data, seed=seed, flip=flip, progress=advance)
+
+    return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", codes_key(session), make)
+
+
+def codes_key(session: RunContext) -> list[Any]:
+    """Return everything that the codes of the photos depend on: a cache with another key is made again."""
+    config, data = session.config, session.config.model.recipe.data
+    return [
+        session.subject.fingerprint,
         session.base,
         asdict(session.model_files.layout),
         data.crop,
@@ -128,14 +161,21 @@ def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
         data.copies_per_photo,
         data.crop_scale,
         config.seed,
+        *(["flip"] if config.subject.flip else []),
     ]
 
-    def make() -> list[Tensor]:
-        with session.reporter.phase("codes of the photos", len(subject.images), "photos") as advance:
-            save_redrawn(session.folder.path / "references", subject.images, load())
-            return encode_photos(load(), subject.images, data, seed=config.seed, progress=advance)
 
-    return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", key, make)
+def masked_codes(session: RunContext, pools: Sequence[Tensor], load: LoadBase) -> list[Tensor] | None:
+    """Return which codes of the photos are on the subject, cached; None if no photo has a mask."""
+    config, masks = session.config, session.subject.masks
+    if not masks:
+        return None
+
+    def make() -> list[Tensor]:
+        data = config.model.recipe.data
+        return subject_codes(load(), masks, pools, data, seed=config.seed, flip=config.subject.flip)
+
+    return cached_codes(session.folder.path / "cache" / "photo_masks.safetensors", codes_key(session), make)
 
 
 def class_prompts(data: DataNumbers, *, noun: str, live: bool) -> list[str]:
@@ -200,8 +240,10 @@ def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
 def prepare(session: RunContext, stage: Stage) -> StageInputs:
     """Compute the inputs of `stage`, or read them from the run folder."""
     load = cache(lambda: session.load("base")[0])  # the base is loaded at most once, and only if needed
+    codes = photo_codes(session, load)
     return StageInputs(
         start_concept(session, stage.start, load),
-        photo_codes(session, load),
+        codes,
+        masked_codes(session, codes, load),
         replay_images(session, stage, load),
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import make_backend
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from personalar.config.recipe import DataNumbers
-from personalar.data.codes import cached_codes, encode_photos, random_crop, stream_seed
+from personalar.data.codes import cached_codes, encode_photos, random_crop, stream_seed, subject_codes
 
 
 def test_codes_are_computed_once_per_key(tmp_path: Path) -> None:
@@ -67,3 +67,45 @@ def test_a_crop_keeps_the_aspect_and_the_smallest_scale() -> None:
 def test_seeds_differ_by_any_part() -> None:
     seeds = {stream_seed(0, "a", 1), stream_seed(0, "a", 2), stream_seed(1, "a", 1), stream_seed(0, "b", 1)}
     assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mask_takes_the_way_of_its_photo(crop: str, flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photo that is white on the subject alone is its own mask: the oracle reads the photo's pixels."""
+    backend, seen = make_backend(buckets="aspect"), []
+    photo = Image.new("RGB", (300, 120))
+    ImageDraw.Draw(photo).ellipse((40, 20, 130, 110), fill="white")
+    data = DataNumbers(templates=["{}"], crops_per_photo=3, copies_per_photo=2, crop=crop)
+    encode = backend.encode_images
+    monkeypatch.setattr(backend, "encode_images", lambda pixels: seen.append(pixels) or encode(pixels))
+    pools = encode_photos(backend, [photo, photo], data, seed=1, flip=flip)
+    views = [torch.cat(seen[start : start + 1 + flip]) for start in (0, 1 + flip)]
+    masked, whole = subject_codes(backend, [photo.convert("L"), None], pools, data, seed=1, flip=flip)
+    assert masked.shape == pools[0].shape and torch.equal(whole, torch.ones_like(pools[1]))
+    h, w = pools[0].shape[1:]
+    expected = views[0].mean(1).unfold(1, 8, 8).unfold(2, 8, 8).mean((-1, -2)) >= 0.25
+    assert expected.shape[1:] == (h, w) and 0 < expected.sum() < expected.numel()
+    if crop == "random":  # otherwise equal copies are read once
+        assert torch.equal(masked.bool(), expected)
+    else:
+        read = [row for row in masked.bool() if any(torch.equal(row, other) for other in expected)]
+        assert len(read) == len(masked)
+
+
+def test_mirrored_views_come_before_the_others() -> None:
+    backend, data = make_backend(), DataNumbers(templates=["{}"], crops_per_photo=2, copies_per_photo=2)
+    photo = Image.linear_gradient("L").rotate(90).convert("RGB")
+    plain = encode_photos(backend, [photo], data, seed=0)[0]
+    mirrored = encode_photos(backend, [ImageOps.mirror(photo)], data, seed=0)[0]
+    both = encode_photos(backend, [photo], data, seed=0, flip=True)[0]
+    assert torch.equal(both, torch.cat((mirrored, plain))) and not torch.equal(mirrored, plain)
+
+
+def test_a_mask_that_the_crop_removes_is_an_error(tiny_backend) -> None:
+    photo = Image.new("L", (320, 64))
+    photo.paste(255, (0, 0, 20, 64))
+    data = DataNumbers(templates=["{}"])
+    pools = encode_photos(tiny_backend, [photo.convert("RGB")], data, seed=0)
+    with pytest.raises(ValueError, match="photo 1: its mask leaves nothing of the subject after the crop"):
+        subject_codes(tiny_backend, [photo], pools, data, seed=0)

@@ -157,3 +157,40 @@ def test_processes_see_each_sequence_once(tiny_backend) -> None:
     sources = [iter(part) for part in parts]
     drawn = [next(part) for _ in range(4) for part in sources]
     assert drawn == [whole.sequence(n) for n in range(8)]
+
+
+@pytest.mark.parametrize("loss", ["image_tokens", "answer"])
+def test_a_mask_limits_the_loss_to_the_subject(tiny_backend, loss: str) -> None:
+    kept = torch.zeros(3, 4, 4, dtype=torch.int64)
+    kept[0, 1, 2] = kept[2, 3, 3] = 1  # the second view has lost the subject
+    photos = [torch.arange(48).view(3, 4, 4), torch.full((3, 4, 4), 50)]
+    how = {"photo_codes": photos, "loss": loss, "data": DataNumbers(templates=["a {}"], prompt_dropout=0.3)}
+    plain, offset = stream(tiny_backend, **how), tiny_backend.tokenizer.code_offset
+    masked = stream(tiny_backend, subject_codes=[kept, torch.ones_like(kept)], **how)
+    seen: set[int] = set()
+    for number in range(60):
+        sequence, whole = masked.sequence(number), plain.sequence(number)
+        codes = {index for index in codes_of(sequence, tiny_backend) if 0 <= index < 64}
+        if codes in ({50}, {9}):  # a photo without a mask, and a class image
+            assert sequence == whole
+            continue
+        assert codes in ({6}, {47})
+        seen |= codes
+        lost = [i for i, on in zip(sequence.ids, sequence.loss_mask, strict=True) if not on and i >= offset]
+        assert len(lost) >= 15
+    assert seen == {6, 47}
+
+
+def test_a_full_mask_is_no_mask(tiny_backend) -> None:
+    plain = stream(tiny_backend)
+    full = stream(tiny_backend, subject_codes=[torch.ones(3, 4, 4).long()] * 2, captions=(None, None))
+    assert [full.sequence(i) for i in range(20)] == [plain.sequence(i) for i in range(20)]
+
+
+def test_a_caption_is_the_prompt_of_its_photo(tiny_backend) -> None:
+    made = stream(tiny_backend, replay=False, captions=("a {} in the snow", None))
+    for number in range(12):
+        sequence = made.sequence(number)
+        text = decode_text(tiny_backend.tokenizer, sequence.ids)
+        assert ("in the snow" in text) == (codes_of(sequence, tiny_backend) == {1})
+        assert made.tokens["[V]"] in sequence.ids

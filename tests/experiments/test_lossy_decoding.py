@@ -17,7 +17,7 @@ from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
 
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.generation.pipeline import write_samples
+from personalar.generation.sample_files import write_samples
 from personalar.models.chameleon.backend import ChameleonBackend
 
 ERROR = {"int8": 0.5 / 127, "fp8": 1 / 16}

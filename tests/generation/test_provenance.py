@@ -10,7 +10,8 @@ from PIL import Image
 
 from personalar.core.png import read_png_metadata, save_png
 from personalar.data.prompts import normalized
-from personalar.generation.pipeline import resolve_prompts, write_samples
+from personalar.generation.drawings import resolve_like
+from personalar.generation.sample_files import write_samples
 
 PROMPT = "prompts=['a [V] cat']"
 PLAIN = '{"_target_": "personalar.generation.decoders.plain.PlainDecoder", %s}'
@@ -21,7 +22,7 @@ def draw(finished_run: Path, tiny_model_dir: Path, tmp_path: Path):
     def sample(*words: str) -> list[Path]:
         where = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={tmp_path / 'out'}"]
         return write_samples(
-            resolve_prompts(compose_config(*where, *words, name="sample")), finished_run / "concept"
+            resolve_like(compose_config(*where, *words, name="sample")), finished_run / "concept"
         )
 
     return sample
@@ -71,6 +72,22 @@ def test_a_picture_is_drawn_again_from_its_file_alone(draw, tmp_path: Path) -> N
     moved = first.rename(tmp_path / "moved.png")
     (again,) = draw(f"like={moved}")
     assert again == first and pixels(again) == drawn and read_png_metadata(again) == facts
+
+
+def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_path: Path) -> None:
+    words = ("negative_prompt=a  dog", "grid.x.guidance=[1,3]", "grid.y.seed=[4,5]")
+    cells = draw(PROMPT, *words)
+    facts = [read_png_metadata(path) for path in cells]
+    assert [fact["seed"] for fact in facts] == ["4", "4", "5", "5"]
+    assert {fact["negative_prompt"] for fact in facts} == {"a dog"}
+    without = draw(PROMPT, "seeds=[4,5]", "decoder.cfg_scale=3")
+    assert "negative_prompt" not in read_png_metadata(without[0])
+    (alone,) = draw(PROMPT, "seeds=4", "decoder.cfg_scale=1")
+    assert pixels(alone) == pixels(cells[0])  # guidance is off there
+    assert [pixels(path) for path in without] != [pixels(cells[1]), pixels(cells[3])]
+    before, moved = pixels(cells[3]), cells[3].rename(tmp_path / "moved.png")
+    (again,) = draw(f"like={moved}")
+    assert again == cells[3] and pixels(again) == before and read_png_metadata(again) == facts[3]
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,20 @@ def test_decoders_draw_the_codes_of_the_naive_one(base: Backend) -> None:
     assert torch.equal(JacobiDecoder(window=4, max_batch=2, **sampling)(*arguments), naive)
 
 
+def test_a_negative_prompt_replaces_the_context_of_guidance(base: Backend) -> None:
+    """The reference runs prompt and negative prompt in sequences of their own."""
+    sampling, grid = {"cfg_scale": 3.0, "top_k": 20}, base.code_shape()
+    contexts = [base.negative_prompt("a red hat", tokens=tokens(base))] * 2
+    assert base.negative_prompt("a [V] dog", tokens=tokens(base)).count(base.reserved_ids[0]) == 1
+    arguments = (base, prompts(base), grid, [1, 2], identifier(base))
+    naive = NaiveDecoder(**sampling)(*arguments, contexts=contexts)
+    assert torch.equal(PlainDecoder(**sampling)(*arguments, contexts=contexts), naive)
+    assert torch.equal(JacobiDecoder(window=4, max_batch=2, **sampling)(*arguments, contexts=contexts), naive)
+    assert not torch.equal(PlainDecoder(**sampling)(*arguments), naive)
+    with pytest.raises(ValueError, match="got 1 contexts for 2 prompts"):
+        PlainDecoder(**sampling)(*arguments, contexts=contexts[:1])
+
+
 def batch_of(base: Backend) -> dict[str, Tensor]:
     made = [base.training_sequence(t, some_codes(base), tokens(base), loss="image_tokens") for t in TEXTS]
     return collate(made, pad=base.pad_id)

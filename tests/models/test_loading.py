@@ -25,6 +25,7 @@ from personalar.config.fingerprint import learning_settings
 from personalar.config.model_config import PARTS, ModelConfig
 from personalar.doctor import model_files
 from personalar.generation.decoders.plain import PlainDecoder
+from personalar.generation.generator import Generator
 from personalar.models.loading import free_bytes, hub_parts, obtain_model, offline_model, pin
 
 NAMES = [name for name in group_options(conf_dir(), "model") if name != "nano"]
@@ -291,6 +292,8 @@ def test_another_family_is_one_package_and_one_setting(toy: ModelConfig) -> None
     drawn = PlainDecoder(cfg_scale=2.0)(backend, **how)
     assert torch.equal(drawn, NaiveDecoder(cfg_scale=2.0)(backend, **how)) and len(drawn.unique()) > 2
     assert torch.equal(backend.encode_images(backend.decode_images(drawn)), drawn)
+    with pytest.raises(ValueError, match="the guidance of this base has no words; leave out the setting"):
+        Generator(backend=backend, decoder=PlainDecoder()).images(["a cat"], [0], negative_prompt="a dog")
     (files.folder / "toy.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"toy\.safetensors missing \(model\.path="):
         obtain_model(toy, say=pytest.fail)

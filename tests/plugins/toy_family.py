@@ -116,6 +116,9 @@ class ToyBackend(nn.Module):
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         return []
 
+    def negative_prompt(self, text: str, size=None, tokens: Mapping[str, int] | None = None) -> list[int]:
+        raise ValueError("negative_prompt=: the guidance of this base has no words; leave out the setting")
+
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss
     ) -> TrainingSequence:

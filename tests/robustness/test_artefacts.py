@@ -27,7 +27,7 @@ from personalar.concepts.concept import Concept
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 from personalar.core.run_folder import RunFolder
-from personalar.generation.pipeline import write_samples
+from personalar.generation.sample_files import write_samples
 from personalar.models.chameleon.model_files import read_layout
 from personalar.training.checkpoint import AtomicCheckpointIO, find_checkpoint
 

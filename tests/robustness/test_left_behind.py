@@ -24,7 +24,7 @@ from personalar.core.files import TEMPORARY, temporary, write_atomic
 from personalar.core.own_files import delete_abandoned
 from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import RunFolder
-from personalar.generation.pipeline import write_samples
+from personalar.generation.sample_files import write_samples
 from personalar.models import tensor_files
 from personalar.reports.comparison_page import compare_folders
 from personalar.runs.benchmark import execute

@@ -18,7 +18,7 @@ from personalar.core.errors import printable, sentence, user_errors
 from personalar.core.files import write_text
 from personalar.core.run_folder import RunFolder
 from personalar.core.run_lock import locked
-from personalar.data.photos import inspect_folder, print_table
+from personalar.data.photos.photo_folder import inspect_folder, print_table
 
 ROOT = Path(__file__).parents[2]
 

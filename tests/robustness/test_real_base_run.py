@@ -10,7 +10,7 @@ from conftest_run import compose_config
 from PIL import Image
 
 from personalar.concepts.concept import Concept
-from personalar.generation.pipeline import write_samples
+from personalar.generation.sample_files import write_samples
 
 
 def mixed_photos(folder: Path) -> Path:

@@ -53,6 +53,7 @@ def test_the_search_for_a_start_asks_what_training_asks(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(preparation, "start_identifier", lambda *_, **given: asked.update(given))
     monkeypatch.setattr(preparation, "photo_codes", lambda *_: [])
+    monkeypatch.setattr(preparation, "masked_codes", lambda *_: None)
     data = DataNumbers(templates=["a rendering of {}", "a {}"], class_name=class_name)
     session.config.model.recipe.data = data
     preparation.new_identifier(session, lambda: None)

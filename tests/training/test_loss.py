@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from conftest_backend import make_backend
 
-from personalar.training.loss import head_loss
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.data.stream import collate, limit_loss
+from personalar.training.loss import head_loss, sequence_loss
 from personalar.training.model_prep import (
     prepare_blocks,
     quantize_base,
@@ -35,6 +37,42 @@ def test_chunks_equal_the_plain_loss(at_once: int, z_loss: float) -> None:
     )
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(torch.autograd.grad(chunked, (hidden, weight)), expected)
+
+
+def limited_loss(kept: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Return the loss of a sequence, its gradient at the hidden states (T, D), and the places of codes."""
+    backend, hidden = make_backend(), []
+    sequence = backend.training_sequence("a cat", torch.arange(16).view(4, 4), loss="image_tokens")
+    places = [place for place, on in enumerate(sequence.loss_mask) if on]
+    if kept is not None:
+        sequence = limit_loss(sequence, kept, backend.choices("image_tokens"))
+    identifier = Identifier(tokens={"[V]": backend.reserved_ids[0]}, rows=torch.zeros(1, 32))
+    backend.transformer.model.embed_tokens.weight.requires_grad_(True)
+    forward = backend.forward
+
+    def spy(*given: object, **more: object) -> torch.Tensor:
+        hidden.append(forward(*given, **more))
+        hidden[0].retain_grad()
+        return hidden[0]
+
+    backend.forward = spy
+    loss = sequence_loss(backend, identifier, collate([sequence], pad=1), loss="image_tokens", z_loss=1e-3)
+    loss.backward()
+    return loss.detach(), hidden[0].grad[0], places
+
+
+def test_masked_codes_have_no_gradient_and_a_full_mask_changes_nothing() -> None:
+    whole, gradient, places = limited_loss(None)
+    full, same, _ = limited_loss(torch.ones(4, 4))
+    assert torch.equal(whole, full) and torch.equal(gradient, same)
+    kept = torch.zeros(4, 4)
+    kept[1, 1:3] = 1
+    loss, limited, _ = limited_loss(kept)
+    on = [place - 1 for place, wanted in zip(places, kept.flatten().tolist(), strict=True) if wanted]
+    off = [place - 1 for place in places if place - 1 not in on]
+    assert (limited[off] == 0).all() and (limited[on].abs().amax(-1) > 0).all() and (gradient[off] != 0).any()
+    assert loss != whole
+    torch.testing.assert_close(limited[on] * len(on), gradient[on] * len(places))
 
 
 def gradients(recompute: bool, compiled: bool = False) -> dict[str, torch.Tensor]:

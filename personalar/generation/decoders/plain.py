@@ -49,6 +49,7 @@ class PlainDecoder:
         seeds: list[int],
         identifier: Identifier | None = None,
         progress: Progress | None = None,
+        contexts: list[list[int]] | None = None,
     ) -> Tensor | list[Tensor]:
         """Sample one image per prompt and seed.
 
@@ -59,6 +60,7 @@ class PlainDecoder:
             seeds: one per prompt.
             identifier: learned embeddings for reserved ids in the prompts.
             progress: called about once per row of codes.
+            contexts: token ids of the contexts of guidance, one per prompt; None: the unconditional ones.
 
         Returns:
             Codes (B, h, w) int64; a list of (h, w) if `grid` is a list.
@@ -66,7 +68,7 @@ class PlainDecoder:
         Raises:
             FloatingPointError: some logits were NaN or infinite.
         """
-        request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds)
+        request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds, contexts=contexts)
         codes, max_logits = self.draw(backend, request, identifier, progress)
         check_finite(max_logits)
         return request.split(codes)

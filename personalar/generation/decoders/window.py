@@ -106,7 +106,7 @@ class Window:
         prefixes, self._body = lay_out(backend, request, size)
         self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
         if sampling.guided:
-            self._rows += unconditional_rows(backend, request.prompts, prefixes)
+            self._rows += unconditional_rows(backend, request, prefixes)
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = num_codes(backend)

@@ -10,11 +10,11 @@ follows here has no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
-from personalar.models.image_layout import ImageLayout
+from personalar.models.image_layout import ImageLayout, split
 
 
 class Emu3Layout(ImageLayout):
@@ -49,6 +49,15 @@ class Emu3Layout(ImageLayout):
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return BOS and the negative prompt; the same for every prompt."""
         return list(self._context)
+
+    def negative_prompt(
+        self, text: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
+    ) -> list[int]:
+        """Return BOS and `text` without the template, as upstream writes its negative prompt."""
+        ids = [self.vocabulary.bos]
+        for piece in split(text, concept_tokens or {}):
+            ids += [piece] if isinstance(piece, int) else self.vocabulary.encode_text(piece)
+        return ids
 
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return BOS, without the negative prompt of sampling."""

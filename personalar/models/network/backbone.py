@@ -138,6 +138,12 @@ class LlamaBackend(nn.Module):
         """Return the ids before the image in the unconditional context of `prompt` (ids)."""
         return self.protocol.unconditional_prompt(prompt)
 
+    def negative_prompt(
+        self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
+    ) -> list[int]:
+        """Return the ids before the image in a context of guidance that asks for `text`, to avoid it."""
+        return self.protocol.negative_prompt(text, *(size or self.square), tokens)
+
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:

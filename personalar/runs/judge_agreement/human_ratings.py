@@ -13,7 +13,7 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import Measure
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.dreambench_plus import ATTRIBUTION, RatedPicture, read_ratings
-from personalar.data.photos import inspect_file
+from personalar.data.photos.photo_folder import inspect_file
 from personalar.reports.agreement_statistics import auc, bootstrap_interval, fitted, krippendorff_alpha
 from personalar.runs.judge_agreement.agreement import Cell, Table, judged
 from personalar.scoring.judges import load_judges

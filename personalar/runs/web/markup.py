@@ -13,7 +13,7 @@ from personalar.core.files import read_json
 from personalar.core.image_sizes import written
 from personalar.core.measures import measures_of
 from personalar.core.run_folder import read_record
-from personalar.data.photos import Photo
+from personalar.data.photos.photo_folder import Photo
 from personalar.data.subject import count_note
 from personalar.reports.charts import line_chart
 from personalar.reports.run_page import read_losses

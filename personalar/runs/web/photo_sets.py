@@ -15,8 +15,8 @@ from personalar.config.command_line import as_value
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import plain_name, read_json, write_text
-from personalar.data.photos import Photo, inspect_folder
-from personalar.data.subject import fitted, load_subject
+from personalar.data.photos.photo_folder import Photo, inspect_folder
+from personalar.data.subject import captioned, fitted, load_subject
 from personalar.models.loading import offline_model
 
 MOST_FILES, LARGEST_FILE = 100, 64 << 20
@@ -82,12 +82,15 @@ class PhotoSets:
         if name in examples():
             return [f"subject={name}"]
         folder = self.folder(name)
+        words = {"path": str(folder), "noun": self.noun(name), "name": folder.name}
+        return ["subject=folder", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
+
+    def noun(self, name: str) -> str:
+        """Return what the photos of a set show; raises ValueError if no set has this name."""
         try:
-            noun = str(read_json(self._record(folder.name))["noun"])
+            return str(read_json(self._record(self.folder(name).name))["noun"])
         except (OSError, ValueError, TypeError, KeyError):
             raise ValueError(f"there are no photos {name!r:.80}: upload some on the screen Photos") from None
-        words = {"path": str(folder), "noun": noun, "name": folder.name}
-        return ["subject=folder", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
 
     def photos(self, name: str, layout: ProtocolConfig | None) -> list[Photo]:
         """Return the check of every file of a set, or of the pictures of an example."""
@@ -96,7 +99,7 @@ class PhotoSets:
             named = enumerate(subject.images, start=1)
             photos = [Photo(path=Path(f"{name} {number}"), image=image) for number, image in named]
         else:
-            photos = inspect_folder(self.folder(name))
+            photos = [captioned(photo, self.noun(name)) for photo in inspect_folder(self.folder(name))]
         return photos if layout is None else [fitted(photo, layout.sizes) for photo in photos]
 
 

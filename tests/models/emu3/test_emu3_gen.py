@@ -123,6 +123,7 @@ def test_a_dropped_prompt_leaves_bos_and_guidance_has_the_negative_prompt(emu3_b
     dropped = emu3_backend.unconditional_sequence(TEXTS[0], torch.zeros(GRID).long(), loss="image_tokens")
     assert dropped.ids[:2] == (tokens.bos, tokens.boi)
     context = emu3_backend.unconditional_prompt(prompt)
+    assert emu3_backend.negative_prompt(NEGATIVE) == context
     assert context == [tokens.bos, *emu3_backend.encode_text(NEGATIVE)]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from personalar.concepts.concept import Concept
 from personalar.concepts.exchange import read_export, write_export
 from personalar.doctor import model_files
-from personalar.generation.pipeline import write_samples
+from personalar.generation.sample_files import write_samples
 from personalar.runs.personalize import personalize, prepare
 
 NUMBERS = ("steps=2", "batch=2", "accumulate=1")

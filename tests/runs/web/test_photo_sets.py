@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from personalar.config.compose import composed, read_config
-from personalar.data.photos import Photo
+from personalar.data.photos.photo_folder import Photo
 from personalar.runs.web import photo_sets
 from personalar.runs.web.markup import verdict_table
 from personalar.runs.web.photo_sets import PhotoSets, crops, layout_of

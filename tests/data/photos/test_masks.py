@@ -1,4 +1,4 @@
-"""The subject's box from masks and transparency, whatever else is in the folder."""
+"""Masks beside photos and transparency: the subject's box, and one sentence about a bad mask."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from conftest_run import compose_config
 from PIL import Image
 
 from personalar.core.types import Box
+from personalar.data.photos.masks import alpha_mask, mask_box
+from personalar.data.photos.photo_folder import inspect_folder
 from personalar.data.subject import load_subject, read_folder
-from personalar.data.subject_box import alpha_box, bright_box, find_boxes
 
 SIZE = (80, 40)
 
@@ -27,7 +28,7 @@ def photo(seed: int) -> Image.Image:
 
 def boxes(folder: Path) -> dict[str, Box | None]:
     photos = read_folder(folder)
-    return dict(zip([photo.path.name for photo in photos], find_boxes(photos), strict=True))
+    return {photo.path.name: mask_box(photo.mask) for photo in photos}
 
 
 def test_masks_and_transparency_give_boxes(tmp_path: Path) -> None:
@@ -59,10 +60,40 @@ def test_a_photo_that_is_turned_upright_has_its_box_turned(tmp_path: Path) -> No
     assert boxes(tmp_path) == {"a.png": (0, 0, 1, 0.25)}
 
 
-def test_what_has_no_box(tmp_path: Path) -> None:
+def test_what_has_no_mask(tmp_path: Path) -> None:
     photo(1).save(tmp_path / "a.png")
-    assert alpha_box(tmp_path / "a.png") is None and alpha_box(tmp_path / "nowhere.png") is None
-    assert bright_box(Image.new("L", (4, 4), 127)) is None
+    for name, alpha in (("opaque", 255), ("clear", 0)):
+        seen = photo(1).convert("RGBA")
+        seen.putalpha(Image.new("L", SIZE, alpha))
+        seen.save(tmp_path / f"{name}.png")
+    for name in ("a", "opaque", "clear", "nowhere"):
+        assert alpha_mask(tmp_path / f"{name}.png", SIZE) is None
+
+
+def test_a_mask_has_the_size_of_its_photo_and_two_values(tmp_path: Path) -> None:
+    photo(1).save(tmp_path / "a.png")
+    Image.linear_gradient("L").rotate(90).resize((160, 80)).save(tmp_path / "a_mask.png")
+    (found,) = read_folder(tmp_path)
+    assert found.mask is not None and found.mask.size == SIZE
+    assert sorted(value for _, value in found.mask.getcolors()) == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [
+        (Image.new("L", (50, 50), 255), "its shape 50x50 is not that of the photo, 80x40"),
+        (Image.new("L", SIZE, 127), "it is all black: paint the subject white"),
+        (Image.new("L", SIZE, 255), "it is all white, so it limits nothing: paint the background black"),
+        (b"damaged", "not a picture (allowed: JPEG, PNG, WEBP, GIF, TIFF, BMP, HEIF, AVIF)"),
+    ],
+)
+def test_a_bad_mask_is_one_sentence(tmp_path: Path, mask: Image.Image | bytes, reason: str) -> None:
+    photo(1).save(tmp_path / "a.png")
+    file = tmp_path / "a_mask.png"
+    file.write_bytes(mask) if isinstance(mask, bytes) else mask.save(file)
+    used, skipped = inspect_folder(tmp_path)
+    assert used.verdict == "used" and used.mask is None
+    assert skipped.verdict == "skipped" and skipped.notes == (f"mask of a.png, not used: {reason}",)
 
 
 @pytest.mark.parametrize("noun", ["cat", "car"])

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from test_photos import distance, encoded, verdict
 
-from personalar.data import photos
-from personalar.data.photo_damage import jpeg_facts
-from personalar.data.photo_file import MOST_KEPT
-from personalar.data.photos import inspect_folder, look_at, open_photo
+from personalar.data.photos import photo_folder
+from personalar.data.photos.photo_damage import jpeg_facts
+from personalar.data.photos.photo_file import MOST_KEPT
+from personalar.data.photos.photo_folder import inspect_folder, look_at, open_photo
 
 
 def grainy(size: tuple[int, int] = (320, 240), seed: int = 0) -> Image.Image:
@@ -66,7 +66,8 @@ def test_large_photos_take_bounded_memory(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.jpg").write_bytes(data + bytes([number]))
     code = (
-        "import resource, sys; from pathlib import Path; from personalar.data.photos import inspect_folder\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from personalar.data.photos.photo_folder import inspect_folder\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"found = inspect_folder(Path({str(tmp_path)!r}))\n"
         "print(found[0].image.size, found[0].notes, found[1].verdict)\n"
@@ -89,8 +90,8 @@ def test_large_pictures_are_scaled_down_in_every_mode(tmp_path: Path, mode: str)
 
 
 def test_many_photos_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos, "ALL_KEPT", 4 * 20_000)
-    monkeypatch.setattr(photos, "LEAST_KEPT", 1000)
+    monkeypatch.setattr(photo_folder, "ALL_KEPT", 4 * 20_000)
+    monkeypatch.setattr(photo_folder, "LEAST_KEPT", 1000)
     for number in range(4):
         grainy(seed=number).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("not a picture")

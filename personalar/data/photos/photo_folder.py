@@ -6,8 +6,7 @@ all of them fit into memory.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +17,14 @@ from PIL import Image
 from personalar.core.errors import printable
 from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
-from personalar.data.photo_file import MOST_KEPT, SUFFIXES, Header, Unusable, read_header, read_pixels
+from personalar.data.photos.companions import companions, read_caption
+from personalar.data.photos.masks import alpha_mask, covered, read_mask
+from personalar.data.photos.photo_file import MOST_KEPT, Header, Unusable, read_header, read_pixels
 
 NEAR_BITS = 3
 """Two photos look alike if their 64-bit difference hashes differ in at most this many bits."""
 ALL_KEPT, LEAST_KEPT = 400_000_000, 1_000_000
 """Pixels kept of all photos together (1.2 GB of RGB), and the least that is kept of each."""
-
-PICTURE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-CAPTION_SUFFIXES = (".txt", ".caption")
-MASK = re.compile(r"(?P<before>.+)[-_. ]mask(label)?|mask[-_. ](?P<after>.+)")
-"""File names of masks, without the suffix: x_mask, x-masklabel, mask_x."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +38,17 @@ class Photo:
     """The RGB picture; None if the entry was skipped."""
     cut: float | None = None
     """Share of the area, 0 to 1, that cropping to the base's image size removes; None without a base."""
+    mask: Image.Image | None = None
+    """Grey picture of the size of `image`, 255 on the subject and 0 elsewhere; None: unknown."""
+    caption: str | None = None
+    """Text of its caption."""
+    kind: str | None = None
+    """"mask" or "caption" if the entry itself is that of a photo, and used."""
 
     @property
     def verdict(self) -> str:
-        """Return "used" or "skipped"."""
-        return "skipped" if self.image is None else "used"
+        """Return "used", "skipped", "mask" or "caption"."""
+        return "used" if self.image is not None else self.kind or "skipped"
 
 
 def inspect_folder(folder: Path) -> list[Photo]:
@@ -68,44 +70,52 @@ def inspect_folder(folder: Path) -> list[Photo]:
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release the GIL
         entries = sorted(folder.iterdir())
         beside = companions(entries)
-        # Masks and captions are skipped by their name and not opened.
-        headers = list(pool.map(lambda path: beside.get(path) or look_at(path), entries))
+        entries = [path for path in entries if path not in beside]
+        headers = list(pool.map(look_at, entries))
         count = sum(isinstance(header, Header) for header in headers)
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
         photos = list(pool.map(lambda path, header: open_photo(path, header, most), entries, headers))
-        return mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
+        photos = mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
+    return with_companions(photos, beside)
 
 
-def pictures_by_name(entries: Sequence[Path]) -> dict[str, Path]:
-    """Return the pictures by their names in small letters, with and without suffix."""
-    pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
-    return {name.lower(): path for path in pictures for name in (path.stem, path.name)}
+def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Path]]) -> list[Photo]:
+    """Return all entries, sorted by name, with the masks and captions of the photos.
 
-
-def masks_beside(entries: Sequence[Path]) -> dict[Path, Path]:
-    """Return the photo of each mask."""
-    photos, found = pictures_by_name(entries), {}
-    for path in dict.fromkeys(photos.values()):
-        mask = MASK.fullmatch(path.stem.lower())
-        if mask and (photo := photos.get(mask["before"] or mask["after"])):
-            found[path] = photo
-    return found
-
-
-def companions(entries: Sequence[Path]) -> dict[Path, str]:
-    """Find the masks and captions that other tools store beside photos.
-
-    Returns:
-        Path -> the reason to skip it.
+    Args:
+        photos: the entries that are no companions.
+        beside: kind and photo of each companion.
     """
-    # A caption or mask counts only beside a photo of the same name.
-    photos, found = pictures_by_name(entries), {}
-    for mask, masked in masks_beside(entries).items():
-        found[mask] = f"mask of {masked.name}, read by scorer.subject_crop=true only"
-    for path in entries:
-        if path.suffix.lower() in CAPTION_SUFFIXES and (photo := photos.get(path.stem.lower())):
-            found[path] = f"caption of {photo.name}, not used: set subject.noun instead"
-    return found
+    found = {photo.path: photo for photo in photos}
+    for path, (kind, of) in beside.items():
+        try:
+            found[of] = with_companion(found[of], kind, path)
+            found[path] = Photo(path=path, notes=(f"{kind} of {of.name}",), kind=kind)
+        except Unusable as reason:
+            found[path] = Photo(path=path, notes=(f"{kind} of {of.name}, not used: {reason}",))
+    for path, photo in found.items():
+        if photo.image is not None and photo.mask is None:
+            found[path] = limited(photo, alpha_mask(path, photo.image.size), "what is not transparent")
+    return [found[path] for path in sorted(found)]
+
+
+def with_companion(photo: Photo, kind: str, path: Path) -> Photo:
+    """Return `photo` with the mask or caption in `path`; raises Unusable if it cannot be used."""
+    if photo.image is None:
+        raise Unusable("the photo is skipped")
+    if getattr(photo, kind) is not None:
+        raise Unusable("the photo has another one")
+    if kind == "caption":
+        return replace(photo, caption=read_caption(path))
+    return limited(photo, read_mask(path, photo.image.size), path.name)
+
+
+def limited(photo: Photo, mask: Image.Image | None, source: str) -> Photo:
+    """Return `photo` with `mask`, and a note about it; unchanged if there is none."""
+    if mask is None:
+        return photo
+    note = f"trained on {covered(mask):.0%} of it: {source}"
+    return replace(photo, mask=mask, notes=(*photo.notes, note))
 
 
 def look_at(path: Path) -> Header | str:

@@ -20,8 +20,14 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from personalar.core.image_sizes import Size, written
-from personalar.data.photo_damage import PNG_HEAD, file_notes, jpeg_facts, pixel_notes, without_bad_notes
-from personalar.data.photo_depth import DEEP, on_white, plain_mode, read_deep_tiff, to_8_bits, to_srgb
+from personalar.data.photos.photo_damage import (
+    PNG_HEAD,
+    file_notes,
+    jpeg_facts,
+    pixel_notes,
+    without_bad_notes,
+)
+from personalar.data.photos.photo_depth import DEEP, on_white, plain_mode, read_deep_tiff, to_8_bits, to_srgb
 
 SMALLEST_SIDE = 32
 """Pixels; a smaller picture has too little detail to learn from."""

@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from personalar.data.photos import difference_hash, inspect_folder, look_at, open_photo, print_table
+from personalar.data.photos.photo_folder import (
+    difference_hash,
+    inspect_folder,
+    look_at,
+    open_photo,
+    print_table,
+)
 from personalar.data.subject import read_folder
 
 
@@ -339,15 +345,23 @@ def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> 
     for name, seed in photos.items():
         (tmp_path / name).write_bytes(encoded(picture(seed), "PNG"))
     for place, name in enumerate(masks):
-        (tmp_path / name).write_bytes(encoded(picture(10 + place), "PNG"))
+        mask = picture(10 + place).convert("L").point(lambda value: 255 * (value > 128))
+        (tmp_path / name).write_bytes(encoded(mask, "PNG"))
     for name in (*captions, "notes.txt"):
         (tmp_path / name).write_text("a photo of sks dog")
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
-    assert {name for name, photo in found.items() if photo.verdict == "used"} == set(photos)
-    for name, photo in masks.items():
-        assert found[name].notes == (f"mask of {photo}, read by scorer.subject_crop=true only",)
-    for name, photo in captions.items():
-        assert found[name].notes == (f"caption of {photo}, not used: set subject.noun instead",)
+    kinds = {"used": set(photos), "mask": {"a-masklabel.png", "B.mask.png"}}
+    kinds["caption"] = {"a.jpg.txt", "b.caption"}
+    for verdict, names in kinds.items():
+        assert {name for name, photo in found.items() if photo.verdict == verdict} == names
+    for kind, files in (("mask", masks), ("caption", captions)):
+        for name, photo in files.items():
+            other = ", not used: the photo has another one" if found[name].verdict == "skipped" else ""
+            assert found[name].notes == (f"{kind} of {photo}{other}",)
     assert "not a picture" in found["notes.txt"].notes[0]
-    assert len(read_folder(tmp_path)) == len(photos)
-    assert "mask of a.jpg, read by scorer.subject_crop" in " ".join(capsys.readouterr().out.split())
+    assert len(read_folder(tmp_path, noun="dog")) == len(photos)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "of it: a-masklabel.png" in shown
+        and 'prompt "a photo of sks [V] dog" ([V] before the class)' in shown
+    )

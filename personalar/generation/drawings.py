@@ -1,0 +1,188 @@
+"""The pictures that `personalar.sample` is asked for: prompts, seeds and settings, each combination once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from personalar.config.commands import GridConfig, SampleConfig
+from personalar.config.fields import check_seeds
+from personalar.config.run_config import DecoderConfig
+from personalar.data.prompt_file import PromptLine, fill_wildcards, read_prompts
+from personalar.data.prompts import normalized
+from personalar.generation.pipeline import check_negative, concept_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One picture to sample; with the same weights, equal drawings are equal pictures."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str | None
+    size: str | None
+    """"WIDTHxHEIGHT" in pixels; None: the base's square."""
+    guidance: float
+    top_k: int
+    top_p: float
+    temperature: float
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """Everything but prompt and seed, in which the pictures of one batch must be equal."""
+        return tuple(value for name, value in vars(self).items() if name not in ("prompt", "seed"))
+
+    def decoder(self, config: DecoderConfig) -> DecoderConfig:
+        """Return `config` with the sampling parameters of this picture."""
+        return replace(
+            config,
+            cfg_scale=self.guidance,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            temperature=self.temperature,
+        )
+
+
+def short_hash(record: bytes) -> str:
+    """Return the hash of a concept.json as PNG files contain it: 12 hex digits."""
+    return hashlib.sha256(record).hexdigest()[:12]
+
+
+def resolve_like(config: SampleConfig) -> SampleConfig:
+    """Return `config` with the settings of the picture `like`, if there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: the picture is missing, or cannot be reproduced.
+    """
+    from personalar.generation.provenance import like
+
+    if config.like is None:
+        return config
+    record = (concept_folder(config.concept) / "concept.json").read_bytes()
+    return like(config, Path(config.like).expanduser(), concept=short_hash(record))
+
+
+def prompt_lines(config: SampleConfig) -> list[PromptLine]:
+    """Return the prompts of `prompts` and of `prompts_file`.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is invalid, or a prompt is the path of a file.
+    """
+    for prompt in config.prompts:
+        # is_file() raises an error for a null byte and for text longer than a path may be.
+        if len(prompt) < 4096 and "\0" not in prompt and Path(prompt).is_file():
+            raise ValueError(f"prompts contains {prompt!r}, which is a file: write prompts_file={prompt}")
+    lines = [PromptLine(prompt=prompt) for prompt in config.prompts]
+    if config.prompts_file is not None:
+        lines += read_prompts(Path(config.prompts_file).expanduser())
+    return lines
+
+
+def axes(grid: GridConfig) -> dict[str, list[Any]]:
+    """Return the settings that a grid varies with their values, rows first; empty without a grid.
+
+    Raises:
+        ValueError: an axis has several settings or no values, or both have the same setting.
+    """
+    found: dict[str, list[Any]] = {}
+    for axis, variation in (("y", grid.y), ("x", grid.x)):
+        given = {name: values for name, values in asdict(variation).items() if values is not None}
+        if len(given) > 1:
+            raise ValueError(f"grid.{axis} varies {' and '.join(given)}: set one of them")
+        for name, values in given.items():
+            if name in found:
+                raise ValueError(f"grid.x and grid.y both vary {name}: choose two settings")
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"grid.{axis}.{name}={values} must have at least one value and no duplicate")
+            found[name] = values
+    return found
+
+
+def drawings(config: SampleConfig) -> list[Drawing]:
+    """Return the pictures to sample: every prompt with every seed, or all cells of the grid, row by row.
+
+    Raises:
+        FileNotFoundError: a file of prompts or a wildcard is missing.
+        ValueError: a file, a seed or the grid is invalid, or a negative prompt has no effect.
+    """
+    varied, lines = axes(config.grid), prompt_lines(config)
+    common: dict[str, list[Any]] = {
+        "negative_prompt": [config.negative_prompt],
+        "size": [config.size],
+        "guidance": [config.decoder.cfg_scale],
+        "top_k": [config.decoder.top_k],
+        "top_p": [config.decoder.top_p],
+        "temperature": [config.decoder.temperature],
+    }
+    if "prompt" in varied:
+        if lines:
+            raise ValueError("the grid has prompts of its own: leave out prompts= and prompts_file=")
+        lines = [PromptLine(prompt="")]
+    found: list[Drawing] = []
+    for line in lines:
+        values = common | {"prompt": [line.prompt], "seed": seeds_of(line, config.seeds)}
+        values |= {name: [value] for name, value in line.options.items() if name in common}
+        if varied:
+            check_single(lines, values, varied)
+            # The axes come last, so that the product goes through them row by row.
+            values = {name: fixed for name, fixed in values.items() if name not in varied} | varied
+        found += [Drawing(**dict(zip(values, each, strict=True))) for each in product(*values.values())]
+    found = [finished(drawing, config) for drawing in found]
+    check_guidance(found)
+    return found if varied else list(dict.fromkeys(found))
+
+
+def seeds_of(line: PromptLine, common: list[int]) -> list[int]:
+    """Return the seeds of a prompt: its own, or those of the command."""
+    first = line.options.get("seed")
+    number = line.options.get("num_images")
+    if number is not None and first is None and len(common) > 1:
+        raise ValueError(
+            f"num_images={number} of the prompt {line.prompt[:60]!r} counts up from one seed, but the "
+            f"command has {len(common)}: add seed=N to the line"
+        )
+    if first is None and number is None:
+        return common
+    start = common[0] if first is None else first
+    return list(range(start, start + (number or 1)))
+
+
+def check_single(lines: list[PromptLine], values: dict[str, list[Any]], varied: Iterable[str]) -> None:
+    """Raise ValueError unless everything that a grid does not vary has a single value."""
+    several = [name for name, found in values.items() if len(found) > 1 and name not in varied]
+    if len(lines) > 1:
+        several.append("prompt")
+    if several:
+        raise ValueError(
+            f"a grid varies {' and '.join(varied)} only, but there are several values of {several[0]}: give "
+            f"one, or put them on an axis, grid.y.{several[0]}=[...]"
+        )
+
+
+def finished(drawing: Drawing, config: SampleConfig) -> Drawing:
+    """Return `drawing` with its wildcards replaced and its texts in their one form."""
+    check_seeds([drawing.seed])
+    prompt = drawing.prompt
+    if config.like is None:  # the prompt of a picture is final
+        folder = None if config.wildcards is None else Path(config.wildcards).expanduser()
+        prompt = fill_wildcards(prompt, folder, seed=drawing.seed)
+    negative = drawing.negative_prompt
+    return replace(
+        drawing,
+        prompt=normalized(prompt),
+        negative_prompt=None if negative is None else normalized(negative),
+    )
+
+
+def check_guidance(found: Iterable[Drawing]) -> None:
+    """Raise ValueError for a negative prompt that no picture uses, because guidance is off for all."""
+    scales: dict[str | None, list[float]] = {}
+    for drawing in found:
+        scales.setdefault(drawing.negative_prompt, []).append(drawing.guidance)
+    for negative, used in scales.items():
+        check_negative(negative, *used)

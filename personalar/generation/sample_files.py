@@ -1,0 +1,170 @@
+"""Sample pictures into PNG files that contain everything to draw them again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from personalar.config.commands import SampleConfig
+from personalar.config.plugins import build
+from personalar.core.image_sizes import Size, written
+from personalar.generation.drawings import Drawing, drawings, short_hash
+from personalar.generation.pipeline import prepare_generator, size_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from personalar.generation.generator import Generator
+    from personalar.generation.requests import PromptAndSeed
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """The file of one picture."""
+
+    path: Path
+    facts: Mapping[str, str]
+    """The text chunks of the PNG."""
+    exists: bool
+    """True if the file already contains this picture."""
+
+
+def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, bool]:
+    """Return a path for a picture that overwrites no other, and whether it already contains this picture.
+
+    Args:
+        folder: target folder.
+        name: preferred file name; a number is appended if another picture has it.
+        facts: the text chunks of the PNG; equal ones mean the same picture.
+    """
+    from personalar.core.png import read_png_metadata
+
+    # name.png, name-2.png, name-3.png, ... until one is free or already contains this picture.
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name.removesuffix('.png')}-{number}.png")
+        if not path.exists():
+            return path, False
+        with suppress(ValueError, OSError):
+            if read_png_metadata(path) == facts:
+                return path, True
+    raise AssertionError("unreachable")
+
+
+def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
+    """Sample `drawings(config)` with the concept in `folder` to PNG files; return the path of each.
+
+    A picture that exists already (same metadata) is not sampled again.
+    """
+    from personalar.core.console import Reporter
+    from personalar.core.files import sync_files
+    from personalar.core.own_files import delete_abandoned
+
+    wanted = drawings(config)
+    delete_abandoned(Path(config.out))
+    generator = prepare_generator(config, folder, [drawing.size for drawing in wanted])
+    groups: dict[tuple, list[Drawing]] = {}
+    for drawing in dict.fromkeys(wanted):
+        groups.setdefault(drawing.settings, []).append(drawing)
+    check_groups(generator, groups.values())
+    record = (folder / "concept.json").read_bytes()
+    files = {drawing: file_of(drawing, config, record, generator) for drawing in dict.fromkeys(wanted)}
+    reporter = Reporter()
+    missing = sum(not file.exists for file in files.values())
+    with reporter.phase("pictures", missing, "images") as advance:
+        for group in groups.values():
+            left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}
+            draw_group(left, config, generator, advance)
+    sync_files()
+    for file in files.values():
+        reporter.say(f"{file.path} (already there)" if file.exists else str(file.path))
+    return [files[drawing].path for drawing in wanted]
+
+
+def check_groups(generator: Generator, groups: Iterable[Sequence[Drawing]]) -> None:
+    """Check all prompts before the first picture is sampled, and print each note once.
+
+    Raises:
+        ValueError: a prompt is too long, or the base takes no negative prompt.
+    """
+    from personalar.generation.requests import check_prompts
+
+    notes: dict[str, None] = {}  # a dict as an ordered set: several groups can have the same prompts
+    for group in groups:
+        size = size_of(group[0].size, generator.backend)
+        prompts = [drawing.prompt for drawing in group]
+        check_prompts(generator, prompts, size=size, say=lambda note: notes.update({note: None}))
+        generator.context(group[0].negative_prompt, size)
+    for note in notes:
+        print(note)
+
+
+def file_of(drawing: Drawing, config: SampleConfig, record: bytes, generator: Generator) -> File:
+    """Return the file of a picture; `record` is the content of concept.json."""
+    from personalar.core.png import sample_filename
+    from personalar.generation.provenance import drawing_settings
+
+    concept = json.loads(record)
+    facts = {
+        "size": written(size_of(drawing.size, generator.backend)),
+        "base": f"{config.model.name} {concept['base']['fingerprint'][:12]}",
+        # The hash of concept.json identifies the concept, because it contains the hashes of all files.
+        "concept": short_hash(record),
+        **drawing_settings(
+            drawing.decoder(config.decoder).settings,
+            dtype=config.model.dtype,
+            attention=config.trainer.attention,
+            device=config.trainer.torch_device,
+        ),
+    }
+    if drawing.negative_prompt is not None:
+        facts["negative_prompt"] = drawing.negative_prompt
+    name = sample_filename(concept["subject"]["name"], drawing.prompt, drawing.seed, facts=facts)
+    facts = {"prompt": drawing.prompt, "seed": str(drawing.seed), **facts}
+    path, exists = free_path(Path(config.out), name, facts)
+    return File(path=path, facts=facts, exists=exists)
+
+
+def draw_group(
+    files: Mapping[Drawing, File],
+    config: SampleConfig,
+    generator: Generator,
+    advance: Callable[..., None],
+) -> None:
+    """Sample pictures that differ in prompt and seed only, and write their files.
+
+    Args:
+        files: the file of each picture; may be empty.
+        generator: its base and concept are used, with the decoder of these pictures.
+        advance: called with the number of images sampled since the last call.
+    """
+    from personalar.core.png import save_png
+    from personalar.generation.batching import even_batch_size
+    from personalar.generation.generator import Generator
+
+    if not files:
+        return
+    first = next(iter(files))
+    size: Size = size_of(first.size, generator.backend)
+    own = Generator(
+        backend=generator.backend,
+        identifier=generator.identifier,
+        decoder=build("decoder", first.decoder(config.decoder).settings),
+        batch=generator.batch,
+    )
+    by_pair = {(drawing.prompt, drawing.seed): file for drawing, file in files.items()}
+    pairs, negative = list(by_pair), first.negative_prompt
+    fitting = own.fitting_batch([prompt for prompt, _ in pairs], size=size, negative_prompt=negative)
+    at_once = even_batch_size(len(pairs), fitting)
+    batches = [pairs[start : start + at_once] for start in range(0, len(pairs), at_once)]
+
+    def save(asked: Sequence[PromptAndSeed], pictures: list[Image]) -> None:
+        for pair, image in zip(asked, pictures, strict=True):
+            save_png(image, by_pair[pair].path, by_pair[pair].facts)
+
+    list(own.stream(batches, save, advance, size=size, negative_prompt=negative))
+    own.close()
