@@ -133,6 +133,7 @@ def fill_wildcards(prompt: str, folder: Path | None, *, seed: int) -> str:
         if not lines:
             raise ValueError(f"the wildcard {match[0]}={folder / f'{name}.txt'} contains no line")
         counts[name] = counts.get(name, 0) + 1
+        # A hash and not a random generator, whose numbers could change with a version of Python.
         digest = hashlib.sha256(f"{seed} {name} {counts[name]}".encode()).digest()
         return lines[int.from_bytes(digest[:8], "big") % len(lines)]
 

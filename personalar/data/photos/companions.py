@@ -20,6 +20,7 @@ LONGEST_CAPTION = 1000
 def pictures_by_name(entries: Sequence[Path]) -> dict[str, Path]:
     """Return the pictures by their names in small letters, with and without suffix."""
     pictures = [path for path in entries if path.suffix.lower() in PICTURE_SUFFIXES]
+    # The mask of x.jpg can be called x_mask.png or x.jpg_mask.png.
     return {name.lower(): path for path in pictures for name in (path.stem, path.name)}
 
 
@@ -47,6 +48,7 @@ def read_caption(path: Path) -> str:
     """
     with refusals(path):
         try:
+            # -sig, because editors on Windows write a byte-order mark.
             text = normalized(path.read_text(encoding="utf-8-sig"))
             check_text(text, path.name)
         except ValueError as error:
@@ -68,6 +70,7 @@ def caption_template(caption: str, noun: str) -> tuple[str, str]:
     """
     if SUBJECT_TOKEN in caption or "{}" in caption:
         return caption, f"{SUBJECT_TOKEN} as written"
+    # Whole words only: "cat" must not be found in "cattle".
     word = re.compile(rf"(?<!\w){re.escape(noun)}(?!\w)", re.IGNORECASE)
     if word.search(caption):
         return word.sub("{}", caption, count=1), f"{SUBJECT_TOKEN} before the class"

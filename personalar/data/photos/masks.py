@@ -43,6 +43,7 @@ def alpha_mask(path: Path, size: Size) -> Image.Image | None:
         with refusals(path), Image.open(path) as image:
             if not image.has_transparency_data:
                 return None
+            # Rotated like the photo, see `read_pixels`.
             alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
     except Unusable:
         return None
@@ -52,6 +53,7 @@ def alpha_mask(path: Path, size: Size) -> Image.Image | None:
 
 def black_and_white(image: Image.Image, size: Size) -> Image.Image:
     """Return a grey picture with values of 0 and 255 alone, scaled to `size`."""
+    # The threshold before the scaling, and NEAREST: another filter would make grey values again.
     mask = image.point(lambda value: 255 * (value >= WHITE))
     return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)
 

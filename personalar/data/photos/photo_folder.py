@@ -66,7 +66,7 @@ def inspect_folder(folder: Path) -> list[Photo]:
 
         register_heif_opener()
     except ImportError:
-        pass
+        pass  # HEIC photos are then skipped, with a note that names the package
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release the GIL
         entries = sorted(folder.iterdir())
         beside = companions(entries)
