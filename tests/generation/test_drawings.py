@@ -34,6 +34,8 @@ def test_seeds(words: list[str], seeds: list[int]) -> None:
 
 def test_a_range_of_seeds_is_a_list_and_not_a_sweep() -> None:
     assert with_list("seeds=range(0,8,3)") == "seeds=[0,3,6]" and with_list("seeds=1,2") == "seeds=1,2"
+    assert with_list("grid.y.seed=range(0,2)") == "grid.y.seed=[0,1]"
+    assert with_list("seed=range(0,2)") == "seed=range(0,2)"  # of a run: a sweep
     words = ["concept=x", PROMPT, "seeds=range(2,5)"]
     assert prepare("sample", words)[2] == "seeds=[2,3,4]"
     assert prepare("sample", [*words, "-m"])[2] == "seeds=range(2,5)"
