@@ -36,6 +36,7 @@ from personalar.core.files import read_json
 from personalar.core.run_folder import flatten
 
 MOST_SEEDS = 10_000
+SEED_LISTS = ("seeds", "samples.seeds", "grid.x.seed", "grid.y.seed")
 
 
 def quote(value: object) -> str:
@@ -104,7 +105,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
 
 def with_list(word: str) -> str:
     """Return `seeds=range(0,3)` as `seeds=[0,1,2]`: Hydra reads a range as a sweep; others unchanged."""
-    override = parse(word) if key_of(word).split(".")[-1] == "seeds" else None
+    override = parse(word) if key_of(word) in SEED_LISTS else None
     if override is None or not override.is_range_sweep():
         return word
     numbers = list(islice(override.sweep_iterator(), MOST_SEEDS + 1))

@@ -97,12 +97,7 @@ class SampleConfig:
             raise ValueError(
                 f"seeds={self.seeds} must be whole numbers: a list [0,1,2], one seed, or range(0,8)"
             )
-        if self.num_images is not None and len(given) > 1:
-            raise ValueError(
-                f"num_images={self.num_images} counts up from one seed, but seeds has {len(given)}: leave "
-                "out one of the two"
-            )
-        self.seeds = list(range(given[0], given[0] + self.num_images)) if self.num_images else given
+        self.seeds = given
 
 
 @dataclass(kw_only=True)

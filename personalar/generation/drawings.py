@@ -125,7 +125,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         lines = [PromptLine(prompt="")]
     found: list[Drawing] = []
     for line in lines:
-        values = common | {"prompt": [line.prompt], "seed": seeds_of(line, config.seeds)}
+        values = common | {"prompt": [line.prompt], "seed": seeds_of(line, config)}
         values |= {name: [value] for name, value in line.options.items() if name in common}
         if varied:
             check_single(lines, values, varied)
@@ -137,19 +137,18 @@ def drawings(config: SampleConfig) -> list[Drawing]:
     return found if varied else list(dict.fromkeys(found))
 
 
-def seeds_of(line: PromptLine, common: list[int]) -> list[int]:
-    """Return the seeds of a prompt: its own, or those of the command."""
-    first = line.options.get("seed")
-    number = line.options.get("num_images")
-    if number is not None and first is None and len(common) > 1:
+def seeds_of(line: PromptLine, config: SampleConfig) -> list[int]:
+    """Return the seeds of a prompt; its own options replace `seeds` and `num_images`."""
+    given = [line.options["seed"]] if "seed" in line.options else config.seeds
+    number = line.options.get("num_images", config.num_images)
+    if number is None:
+        return given
+    if len(given) > 1:
         raise ValueError(
-            f"num_images={number} of the prompt {line.prompt[:60]!r} counts up from one seed, but the "
-            f"command has {len(common)}: add seed=N to the line"
+            f"num_images={number} counts up from one seed, but {line.prompt[:60]!r} has {len(given)}: leave "
+            "out num_images, or give one seed"
         )
-    if first is None and number is None:
-        return common
-    start = common[0] if first is None else first
-    return list(range(start, start + (number or 1)))
+    return list(range(given[0], given[0] + number))
 
 
 def check_single(lines: list[PromptLine], values: dict[str, list[Any]], varied: Iterable[str]) -> None:

@@ -49,7 +49,7 @@ def start_identifier(
     *,
     prompt: str,
     photos: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    kept: Sequence[Tensor] | None = None,
     generator: torch.Generator,
     reporter: Reporter,
 ) -> Identifier:
@@ -59,7 +59,7 @@ def start_identifier(
         numbers: settings `model.recipe.identifier`.
         prompt: a training prompt with [V] and without per-image tokens, for init="nearest".
         photos: codes (h, w) of each photo, for init="nearest".
-        kept: which codes of each photo are on the subject, (h, w), for init="nearest".
+        kept: which codes of each photo are on the subject, (h, w), for init="nearest"; None: all.
         generator: for random embeddings.
     """
     names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
@@ -83,7 +83,7 @@ def nearest_row(
     *,
     prompt: str,
     photos: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    kept: Sequence[Tensor] | None = None,
     reporter: Reporter,
 ) -> Tensor:
     """Return the embedding (1, D) that, used for [V] in `prompt`, has the lowest loss on the photos.
@@ -93,7 +93,7 @@ def nearest_row(
     Args:
         rows: candidates (K, D).
         photos: codes (h, w) of each photo.
-        kept: which of these codes are on the subject, (h, w).
+        kept: which of these codes are on the subject, (h, w); None: all.
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
     sequences = [
@@ -102,7 +102,7 @@ def nearest_row(
             on_subject,
             backend.choices("image_tokens"),
         )
-        for codes, on_subject in zip(photos, kept, strict=True)
+        for codes, on_subject in zip(photos, kept or map(torch.ones_like, photos), strict=True)
     ]
     batch = {name: data.to(rows.device) for name, data in collate(sequences, pad=backend.pad_id).items()}
 
@@ -123,13 +123,13 @@ def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
     """Return new embeddings for [V] and for one token per photo, with the settings of the run."""
     recipe, noun = session.config.model.recipe, session.subject.noun
     codes = photo_codes(session, load)
-    on_subject = masked_codes(session, codes, load) or [torch.ones_like(pool) for pool in codes]
+    on_subject = masked_codes(session, codes, load)
     return start_identifier(
         load(),
         recipe.identifier,
         prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
         photos=[views[-1] for views in codes],  # the last view is uncropped
-        kept=[views[-1] for views in on_subject],
+        kept=on_subject and [views[-1] for views in on_subject],
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
         reporter=session.reporter,
     )

@@ -34,6 +34,8 @@ def test_seeds(words: list[str], seeds: list[int]) -> None:
 
 def test_a_range_of_seeds_is_a_list_and_not_a_sweep() -> None:
     assert with_list("seeds=range(0,8,3)") == "seeds=[0,3,6]" and with_list("seeds=1,2") == "seeds=1,2"
+    assert with_list("grid.y.seed=range(0,2)") == "grid.y.seed=[0,1]"
+    assert with_list("seed=range(0,2)") == "seed=range(0,2)"  # of a run: a sweep
     words = ["concept=x", PROMPT, "seeds=range(2,5)"]
     assert prepare("sample", words)[2] == "seeds=[2,3,4]"
     assert prepare("sample", [*words, "-m"])[2] == "seeds=range(2,5)"
@@ -49,7 +51,7 @@ def test_a_range_of_seeds_is_a_list_and_not_a_sweep() -> None:
         (["seeds=[1.5]"], "must be whole numbers"),
         (["seeds=x"], "seeds=x must be whole numbers"),
         (["seeds=-1"], "seeds=-1 is out of range"),
-        (["seeds=[0,1]", "num_images=2"], "counts up from one seed, but seeds has 2: leave out one"),
+        (["seeds=[0,1]", "num_images=2"], r"from one seed, but 'a \[V\] cat' has 2: leave out num_images"),
         (["num_images=0"], "num_images=0 is out of range; allowed: 1 to 10000"),
         (["num_images=2", f"seeds={2**63 - 1}"], "is out of range"),
         (["negative_prompt=red", "decoder.cfg_scale=1"], "'red' has no effect without guidance"),
@@ -80,10 +82,9 @@ def test_options_of_a_line_replace_those_of_the_command(tmp_path: Path) -> None:
         ("a [V] dog", 8, 3.0, "big"),
         ("a blue [V] cat", 0, 2.0, "red hat"),
     ]
-    with pytest.raises(
-        ValueError, match=r"the prompt 'a .V. dog' counts up from one seed, but the command has 2"
-    ):
-        file.write_text("a [V] dog | num_images=2")
+    assert [seed for _, seed, *_ in ask(*words, "num_images=3")] == [7, 8, 0, 1, 2]
+    file.write_text("a [V] dog | num_images=2")
+    with pytest.raises(ValueError, match="num_images=2 counts up from one seed"):
         ask(f"prompts_file={file}", "seeds=[0,1]")
 
 

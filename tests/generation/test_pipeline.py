@@ -51,6 +51,14 @@ def test_pictures_are_those_of_the_command(
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(picture))
 
 
+def test_a_grid_is_written_beside_its_pictures(finished_run: Path, base: list[str], tmp_path: Path) -> None:
+    words = ("grid.x.guidance=[1,2]", "grid.y.seed=[3,4]", f"out={tmp_path}")
+    paths = personalar.sample_files(finished_run, PROMPTS[:1], [0], *base, *words)
+    assert [read_png_metadata(path)["seed"] for path in paths] == ["3", "3", "4", "4"]
+    (page,), (grid,) = tmp_path.glob("*.html"), tmp_path.glob("grid_seed_guidance_*.png")
+    assert page.stem == grid.stem and set(tmp_path.glob("*.png")) == {grid, *paths}
+
+
 def test_one_object_draws_again_and_alike(cat: Pipeline) -> None:
     first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
     assert first[1].tobytes() == second[0].tobytes()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from test_photos import picture
+from test_photo_folder import picture
 
 from personalar.core.console import Reporter
 from personalar.core.errors import printable, sentence, user_errors

@@ -225,7 +225,7 @@ def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: 
     Args:
         prompts: one per line.
         seeds: whole numbers, separated by spaces or commas.
-        guidance: a number; empty for the default of the base.
+        guidance: a number; several draw a grid of guidance and seeds; empty for the default of the base.
 
     Raises:
         ValueError: invalid prompts or seeds, or more than `MOST_PICTURES` pictures.
@@ -234,13 +234,20 @@ def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: 
     numbers = seeds.replace(",", " ").split()
     if not asked or not numbers or not all(number.isdecimal() for number in numbers):
         raise ValueError("write at least one prompt, and seeds as whole numbers: 0 1 2")
-    if len(asked) * len(numbers) > MOST_PICTURES:
-        raise ValueError(f"{len(asked) * len(numbers)} pictures; allowed: {MOST_PICTURES} at a time")
+    scales = guidance.replace(",", " ").split()
+    if len(scales) > 1 and len(asked) > 1:
+        raise ValueError("several values of guidance are drawn as a grid: write a single prompt")
+    count = len(asked) * len(numbers) * max(1, len(scales))
+    if count > MOST_PICTURES:
+        raise ValueError(f"{count} pictures; allowed: {MOST_PICTURES} at a time")
     words = [f"concept={as_value(str(run))}", f"out={as_value(str(out))}"]
     words.append(f"prompts=[{','.join(map(quote, asked))}]")
-    words.append(f"seeds=[{','.join(str(int(number)) for number in numbers)}]")
-    if guidance.strip():
-        words.append(f"model.sampling.cfg_scale={as_value(guidance.strip())}")
+    seeds = f"[{','.join(str(int(number)) for number in numbers)}]"
+    if len(scales) > 1:
+        words += [f"grid.x.guidance=[{','.join(map(as_value, scales))}]", f"grid.y.seed={seeds}"]
+    else:
+        words.append(f"seeds={seeds}")
+        words += [f"model.sampling.cfg_scale={as_value(scale)}" for scale in scales]
     return ["python", "-m", "personalar.sample", *words]
 
 

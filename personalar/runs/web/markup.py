@@ -67,7 +67,8 @@ def verdict_table(photos: Sequence[Photo]) -> str:
     used = sum(photo.image is not None for photo in photos)
     note = count_note(used) if used else "no photo can be used: add 3 to 6 photos of one thing"
     lines = f"<p>{escape(note)}</p>" if note else ""
-    return f"<p><b>{used} of {len(photos)} can be used.</b></p>{lines}" + table(
+    files = sum(photo.kind is None for photo in photos)  # without masks and captions
+    return f"<p><b>{used} of {files} can be used.</b></p>{lines}" + table(
         ("photo", "pixels", "cut off", "verdict", ""), rows
     )
 

@@ -63,7 +63,9 @@ def draw_screen(screens: Screens) -> None:
                                  info=f"{SUBJECT_TOKEN} before the noun is the subject")  # fmt: skip
         with gr.Column(min_width=200):
             seeds = gr.Textbox("0 1", label="Seeds", info="every prompt is drawn with each")
-            guidance = gr.Textbox("", label="Guidance", placeholder="that of the base")
+            guidance = gr.Textbox(
+                "", label="Guidance", placeholder="that of the base", info="several values draw a grid"
+            )
     with gr.Row():
         draw, stop = gr.Button("Draw", variant="primary", min_width=90), gr.Button("Stop", min_width=90)
     status = gr.HTML(elem_id="draw-status")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_photos import distance, encoded, verdict
+from test_photo_folder import distance, encoded, verdict
 
 from personalar.data.photos import photo_folder
 from personalar.data.photos.photo_damage import jpeg_facts

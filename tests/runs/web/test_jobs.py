@@ -109,6 +109,11 @@ def test_the_commands_mean_what_was_asked_for(tmp_path: Path) -> None:
     )
     config = read_config(composed("sample", words[3:]))
     assert (config.prompts, config.seeds, config.model.sampling.cfg_scale) == (prompts, [0, 7], 2.5)
+    words = sample_command(tmp_path, tmp_path / "out", prompts="a cat", seeds="0 7", guidance="1, 2.5")
+    config = read_config(composed("sample", words[3:]))
+    assert (config.grid.x.guidance, config.grid.y.seed, config.prompts) == ([1.0, 2.5], [0, 7], ["a cat"])
+    with pytest.raises(ValueError, match="drawn as a grid: write a single prompt"):
+        sample_command(tmp_path, tmp_path / "out", prompts="a cat\na dog", seeds="0", guidance="1 2")
     for asked in (("", "0", ""), ("a cat", "", ""), ("a cat", "one", ""), ("a cat\n" * 21, "0 " * 20, "")):
         values = dict(zip(("prompts", "seeds", "guidance"), asked, strict=True))
         with pytest.raises(ValueError, match=r"at least one prompt, and seeds as|pictures; allowed: 400"):
