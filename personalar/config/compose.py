@@ -161,9 +161,11 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
 
 
 def signed(words: Iterable[str]) -> list[str]:
-    """Add or remove "+", which Hydra requires for subject= and forbids for experiment=."""
+    """Write subject=, selection.scorer= and +experiment= as Hydra requires."""
     added = [f"+{word}" if word.startswith("subject=") else word for word in words]
-    return [word.lstrip("+") if word.startswith("+experiment=") else word for word in added]
+    # An option of the group `scorer` in another place of the configuration.
+    placed = [f"scorer@{word}" if word.startswith("selection.scorer=") else word for word in added]
+    return [word.lstrip("+") if word.startswith("+experiment=") else word for word in placed]
 
 
 def composed(

@@ -196,6 +196,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
             "class_drift": class_drift,
             **_side_effects(lines, stage, bounds, measures),
             **{name: (ran or {}).get(name) for name in OWN_FACTS},
+            "selected_step": ((ran or {}).get("selected") or {}).get("step"),
             "intervals": _intervals(subject_lines, bounds, measures),
             "categories": _categories(subject_lines, measures),
         }
