@@ -188,12 +188,8 @@ class EvaluateConfig:
         default_factory=lambda: ["subject", "class", "description", "prior", "unrelated"]
     )
     """Kinds of samples; see samples.kinds."""
-    jobs: int = field(default=1, metadata=limits(1))
-    """Subjects trained at the same time; with several GPUs, one process per GPU."""
     ratings: str | None = None
     """Folder of human ratings in the format of DreamBench++; task=agreement only."""
-    launcher: str | None = None
-    """Hydra launcher that runs each subject as a separate job: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
     """Folder for the runs and the tables."""
 

@@ -60,7 +60,7 @@ def judges_of(scorer: ScorerConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
     judges = asdict(scorer)
     judges.pop("photo_warning")  # it changes messages only
-    for name in ("extra", "url", "subject_crop"):  # records of older runs do not have these keys
+    for name in ("extra", "url", "subject_crop", "outside"):  # records of older runs do not have these keys
         if not judges[name]:
             judges.pop(name)
     return judges

@@ -31,6 +31,8 @@ class ScorerConfig:
     decide nothing. null: the scorers suit photographs."""
     subject_crop: bool = False
     """Measure DINO and CLIP-I on the subject's box too: columns "DINO crop" and "CLIP-I crop"."""
+    outside: bool = False
+    """Measure what a concept leaves unchanged outside of the subject: column "unchanged outside"."""
     url: str | None = None
     """Address of a server that scores pictures over the network, including /v1 (scorer=vlm)."""
     extra: dict[str, Any] = field(default_factory=dict)
