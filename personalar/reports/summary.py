@@ -218,6 +218,27 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     }
 
 
+def scores_of_concept(folder: Path, stage: str) -> dict[str, float]:
+    """Return the scores of a concept in its run folder, by title; empty if it is not in one.
+
+    Args:
+        folder: the concept, RUN/concept or RUN/stages/STAGE/concept.
+        stage: the stage that learned it.
+
+    Raises:
+        ValueError: the run's files are damaged.
+    """
+    found = folder.resolve().parents
+    runs = [path for path in found[:3] if (path / "run.json").is_file()]
+    if not runs:
+        return {}
+    run = read_run(runs[0])
+    values = summarise(run, read_scores(runs[0] / "scores.jsonl"))["stages"].get(stage, {})
+    shown = {name: measure.title for name, measure in measures_of(run).items() if measure.title}
+    shown.pop("seconds")
+    return {title: values[name] for name, title in shown.items() if values.get(name) is not None}
+
+
 def write_summary(run_dir: Path) -> dict[str, Any]:
     """Write `run_dir`/summary.json and return its content."""
     run_dir = Path(run_dir)
