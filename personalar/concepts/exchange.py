@@ -8,9 +8,9 @@ README.md                       the model card
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
