@@ -23,6 +23,9 @@ FORMAT_VERSION = 1
 OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
 """Keys of a stage in run.json that are copied to its summary."""
 
+DESCRIPTION = "Best text description"
+"""Title of the row of the base's pictures for the subject's description."""
+
 Lines = list[dict[str, Any]]
 Measures = Mapping[str, Measure]
 
@@ -237,6 +240,18 @@ def scores_of_concept(folder: Path, stage: str) -> dict[str, float]:
     shown = {name: measure.title for name, measure in measures_of(run).items() if measure.title}
     shown.pop("seconds")
     return {title: values[name] for name, title in shown.items() if values.get(name) is not None}
+
+
+def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return for each stage a title and a short description of what it trained."""
+    stages = (run.get("settings") or {}).get("method", {}).get("stages", {})
+    titles = {"base": ("Base model", "before")}
+    for number, name in enumerate(stage_names(run)[1:], 1):
+        trains = stages.get(name, {})
+        # Anything but embeddings counts as trained weights.
+        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
+        titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
+    return titles
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import SHARED
 from personalar.data import dreambench_plus
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
-from personalar.data.dreambench_plus import find_plus_subjects, plus_overrides
+from personalar.data.dreambench_plus import fetch_plus, find_plus_subjects, plus_overrides
 from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
 from personalar.reports.comparison_table import markdown, verdicts
@@ -100,8 +100,8 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
             for subject in found
         }
     if benchmark.kind == "dreambench_plus":
-        assert benchmark.path is not None
-        chosen = find_plus_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
+        folder = Path(benchmark.path).expanduser() if benchmark.path else fetch_plus(benchmark.revision)
+        chosen = find_plus_subjects(folder, benchmark.subjects)
         return {subject.name: plus_overrides(subject) for subject in chosen}
     allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
     names = benchmark.subjects or allowed

@@ -178,7 +178,6 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, agreement, table"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
-        (["benchmark=dreambench_plus"], r"needs benchmark\.path=DIR.*unpack the data of https"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
             r"would be decided by scorers that were not trained on photographs \(scorer=nano\): "
