@@ -342,7 +342,8 @@ def test_a_launcher_does_the_subjects_at_the_same_time(
     judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
     words = ["-m", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage]", f"out={tmp_path}"]
     words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"model.path={tiny_model_dir}"]
-    command = [sys.executable, "-m", "personalar.evaluate", *words, *judges, *TINY]
+    tiny = [word for word in TINY if "joint" not in word]  # a setting that two_stage does not read is refused
+    command = [sys.executable, "-m", "personalar.evaluate", *words, *judges, *tiny]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {path.parent.name for path in tmp_path.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
