@@ -1,12 +1,14 @@
 """Evaluate methods on a benchmark: `python -m personalar.evaluate benchmark=nanobench`.
 
     python -m personalar.evaluate benchmark=nanobench         all methods on all subjects, one table
+    python -m personalar.evaluate -m benchmark=nanobench hydra/launcher=joblib hydra.launcher.n_jobs=2
     python -m personalar.evaluate table benchmark=nanobench   only the table, from finished runs
     python -m personalar.evaluate calibrate benchmark=dreambench benchmark.path=DIR scorer=dreambench
     python -m personalar.evaluate agreement benchmark=nanobench scorer.subject_crop=true
     python -m personalar.evaluate agreement ratings=DIR scorer=dreambench
 
-Settings of personalar.run (model=..., trainer=...) are passed to every run.
+Settings of personalar.run (model=..., trainer=...) are passed to every run. With -m every subject is a job of
+Hydra's launcher.
 """
 
 from __future__ import annotations
@@ -14,12 +16,24 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from personalar.config.command_line import start
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from personalar.config.command_line import launch, quote, read_flags
 from personalar.config.commands import TASKS, EvaluateConfig
-from personalar.config.compose import composed
+from personalar.config.compose import composed, read_config, register
 from personalar.config.fields import key_of, one_of
 from personalar.core.errors import user_errors
+from personalar.core.process import take_gpu
+
+REPLACED = {
+    "jobs": "-m hydra/launcher=joblib hydra.launcher.n_jobs=N",
+    "launcher": "-m hydra/launcher=NAME (joblib, submitit_local, submitit_slurm)",
+}
+"""Settings of earlier versions, and what replaces them."""
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,7 +46,8 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (arguments of this command, overrides for every run). `scorer` is in both.
 
     Raises:
-        ValueError: an unknown task or setting; the message has the allowed ones.
+        ValueError: an unknown task or setting, or one of an earlier version; the message has the allowed
+            ones.
     """
     own_keys = {field.name for field in dataclasses.fields(EvaluateConfig)}
     own: list[str] = []
@@ -44,6 +59,8 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             one_of("task", word, TASKS)
             own.append(f"task={word}")
             continue
+        if key in REPLACED:
+            raise ValueError(f"{word}: subjects are trained in parallel as jobs of a sweep: {REPLACED[key]}")
         # The benchmark adds subject= to every run, and this one would replace it.
         if key == "subject":
             raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")
@@ -54,6 +71,18 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             for_runs.append(word)
     composed("run", for_runs)  # raises an error for a wrong setting now, not in the first run
     return own, for_runs
+
+
+def parallel(own: Sequence[str], config: EvaluateConfig, subjects: Sequence[str]) -> list[str]:
+    """Return the arguments `own` with one job for each subject.
+
+    Raises:
+        ValueError: the task is not a benchmark.
+    """
+    if config.task != "benchmark":
+        raise ValueError(f"-m is for a benchmark, each subject of which is a job; got the task {config.task}")
+    words = [word for word in own if key_of(word) != "benchmark.subjects"]
+    return [*words, "benchmark.subjects=" + ",".join(f"[{quote(name)}]" for name in subjects)]
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -76,17 +105,68 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
             agreement(config)
         else:
-            from personalar.runs.benchmark import run_benchmark
+            from personalar.runs.benchmark import plan, run_all, show_results
 
-            run_benchmark(config, overrides)
+            runs = plan(config, overrides)
+            if config.task == "benchmark":
+                run_all(runs)
+            show_results(runs, config)
+
+
+class Task:
+    """The task function of Hydra: the whole command, or with -m the runs of one subject.
+
+    It is a class because launchers pickle it, see `__reduce__`.
+    """
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        """Pass `overrides` to every run."""
+        self.overrides = list(overrides)
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Do the task of one composed configuration."""
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            with user_errors("personalar.evaluate"):
+                config = read_config(cfg, EvaluateConfig)
+            evaluate(config, self.overrides)
+            return
+        from personalar.runs.benchmark import plan, run_all
+
+        take_gpu()
+        run_all(plan(read_config(cfg, EvaluateConfig), self.overrides))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Register our OmegaConf resolvers when the task is unpickled, see `personalar.run.Job`."""
+        return restore_task, (self.overrides,)
+
+
+def restore_task(overrides: Sequence[str]) -> Task:
+    """Return a task, in a process that has not called `main`."""
+    register()
+    return Task(overrides)
 
 
 def main() -> None:
     """Entry point."""
-    # Hydra would reject settings of personalar.run, so they are removed from sys.argv first.
+    # Not __main__.Task: a launcher's process must be able to import the class by its name.
+    from personalar.evaluate import Task
+
     with user_errors("personalar.evaluate"):
+        # Hydra would reject settings of personalar.run, so they are removed from sys.argv first.
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
-    start("evaluate", lambda config: evaluate(config, overrides))
+        flags, _ = read_flags(sys.argv[1:])
+    if not flags.multirun:
+        launch("evaluate", Task(overrides))
+        return
+    from personalar.runs.benchmark import plan, show_results
+
+    with user_errors("personalar.evaluate"):
+        config = read_config(composed("evaluate", flags.overrides))
+        runs = plan(config, overrides)
+        sys.argv[1:] = parallel(sys.argv[1:], config, list(dict.fromkeys(run.subject for run in runs)))
+    launch("evaluate", Task(overrides))
+    with user_errors("personalar.evaluate"):
+        show_results(runs, config)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ def export(config: ExportConfig) -> None:
     # These load torch: a wrong folder is reported before.
     from personalar.concepts.concept import Concept
     from personalar.concepts.exchange import write_export
+    from personalar.reports.summary import scores_of_concept
 
-    for path in write_export(Concept.load(folder), out, config.model, checkpoint=config.checkpoint):
+    concept = Concept.load(folder)
+    scores = scores_of_concept(folder, concept.stage)
+    for path in write_export(concept, out, config.model, checkpoint=config.checkpoint, scores=scores):
         print(path)
 
 

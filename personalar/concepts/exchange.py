@@ -8,6 +8,7 @@ README.md                       the model card
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,14 @@ CHECKPOINT = "checkpoint"
 LORA_CONFIG = "lora/adapter_config.json"
 
 
-def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint: bool) -> list[Path]:
+def write_export(
+    concept: Concept,
+    out: Path,
+    model: ModelConfig,
+    *,
+    checkpoint: bool,
+    scores: Mapping[str, float] | None = None,
+) -> list[Path]:
     """Export a concept and return the paths of the files.
 
     Args:
@@ -44,6 +52,7 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
         out: target folder, created if missing.
         model: the base; it is loaded for the checkpoint only.
         checkpoint: also write the whole model with the learned weights merged.
+        scores: see `model_card`.
 
     Raises:
         FileNotFoundError: the base is missing.
@@ -72,7 +81,7 @@ def write_export(concept: Concept, out: Path, model: ModelConfig, *, checkpoint:
     elif concept.weights:
         print(missing_weights_note(concept, model))
     # The card lists the hashes of all files in `out`, so it is written last.
-    return [*paths, write_card(concept, out, exported=True, checkpoint=form)]
+    return [*paths, write_card(concept, out, exported=True, checkpoint=form, scores=scores)]
 
 
 def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def model_card(
     *,
     exported: bool = False,
     checkpoint: str | None = None,
-    memorised: float | None = None,
+    scores: Mapping[str, float] | None = None,
 ) -> str:
     """Return the text of the model card, with the hash of every file in `folder`.
 
@@ -124,8 +125,8 @@ def model_card(
         folder: the files that the card lists.
         exported: `folder` is an export for other programs, not the concept itself.
         checkpoint: description of the exported checkpoint's format; None without a checkpoint.
-        memorised: share of the run's pictures, 0 to 1, that are more similar to a training photo than the two
-            most similar photos to each other; None if it was not measured.
+        scores: means over the run's pictures by title of the measure, such as "CLIP-T" and "memorised"; None
+            or empty if nothing was measured.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -151,7 +152,7 @@ def model_card(
         method=method.get("name") if isinstance(method, dict) else None,
         exported=exported,
         checkpoint=checkpoint,
-        memorised=memorised,
+        scores=scores or {},
         names=list(concept.tokens) if whole or not exported else [SUBJECT_TOKEN],
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],

@@ -27,9 +27,8 @@ from personalar.config.compose import (
     group_options,
     read_config,
     register,
-    signed,
 )
-from personalar.config.fields import key_of, parse, suggest
+from personalar.config.fields import key_of, parse, signed, suggest
 from personalar.config.model_config import PARTS, is_commit
 from personalar.core.errors import user_errors
 from personalar.core.files import read_json

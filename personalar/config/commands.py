@@ -15,11 +15,8 @@ PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
 
 
-WHENCE = {
-    "dreambench": "git clone https://github.com/google/dreambooth DIR",
-    "dreambench_plus": "unpack the data of https://github.com/yuangpeng/dreambench_plus there",
-}
-"""Kinds of benchmarks whose photographs are not shipped, and how to get them."""
+BENCHMARKS = ("rendered", "dreambench", "dreambench_plus")
+"""Kinds of benchmarks; all but the first have photographs, which are not part of this package."""
 
 
 MOST_IMAGES = 10_000
@@ -140,7 +137,10 @@ class BenchmarkConfig:
     kind: str = "rendered"
     """"rendered" (subjects of the nano world), "dreambench", "dreambench_plus" (both: photographs)."""
     path: str | None = None
-    """Folder in DreamBench's or DreamBench++'s layout; photographs only."""
+    """Folder in DreamBench's or DreamBench++'s layout; photographs only. null: DreamBench++ is downloaded
+    from the Hugging Face hub."""
+    revision: str = "main"
+    """Branch or commit of DreamBench++ on the hub, without `path`."""
     subjects: list[str] | None = None
     """Names of subjects; null: all that are found in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
@@ -152,14 +152,14 @@ class BenchmarkConfig:
     """`calibrate` passes if both scores differ from the published ones by at most this."""
 
     def __post_init__(self) -> None:
-        one_of("benchmark.kind", self.kind, ("rendered", *WHENCE))
+        one_of("benchmark.kind", self.kind, BENCHMARKS)
         # The first method is the reference of the table.
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
-        if self.photographs and self.path is None:
+        if self.kind == "dreambench" and self.path is None:
             raise ValueError(
-                f"benchmark={self.kind} needs benchmark.path=DIR, a folder of its photographs in the "
-                f"original layout: {WHENCE[self.kind]}"
+                "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "
+                "layout: git clone https://github.com/google/dreambooth DIR"
             )
 
     @property
@@ -183,12 +183,8 @@ class EvaluateConfig:
         default_factory=lambda: ["subject", "class", "description", "prior", "unrelated"]
     )
     """Kinds of samples; see samples.kinds."""
-    jobs: int = field(default=1, metadata=limits(1))
-    """Subjects trained at the same time; with several GPUs, one process per GPU."""
     ratings: str | None = None
     """Folder of human ratings in the format of DreamBench++; task=agreement only."""
-    launcher: str | None = None
-    """Hydra launcher that runs each subject as a separate job: joblib, submitit_local, submitit_slurm."""
     out: str = "outputs/${benchmark.name}"
     """Folder for the runs and the tables."""
 

@@ -40,6 +40,7 @@ from personalar.config.fields import (
     inside,
     job_folder,
     read_word,
+    signed,
     suggest,
     unknown_setting,
 )
@@ -158,12 +159,6 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
     check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
     check_names(values)
     return OmegaConf.to_object(cfg)
-
-
-def signed(words: Iterable[str]) -> list[str]:
-    """Add or remove "+", which Hydra requires for subject= and forbids for experiment=."""
-    added = [f"+{word}" if word.startswith("subject=") else word for word in words]
-    return [word.lstrip("+") if word.startswith("+experiment=") else word for word in added]
 
 
 def composed(

@@ -225,6 +225,23 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
+WRITTEN = {
+    "subject=": "+subject=",
+    "+experiment=": "experiment=",
+    "selection.scorer=": "scorer@selection.scorer=",
+}
+"""Beginning of a setting -> the same as Hydra requires it."""
+
+
+def signed(words: Iterable[str]) -> list[str]:
+    """Return settings as Hydra requires them, see `WRITTEN`."""
+    found = []
+    for word in words:
+        typed = next((beginning for beginning in WRITTEN if word.startswith(beginning)), "")
+        found.append(WRITTEN.get(typed, "") + word.removeprefix(typed))
+    return found
+
+
 def read_word(words: Sequence[str], place: int) -> Override:
     """Parse argument number `place` of `words`.
 

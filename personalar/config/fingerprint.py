@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from personalar.config.run_config import RunConfig
+from personalar.config.scorer_config import ScorerConfig
 
 
 def learning_settings(config: RunConfig) -> dict[str, Any]:
@@ -34,7 +35,19 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "optimizer": config.optimizer,
         "scheduler": config.scheduler,
         "seed": config.seed,
+        **_selection(config),
     }
+
+
+def _selection(config: RunConfig) -> dict[str, Any]:
+    """Return what the selection of a step depends on; empty without it, as in records of older runs."""
+    if not config.selection.scorer.scores:
+        return {}
+    samples = asdict(config.samples)
+    names = ("grid_every_steps", "num_grid_prompts", "prompts", "prompt_set")
+    grid = {name: samples[name] for name in names} | {"seed": config.samples.seeds[0]}
+    rule = {"measures": config.selection.measures, "likeness_weight": config.selection.likeness_weight}
+    return {"selection": {"scorer": judges_of(config.selection.scorer), **rule, "grid": grid}}
 
 
 def concept_settings(config: RunConfig) -> dict[str, Any]:
@@ -43,12 +56,11 @@ def concept_settings(config: RunConfig) -> dict[str, Any]:
     return {**settings, "model": {**settings["model"], "path": model.path, "vq_path": model.vq_path}}
 
 
-def judges_of(config: RunConfig) -> dict[str, Any]:
+def judges_of(scorer: ScorerConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
-    judges = asdict(config.scorer)
-    for name in ("photo_warning", "likeness_weight"):  # these change messages and training curves only
-        judges.pop(name)
-    for name in ("extra", "url", "subject_crop"):  # records of older runs do not have these keys
+    judges = asdict(scorer)
+    judges.pop("photo_warning")  # it changes messages only
+    for name in ("extra", "url", "subject_crop", "outside"):  # records of older runs do not have these keys
         if not judges[name]:
             judges.pop(name)
     return judges
@@ -82,7 +94,7 @@ def request_of(config: RunConfig) -> dict[str, Any]:
     return {
         "stages": config.selected,
         "samples": asdict(config.samples),
-        "scorer": judges_of(config),
+        "scorer": judges_of(config.scorer),
     }
 
 

@@ -15,7 +15,7 @@ from omegaconf import II, MISSING
 from personalar.config.fields import SEED, key_of, limits, one_of
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import StageNumbers
-from personalar.config.scorer_config import ScorerConfig
+from personalar.config.scorer_config import ScorerConfig, SelectionConfig
 from personalar.config.subject_config import SamplesConfig, SubjectConfig
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
 
@@ -186,6 +186,7 @@ class RunConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     """Lightning loggers by any name; "{folder}", "{stage}" and "{part}" are replaced."""
     scorer: ScorerConfig = MISSING
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     seed: int = field(default=0, metadata=SEED)
     """Seed of the initial embeddings, the crops and the batches."""
@@ -226,6 +227,12 @@ class RunConfig:
             )
         for name in self.stage.run or ():
             one_of("stage.run", name, tuple(self.method.stages))
+        numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
+        self.selection.check(
+            every=self.samples.grid_every_steps,
+            fewest_steps=min(number.steps for number in numbers),
+            photographs=self.subject.photographs,
+        )
 
     @property
     def selected(self) -> list[str]:
@@ -243,10 +250,14 @@ class RunConfig:
 STAGES = "model.recipe.stages"
 READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
-    "samples.time_share": (lambda c: c.samples.grid_every_steps > 0, "samples.grid_every_steps above 0"),
+    "samples.time_share": (
+        lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
+        "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
+    ),
     "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
     "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
-    "scorer.likeness_weight": (lambda c: c.scorer.scores, "a scorer"),
+    "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
+    "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
     "model.recipe.identifier.words": (
         lambda c: c.model.recipe.identifier.init == "words",
         "model.recipe.identifier.init=words",

@@ -26,13 +26,13 @@ class ScorerConfig:
     transform of the DINO authors)."""
     clip_text: str = "class"
     """Text that CLIP-T compares with: "class" ("[V] cat" becomes "cat") or "prompt" (unchanged)."""
-    likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
-    """Weight of likeness in the curve `val/harmonic`: lambda in RPO (arXiv 2407.12164)."""
     photo_warning: str | None = None
     """Warning for subjects of real photographs, which these scorers were not trained on; scores then
     decide nothing. null: the scorers suit photographs."""
     subject_crop: bool = False
     """Measure DINO and CLIP-I on the subject's box too: columns "DINO crop" and "CLIP-I crop"."""
+    outside: bool = False
+    """Measure what a concept leaves unchanged outside of the subject: column "unchanged outside"."""
     url: str | None = None
     """Address of a server that scores pictures over the network, including /v1 (scorer=vlm)."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -56,25 +56,71 @@ class ScorerConfig:
         """Return `photo_warning` if the pictures are photographs and CLIP and DINO are used, else None."""
         return self.photo_warning if photographs and self.judges else None
 
-    def check_decides(self, what: str, *, photographs: bool, otherwise: str | None = None) -> None:
+    def check_decides(
+        self, what: str, *, photographs: bool, otherwise: str | None = None, choice: str = "scorer=dreambench"
+    ) -> None:
         """Check that scores may decide `what`, such as the best run of a sweep.
 
         Args:
             what: for the message.
             photographs: whether the pictures are real photographs.
             otherwise: another way to avoid the error, for the message.
+            choice: the setting that selects other scorers, for the message.
 
         Raises:
             ValueError: the scorers were not trained on photographs.
         """
         if self.warning(photographs=photographs) is None:
             return
-        ways = ["scorer=dreambench", *([otherwise] if otherwise else [])]
+        key = choice.partition("=")[0]
+        ways = [choice, *([otherwise] if otherwise else [])]
         raise ValueError(
-            f"{what} would be decided by scorers that were not trained on photographs (scorer={self.name}): "
-            f"choose {', '.join(ways)}, or your own scorers (scorer.clip=DIR scorer.dino=DIR "
-            "scorer.photo_warning=null)"
+            f"{what} would be decided by scorers that were not trained on photographs ({key}={self.name}): "
+            f"choose {', '.join(ways)}, or your own scorers ({key}.clip=DIR {key}.dino=DIR "
+            f"{key}.photo_warning=null)"
         )
+
+
+@dataclass(kw_only=True)
+class SelectionConfig:
+    """Which step of a stage is kept: the last one, or the best one of those with a sample grid."""
+
+    scorer: ScorerConfig = field(default_factory=lambda: ScorerConfig(name="none"))
+    """Scorers that select the step, an option of `scorer`; none: the last step is kept. The reported scores
+    favour the selected step if they come from the same scorers."""
+    measures: list[str] = field(default_factory=lambda: ["dino", "clip_t"])
+    """Two measures of `scorer`, likeness and prompt following; both are cosine similarities."""
+    likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
+    """Weight of likeness in the harmonic mean with prompt following (lambda in RPO, arXiv 2407.12164), for
+    the selection of a step and for the curve `val/harmonic`."""
+
+    def __post_init__(self) -> None:
+        if len(self.measures) != 2:
+            raise ValueError(
+                f"selection.measures={self.measures}: give two, one of likeness and one of prompt following, "
+                "such as [dino,clip_t]"
+            )
+
+    def check(self, *, every: int, fewest_steps: int, photographs: bool) -> None:
+        """Check that a step of every stage can be selected.
+
+        Args:
+            every: steps between sample grids; 0: none.
+            fewest_steps: steps of the shortest stage.
+            photographs: whether the pictures are real photographs.
+
+        Raises:
+            ValueError: a stage has no sample grid, or the scorers were not trained on photographs.
+        """
+        if not self.scorer.scores:
+            return
+        if not 0 < every <= fewest_steps:
+            raise ValueError(
+                f"selection.scorer={self.scorer.name} selects among the steps with a sample grid, but "
+                f"samples.grid_every_steps={every} gives none in a stage of {fewest_steps} steps; allowed: 1 "
+                f"to {fewest_steps}"
+            )
+        self.scorer.check_decides("the kept step", photographs=photographs, choice="selection.scorer=modern")
 
 
 def judged(objective: Iterable[str]) -> list[str]:

@@ -125,7 +125,7 @@ MEASURES = {
         _of_each("balance", "likeness × CLIP-T", (*_DINO, *_READING), **_JOINED),
         _of_stage("context_accuracy", "places", _READING, field="context_top1", range=(0, 1)),
         _of_stage("accessory_accuracy", "accessories", _READING, field="accessory_top1", range=(0, 1)),
-        _of_stage("class_drift", "class drift", _DINO, better="lower"),
+        _of_stage("class_drift", "class drift", _DINO, better="same"),
         _of_stage("pres", "PRES", _DINO, better="same", range=(-1, 1)),
         _of_stage("diversity", "DIV", _DINO, better="same", range=(0, 2), field="value", kind="prior"),
         _of_stage("drift", "drift", _CLIP, better="lower", range=(0, 2), field="value", kind="unrelated"),
@@ -141,7 +141,8 @@ MEASURES = {
 TAKEN = (
     "row", "subjects", "against", "other_judges", "versus", "titles", "stage", "kind", "prompt", "template",
     "seed", "category", "image", "step", "uri", "right", "scorer", "value", "intervals", "categories",
-    "v_moved", "pictures_changed", "harmonic", "product", "loss", "protocol",
+    "v_moved", "pictures_changed", "harmonic", "product", "loss", "protocol", "selection",
+    "selected_step",
 )  # fmt: skip
 """Other names in lines of scores.jsonl, tables and curves, which a measure must not have."""
 IN_SUMMARY = tuple(name for name, measure in MEASURES.items() if measure.in_summary)

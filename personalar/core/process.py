@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
+
+from personalar.core.files import plain_name
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 ENDS_WITH_STDIN = "PERSONALAR_ENDS_WITH_STDIN"
 """Environment variable for a child process whose standard input is a pipe that its parent keeps open."""
 PROGRAM_BYTES = 400_000_000
 """Memory of Python with torch and Lightning, before any weight is loaded."""
+_TAKEN: list[FileLock] = []
+"""The lock of this process's GPU; it would be released if nothing referred to it."""
 GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
@@ -153,6 +159,28 @@ def visible_gpus() -> list[str]:
         return [name for name in given.split(",") if name not in ("", "-1")]
     # Device files of NVIDIA's driver; torch need not be loaded, and no context is created.
     return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def take_gpu() -> None:
+    """Restrict this process and its children to one GPU that no other job on this machine has taken.
+
+    The GPU is taken until this process ends. If all are taken, jobs share one. Call it before torch uses a
+    GPU; with a single visible GPU it does nothing.
+    """
+    names = visible_gpus()
+    if len(names) < 2:
+        return
+    chosen = names[os.getpid() % len(names)]
+    for name in names:
+        lock = FileLock(
+            Path(tempfile.gettempdir()) / f"personalar-gpu-{plain_name(name, longest=60)}.lock", mode=0o666
+        )
+        with suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            _TAKEN.append(lock)
+            chosen = name
+            break
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
 
 
 def busy_cores() -> float:

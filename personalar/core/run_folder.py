@@ -21,6 +21,7 @@ from personalar.core.own_files import (
     delete_own,
     delete_temporaries,
     own_files,
+    remove,
 )
 
 FORMAT_VERSION = 1
@@ -49,6 +50,7 @@ RECORD = {
     "warnings": [str],
     "versions": {"*": str},
     "scorers": ({"*": (str, None)}, None),
+    "selection": (str, None),
     "bounds": ({"*": ({"dino!": float, "clip_i!": float, "images!": int, "*": float}, None)}, None),
     "stages": {
         "*": {
@@ -57,6 +59,7 @@ RECORD = {
             "note": (str, None),
             "v_moved": (float, None),
             "pictures_changed": (float, None),
+            "selected": {"step!": int, "value!": float},
             "*": object,
         }
     },
@@ -176,6 +179,21 @@ class RunFolder:
         """Return the entry of run.json for the last checkpoint of `stage`; empty without one."""
         return self.record.get("stages", {}).get(stage, {}).get("checkpoint", {})
 
+    def selected(self, stage: str) -> dict[str, Any] | None:
+        """Return "step" and "value" of the best step of `stage` so far; None if no step was selected."""
+        return self.record.get("stages", {}).get(stage, {}).get("selected")
+
+    def best(self, stage: str, step: int) -> Path:
+        """Return the folder of the concept of `stage` at its best step."""
+        return self.path / "stages" / stage / "best" / f"step_{step:06d}"
+
+    def select(self, stage: str, *, step: int, value: float) -> None:
+        """Record the best step so far, whose concept is written, and delete that of the previous one."""
+        before = self.selected(stage)
+        self.update_stage(stage, selected={"step": step, "value": value})
+        if before and before["step"] != step:
+            remove(self.best(stage, before["step"]))
+
     def has_concept(self, stage: str) -> bool:
         """Return whether `stage` is finished."""
         # The record is the last file that `Concept.save` writes.
@@ -249,10 +267,10 @@ class RunFolder:
         self.update(stages={**stages, stage: {**stages.get(stage, {}), **facts}})
 
     def drop_checkpoints(self, stage: str) -> None:
-        """Delete the checkpoints of `stage`, which is finished."""
+        """Delete the checkpoints and the best step of `stage`, which is finished."""
         # The entry first: run.json must never name a checkpoint that is missing.
         stages = self.record.get("stages", {})
         if "checkpoint" in stages.get(stage, {}):
             facts = {name: fact for name, fact in stages[stage].items() if name != "checkpoint"}
             self.update(stages={**stages, stage: facts})
-        delete_own(self.path, f"stages/{stage}/checkpoints")
+        delete_own(self.path, f"stages/{stage}/checkpoints", f"stages/{stage}/best")

@@ -1,6 +1,6 @@
 """DreamBench++ (Peng et al., ICLR 2025): 150 pictures with nine prompts each, and human ratings.
 
-The data are not part of this package. Unpacked into one folder, they are:
+The data are not part of this package. Unpacked into one folder, or its subfolder data/, they are:
 
 images/live_subject/animal/00.jpg        one picture of each subject
 captions/live_subject/animal/00.txt      its class, then its prompts, one per line
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +34,10 @@ ATTRIBUTION = (
     "checked for academic use"
 )
 UNPACKED = f"unpack the data of {PAGE} there"
+REPOSITORY, ARCHIVE = "yuangpeng/dreambench_plus", "data.zip"
+"""Data set on the Hugging Face hub, and its file with pictures and captions."""
+MEMBER = re.compile(r"data/((?:images|captions)(?:/\w+)+\.(?:jpe?g|png|txt))", re.ASCII)
+"""Files of the archive that are unpacked; no other paths, such as those with ".."."""
 LIVE = ("animal", "human")
 SUBJECT = re.compile(r".+?_\d+_(?P<noun>.+)")
 
@@ -77,6 +83,51 @@ def template(caption: str, noun: str) -> str:
     return found if count else f"a {{}}: {caption}"
 
 
+def fetch_plus(revision: str) -> Path:
+    """Return the folder of the pictures and captions on the hub; download and unpack them if necessary.
+
+    Args:
+        revision: a branch or commit of `REPOSITORY`.
+
+    Raises:
+        FileNotFoundError: they are not in the local cache and cannot be downloaded.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = huggingface_hub.hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset", revision=revision)
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"benchmark=dreambench_plus: https://huggingface.co/datasets/{REPOSITORY} (revision {revision}) "
+            "could not be downloaded and is not in the local cache: check the network and "
+            f"benchmark.revision, or set benchmark.path=DIR and {UNPACKED}"
+        ) from error
+    commit = Path(found).parent.name
+    folder = Path("~/.cache/personalar").expanduser() / f"dreambench_plus-{commit}"
+    print(f"DreamBench++: {REPOSITORY} at commit {commit}, in {folder}")
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unpack(Path(found), folder)
+    return folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write pictures and captions of the zip file `archive` into the new folder `folder`."""
+    # Unpacked beside its place, so that the folder is complete whenever it exists.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside, zipfile.ZipFile(archive) as opened:
+        for name in opened.namelist():
+            if inside := MEMBER.fullmatch(name):
+                path = Path(beside) / "data" / inside[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(opened.read(name))
+        try:
+            (Path(beside) / "data").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have unpacked it in the meantime
+                raise
+
+
 def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[PlusSubject, ...]:
     """Return the subjects with these `names`; None: all in `path`.
 
@@ -84,6 +135,7 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
         FileNotFoundError: `path` contains no subject, a picture has no prompts, or one of `names` is missing.
     """
     found = {}
+    path = path / "data" if (path / "data" / "images").is_dir() else path
     images = path / "images"
     for image in sorted(images.rglob("*")):
         if image.suffix.lower() not in PICTURE_SUFFIXES:

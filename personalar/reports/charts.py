@@ -11,8 +11,8 @@ Point = tuple[float, float]
 Scale = Callable[[float], float]
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 42
-LETTER = (6.6, 12.5)
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 22, 42
+LETTER = (6.6, 15.0)
 """Approximate width and height of a letter in a label, in SVG units."""
 
 
@@ -169,6 +169,7 @@ def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
             f'<circle class="{"best" if mark.best else "other"}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
         ]
     points = [(x_of(mark.x), y_of(mark.y)) for mark in marks]
+    labels = []  # drawn last, so that no line crosses them; the page's CSS clears the space around letters
     for mark, (x, y), (left, base) in zip(
         marks, points, place_labels([mark.label for mark in marks], points), strict=True
     ):
@@ -177,8 +178,8 @@ def scatter_chart(marks: Sequence[Mark], *, x_title: str, y_title: str) -> str:
             end = left if left > x else left + LETTER[0] * len(mark.label)
             line = f'x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"'
             parts.append(f'<line class="whisker" {line}/>')
-        parts.append(f'<text x="{left:.1f}" y="{base:.1f}">{escape(mark.label)}</text>')
-    return _svg(parts, f"{y_title} against {x_title}", "chart scatter")
+        labels.append(f'<text class="label" x="{left:.1f}" y="{base:.1f}">{escape(mark.label)}</text>')
+    return _svg([*parts, *labels], f"{y_title} against {x_title}", "chart scatter")
 
 
 def place_labels(labels: Sequence[str], points: Sequence[Point]) -> list[Point]:

@@ -16,7 +16,7 @@ from typing import Any
 from personalar.core.measures import added, measures_of
 from personalar.reports.bootstrap import Difference, difference, group_mean, interval
 from personalar.reports.protocol import protocol
-from personalar.reports.summary import fidelity_of, read_run, summarise
+from personalar.reports.summary import DESCRIPTION, fidelity_of, read_run, stage_titles, summarise
 from personalar.scoring.score_file import read_scores
 
 WEIGHTS = re.compile(r".*#(?=[0-9a-f]{12}$)", re.DOTALL)
@@ -173,7 +173,7 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
     rows = []
     if len(run_dirs) == 1:
         for (stage, kind), state in read_states(run_dirs[0]).items():
-            title = stage if kind == "subject" else f"{stage} {kind}"
+            title = stage_titles(state.run)[stage][0] if kind == "subject" else DESCRIPTION
             rows.append(Row(title=title, states=(state,)))
         return rows
     for run_dir in run_dirs:

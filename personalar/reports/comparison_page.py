@@ -33,6 +33,7 @@ from personalar.reports.comparison_table import as_markdown, columns_of, markdow
 from personalar.reports.memorised import copied_photo
 from personalar.reports.picture_grid import draw_grid
 from personalar.reports.run_page import THUMBNAIL_PX, picture_uri, render
+from personalar.reports.score_table import stacked_below
 
 PER_SUBJECT = 6
 """Prompts per subject that the page shows; the table uses all of them."""
@@ -171,11 +172,13 @@ def write_comparison(
     delete_abandoned(out)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")
+    columns = columns_of(records)
     context = {
         "title": title,
         "notes": notes,
         "records": records,
-        "columns": columns_of(records),
+        "columns": columns,
+        "stacked_below": stacked_below(len(columns)),
         "measures": measures,
         "under": under,
         "verdicts": sentences,

@@ -33,6 +33,7 @@ def protocol(runs: Iterable[Mapping[str, Any]], lines: Iterable[Mapping[str, Any
     for key, title in JUDGES.items():
         if found := sorted({str(scorers[key]) for scorers in known if scorers.get(key)}):
             parts.append(f"{title} {' or '.join(TEXTS.get(value, value) for value in found)}")
+    parts += sorted({run["selection"] for run in runs if run.get("selection")})
     others = sorted({name for scorers in known for name in scorers if name not in JUDGES})
     if others:
         parts.append(f"other judges: {', '.join(others)}")

@@ -28,7 +28,18 @@ from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
 from personalar.reports.charts import line_chart
 from personalar.reports.memorised import MEANING, copied_photo
-from personalar.reports.summary import read_run, write_summary
+from personalar.reports.score_table import (
+    cell,
+    duration,
+    heading,
+    memory,
+    number,
+    percent,
+    score_columns,
+    score_rows,
+    stacked_below,
+)
+from personalar.reports.summary import read_run, stage_titles, write_summary
 from personalar.scoring.score_file import read_scores
 
 LARGEST_PX, THUMBNAIL_PX = 448, 96
@@ -175,18 +186,6 @@ def _text_of(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
-def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return for each stage a title and a short description of what it trained."""
-    stages = (run.get("settings") or {}).get("method", {}).get("stages", {})
-    titles = {"base": ("Base model", "before")}
-    for number, name in enumerate(stage_names(run)[1:], 1):
-        trains = stages.get(name, {})
-        # Anything but embeddings counts as trained weights.
-        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
-        titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
-    return titles
-
-
 def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
     """Return useful next commands, each with its purpose."""
     noun = run.get("noun") or "subject"
@@ -215,6 +214,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
     stages = [stage for stage in stage_names(run) if stage in summary["stages"]]
     last, own = stages[-1] if stages else None, added(measures_of(run))
     final, titles = summary["stages"].get(last, {}), stage_titles(run)
+    rows = score_rows(summary, titles)
+    columns = score_columns(measures_of(run), [row["values"] for row in rows])
     losses = {stage: read_losses(run_dir, stage) for stage in stages}
     by_kind: dict[str, list[dict[str, Any]]] = {"subject": [], "class": [], "description": []}
     for sample in samples:
@@ -233,6 +234,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "last": last,
         "added": own,
         "scored": any(final.get(name) is not None for name in ("dino", *own)),
+        "rows": rows,
+        "columns": columns,
+        "stacked_below": stacked_below(len(columns) + 2),
         "marks": ruler_marks(summary),
         "memorised": MEANING,
         "references": read_references(run_dir / "references"),
@@ -248,33 +252,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Format a number for a table; a dash for None."""
-    # "z" avoids "-0.000"; the hyphen is replaced by a minus sign.
-    return "–" if value is None else f"{value:{'+' if sign else ''}z.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    """Format a fraction as a percentage; a dash for None."""
-    return "–" if value is None else f"{value:z.0%}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """Format a wall time, such as "12 min 5 s"; a dash for None."""
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def memory(size_bytes: float | None) -> str:
-    """Format a number of bytes in GB (10^9); a dash for None."""
-    return "–" if size_bytes is None else f"{size_bytes / 1e9:.1f} GB"
-
-
 def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
     """Render a template of reports/templates to HTML; values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -287,7 +264,9 @@ def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, duration=duration, memory=memory)
+    environment.filters.update(
+        number=number, percent=percent, duration=duration, memory=memory, cell=cell, heading=heading
+    )
     return environment.get_template(template).render(context)
 
 

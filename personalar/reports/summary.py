@@ -23,6 +23,9 @@ FORMAT_VERSION = 1
 OWN_FACTS = ("steps", "seconds", "v_moved", "pictures_changed")
 """Keys of a stage in run.json that are copied to its summary."""
 
+DESCRIPTION = "Best text description"
+"""Title of the row of the base's pictures for the subject's description."""
+
 Lines = list[dict[str, Any]]
 Measures = Mapping[str, Measure]
 
@@ -196,6 +199,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
             "class_drift": class_drift,
             **_side_effects(lines, stage, bounds, measures),
             **{name: (ran or {}).get(name) for name in OWN_FACTS},
+            "selected_step": ((ran or {}).get("selected") or {}).get("step"),
             "intervals": _intervals(subject_lines, bounds, measures),
             "categories": _categories(subject_lines, measures),
         }
@@ -215,6 +219,39 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "total_seconds": run.get("total_seconds"),
         "peak_memory_bytes": run.get("peak_memory_bytes"),
     }
+
+
+def scores_of_concept(folder: Path, stage: str) -> dict[str, float]:
+    """Return the scores of a concept in its run folder, by title; empty if it is not in one.
+
+    Args:
+        folder: the concept, RUN/concept or RUN/stages/STAGE/concept.
+        stage: the stage that learned it.
+
+    Raises:
+        ValueError: the run's files are damaged.
+    """
+    found = folder.resolve().parents
+    runs = [path for path in found[:3] if (path / "run.json").is_file()]
+    if not runs:
+        return {}
+    run = read_run(runs[0])
+    values = summarise(run, read_scores(runs[0] / "scores.jsonl"))["stages"].get(stage, {})
+    shown = {name: measure.title for name, measure in measures_of(run).items() if measure.title}
+    shown.pop("seconds")
+    return {title: values[name] for name, title in shown.items() if values.get(name) is not None}
+
+
+def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return for each stage a title and a short description of what it trained."""
+    stages = (run.get("settings") or {}).get("method", {}).get("stages", {})
+    titles = {"base": ("Base model", "before")}
+    for number, name in enumerate(stage_names(run)[1:], 1):
+        trains = stages.get(name, {})
+        # Anything but embeddings counts as trained weights.
+        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
+        titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
+    return titles
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A benchmark: one run per method and subject, and a table of all results.
 
 OUT/{method}/{subject}/     run folders; finished runs are not repeated
-OUT/logs/{method}-{subject}.log     output of each run
+OUT/logs/{method}-{subject}.log     output of each run; with .unfinished added until it has succeeded
 OUT/results.jsonl           one line per method, stage and subject
 OUT/comparison.*            see `reports/comparison_page.py`
 """
@@ -14,22 +14,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from queue import SimpleQueue
 
 from personalar.config.command_line import quote
 from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.core.files import write_text
-from personalar.core.process import ENDS_WITH_STDIN, available_cores, visible_gpus
+from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import SHARED
 from personalar.data import dreambench_plus
 from personalar.data.dreambench import ATTRIBUTION, CREDITS_FILE, dataset_folder, find_subjects
-from personalar.data.dreambench_plus import find_plus_subjects, plus_overrides
+from personalar.data.dreambench_plus import fetch_plus, find_plus_subjects, plus_overrides
 from personalar.reports.comparison import Row, State, is_run, read_states
 from personalar.reports.comparison_page import write_comparison
 from personalar.reports.comparison_table import markdown, verdicts
@@ -57,10 +54,17 @@ class BenchRun:
     method: str
     subject: str
     folder: Path
+    log: Path
+    """File with the output of the run."""
     overrides: tuple[str, ...]
     """All arguments for personalar.run, except the run folder."""
     first_stage: str | None = None
     """The settings of its stage 1, as JSON; runs of a subject with equal settings train it once."""
+
+    @property
+    def unfinished(self) -> Path:
+        """A file that exists from the start of the run until it has succeeded."""
+        return self.log.with_name(f"{self.log.name}.unfinished")
 
 
 def method_overrides(method: str) -> tuple[str, ...]:
@@ -96,8 +100,8 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
             for subject in found
         }
     if benchmark.kind == "dreambench_plus":
-        assert benchmark.path is not None
-        chosen = find_plus_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
+        folder = Path(benchmark.path).expanduser() if benchmark.path else fetch_plus(benchmark.revision)
+        chosen = find_plus_subjects(folder, benchmark.subjects)
         return {subject.name: plus_overrides(subject) for subject in chosen}
     allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
     names = benchmark.subjects or allowed
@@ -110,7 +114,9 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
 def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
     """Return all runs, subject by subject with the methods in order; `extra` are overrides for all."""
     seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
-    common = (f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]")
+    common = [f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]"]
+    if config.scorer.judges:
+        common.append("scorer.outside=true")
     methods = {method: method_overrides(method) for method in config.benchmark.methods}
     subjects = subject_overrides(config.benchmark)
     # Composing takes half a second. The difference between methods is the same for every subject, so one
@@ -122,6 +128,7 @@ def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
             method=method,
             subject=subject,
             folder=Path(config.out) / method / subject,
+            log=Path(config.out) / "logs" / f"{method}-{subject}.log",
             overrides=(*who, *how, *common, *extra),
             first_stage=starts[method],
         )
@@ -149,41 +156,29 @@ def share(done: Sequence[BenchRun], run: BenchRun) -> tuple[str, ...]:
     return (f"reuse={quote(same[0].folder)}",) if same else ()
 
 
-def run_benchmark(config: EvaluateConfig, overrides: Sequence[str]) -> None:
-    """Do all unfinished runs (not with task=table), then write and print the results.
-
-    Raises:
-        SystemExit: some runs failed; the table of the others is written before.
-    """
-    runs = plan(config, overrides)
-    if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
-        print(attribution)
-    failed = [] if config.task == "table" else run_all(runs, config)
-    records = write_results(runs, config)
-    print(markdown(records), *verdicts(records), sep="\n")
-    print(f"page: {Path(config.out) / 'comparison.html'}")
-    if failed:
-        names = ", ".join(f"{run.method} {run.subject}" for run in failed)
-        raise SystemExit(
-            f"personalar.evaluate: {len(failed)} of {len(runs)} runs failed ({names}); "
-            f"see {config.out}/logs; the same command repeats them"
-        )
+def run_all(runs: Sequence[BenchRun]) -> None:
+    """Do all unfinished runs one after the other; a failed run does not stop the others."""
+    done: dict[str, list[BenchRun]] = {}
+    for run in runs:
+        earlier = done.setdefault(run.subject, [])
+        words = [*run.overrides, *share(earlier, run), f"hydra.run.dir={quote(run.folder)}"]
+        run.log.parent.mkdir(parents=True, exist_ok=True)
+        run.unfinished.touch()
+        succeeded = execute(["personalar.run", *words], run.log)
+        if succeeded:
+            run.unfinished.unlink()
+            earlier.append(run)
+        print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {run.log}'}", flush=True)
 
 
-def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int) -> bool:
+def execute(command: Sequence[str], log: Path) -> bool:
     """Run a Python module with its output in the file `log`; return whether it succeeded.
 
     Args:
         command: module and arguments.
-        gpu: the only GPU that it may use; None: no restriction.
-        threads: value of OMP_NUM_THREADS, unless the user has set it.
     """
     # If this process is killed, the child must end too; otherwise it keeps its run folder locked.
     environment = {**os.environ, ENDS_WITH_STDIN: "1"}
-    environment.setdefault("OMP_NUM_THREADS", str(threads))
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-    log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", *command]
     with (
         log.open("w", encoding="utf-8") as stream,
@@ -194,50 +189,25 @@ def execute(command: Sequence[str], log: Path, *, gpu: str | None, threads: int)
         return child.wait() == 0
 
 
-def place(run: BenchRun, launcher: str | None) -> tuple[str, ...]:
-    """Return the overrides that set the folder of a run; `launcher` is a Hydra launcher or None."""
-    if launcher is None:
-        return (f"hydra.run.dir={quote(run.folder)}",)
-    # Hydra uses launchers only in multirun mode, so the run becomes a sweep with a single job.
-    where = (f"hydra.sweep.dir={quote(run.folder)}", "hydra.sweep.subdir=.")
-    return ("hydra.mode=MULTIRUN", f"hydra/launcher={launcher}", *where)
+def show_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> None:
+    """Write and print the results of all finished runs.
 
-
-def run_subject(
-    runs: Sequence[BenchRun], config: EvaluateConfig, *, gpu: str | None, threads: int
-) -> list[BenchRun]:
-    """Do the runs of one subject one after the other, as later ones reuse results; return failed ones."""
-    failed: list[BenchRun] = []
-    done: list[BenchRun] = []
-    for run in runs:
-        shared = share(done, run)
-        log = Path(config.out) / "logs" / f"{run.method}-{run.subject}.log"
-        words = ["personalar.run", *run.overrides, *shared, *place(run, config.launcher)]
-        succeeded = execute(words, log, gpu=gpu, threads=threads)
-        (done if succeeded else failed).append(run)
-        print(f"{run.method} {run.subject}: {'done' if succeeded else f'FAILED, see {log}'}", flush=True)
-    return failed
-
-
-def run_all(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[BenchRun]:
-    """Do all runs, `config.jobs` subjects in parallel; return failed runs, which do not stop the others."""
-    # Each worker takes a GPU from the queue for one subject and puts it back.
-    gpus: SimpleQueue[str | None] = SimpleQueue()
-    for slot in range(config.jobs):
-        found = visible_gpus()
-        gpus.put(found[slot % len(found)] if found else None)
-    threads = max(1, available_cores() // config.jobs)
-
-    def subject(name: str) -> list[BenchRun]:
-        gpu = gpus.get()
-        try:
-            return run_subject([run for run in runs if run.subject == name], config, gpu=gpu, threads=threads)
-        finally:
-            gpus.put(gpu)
-
-    names = list(dict.fromkeys(run.subject for run in runs))
-    with ThreadPoolExecutor(config.jobs) as pool:
-        return list(chain.from_iterable(pool.map(subject, names)))
+    Raises:
+        SystemExit: some runs failed.
+        FileNotFoundError: no run is finished.
+    """
+    if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
+        print(attribution)
+    records = write_results(runs, config)
+    print(markdown(records), *verdicts(records), sep="\n")
+    print(f"page: {Path(config.out) / 'comparison.html'}")
+    failed = [run for run in runs if run.unfinished.exists()]
+    if failed and config.task == "benchmark":
+        names = ", ".join(f"{run.method} {run.subject}" for run in failed)
+        raise SystemExit(
+            f"personalar.evaluate: {len(failed)} of {len(runs)} runs failed ({names}); "
+            f"see {config.out}/logs; the same command repeats them"
+        )
 
 
 def collect(runs: Iterable[BenchRun]) -> list[Row]:

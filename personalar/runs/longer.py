@@ -190,7 +190,10 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
     scores = folder.path / "scores.jsonl"
     if scores.is_file():
         write_scores(scores, [line for line in read_scores(scores) if line["stage"] != stage])
-    stages = {**folder.record["stages"], stage: {"checkpoint": entry}}
+    kept_entries = {"checkpoint": entry}
+    if best := folder.selected(stage):  # the later steps compete with it
+        kept_entries["selected"] = best
+    stages = {**folder.record["stages"], stage: kept_entries}
     folder.update(settings=learning_settings(config), stages=stages)
     folder.longer = None
     result = f"; the result of {steps} steps is kept in {kept}" if kept.is_dir() else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
-from personalar.config.fields import check_measures
+from personalar.config.fields import check_measures, one_of
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig, check_read
 from personalar.core.files import base_fingerprint
@@ -183,6 +183,7 @@ def open_session(
         reporter=Reporter(enabled=global_rank() == 0, file=folder.path / PROGRESS_FILE),
         decoder=build("decoder", config.decoder.settings),
         scorer=load_judges(config, subject, specs, device),
+        selector=load_selector(config, subject, specs, device),
         base={"name": config.model.name, "fingerprint": base},
         model_files=files,
         device=device,
@@ -204,6 +205,23 @@ def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) 
         return None
     found = judges.load_judges(config.scorer, subject, prompts=specs, device=device)
     check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in found.measures)])
+    return found
+
+
+def load_selector(config: RunConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
+    """Return the scorers that select a step; None if the last one is kept, or above rank zero.
+
+    Raises:
+        ValueError: `selection.measures` contains something that is not a cosine similarity of theirs.
+    """
+    from personalar.scoring import judges
+
+    if global_rank() > 0 or not config.selection.scorer.scores:
+        return None
+    found = judges.load_judges(config.selection.scorer, subject, prompts=specs, device=device)
+    cosines = [m.name for m in found.measures if m.better == "higher" and m.is_scored and m.range == (-1, 1)]
+    for name in config.selection.measures:
+        one_of("selection.measures", name, tuple(cosines))
     return found
 
 

@@ -11,8 +11,7 @@ from personalar.core.files import write_atomic
 from personalar.core.own_files import PICTURES, delete_own
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import Sample
-from personalar.reports.memorised import memorised_share
-from personalar.scoring.score_file import read_scores
+from personalar.reports.summary import scores_of_concept
 
 SHOWN = 3
 """Number of pictures in the model card."""
@@ -34,7 +33,5 @@ def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
     # Copied and not linked, because the folder is uploaded to the hub.
     for path in paths[:SHOWN]:
         write_atomic(folder / PICTURES / path.name, path.read_bytes(), sync=False)
-    lines = [line for line in read_scores(run.path / "scores.jsonl") if line["stage"] == run.last_stage]
-    pictures = [line for line in lines if line["kind"] == "subject"]
-    memorised = memorised_share(pictures, run.record.get("bounds") or {})
-    write_card(Concept.load(folder), folder, memorised=memorised)
+    concept = Concept.load(folder)
+    write_card(concept, folder, scores=scores_of_concept(folder, concept.stage))

@@ -37,6 +37,7 @@ def record_start(session: RunContext, *, command: str) -> None:
     from personalar.generation.requests import words_note
     from personalar.runs.pictures import all_requests
     from personalar.training.callbacks.learning_check import notes
+    from personalar.training.callbacks.step_selection import describe_selection, reported_note
     from personalar.training.memory_fit import describe_sampling
 
     config, subject = session.config, session.subject
@@ -46,7 +47,8 @@ def record_start(session: RunContext, *, command: str) -> None:
         prompts.update(request.prompt for request in all_requests(session, stage))
     unread = session.scorer.note(sorted(prompts)) if session.scorer else None
     noted = [note for note in (strange, unread) if note]
-    warnings = [*config.photo_warnings, *noted, *notes(session.folder.record)]
+    selected = [note] if (note := reported_note(session)) else []
+    warnings = [*config.photo_warnings, *noted, *selected, *notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     session.folder.update(
@@ -68,6 +70,7 @@ def record_start(session: RunContext, *, command: str) -> None:
         warnings=warnings,
         scorers=session.scorer.names if session.scorer else {},
         measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
+        selection=describe_selection(session),
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
     )
     session.reporter.say(describe_sampling(session.sampling))

@@ -26,7 +26,7 @@ from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.core.errors import raised_by, user_errors
-from personalar.core.process import global_rank
+from personalar.core.process import global_rank, take_gpu
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...] | None
@@ -68,8 +68,13 @@ def check_devices(devices: Any) -> None:
 
 
 def join_sweep(hydra_config: Any, devices: Any) -> None:
-    """Make the sweep's folder name the W&B group. Raises ValueError if a job uses more than one device."""
+    """Take a GPU, and make the sweep's folder name the W&B group.
+
+    Raises:
+        ValueError: a job uses more than one device.
+    """
     check_devices(devices)
+    take_gpu()
     os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # read by wandb.init
 
 

@@ -25,7 +25,7 @@ from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.scoring.base import ImageScorer, ImageTextScorer, Scorer
 from personalar.scoring.metrics import MeanScores
-from personalar.scoring.subject_crop import SubjectCrop
+from personalar.scoring.subject_crop import Outside, SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
@@ -195,6 +195,8 @@ def load_judges(
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
     if main and config.subject_crop:
         extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
+    if main and config.outside:
+        extra["outside"] = Outside(main.dino, subject)
     names = {
         name: json.dumps(config.extra.get(name, {}) | _version(scorer), sort_keys=True)
         for name, scorer in extra.items()

@@ -1,6 +1,6 @@
-"""Likeness of the subject's bounding box, in addition to that of the whole picture.
+"""Scorers with the subject's bounding box: likeness inside, and what a concept changes outside.
 
-Backgrounds count less there, and details more. The boxes of photos come from masks ("mask") or from the
+In the box backgrounds count less, and details more. The boxes of photos come from masks ("mask") or from the
 rendered world ("truth"). For photos without a box, and for all generated pictures, a heat map finds it
 ("heat"): the projection of each patch's DINO features on the direction from background to subject. The box
 contains the patches above the mean of the smallest and the largest value.
@@ -9,9 +9,12 @@ contains the patches above the mean of the smallest and the largest value.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import ImageChops
 from PIL.Image import Image
 from torch import Tensor
 
@@ -21,6 +24,29 @@ from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_si
 
 MARGIN = 0.1
 """Share of the longer side of a box that is added to the square around it."""
+SAME = 0.1
+"""Largest difference of a pixel that counts as unchanged, as a share of the range of its values."""
+
+
+class BoxFinder:
+    """Finds the box of a subject in pictures with DINO's heat map.
+
+    Attributes:
+        source: where the boxes of the photos come from: "mask", "truth", "heat", or several of these.
+        weights: hash of DINO's weights.
+    """
+
+    def __init__(self, dino: ImageScorer, subject: Subject) -> None:
+        self.dino, self.weights = dino, dino.name.rpartition("#")[2]
+        self.known = subject.boxes or (None,) * len(subject.images)
+        self.direction = subject_direction(dino, subject.images, self.known)
+        self.source = "+".join(sorted({subject.box_source if box else "heat" for box in self.known}))
+
+    def find(self, images: Sequence[Image]) -> list[Box]:
+        """Return the box of the subject in each picture."""
+        heat = self.dino.patches(images) @ self.direction  # (B, h, w)
+        views = [self.dino.preprocess.view(image.size) for image in images]
+        return [heat_box(one, view) for one, view in zip(heat, views, strict=True)]
 
 
 class SubjectCrop:
@@ -32,14 +58,12 @@ class SubjectCrop:
     batch = 64
 
     def __init__(self, clip: ImageTextScorer, dino: ImageScorer, subject: Subject) -> None:
-        self.clip, self.dino = clip, dino
-        known = subject.boxes or (None,) * len(subject.images)
-        self.direction = subject_direction(dino, subject.images, known)
-        self.boxes = [box or hot for box, hot in zip(known, self.find(subject.images), strict=True)]
+        self.clip, self.dino, self.finder = clip, dino, BoxFinder(dino, subject)
+        found = zip(self.finder.known, self.finder.find(subject.images), strict=True)
+        self.boxes = [box or hot for box, hot in found]
         crops = [crop(image, box) for image, box in zip(subject.images, self.boxes, strict=True)]
         self.dino_references, self.clip_references = dino.features(crops), clip.image_features(crops)
-        sources = {subject.box_source if box else "heat" for box in known}
-        self.source = "+".join(sorted(sources))
+        self.source = self.finder.source
         self.measures = tuple(
             Measure(name=name, title=f"{title} crop ({self.source})", range=(-1, 1))
             for name, title in (("dino_crop", "DINO"), ("clip_i_crop", "CLIP-I"))
@@ -51,15 +75,9 @@ class SubjectCrop:
         weights = [judge.name.rpartition("#")[2] for judge in (self.dino, self.clip)]
         return json.dumps({"photos": self.source, "pictures": "heat", "margin": MARGIN, "weights": weights})
 
-    def find(self, images: Sequence[Image]) -> list[Box]:
-        """Return the box of the subject in each picture, found with the heat map."""
-        heat = self.dino.patches(images) @ self.direction  # (B, h, w)
-        views = [self.dino.preprocess.view(image.size) for image in images]
-        return [heat_box(one, view) for one, view in zip(heat, views, strict=True)]
-
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
         """Return the likeness between the crop of each sample and the crops of the photos."""
-        boxes = self.find([sample.image for sample in samples])
+        boxes = self.finder.find([sample.image for sample in samples])
         crops = [crop(sample.image, box) for sample, box in zip(samples, boxes, strict=True)]
         likeness = mean_similarity(self.dino.features(crops), self.dino_references).tolist()
         lines: list[Value] = [
@@ -68,6 +86,59 @@ class SubjectCrop:
         ]
         clip_i = mean_similarity(self.clip.image_features(crops), self.clip_references).tolist()
         return {"dino_crop": lines, "clip_i_crop": clip_i}
+
+
+class Outside:
+    """A scorer (`base.Scorer`) of what a concept leaves unchanged outside of the subject.
+
+    Each picture of the subject is compared with the base's picture of the same prompt, without [V], and the
+    same seed. What is in the subject's box in either picture is left out. This follows Seg-Cons of PureCC
+    (CVPR 2026), with boxes instead of segments.
+    """
+
+    batch = 64
+    measures = (Measure(name="outside", title="unchanged outside", range=(0, 1)),)
+
+    def __init__(self, dino: ImageScorer, subject: Subject) -> None:
+        self.finder = BoxFinder(dino, subject)
+        self.before: dict[tuple[str, int], Image] = {}
+        """Pictures of the base by (prompt template, seed), stored when the base's samples are scored."""
+
+    @property
+    def version(self) -> str:
+        """Scorer and rule; part of every result."""
+        return json.dumps({"photos": self.finder.source, "same": SAME, "weights": self.finder.weights})
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return for each picture of the subject the share of pixels that are unchanged; None for others."""
+        found: dict[int, Value] = {}
+        pairs: dict[int, tuple[Image, Image]] = {}
+        for place, sample in enumerate(samples):
+            key = (sample.spec.text, sample.seed)
+            if sample.kind == "subject" and sample.stage == "base":
+                self.before[key] = sample.image
+            elif sample.kind == "subject" and key in self.before:
+                pairs[place] = (self.before[key], sample.image)
+        if pairs:
+            then, now = zip(*pairs.values(), strict=True)
+            boxes = zip(self.finder.find(then), self.finder.find(now), strict=True)
+            for (place, pair), both in zip(pairs.items(), boxes, strict=True):
+                found[place] = unchanged_share(*pair, both)
+        return {"outside": [found.get(place) for place in range(len(samples))]}
+
+
+def unchanged_share(one: Image, other: Image, boxes: Sequence[Box]) -> float | None:
+    """Return the share of the pixels outside of all `boxes` that are the same in two pictures of one size.
+
+    A pixel is the same if its channels differ by at most `SAME` in the mean. None if nothing is outside.
+    """
+    difference = torch.from_numpy(np.asarray(ImageChops.difference(one, other), dtype=np.float32))
+    same = difference.mean(dim=2) <= SAME * 255  # (height, width)
+    outside = torch.ones_like(same)
+    for left, top, right, bottom in boxes:
+        rows = slice(int(top * one.height), math.ceil(bottom * one.height))
+        outside[rows, int(left * one.width) : math.ceil(right * one.width)] = False
+    return float(same[outside].float().mean()) if outside.any() else None
 
 
 def subject_direction(dino: ImageScorer, images: Sequence[Image], boxes: Sequence[Box | None]) -> Tensor:

@@ -38,6 +38,8 @@ class RunContext:
     reporter: Reporter
     decoder: Decoder
     scorer: Judges | None
+    selector: Judges | None
+    """Scorers that select a step of each stage; None: the last step is kept."""
     base: dict[str, str]
     """"name" and "fingerprint" of the base."""
     model_files: ModelFiles

@@ -17,12 +17,14 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from personalar.concepts.concept import Concept
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.generation.requests import Request
-from personalar.training.callbacks.collect import CollectLearned, StageClock, with_earlier
+from personalar.training.callbacks.collect import CollectLearned, StageClock, learned_concept
 from personalar.training.callbacks.learning_check import note_move
+from personalar.training.callbacks.step_selection import StepSelection
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.training.context import RunContext
 from personalar.training.datamodule import SubjectDataModule
@@ -161,8 +163,9 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     world = config.devices * config.num_nodes
     last = find_checkpoint(context.folder, stage.name, world=world, strategy=config.strategy)
     collected, clock = CollectLearned(), StageClock()
+    selection = [StepSelection()] if context.config.selection.scorer.scores else []
     # Last, so that the network is released after all other callbacks have used it.
-    callbacks = [*make_callbacks(context, stage.name), clock, collected]
+    callbacks = [*make_callbacks(context, stage.name), *selection, clock, collected]
     trainer = make_trainer(context, stage, callbacks, make_loggers(context, stage.name))
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))
@@ -197,13 +200,19 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
 
 
 def leave_concept(context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]) -> None:
-    """Write the concept of `stage`; only rank zero calls it.
+    """Write the concept of `stage`, of its last or its selected step; only rank zero calls it.
 
     Args:
         parts: the learned tensors, see `callbacks.collect.learned_parts`.
         tokens: ids of [V] and the per-image tokens by name.
     """
-    start = stage_inputs(context, stage).concept
-    concept = context.new_concept(stage.name, tokens=tokens, **with_earlier(parts, start))
-    note_move(context, stage, start, concept)
+    if selected := context.folder.selected(stage.name):
+        concept = Concept.load(context.folder.best(stage.name, selected["step"]))
+        context.reporter.say(
+            f"stage {stage.name}: step {selected['step']} of {stage.numbers.steps} was selected "
+            f"(val/selection {selected['value']:.4f})"
+        )
+    else:
+        concept = learned_concept(context, stage, parts, tokens)
+    note_move(context, stage, stage_inputs(context, stage).concept, concept)
     concept.save(context.folder.concept(stage.name))

@@ -20,6 +20,7 @@ from personalar.concepts.model_card import PLACES, model_card, write_card
 from personalar.config.fingerprint import concept_settings
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata, save_png
+from personalar.export import export as export_command
 
 
 def parts(card: str) -> tuple[dict, str]:
@@ -60,12 +61,20 @@ def test_the_head_tells_the_prompt_and_shows_pictures_of_the_run(finished_run: P
         assert path.read_bytes() == (finished_run / "images" / "transformer" / path.name).read_bytes()
 
 
-def test_a_card_says_how_many_pictures_are_memorised(finished_run: Path, tmp_path: Path) -> None:
-    share = json.loads((finished_run / "summary.json").read_text())["stages"]["transformer"]["memorised"]
-    said = f"Memorisation: {100 * share:.0f} % of the run's pictures of the subject"
-    assert said in (finished_run / "concept" / CARD_FILE).read_text()
-    assert "Memorisation: 35 % of" in model_card(make(), tmp_path, memorised=0.349)
-    assert "Memorisation" not in model_card(make(), tmp_path)
+def test_the_cards_of_a_run_and_of_its_export_show_its_scores_and_memorisation(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    values = json.loads((finished_run / "summary.json").read_text())["stages"]["transformer"]
+    titles = {"fidelity": "fidelity", "CLIP-T": "clip_t", "memorised": "memorised"}
+    export_command(compose_config(f"concept={finished_run}", f"out={tmp_path / 'out'}", name="export"))
+    for folder in (finished_run / "concept", tmp_path / "out"):
+        table = re.search(r"\| (.*fidelity.*) \|\n\|[-|]+\n\| (.*) \|", (folder / CARD_FILE).read_text())
+        assert table is not None
+        shown = dict(zip(*(line.split(" | ") for line in table.groups()), strict=True))
+        assert {title: shown[title] for title in titles} == {
+            title: f"{values[name]:.3f}" for title, name in titles.items()
+        }
+    assert "## Scores" not in model_card(make(), tmp_path)
 
 
 def test_without_pictures_the_head_suggests_prompts(tmp_path: Path) -> None:

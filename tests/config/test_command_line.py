@@ -22,6 +22,7 @@ COMMIT = "a" * 40
 
 def test_subject_works_with_and_without_plus() -> None:
     assert prepare("run", ["subject=cat", "stage=both"]) == ["+subject=cat", "stage=both"]
+    assert prepare("run", ["subject=cat", "selection.scorer=modern"])[1] == "scorer@selection.scorer=modern"
     assert prepare("run", ["+subject=cat", "+experiment=quick"]) == ["+subject=cat", "experiment=quick"]
 
 

@@ -110,7 +110,7 @@ def test_what_no_judge_says_is_a_measure() -> None:
     assert judged(names) == ["dino", "fidelity * seconds", "sharpness*context_accuracy"]
 
 
-@pytest.mark.parametrize("more", ["scorer.photo_warning=null", "scorer.likeness_weight=0.3"])
+@pytest.mark.parametrize("more", ["scorer.photo_warning=null", "selection.likeness_weight=0.3"])
 def test_a_note_and_a_curve_change_no_run(more: str) -> None:
     """Folders of before them go on, and a finished run stays finished."""
     noted, silent = photo_config(LARGE), photo_config(LARGE, more)

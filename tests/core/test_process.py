@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +66,19 @@ def test_gpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
     assert visible_gpus() == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
+
+
+def test_every_job_takes_a_gpu_of_its_own(tmp_path: Path) -> None:
+    code = "from personalar.core.process import take_gpu; import os; take_gpu(); take_gpu(); "
+    code += "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3,GPU-a/b", "TMPDIR": str(tmp_path)}
+    jobs = []
+    for _ in range(3):
+        job = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        jobs.append((job, job.stdout.readline().strip()))
+    assert [gpu for _, gpu in jobs[:2]] == ["3", "GPU-a/b"] and jobs[2][1] in ("3", "GPU-a/b")
+    for job, _ in jobs:
+        job.communicate("\n")

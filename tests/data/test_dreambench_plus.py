@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from PIL import Image
 
 from personalar.data.dreambench_plus import (
+    fetch_plus,
     find_plus_subjects,
     read_plus_subject,
     read_ratings,
@@ -115,3 +118,57 @@ def test_no_ratings(tmp_path: Path) -> None:
     (tmp_path / "samples").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="no picture of samples/ was rated"):
         read_ratings(tmp_path)
+
+
+def make_hub_cache(cache: Path, *extra: str) -> str:
+    """Write data.zip into a cache of the hub, in the published layout; return its commit."""
+    commit = "d" * 40
+    repo = cache / "datasets--yuangpeng--dreambench_plus"
+    made = make_benchmark(cache.parent / "made", "live_subject/animal/00 kitten", "object/00 vase")
+    archive = repo / "snapshots" / commit / "data.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(made.rglob("*.*")):
+            target.write(path, f"data/{path.relative_to(made)}")
+        for name in extra:
+            target.writestr(name, "x")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    return commit
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache of this machine; the hub itself cannot be reached."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_the_pictures_of_the_hub_are_unpacked_once(offline: Path, tmp_path: Path, capsys) -> None:
+    others = ("data/images/../../../escaped.txt", "/data/images/a.jpg", "data/preview.py")
+    commit = make_hub_cache(offline, *others)
+    folder = fetch_plus("main")
+    assert commit in capsys.readouterr().out and folder.is_relative_to(tmp_path / "home")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    places = ("live_subject/animal/00", "object/00")
+    assert files == {f"images/{place}.jpg" for place in places} | {
+        f"captions/{place}.txt" for place in places
+    }
+    assert list(folder.parent.iterdir()) == [folder] and not list(tmp_path.rglob("escaped.txt"))
+    assert [subject.name for subject in find_plus_subjects(folder)] == [
+        "live_subject_animal_00_kitten", "object_00_vase"
+    ]  # fmt: skip
+    before = (folder / "images/object/00.jpg").stat().st_mtime_ns
+    assert fetch_plus(commit) == folder and (folder / "images/object/00.jpg").stat().st_mtime_ns == before
+
+
+def test_without_the_hub_the_message_says_what_to_do(offline: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"not be downloaded .*benchmark\.path=DIR and unpack"):
+        fetch_plus("main")
+
+
+def test_an_unpacked_archive_is_found_in_its_folder_data(tmp_path: Path) -> None:
+    make_benchmark(tmp_path / "data", "object/00 vase")
+    assert [subject.noun for subject in find_plus_subjects(tmp_path)] == ["vase"]

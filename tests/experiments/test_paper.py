@@ -26,7 +26,7 @@ def test_every_published_row_meets_ours(tmp_path: Path) -> None:
     )
     write_comparison(tmp_path / "table3" / "full", "two stages")
     write_comparison(tmp_path / "table3" / "lora_r4_n2", "two stages, LoRA")
-    words = ["--only-tables", "--ranks", "4", "16", "64", "--lora-subjects", "cat", "--", "jobs=2"]
+    words = ["--only-tables", "--ranks", "4", "16", "64", "--lora-subjects", "cat", "--", "-m"]
     done = subprocess.run(
         [sys.executable, str(RUN_ALL), str(tmp_path), *words], capture_output=True, text=True, check=False
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import nn
 
-from personalar.core.types import Subject, image_fingerprint
+from personalar.core.measures import Measure
+from personalar.core.types import Sample, Subject, image_fingerprint
 from personalar.models.base import Backend
 
 
@@ -129,3 +130,22 @@ def stripes(*, colour: tuple[int, int, int] | list[int]) -> Subject:
         live=False,
         fingerprint=image_fingerprint(images),
     )
+
+
+class Scripted:
+    """A scorer of two measures with a given value per call, for the selection of a step."""
+
+    measures = (
+        Measure(name="looks", title="looks", range=(-1, 1)),
+        Measure(name="obeys", title="obeys", range=(-1, 1)),
+        Measure(name="rated", title="rated", range=(0, 4)),
+    )
+
+    def __init__(self, *, looks: list[float]) -> None:
+        """Give all pictures of call number k the likeness looks[k]."""
+        self.values = list(looks)
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[float]]:
+        """Return the next value."""
+        count, value = len(samples), self.values.pop(0)
+        return {"looks": [value] * count, "obeys": [0.5] * count, "rated": [4.0] * count}

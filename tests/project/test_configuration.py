@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from personalar.config.compose import COMMANDS, GROUPS, conf_dir, group_options
 from personalar.config.fields import MANY
+from personalar.config.scorer_config import ScorerConfig
 from personalar.config.trainer_config import LightningArguments
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -44,7 +45,7 @@ def shown(field: dataclasses.Field) -> str:
     if value == MISSING:
         return "required"
     if dataclasses.is_dataclass(value):
-        return ""
+        return f"`{value.name}`" if isinstance(value, ScorerConfig) else ""
     value = value.replace("\n", "\\n") if isinstance(value, str) else value
     words = {None: "null", True: "true", False: "false"}
     return f"`{words[value] if isinstance(value, bool | None) else value}`" if value != "" else "`''`"
@@ -75,7 +76,7 @@ def rows(schema: type, prefix: str) -> list[str]:
         below = inner(hints[field.name])
         if field.name in theirs or key in GROUPS or key.replace(".", "/") in GROUPS:
             continue
-        if below is not None:
+        if below is not None and below not in GROUPS.values():
             name = ".NAME" if typing.get_origin(hints[field.name]) is dict else ""
             lines += rows(below, f"{key}{name}.")  # type: ignore[arg-type]
             continue

@@ -65,7 +65,9 @@ def test_a_row_for_each_run_in_its_last_stage(two_runs: Path) -> None:
 
 def test_a_single_run_compares_its_stages(two_runs: Path) -> None:
     rows = rows_of_runs(find_runs(two_runs / "plain"))
-    assert [row.title for row in rows] == ["base", "base description", "embedding", "transformer"]
+    assert [row.title for row in rows] == [
+        "Base model", "Best text description", "After stage 1", "After stage 2"
+    ]  # fmt: skip
 
 
 def test_only_pictures_that_both_drew_are_compared(two_runs: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_report_says_so_first_and_shows_the_photo(runs: Path) -> None:
     parse(text)
     claim = text.partition('class="claim"')[2].partition("</p>")[0]
     assert "<b>33%</b> of its pictures are memorised: more similar to a training photo than" in claim
-    assert text.count("<small>memorised</small>") == 2 and "<th>Memorised</th>" in text
+    assert text.count("<small>memorised</small>") == 2 and ">Memorised</th>" in text
     other = write_report(runs / "learning").read_text(encoding="utf-8")
     assert "memorised</small>" not in other and "are memorised" not in other
     assert '<p class="name">Memorised</p><p class="value">0%</p>' in other

@@ -48,6 +48,18 @@ def test_nothing_is_wider_than_the_screen(page: Page, path: Path, device: str) -
     assert page.evaluate(f"Math.min(...{sizes})") >= 10
 
 
+@pytest.mark.parametrize("device", WIDTHS)
+def test_every_column_of_the_scores_is_in_sight(page: Page, path: Path, device: str) -> None:
+    page.open(path, width=WIDTHS[device])
+    cells = (
+        "[...document.querySelectorAll('.scores td, .scores th')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert 0 < page.evaluate(f"Math.max(...{cells})") <= WIDTHS[device]
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+    )
+
+
 def test_one_file_and_no_request(page: Page, path: Path) -> None:
     page.open(path, width=1280)
     page.evaluate("scrollTo(0, document.body.scrollHeight)")

@@ -16,11 +16,7 @@ from synthetic_run import PROMPTS, make_run
 from personalar.config import fields as arguments
 from personalar.core.png import save_png
 from personalar.reports.run_page import (
-    duration,
-    memory,
     next_commands,
-    number,
-    percent,
     picture_uri,
     read_losses,
     read_samples,
@@ -204,18 +200,6 @@ def test_numbers_on_the_ruler_do_not_cover_each_other():
         ("transformer", 100.0, "higher"),
     ]
     assert ruler_marks({"stages": {"base": {"fidelity": None}}, "description": None}) == []
-
-
-def test_words_for_numbers():
-    assert (number(None), number(-0.1234), number(0.5, 2, sign=True)) == ("–", "−0.123", "+0.50")
-    assert (percent(None), percent(0.955)) == ("–", "96%")
-    assert [duration(value) for value in (None, 31.5, 214.6, 7300)] == [
-        "–",
-        "32 s",
-        "3 min 35 s",
-        "2 h 1 min",
-    ]
-    assert (memory(None), memory(1.31e9)) == ("–", "1.3 GB")
 
 
 def test_the_command_of_a_job_of_a_sweep_can_be_typed(tmp_path: Path) -> None:

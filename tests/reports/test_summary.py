@@ -71,6 +71,7 @@ def test_means_fidelity_and_accuracies():
         "seconds": 1.5,
         "v_moved": 1.2,
         "pictures_changed": None,
+        "selected_step": None,
         "intervals": {"dino": [0.6, 0.8], "clip_i": None, "clip_t": [0.1, 0.3], "fidelity": [0.25, 0.75]},
         "categories": {"plain": {"dino": 0.7, "clip_i": None, "clip_t": 0.2, "images": 3}},
     }

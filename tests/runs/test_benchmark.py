@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,13 @@ from PIL import Image
 from test_dreambench_plus import make_benchmark
 from test_subject_scorer import TableClip, TableDino, plain
 
+import personalar.evaluate
 import personalar.runs.benchmark
 from personalar.config.command_line import quote
 from personalar.config.commands import EvaluateConfig
 from personalar.data.subject import load_subject
-from personalar.evaluate import evaluate, split_arguments
-from personalar.runs.benchmark import BenchRun, place, plan, share
+from personalar.evaluate import evaluate, main, split_arguments
+from personalar.runs.benchmark import BenchRun, plan, run_all, share, show_results
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
@@ -51,7 +54,7 @@ def run_here(monkeypatch, do_run, tiny_model_dir: Path, tiny_scorer_dir: Path) -
     asked: list[str] = []
     where = [f"model.path={tiny_model_dir}", *(f"scorer.{n}={tiny_scorer_dir / n}" for n in ("clip", "dino"))]
 
-    def execute(command, log, *, gpu, threads) -> bool:
+    def execute(command, log) -> bool:
         *overrides, folder = command[1:]
         run_dir = Path(folder.removeprefix("hydra.run.dir=").strip('"'))
         asked.append("/".join(run_dir.parts[-2:]))
@@ -174,9 +177,7 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["benchmark.subjects=[x]"], "benchmark.subjects: unknown 'x'; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, agreement, table"),
-        (["jobs=0"], "jobs=0 is out of range; allowed: 1 and more"),
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
-        (["benchmark=dreambench_plus"], r"needs benchmark\.path=DIR.*unpack the data of https"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
             r"would be decided by scorers that were not trained on photographs \(scorer=nano\): "
@@ -210,8 +211,8 @@ def test_the_base_is_shared_but_a_begun_run_is_left_alone(tmp_path: Path) -> Non
         (tmp_path / name / "images" / "base").mkdir(parents=True)
     (tmp_path / "one" / "images" / "base" / "a.png").write_bytes(b"picture")
     (tmp_path / "three" / "run.json").write_text("{}")
-    runs = {name: BenchRun(method=name, subject="cat", folder=tmp_path / name, overrides=())
-            for name in ("one", "two", "three")}  # fmt: skip
+    same = {"subject": "cat", "log": tmp_path / "log", "overrides": ()}
+    runs = {name: BenchRun(method=name, folder=tmp_path / name, **same) for name in ("one", "two", "three")}
     for name in ("two", "three"):
         assert share([runs["one"]], runs[name]) == ()
     found = [len(list((tmp_path / name / "images" / "base").iterdir())) for name in ("two", "three")]
@@ -278,26 +279,72 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
         evaluate(config(*common[:3], "scorer=none"), [])
 
 
-def test_with_a_launcher_a_run_is_a_sweep_of_one_job_in_its_folder(tmp_path: Path) -> None:
-    run = BenchRun(method="one", subject="cat", folder=tmp_path, overrides=())
-    assert place(run, None) == (f'hydra.run.dir="{tmp_path}"',)
-    words = place(run, "submitit_slurm")
-    assert words[:2] == ("hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm")
-    assert words[2:] == (f'hydra.sweep.dir="{tmp_path}"', "hydra.sweep.subdir=.")
+def started(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Start the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["personalar.evaluate", *words])
+    main()
+
+
+def test_with_m_every_subject_is_a_job(tmp_path: Path, monkeypatch) -> None:
+    words = ["-m", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage,lora]", f"out={tmp_path}"]
+    done: list[str] = []
+    monkeypatch.setattr(personalar.evaluate, "take_gpu", lambda: done.append("a job"))
+    monkeypatch.setattr(personalar.runs.benchmark, "execute", lambda command, log: not done.append(log.stem))
+    monkeypatch.setattr(personalar.runs.benchmark, "share", lambda done, run: ())
+    monkeypatch.setattr(
+        personalar.runs.benchmark, "show_results", lambda runs, config: done.append(f"{len(runs)} results")
+    )
+    started(monkeypatch, *words)
+    assert done == [
+        "a job", "two_stage-cat", "lora-cat", "a job", "two_stage-teapot", "lora-teapot", "4 results"
+    ]  # fmt: skip
+
+
+def test_a_failed_run_is_named_whichever_job_did_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    runs = plan(config("benchmark.subjects=[cat,dog]", "benchmark.methods=[two_stage]", f"out={tmp_path}"))
+    monkeypatch.setattr(personalar.runs.benchmark, "execute", lambda command, log: "+subject=dog" in command)
+    run_all(runs)
+    assert [run.unfinished.exists() for run in runs] == [True, False]
+    monkeypatch.setattr(personalar.runs.benchmark, "write_results", lambda runs, config: [])
+    monkeypatch.setattr(personalar.runs.benchmark, "markdown", lambda records: "the table")
+    settings = config("benchmark.subjects=[cat,dog]", f"out={tmp_path}")
+    with pytest.raises(
+        SystemExit, match=r"1 of 2 runs failed \(two_stage cat\).*the same command repeats them"
+    ):
+        show_results(runs, settings)
+    assert "the table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["jobs=2"],
+            r"jobs=2: subjects .* jobs of a sweep: -m hydra/launcher=joblib hydra\.launcher\.n_jobs=N",
+        ),
+        (
+            ["launcher=joblib"],
+            r"launcher=joblib: subjects .* -m hydra/launcher=NAME \(joblib, submitit_local",
+        ),
+        (["table", "-m"], r"-m is for a benchmark, each subject of which is a job; got the task table"),
+    ],
+)
+def test_what_is_no_parallel_benchmark_is_refused(monkeypatch, words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        started(monkeypatch, *words)
 
 
 @pytest.mark.slow
-def test_a_launcher_does_each_run_as_a_job(
+def test_a_launcher_does_the_subjects_at_the_same_time(
     tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    out = tmp_path / "bench"
-    settings = config(
-        "launcher=joblib", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage]", f"out={out}"
-    )
     judges = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
-    evaluate(settings, [f"model.path={tiny_model_dir}", *judges, *TINY])
-    assert {path.parent.name for path in out.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
-    assert (out / "logs" / "two_stage-cat.log").is_file() and "two stages" in (
-        out / "comparison.md"
-    ).read_text()
+    words = ["-m", "benchmark.subjects=[cat,teapot]", "benchmark.methods=[two_stage]", f"out={tmp_path}"]
+    words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"model.path={tiny_model_dir}"]
+    tiny = [word for word in TINY if "joint" not in word]  # a setting that two_stage does not read is refused
+    command = [sys.executable, "-m", "personalar.evaluate", *words, *judges, *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.parent.name for path in tmp_path.glob("two_stage/*/summary.json")} == {"cat", "teapot"}
+    assert (tmp_path / "logs" / "two_stage-cat.log").is_file() and "| two stages | 2 |" in done.stdout

@@ -20,7 +20,7 @@ from personalar.nano.world.scene import render, thing_box
 from personalar.nano.world.subjects import obeying, subject_instance
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, load_judges
-from personalar.scoring.subject_crop import SubjectCrop, crop, heat_box
+from personalar.scoring.subject_crop import Outside, SubjectCrop, crop, heat_box, unchanged_share
 from personalar.scoring.subject_scorer import load_pair
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -48,7 +48,7 @@ def test_heat_finds_the_thing_in_unseen_views(known: bool) -> None:
         judge = SubjectCrop(clip, dino, owner if known else replace(owner, boxes=()))
         rng = np.random.default_rng(0)
         scenes = [obeying(subject_instance(noun, 0), spec, rng) for spec in bench_prompts(noun)]
-        boxes = judge.find([render(scene) for scene in scenes])
+        boxes = judge.finder.find([render(scene) for scene in scenes])
         found += [overlap(box, thing_box(scene)) for box, scene in zip(boxes, scenes, strict=True)]
     assert np.mean(found) > 0.6 and np.mean(np.array(found) > 0.5) > 0.85
 
@@ -111,3 +111,32 @@ def test_a_picture_that_is_the_photo_is_alike(tiny_scorer_dir: Path) -> None:
     judge = SubjectCrop(*load_pair(config.scorer), subject(images=(photo,)))
     lines = Judges(subject(images=(photo,)), None, {"crop": judge}, {}).score([sample(SNOW, photo)])
     assert [line["value"] for line in lines] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_change_outside_of_the_subject_is_seen_and_one_inside_is_not() -> None:
+    """Rendered scenes with another individual of the class: the truth is that nothing else has changed."""
+    owner = load_subject(compose_config("+subject=cat").subject)
+    judge = Outside(load_pair(compose_config("+subject=cat").scorer)[1], owner)
+    pictures = []
+    for number, spec in enumerate(bench_prompts("cat")[:4]):
+        scenes = [
+            obeying(subject_instance("cat", seed), spec, np.random.default_rng(number)) for seed in (0, 5)
+        ]
+        one, other = map(render, scenes)
+        assert unchanged_share(one, other, [thing_box(scene) for scene in scenes]) > 0.99
+        pictures.append((spec, one, other))
+    base = [sample(spec, one) for spec, one, _ in pictures]
+    same = [sample(spec, other) for spec, _, other in pictures]
+    moved = [sample(pictures[k][0], pictures[-1 - k][2]) for k in range(4)]  # pictures of other prompts
+    assert judge.score([replace(one, stage="base") for one in base], owner)["outside"] == [None] * 4
+    assert min(judge.score([replace(one, stage="embedding") for one in same], owner)["outside"]) > 0.98
+    assert np.mean(judge.score([replace(one, stage="embedding") for one in moved], owner)["outside"]) < 0.5
+
+
+def test_the_unchanged_share_counts_pixels_outside_of_both_boxes() -> None:
+    one, other = Image.new("RGB", (10, 10), (100, 100, 100)), Image.new("RGB", (10, 10), (100, 100, 100))
+    other.paste((200, 100, 100), (0, 0, 10, 1))  # a third of the difference is above a tenth of the range
+    other.paste((160, 100, 100), (0, 9, 10, 10))  # 20 of 255 in the mean is not
+    assert unchanged_share(one, other, []) == pytest.approx(0.9)
+    assert unchanged_share(one, other, [(0.0, 0.0, 0.5, 0.1)]) == pytest.approx(90 / 95)
+    assert unchanged_share(one, other, [WHOLE]) is None

@@ -9,7 +9,10 @@ import lightning as L
 
 from personalar.concepts.adapters.lora import lora_files
 from personalar.concepts.concept import Concept
+from personalar.config.run_config import Stage
 from personalar.models.sharding import whole_copy
+from personalar.training.context import RunContext
+from personalar.training.inputs import stage_inputs
 
 if TYPE_CHECKING:
     from personalar.training.module import PersonalizationModule
@@ -43,6 +46,20 @@ def with_earlier(parts: dict[str, Any], start: Concept) -> dict[str, Any]:
         "lora": parts["lora"] or start.lora,  # one or the other: see stage._check_after_lora
         "adapters": {**start.adapters, **parts["adapters"]},
     }
+
+
+def learned_concept(
+    context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]
+) -> Concept:
+    """Return the concept of `stage`.
+
+    Args:
+        parts: see `learned_parts`.
+        tokens: ids of [V] and the per-image tokens by name.
+    """
+    return context.new_concept(
+        stage.name, tokens=tokens, **with_earlier(parts, stage_inputs(context, stage).concept)
+    )
 
 
 class CollectLearned(L.Callback):

@@ -149,6 +149,8 @@ class SamplingBudget(L.Callback):
         # `limit_val_batches` is the only switch that Lightning reads before each validation.
         if not self._grids or (batch_idx + 1) % (trainer.val_check_batch or 1):
             return
+        if pl_module.context.config.selection.scorer.scores:  # the result must not depend on the speed
+            return
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         # Rank zero decides for all: clocks differ, but all processes must sample or none.
         allowed = trainer.strategy.broadcast(self._sampling <= self.share * elapsed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -27,12 +27,15 @@ def harmonic(likeness: float, following: float, weight: float) -> float:
     return 1 / (weight / like + (1 - weight) / follow)
 
 
-def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, float]:
-    """Return two combinations of likeness (DINO) and prompt following (CLIP-T).
+def combined(
+    lines: Iterable[Mapping[str, Any]], weight: float, measures: Sequence[str] = ("dino", "clip_t")
+) -> dict[str, float]:
+    """Return two combinations of likeness and prompt following.
 
     Args:
         lines: lines of scores.jsonl.
         weight: see `harmonic`.
+        measures: names of the two measures.
 
     Returns:
         "harmonic", the mean of the pictures' rewards, and "product", the product of the two means; empty if
@@ -41,13 +44,14 @@ def combined(lines: Iterable[Mapping[str, Any]], weight: float) -> dict[str, flo
     pictures: dict[tuple[str, int], dict[str, float]] = {}
     for line in lines:
         pictures.setdefault((line["prompt"], line["seed"]), {})[line["scorer"]] = float(line["value"])
-    found = [values for values in pictures.values() if {"dino", "clip_t"} <= values.keys()]
+    like, follow = measures
+    found = [values for values in pictures.values() if {like, follow} <= values.keys()]
     if not found:
         return {}
     count = len(found)
-    reward = sum(harmonic(values["dino"], values["clip_t"], weight) for values in found)
-    likeness = sum(values["dino"] for values in found)
-    following = sum(values["clip_t"] for values in found)
+    reward = sum(harmonic(values[like], values[follow], weight) for values in found)
+    likeness = sum(values[like] for values in found)
+    following = sum(values[follow] for values in found)
     return {"harmonic": reward / count, "product": likeness / count * (following / count)}
 
 

@@ -1,0 +1,54 @@
+"""The table of scores on a page: columns with values, rows by name, and the width that it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from synthetic_run import make_run
+
+from personalar.core.measures import MEASURES
+from personalar.reports.run_page import write_report
+from personalar.reports.score_table import (
+    COLUMN_PX,
+    TITLE_PX,
+    WIDEST_PX,
+    cell,
+    duration,
+    memory,
+    number,
+    percent,
+    score_columns,
+    score_rows,
+    stacked_below,
+)
+from personalar.reports.summary import stage_titles, write_summary
+
+
+def test_photographs_have_no_column_of_dashes(tmp_path: Path) -> None:
+    for name, rendered in (("photos", False), ("world", True)):
+        run = make_run(tmp_path / name, rendered=rendered)
+        rows = score_rows(write_summary(run), stage_titles(json.loads((run / "run.json").read_text())))
+        columns = score_columns(MEASURES, [row["values"] for row in rows])
+        assert ("fidelity" in columns) is rendered and ("class_drift" in columns) is rendered
+        assert {"dino", "clip_i", "clip_t"} <= set(columns) and not {"seconds", "pres"} & set(columns)
+        titles = [row["title"] for row in rows if not row["bound"]]
+        assert titles == ["After stage 2", "After stage 1", "Base model", "Best text description"]
+        assert ("Fidelity</th>" in write_report(run).read_text()) is rendered
+
+
+def test_a_table_that_would_not_fit_is_stacked() -> None:
+    assert stacked_below(5) == TITLE_PX + 5 * COLUMN_PX < WIDEST_PX
+    assert stacked_below(40) > 10_000
+
+
+def test_words_for_numbers() -> None:
+    assert (number(None), number(-0.1234), number(0.5, 2, sign=True)) == ("–", "−0.123", "+0.50")
+    assert number(-0.0004, 3, sign=True) == "+0.000"
+    assert [duration(value) for value in (None, 31.5, 214.6, 7300)] == [
+        "–", "32 s", "3 min 35 s", "2 h 1 min"
+    ]  # fmt: skip
+    assert (percent(None), percent(0.955)) == ("–", "96%")
+    assert (memory(None), memory(1.31e9)) == ("–", "1.3 GB")
+    assert [cell(0.25, name) for name in ("memorised", "class_drift", "dino")] == ["25%", "+0.250", "0.250"]
+    assert cell(12.4, "seconds") == "12" and cell(None, "memorised") == "–"
