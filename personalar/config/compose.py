@@ -231,13 +231,13 @@ def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]
 
 def explain(error: Exception, command: str) -> str:
     """Translate an error of Hydra into a message with the closest valid name and what is allowed."""
-    # Hydra has no error classes for these cases, so its texts are matched.
+    # Hydra has no error classes for these cases (no such group, or a setting of its name): match its texts.
     text, cause = str(error), error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.options:
         return unknown_choice(error)
-    group = re.match(r"Could not override '([\w/]+)'\. No match in the defaults", text)
+    group = re.match(r"Could not override '([\w/]+)'\. No match in the defaults|In '(\w+)/\2_schema'", text)
     unknown = cause if isinstance(cause, ConfigKeyError | ConfigAttributeError) else None
-    key = group[1] if group else str(unknown.full_key) if unknown else ""
+    key = (group[1] or group[2]) if group else str(unknown.full_key) if unknown else ""
     own = groups_of(COMMANDS[command])
     for name, schema in COMMANDS.items():
         if key.split(".")[0] not in own and key.split(".")[0] in groups_of(schema):
