@@ -57,11 +57,12 @@ EVALUATIONS = sorted(
 
 @pytest.mark.parametrize("command", EVALUATIONS)
 def test_evaluations_compose(command):
+    from personalar.config.command_line import read_flags
     from personalar.config.compose import composed, read_config
     from personalar.evaluate import split_arguments
 
     own, for_runs = split_arguments(shlex.split(command)[3:])
-    assert read_config(composed("evaluate", own)).benchmark.name
+    assert read_config(composed("evaluate", read_flags(own)[0].overrides)).benchmark.name
     assert all("=" in word for word in for_runs)
 
 

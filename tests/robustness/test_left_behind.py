@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from personalar.runs import benchmark\n"
         "benchmark.sys.executable = sys.argv[1]\n"
-        "print(benchmark.execute(['x'], Path(sys.argv[2]), gpu=None, threads=1))"
+        "print(benchmark.execute(['x'], Path(sys.argv[2])))"
     )
     program, asked, number_of = tmp_path / "child", tmp_path / "asked", tmp_path / "pid"
     program.write_text(
@@ -145,15 +144,9 @@ def wait_for(path: Path) -> None:
 
 
 def test_a_child_that_ends_by_itself_is_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = []
     for name, answer in (("true", True), ("false", False)):
         monkeypatch.setattr("personalar.runs.benchmark.sys.executable", f"/bin/{name}")
-        call = threading.Thread(  # a pool's, as in an evaluation
-            target=lambda: results.append(execute(["x"], tmp_path / "logs" / "log", gpu=None, threads=1))
-        )
-        call.start()
-        call.join()
-        assert results[-1] is answer
+        assert execute(["x"], tmp_path / "log") is answer
 
 
 def test_a_closed_terminal_saves_as_sigterm_does(
