@@ -211,6 +211,11 @@ class RunConfig:
                 f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
                 f"{target}: leave out memory.optimizer, or set optimizer=adamw"
             )
+        if self.model.recipe.identifier.optimizer and self.trainer.strategy.startswith("zero"):
+            raise ValueError(
+                "model.recipe.identifier.optimizer=direction needs whole embeddings, which "
+                f"trainer.strategy={self.trainer.strategy} cuts up: use trainer=gpu or trainer=ddp"
+            )
         data = self.model.recipe.data
         for stage in self.method.stages.values():
             replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
@@ -261,6 +266,14 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "model.recipe.identifier.words": (
         lambda c: c.model.recipe.identifier.init == "words",
         "model.recipe.identifier.init=words",
+    ),
+    "model.recipe.identifier.optimizer": (
+        lambda c: any(not stage.changes_network for stage in c.method.stages.values()),
+        "a stage that trains nothing but the embeddings, as in method=paper",
+    ),
+    "model.recipe.identifier.pull": (
+        lambda c: c.model.recipe.identifier.optimizer is not None,
+        "model.recipe.identifier.optimizer=direction",
     ),
     "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
     "model.recipe.trained_weights": (

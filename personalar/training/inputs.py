@@ -13,9 +13,16 @@ from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from personalar.concepts.adapters.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.concepts.adapters.identifier import (
+    Identifier,
+    assign_tokens,
+    random_rows,
+    word_norms,
+    word_row,
+)
 from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
@@ -73,6 +80,10 @@ def start_identifier(
     if numbers.init == "words":
         words = [backend.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
+    if numbers.optimizer == "direction":
+        # It keeps the norms. A mean of words is shorter than a word; [V] from the table has a valid norm.
+        scaled = F.normalize(rows, dim=1) * word_norms(backend).mean()
+        rows = torch.cat((rows[:1], scaled[1:])) if numbers.init == "nearest" else scaled
     return Identifier(tokens=tokens, rows=rows)
 
 

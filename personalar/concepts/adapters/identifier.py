@@ -12,18 +12,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from personalar.models.base import Backend
+
 
 class Identifier(nn.Module):
     """Trainable embeddings (K, D) that replace those of K reserved token ids."""
 
     ids: Tensor
 
-    def __init__(self, *, tokens: Mapping[str, int], rows: Tensor) -> None:
+    def __init__(
+        self, *, tokens: Mapping[str, int], rows: Tensor, words: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Create the module.
 
         Args:
             tokens: name -> reserved token id, K entries.
             rows: initial embeddings (K, D) in the order of `tokens`.
+            words: words of prompts that stand for other names, or for several; see `data.prompts.spell`.
 
         Raises:
             ValueError: `rows` does not have this shape, or two names share an id.
@@ -35,7 +40,7 @@ class Identifier(nn.Module):
             )
         if len(set(tokens.values())) != len(tokens):
             raise ValueError(f"two identifier names have the same token id: {dict(tokens)}")
-        self.tokens = dict(tokens)
+        self.tokens, self.words = dict(tokens), dict(words or {})
         self.rows = nn.Parameter(rows.detach().clone())
         # Not persistent: the ids depend on the base's vocabulary and are no result of the training.
         self.register_buffer("ids", torch.tensor(list(tokens.values())), persistent=False)
@@ -98,3 +103,17 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
         )
     vocabulary = table.detach().float()
     return torch.stack([vocabulary[list(ids)].mean(0) for ids in word_ids]).mean(0, keepdim=True)
+
+
+def class_row(backend: Backend, noun: str) -> Tensor:
+    """Return the embedding (1, D) in float32 of a class such as "duck toy": the mean over its tokens."""
+    return word_row(backend.word_table, [backend.encode_text(f" {noun}")])
+
+
+def word_norms(backend: Backend) -> Tensor:
+    """Return the norms (N,) of the trained rows of the embedding table, without those of image codes."""
+    norms = torch.linalg.vector_norm(backend.word_table.detach(), dim=1, dtype=torch.float32)
+    is_word = torch.zeros(len(norms), dtype=torch.bool, device=norms.device)
+    is_word[backend.trained_rows] = True
+    is_word[backend.choices("image_tokens")] = False
+    return norms[is_word]
