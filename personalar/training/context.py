@@ -18,6 +18,7 @@ from personalar.core.console import Reporter
 from personalar.core.process import prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import PromptSpec, Subject
+from personalar.data.prompts import word_of
 from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
@@ -107,7 +108,12 @@ class RunContext:
         # Without the path of the photos: concepts are shared, and paths contain names of people and places.
         return Concept(
             base=self.base,
-            subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
+            subject={
+                "name": subject.name,
+                "noun": subject.noun,
+                "fingerprint": subject.fingerprint,
+                "word": word_of(subject.name),
+            },
             stage=stage,
             config=concept_settings(self.config),
             **learned,
