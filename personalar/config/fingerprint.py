@@ -27,7 +27,10 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     if model["layout"] is not None:
         # Only a note about prompts depends on them.
         model["layout"].pop("known_words")
+    # Pictures depend on it, but records of older runs do not have it.
+    strength = {} if config.samples.strength == 1 else {"strength": config.samples.strength}
     return {
+        **strength,
         "model": model,
         "subject": subject,
         "method": asdict(config.method),
@@ -91,9 +94,11 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
 
 def request_of(config: RunConfig) -> dict[str, Any]:
     """Return what a run must produce: its stages, pictures and scores, in the form of run.json."""
+    samples = asdict(config.samples)
+    samples.pop("strength")  # among `learning_settings`
     return {
         "stages": config.selected,
-        "samples": asdict(config.samples),
+        "samples": samples,
         "scorer": judges_of(config.scorer),
     }
 

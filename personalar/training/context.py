@@ -79,6 +79,8 @@ class RunContext:
     def load(self, stage: str) -> tuple[Backend, Identifier | None]:
         """Return a new backend in its state after `stage`, and the identifier (None for "base").
 
+        The concept has the strength `samples.strength`.
+
         Raises:
             ValueError: the concept is damaged or belongs to another base.
         """
@@ -88,7 +90,8 @@ class RunContext:
         concept = Concept.load(self.folder.concept(stage))
         # A folder can be copied to a machine with another version of the base.
         concept.check_base(**self.base)
-        return backend, concept.apply(backend, self.make_adapters())
+        strength = self.config.samples.strength
+        return backend, concept.apply(backend, self.make_adapters(), strength=strength)
 
     def make_adapters(self) -> dict[str, Adapter]:
         """Return new adapters of all stages, by name; they are not attached yet."""
