@@ -73,6 +73,11 @@ class Concept:
     """The settings that determine the result, as plain values."""
 
     @property
+    def subject_rows(self) -> Tensor:
+        """The embeddings (n, D) of [V]."""
+        return self.rows[[list(self.tokens).index(name) for name in subject_names(self.tokens)]]
+
+    @property
     def word(self) -> str:
         """The word for this subject in prompts; concepts of older versions do not contain it."""
         return self.subject.get("word") or word_of(self.subject["name"])

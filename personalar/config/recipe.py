@@ -142,6 +142,10 @@ class IdentifierNumbers:
     base whose reserved embeddings were trained, such as nano)."""
     words: list[str] = field(default_factory=list)
     """Words whose mean embedding initializes [V] with init=words."""
+    rows: int = field(default=1, metadata=limits(1, 99))
+    """Number of embeddings that [V] stands for in every prompt; `init` is the start of the first."""
+    further: str = "random"
+    """Start of the others: "random", or "kmeans" (centres of the image codes of the photos)."""
     optimizer: str | None = None
     """"direction" turns the embeddings by an angle of `lr` radians per step and keeps their norm, in stages
     that train nothing else; null: the run's `optimizer`."""
@@ -150,6 +154,7 @@ class IdentifierNumbers:
 
     def __post_init__(self) -> None:
         one_of("identifier.init", self.init, ("random", "nearest", "words"))
+        one_of("identifier.further", self.further, ("random", "kmeans"))
         if self.optimizer is not None:
             one_of("identifier.optimizer", self.optimizer, ("direction",))
         if self.init == "words" and not self.words:

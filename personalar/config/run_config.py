@@ -267,6 +267,10 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: c.model.recipe.identifier.init == "words",
         "model.recipe.identifier.init=words",
     ),
+    "model.recipe.identifier.further": (
+        lambda c: c.model.recipe.identifier.rows > 1,
+        "model.recipe.identifier.rows above 1",
+    ),
     "model.recipe.identifier.optimizer": (
         lambda c: any(not stage.changes_network for stage in c.method.stages.values()),
         "a stage that trains nothing but the embeddings, as in method=paper",

@@ -8,7 +8,7 @@ from typing import Any
 
 GONE = {"init": "above", "coupling": "gumbel", "relax": 0, "relax_distance": 0.1}
 """Removed decoder settings, with the value that corresponds to today's behaviour."""
-IDENTIFIER = {"optimizer": None, "pull": 1e-4}
+IDENTIFIER = {"rows": 1, "further": "random", "optimizer": None, "pull": 1e-4}
 """Settings `model.recipe.identifier` that older versions did not have, with the value of their behaviour."""
 QKV = "model.layers.*.self_attn.[qkv]_proj.weight"
 

@@ -22,7 +22,7 @@ from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.data.codes import stream_seed
-from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.data.prompts import subject_names
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.models.sharding import ordinary_modules
@@ -257,7 +257,8 @@ class PersonalizationModule(L.LightningModule):
     def _pull_to_class(self) -> Tensor:
         """Return the pull (K, D) of [V] to its class word; the tokens of single photos have none."""
         unit = F.normalize(class_row(self.network.backend, self.context.subject.noun), dim=1)
-        is_subject = torch.tensor([[name == SUBJECT_TOKEN] for name in self.identifier.tokens])
+        subject = subject_names(self.identifier.tokens)
+        is_subject = torch.tensor([[name in subject] for name in self.identifier.tokens])
         return self.context.config.model.recipe.identifier.pull * is_subject.to(unit) * unit
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -254,6 +254,7 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         ),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
         (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "it needs optimizer=adamw"),
+        (["model.recipe.identifier.further=kmeans"], r"it needs model\.recipe\.identifier\.rows above 1"),
         (["model.recipe.identifier.pull=0.1"], r"it needs model\.recipe\.identifier\.optimizer=direction"),
         (
             ["method=joint", "model.recipe.identifier.optimizer=direction"],

@@ -16,6 +16,7 @@ import torch
 from conftest_run import compose_config
 from PIL import Image
 
+import personalar
 import personalar.core.console
 import personalar.runs.personalize
 import personalar.training.datamodule
@@ -291,3 +292,18 @@ def test_photos_and_a_base_that_moved_are_the_same_run(
     (tmp_path / "photos").rename(tmp_path / "album")
     assert train("album", "both")  # goes on with stage 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]["stages"][-1] == "transformer"
+
+
+def test_a_subject_of_several_rows_at_half_strength(do_run, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The pictures of the run are those that `personalar.sample` draws from its concept."""
+    rows = ["model.recipe.identifier.rows=3", "model.recipe.identifier.further=kmeans"]
+    strength, word = "samples.strength=0.5", ["stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+    do_run(tmp_path / "run", *rows, *word, strength)
+    assert list(Concept.load(tmp_path / "run" / "concept").tokens)[:4] == ["[V]", "[V:2]", "[V:3]", "[S1]"]
+    cat = personalar.load(tmp_path / "run", f"model.path={tiny_model_dir}", "strength=0.5")
+    made = sorted((tmp_path / "run" / "images" / "embedding").glob("subject_*.png"))
+    for path in made:
+        facts = read_png_metadata(path)
+        (picture,) = cat.images([facts["prompt"]], [int(facts["seed"])])
+        assert facts["strength"] == "0.5" and Image.open(path).tobytes() == picture.tobytes()
+    assert made

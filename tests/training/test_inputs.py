@@ -172,3 +172,13 @@ def test_rows_that_keep_their_norm_start_with_that_of_words(tiny_backend) -> Non
     nearest = start(tiny_backend, init="nearest", optimizer="direction").rows
     assert torch.equal(nearest[0], start(tiny_backend, init="nearest").rows[0])
     assert torch.allclose(nearest[1:].norm(dim=1), mean.expand(2))
+
+
+@pytest.mark.parametrize("further", ["random", "kmeans"])
+def test_further_rows_leave_the_first_as_it_is(tiny_backend, further: str) -> None:
+    three = start(tiny_backend, init="nearest", rows=3, further=further)
+    assert list(three.tokens) == ["[V]", "[V:2]", "[V:3]", "[S1]", "[S2]"]
+    assert torch.equal(three.rows[0], start(tiny_backend, init="nearest").rows[0])
+    assert len(three.rows.unique(dim=0)) == 5
+    mean = word_norms(tiny_backend).mean()
+    assert torch.allclose(three.rows[1:3].norm(dim=1), mean.expand(2)) == (further == "kmeans")

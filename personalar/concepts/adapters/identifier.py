@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from personalar.data.prompts import subject_names
 from personalar.models.base import Backend
 
 
@@ -69,9 +70,10 @@ def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str,
         ValueError: the vocabulary has fewer reserved ids than names.
     """
     if len(names) > len(concept_ids):
+        rows = len(subject_names(names))
         raise ValueError(
             f"{len(names)} identifier names ([V] and one per photo) need {len(names)} reserved ids, but the "
-            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
+            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - rows} photos"
         )
     return dict(zip(names, concept_ids, strict=False))
 
