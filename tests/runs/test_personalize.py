@@ -9,7 +9,7 @@ import shutil
 import signal
 import weakref
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
@@ -113,6 +113,23 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     # 8 steps in all and 4 to the stage: only what came after the last checkpoint is computed again.
     assert len(calls) == 8 + 1
     same_result(finished_run, tmp_path / "killed")
+
+
+def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier = [f"model.recipe.identifier.{word}" for word in ("optimizer=direction", "rows=2", "pull=0.1")]
+    words = [*identifier, "stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+    do_run(tmp_path / "whole", *words)
+    loss = Mock(wraps=personalar.training.module.sequence_loss)
+    loss.side_effect = [DEFAULT, DEFAULT, DEFAULT, RuntimeError("killed"), DEFAULT, DEFAULT]
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", loss)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(tmp_path / "killed", *words)
+    do_run(tmp_path / "killed", *words)
+    assert loss.call_count == 6  # the third step of four came after the last checkpoint
+    whole, killed = (Concept.load(tmp_path / name / "concept").rows for name in ("whole", "killed"))
+    start = Concept.load(tmp_path / "whole" / "cache" / "start").rows
+    assert torch.equal(whole, killed) and not torch.allclose(whole, start)
+    assert torch.allclose(whole.norm(dim=1), start.norm(dim=1), atol=0, rtol=1e-6)
 
 
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:

@@ -46,6 +46,8 @@ class StepWatch(L.Callback):
         if not is_sharded(backend.word_table):
             norms = word_norms(backend)
             self._norms = float(norms.min()), float(norms.mean()), float(norms.max())
+            # A later stage starts where the earlier one has left the range and printed the note.
+            self._noted = self._start is not None and not self._is_usual(float(self._start.norm()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Leave out the time of sampling."""
@@ -78,12 +80,16 @@ class StepWatch(L.Callback):
         pl_module.log_dict(values, rank_zero_only=True)
         self._since, self._tokens, self._last_step = now, 0, trainer.global_step
 
+    def _is_usual(self, norm: float) -> bool:
+        """Return whether `norm` is in the range of words."""
+        return self._norms is None or self._norms[0] <= norm <= self._norms[2]
+
     def _norm_ratio(self, pl_module: PersonalizationModule, norm: float, step: int) -> dict[str, float]:
         """Return the norm of [V] relative to words, and print a note when it leaves their range."""
         if self._norms is None:
             return {}
         low, mean, high = self._norms
-        if not low <= norm <= high and not self._noted:
+        if not self._is_usual(norm) and not self._noted:
             self._noted = True
             pl_module.context.reporter.say(
                 f"note: [V] has norm {norm:.3g} at step {step} of stage {pl_module.stage.name}, the base's "
