@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from personalar import __version__
 from personalar.concepts.adapters.base import Adapter, attach_learned
-from personalar.concepts.adapters.identifier import Identifier, class_row
+from personalar.concepts.adapters.identifier import Identifier, class_row, slide
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
@@ -181,8 +181,8 @@ class Concept:
             backend: the base; see `check_base`.
             adapters: the configured user-defined adapters by name; the concept may use some of them.
             attached: if given, it is filled with the parameters of the adapters that the concept contains.
-            strength: 1 as learned, 0 the base with the class word for [V]. It scales LoRA, and moves [V] on
-                the line from its class word.
+            strength: 1 as learned, 0 the base with the class word for [V]. It scales LoRA, and turns [V] from
+                its class word; see `identifier.slide`.
 
         Raises:
             ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, an
@@ -223,7 +223,7 @@ class Concept:
         if strength != 1:
             subject = [list(self.tokens).index(name) for name in names]
             word = class_row(backend, self.subject["noun"]).to(rows)
-            rows[subject] = torch.lerp(word, rows[subject], strength)
+            rows[subject] = slide(word, rows[subject], strength)
         return Identifier(tokens=self.tokens, rows=rows, words=words)
 
 

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig, check_read
+from personalar.config.run_config import RunConfig
 from personalar.config.trainer_config import LightningArguments
 from personalar.training.stage import resolve_stages
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personalar.data.prompts import subject_names
@@ -119,3 +120,19 @@ def word_norms(backend: Backend) -> Tensor:
     is_word[backend.trained_rows] = True
     is_word[backend.choices("image_tokens")] = False
     return norms[is_word]
+
+
+def slide(word: Tensor, rows: Tensor, strength: float) -> Tensor:
+    """Return embeddings (n, D) between `word` (1, D), at strength 0, and `rows` (n, D), at 1, or beyond.
+
+    Between them the direction turns at a constant rate and the norm changes linearly: on a straight line the
+    longer one determines the direction almost everywhere. Beyond, turning on would leave the subject, so it
+    is the straight line. Measurements: experiments/LOG.md.
+    """
+    if strength == 0 or strength >= 1:
+        return torch.lerp(word, rows, strength)
+    units = F.normalize(word, dim=1), F.normalize(rows, dim=1)
+    angle = (units[0] * units[1]).sum(1, keepdim=True).clamp(-1, 1).arccos()
+    across = F.normalize(units[1] - angle.cos() * units[0], dim=1)
+    turned = (strength * angle).cos() * units[0] + (strength * angle).sin() * across
+    return turned * torch.lerp(word.norm(), rows.norm(dim=1, keepdim=True), strength)

@@ -10,6 +10,7 @@ from personalar.concepts.adapters.identifier import (
     assign_tokens,
     class_row,
     random_rows,
+    slide,
     word_norms,
     word_row,
 )
@@ -82,3 +83,14 @@ def test_image_codes_are_no_words(janus_backend, tiny_backend) -> None:
     )
     named = janus_backend.word_table[janus_backend.trained_rows]
     assert torch.equal(word_norms(janus_backend), named.norm(dim=1))
+
+
+def test_a_row_turns_from_the_word_and_goes_on_in_a_straight_line() -> None:
+    word, rows = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 6.0], [4.0, 0.0, 0.0]])
+    half = 4 * 0.5**0.5
+    assert torch.allclose(
+        slide(word, rows, 0.5), torch.tensor([[half, 0.0, half], [3.0, 0.0, 0.0]]), atol=1e-5
+    )
+    assert torch.allclose(slide(word, rows, 1.0), rows, atol=1e-5)
+    assert torch.allclose(slide(word, rows, 1.5), word + 1.5 * (rows - word))
+    assert torch.equal(slide(word, rows, 0.0), word.expand(2, 3))
