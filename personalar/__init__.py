@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from personalar.config.run_config import Stage
-    from personalar.generation.pipeline import Pipeline
+    from personalar.generation.pipeline import Concepts, Pipeline
     from personalar.training.context import RunContext
 
 __version__ = "0.1.0"
@@ -60,11 +60,11 @@ def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple
     return open_settings(settings, folder)
 
 
-def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
+def load(concept: Concepts, *settings: str) -> Pipeline:
     """Return a learned subject; its method `images(prompts, seeds)` samples like `personalar.sample`.
 
     Args:
-        concept: a concept folder, or the folder of a finished run.
+        concept: a concept folder, or the folder of a finished run; or a list of them, for several subjects.
         settings: settings as on the command line: "decoder=jacobi", "trainer=gpu", "model.path=DIR".
 
     Raises:
@@ -77,12 +77,12 @@ def load(concept: str | PathLike[str], *settings: str) -> Pipeline:
 
 
 def sample_files(
-    concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
+    concept: Concepts, prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
 ) -> list[Path]:
     """Sample every prompt with every seed and write PNG files, like `python -m personalar.sample`.
 
     Args:
-        concept: a concept folder, or the folder of a finished run.
+        concept: as for `load`.
         prompts: prompts with [V], such as "a photo of [V] cat in the snow".
         settings: settings as on the command line: "out=pictures", "decoder=jacobi".
 

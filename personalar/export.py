@@ -6,7 +6,7 @@ from pathlib import Path
 
 from personalar.config.command_line import start
 from personalar.config.commands import ExportConfig
-from personalar.generation.pipeline import concept_folder
+from personalar.generation.chosen_concepts import concept_folder
 
 
 def export(config: ExportConfig) -> None:

@@ -7,16 +7,15 @@ and settings give the same picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike, fspath
 from pathlib import Path
 
 from personalar.config.command_line import add_base, start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
 from personalar.core.process import keep_memory
-from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.generation.chosen_concepts import check_words, choose, words_of
 from personalar.generation.drawings import axes, drawings, resolve_like
-from personalar.generation.pipeline import check_words, concept_folder
+from personalar.generation.pipeline import Concepts, paths_of
 from personalar.generation.sample_files import write_samples
 from personalar.reports.picture_grid import write_grid
 
@@ -26,11 +25,11 @@ def sample(config: SampleConfig) -> list[Path]:
 
     Prints a note for every prompt that does not name the subject.
     """
-    folder, config = concept_folder(config.concept), resolve_like(config)
+    config = resolve_like(config)
     prompts = dict.fromkeys(drawing.prompt for drawing in drawings(config))
-    for note in check_words(list(prompts), [SUBJECT_TOKEN]):
+    for note in check_words(list(prompts), words_of(choose(config))):
         print(note)
-    paths = write_samples(config, folder)
+    paths = write_samples(config)
     if varied := axes(config.grid):
         for path in write_grid(paths, varied, Path(config.out)):
             print(f"grid: {path}")
@@ -38,12 +37,12 @@ def sample(config: SampleConfig) -> list[Path]:
 
 
 def sample_files(
-    concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
+    concept: Concepts, prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
 ) -> list[Path]:
     """Sample every prompt with every seed to PNG files; see `personalar.sample_files`."""
-    folder = fspath(concept)
-    cfg = composed("sample", add_base(settings, folder))
-    cfg.concept, cfg.prompts, cfg.seeds = folder, list(prompts), list(seeds)
+    folders = paths_of(concept)
+    cfg = composed("sample", add_base(settings, folders[0]))
+    cfg.concept, cfg.prompts, cfg.seeds = folders, list(prompts), list(seeds)
     return sample(read_config(cfg))
 
 

@@ -27,12 +27,16 @@ from torch import Tensor, nn
 
 from personalar import __version__
 from personalar.concepts.adapters.base import Adapter, attach_learned
-from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.adapters.identifier import Identifier, class_row, slide
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
 from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.data.prompts import SUBJECT_TOKEN, subject_names, word_of
 from personalar.models.base import Backend
+
+WITHOUT_WEIGHTS = "use the concept of stage 1 (RUN/stages/embedding/concept), or train with method=lora"
+"""Advice where a concept replaces tensors of the base."""
 
 
 def package_versions() -> dict[str, str]:
@@ -52,7 +56,7 @@ class Concept:
     base: dict[str, str]
     """"name" and "fingerprint" of the base model that it was learned on."""
     subject: dict[str, str]
-    """"name", "noun" (the class) and "fingerprint" (of the photos)."""
+    """"name", "noun" (the class), "fingerprint" (of the photos) and "word" (for prompts, such as "[cat]")."""
     stage: str
     """Name of the last stage that was trained."""
     tokens: dict[str, int]
@@ -67,6 +71,22 @@ class Concept:
     """Parameters of user-defined adapters: adapter name -> parameter name -> tensor; see `adapters.base`."""
     config: dict[str, Any] = field(default_factory=dict)
     """The settings that determine the result, as plain values."""
+
+    @property
+    def subject_rows(self) -> Tensor:
+        """The embeddings (n, D) of [V]."""
+        return self.rows[[list(self.tokens).index(name) for name in subject_names(self.tokens)]]
+
+    @property
+    def word(self) -> str:
+        """The word for this subject in prompts; concepts of older versions do not contain it."""
+        return self.subject.get("word") or word_of(self.subject["name"])
+
+    def unscalable(self) -> str:
+        """Return the reason, in words, why the concept can be neither scaled nor combined; empty: it can."""
+        if self.weights:
+            return f"replaces {len(self.weights)} tensors of the base"
+        return f"contains the adapters {', '.join(self.adapters)}" if self.adapters else ""
 
     def save(self, folder: Path) -> Path:
         """Write the concept to `folder`, replace an earlier one in it, and return `folder`."""
@@ -150,6 +170,8 @@ class Concept:
         backend: Backend,
         adapters: Mapping[str, Adapter] | None = None,
         attached: dict[str, Any] | None = None,
+        *,
+        strength: float = 1.0,
     ) -> Identifier:
         """Load the learned weights into `backend`, in place, and return the learned embeddings as a module.
 
@@ -159,11 +181,18 @@ class Concept:
             backend: the base; see `check_base`.
             adapters: the configured user-defined adapters by name; the concept may use some of them.
             attached: if given, it is filled with the parameters of the adapters that the concept contains.
+            strength: 1 as learned, 0 the base with the class word for [V]. It scales LoRA, and turns [V] from
+                its class word; see `identifier.slide`.
 
         Raises:
-            ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, or
-                an adapter of the concept is not configured.
+            ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, an
+                adapter of the concept is not configured, or the concept has a single strength only.
         """
+        if strength != 1 and (self.weights or self.adapters):
+            raise ValueError(
+                f"strength={strength:g}, but the concept of {self.subject['name']!r} {self.unscalable()}: "
+                f"set strength=1, or {WITHOUT_WEIGHTS}"
+            )
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
         width = backend.word_table.shape[1]
@@ -182,12 +211,20 @@ class Concept:
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
         if self.lora:
-            load_lora(backend.transformer, {Path(name).name: data for name, data in self.lora.items()})
+            files = {Path(name).name: data for name, data in self.lora.items()}
+            load_lora(backend.transformer, files, strength=strength)
             merge_lora(backend.transformer)
         found = attach_learned(adapters or {}, self.adapters, backend)
         if attached is not None:
             attached.update(found)
-        return Identifier(tokens=self.tokens, rows=self.rows).to(backend.device)
+        names = subject_names(self.tokens)
+        words = dict.fromkeys((SUBJECT_TOKEN, self.word), names)
+        rows = self.rows.to(backend.device, copy=True)
+        if strength != 1:
+            subject = [list(self.tokens).index(name) for name in names]
+            word = class_row(backend, self.subject["noun"]).to(rows)
+            rows[subject] = slide(word, rows[subject], strength)
+        return Identifier(tokens=self.tokens, rows=rows, words=words)
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

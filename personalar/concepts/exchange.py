@@ -1,6 +1,6 @@
 """Export a concept to files that other programs read, and import such files.
 
-learned_embeds.safetensors      the embedding of [V] under one key, as textual-inversion tools store it
+learned_embeds.safetensors      the rows of [V] (n, D) under one key, as textual-inversion tools store them
 lora/                           the adapter in PEFT's format, if stage 2 trained one
 checkpoint/                     on request: the whole model with the learned weights merged
 README.md                       the model card
@@ -27,13 +27,13 @@ from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import base_fingerprint, content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, LORA_FILES, delete_abandoned
-from personalar.data.prompts import SUBJECT_TOKEN
+from personalar.data.prompts import SUBJECT_TOKEN, row_names
 from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, peft_base, pin
 from personalar.models.stored_base import ModelFiles
 
 ROW_FILE = "learned_embeds.safetensors"
-CHECKPOINT = "checkpoint"
+CHECKPOINT, MOST_ROWS = "checkpoint", 99
 LORA_CONFIG = "lora/adapter_config.json"
 
 
@@ -62,9 +62,8 @@ def write_export(
     delete_abandoned(*(out / name for name in ("", "lora", CHECKPOINT, f"{CHECKPOINT}/vq")))
     # Load before the first write: a wrong base must not leave a half-written export.
     learned, form = read_learned(concept, model) if checkpoint else None, None
-    row = concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)]
     # Only [V]: the tokens of single photos are not needed for sampling.
-    tensors = {SUBJECT_TOKEN: row.reshape(1, -1).contiguous()}
+    tensors = {SUBJECT_TOKEN: concept.subject_rows.contiguous()}
     contents = {
         ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}),
         **named_adapter(concept, model),
@@ -87,7 +86,8 @@ def write_export(
 def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:
     """Read an exported embedding, and the PEFT adapter in `lora/` if there is one, as a concept.
 
-    The embedding becomes [V] with the first reserved id of the base. The base's weights are not loaded.
+    The embedding becomes [V] with the first reserved id of the base; one of several rows has as many ids. The
+    base's weights are not loaded.
 
     Args:
         folder: the exported files.
@@ -119,7 +119,7 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
         subject={"name": name, "noun": noun, "fingerprint": content_hash(folder / ROW_FILE)},
         stage="transformer" if lora else "embedding",
-        tokens=assign_tokens([SUBJECT_TOKEN], files.reserved_ids()),
+        tokens=assign_tokens(row_names(SUBJECT_TOKEN, len(row)), files.reserved_ids()),
         rows=row,
         lora=lora,
         config={"adopted": {"embeds": ROW_FILE, "lora": bool(lora)}, "model": asdict(pin(model))},
@@ -149,11 +149,11 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
 
 
 def read_row(path: Path) -> Tensor:
-    """Return the embedding (1, D) in float32 from a safetensors file with one key of any name.
+    """Return the embedding (n, D) in float32 from a safetensors file with one key of any name.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is damaged, or contains several keys, several rows, or NaN.
+        ValueError: the file is damaged, or contains several keys or NaN.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a folder that personalar.export wrote")
@@ -163,11 +163,12 @@ def read_row(path: Path) -> Tensor:
             f"{path} contains {len(tensors)} keys ({', '.join(sorted(tensors))}); expected one embedding"
         )
     (row,) = tensors.values()
-    if row.ndim not in (1, 2) or row.numel() != row.shape[-1]:
+    if row.ndim not in (1, 2) or not 0 < row.numel() <= MOST_ROWS * row.shape[-1]:
         raise ValueError(
-            f"{path} contains a tensor of shape {tuple(row.shape)}; expected one embedding (1, width)"
+            f"{path} contains a tensor of shape {tuple(row.shape)}; expected one embedding (rows, width), at "
+            f"most {MOST_ROWS} rows"
         )
-    return row.reshape(1, -1).float()
+    return row.reshape(-1, row.shape[-1]).float()
 
 
 def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:

@@ -18,7 +18,7 @@ from personalar.concepts.concept import Concept
 from personalar.core.files import content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
-from personalar.data.prompts import SUBJECT_TOKEN, training_prompt
+from personalar.data.prompts import SUBJECT_TOKEN, subject_names, training_prompt
 
 PLACES = ("in the snow", "on the beach")
 """Places in the example prompts of a card without pictures."""
@@ -133,6 +133,7 @@ def model_card(
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD_FILE]
     files = [path for path in paths if not path.name.startswith(".")]
     repository, licence = origin(concept)
+    subject = subject_names(concept.tokens)
     method, whole = concept.config.get("method"), checkpoint is not None
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -153,7 +154,9 @@ def model_card(
         exported=exported,
         checkpoint=checkpoint,
         scores=scores or {},
-        names=list(concept.tokens) if whole or not exported else [SUBJECT_TOKEN],
+        photos=len(concept.tokens) - len(subject),
+        subject_ids=[concept.tokens[name] for name in subject],
+        names=list(concept.tokens) if whole or not exported else subject,
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )

@@ -19,8 +19,9 @@ from personalar.core.files import read_json
 from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
-NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
-"""Names of learned tokens. The brackets are required: a bare name could match part of any prompt."""
+NAME = re.compile(r"\[(V(:[2-9]|:[1-9]\d{1,2})?|S[1-9]\d{0,3})\]")
+WORD = re.compile(r"\[[A-Za-z0-9_.-]{1,80}\]")
+"""Names of learned tokens, and words of concepts. Without brackets they could match part of any prompt."""
 FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
 """Required text fields of concept.json."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -60,6 +61,8 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     for fact, names in FACTS.items():
         if not _is_text_dict(record[fact]) or not names <= set(record[fact]):
             return f"{fact} must contain the strings {', '.join(sorted(names))}"
+    if not WORD.fullmatch(record["subject"].get("word", "[V]")):
+        return f"subject has the word {record['subject']['word']!r:.40}; expected one such as [cat]"
     if not isinstance(record["stage"], str) or not isinstance(record["config"], dict):
         return "stage must be a string and config an object"
     # The names become paths below the folder: only known ones, so that none leads out of it.

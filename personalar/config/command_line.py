@@ -128,12 +128,13 @@ def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
 
     Args:
         arguments: overrides.
-        concept: the concept folder; None means the last `concept=` in `arguments`.
+        concept: the concept folder; None means the last `concept=` in `arguments`, the first of a list.
     """
     keys = set(map(key_of, arguments))
     given = [parse(argument) for argument in arguments if argument.startswith("concept=")]
     if concept is None and given and given[-1] is not None and not given[-1].is_sweep_override():
-        concept = str(given[-1].value())
+        value = given[-1].value()
+        concept = str(value[0] if isinstance(value, list) and value else value)
     if "model" in keys or concept is None:
         return list(arguments)
     words = base_arguments(Path(concept).expanduser())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,8 @@ TASKS = ("benchmark", "calibrate", "agreement", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
 """Images per prompt: arXiv 2504.13162 uses one (750 in total), DreamBooth four (3000)."""
 
-
+NAME = re.compile(r"(?!(V|S\d+)$)[A-Za-z0-9_.-]{1,60}")
+"""Names of concepts in prompts, without brackets; the others are names of learned tokens."""
 BENCHMARKS = ("rendered", "dreambench", "dreambench_plus")
 """Kinds of benchmarks; all but the first have photographs, which are not part of this package."""
 
@@ -59,10 +61,15 @@ class GridConfig:
 class SampleConfig:
     """`python -m personalar.sample`."""
 
-    concept: str = MISSING
-    """A concept folder, or the folder of a finished run."""
+    concept: Any = MISSING
+    """A concept folder, or the folder of a finished run; a list of them for pictures of several subjects."""
+    names: list[str] = field(default_factory=list)
+    """A name for each concept; with names=[rex] prompts contain [rex]. Empty: the names of the subjects."""
+    strength: Any = field(default=1.0, metadata=limits(0, 1.5))
+    """1: the concept as learned, 0: its class word instead; a number, or a list with one for each concept."""
     prompts: list[str] = field(default_factory=list)
-    """Prompts with [V] before the class: "a photo of [V] cat in the snow"."""
+    """Prompts with [V] before the class: "a photo of [V] cat in the snow"; of several concepts each has its
+    own word, such as [cat]."""
     prompts_file: str | None = None
     """Text file with one prompt per line, and options of the line after "|" (`seed=7 guidance=3`); empty
     lines and lines that begin with # are skipped."""
@@ -89,12 +96,41 @@ class SampleConfig:
     trainer: TrainerConfig = MISSING
 
     def __post_init__(self) -> None:
+        self._check_concepts()
         given = self.seeds if isinstance(self.seeds, list) else [self.seeds]
         if not given or any(type(seed) is not int for seed in given):
             raise ValueError(
                 f"seeds={self.seeds} must be whole numbers: a list [0,1,2], one seed, or range(0,8)"
             )
         self.seeds = given
+
+    def _check_concepts(self) -> None:
+        if not self.concepts or not all(isinstance(where, str) for where in self.concepts):
+            raise ValueError(f"concept={self.concept!r}: give a folder, or a list such as concept=[cat,hat]")
+        numbers = self.strength if isinstance(self.strength, list) else [self.strength]
+        if not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(f"invalid value strength={self.strength!r}; allowed: numbers from 0 to 1.5")
+        for key, found in (("names", self.names), ("strength", self.strength)):
+            if isinstance(found, list) and found and len(found) != len(self.concepts):
+                raise ValueError(f"{key}={found} has {len(found)} values for {len(self.concepts)} concepts")
+        for name in self.names:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"names={self.names}: {name!r:.80} cannot be a name in prompts; allowed: letters, "
+                    "digits, _, . and -, but not V, S1, S2, ..."
+                )
+
+    @property
+    def concepts(self) -> list[str]:
+        """The folders in `concept`."""
+        return list(self.concept) if isinstance(self.concept, list) else [self.concept]
+
+    @property
+    def strengths(self) -> list[float]:
+        """One strength per concept."""
+        if isinstance(self.strength, list):
+            return [float(number) for number in self.strength]
+        return [float(self.strength)] * len(self.concepts)
 
 
 @dataclass(kw_only=True)

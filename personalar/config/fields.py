@@ -161,11 +161,18 @@ def from_where_typed(cfg: DictConfig, base: Path) -> None:
     with open_dict(cfg):
         for key in PATHS:
             value = OmegaConf.select(cfg, key, default=None)
-            if not isinstance(value, str) or "://" in value or value.startswith("~"):
-                continue
-            # A value that is not an existing path can be a hub id, which must stay as it is.
-            if key == "out" or (base / value).exists():
-                OmegaConf.update(cfg, key, str(base / value))
+            if isinstance(value, str):
+                OmegaConf.update(cfg, key, _absolute(value, base, made=key == "out"))
+            elif OmegaConf.is_list(value):
+                OmegaConf.update(cfg, key, [_absolute(str(each), base) for each in value])
+
+
+def _absolute(value: str, base: Path, *, made: bool = False) -> str:
+    """Return `value` as a path from `base`, if there is such a path or the command makes it."""
+    if "://" in value or value.startswith("~"):
+        return value
+    # A value that is not an existing path can be a hub id, which must stay as it is.
+    return str(base / value) if made or (base / value).exists() else value
 
 
 def inside(path: str) -> str:

@@ -134,7 +134,7 @@ class DataNumbers:
 
 @dataclass(kw_only=True)
 class IdentifierNumbers:
-    """Initialization of the learned embeddings."""
+    """Start and training of the learned embeddings."""
 
     init: str = "random"
     """"random" (mean and standard deviation of the vocabulary), "words" ([V] starts at the mean of `words`),
@@ -142,9 +142,21 @@ class IdentifierNumbers:
     base whose reserved embeddings were trained, such as nano)."""
     words: list[str] = field(default_factory=list)
     """Words whose mean embedding initializes [V] with init=words."""
+    rows: int = field(default=1, metadata=limits(1, 99))
+    """Number of embeddings that [V] stands for in every prompt; `init` is the start of the first."""
+    further: str = "random"
+    """Start of the others: "random", or "kmeans" (centres of the image codes of the photos)."""
+    optimizer: str | None = None
+    """"direction" turns the embeddings by an angle of `lr` radians per step and keeps their norm, in stages
+    that train nothing else; null: the run's `optimizer`."""
+    pull: float = field(default=1e-4, metadata=limits(0, 1))
+    """optimizer=direction: pull of [V] to the class word, added to the gradient."""
 
     def __post_init__(self) -> None:
         one_of("identifier.init", self.init, ("random", "nearest", "words"))
+        one_of("identifier.further", self.further, ("random", "kmeans"))
+        if self.optimizer is not None:
+            one_of("identifier.optimizer", self.optimizer, ("direction",))
         if self.init == "words" and not self.words:
             raise ValueError("identifier.init=words needs words: set identifier.words=[orange,striped]")
 

@@ -6,13 +6,12 @@ The YAML files in `conf/` contain named sets of these values. A key that is not 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import II, MISSING
 
-from personalar.config.fields import SEED, key_of, limits, one_of
+from personalar.config.fields import SEED, limits, one_of
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import StageNumbers
 from personalar.config.scorer_config import ScorerConfig, SelectionConfig
@@ -211,6 +210,11 @@ class RunConfig:
                 f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
                 f"{target}: leave out memory.optimizer, or set optimizer=adamw"
             )
+        if self.model.recipe.identifier.optimizer and self.trainer.strategy.startswith("zero"):
+            raise ValueError(
+                "model.recipe.identifier.optimizer=direction needs whole embeddings, which "
+                f"trainer.strategy={self.trainer.strategy} cuts up: use trainer=gpu or trainer=ddp"
+            )
         data = self.model.recipe.data
         for stage in self.method.stages.values():
             replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
@@ -245,54 +249,3 @@ class RunConfig:
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]
-
-
-STAGES = "model.recipe.stages"
-READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
-    "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
-    "samples.time_share": (
-        lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
-        "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
-    ),
-    "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
-    "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
-    "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
-    "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
-    "model.recipe.identifier.words": (
-        lambda c: c.model.recipe.identifier.init == "words",
-        "model.recipe.identifier.init=words",
-    ),
-    "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
-    "model.recipe.trained_weights": (
-        lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
-        "method=paper or method=joint; other methods list what they train",
-    ),
-    "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
-    "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
-}
-"""Setting -> condition under which a run uses it, and the condition in words."""
-
-
-def check_read(config: RunConfig, words: Iterable[str]) -> None:
-    """Raise ValueError if one of the overrides `words` has no effect in this run."""
-    if found := unread(config, words):
-        raise ValueError(found)
-
-
-def unread(config: RunConfig, words: Iterable[str]) -> str | None:
-    """Return a message about the first of the overrides `words` that has no effect in this run, or None."""
-    # A dict as an ordered set: two stages can share hyperparameters.
-    read = {stage.numbers: None for stage in config.method.stages.values()}
-    for word in words:
-        key = key_of(word)
-        parts = key.removeprefix(f"{STAGES}.").split(".")
-        if key.startswith(f"{STAGES}.") and parts[0] not in read:
-            # The same hyperparameter of the stages that this method has.
-            rest = ".".join(parts[1:])
-            ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
-            return f"method={config.method.name} does not use {key}: set {ways}"
-        # Settings without an entry are always used.
-        is_read, needs = READ_IF.get(key, (lambda _: True, ""))
-        if not is_read(config):
-            return f"{key} has no effect in this run: it needs {needs}"
-    return None

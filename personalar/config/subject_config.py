@@ -121,6 +121,8 @@ class SamplesConfig:
     class prompt with many seeds, for PRES and diversity), "unrelated" (other things, for drift)."""
     prior_images: int = field(default=8, metadata=limits(2))
     """Number of samples of kind "prior"."""
+    strength: float = field(default=1.0, metadata=limits(0, 1.5))
+    """Strength of the concept in the pictures after a stage; 0: the class word instead (docs/sampling.md)."""
 
     def __post_init__(self) -> None:
         one_of("samples.prompt_set", self.prompt_set, ("world", "dreambench"))

@@ -8,6 +8,8 @@ from typing import Any
 
 GONE = {"init": "above", "coupling": "gumbel", "relax": 0, "relax_distance": 0.1}
 """Removed decoder settings, with the value that corresponds to today's behaviour."""
+IDENTIFIER = {"rows": 1, "further": "random", "optimizer": None, "pull": 1e-4}
+"""Settings `model.recipe.identifier` that older versions did not have, with the value of their behaviour."""
 QKV = "model.layers.*.self_attn.[qkv]_proj.weight"
 
 
@@ -19,6 +21,8 @@ def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
             new.get(group, {}).pop(name, None)
     if "decoder" in new:
         _decoder(new["decoder"])
+    if identifier := new.get("model", {}).get("recipe", {}).get("identifier"):
+        new["model"]["recipe"]["identifier"] = IDENTIFIER | identifier
     if "optimizer" not in new and "stages" in new.get("method", {}):
         _stages(new)
     return new

@@ -6,11 +6,16 @@ Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the 
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
+from personalar.core.files import plain_name
 from personalar.core.types import PromptSpec, SampleKind
 
 SUBJECT_TOKEN = "[V]"
+TAKEN = re.compile(r"V|S\d+")
+"""Names that a concept cannot have: those of learned tokens, without brackets."""
 _ANIMALS = (
     "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse "
     "owl parrot person pig puppy rabbit sheep tiger turtle wolf"
@@ -51,6 +56,30 @@ def normalized(prompt: str) -> str:
 def image_token_names(num_images: int) -> tuple[str, ...]:
     """Return "[S1]", "[S2]", ...: one name per training photo."""
     return tuple(f"[S{index + 1}]" for index in range(num_images))
+
+
+def word_of(name: str) -> str:
+    """Return the word for a concept of this name in prompts, such as "[cat]"."""
+    plain = plain_name(name, longest=60)
+    return f"[my_{plain}]" if TAKEN.fullmatch(plain) else f"[{plain}]"
+
+
+def row_names(word: str, count: int) -> tuple[str, ...]:
+    """Return the names of the tokens that `word` stands for: "[V]", "[V:2]", "[V:3]", ..."""
+    return (word, *(f"{word[:-1]}:{number}]" for number in range(2, count + 1)))
+
+
+def subject_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of `names` that [V] stands for, in order."""
+    return tuple(name for name in names if name == SUBJECT_TOKEN or name.startswith("[V:"))
+
+
+def spell(prompt: str, words: Mapping[str, Sequence[str]]) -> str:
+    """Return `prompt` with every word of `words` replaced by the names of its tokens, without spaces."""
+    if not words:
+        return prompt
+    pattern = "|".join(map(re.escape, words))
+    return re.sub(pattern, lambda match: "".join(words[match[0]]), prompt)
 
 
 def fill(text: str, phrase: str) -> str:

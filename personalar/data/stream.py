@@ -17,7 +17,13 @@ from torch.utils.data import IterableDataset
 from personalar.config.recipe import DataNumbers
 from personalar.config.run_config import Stage
 from personalar.data.codes import stream_seed, uniform
-from personalar.data.prompts import image_token_names, training_prompt
+from personalar.data.prompts import (
+    SUBJECT_TOKEN,
+    image_token_names,
+    spell,
+    subject_names,
+    training_prompt,
+)
 from personalar.models.base import Backend, TrainingSequence
 
 
@@ -67,6 +73,7 @@ class SequenceStream(IterableDataset):
         """
         self.backend, self.stage, self.data, self.noun, self.tokens = backend, stage, data, noun, tokens
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
+        self.words = {SUBJECT_TOKEN: subject_names(tokens)}
         self.share, self.pad = (0, 1), backend.pad_id
         self.subject_codes = subject_codes or [torch.ones_like(pool) for pool in photo_codes]
         self.captions = captions or (None,) * len(photo_codes)
@@ -95,6 +102,7 @@ class SequenceStream(IterableDataset):
         else:
             own = step * self.num_subject + slot
             (prompt, codes, kept), dropout = self._subject(own, generator), self.prompt_dropout
+        prompt = spell(prompt, self.words)
         if uniform(generator) < dropout:
             made = self.backend.unconditional_sequence(prompt, codes, self.tokens, loss=self.loss)
         else:

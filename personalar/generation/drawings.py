@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -14,7 +13,8 @@ from personalar.config.fields import check_seeds
 from personalar.config.run_config import DecoderConfig
 from personalar.data.prompt_file import PromptLine, fill_wildcards, read_prompts
 from personalar.data.prompts import normalized
-from personalar.generation.pipeline import check_negative, concept_folder
+from personalar.generation.chosen_concepts import concept_folder, short_hash
+from personalar.generation.pipeline import check_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,6 @@ class Drawing:
         )
 
 
-def short_hash(record: bytes) -> str:
-    """Return the hash of a concept.json as PNG files contain it: 12 hex digits."""
-    return hashlib.sha256(record).hexdigest()[:12]
-
-
 def resolve_like(config: SampleConfig) -> SampleConfig:
     """Return `config` with the settings of the picture `like`, if there is one.
 
@@ -62,8 +57,8 @@ def resolve_like(config: SampleConfig) -> SampleConfig:
 
     if config.like is None:
         return config
-    record = (concept_folder(config.concept) / "concept.json").read_bytes()
-    return like(config, Path(config.like).expanduser(), concept=short_hash(record))
+    records = [(concept_folder(where) / "concept.json").read_bytes() for where in config.concepts]
+    return like(config, Path(config.like).expanduser(), concept=" ".join(map(short_hash, records)))
 
 
 def prompt_lines(config: SampleConfig) -> list[PromptLine]:

@@ -21,6 +21,7 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.image_sizes import Size
 from personalar.core.png import is_whole_png, load_sample, sample_filename, save_sample
 from personalar.core.types import Sample
+from personalar.data.prompts import spell
 from personalar.generation.base import Decoder
 from personalar.generation.batching import (
     PICTURES_AT_ONCE,
@@ -123,14 +124,13 @@ class Generator:
         """
         if negative_prompt is None:
             return None
-        tokens = self.identifier.tokens if self.identifier is not None else None
-        ids = self.backend.negative_prompt(negative_prompt, size, tokens)
+        tokens, words = (self.identifier.tokens, self.identifier.words) if self.identifier else ({}, {})
+        ids = self.backend.negative_prompt(spell(negative_prompt, words), size, tokens)
         check_length(self.backend, negative_prompt, ids)
         return ids
 
     def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
-        tokens = self.identifier.tokens if self.identifier is not None else None
-        return encode_prompts(self.backend, prompts, tokens, size=size)
+        return encode_prompts(self.backend, prompts, self.identifier, size=size)
 
     def _fitting(self, ids: list[list[int]], grid: tuple[int, int], context: list[int] | None) -> int:
         if self.batch is None:

@@ -10,7 +10,6 @@ import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalar.config.command_line import add_base
@@ -20,7 +19,8 @@ from personalar.config.fields import check_seeds
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size
-from personalar.data.prompts import SUBJECT_TOKEN, check_text, normalized
+from personalar.data.prompts import check_text, normalized
+from personalar.generation.chosen_concepts import check_words, choose, words_of
 from personalar.models.loading import obtain_model
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from personalar.generation.generator import Generator
     from personalar.models.base import Backend
 
+Concepts = str | PathLike[str] | Sequence[str | PathLike[str]]
+"""One concept or run folder, or several."""
 ELSEWHERE = {
     "concept": "it is the first argument",
     "prompts": "pass them to images()",
@@ -43,40 +45,6 @@ ELSEWHERE = {
     "out": "save the pictures that images() returns",
 }
 """Settings of `personalar.sample` that `load` does not accept, and what to use instead."""
-
-
-def concept_folder(where: str) -> Path:
-    """Return the concept folder for `where`, which is a concept folder or the folder of a finished run.
-
-    Raises:
-        FileNotFoundError: neither contains a concept.
-    """
-    folder = Path(where).expanduser()
-    for candidate in (folder, folder / "concept"):
-        if (candidate / "concept.json").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"concept={where} contains no concept.json: give a concept folder, or the folder of a finished run"
-    )
-
-
-def check_words(prompts: list[str], names: list[str]) -> list[str]:
-    """Return a note for every prompt that contains none of the learned tokens `names`.
-
-    Raises:
-        ValueError: there is no prompt, or one is empty or cannot be encoded.
-    """
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ValueError(
-            f"prompts={prompts}: give at least one prompt and no empty one, such as "
-            f"'a photo of {SUBJECT_TOKEN} cat'"
-        )
-    notes = []
-    for prompt in prompts:
-        check_text(prompt, "prompts")
-        if not any(name in prompt for name in names):
-            notes.append(f"note: {prompt!r} does not name the subject; write {SUBJECT_TOKEN} before the noun")
-    return notes
 
 
 def check_negative(negative_prompt: str | None, *scales: float) -> None:
@@ -99,31 +67,36 @@ def size_of(size: str | None, layout: ProtocolConfig | Backend) -> Size:
     return layout.square if size is None else read_size(size, layout.sizes)
 
 
-def open_generator(config: SampleConfig, folder: Path, sizes: Iterable[str | None] = ()) -> Generator:
-    """Load the base and the concept in `folder`, and return a generator.
+def open_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Generator:
+    """Load the base and the concepts, and return a generator.
 
     Args:
         config: the settings.
-        folder: the concept.
         sizes: sizes of pictures that will be sampled; see `size_of`.
 
     Raises:
         FileNotFoundError: a file of the base or the concept is missing.
-        ValueError: a file is damaged, or the concept was learned on another base.
+        ValueError: a file is damaged, a concept was learned on another base, or two cannot be combined.
     """
     import torch
 
     from personalar.concepts.concept import Concept
+    from personalar.concepts.together import Part, apply_together, check_together
     from personalar.core.files import base_fingerprint
     from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 
-    concept, files = Concept.load(folder), obtain_model(config.model, say=print)
+    parts = [
+        Part(concept=Concept.load(each.folder), word=each.word, strength=each.strength)
+        for each in choose(config)
+    ]
+    check_together(parts)
+    files = obtain_model(config.model, say=print)
     for size in sizes:  # report a wrong size before gigabytes of weights are read
         size_of(size, files.layout)
     if config.trainer.torch_device == "cpu":
         check_memory(sum(file.stat().st_size for file in files.weights()))
-    concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
+    parts[0].concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
     backend = files.load(
         dtype=getattr(torch, config.model.dtype),
         device=config.trainer.torch_device,
@@ -132,26 +105,31 @@ def open_generator(config: SampleConfig, folder: Path, sizes: Iterable[str | Non
     adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     return Generator(
         backend=backend,
-        identifier=concept.apply(backend, adapters),
+        identifier=apply_together(parts, backend, adapters),
         decoder=build("decoder", config.decoder.settings),
         batch=config.model.sampling.batch,
     )
 
 
-def prepare_generator(config: SampleConfig, folder: Path, sizes: Iterable[str | None] = ()) -> Generator:
+def prepare_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Generator:
     """Set the number of threads, check the free memory, and return `open_generator` of the arguments."""
     from personalar.core.process import check_memory, prepare_torch
 
     check_memory()  # before torch is imported, which itself needs memory
     prepare_torch(config.trainer.threads)
-    return open_generator(config, folder, sizes)
+    return open_generator(config, sizes)
 
 
 class Pipeline:
-    """A base model with a learned concept, kept in memory for many prompts."""
+    """A base model with learned concepts, kept in memory for many prompts.
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
+    Args:
+        generator: generates the pictures.
+        words: the words that name the subjects in prompts.
+    """
+
+    def __init__(self, generator: Generator, words: Sequence[str]) -> None:
+        self.generator, self.words = generator, list(words)
 
     def images(
         self,
@@ -185,7 +163,7 @@ class Pipeline:
             )
         from personalar.generation.requests import check_prompts
 
-        for note in check_words(wanted, [SUBJECT_TOKEN]):
+        for note in check_words(wanted, self.words):
             warnings.warn(note, stacklevel=2)
         pixels = size_of(size, self.generator.backend)
         check_negative(negative_prompt, self.generator.decoder.sampling.cfg_scale)
@@ -194,13 +172,18 @@ class Pipeline:
         return self.generator.images(wanted, numbers, size=pixels, negative_prompt=negative_prompt)
 
 
-def load(concept: str | PathLike[str], settings: Sequence[str]) -> Pipeline:
-    """Load the concept of a concept or run folder; see `personalar.load`."""
-    config = sample_settings(fspath(concept), settings)
-    return Pipeline(prepare_generator(config, concept_folder(config.concept)))
+def load(concept: Concepts, settings: Sequence[str]) -> Pipeline:
+    """Load the concepts of concept or run folders; see `personalar.load`."""
+    config = sample_settings(concept, settings)
+    return Pipeline(prepare_generator(config), words_of(choose(config)))
 
 
-def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
+def paths_of(concept: Concepts) -> list[str]:
+    """Return the paths of one folder or of several as text."""
+    return [fspath(concept)] if isinstance(concept, str | PathLike) else [fspath(each) for each in concept]
+
+
+def sample_settings(concept: Concepts, settings: Sequence[str]) -> SampleConfig:
     """Return the settings of `personalar.sample` for `load`, from overrides "key=value".
 
     Raises:
@@ -213,7 +196,8 @@ def sample_settings(concept: str, settings: Sequence[str]) -> SampleConfig:
             raise ValueError(f"{setting!r} is not a setting: write key=value, such as 'decoder=jacobi'")
         if own in ELSEWHERE:
             raise ValueError(f"load does not accept {key}=: {ELSEWHERE[own]}")
-    config = composed("sample", add_base(settings, concept))
+    folders = paths_of(concept)
+    config = composed("sample", add_base(settings, folders[0]))
     # Assigned and not passed as an override, because Hydra's grammar would parse special characters in it.
-    config.concept, config.prompts = concept, []
+    config.concept, config.prompts = folders, []
     return read_config(config)

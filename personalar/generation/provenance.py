@@ -48,7 +48,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     Args:
         config: settings of `personalar.sample`.
         path: a picture that `personalar.sample` wrote.
-        concept: hash of the concept in `config`; see `drawings.short_hash`.
+        concept: hashes of the concepts in `config`; see `chosen_concepts.facts_of`.
 
     Raises:
         ValueError: a text chunk is missing or invalid, or the picture shows another concept.
@@ -67,7 +67,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     if found["concept"] != concept:
         raise ValueError(
             f"like={path} was sampled from another concept ({found['concept']:.40}; concept= is {concept}): "
-            "give the concept folder that it was sampled from"
+            "give the concept folders that it was sampled from, in the same order"
         )
     for name, allowed in (("dtype", DTYPES), ("attention", ("eager", "sdpa"))):
         if found[name] not in allowed:
@@ -77,6 +77,8 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     check_seeds([int(found["seed"])])
     return replace(
         config,
+        names=[word.strip("[]") for word in found.get("words", "").split()],
+        strength=_strengths(found.get("strength", ""), path) or 1.0,
         prompts=[found["prompt"]],
         seeds=[int(found["seed"])],
         size=found["size"],
@@ -85,6 +87,18 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         model=replace(config.model, dtype=found["dtype"]),
         trainer=replace(config.trainer, attention=found["attention"]),
     )
+
+
+def _strengths(text: str, path: Path) -> list[float]:
+    """Return the strengths of a PNG; empty if it contains none."""
+    try:
+        found = [float(number) for number in text.split()]
+    except ValueError as error:
+        raise ValueError(f"like={path} has a damaged strength: {text!r:.80}") from error
+    (limits,) = [field.metadata["limits"] for field in fields(SampleConfig) if field.name == "strength"]
+    for number in found:
+        check_number(f"like={path}: strength", number, *limits)
+    return found
 
 
 def _decoder(text: str, path: Path) -> DecoderConfig:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import Size
 from personalar.core.types import PromptSpec, Sample, SampleKind
-from personalar.data.prompts import SUBJECT_TOKEN, sample_prompt
+from personalar.data.prompts import SUBJECT_TOKEN, sample_prompt, spell
 from personalar.models.base import Backend
 
 if TYPE_CHECKING:
@@ -152,20 +153,21 @@ def shortened(prompt: str) -> str:
 
 
 def encode_prompts(
-    backend: Backend, prompts: Sequence[str], tokens: Mapping[str, int] | None, *, size: Size | None = None
+    backend: Backend, prompts: Sequence[str], learned: Identifier | None, *, size: Size | None = None
 ) -> list[list[int]]:
     """Tokenize prompts for sampling, with the base's template, which contains the image size.
 
     Args:
         backend: the base.
         prompts: the prompts as text.
-        tokens: name -> id of the learned tokens.
+        learned: the learned tokens, or None.
         size: (width, height), one of the base's sizes; None means its square.
 
     Raises:
         ValueError: a prompt is longer than the base's context.
     """
-    ids = [backend.prompt_ids(prompt, size, tokens) for prompt in prompts]
+    tokens, words = (learned.tokens, learned.words) if learned is not None else ({}, {})
+    ids = [backend.prompt_ids(spell(prompt, words), size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         check_length(backend, prompt, some)
     return ids
@@ -231,10 +233,11 @@ def check_prompts(
     Raises:
         ValueError: a prompt is too long for the base.
     """
-    tokens = generator.identifier.tokens if generator.identifier else {}
-    ids = encode_prompts(generator.backend, prompts, tokens, size=size)
+    learned = generator.identifier
+    ids = encode_prompts(generator.backend, prompts, learned, size=size)
     notes = [length_note(generator.backend, prompts, ids, size)]
     if words:
-        notes.append(words_note(generator.backend, prompts, tokens))
+        names = [*learned.tokens, *learned.words] if learned is not None else []
+        notes.append(words_note(generator.backend, prompts, names))
     for note in filter(None, notes):
         say(f"note: {note}")

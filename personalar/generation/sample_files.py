@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from personalar.config.commands import SampleConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, written
-from personalar.generation.drawings import Drawing, drawings, short_hash
+from personalar.generation.chosen_concepts import ChosenConcept, choose, facts_of
+from personalar.generation.drawings import Drawing, drawings
 from personalar.generation.pipeline import prepare_generator, size_of
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, 
     raise AssertionError("unreachable")
 
 
-def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
-    """Sample `drawings(config)` with the concept in `folder` to PNG files; return the path of each.
+def write_samples(config: SampleConfig) -> list[Path]:
+    """Sample `drawings(config)` with the concepts of `config` to PNG files; return the path of each.
 
     A picture that exists already (same metadata) is not sampled again.
     """
@@ -64,15 +65,14 @@ def write_samples(config: SampleConfig, folder: Path) -> list[Path]:
     from personalar.core.files import sync_files
     from personalar.core.own_files import delete_abandoned
 
-    wanted = drawings(config)
+    wanted, chosen = drawings(config), choose(config)
     delete_abandoned(Path(config.out))
-    generator = prepare_generator(config, folder, [drawing.size for drawing in wanted])
+    generator = prepare_generator(config, [drawing.size for drawing in wanted])
     groups: dict[tuple, list[Drawing]] = {}
     for drawing in dict.fromkeys(wanted):
         groups.setdefault(drawing.settings, []).append(drawing)
     check_groups(generator, groups.values())
-    record = (folder / "concept.json").read_bytes()
-    files = {drawing: file_of(drawing, config, record, generator) for drawing in dict.fromkeys(wanted)}
+    files = {drawing: file_of(drawing, config, chosen, generator) for drawing in dict.fromkeys(wanted)}
     reporter = Reporter()
     missing = sum(not file.exists for file in files.values())
     with reporter.phase("pictures", missing, "images") as advance:
@@ -103,17 +103,18 @@ def check_groups(generator: Generator, groups: Iterable[Sequence[Drawing]]) -> N
         print(note)
 
 
-def file_of(drawing: Drawing, config: SampleConfig, record: bytes, generator: Generator) -> File:
-    """Return the file of a picture; `record` is the content of concept.json."""
+def file_of(
+    drawing: Drawing, config: SampleConfig, chosen: Sequence[ChosenConcept], generator: Generator
+) -> File:
+    """Return the file of a picture of the `chosen` concepts."""
     from personalar.core.png import sample_filename
     from personalar.generation.provenance import drawing_settings
 
-    concept = json.loads(record)
+    base = json.loads((chosen[0].folder / "concept.json").read_bytes())["base"]["fingerprint"]
     facts = {
         "size": written(size_of(drawing.size, generator.backend)),
-        "base": f"{config.model.name} {concept['base']['fingerprint'][:12]}",
-        # The hash of concept.json identifies the concept, because it contains the hashes of all files.
-        "concept": short_hash(record),
+        "base": f"{config.model.name} {base[:12]}",
+        **facts_of(chosen, config),
         **drawing_settings(
             drawing.decoder(config.decoder).settings,
             dtype=config.model.dtype,
@@ -123,7 +124,8 @@ def file_of(drawing: Drawing, config: SampleConfig, record: bytes, generator: Ge
     }
     if drawing.negative_prompt is not None:
         facts["negative_prompt"] = drawing.negative_prompt
-    name = sample_filename(concept["subject"]["name"], drawing.prompt, drawing.seed, facts=facts)
+    subjects = "-".join(concept.name for concept in chosen)
+    name = sample_filename(subjects, drawing.prompt, drawing.seed, facts=facts)
     facts = {"prompt": drawing.prompt, "seed": str(drawing.seed), **facts}
     path, exists = free_path(Path(config.out), name, facts)
     return File(path=path, facts=facts, exists=exists)

@@ -115,6 +115,8 @@ def provenance(session: RunContext, stage: str) -> dict[str, str]:
         # The record contains the hashes of all files of the concept.
         record = (session.folder.concept(stage) / RECORD_FILE).read_bytes()
         texts["concept"] = hashlib.sha256(record).hexdigest()[:12]
+        if config.samples.strength != 1:
+            texts["strength"] = str(config.samples.strength)
     return texts
 
 

@@ -18,6 +18,7 @@ from personalar.core.console import Reporter
 from personalar.core.process import prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import PromptSpec, Subject
+from personalar.data.prompts import word_of
 from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
@@ -78,6 +79,8 @@ class RunContext:
     def load(self, stage: str) -> tuple[Backend, Identifier | None]:
         """Return a new backend in its state after `stage`, and the identifier (None for "base").
 
+        The concept has the strength `samples.strength`.
+
         Raises:
             ValueError: the concept is damaged or belongs to another base.
         """
@@ -87,7 +90,8 @@ class RunContext:
         concept = Concept.load(self.folder.concept(stage))
         # A folder can be copied to a machine with another version of the base.
         concept.check_base(**self.base)
-        return backend, concept.apply(backend, self.make_adapters())
+        strength = self.config.samples.strength
+        return backend, concept.apply(backend, self.make_adapters(), strength=strength)
 
     def make_adapters(self) -> dict[str, Adapter]:
         """Return new adapters of all stages, by name; they are not attached yet."""
@@ -107,7 +111,12 @@ class RunContext:
         # Without the path of the photos: concepts are shared, and paths contain names of people and places.
         return Concept(
             base=self.base,
-            subject={"name": subject.name, "noun": subject.noun, "fingerprint": subject.fingerprint},
+            subject={
+                "name": subject.name,
+                "noun": subject.noun,
+                "fingerprint": subject.fingerprint,
+                "word": word_of(subject.name),
+            },
             stage=stage,
             config=concept_settings(self.config),
             **learned,

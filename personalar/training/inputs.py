@@ -13,15 +13,23 @@ from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from personalar.concepts.adapters.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.concepts.adapters.identifier import (
+    Identifier,
+    assign_tokens,
+    random_rows,
+    word_norms,
+    word_row,
+)
+from personalar.concepts.adapters.photo_rows import photo_rows
 from personalar.concepts.concept import Concept
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.data.codes import cached_codes, encode_photos, stream_seed, subject_codes
-from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, training_prompt
+from personalar.data.prompts import SUBJECT_TOKEN, fill, image_token_names, row_names, training_prompt
 from personalar.data.references import save_redrawn
 from personalar.data.stream import Replay, collate, limit_loss
 from personalar.models.base import Backend
@@ -53,16 +61,16 @@ def start_identifier(
     generator: torch.Generator,
     reporter: Reporter,
 ) -> Identifier:
-    """Return new embeddings for [V] and for one token per photo, initialized as `numbers.init` says.
+    """Return new embeddings for [V] and for one token per photo, with the start that `numbers` describes.
 
     Args:
         numbers: settings `model.recipe.identifier`.
         prompt: a training prompt with [V] and without per-image tokens, for init="nearest".
-        photos: codes (h, w) of each photo, for init="nearest".
-        kept: which codes of each photo are on the subject, (h, w), for init="nearest"; None: all.
+        photos: codes (h, w) of each photo.
+        kept: which of these codes are on the subject, (h, w), for "nearest" and "kmeans"; None: all.
         generator: for random embeddings.
     """
-    names = (SUBJECT_TOKEN, *image_token_names(len(photos)))
+    names = (*row_names(SUBJECT_TOKEN, numbers.rows), *image_token_names(len(photos)))
     tokens = assign_tokens(names, backend.reserved_ids)
     table = backend.word_table
     # Drawn for every init, so that the per-image tokens do not depend on how [V] starts.
@@ -73,6 +81,13 @@ def start_identifier(
     if numbers.init == "words":
         words = [backend.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
+    if numbers.further == "kmeans" and numbers.rows > 1:
+        parts = [photo[on > 0] for photo, on in zip(photos, kept, strict=True)] if kept else photos
+        rows[1 : numbers.rows] = photo_rows(backend, parts, numbers.rows - 1, generator=generator)
+    if numbers.optimizer == "direction":
+        # It keeps the norms. A mean of words is shorter than a word; [V] from the table has a valid norm.
+        scaled = F.normalize(rows, dim=1) * word_norms(backend).mean()
+        rows = torch.cat((rows[:1], scaled[1:])) if numbers.init == "nearest" else scaled
     return Identifier(tokens=tokens, rows=rows)
 
 

@@ -92,7 +92,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         lora_every=stage.trains.lora.every_n_layers,
         base_bits=config.method.base_bits if stage.trains.lora.rank else 16,
         batch=stage.numbers.share(world)[0],
-        tokens=PROMPT_TOKENS + shape.answer_tokens,
+        tokens=PROMPT_TOKENS + config.model.recipe.identifier.rows - 1 + shape.answer_tokens,
         image_tokens=shape.answer_tokens if answer else shape.codes,
         choices=shape.network.vocab_size if answer else shape.num_codes,
         recompute=bool(config.memory.recompute),

@@ -9,17 +9,20 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.adapters.direction import Direction
+from personalar.concepts.adapters.identifier import Identifier, class_row
 from personalar.concepts.adapters.lora import inject_lora
 from personalar.concepts.concept import Concept
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.data.codes import stream_seed
+from personalar.data.prompts import subject_names
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.models.sharding import ordinary_modules
@@ -238,15 +241,25 @@ class PersonalizationModule(L.LightningModule):
         """Return the configured optimizer and its learning-rate scheduler, which is stepped at every step."""
         config, numbers = self.context.config, self.stage.numbers
         groups = parameter_groups(self.stage, rows=self.identifier.rows, weights=self.trained_weights())
-        optimizer = make_optimizer(
-            config.optimizer,
-            groups,
-            eight_bit=self.context.plans[self.stage.name].optimizer == "adamw8bit",
-            mixed="mixed" in str(config.trainer.precision),
-        )
+        if config.model.recipe.identifier.optimizer == "direction" and not self.stage.trains.changes_network:
+            optimizer: Any = Direction(groups, pull=self._pull_to_class())
+        else:
+            optimizer = make_optimizer(
+                config.optimizer,
+                groups,
+                eight_bit=self.context.plans[self.stage.name].optimizer == "adamw8bit",
+                mixed="mixed" in str(config.trainer.precision),
+            )
         schedule = fill_in(config.scheduler, steps=numbers.steps, schedule=numbers.schedule)
         scheduler = build("scheduler", schedule, optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _pull_to_class(self) -> Tensor:
+        """Return the pull (K, D) of [V] to its class word; the tokens of single photos have none."""
+        unit = F.normalize(class_row(self.network.backend, self.context.subject.noun), dim=1)
+        subject = subject_names(self.identifier.tokens)
+        is_subject = torch.tensor([[name in subject] for name in self.identifier.tokens])
+        return self.context.config.model.recipe.identifier.pull * is_subject.to(unit) * unit
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save only the trainable parameters: the frozen base would add 14 GB for a 7B."""

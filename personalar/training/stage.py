@@ -58,7 +58,8 @@ def selected_stages(config: RunConfig, folder: RunFolder) -> list[Stage]:
     """Return the stages that `stage=` selects, in order.
 
     Raises:
-        ValueError: the stage from which one of them starts is neither selected nor finished.
+        ValueError: the stage from which one of them starts is neither selected nor finished, or it trains
+            what `samples.strength` cannot scale.
     """
     stages = [s for s in resolve_stages(config.method, config.model.recipe) if s.name in config.selected]
     made = {"base"}
@@ -69,6 +70,12 @@ def selected_stages(config: RunConfig, folder: RunFolder) -> list[Stage]:
                 f"{folder.concept(stage.start)}: run with stage=both, or with stage={stage.start} first"
             )
         made.add(stage.name)
+        fixed = stage.trains.parameters or stage.trains.adapters
+        if config.samples.strength != 1 and fixed:
+            raise ValueError(
+                f"samples.strength={config.samples.strength:g} cannot scale {', '.join(fixed)} of stage "
+                f"{stage.name}: choose method=lora or stage=embedding, or set samples.strength=1"
+            )
     return stages
 
 

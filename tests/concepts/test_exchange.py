@@ -88,6 +88,29 @@ def test_out_and_in_again_draws_the_same_pictures(tiny_model_dir: Path, tmp_path
     assert torch.equal(*drawn)
 
 
+def test_several_rows_go_out_and_in_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Under one key, as textual-inversion tools store several vectors; in a checkpoint each has its id."""
+    files = open_folder(tiny_model_dir)
+    ids = load_backend(files).tokenizer.concept_ids
+    tokens = {"[V]": ids[4], "[V:2]": ids[1], "[S1]": ids[0]}
+    concept = concept_on(files, 32, tokens=tokens, rows=torch.randn(3, 32))
+    concept.save(tmp_path / "concept")
+    where = [f"model.path={tiny_model_dir}", "checkpoint=true"]
+    export(tmp_path / "concept", tmp_path / "out", *where)
+    assert torch.equal(read_row(tmp_path / "out" / "learned_embeds.safetensors"), concept.rows[:2])
+    assert f"`[V]` is token {ids[4]}, {ids[1]};" in (tmp_path / "out" / "README.md").read_text()
+    again = read_export(tmp_path / "out", where[0], noun="cat")
+    assert again.tokens == {"[V]": ids[0], "[V:2]": ids[1]} and torch.equal(again.rows, concept.rows[:2])
+    table = load_backend(open_folder(tmp_path / "out" / "checkpoint")).word_table
+    assert torch.allclose(table[[ids[4], ids[1]]], concept.rows[:2])
+    drawn = []
+    for learned in (Concept.load(tmp_path / "concept"), again):
+        backend = load_backend(files)
+        generator = Generator(backend=backend, decoder=PlainDecoder(), identifier=learned.apply(backend))
+        drawn.append(generator.codes(["a photo of a [V] cat"], [3]))
+    assert torch.equal(*drawn)
+
+
 def test_peft_loads_the_folder_on_transformers(tiny_model_dir: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import ChameleonForConditionalGeneration
@@ -283,7 +306,8 @@ def test_a_row_may_be_flat_and_called_anything(tmp_path: Path) -> None:
     ("tensors", "message"),
     [
         ({"a": torch.zeros(4), "b": torch.zeros(4)}, r"contains 2 keys \(a, b\); expected one embedding"),
-        ({"a": torch.zeros(3, 4)}, r"shape \(3, 4\); expected one embedding \(1, width\)"),
+        ({"a": torch.zeros(100, 4)}, r"shape \(100, 4\); expected one embedding \(rows, width\), at most 99"),
+        ({"a": torch.zeros(1, 1, 4)}, r"shape \(1, 1, 4\); expected one embedding"),
         ({"a": torch.full((4,), float("nan"))}, "contains NaN"),
         (None, "is not a safetensors file"),
     ],

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig, check_read
+from personalar.config.run_config import RunConfig
 from personalar.config.trainer_config import LightningArguments
 from personalar.training.stage import resolve_stages
 
@@ -129,6 +130,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
     [
         ("trainer.devices=2", "trainer=auto runs in one process.*choose trainer=ddp, zero2"),
         ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
+        ("model.recipe.identifier.optimizer=adam", "identifier.optimizer='adam'; allowed: direction"),
         ("model.recipe.data.templates=[a photo]", r"each template must contain \{\}"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
@@ -253,6 +255,12 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         ),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
         (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "it needs optimizer=adamw"),
+        (["model.recipe.identifier.further=kmeans"], r"it needs model\.recipe\.identifier\.rows above 1"),
+        (["model.recipe.identifier.pull=0.1"], r"it needs model\.recipe\.identifier\.optimizer=direction"),
+        (
+            ["method=joint", "model.recipe.identifier.optimizer=direction"],
+            "it needs a stage that trains nothing but the embeddings",
+        ),
     ],
 )
 def test_settings_that_change_nothing_are_refused(words: list[str], message: str) -> None:
@@ -260,6 +268,11 @@ def test_settings_that_change_nothing_are_refused(words: list[str], message: str
     with pytest.raises(ValueError, match=message):
         check_read(config, ["+subject=cat", *words])
     check_read(config, ["+subject=cat", "method=paper", "seed=3"])
+
+
+def test_directions_need_whole_embeddings() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.strategy=zero2 cuts up: use trainer=gpu"):
+        compose_config("+subject=cat", "trainer=zero2", "model.recipe.identifier.optimizer=direction")
 
 
 def test_replay_needs_class_images_and_room_beside_them() -> None:

@@ -89,9 +89,9 @@ def test_every_size_of_a_base_is_read_width_first() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_base_is_asked_as_it_was_trained(several: ChameleonBackend, size: tuple[int, int]) -> None:
     """All ids before the first image code are those of a training sequence of that size."""
-    tokens, (h, w) = identifier(several).tokens, (size[1] // 8, size[0] // 8)
-    trained = several.protocol.training_ids(PROMPT, torch.zeros(h, w, dtype=torch.int64), tokens).ids
-    (prompt,) = encode_prompts(several, [PROMPT], tokens, size=size)
+    learned, (h, w) = identifier(several), (size[1] // 8, size[0] // 8)
+    trained = several.protocol.training_ids(PROMPT, torch.zeros(h, w, dtype=torch.int64), learned.tokens).ids
+    (prompt,) = encode_prompts(several, [PROMPT], learned, size=size)
     asked = [*prompt, *several.grammar(h, w)]
     assert list(trained[: asked.index(None)]) == asked[: asked.index(None)]
     assert len(trained) == len(asked) + 1  # the last separator

@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from personalar.concepts import validation
 from personalar.config.run_config import SamplesConfig, SubjectConfig
 from personalar.core.types import PromptSpec, image_fingerprint
-from personalar.data.prompts import fill, plain_prompts, sample_prompt, training_prompt
+from personalar.data.prompts import (
+    fill,
+    plain_prompts,
+    row_names,
+    sample_prompt,
+    spell,
+    training_prompt,
+    word_of,
+)
 from personalar.data.subject import load_subject, validation_prompts
 
 SPEC = PromptSpec(text="a {} in the snow", category="recontext")
@@ -18,6 +27,27 @@ SPEC = PromptSpec(text="a {} in the snow", category="recontext")
 def test_training_prompts_follow_the_paper() -> None:
     assert training_prompt("a photo of {}", "cat") == "a photo of [V] cat"
     assert training_prompt("a photo of {}", "cat", image_token="[S2]") == "a photo of [V] cat [S2]"
+
+
+def test_words_are_spelled_as_the_names_of_their_tokens() -> None:
+    assert row_names("[V]", 1) == ("[V]",) and row_names("[cat]", 3) == ("[cat]", "[cat:2]", "[cat:3]")
+    words = {"[V]": row_names("[V]", 2), "[cat]": ("[V]",)}
+    assert spell("a [V] cat, [cat]: cat [S1]", words) == "a [V][V:2] cat, [V]: cat [S1]"
+    assert spell("a [V] cat", {}) == "a [V] cat"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("cat", "[cat]"),
+        ("my cat (2)", "[my_cat_2]"),
+        ("V", "[my_V]"),
+        ("S12", "[my_S12]"),
+        ("\u732b", "[unnamed]"),
+    ],
+)
+def test_a_name_gives_a_word_that_no_learned_token_has(name: str, word: str) -> None:
+    assert word_of(name) == word and validation.WORD.fullmatch(word) and not validation.NAME.fullmatch(word)
 
 
 def test_validation_prompts_by_kind() -> None:

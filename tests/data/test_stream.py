@@ -51,6 +51,18 @@ def test_a_sequence_is_a_function_of_its_number(tiny_backend) -> None:
     assert others != [one.sequence(i) for i in range(8)]
 
 
+def test_a_subject_of_several_rows_is_several_tokens_in_a_row(tiny_backend) -> None:
+    ids = tiny_backend.tokenizer.concept_ids
+    tokens = {"[V]": ids[2], "[V:2]": ids[0], "[V:3]": ids[5], "[S1]": ids[1], "[S2]": ids[3]}
+    one, three = stream(tiny_backend), stream(tiny_backend, tokens=tokens)
+    for number in range(3):  # photos; the fourth sequence is replayed and has no [V]
+        single, several = one.sequence(number), three.sequence(number)
+        place = single.ids.index(one.tokens["[V]"])
+        assert several.ids[place : place + 3] == (ids[2], ids[0], ids[5])
+        assert several.ids[:place] == single.ids[:place] and len(several.ids) == len(single.ids) + 2
+        assert several.loss_mask[place : place + 3] == (False,) * 3
+
+
 def test_shares_of_replay_and_image_tokens(tiny_backend) -> None:
     made = stream(tiny_backend)
     sequences = [made.sequence(i) for i in range(80)]

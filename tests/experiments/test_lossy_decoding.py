@@ -85,7 +85,7 @@ def test_a_configuration_draws_with_it(finished_run: Path, tiny_model_dir: Path,
         f"concept={finished_run}", 'prompts=["a [V] cat"]', f"model.path={tiny_model_dir}",
         f"out={tmp_path}", *words, name="sample",
     )  # fmt: skip
-    (path,) = write_samples(config, finished_run / "concept")
+    (path,) = write_samples(config)
     assert path.is_file()
 
 

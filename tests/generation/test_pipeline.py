@@ -124,7 +124,9 @@ def test_a_folder_may_have_any_name_and_hydra_may_be_running(tmp_path: Path) -> 
     from personalar.config.compose import conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert sample_settings("a=b, [c] d", ["decoder.window=9", "decoder=jacobi"]).concept == "a=b, [c] d"
+        assert sample_settings("a=b, [c] d", ["decoder.window=9", "decoder=jacobi"]).concepts == [
+            "a=b, [c] d"
+        ]
         assert GlobalHydra.instance().is_initialized()
         compose("doctor")
 

@@ -21,9 +21,7 @@ PLAIN = '{"_target_": "personalar.generation.decoders.plain.PlainDecoder", %s}'
 def draw(finished_run: Path, tiny_model_dir: Path, tmp_path: Path):
     def sample(*words: str) -> list[Path]:
         where = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={tmp_path / 'out'}"]
-        return write_samples(
-            resolve_like(compose_config(*where, *words, name="sample")), finished_run / "concept"
-        )
+        return write_samples(resolve_like(compose_config(*where, *words, name="sample")))
 
     return sample
 

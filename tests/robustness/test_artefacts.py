@@ -334,7 +334,7 @@ def test_a_target_of_a_stranger_is_a_plain_value(
     )
     words = [f"concept={run}", f"model.path={model}", f"out={tmp_path / 'out'}"]
     if command == "sample":
-        assert write_samples(compose_config(*words, "prompts=['a [V] cat']", name="sample"), run / "concept")
+        assert write_samples(compose_config(*words, "prompts=['a [V] cat']", name="sample"))
         assert built == ["personalar.generation.decoders.plain.PlainDecoder"]
     else:
         assert export(run / "concept", tmp_path / "out", f"model.path={model}") and not built

@@ -17,8 +17,8 @@ from personalar.config.run_config import SubjectConfig
 from personalar.core.png import read_png_metadata, sample_filename, save_png
 from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
+from personalar.generation.chosen_concepts import check_words
 from personalar.generation.generator import Generator
-from personalar.generation.pipeline import check_words
 from personalar.generation.requests import encode_prompts
 from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 

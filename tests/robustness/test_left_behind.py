@@ -47,7 +47,7 @@ def test_the_next_sample_compare_and_export_clean_up(
     out = tmp_path / "out"
     left = leave(out)
     words = [f"concept={finished_run}", f"model.path={tiny_model_dir}", f"out={out}", "prompts=['a [V] cat']"]
-    assert write_samples(compose_config(*words, name="sample"), finished_run / "concept")
+    assert write_samples(compose_config(*words, name="sample"))
     assert not left.exists()
     left = leave(tmp_path / "compared")
     compare_folders([finished_run], tmp_path / "compared")

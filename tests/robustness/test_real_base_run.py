@@ -53,6 +53,6 @@ def test_photos_to_report_and_new_pictures(
         "trainer.threads=1",
     ]
     config = compose_config(*words, name="sample")
-    (picture,) = write_samples(config, run / "concept")
+    (picture,) = write_samples(config)
     assert Image.open(picture).size == (64, 64)
     assert not do_run(run, *model, *stages, *photos, *few, "stage=both", subject="+subject=folder")

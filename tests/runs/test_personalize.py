@@ -9,13 +9,14 @@ import shutil
 import signal
 import weakref
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
 from conftest_run import compose_config
 from PIL import Image
 
+import personalar
 import personalar.core.console
 import personalar.runs.personalize
 import personalar.training.datamodule
@@ -112,6 +113,23 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     # 8 steps in all and 4 to the stage: only what came after the last checkpoint is computed again.
     assert len(calls) == 8 + 1
     same_result(finished_run, tmp_path / "killed")
+
+
+def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier = [f"model.recipe.identifier.{word}" for word in ("optimizer=direction", "rows=2", "pull=0.1")]
+    words = [*identifier, "stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+    do_run(tmp_path / "whole", *words)
+    loss = Mock(wraps=personalar.training.module.sequence_loss)
+    loss.side_effect = [DEFAULT, DEFAULT, DEFAULT, RuntimeError("killed"), DEFAULT, DEFAULT]
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", loss)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(tmp_path / "killed", *words)
+    do_run(tmp_path / "killed", *words)
+    assert loss.call_count == 6  # the third step of four came after the last checkpoint
+    whole, killed = (Concept.load(tmp_path / name / "concept").rows for name in ("whole", "killed"))
+    start = Concept.load(tmp_path / "whole" / "cache" / "start").rows
+    assert torch.equal(whole, killed) and not torch.allclose(whole, start)
+    assert torch.allclose(whole.norm(dim=1), start.norm(dim=1), atol=0, rtol=1e-6)
 
 
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
@@ -291,3 +309,18 @@ def test_photos_and_a_base_that_moved_are_the_same_run(
     (tmp_path / "photos").rename(tmp_path / "album")
     assert train("album", "both")  # goes on with stage 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]["stages"][-1] == "transformer"
+
+
+def test_a_subject_of_several_rows_at_half_strength(do_run, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The pictures of the run are those that `personalar.sample` draws from its concept."""
+    rows = ["model.recipe.identifier.rows=3", "model.recipe.identifier.further=kmeans"]
+    strength, word = "samples.strength=0.5", ["stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+    do_run(tmp_path / "run", *rows, *word, strength)
+    assert list(Concept.load(tmp_path / "run" / "concept").tokens)[:4] == ["[V]", "[V:2]", "[V:3]", "[S1]"]
+    cat = personalar.load(tmp_path / "run", f"model.path={tiny_model_dir}", "strength=0.5")
+    made = sorted((tmp_path / "run" / "images" / "embedding").glob("subject_*.png"))
+    for path in made:
+        facts = read_png_metadata(path)
+        (picture,) = cat.images([facts["prompt"]], [int(facts["seed"])])
+        assert facts["strength"] == "0.5" and Image.open(path).tobytes() == picture.tobytes()
+    assert made

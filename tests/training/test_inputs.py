@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
-from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.adapters.identifier import Identifier, word_norms
 from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
@@ -160,3 +161,24 @@ def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(ti
 @pytest.mark.parametrize("init", ["random", "nearest"])
 def test_a_start_is_a_function_of_its_seed(tiny_backend, init: str) -> None:
     assert torch.equal(start(tiny_backend, init=init).rows, start(tiny_backend, init=init).rows)
+
+
+def test_rows_that_keep_their_norm_start_with_that_of_words(tiny_backend) -> None:
+    mean = word_norms(tiny_backend).mean()
+    words = start(tiny_backend, init="words", words=["cat", "dog"], optimizer="direction").rows
+    assert torch.allclose(words.norm(dim=1), mean.expand(3))
+    plain = start(tiny_backend, init="words", words=["cat", "dog"]).rows
+    assert torch.allclose(F.cosine_similarity(words, plain), torch.ones(3))
+    nearest = start(tiny_backend, init="nearest", optimizer="direction").rows
+    assert torch.equal(nearest[0], start(tiny_backend, init="nearest").rows[0])
+    assert torch.allclose(nearest[1:].norm(dim=1), mean.expand(2))
+
+
+@pytest.mark.parametrize("further", ["random", "kmeans"])
+def test_further_rows_leave_the_first_as_it_is(tiny_backend, further: str) -> None:
+    three = start(tiny_backend, init="nearest", rows=3, further=further)
+    assert list(three.tokens) == ["[V]", "[V:2]", "[V:3]", "[S1]", "[S2]"]
+    assert torch.equal(three.rows[0], start(tiny_backend, init="nearest").rows[0])
+    assert len(three.rows.unique(dim=0)) == 5
+    mean = word_norms(tiny_backend).mean()
+    assert torch.allclose(three.rows[1:3].norm(dim=1), mean.expand(2)) == (further == "kmeans")

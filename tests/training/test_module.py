@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest_run import compose_config
 
+from personalar.concepts.adapters.direction import Direction
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import StageNumbers
 from personalar.config.run_config import Stage, StageMethod
@@ -44,12 +46,16 @@ def batch(backend, identifier):
     return collate(sequences, pad=backend.tokenizer.pad)
 
 
-def module(backend, identifier, *patterns: str, rows: bool = True) -> PersonalizationModule:
+def module(
+    backend, identifier, *patterns: str, rows: bool = True, settings: Sequence[str] = ()
+) -> PersonalizationModule:
     trains = StageMethod(numbers="x", identifier=rows, parameters=list(patterns))
     numbers = StageNumbers(steps=10, batch=2, lr=1e-2, identifier_lr=0.1)
     weights = select_parameters(backend.transformer, patterns)
-    config = compose_config("+subject=cat")
-    context = SimpleNamespace(config=config, plans={"transformer": SimpleNamespace(optimizer="adamw")})
+    config = compose_config("+subject=cat", *settings)
+    subject = SimpleNamespace(noun="cat")
+    plans = {"transformer": SimpleNamespace(optimizer="adamw")}
+    context = SimpleNamespace(config=config, subject=subject, plans=plans)
     made = PersonalizationModule(context, Stage(name="transformer", trains=trains, numbers=numbers))
     made.hold(Network(backend=backend, identifier=identifier, weights=weights, adapters={}))
     return made
@@ -96,6 +102,17 @@ def test_only_what_the_stage_names_moves(backend, identifier, batch, patterns) -
     changed = {name for name, value in backend.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f"transformer.{name}" for name in select_parameters(backend.transformer, patterns)}
     assert not torch.equal(identifier.rows, rows)
+
+
+def test_directions_are_trained_alone_and_the_subject_is_pulled_to_its_class(backend, identifier) -> None:
+    settings = [f"model.recipe.identifier.{word}" for word in ("optimizer=direction", "pull=0.5")]
+    optimizer = module(backend, identifier, settings=settings).configure_optimizers()["optimizer"]
+    assert isinstance(optimizer, Direction) and optimizer.param_groups[0]["lr"] == 0.1
+    (word,) = backend.encode_text(" cat")
+    expected = 0.5 * F.normalize(backend.word_table[word], dim=0)
+    assert torch.allclose(optimizer.pull, torch.stack((expected, torch.zeros(32))))
+    both = module(backend, identifier, *QKV, settings=settings).configure_optimizers()["optimizer"]
+    assert isinstance(both, torch.optim.AdamW)
 
 
 def test_the_switch_holds_the_rows(backend, identifier) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest_run import compose_config
 
 from personalar.config.recipe import RecipeConfig, StageNumbers
 from personalar.config.run_config import LoraConfig, MethodConfig, Stage, StageMethod
+from personalar.core.run_folder import RunFolder
 from personalar.training.stage import (
     depends_on_steps,
     describe_steps,
@@ -17,6 +19,7 @@ from personalar.training.stage import (
     recipe_schedule,
     resolve_stages,
     select_parameters,
+    selected_stages,
 )
 
 NUMBERS = StageNumbers(steps=10, batch=12, accumulate=2, lr=1e-3, identifier_lr=0.1, weight_decay=0.5)
@@ -48,6 +51,17 @@ def test_a_stage_after_lora_leaves_its_weights_alone() -> None:
     stages["weights"].start = "word"
     starts = [stage.start for stage in resolve_stages(MethodConfig(name="m", stages=stages), recipe)]
     assert starts == ["base", "word", "lora", "word"]
+
+
+def test_pictures_of_changed_weights_have_one_strength(tmp_path: Path) -> None:
+    settings = ["+subject=cat", "samples.strength=0.5"]
+    folder = RunFolder(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"samples\.strength=0\.5 cannot scale .* of stage transformer: choose"
+    ):
+        selected_stages(compose_config(*settings), folder)
+    for word in ("stage=embedding", "method=lora"):
+        assert selected_stages(compose_config(*settings, word), folder)
 
 
 def test_rows_never_decay_and_a_switch_holds_them() -> None:

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from personalar.data.prompts import subject_names
+from personalar.models.base import Backend
 
 
 class Identifier(nn.Module):
@@ -18,12 +22,15 @@ class Identifier(nn.Module):
 
     ids: Tensor
 
-    def __init__(self, *, tokens: Mapping[str, int], rows: Tensor) -> None:
+    def __init__(
+        self, *, tokens: Mapping[str, int], rows: Tensor, words: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Create the module.
 
         Args:
             tokens: name -> reserved token id, K entries.
             rows: initial embeddings (K, D) in the order of `tokens`.
+            words: words of prompts that stand for other names, or for several; see `data.prompts.spell`.
 
         Raises:
             ValueError: `rows` does not have this shape, or two names share an id.
@@ -35,7 +42,7 @@ class Identifier(nn.Module):
             )
         if len(set(tokens.values())) != len(tokens):
             raise ValueError(f"two identifier names have the same token id: {dict(tokens)}")
-        self.tokens = dict(tokens)
+        self.tokens, self.words = dict(tokens), dict(words or {})
         self.rows = nn.Parameter(rows.detach().clone())
         # Not persistent: the ids depend on the base's vocabulary and are no result of the training.
         self.register_buffer("ids", torch.tensor(list(tokens.values())), persistent=False)
@@ -64,9 +71,10 @@ def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str,
         ValueError: the vocabulary has fewer reserved ids than names.
     """
     if len(names) > len(concept_ids):
+        rows = len(subject_names(names))
         raise ValueError(
             f"{len(names)} identifier names ([V] and one per photo) need {len(names)} reserved ids, but the "
-            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - 1} photos"
+            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - rows} photos"
         )
     return dict(zip(names, concept_ids, strict=False))
 
@@ -98,3 +106,33 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
         )
     vocabulary = table.detach().float()
     return torch.stack([vocabulary[list(ids)].mean(0) for ids in word_ids]).mean(0, keepdim=True)
+
+
+def class_row(backend: Backend, noun: str) -> Tensor:
+    """Return the embedding (1, D) in float32 of a class such as "duck toy": the mean over its tokens."""
+    return word_row(backend.word_table, [backend.encode_text(f" {noun}")])
+
+
+def word_norms(backend: Backend) -> Tensor:
+    """Return the norms (N,) of the trained rows of the embedding table, without those of image codes."""
+    norms = torch.linalg.vector_norm(backend.word_table.detach(), dim=1, dtype=torch.float32)
+    is_word = torch.zeros(len(norms), dtype=torch.bool, device=norms.device)
+    is_word[backend.trained_rows] = True
+    is_word[backend.choices("image_tokens")] = False
+    return norms[is_word]
+
+
+def slide(word: Tensor, rows: Tensor, strength: float) -> Tensor:
+    """Return embeddings (n, D) between `word` (1, D), at strength 0, and `rows` (n, D), at 1, or beyond.
+
+    Between them the direction turns at a constant rate and the norm changes linearly: on a straight line the
+    longer one determines the direction almost everywhere. Beyond, turning on would leave the subject, so it
+    is the straight line. Measurements: experiments/LOG.md.
+    """
+    if strength == 0 or strength >= 1:
+        return torch.lerp(word, rows, strength)
+    units = F.normalize(word, dim=1), F.normalize(rows, dim=1)
+    angle = (units[0] * units[1]).sum(1, keepdim=True).clamp(-1, 1).arccos()
+    across = F.normalize(units[1] - angle.cos() * units[0], dim=1)
+    turned = (strength * angle).cos() * units[0] + (strength * angle).sin() * across
+    return turned * torch.lerp(word.norm(), rows.norm(dim=1, keepdim=True), strength)

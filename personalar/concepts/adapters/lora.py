@@ -135,12 +135,15 @@ def config_bytes(config: Mapping[str, Any]) -> bytes:
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
-def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, nn.Parameter]:
+def load_lora(
+    transformer: nn.Module, files: Mapping[str, bytes], *, strength: float = 1.0
+) -> dict[str, nn.Parameter]:
     """Load a saved adapter into `transformer`, in place, and return its parameters by name.
 
     Args:
         transformer: the network, without an adapter.
         files: contents of PEFT's two files by file name; they may come from a stranger.
+        strength: factor of the adapter's output.
 
     Raises:
         ValueError: a file is missing or damaged, or the adapter does not match the architecture.
@@ -162,7 +165,7 @@ def load_lora(transformer: nn.Module, files: Mapping[str, bytes]) -> dict[str, n
     optional = ("layers_to_transform", "layers_pattern", "use_rslora")
     kept |= {key: config[key] for key in optional if config.get(key)}
     _check_adapter(kept, saved, transformer)
-    parameters = _inject(transformer, kept)
+    parameters = _inject(transformer, kept | {"lora_alpha": strength * kept["lora_alpha"]})
     expected = {_saved_name(name): parameter for name, parameter in parameters.items()}
     wrong = sorted(set(saved) ^ set(expected))
     wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]

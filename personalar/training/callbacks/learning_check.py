@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from personalar.concepts.concept import Concept
 from personalar.core.types import Sample
-from personalar.data.prompts import SUBJECT_TOKEN
 
 if TYPE_CHECKING:
     from personalar.config.run_config import Stage
@@ -24,9 +23,9 @@ LEAST_CHANGE = 0.5
 
 
 def move_of(before: Concept, after: Concept) -> float:
-    """Return the distance of [V] between two concepts, relative to its length in `before`."""
-    rows = [concept.rows[list(concept.tokens).index(SUBJECT_TOKEN)].float() for concept in (before, after)]
-    return float((rows[1] - rows[0]).norm() / rows[0].norm())
+    """Return the distance of [V], all its rows, between two concepts, relative to its length in `before`."""
+    start, end = before.subject_rows.float(), after.subject_rows.float()
+    return float((end - start).norm() / start.norm())
 
 
 def share_changed(before: Sequence[Sample], after: Sequence[Sample]) -> float | None:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from personalar.concepts.adapters.identifier import word_norms
 from personalar.core.process import peak_memory_bytes
 from personalar.models.sharding import is_sharded
 from personalar.training.strategy import gradient_norm
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class StepWatch(L.Callback):
-    """Logs tokens per second, peak memory, the gradient norm and the distance of [V] from its start.
+    """Logs tokens per second, peak memory, the gradient norm, and the embedding of [V].
+
+    "watch/v_distance" is its distance from its start, "watch/v_norm_ratio" its norm divided by the mean norm
+    of the table's words. A note is printed once if no word has such a norm.
 
     It replaces Lightning's ThroughputMonitor, which includes the time of sampling in validation.
     """
@@ -29,12 +33,21 @@ class StepWatch(L.Callback):
     def __init__(self) -> None:
         self._tokens, self._since, self._last_step = 0, 0.0, 0
         self._start: Tensor | None = None
+        self._norms: tuple[float, float, float] | None = None
+        """Smallest, mean and largest norm of the table's words; None if the table is sharded."""
+        self._noted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Start the clock and store the initial [V]."""
         self._since, self._last_step = time.perf_counter(), trainer.global_step
         if self._start is None:
             self._start = self._row(pl_module)
+        backend: Any = pl_module.network.backend
+        if not is_sharded(backend.word_table):
+            norms = word_norms(backend)
+            self._norms = float(norms.min()), float(norms.mean()), float(norms.max())
+            # A later stage starts where the earlier one has left the range and printed the note.
+            self._noted = self._start is not None and not self._is_usual(float(self._start.norm()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Leave out the time of sampling."""
@@ -63,8 +76,27 @@ class StepWatch(L.Callback):
         row = self._row(pl_module)
         if row is not None and self._start is not None:
             values["watch/v_distance"] = float((row - self._start).norm())
+            values |= self._norm_ratio(pl_module, float(row.norm()), trainer.global_step)
         pl_module.log_dict(values, rank_zero_only=True)
         self._since, self._tokens, self._last_step = now, 0, trainer.global_step
+
+    def _is_usual(self, norm: float) -> bool:
+        """Return whether `norm` is in the range of words."""
+        return self._norms is None or self._norms[0] <= norm <= self._norms[2]
+
+    def _norm_ratio(self, pl_module: PersonalizationModule, norm: float, step: int) -> dict[str, float]:
+        """Return the norm of [V] relative to words, and print a note when it leaves their range."""
+        if self._norms is None:
+            return {}
+        low, mean, high = self._norms
+        if not self._is_usual(norm) and not self._noted:
+            self._noted = True
+            pl_module.context.reporter.say(
+                f"note: [V] has norm {norm:.3g} at step {step} of stage {pl_module.stage.name}, the base's "
+                f"words {low:.3g} to {high:.3g}; other words of a prompt may be followed less: lower the "
+                "rate, or set model.recipe.identifier.optimizer=direction"
+            )
+        return {"watch/v_norm_ratio": norm / mean}
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, optimizer: Any

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalar.concepts.adapters.identifier import Identifier, assign_tokens, random_rows, word_row
+from personalar.concepts.adapters.identifier import (
+    Identifier,
+    assign_tokens,
+    class_row,
+    random_rows,
+    slide,
+    word_norms,
+    word_row,
+)
 
 
 def make() -> Identifier:
@@ -60,3 +68,29 @@ def test_word_row_is_the_mean_of_words() -> None:
     assert word_row(table, [[0], [1, 3]]).tolist() == [[2, 3]]
     with pytest.raises(ValueError, match="at least one word"):
         word_row(table, [])
+
+
+def test_the_row_of_a_class_is_the_mean_over_its_tokens(tiny_backend) -> None:
+    ids = tiny_backend.encode_text(" duck toy")
+    assert torch.equal(class_row(tiny_backend, "duck toy")[0], tiny_backend.word_table[ids].mean(0))
+
+
+def test_image_codes_are_no_words(janus_backend, tiny_backend) -> None:
+    """Janus has its codes in another table, and rows after the named ones that were never trained."""
+    table, codes = tiny_backend.word_table, tiny_backend.choices("image_tokens")
+    assert torch.equal(
+        word_norms(tiny_backend), torch.cat((table[: codes.start], table[codes.stop :])).norm(dim=1)
+    )
+    named = janus_backend.word_table[janus_backend.trained_rows]
+    assert torch.equal(word_norms(janus_backend), named.norm(dim=1))
+
+
+def test_a_row_turns_from_the_word_and_goes_on_in_a_straight_line() -> None:
+    word, rows = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 6.0], [4.0, 0.0, 0.0]])
+    half = 4 * 0.5**0.5
+    assert torch.allclose(
+        slide(word, rows, 0.5), torch.tensor([[half, 0.0, half], [3.0, 0.0, 0.0]]), atol=1e-5
+    )
+    assert torch.allclose(slide(word, rows, 1.0), rows, atol=1e-5)
+    assert torch.allclose(slide(word, rows, 1.5), word + 1.5 * (rows - word))
+    assert torch.equal(slide(word, rows, 0.0), word.expand(2, 3))

@@ -43,9 +43,7 @@ def test_a_run_learns_draws_and_is_exported(tmp_path: Path) -> None:
         f"out={tmp_path / 'drawn'}",
         "size=20x12",
     ]
-    (picture,) = write_samples(
-        compose_with_stub_tokenizer(*words, *model, name="sample"), tmp_path / "run" / "concept"
-    )
+    (picture,) = write_samples(compose_with_stub_tokenizer(*words, *model, name="sample"))
     assert Image.open(picture).size == (20, 12)
 
     config = compose_with_stub_tokenizer("+subject=cat", *model).model

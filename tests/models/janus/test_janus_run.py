@@ -43,7 +43,7 @@ def test_a_run_learns_and_draws(run: Path, model: list[str], tmp_path: Path) -> 
     assert concept.lora and not concept.weights and concept.rows.shape[1] == 64
     assert (run / "report.html").is_file()
     words = [f"concept={run}", 'prompts=["a [V] cat"]', f"out={tmp_path}", *model, "trainer.threads=1"]
-    (picture,) = write_samples(compose_with_stub_tokenizer(*words, name="sample"), run / "concept")
+    (picture,) = write_samples(compose_with_stub_tokenizer(*words, name="sample"))
     assert Image.open(picture).size == (16, 16)
 
 

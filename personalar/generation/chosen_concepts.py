@@ -1,0 +1,120 @@
+"""The concepts of `personalar.sample`: their folders, words in prompts, and strengths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalar.config.commands import SampleConfig
+from personalar.data.prompts import SUBJECT_TOKEN, check_text, word_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenConcept:
+    """A concept folder that exists, and how it is used; its files are checked when it is loaded."""
+
+    folder: Path
+    name: str
+    """Name of the subject."""
+    word: str
+    """Its word in prompts, such as "[cat]"."""
+    strength: float
+    digest: str
+    """Hash of concept.json, which contains the hashes of all files: 12 hex digits."""
+
+
+def concept_folder(where: str) -> Path:
+    """Return the concept folder for `where`, which is a concept folder or the folder of a finished run.
+
+    Raises:
+        FileNotFoundError: neither contains a concept.
+    """
+    folder = Path(where).expanduser()
+    for candidate in (folder, folder / "concept"):
+        if (candidate / "concept.json").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"concept={where} contains no concept.json: give a concept folder, or the folder of a finished run"
+    )
+
+
+def short_hash(record: bytes) -> str:
+    """Return the hash of a concept.json as PNG files contain it: 12 hex digits."""
+    return hashlib.sha256(record).hexdigest()[:12]
+
+
+def choose(config: SampleConfig) -> list[ChosenConcept]:
+    """Return the concepts of `config`, in order.
+
+    Raises:
+        FileNotFoundError: a folder contains no concept.
+        ValueError: two concepts have the same word.
+    """
+    chosen = []
+    names = config.names or [""] * len(config.concepts)
+    for where, own, strength in zip(config.concepts, names, config.strengths, strict=True):
+        folder = concept_folder(where)
+        record = (folder / "concept.json").read_bytes()
+        name, word = _named(record)
+        word, digest = f"[{own}]" if own else word, short_hash(record)
+        chosen.append(ChosenConcept(folder=folder, name=name, word=word, strength=strength, digest=digest))
+    words = [concept.word for concept in chosen]
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise ValueError(
+            f"{words.count(twice[0])} concepts have the word {twice[0]} in prompts: give each its own with "
+            f"names=[{','.join(f'{word[1:-1]}{place}' for place, word in enumerate(words, 1))}]"
+        )
+    return chosen
+
+
+def _named(record: bytes) -> tuple[str, str]:
+    """Return the name and the word in a concept.json; one that is damaged is reported when it is loaded."""
+    name, word = "", None
+    with suppress(ValueError, TypeError, KeyError):
+        subject = json.loads(record)["subject"]
+        name, word = str(subject["name"]), subject.get("word")
+    return name, str(word or word_of(name))
+
+
+def words_of(chosen: Sequence[ChosenConcept]) -> list[str]:
+    """Return the words that name the subjects in prompts; [V] is one of them if there is one concept."""
+    words = [concept.word for concept in chosen]
+    return [SUBJECT_TOKEN, *words] if len(words) == 1 else words
+
+
+def facts_of(chosen: Sequence[ChosenConcept], config: SampleConfig) -> dict[str, str]:
+    """Return the PNG text chunks with all concepts; their words and strengths unless they are the default."""
+    facts = {"concept": " ".join(concept.digest for concept in chosen)}
+    if len(chosen) > 1 or config.names:
+        facts["words"] = " ".join(concept.word for concept in chosen)
+    if any(concept.strength != 1 for concept in chosen):
+        facts["strength"] = " ".join(str(concept.strength) for concept in chosen)
+    return facts
+
+
+def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
+    """Return a note for every prompt that contains none of `words`, the words of the concepts.
+
+    Raises:
+        ValueError: there is no prompt, one is empty or cannot be encoded, or [V] could be several concepts.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(
+            f"prompts={prompts}: give at least one prompt and no empty one, such as "
+            f"'a photo of {SUBJECT_TOKEN} cat'"
+        )
+    notes, first = [], words[0]
+    for prompt in prompts:
+        check_text(prompt, "prompts")
+        if SUBJECT_TOKEN in prompt and SUBJECT_TOKEN not in words:
+            raise ValueError(
+                f"{prompt!r:.80} contains {SUBJECT_TOKEN}, which could be any of the concepts: write "
+                f"{' or '.join(words)}"
+            )
+        if not any(word in prompt for word in words):
+            notes.append(f"note: {prompt!r} does not name the subject; write {first} before the noun")
+    return notes
