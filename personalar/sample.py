@@ -6,17 +6,20 @@ and settings give the same picture.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
+from personalar.concepts.concept_source import concept_folder, local_concept, with_local_concept
 from personalar.config.command_line import add_base, start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
+from personalar.core.errors import user_errors
 from personalar.core.process import keep_memory
 from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.generation.drawings import axes, drawings, resolve_like
-from personalar.generation.pipeline import check_words, concept_folder
+from personalar.generation.pipeline import check_words
 from personalar.generation.sample_files import write_samples
 from personalar.reports.picture_grid import write_grid
 
@@ -41,7 +44,7 @@ def sample_files(
     concept: str | PathLike[str], prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
 ) -> list[Path]:
     """Sample every prompt with every seed to PNG files; see `personalar.sample_files`."""
-    folder = fspath(concept)
+    folder = local_concept(fspath(concept))
     cfg = composed("sample", add_base(settings, folder))
     cfg.concept, cfg.prompts, cfg.seeds = folder, list(prompts), list(seeds)
     return sample(read_config(cfg))
@@ -50,6 +53,8 @@ def sample_files(
 def main() -> None:
     """Entry point."""
     keep_memory()
+    with user_errors("personalar.sample"):
+        sys.argv[1:] = with_local_concept(sys.argv[1:])
     start("sample", sample)
 
 

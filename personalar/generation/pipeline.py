@@ -13,6 +13,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from personalar.concepts.concept_source import concept_folder, local_concept
 from personalar.config.command_line import add_base
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
@@ -43,21 +44,6 @@ ELSEWHERE = {
     "out": "save the pictures that images() returns",
 }
 """Settings of `personalar.sample` that `load` does not accept, and what to use instead."""
-
-
-def concept_folder(where: str) -> Path:
-    """Return the concept folder for `where`, which is a concept folder or the folder of a finished run.
-
-    Raises:
-        FileNotFoundError: neither contains a concept.
-    """
-    folder = Path(where).expanduser()
-    for candidate in (folder, folder / "concept"):
-        if (candidate / "concept.json").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"concept={where} contains no concept.json: give a concept folder, or the folder of a finished run"
-    )
 
 
 def check_words(prompts: list[str], names: list[str]) -> list[str]:
@@ -196,7 +182,7 @@ class Pipeline:
 
 def load(concept: str | PathLike[str], settings: Sequence[str]) -> Pipeline:
     """Load the concept of a concept or run folder; see `personalar.load`."""
-    config = sample_settings(fspath(concept), settings)
+    config = sample_settings(local_concept(fspath(concept)), settings)
     return Pipeline(prepare_generator(config, concept_folder(config.concept)))
 
 
