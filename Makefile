@@ -10,7 +10,7 @@ TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 KILLS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage slow chaos lint format audit licences clean
+.PHONY: help run test coverage slow chaos lint format docs audit licences clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ format: $(VENV)/.installed  ## fix style
 	$(VENV)/bin/python -m ruff check --fix .
 	$(VENV)/bin/python -m ruff format .
 
+docs: $(VENV)/.installed  ## build the site of docs/ in site/; broken links are errors
+	$(PIP) install -q -c constraints.txt -e ".[docs]"
+	$(VENV)/bin/python -m mkdocs build --strict
+
 audit: $(VENV)/.installed  ## check the tested versions for known vulnerabilities (uses PyPI)
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q pip-audit
 	$(VENV)-audit/bin/pip-audit -r constraints.txt --disable-pip --no-deps
@@ -62,4 +66,4 @@ licences: $(VENV)/.installed  ## update docs/licences.md
 	mv docs/licences.tmp docs/licences.md
 
 clean:  ## remove the virtual environment and caches; never touches outputs/
-	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .ruff_cache .mypy_cache .coverage*
+	rm -rf $(VENV) $(VENV)-audit build dist site .pytest_cache .ruff_cache .mypy_cache .coverage*

@@ -49,7 +49,8 @@ def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple
     See docs/python.md.
 
     Args:
-        settings, folder: as for `personalize`.
+        settings: as for `personalize`.
+        folder: as for `personalize`.
 
     Raises:
         ValueError: as for `personalize`, or the folder contains a finished run.

@@ -6,7 +6,7 @@ import importlib
 import sys
 from difflib import get_close_matches
 
-COMMANDS = ("run", "sample", "evaluate", "compare", "export", "doctor", "web")
+COMMANDS = ("run", "sample", "evaluate", "compare", "export", "push", "doctor", "web")
 
 
 def main() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from personalar.concepts.concept_source import concept_folder, with_local_concept
 from personalar.config.command_line import start
 from personalar.config.commands import ExportConfig
-from personalar.generation.chosen_concepts import concept_folder
+from personalar.core.errors import user_errors
 
 
 def export(config: ExportConfig) -> None:
@@ -25,6 +27,8 @@ def export(config: ExportConfig) -> None:
 
 def main() -> None:
     """Entry point."""
+    with user_errors("personalar.export"):
+        sys.argv[1:] = with_local_concept(sys.argv[1:])
     start("export", export)
 
 

@@ -48,7 +48,7 @@ def run_one(cfg: DictConfig) -> Objective:
         # The folder of a refused run is deleted if it is empty. In a sweep error.txt is written there.
         with refusable(run_dir) if leads and not sweeps else nullcontext():
             if sweeps:
-                join_sweep(hydra_config, cfg.trainer.devices)
+                join_sweep(hydra_config, cfg.trainer)
             config = read_config(cfg, RunConfig)
             if sweeps and searches(hydra_config):
                 check_objective(config)
@@ -114,7 +114,8 @@ class Job:
         learns = searches(hydra_config)
         # Hydra's sweep folder is relative to the folder where the command was entered.
         sweep_dir = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
-        note_job(sweep_dir, run_dir, hydra_config.overrides.task)
+        if global_rank() == 0:
+            note_job(sweep_dir, run_dir, hydra_config.overrides.task)
         return keep_sweeping(
             lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
         )

@@ -6,12 +6,15 @@ and settings give the same picture.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from personalar.concepts.concept_source import with_local_concept
 from personalar.config.command_line import add_base, start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
+from personalar.core.errors import user_errors
 from personalar.core.process import keep_memory
 from personalar.generation.chosen_concepts import check_words, choose, words_of
 from personalar.generation.drawings import axes, drawings, resolve_like
@@ -49,6 +52,8 @@ def sample_files(
 def main() -> None:
     """Entry point."""
     keep_memory()
+    with user_errors("personalar.sample"):
+        sys.argv[1:] = with_local_concept(sys.argv[1:])
     start("sample", sample)
 
 

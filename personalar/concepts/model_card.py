@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
 from personalar.core.files import content_hash, write_atomic
@@ -81,23 +81,21 @@ def head(concept: Concept, folder: Path) -> str:
     """Return the YAML header of the card in `folder`, without the lines of dashes around it."""
     repo, licence = origin(concept)
     method = "lora" if concept.lora else "textual-inversion"
-    values: dict[str, Any] = {
-        "library_name": "personalar",
-        "pipeline_tag": "text-to-image",
-        "tags": ["text-to-image", "personalization", "autoregressive", method],
-        "inference": False,
-        "license": licence if licence == OWN_LICENCE else "other",
-    }
-    if licence != OWN_LICENCE:
-        values |= {"license_name": "of-the-base-model"}
-    if repo is not None:
-        values |= {
-            "license_link": f"https://huggingface.co/{repo}",
-            "base_model": repo,
-            "base_model_relation": "adapter",
-        }
-    values |= {"instance_prompt": instance_prompt(concept), "widget": widget(concept, folder)}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    own = licence == OWN_LICENCE
+    # Fields that are None are left out.
+    return ModelCardData(
+        library_name="personalar",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "personalization", "autoregressive", method],
+        license=OWN_LICENCE if own else "other",
+        license_name=None if own else "of-the-base-model",
+        license_link=repo and f"https://huggingface.co/{repo}",
+        base_model=repo,
+        base_model_relation=repo and "adapter",
+        inference=False,
+        instance_prompt=instance_prompt(concept),
+        widget=widget(concept, folder),
+    ).to_yaml()
 
 
 def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:

@@ -25,6 +25,7 @@ from personalar.config.compose import (
     composed,
     conf_dir,
     group_options,
+    groups_of,
     read_config,
     register,
 )
@@ -84,7 +85,9 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     # Hydra completes unfinished words, which must not be checked.
     if args.shell_completion:
         return list(words)
-    overrides = add_base(args.overrides if args.config_name else signed(args.overrides))
+    overrides = args.overrides if args.config_name else signed(args.overrides)
+    if "model" in groups_of(COMMANDS[command]):
+        overrides = add_base(overrides)
     if not args.multirun:
         overrides = [with_list(word) for word in overrides]
     # Hydra would resolve a relative path from the package's folder instead of the working directory.

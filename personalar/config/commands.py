@@ -1,4 +1,4 @@
-"""Settings of the commands sample, doctor, export and evaluate."""
+"""Settings of the commands sample, doctor, export, push and evaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from personalar.config.fields import SEED, limits, one_of
-from personalar.config.run_config import DecoderConfig, ModelConfig, ScorerConfig, TrainerConfig
+from personalar.config.run_config import DecoderConfig, ModelConfig, RunConfig, ScorerConfig, TrainerConfig
 
 TASKS = ("benchmark", "calibrate", "agreement", "table")
 PROTOCOLS = {"paper": 1, "dreambooth": 4}
@@ -166,6 +166,20 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True)
+class PushConfig:
+    """`python -m personalar.push`."""
+
+    concept: str = MISSING
+    """A concept folder, or the folder of a finished run."""
+    repo: str = MISSING
+    """Repository on the hub, OWNER/NAME; created if it does not exist."""
+    private: bool = True
+    """Only its owner sees the repository; false: everybody does."""
+    dry_run: bool = False
+    """List what would be uploaded, without contacting the hub."""
+
+
+@dataclass(kw_only=True)
 class BenchmarkConfig:
     """The subjects and methods of a benchmark."""
 
@@ -235,3 +249,14 @@ class EvaluateConfig:
                 photographs=self.benchmark.photographs or self.ratings is not None,
                 otherwise="scorer=none (no scores)" if self.task == "benchmark" else None,
             )
+
+
+COMMANDS: dict[str, Any] = {
+    "run": RunConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "push": PushConfig,
+    "doctor": DoctorConfig,
+}
+"""The configuration of each command: `python -m personalar.NAME`, conf/NAME.yaml."""

@@ -24,13 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from personalar.config.commands import (
-    BenchmarkConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    SampleConfig,
-)
+from personalar.config.commands import COMMANDS, BenchmarkConfig
 from personalar.config.fields import (
     check_folder_names,
     check_keys,
@@ -46,7 +40,7 @@ from personalar.config.fields import (
 )
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import RecipeConfig
-from personalar.config.run_config import DecoderConfig, MethodConfig, RunConfig, StageSelection
+from personalar.config.run_config import DecoderConfig, MethodConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import OWN_PHOTOS, SubjectConfig, dreambench_class
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
@@ -68,15 +62,6 @@ GROUPS: dict[str, Any] = {
     "benchmark": BenchmarkConfig,
 }
 """Config group -> its schema; `dict` for groups of `_target_` and free arguments."""
-
-COMMANDS: dict[str, Any] = {
-    "run": RunConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
-    "export": ExportConfig,
-    "doctor": DoctorConfig,
-}
-"""The configuration of each command: `python -m personalar.NAME`, conf/NAME.yaml."""
 
 
 def conf_dir() -> Path:
@@ -114,7 +99,8 @@ def groups_of(schema: type) -> list[str]:
 def choices(conf: Path, command: str) -> str:
     """Return the part of --help that lists the config groups of `command` and their options."""
     groups = groups_of(COMMANDS[command])
-    return "\n".join(f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups)
+    lines = [f"  {group + '=':14}{' | '.join(group_options(conf, group))}" for group in groups]
+    return "\n".join(lines) or "  (none)"
 
 
 def package_path(where: str) -> Path:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalar.concepts.concept_source import concept_folder
 from personalar.config.commands import SampleConfig
 from personalar.data.prompts import SUBJECT_TOKEN, check_text, word_of
 
@@ -25,21 +26,6 @@ class ChosenConcept:
     strength: float
     digest: str
     """Hash of concept.json, which contains the hashes of all files: 12 hex digits."""
-
-
-def concept_folder(where: str) -> Path:
-    """Return the concept folder for `where`, which is a concept folder or the folder of a finished run.
-
-    Raises:
-        FileNotFoundError: neither contains a concept.
-    """
-    folder = Path(where).expanduser()
-    for candidate in (folder, folder / "concept"):
-        if (candidate / "concept.json").is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"concept={where} contains no concept.json: give a concept folder, or the folder of a finished run"
-    )
 
 
 def short_hash(record: bytes) -> str:

@@ -8,12 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from personalar.concepts.concept_source import concept_folder
 from personalar.config.commands import GridConfig, SampleConfig
 from personalar.config.fields import check_seeds
 from personalar.config.run_config import DecoderConfig
 from personalar.data.prompt_file import PromptLine, fill_wildcards, read_prompts
 from personalar.data.prompts import normalized
-from personalar.generation.chosen_concepts import concept_folder, short_hash
+from personalar.generation.chosen_concepts import short_hash
 from personalar.generation.pipeline import check_negative
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
+from personalar.concepts.concept_source import local_concept
 from personalar.config.command_line import add_base
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
@@ -179,8 +180,9 @@ def load(concept: Concepts, settings: Sequence[str]) -> Pipeline:
 
 
 def paths_of(concept: Concepts) -> list[str]:
-    """Return the paths of one folder or of several as text."""
-    return [fspath(concept)] if isinstance(concept, str | PathLike) else [fspath(each) for each in concept]
+    """Return the paths of one folder or of several as text; those on the hub are downloaded."""
+    several = [concept] if isinstance(concept, str | PathLike) else concept
+    return [local_concept(fspath(each)) for each in several]
 
 
 def sample_settings(concept: Concepts, settings: Sequence[str]) -> SampleConfig:

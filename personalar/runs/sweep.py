@@ -57,24 +57,37 @@ def explain_searches() -> None:
     Hydra.multirun = explained  # type: ignore[method-assign]
 
 
-def check_devices(devices: Any) -> None:
-    """Raise ValueError for a sweep over runs with more than one device."""
-    if devices != 1:
+def check_devices(trainer: Any, launcher: Any) -> None:
+    """Raise ValueError for a sweep over runs of several processes, unless SLURM starts all of them.
+
+    Args:
+        trainer: settings with `devices` (processes per machine) and `num_nodes` (machines).
+        launcher: settings of Hydra's launcher.
+    """
+    wanted = (trainer.devices, trainer.num_nodes)
+    if wanted == (1, 1):
+        return
+    if not launcher._target_.endswith("SlurmLauncher"):
         raise ValueError(
-            f"-m with trainer.devices={devices} is not possible: each process of a distributed run starts "
-            "with this command line and would start its own sweep; sweep with trainer.devices=1 (one run per "
-            "GPU: hydra/launcher=submitit_slurm), or do the runs one after the other without -m"
+            f"-m with trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} is not "
+            "possible: each process of a distributed run starts with this command line and would start its "
+            "own sweep; sweep with one device, do the runs one after the other without -m, or on a SLURM "
+            "cluster use hydra/launcher=submitit_slurm (docs/cluster.md)"
+        )
+    started = (launcher.tasks_per_node, launcher.nodes)
+    if started != wanted:
+        raise ValueError(
+            f"hydra.launcher.tasks_per_node={started[0]} hydra.launcher.nodes={started[1]}, but "
+            f"trainer.devices={wanted[0]} trainer.num_nodes={wanted[1]}: SLURM must start one process per "
+            "device, so set both pairs to the same values"
         )
 
 
-def join_sweep(hydra_config: Any, devices: Any) -> None:
-    """Take a GPU, and make the sweep's folder name the W&B group.
-
-    Raises:
-        ValueError: a job uses more than one device.
-    """
-    check_devices(devices)
-    take_gpu()
+def join_sweep(hydra_config: Any, trainer: Any) -> None:
+    """Take a GPU; make the folder's name the W&B group. Raises ValueError as `check_devices` does."""
+    check_devices(trainer, hydra_config.launcher)
+    if trainer.devices == 1:  # a distributed run assigns the GPUs to its processes
+        take_gpu()
     os.environ.setdefault("WANDB_RUN_GROUP", Path(hydra_config.sweep.dir).name)  # read by wandb.init
 
 
@@ -146,7 +159,8 @@ def keep_sweeping(
     before = marks(run_dir)
     try:
         worth = job()
-        if searches and (worth is None or np.isnan(worth).any()):
+        # Processes above rank zero of a distributed run have no objective.
+        if searches and global_rank() == 0 and (worth is None or np.isnan(worth).any()):
             raise ValueError("a search needs an objective, but this run has none: choose a scorer")
         (run_dir / ERROR_FILE).unlink(missing_ok=True)
         return worth
@@ -207,7 +221,7 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check before the first job starts."""
         with user_errors("personalar.run"):
-            check_devices(config.trainer.devices)
+            check_devices(config.trainer, config.hydra.launcher)
             check_folder_names(config)
             check_run_folder(Path(config.hydra.sweep.dir), leads=global_rank() == 0)
         self.before = marks(Path(config.hydra.sweep.dir))

@@ -146,6 +146,7 @@ def test_auto_peft_finds_the_base(tiny_model_dir: Path, tmp_path: Path) -> None:
         export(tmp_path / "concept", out, f"model.path={given}")
         config = json.loads((out / "lora/adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(base.resolve())
+        assert config["task_type"] is None  # PEFT's AutoPeftModel refuses a config with a task
         backend, ids = load_backend(files), torch.tensor([[0, 70, 5, 9, 30, 200]])
         concept.apply(backend)
         for auto in (AutoPeftModel, AutoPeftModelForCausalLM):

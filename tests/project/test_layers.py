@@ -17,7 +17,18 @@ ORDER = (
     "runs",
 )  # fmt: skip
 """The packages, lowest first. A module imports its own package and those before it."""
-ENTRY_POINTS = {"__init__", "__main__", "run", "sample", "evaluate", "compare", "export", "doctor", "web"}
+ENTRY_POINTS = {
+    "__init__",
+    "__main__",
+    "run",
+    "sample",
+    "evaluate",
+    "compare",
+    "export",
+    "push",
+    "doctor",
+    "web",
+}
 WITHOUT = {"scoring": {"models"}, "reports": {"models"}, "models": {"nano"}, "config": {"nano"}}
 """Lower packages that a package must not import although it could."""
 HOMES = {

@@ -1,4 +1,4 @@
-"""The quickstart notebook runs from first to last cell on a tiny model, and is stored with its output."""
+"""The quickstart notebook runs on a tiny model and is stored with its output; Colab's is tested likewise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest_run import QUICK, compose_config
+from PIL import Image
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
 
@@ -75,3 +77,41 @@ def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
         if output.output_type == "display_data"
     ]
     assert len(shown) == 3
+
+
+COLAB = NOTEBOOK.with_name("janus_pro_1b_colab.ipynb")
+
+
+def test_the_colab_notebook_is_stored_without_output_and_says_that_it_was_not_run():
+    notebook = nbformat.read(COLAB, as_version=4)
+    nbformat.validate(notebook)
+    assert "has not been run on a GPU" in notebook.cells[0].source
+    assert all(cell.outputs == [] for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_the_colab_notebooks_settings_compose():
+    (cell,) = [cell for cell in nbformat.read(COLAB, as_version=4).cells if cell.metadata.get("tags")]
+    values: dict = {}
+    exec(cell.source, values)
+    words = ["+subject=folder", "subject.path=.", f"subject.noun={values['NOUN']}", *values["SETTINGS"]]
+    config = compose_config(*words)
+    assert config.model.name == "janus_pro_1b" and config.trainer.name == "gpu"
+    compose_config("concept=x", "prompts=[a]", *values["SAMPLE_SETTINGS"], name="sample")
+
+
+def test_the_colab_notebook_runs_on_a_tiny_base(tiny_model_dir, tmp_path, monkeypatch):
+    """Its own statements, without the installation and the command of the shell."""
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos" / "rex"
+    photos.mkdir(parents=True)
+    for number, colour in enumerate(("red", "green")):
+        Image.new("RGB", (96, 96), colour).save(photos / f"{number}.png")
+    tiny = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
+    settings = {"SETTINGS": [*tiny, *QUICK, "scorer=none"], "SAMPLE_SETTINGS": tiny}
+    values: dict = {}
+    for cell in nbformat.read(COLAB, as_version=4).cells:
+        if cell.cell_type == "code" and not cell.source.startswith(("%", "!")):
+            exec(compile(cell.source, str(COLAB), "exec"), values)
+            values |= settings if cell.metadata.get("tags") else {}
+    assert (tmp_path / "rex.zip").is_file() and values["run"].is_dir()
+    assert [picture.size for picture in values["learned"].images(values["prompts"], seeds=[1, 1])]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -105,15 +106,32 @@ def test_make_help_lists_the_targets():
     assert "run " in done.stdout and "test " in done.stdout
 
 
-@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
+def wheel_names(project: Path, out: Path) -> set[str]:
+    """Build the wheel of `project`, and return the names of its files."""
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    (wheel,) = out.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_wheel_holds_what_is_not_python(tmp_path):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
+    held = wheel_names(ROOT, tmp_path)
     wanted = {f"personalar/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     for folder in ("templates", "nano"):
         found = (path for path in (ROOT / "personalar" / folder).rglob("*") if path.is_file())
         wanted |= {path.relative_to(ROOT).as_posix() for path in found}
     assert wanted <= held and "personalar/reports/templates/report.html.j2" in held
     assert not {name for name in held if name.startswith(("tests/", "experiments/", "conf/"))}
+
+
+def test_the_container_is_built_from_all_that_the_wheel_needs(tmp_path):
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in allowed:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, context / name)
+    assert wheel_names(context, tmp_path / "a") == wheel_names(ROOT, tmp_path / "b")
+    copied = re.findall(r"^COPY (\S+) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(copied) <= {".", *allowed}

@@ -1,7 +1,8 @@
-"""Several machines: torchrun and SLURM as in the guide, with two "machines" of one process each."""
+"""Several machines: torchrun and SLURM as in the guide, with two "machines" of one process each; submitit."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import slurm
 from conftest_run import QUICK, compose_config
 from processes import free_port
+from test_cli import command as run_command
 from test_distributed import assert_same_learning
 
 from personalar.config.run_config import RunConfig
@@ -129,3 +132,37 @@ def test_ranks_are_read_before_lightning_is_there(
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     assert (global_rank(), local_rank()) == ranks
+
+
+def test_submitit_starts_a_sharded_run(
+    tiny_model_dir: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of docs/cluster.md, with a simulated SLURM and CPUs instead of GPUs."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install personalar[submitit]")
+    monkeypatch.setenv("PATH", f"{slurm.install(tmp_path / 'bin')}:{os.environ['PATH']}")
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    start = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "trainer.devices=2"]
+    words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", "trainer=zero2"]
+    words += ["trainer.accelerator=cpu", "trainer.attention=eager", "samples.prompts=['a {}']"]
+    words += [
+        "samples.kinds=[subject]",
+        "samples.grid_every_steps=0",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
+    done = run_command(tmp_path, "personalar.run", "-m", *start, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = (tmp_path / "sweep" / "jobs.jsonl").read_text().splitlines()
+    run = tmp_path / "sweep" / json.loads(line)["folder"]
+    assert RunFolder(run).record["stages"]["transformer"]["processes"] == 2
+    assert_same_learning(finished_run, run)
+
+
+def test_the_cluster_page_starts_one_process_per_gpu() -> None:
+    text = (GUIDE.parent / "cluster.md").read_text().replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if "tasks_per_node" in line and "personalar.run" in line]
+    trainer = composed(line.replace(" -m +", " +")).trainer
+    asked = dict(re.findall(r"hydra\.launcher\.(\w+)=(\d+)", line))
+    assert (asked["tasks_per_node"], asked["nodes"]) == (str(trainer.devices), str(trainer.num_nodes))
+    assert asked["gpus_per_node"] == asked["tasks_per_node"] and trainer.strategy == "zero3"

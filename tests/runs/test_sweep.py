@@ -70,13 +70,20 @@ def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "job" / "error.txt").exists()
 
 
-def test_more_than_one_device_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"-m with trainer\.devices=2 is not possible.*its own sweep"):
-        check_devices(2)
-    check_devices(1)
-    with pytest.raises(ValueError, match="is not possible"):
-        join_sweep(SimpleNamespace(), 2)
-    config = SimpleNamespace(trainer=SimpleNamespace(devices=4))
+def test_several_processes_are_refused_unless_slurm_starts_them() -> None:
+    one, four = (SimpleNamespace(devices=devices, num_nodes=1) for devices in (1, 4))
+    local = SimpleNamespace(_target_="hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+    slurm = SimpleNamespace(_target_="SlurmLauncher", tasks_per_node=4, nodes=1)
+    check_devices(one, local)
+    check_devices(four, slurm)
+    with pytest.raises(ValueError, match=r"-m with trainer\.devices=4 .*is not possible.*its own sweep"):
+        join_sweep(SimpleNamespace(launcher=local), four)
+    two_machines = SimpleNamespace(devices=4, num_nodes=2)
+    with pytest.raises(
+        ValueError, match=r"tasks_per_node=4 hydra\.launcher\.nodes=1, but .*num_nodes=2: SLURM"
+    ):
+        check_devices(two_machines, slurm)
+    config = SimpleNamespace(trainer=four, hydra=SimpleNamespace(launcher=local))
     with pytest.raises(SystemExit, match="is not possible"):
         SweepReport().on_multirun_start(config)
 
@@ -93,7 +100,10 @@ def test_a_sweep_tells_of_its_own_jobs_alone(
 ) -> None:
     """Other sweeps in the same folder: an old failure does not fail a new sweep, old runs are in no table."""
     monkeypatch.setattr(SweepReport, "failed", ())
-    config = OmegaConf.create({"trainer": {"devices": 1}, "hydra": {"sweep": {"dir": str(tmp_path)}}})
+    trainer = {"devices": 1, "num_nodes": 1}
+    config = OmegaConf.create(
+        {"trainer": trainer, "hydra": {"launcher": {}, "sweep": {"dir": str(tmp_path)}}}
+    )
     (begin_job(tmp_path / "old" / "failed") / "error.txt").write_text("it was")
     for name in ("old/finished", "old/done_again", "old/failing_now"):
         write_summary(make_run(tmp_path / name))

@@ -122,6 +122,8 @@ def name_base(
         revision: commit of the hub repository.
     """
     values = json.loads(config)
+    # `task_type` stays None: AutoPeftModel refuses a config with a task. With `auto_mapping` it finds the
+    # base's class, and so does AutoPeftModelForCausalLM.
     # A file that PEFT wrote itself is formatted differently; it is returned unchanged.
     if base is None and config != config_bytes(values):
         return config

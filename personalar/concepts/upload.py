@@ -1,0 +1,101 @@
+"""Upload a concept to a repository of the Hugging Face hub.
+
+Everything is one commit: readers see the old concept or the new one. An upload that was interrupted can be
+repeated, and then sends only what the hub does not have yet.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from personalar.concepts.concept import Concept
+from personalar.concepts.concept_source import LOGIN, SCHEME, hub_errors
+from personalar.concepts.model_card import model_card
+from personalar.concepts.validation import read_record
+from personalar.core.own_files import ADAPTER_FILE, CARD_FILE, LORA_FILES, PICTURES, RECORD_FILE, WEIGHTS_FILE
+from personalar.core.png import SAMPLE_NAME, sample_files
+
+
+def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """Return what belongs to the concept in `folder`: name in the repository -> file, or its content.
+
+    Other files in the folder are left out.
+
+    Args:
+        folder: a concept folder.
+        repo: OWNER/NAME, which the command in the model card names.
+
+    Raises:
+        FileNotFoundError, ValueError: the concept is incomplete or damaged.
+    """
+    concept = Concept.load(folder)
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8") if path.is_file() else model_card(concept, folder)
+    names = [RECORD_FILE, *read_record(folder)["files"]]
+    names += [f"{PICTURES}/{picture.name}" for picture in sample_files(folder / PICTURES)]
+    files: dict[str, Path | bytes] = {name: folder / name for name in sorted(names)}
+    return {CARD_FILE: card.replace("concept=DIR ", f"concept={SCHEME}{repo} ").encode(), **files}
+
+
+def size(content: Path | bytes) -> int:
+    """Return the size in bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def check_repo(repo: str) -> None:
+    """Raise ValueError unless `repo` is OWNER/NAME."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"repo={repo} is not the name of a repository: write repo=OWNER/NAME")
+
+
+def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
+    """Upload the files of `contents` and return the address of the commit.
+
+    Files of an earlier concept that this one does not have are deleted in the same commit.
+
+    Args:
+        files: see `contents`.
+        repo: OWNER/NAME, created if it does not exist.
+        private: whether only its owner may see it.
+
+    Raises:
+        FileNotFoundError: the hub refuses the repository.
+        ValueError: no token, no network, or the repository exists and is public although `private` is true.
+    """
+    if huggingface_hub.is_offline_mode():
+        raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it")
+    if huggingface_hub.get_token() is None:
+        raise ValueError(f"there is no token for the hub: {LOGIN}")
+    hub = HfApi()
+    with hub_errors(f"repo={repo}"):
+        hub.create_repo(repo, private=private, exist_ok=True)
+        there = hub.model_info(repo)
+        if private and not there.private:
+            raise ValueError(
+                f"repo={repo} exists and everybody can see it: add private=false, or choose another name"
+            )
+        earlier = {file.rfilename for file in there.siblings or []} - set(files)
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, data) for name, data in files.items()
+        ]
+        changes += [CommitOperationDelete(name) for name in sorted(earlier) if is_part(name)]
+        try:
+            commit = hub.create_commit(repo, changes, commit_message="Upload a concept with personalar")
+        except RuntimeError as error:  # the client's class for a large file that was not accepted
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(
+                f"repo={repo}: the upload stopped ({reason}): repeat the command, which sends only what is "
+                "missing"
+            ) from error
+    return str(commit.commit_url)
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file with this name can be part of a concept, so that an upload may delete it."""
+    return name in (WEIGHTS_FILE, *LORA_FILES) or bool(
+        ADAPTER_FILE.fullmatch(name) or re.fullmatch(rf"{PICTURES}/{SAMPLE_NAME}", name)
+    )
