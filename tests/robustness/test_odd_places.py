@@ -51,7 +51,7 @@ def test_a_closed_pipe(finished_run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_terminal_of_another_encoding(encoding: str, finished_run: Path, tmp_path: Path) -> None:
     out, said = shell(f"$compare {finished_run} --out out", tmp_path, PYTHONIOENCODING=encoding)
-    assert not said and "| embedding |" in out and "page: out/comparison.html" in out
+    assert not said and "| After stage 1 |" in out and "page: out/comparison.html" in out
 
 
 @pytest.mark.parametrize(("name", "told"), [("caf\\xe9", "caf\\\\udce9"), ("red\\x1b[31m", "red\\\\x1b[31m")])
