@@ -187,6 +187,7 @@ def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: 
         "rows": rows,
         "lines": [cells[start : start + len(columns)] for start in every],
         "common": common,
+        "stacked_below": 0,  # of the shared style sheet; a grid has no table of scores
     }
     write_text(path.with_suffix(".html"), render(context, "grid.html.j2"))
     return [path, path.with_suffix(".html")]
