@@ -46,6 +46,7 @@ def test_every_yaml_is_a_choice_or_a_command() -> None:
         "doctor",
         "export",
         "evaluate",
+        "push",
         "hydra_settings",
     }
 
