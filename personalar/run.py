@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from personalar.config.command_line import launch
 from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.fields import key_of
-from personalar.config.run_config import RunConfig, unread
+from personalar.config.fingerprint import unread
+from personalar.config.run_config import RunConfig
 from personalar.core.errors import user_errors
 from personalar.core.files import read_json, write_atomic
 from personalar.core.process import end_with_parent, global_rank, keep_memory

@@ -184,10 +184,11 @@ class Concept:
         if self.lora:
             load_lora(backend.transformer, {Path(name).name: data for name, data in self.lora.items()})
             merge_lora(backend.transformer)
-        found = attach_learned(adapters or {}, self.adapters, backend)
+        identifier = Identifier(tokens=self.tokens, rows=self.rows).to(backend.device)
+        found = attach_learned(adapters or {}, self.adapters, backend, identifier)
         if attached is not None:
             attached.update(found)
-        return Identifier(tokens=self.tokens, rows=self.rows).to(backend.device)
+        return identifier
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

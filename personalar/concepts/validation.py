@@ -19,7 +19,7 @@ from personalar.core.files import read_json
 from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
-NAME = re.compile(r"\[(V|S[1-9]\d{0,3})\]")
+NAME = re.compile(r"\[(V|I|S[1-9]\d{0,3})\]")
 """Names of learned tokens. The brackets are required: a bare name could match part of any prompt."""
 FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
 """Required text fields of concept.json."""
@@ -77,7 +77,7 @@ def _identifier_problem(tokens: Any) -> str | None:
     if not isinstance(tokens, dict) or "[V]" not in tokens:
         return "identifier must contain [V]"
     if strange := [name for name in tokens if not NAME.fullmatch(name)]:
-        return f"identifier contains {strange[0]!r:.40}; allowed: [V], [S1], [S2], ..."
+        return f"identifier contains {strange[0]!r:.40}; allowed: [V], [I], [S1], [S2], ..."
     # type() and not isinstance(): True and False are instances of int.
     if not all(type(index) is int and index >= 0 for index in tokens.values()):
         return "identifier must map names to token ids, integers from 0"

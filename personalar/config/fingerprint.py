@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from personalar.config.fields import key_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import ScorerConfig
 
@@ -24,6 +25,10 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     if not subject["flip"]:  # records of older runs do not have this key
         subject.pop("flip")
     model["sampling"].pop("batch")  # does not change any picture
+    # Numbers of other methods: a version that adds a method must not change the settings of this one.
+    used = {stage.numbers for stage in config.method.stages.values()}
+    stages = model["recipe"]["stages"]
+    model["recipe"]["stages"] = {name: numbers for name, numbers in stages.items() if name in used}
     if model["layout"] is not None:
         # Only a note about prompts depends on them.
         model["layout"].pop("known_words")
@@ -31,6 +36,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "model": model,
         "subject": subject,
         "method": asdict(config.method),
+        "prior": asdict(config.prior),
         "decoder": config.decoder.settings,
         "optimizer": config.optimizer,
         "scheduler": config.scheduler,
@@ -82,8 +88,9 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     # Stage 1 of two methods is the same even if their stage 2 differs: keep its own settings only.
     recipe = {name: value for name, value in recipe.items() if name != "trained_weights"}
     mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
+    others = settings if mine["stages"]["replay_ratio"] else {**settings, "prior": None}
     return {
-        **settings,
+        **others,
         "model": {**model, "recipe": mine},
         "method": {"stage": chosen, "base_bits": method["base_bits"]},
     }
@@ -105,3 +112,61 @@ def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bo
     # More stages than requested are fine, other samples or scorers are not.
     same = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
     return same and set(request["stages"]) <= set(finished["stages"])
+
+
+STAGES = "model.recipe.stages"
+READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
+    "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
+    "samples.time_share": (
+        lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
+        "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
+    ),
+    "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
+    "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
+    "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
+    "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
+    "model.recipe.identifier.words": (
+        lambda c: c.model.recipe.identifier.init == "words",
+        "model.recipe.identifier.init=words",
+    ),
+    "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
+    "model.recipe.trained_weights": (
+        lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
+        "method=paper or method=joint; other methods list what they train",
+    ),
+    **{
+        f"prior.{name}": (
+            lambda c: c.has_prior,
+            "prior.kind other than none, and a stage with model.recipe.stages.*.replay_ratio above 0",
+        )
+        for name in ("weight", "append", "images", "prompts", "prompts_live", "prompt_dropout")
+    },
+    "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
+    "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
+}
+"""Setting -> condition under which a run uses it, and the condition in words."""
+
+
+def check_read(config: RunConfig, words: Iterable[str]) -> None:
+    """Raise ValueError if one of the overrides `words` has no effect in this run."""
+    if found := unread(config, words):
+        raise ValueError(found)
+
+
+def unread(config: RunConfig, words: Iterable[str]) -> str | None:
+    """Return a message about the first of the overrides `words` that has no effect in this run, or None."""
+    # A dict as an ordered set: two stages can share hyperparameters.
+    read = {stage.numbers: None for stage in config.method.stages.values()}
+    for word in words:
+        key = key_of(word)
+        parts = key.removeprefix(f"{STAGES}.").split(".")
+        if key.startswith(f"{STAGES}.") and parts[0] not in read:
+            # The same hyperparameter of the stages that this method has.
+            rest = ".".join(parts[1:])
+            ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
+            return f"method={config.method.name} does not use {key}: set {ways}"
+        # Settings without an entry are always used.
+        is_read, needs = READ_IF.get(key, (lambda _: True, ""))
+        if not is_read(config):
+            return f"{key} has no effect in this run: it needs {needs}"
+    return None

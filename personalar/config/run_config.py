@@ -6,15 +6,14 @@ The YAML files in `conf/` contain named sets of these values. A key that is not 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import II, MISSING
 
-from personalar.config.fields import SEED, key_of, limits, one_of
+from personalar.config.fields import SEED, limits, one_of
 from personalar.config.model_config import ModelConfig
-from personalar.config.recipe import StageNumbers
+from personalar.config.recipe import PriorConfig, StageNumbers
 from personalar.config.scorer_config import ScorerConfig, SelectionConfig
 from personalar.config.subject_config import SamplesConfig, SubjectConfig
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
@@ -56,8 +55,7 @@ class StageMethod:
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA to train instead of `parameters`."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """User-defined adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its
-    arguments."""
+    """Adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its arguments."""
 
     @property
     def changes_network(self) -> bool:
@@ -172,6 +170,7 @@ class RunConfig:
     subject: SubjectConfig = MISSING
     stage: StageSelection = MISSING
     method: MethodConfig = MISSING
+    prior: PriorConfig = field(default_factory=PriorConfig)
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
     memory: MemoryConfig = MISSING
@@ -211,13 +210,13 @@ class RunConfig:
                 f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
                 f"{target}: leave out memory.optimizer, or set optimizer=adamw"
             )
-        data = self.model.recipe.data
+        prior = self.prior
         for stage in self.method.stages.values():
-            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
-            if replays and not (data.replay_images and (data.replay_prompts or data.replay_prompts_live)):
+            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0 and prior.kind != "none"
+            if replays and not (prior.images and (prior.prompts or prior.prompts_live)):
                 raise ValueError(
                     f"model.recipe.stages.{stage.numbers}.replay_ratio is above 0 without class images: set "
-                    "model.recipe.data.replay_images and model.recipe.data.replay_prompts, or replay_ratio=0"
+                    "prior.images and prior.prompts, or prior.kind=none"
                 )
         # An empty list would finish without any result.
         if self.stage.run == []:
@@ -240,59 +239,14 @@ class RunConfig:
         return list(self.method.stages) if self.stage.run is None else self.stage.run
 
     @property
+    def has_prior(self) -> bool:
+        """True if a selected stage trains on class images."""
+        numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
+        return self.prior.kind != "none" and any(each.replay_ratio > 0 for each in numbers)
+
+    @property
     def photo_warnings(self) -> list[str]:
         """Warnings if the base or the scorers do not suit a subject of real photographs."""
         if not self.subject.photographs:
             return []
         return [text for text in (self.model.photo_warning, self.scorer.warning(photographs=True)) if text]
-
-
-STAGES = "model.recipe.stages"
-READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
-    "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
-    "samples.time_share": (
-        lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
-        "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
-    ),
-    "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
-    "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
-    "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
-    "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
-    "model.recipe.identifier.words": (
-        lambda c: c.model.recipe.identifier.init == "words",
-        "model.recipe.identifier.init=words",
-    ),
-    "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
-    "model.recipe.trained_weights": (
-        lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
-        "method=paper or method=joint; other methods list what they train",
-    ),
-    "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
-    "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
-}
-"""Setting -> condition under which a run uses it, and the condition in words."""
-
-
-def check_read(config: RunConfig, words: Iterable[str]) -> None:
-    """Raise ValueError if one of the overrides `words` has no effect in this run."""
-    if found := unread(config, words):
-        raise ValueError(found)
-
-
-def unread(config: RunConfig, words: Iterable[str]) -> str | None:
-    """Return a message about the first of the overrides `words` that has no effect in this run, or None."""
-    # A dict as an ordered set: two stages can share hyperparameters.
-    read = {stage.numbers: None for stage in config.method.stages.values()}
-    for word in words:
-        key = key_of(word)
-        parts = key.removeprefix(f"{STAGES}.").split(".")
-        if key.startswith(f"{STAGES}.") and parts[0] not in read:
-            # The same hyperparameter of the stages that this method has.
-            rest = ".".join(parts[1:])
-            ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
-            return f"method={config.method.name} does not use {key}: set {ways}"
-        # Settings without an entry are always used.
-        is_read, needs = READ_IF.get(key, (lambda _: True, ""))
-        if not is_read(config):
-            return f"{key} has no effect in this run: it needs {needs}"
-    return None

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from personalar.config.command_line import as_value
 from personalar.config.fields import key_of
-from personalar.config.fingerprint import learning_settings, stage_settings
-from personalar.config.run_config import STAGES, RunConfig
+from personalar.config.fingerprint import STAGES, learning_settings, stage_settings
+from personalar.config.run_config import RunConfig
 from personalar.core.older_runs import modernized
 from personalar.core.own_files import RECORD_FILE, RESULTS, delete_own
 from personalar.core.run_folder import OtherSettingsError, RunFolder, changes

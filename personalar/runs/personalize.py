@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures, one_of
+from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig, check_read
+from personalar.config.run_config import RunConfig
 from personalar.core.files import base_fingerprint
 from personalar.core.measures import IN_SUMMARY
 from personalar.core.own_files import PROGRESS_FILE

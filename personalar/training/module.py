@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.models.sharding import ordinary_modules
 from personalar.training.context import RunContext
-from personalar.training.inputs import stage_inputs
+from personalar.training.inputs import photo_sequences, stage_inputs
 from personalar.training.loss import sequence_loss
 from personalar.training.model_prep import (
     prepare_blocks,
@@ -45,7 +45,9 @@ class Network:
     weights: Mapping[str, nn.Parameter]
     """Trained parameters of the backend's transformer, or of its LoRA, by name."""
     adapters: Mapping[str, Mapping[str, nn.Parameter]]
-    """Trained parameters of user-defined adapters, by adapter and name."""
+    """Trained parameters of adapters, by adapter and name."""
+    penalties: Sequence[Callable[[], Tensor | None]] = ()
+    """Terms of the loss that adapters add; see `Adapter.penalty`."""
 
 
 def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
@@ -71,10 +73,20 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     adapters = {}
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))
-        adapters[name] = learned.get(name) or made[name].attach(backend, generator=generator)
+        adapters[name] = learned.get(name) or made[name].attach(
+            backend, identifier=identifier, generator=generator
+        )
+        photos = photo_sequences(context, stage, backend)
+        made[name].prepare(backend, identifier, photos, initialize=name not in learned)
     if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed has its own float32 copies
         train_in_float32(backend.transformer, weights)
-    network = Network(backend=backend, identifier=identifier, weights=weights, adapters=adapters)
+    network = Network(
+        backend=backend,
+        identifier=identifier,
+        weights=weights,
+        adapters=adapters,
+        penalties=[made[name].penalty for name in adapters],
+    )
     return _finished(context, stage, network)
 
 
@@ -197,12 +209,16 @@ class PersonalizationModule(L.LightningModule):
         self.network = replace(self.network, weights=weights)
 
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the training loss (scalar) of one batch; see `loss.sequence_loss`."""
-        recipe = self.context.config.model.recipe
-        return sequence_loss(
+        """Return the training loss (scalar) of one batch: `loss.sequence_loss` and adapters' penalties."""
+        config, recipe = self.context.config, self.context.config.model.recipe
+        has_class_images = stage_inputs(self.context, self.stage).replay is not None
+        total = sequence_loss(
             self.network.backend, self.identifier, batch,
             loss=recipe.loss, z_loss=recipe.z_loss, dropout=recipe.dropout,
+            prior=config.prior.weights(self.stage.numbers) if has_class_images else None,
         )  # fmt: skip
+        penalties = [penalty() for penalty in self.network.penalties]
+        return sum((term for term in penalties if term is not None), start=total)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; log it as "train/loss", averaged over processes."""

@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig, check_read
+from personalar.config.run_config import RunConfig
 from personalar.config.trainer_config import LightningArguments
 from personalar.training.stage import resolve_stages
 
@@ -132,7 +133,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("model.recipe.data.templates=[a photo]", r"each template must contain \{\}"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
-        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, context"),
         ("decoder.window=8", "decoder.window=8 is not an argument of PlainDecoder, only of JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed and no duplicate"),
         ("samples.kinds=[class]", r"samples.kinds=\['class'\] must contain subject"),
@@ -253,6 +254,8 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         ),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
         (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "it needs optimizer=adamw"),
+        (["method=embedding_only", "prior.weight=1"], r"prior\.weight .* needs .*replay_ratio above 0"),
+        (["prior.kind=none", "prior.images=3"], r"prior\.images .* needs"),
     ],
 )
 def test_settings_that_change_nothing_are_refused(words: list[str], message: str) -> None:
@@ -260,6 +263,21 @@ def test_settings_that_change_nothing_are_refused(words: list[str], message: str
     with pytest.raises(ValueError, match=message):
         check_read(config, ["+subject=cat", *words])
     check_read(config, ["+subject=cat", "method=paper", "seed=3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("replay", None, "", 48)),
+        (["prior=both"], ("both", None, "", 48)),
+        (["prior.kind=distill", "model.recipe.data.replay_images=5"], ("distill", None, "", 5)),
+        (["method=dcoar"], ("both", 0.01, "[I]", 8)),
+        (["method=dcoar", "prior=none"], ("none", None, "", 48)),
+    ],
+)
+def test_a_method_chooses_its_prior_and_the_command_line_another(words: list[str], expected: tuple) -> None:
+    prior = compose_config("+subject=cat", *words).prior
+    assert (prior.kind, prior.weight, prior.append, prior.images) == expected
 
 
 def test_replay_needs_class_images_and_room_beside_them() -> None:
