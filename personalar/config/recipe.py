@@ -176,7 +176,7 @@ class PriorConfig:
 
     def weights(self, numbers: StageNumbers) -> PriorWeights | None:
         """Return the weights in a stage with these numbers; None: class images count like photos."""
-        if self.kind == "replay" and self.weight is None:
+        if numbers.replayed == 0 or (self.kind == "replay" and self.weight is None):
             return None
         photos = rest = 1.0
         if self.weight is not None:

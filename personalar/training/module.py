@@ -211,11 +211,13 @@ class PersonalizationModule(L.LightningModule):
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the training loss (scalar) of one batch: `loss.sequence_loss` and adapters' penalties."""
         config, recipe = self.context.config, self.context.config.model.recipe
-        has_class_images = stage_inputs(self.context, self.stage).replay is not None
+        prior = config.prior.weights(self.stage.numbers)
+        if prior is not None and stage_inputs(self.context, self.stage).replay is None:
+            prior = None
         total = sequence_loss(
             self.network.backend, self.identifier, batch,
             loss=recipe.loss, z_loss=recipe.z_loss, dropout=recipe.dropout,
-            prior=config.prior.weights(self.stage.numbers) if has_class_images else None,
+            prior=prior,
         )  # fmt: skip
         penalties = [penalty() for penalty in self.network.penalties]
         return sum((term for term in penalties if term is not None), start=total)
