@@ -24,9 +24,9 @@ class Ours(nn.Module):
         self.transformer, self.identifier = module.transformer, module.identifier
         self._module = [module]  # in a list, so that its parameters are not registered twice
 
-    def forward(self, ids: Tensor, loss_mask: Tensor, keys: Tensor) -> dict[str, Tensor]:
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""
-        return {"loss": self._module[0].batch_loss({"ids": ids, "loss_mask": loss_mask, "keys": keys})}
+        return {"loss": self._module[0].batch_loss(batch)}
 
 
 class Theirs(nn.Module):
@@ -56,7 +56,7 @@ class Theirs(nn.Module):
             parameter.requires_grad_(True)
         module.use_weights(weights)
 
-    def forward(self, ids: Tensor, loss_mask: Tensor, keys: Tensor) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, loss_mask: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""
         embeds = self.identifier(ids, self.model.get_input_embeddings()(ids))
         labels = ids.masked_fill(~loss_mask, -100)

@@ -214,16 +214,20 @@ class Concept:
             files = {Path(name).name: data for name, data in self.lora.items()}
             load_lora(backend.transformer, files, strength=strength)
             merge_lora(backend.transformer)
-        found = attach_learned(adapters or {}, self.adapters, backend)
+        identifier = self._identifier(backend, strength)
+        found = attach_learned(adapters or {}, self.adapters, backend, identifier)
         if attached is not None:
             attached.update(found)
+        return identifier
+
+    def _identifier(self, backend: Backend, strength: float) -> Identifier:
         names = subject_names(self.tokens)
-        words = dict.fromkeys((SUBJECT_TOKEN, self.word), names)
         rows = self.rows.to(backend.device, copy=True)
         if strength != 1:
             subject = [list(self.tokens).index(name) for name in names]
             word = class_row(backend, self.subject["noun"]).to(rows)
             rows[subject] = slide(word, rows[subject], strength)
+        words = dict.fromkeys((SUBJECT_TOKEN, self.word), names)
         return Identifier(tokens=self.tokens, rows=rows, words=words)
 
 

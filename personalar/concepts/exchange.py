@@ -56,8 +56,14 @@ def write_export(
 
     Raises:
         FileNotFoundError: the base is missing.
-        ValueError: `model` is not the base of the concept, or `out` contains files of something else.
+        ValueError: `model` is not the base of the concept, `out` contains files of something else, or the
+            concept has adapters, for which there is no format.
     """
+    if concept.adapters:
+        raise ValueError(
+            f"the concept contains parameters of the adapters {', '.join(concept.adapters)}, which no other "
+            "program reads: copy the concept folder itself, which personalar.sample reads"
+        )
     check_out(out, lora=bool(concept.lora), checkpoint=checkpoint)
     delete_abandoned(*(out / name for name in ("", "lora", CHECKPOINT, f"{CHECKPOINT}/vq")))
     # Load before the first write: a wrong base must not leave a half-written export.

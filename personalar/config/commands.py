@@ -90,7 +90,7 @@ class SampleConfig:
     out: str = "samples"
     """Folder for the PNG files."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """User-defined adapters that the concept contains, by name: `_target_` and its arguments."""
+    """Adapters that the concept may contain, by name: `_target_` and its arguments."""
     model: ModelConfig = MISSING
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING

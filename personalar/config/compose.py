@@ -39,7 +39,7 @@ from personalar.config.fields import (
     unknown_setting,
 )
 from personalar.config.model_config import ModelConfig
-from personalar.config.recipe import RecipeConfig
+from personalar.config.recipe import PriorConfig, RecipeConfig
 from personalar.config.run_config import DecoderConfig, MethodConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import OWN_PHOTOS, SubjectConfig, dreambench_class
@@ -51,6 +51,7 @@ GROUPS: dict[str, Any] = {
     "subject": SubjectConfig,
     "stage": StageSelection,
     "method": MethodConfig,
+    "prior": PriorConfig,
     "decoder": DecoderConfig,
     "trainer": TrainerConfig,
     "memory": MemoryConfig,
@@ -239,8 +240,7 @@ def explain(error: Exception, command: str) -> str:
 
 def unknown_choice(error: MissingConfigException) -> str:
     """Return the message for an option that does not exist in its group."""
-    found = re.search(r"Available options in '(.+)'", str(error))
-    group = found[1] if found else ""
+    group = re.findall(r"Available options in '(.+)'|$", str(error))[0]
     value = str(error.missing_cfg_file).removeprefix(f"{group}/")
     options = {*(error.options or ()), *group_options(conf_dir(), group)}
     named = sorted(name for name in options if not name.endswith("_schema"))

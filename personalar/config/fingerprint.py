@@ -28,6 +28,10 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     if not subject["flip"]:  # records of older runs do not have this key
         subject.pop("flip")
     model["sampling"].pop("batch")  # does not change any picture
+    # Numbers of other methods: a version that adds a method must not change the settings of this one.
+    used = {stage.numbers for stage in config.method.stages.values()}
+    stages = model["recipe"]["stages"]
+    model["recipe"]["stages"] = {name: numbers for name, numbers in stages.items() if name in used}
     if model["layout"] is not None:
         # Only a note about prompts depends on them.
         model["layout"].pop("known_words")
@@ -38,6 +42,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         "model": model,
         "subject": subject,
         "method": asdict(config.method),
+        "prior": asdict(config.prior),
         "decoder": config.decoder.settings,
         "optimizer": config.optimizer,
         "scheduler": config.scheduler,
@@ -89,8 +94,9 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     # Stage 1 of two methods is the same even if their stage 2 differs: keep its own settings only.
     recipe = {name: value for name, value in recipe.items() if name != "trained_weights"}
     mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
+    others = settings if mine["stages"]["replay_ratio"] else {**settings, "prior": None}
     return {
-        **settings,
+        **others,
         "model": {**model, "recipe": mine},
         "method": {"stage": chosen, "base_bits": method["base_bits"]},
     }
@@ -148,6 +154,13 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
         "method=paper or method=joint; other methods list what they train",
     ),
+    **{
+        f"prior.{name}": (
+            lambda c: c.has_prior,
+            "prior.kind other than none, and a stage with model.recipe.stages.*.replay_ratio above 0",
+        )
+        for name in ("weight", "append", "images", "prompts", "prompts_live", "prompt_dropout")
+    },
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
 }

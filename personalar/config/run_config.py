@@ -13,7 +13,7 @@ from omegaconf import II, MISSING
 
 from personalar.config.fields import SEED, limits, one_of
 from personalar.config.model_config import ModelConfig
-from personalar.config.recipe import StageNumbers
+from personalar.config.recipe import PriorConfig, StageNumbers
 from personalar.config.scorer_config import ScorerConfig, SelectionConfig
 from personalar.config.subject_config import SamplesConfig, SubjectConfig
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
@@ -55,8 +55,7 @@ class StageMethod:
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA to train instead of `parameters`."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """User-defined adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its
-    arguments."""
+    """Adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its arguments."""
 
     @property
     def changes_network(self) -> bool:
@@ -171,6 +170,7 @@ class RunConfig:
     subject: SubjectConfig = MISSING
     stage: StageSelection = MISSING
     method: MethodConfig = MISSING
+    prior: PriorConfig = field(default_factory=PriorConfig)
     decoder: DecoderConfig = MISSING
     trainer: TrainerConfig = MISSING
     memory: MemoryConfig = MISSING
@@ -215,13 +215,13 @@ class RunConfig:
                 "model.recipe.identifier.optimizer=direction needs whole embeddings, which "
                 f"trainer.strategy={self.trainer.strategy} cuts up: use trainer=gpu or trainer=ddp"
             )
-        data = self.model.recipe.data
+        prior = self.prior
         for stage in self.method.stages.values():
-            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0
-            if replays and not (data.replay_images and (data.replay_prompts or data.replay_prompts_live)):
+            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0 and prior.kind != "none"
+            if replays and not (prior.images and (prior.prompts or prior.prompts_live)):
                 raise ValueError(
                     f"model.recipe.stages.{stage.numbers}.replay_ratio is above 0 without class images: set "
-                    "model.recipe.data.replay_images and model.recipe.data.replay_prompts, or replay_ratio=0"
+                    "prior.images and prior.prompts, or prior.kind=none"
                 )
         # An empty list would finish without any result.
         if self.stage.run == []:
@@ -242,6 +242,12 @@ class RunConfig:
     def selected(self) -> list[str]:
         """Names of the stages to run."""
         return list(self.method.stages) if self.stage.run is None else self.stage.run
+
+    @property
+    def has_prior(self) -> bool:
+        """True if a selected stage trains on class images."""
+        numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
+        return self.prior.kind != "none" and any(each.replay_ratio > 0 for each in numbers)
 
     @property
     def photo_warnings(self) -> list[str]:

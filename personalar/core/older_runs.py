@@ -25,7 +25,20 @@ def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
         new["model"]["recipe"]["identifier"] = IDENTIFIER | identifier
     if "optimizer" not in new and "stages" in new.get("method", {}):
         _stages(new)
+    if "prior" not in new and "stages" in new.get("method", {}) and "recipe" in new.get("model", {}):
+        _prior(new)
     return new
+
+
+def _prior(settings: dict[str, Any]) -> None:
+    """Add the settings of prior preservation, and remove the numbers of other methods, in place."""
+    recipe, stages = settings["model"]["recipe"], settings["method"]["stages"].values()
+    used = {stage.get("numbers") for stage in stages}
+    numbers = recipe.get("stages", {})
+    recipe["stages"] = {name: each for name, each in numbers.items() if name in used}
+    data, names = recipe.get("data", {}), ("images", "prompts", "prompts_live", "prompt_dropout")
+    settings["prior"] = {name: data.get(f"replay_{name}") for name in names}
+    settings["prior"] |= {"kind": "replay", "weight": None, "append": ""}
 
 
 def _decoder(decoder: dict[str, Any]) -> None:

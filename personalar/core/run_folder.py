@@ -31,6 +31,7 @@ SHARED = (
     "cache/photo_codes.safetensors",
     "cache/photo_masks.safetensors",
     "cache/class_codes.safetensors",
+    "cache/class_logits.safetensors",
 )
 """Files that depend only on base, photos, prompts and seeds, so another run's copies can be used."""
 

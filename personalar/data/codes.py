@@ -176,22 +176,27 @@ def subject_codes(
 
 
 def cached_codes(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """Return the codes cached at `path`, or call `make` and cache its result.
+    """Return the codes (int64) cached at `path`, or those of `make`, cached; see `cached_tensors`."""
+    return [codes.long() for codes in cached_tensors(path, key, lambda: [c.to(torch.int32) for c in make()])]
+
+
+def cached_tensors(path: Path, key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """Return the tensors cached at `path`, or call `make` and cache its result.
 
     Args:
         path: safetensors file; a missing, outdated or damaged file is written again.
-        key: JSON-serializable description of everything that determines the codes.
-        make: computes the codes.
+        key: JSON-serializable description of everything that determines the tensors.
+        make: computes the tensors.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as stored:
         packed = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
         # Older versions stored the key alone; newer files add a hash of the tensors to detect damage.
         if (stored.metadata() or {}).get("key") in (digest, f"{digest} {_hash(packed)}"):
-            return [codes.long() for codes in packed.values()]
+            return list(packed.values())
     tensors = make()
     # Zero-padded names keep the photos' order, because the loader above sorts the names as text.
-    packed = {f"{index:05d}": tensor.to(torch.int32).contiguous() for index, tensor in enumerate(tensors)}
+    packed = {f"{index:05d}": tensor.contiguous() for index, tensor in enumerate(tensors)}
     write_atomic(path, save(packed, metadata={"key": f"{digest} {_hash(packed)}"}))
     return tensors
 

@@ -33,6 +33,29 @@ class Replay:
 
     prompts: tuple[str, ...]
     codes: tuple[Tensor, ...]
+    prompt_dropout: float = 0.0
+    """Probability that an image is trained without its prompt."""
+    frozen: tuple[Tensor, ...] = ()
+    """Logits (h w, K) of the frozen base: image i with its prompt at 2 i, without it at 2 i + 1; or empty."""
+
+
+def photo_sequences(
+    backend: Backend,
+    data: DataNumbers,
+    *,
+    noun: str,
+    tokens: dict[str, int],
+    photos: Sequence[Tensor],
+) -> list[TrainingSequence]:
+    """Return one sequence for each photo, with [V] and without per-image tokens.
+
+    Args:
+        tokens: ids of the learned tokens by name.
+        photos: codes (views, h, w) of each photo; the last view is uncropped.
+    """
+    prompt = training_prompt(data.templates[0], noun, class_name=data.class_name)
+    prompt = spell(prompt, {SUBJECT_TOKEN: subject_names(tokens)})
+    return [backend.training_sequence(prompt, views[-1], tokens, loss="image_tokens") for views in photos]
 
 
 class SequenceStream(IterableDataset):
@@ -96,21 +119,24 @@ class SequenceStream(IterableDataset):
         generator = self._generator(number)
         step, slot = divmod(number, self.stage.numbers.batch)
         # The first `num_subject` sequences of a batch show the subject, the rest are replayed.
-        kept = None
-        if slot >= self.num_subject:
-            (prompt, codes), dropout = self._replayed(generator), self.data.replay_prompt_dropout
-        else:
-            own = step * self.num_subject + slot
-            (prompt, codes, kept), dropout = self._subject(own, generator), self.prompt_dropout
-        prompt = spell(prompt, self.words)
-        if uniform(generator) < dropout:
-            made = self.backend.unconditional_sequence(prompt, codes, self.tokens, loss=self.loss)
-        else:
-            made = self.backend.training_sequence(prompt, codes, self.tokens, loss=self.loss)
-        if kept is not None:
-            made = limit_loss(made, kept, self.backend.choices("image_tokens"))
         # The key seeds the residual dropout: the mask is the same in any micro-batch and after a resume.
-        return replace(made, key=stream_seed(self.seed, self.stage.name, number, "pass"))
+        key = stream_seed(self.seed, self.stage.name, number, "pass")
+        if slot < self.num_subject:
+            prompt, codes, kept = self._subject(step * self.num_subject + slot, generator)
+            made = self._made(prompt, codes, dropped=uniform(generator) < self.prompt_dropout)
+            if kept is not None:
+                made = limit_loss(made, kept, self.backend.choices("image_tokens"))
+            return replace(made, key=key)
+        assert self.replay is not None
+        index = int(uniform(generator, 0, len(self.replay.codes)))
+        dropped = uniform(generator) < self.replay.prompt_dropout
+        made = self._made(self.replay.prompts[index], self.replay.codes[index], dropped=dropped)
+        frozen = self.replay.frozen[2 * index + dropped] if self.replay.frozen else None
+        return replace(made, key=key, is_class=True, frozen=frozen)
+
+    def _made(self, prompt: str, codes: Tensor, *, dropped: bool) -> TrainingSequence:
+        make = self.backend.unconditional_sequence if dropped else self.backend.training_sequence
+        return make(spell(prompt, self.words), codes, self.tokens, loss=self.loss)
 
     def pictures(self, step: int) -> list[str]:
         """Return the files of the photos in optimizer step `step`; "class images" for replayed ones."""
@@ -145,11 +171,6 @@ class SequenceStream(IterableDataset):
         prompt = training_prompt(template, self.noun, image_token=token, class_name=self.data.class_name)
         return prompt, codes, kept
 
-    def _replayed(self, generator: torch.Generator) -> tuple[str, Tensor]:
-        assert self.replay is not None
-        index = int(uniform(generator, 0, len(self.replay.codes)))
-        return self.replay.prompts[index], self.replay.codes[index]
-
 
 def limit_loss(sequence: TrainingSequence, kept: Tensor, codes: slice) -> TrainingSequence:
     """Return `sequence` without a loss on some of its image codes; other tokens keep theirs.
@@ -172,7 +193,8 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
     """Pad sequences on the right to a batch.
 
     Returns:
-        "ids" (B, T) int64, "loss_mask" (B, T) bool, which is False for padding, and "keys" (B,) int64.
+        "ids" (B, T) int64, "loss_mask" (B, T) bool, which is False for padding, "keys" (B,) int64, "is_class"
+        (B,) bool, and, if the sequences have logits to distill from, "frozen" (all their codes, K).
     """
     length = max(len(sequence.ids) for sequence in sequences)
     ids = torch.full((len(sequences), length), pad)
@@ -180,4 +202,11 @@ def collate(sequences: Sequence[TrainingSequence], *, pad: int) -> dict[str, Ten
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
         mask[row, : len(sequence.ids)] = torch.tensor(sequence.loss_mask)
-    return {"ids": ids, "loss_mask": mask, "keys": torch.tensor([sequence.key for sequence in sequences])}
+    batch = {
+        "ids": ids,
+        "loss_mask": mask,
+        "keys": torch.tensor([sequence.key for sequence in sequences]),
+        "is_class": torch.tensor([sequence.is_class for sequence in sequences]),
+    }
+    frozen = [sequence.frozen for sequence in sequences if sequence.frozen is not None]
+    return {**batch, "frozen": torch.cat(frozen)} if frozen else batch

@@ -201,6 +201,6 @@ def prefill(
     if identifier is not None:
         embeds = identifier(ids, embeds)
     if len(first) == len(rows):
-        return backend.forward(embeds, cache=cache)
+        return backend.forward(embeds, cache=cache, ids=ids)
     source_rows = torch.tensor([first.index(rows.index(row)) for row in rows], device=backend.device)
-    return backend.forward(embeds, cache=cache.shared(first, source_rows))[source_rows]
+    return backend.forward(embeds, cache=cache.shared(first, source_rows), ids=ids)[source_rows]

@@ -9,7 +9,7 @@ of an image.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +64,10 @@ class TrainingSequence:
     loss_mask: tuple[bool, ...]
     key: int = 0
     """Seed of everything random in a pass over this example (dropout); 63 bits."""
+    is_class: bool = False
+    """A class image of the base, and no photo."""
+    frozen: Tensor | None = field(default=None, compare=False)
+    """Logits (number of codes, K) of the frozen base for the codes in order, to distill from."""
 
 
 class Backend(Protocol):
@@ -95,6 +99,13 @@ class Backend(Protocol):
     """The id of image code 0; codes are one block of ids in order."""
     blocks: Sequence[nn.Module]
     """The layers of the network, all of one class: `decoder=compiled` compiles its `forward`."""
+    block_inputs: nn.ModuleList
+    """Modules of `transformer` that change what a block reads, in order; adapters append theirs. Each is
+    called before every block with its index, ids (N,) and hidden states (N, D), and returns hidden states."""
+    endings: dict[int, int]
+    """Id -> id that every prompt with it ends in, directly before the image; adapters add theirs."""
+    kept_endings: set[int]
+    """Those endings that the unconditional context keeps."""
     has_fixed_addresses: bool
     """True if every call of `forward` reads each weight at the same address, as CUDA graphs need."""
     is_cut_up: bool
@@ -138,6 +149,8 @@ class Backend(Protocol):
         self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
         """Return the ids before an image of `size` (width, height), by default of `square`.
+
+        An id that is a value of `endings` comes last, wherever its name is in the prompt.
 
         Args:
             tokens: names that are one token each in this prompt, such as {"[V]": id}.
@@ -191,6 +204,7 @@ class Backend(Protocol):
         cache: Cache | None = None,
         mask: Tensor | None = None,
         dropout: Dropout | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D) with causal attention.
 
@@ -199,6 +213,7 @@ class Backend(Protocol):
             cache: earlier keys and values; the new ones are added.
             mask: additive attention mask, instead of the causal one.
             dropout: for a training pass.
+            ids: (B, T), for `block_inputs`; None leaves them out, as in a step that feeds codes only.
         """
 
     def head(self, loss: Loss) -> Head:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ class ImageLayout:
     image_end: Sequence[int] = ()
     sequence_end: Sequence[int] = ()
     """Ids after the image in a training example."""
+    endings: dict[int, int] = field(default_factory=dict)
+    """Id -> id that every prompt with it ends in."""
+    kept_endings: set[int] = field(default_factory=set)
+    """Those endings that the unconditional context keeps."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if the sizes do not fit together."""
@@ -66,6 +70,12 @@ class ImageLayout:
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids that replace `prompt` in prompt dropout; by default the unconditional context."""
         return self.unconditional_prompt(prompt)
+
+    def without_prompt(self, prompt: Sequence[int], *, training: bool = False) -> list[int]:
+        """Return the unconditional context of `prompt`, or what training leaves of it, with its endings."""
+        kept = [index for index in prompt if index in self.kept_endings]
+        others = [index for index in prompt if index not in self.kept_endings]
+        return [*(self.dropped_prompt if training else self.unconditional_prompt)(others), *kept]
 
     def code_shape(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Return the number of codes (h, w) of an image.
@@ -113,7 +123,7 @@ class ImageLayout:
             # Encoded piece by piece: BPE must not merge across an identifier.
             for piece in split(text, concept_tokens or {}):
                 ids += [piece] if isinstance(piece, int) else self.encoder.encode_text(piece)
-        return [*ids, *self.prompt_end]
+        return with_endings([*ids, *self.prompt_end], self.endings)
 
     def image_ids(self, codes: Tensor) -> list[int]:
         """Return all ids of an image. Raises ValueError unless `codes` (h, w) are codes of this base."""
@@ -144,7 +154,7 @@ class ImageLayout:
         loss: Loss = "image_tokens",
     ) -> TrainingSequence:
         """Return the example of prompt dropout: the image of `codes` (h, w) after `dropped_prompt`."""
-        context = self.dropped_prompt(self._prompt_of(prompt, codes, concept_tokens))
+        context = self.without_prompt(self._prompt_of(prompt, codes, concept_tokens), training=True)
         return self._masked(context, self.image_ids(codes), loss)
 
     def _prompt_of(self, prompt: str, codes: Tensor, concept_tokens: Mapping[str, int] | None) -> list[int]:
@@ -164,6 +174,13 @@ class ImageLayout:
         low, high, most = int(codes.min()), int(codes.max()), self.codes.stop - self.codes.start - 1
         if low < 0 or high > most:
             raise ValueError(f"codes are in {low}..{high}, allowed: 0..{most}")
+
+
+def with_endings(ids: Sequence[int], endings: Mapping[int, int]) -> list[int]:
+    """Return `ids` with the endings of its ids, and those that it contains already, once each at the end."""
+    added = [endings[index] for index in ids if index in endings]
+    last = dict.fromkeys(index for index in [*ids, *added] if index in endings.values())
+    return [*(index for index in ids if index not in last), *last]
 
 
 def split(text: str, names: Mapping[str, int]) -> list[str | int]:

@@ -5,7 +5,8 @@ The logits are computed in chunks and recomputed in the backward pass, so that o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +14,36 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.recipe import PriorWeights
 from personalar.models.base import Backend, Head
 from personalar.models.dropout import Dropout
 
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
-def _chunk_loss(hidden: Tensor, head: Head, targets: Tensor, z_loss: float) -> Tensor:
+def _cross_entropy(hidden: Tensor, targets: Tensor, *, head: Head, z_loss: float) -> Tensor:
     """Return the summed loss (scalar) of hidden states (N, D) with targets (N,)."""
     logits = head(hidden)
     # A sum, because chunks differ in length; the caller divides by the number of all targets.
     total = F.cross_entropy(logits, targets, reduction="sum")
     return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
+
+
+def _divergence(hidden: Tensor, frozen: Tensor, *, head: Head) -> Tensor:
+    """Return the summed KL(frozen || model) of hidden states (N, D) with frozen logits (N, K)."""
+    ours, theirs = head(hidden).log_softmax(-1), frozen.float().log_softmax(-1)
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True)
+
+
+def _mean(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, wanted: Tensor, rows: int) -> Tensor:
+    """Return the mean of a summed `loss` over hidden states (N, D), computed in chunks of `rows`."""
+    if len(hidden) <= rows:  # one chunk: recomputing it would save nothing
+        return loss(hidden, wanted) / len(wanted)
+    parts = [
+        checkpoint(loss, part, some, use_reentrant=False)
+        for part, some in zip(hidden.split(rows), wanted.split(rows), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(wanted)
 
 
 def head_loss(
@@ -47,13 +66,26 @@ def head_loss(
         A scalar.
     """
     rows = max(1, logits_at_once // num_choices)
-    if len(hidden) <= rows:  # one chunk: recomputing it would save nothing
-        return _chunk_loss(hidden, head, targets, z_loss) / len(targets)
-    parts = [
-        checkpoint(_chunk_loss, part, head, wanted, z_loss, use_reentrant=False)
-        for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.stack(parts).sum() / len(targets)
+    return _mean(partial(_cross_entropy, head=head, z_loss=z_loss), hidden, targets, rows)
+
+
+def distillation_loss(
+    hidden: Tensor, head: Head, frozen: Tensor, *, logits_at_once: int = LOGITS_AT_ONCE
+) -> Tensor:
+    """Return the mean KL(frozen || model) over image codes.
+
+    ARBooth (ICCV 2025) samples new images for it in every step; here they are sampled once.
+
+    Args:
+        hidden: states (N, D) of the model.
+        head: maps them to logits of the image codes (N, K).
+        frozen: logits (N, K) of the frozen base, any float dtype.
+
+    Returns:
+        A scalar.
+    """
+    rows = max(1, logits_at_once // frozen.shape[-1])
+    return _mean(partial(_divergence, head=head), hidden, frozen, rows)
 
 
 def sequence_loss(
@@ -64,6 +96,7 @@ def sequence_loss(
     loss: str,
     z_loss: float,
     dropout: float = 0.0,
+    prior: PriorWeights | None = None,
 ) -> Tensor:
     """Return the mean next-token cross-entropy over the supervised positions.
 
@@ -71,9 +104,11 @@ def sequence_loss(
     (arXiv 2504.13162, eq. 1), as in sampling; with loss="answer" it is over the whole vocabulary.
 
     Args:
-        batch: "ids" (B, T) int64; "loss_mask" (B, T) bool, True for tokens to predict; "keys" (B,) int64.
+        batch: "ids" (B, T) int64; "loss_mask" (B, T) bool, True for tokens to predict; "keys" (B,) int64;
+            with `prior` also "is_class" (B,) bool and, for distillation, "frozen" (codes of class images, K).
         z_loss: weight of the mean squared log-partition (as in Lumina-mGPT).
         dropout: dropout probability of the residual branches; masks are drawn from the sequences' keys.
+        prior: weights of photos and class images in the mean over the supervised positions; None: equal.
 
     Returns:
         A scalar, differentiable with respect to the identifier and the trained weights.
@@ -81,13 +116,48 @@ def sequence_loss(
     # The state at position t predicts the token at t + 1, hence mask and targets from 1, states up to -1.
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
     left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
-    hidden = backend.forward(identifier(ids, backend.embed(ids)), dropout=left_out)  # (B, T, D)
+    hidden = backend.forward(identifier(ids, backend.embed(ids)), dropout=left_out, ids=ids)[:, :-1]
+    if prior is None:
+        return _predict(backend, hidden, ids[:, 1:], mask, loss, z_loss)
+    return _weighted(backend, hidden, batch, prior, loss, z_loss)
+
+
+def _predict(
+    backend: Backend, hidden: Tensor, next_ids: Tensor, mask: Tensor, loss: str, z_loss: float
+) -> Tensor:
+    """Return the mean loss of the ids `next_ids` (B, T) where `mask`, under hidden states (B, T, D)."""
     rows = backend.choices(loss)
-    targets = ids[:, 1:][mask] - rows.start  # ids of the vocabulary to indices of the chosen rows
-    return head_loss(
-        hidden[:, :-1][mask],
-        backend.head(loss),
-        targets,
-        num_choices=rows.stop - rows.start,
-        z_loss=z_loss,
-    )
+    targets = next_ids[mask] - rows.start  # ids of the vocabulary to indices of the chosen rows
+    num_choices = rows.stop - rows.start
+    return head_loss(hidden[mask], backend.head(loss), targets, num_choices=num_choices, z_loss=z_loss)
+
+
+def _weighted(
+    backend: Backend,
+    hidden: Tensor,
+    batch: Mapping[str, Tensor],
+    weights: PriorWeights,
+    loss: str,
+    z_loss: float,
+) -> Tensor:
+    """Return the loss of a batch with hidden states (B, T, D), in which `weights` sets each part's weight."""
+    next_ids = batch["ids"][:, 1:]
+    mask, is_class = batch["loss_mask"][:, 1:], batch["is_class"][:, None]
+    codes = backend.choices("image_tokens")
+    distilled = mask & is_class & (next_ids >= codes.start) & (next_ids < codes.stop)
+
+    def predict(chosen: Tensor) -> Tensor:
+        return _predict(backend, hidden, next_ids, chosen, loss, z_loss)
+
+    def distill(chosen: Tensor) -> Tensor:
+        return distillation_loss(hidden[chosen], backend.head("image_tokens"), batch["frozen"])
+
+    total = torch.zeros((), device=hidden.device)
+    for chosen, weight, term in (
+        (mask & ~is_class, weights.photos, predict),
+        (mask & is_class, weights.codes, predict),
+        (distilled, weights.distillation, distill),
+    ):
+        if weight and chosen.any():  # a micro-batch can contain photos or class images only
+            total = total + weight * term(chosen) * chosen.sum()
+    return total / mask.sum()

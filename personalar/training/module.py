@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.data.codes import stream_seed
 from personalar.data.prompts import subject_names
+from personalar.data.stream import photo_sequences
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
 from personalar.models.sharding import ordinary_modules
@@ -48,7 +49,9 @@ class Network:
     weights: Mapping[str, nn.Parameter]
     """Trained parameters of the backend's transformer, or of its LoRA, by name."""
     adapters: Mapping[str, Mapping[str, nn.Parameter]]
-    """Trained parameters of user-defined adapters, by adapter and name."""
+    """Trained parameters of adapters, by adapter and name."""
+    penalties: Sequence[Callable[[], Tensor | None]] = ()
+    """Terms of the loss that adapters add; see `Adapter.penalty`."""
 
 
 def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
@@ -74,10 +77,26 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     adapters = {}
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))
-        adapters[name] = learned.get(name) or made[name].attach(backend, generator=generator)
+        adapters[name] = learned.get(name) or made[name].attach(
+            backend, identifier=identifier, generator=generator
+        )
+        photos = photo_sequences(
+            backend,
+            context.config.model.recipe.data,
+            noun=context.subject.noun,
+            tokens=concept.tokens,
+            photos=stage_inputs(context, stage).photo_codes,
+        )
+        made[name].prepare(backend, identifier, photos, initialize=name not in learned)
     if not context.config.trainer.strategy.startswith("zero"):  # DeepSpeed has its own float32 copies
         train_in_float32(backend.transformer, weights)
-    network = Network(backend=backend, identifier=identifier, weights=weights, adapters=adapters)
+    network = Network(
+        backend=backend,
+        identifier=identifier,
+        weights=weights,
+        adapters=adapters,
+        penalties=[made[name].penalty for name in adapters],
+    )
     return _finished(context, stage, network)
 
 
@@ -200,12 +219,18 @@ class PersonalizationModule(L.LightningModule):
         self.network = replace(self.network, weights=weights)
 
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the training loss (scalar) of one batch; see `loss.sequence_loss`."""
-        recipe = self.context.config.model.recipe
-        return sequence_loss(
+        """Return the training loss (scalar) of one batch: `loss.sequence_loss` and adapters' penalties."""
+        config, recipe = self.context.config, self.context.config.model.recipe
+        prior = config.prior.weights(self.stage.numbers)
+        if prior is not None and stage_inputs(self.context, self.stage).replay is None:
+            prior = None
+        total = sequence_loss(
             self.network.backend, self.identifier, batch,
             loss=recipe.loss, z_loss=recipe.z_loss, dropout=recipe.dropout,
+            prior=prior,
         )  # fmt: skip
+        penalties = [penalty() for penalty in self.network.penalties]
+        return sum((term for term in penalties if term is not None), start=total)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch; log it as "train/loss", averaged over processes."""

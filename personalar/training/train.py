@@ -21,6 +21,7 @@ from personalar.concepts.concept import Concept
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
 from personalar.core.types import Sample
+from personalar.data.class_images import class_prompts
 from personalar.generation.requests import Request
 from personalar.training.callbacks.collect import CollectLearned, StageClock, learned_concept
 from personalar.training.callbacks.learning_check import note_move
@@ -28,7 +29,7 @@ from personalar.training.callbacks.step_selection import StepSelection
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.training.context import RunContext
 from personalar.training.datamodule import SubjectDataModule
-from personalar.training.inputs import class_prompts, stage_inputs
+from personalar.training.inputs import stage_inputs
 from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
 from personalar.training.module import PersonalizationModule
@@ -143,8 +144,10 @@ def train_stage(
         base_samples: the base's pictures, to show beside them.
     """
     plan, recipe, subject = context.plans[stage.name], context.config.model.recipe, context.subject
+    prior = context.config.prior
     context.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
-    replayed = bool(class_prompts(recipe.data, noun=subject.noun, live=subject.live))
+    prompts = class_prompts(prior, noun=subject.noun, live=subject.live)
+    replayed = bool(prompts) and prior.kind != "none"
     context.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
     with quiet():
         fit(context, stage, grid, base_samples)

@@ -66,6 +66,14 @@ def test_a_row_of_one_key(tiny_model_dir: Path, tmp_path: Path) -> None:
         assert torch.equal(opened.get_tensor("[V]"), concept.rows[:1])
 
 
+def test_adapters_are_not_left_out_in_silence(tiny_model_dir: Path, tmp_path: Path) -> None:
+    adapters = {"context": {"text": torch.zeros(2, 32)}}
+    concept_on(open_folder(tiny_model_dir), 32, adapters=adapters).save(tmp_path / "concept")
+    with pytest.raises(ValueError, match="adapters context, which no other program reads: copy the concept"):
+        export(tmp_path / "concept", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_out_and_in_again_draws_the_same_pictures(tiny_model_dir: Path, tmp_path: Path) -> None:
     files = open_folder(tiny_model_dir)
     ids = load_backend(files).tokenizer.concept_ids

@@ -135,7 +135,7 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
         ("model.recipe.data.templates=[a photo]", r"each template must contain \{\}"),
         ("method.stages.embedding.identifier=false", "a stage trains nothing"),
         ("method.stages.transformer.lora.rank=4", "trains either parameters or lora"),
-        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, joint"),
+        ("method.stages.embedding.numbers=x", "allowed: embedding, transformer, lora, full, context"),
         ("decoder.window=8", "decoder.window=8 is not an argument of PlainDecoder, only of JacobiDecoder"),
         ("samples.seeds=[1,1]", "at least one seed and no duplicate"),
         ("samples.kinds=[class]", r"samples.kinds=\['class'\] must contain subject"),
@@ -262,6 +262,8 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
             ["method=joint", "model.recipe.identifier.optimizer=direction"],
             "it needs a stage that trains nothing but the embeddings",
         ),
+        (["method=embedding_only", "prior.weight=1"], r"prior\.weight .* needs .*replay_ratio above 0"),
+        (["prior.kind=none", "prior.images=3"], r"prior\.images .* needs"),
     ],
 )
 def test_settings_that_change_nothing_are_refused(words: list[str], message: str) -> None:
@@ -274,6 +276,21 @@ def test_settings_that_change_nothing_are_refused(words: list[str], message: str
 def test_directions_need_whole_embeddings() -> None:
     with pytest.raises(ValueError, match=r"trainer\.strategy=zero2 cuts up: use trainer=gpu"):
         compose_config("+subject=cat", "trainer=zero2", "model.recipe.identifier.optimizer=direction")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("replay", None, "", 48)),
+        (["prior=both"], ("both", None, "", 48)),
+        (["prior.kind=distill", "model.recipe.data.replay_images=5"], ("distill", None, "", 5)),
+        (["method=dcoar"], ("both", 0.01, "[I]", 8)),
+        (["method=dcoar", "prior=none"], ("none", None, "", 48)),
+    ],
+)
+def test_a_method_chooses_its_prior_and_the_command_line_another(words: list[str], expected: tuple) -> None:
+    prior = compose_config("+subject=cat", *words).prior
+    assert (prior.kind, prior.weight, prior.append, prior.images) == expected
 
 
 def test_replay_needs_class_images_and_room_beside_them() -> None:

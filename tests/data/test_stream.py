@@ -153,6 +153,27 @@ def test_padding_is_never_looked_at(tiny_backend) -> None:
     assert torch.equal(*losses)
 
 
+def test_logits_to_distill_from_belong_to_the_context_of_the_image(tiny_backend) -> None:
+    logits = tuple(torch.full((16, 64), float(value)) for value in range(4))  # image * 2 + without a prompt
+    codes = (torch.full((4, 4), 8), torch.full((4, 4), 9))
+    replay = Replay(prompts=("a cat", "a cat"), codes=codes, prompt_dropout=0.5, frozen=logits)
+    made = stream(tiny_backend)
+    made.replay = replay
+    sequences = [made.sequence(number) for number in range(80)]
+    photos = [s for s in sequences if not s.is_class]
+    assert len(photos) == 60 and all(s.frozen is None for s in photos)
+    seen = set()
+    for sequence in sequences[3::4]:
+        dropped = sequence.ids[0] == tiny_backend.tokenizer.boi
+        image = codes_of(sequence, tiny_backend).pop() - 8
+        assert float(sequence.frozen[0, 0]) == 2 * image + dropped
+        seen.add((image, dropped))
+    assert len(seen) == 4
+    batch = collate(sequences[:8], pad=1)
+    assert batch["is_class"].tolist() == [False] * 3 + [True] + [False] * 3 + [True]
+    assert torch.equal(batch["frozen"], torch.cat([sequences[3].frozen, sequences[7].frozen]))
+
+
 def test_pictures_of_a_step_are_those_of_its_sequences(tiny_backend) -> None:
     made = stream(tiny_backend)
     for step in range(5):

@@ -92,5 +92,5 @@ def test_names_of_two_things_mean_those_things():
 def test_unknown_style_and_a_third_thing_are_answered_with_what_is_allowed():
     with pytest.raises(ValueError, match=r"style must be None or one of pencil drawing.*got 'oil'"):
         Picture(scenes=(scene(),), style="oil")
-    with pytest.raises(ValueError, match=r"one thing or two; got 3 scenes"):
+    with pytest.raises(ValueError, match=r"one or two objects; got 3 scenes"):
         Picture(scenes=(scene(),) * 3)

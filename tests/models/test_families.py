@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from personalar.concepts.adapters.context_vectors import ContextVectors
 from personalar.concepts.adapters.identifier import Identifier, random_rows
 from personalar.concepts.adapters.lora import (
     inject_lora,
@@ -168,6 +169,29 @@ def test_a_negative_prompt_replaces_the_context_of_guidance(base: Backend) -> No
     assert not torch.equal(PlainDecoder(**sampling)(*arguments), naive)
     with pytest.raises(ValueError, match="got 1 contexts for 2 prompts"):
         PlainDecoder(**sampling)(*arguments, contexts=contexts[:1])
+
+
+@pytest.mark.parametrize("place", ["prompt", "both"])
+def test_decoders_draw_the_codes_of_the_naive_one_with_context_vectors(case: Case, place: str) -> None:
+    """Also for a prompt without [V], which gives the base's picture."""
+    base, generator = case.load(), torch.Generator().manual_seed(0)
+    rows = Identifier(
+        tokens=dict(zip(("[V]", "[I]"), base.reserved_ids, strict=False)),
+        rows=random_rows(base.word_table[base.trained_rows], 2, generator=generator),
+    )
+    other = [base.prompt_ids("a dog")]
+    sampling, grid = {"cfg_scale": 3.0, "top_k": 20}, base.code_shape()
+    plain = PlainDecoder(**sampling)(base, other, grid, [3], rows)
+    before = PlainDecoder(**sampling)(base, prompts(base), grid, [1, 2], rows)
+    vectors = ContextVectors(place=place).attach(base, identifier=rows, generator=generator)
+    for parameter in vectors.values():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    ids = [*(base.prompt_ids(text, tokens=rows.tokens) for text in TEXTS), *other]
+    arguments = (base, ids, grid, [1, 2, 3], rows)
+    naive = NaiveDecoder(**sampling)(*arguments)
+    assert torch.equal(PlainDecoder(**sampling)(*arguments), naive)
+    assert torch.equal(JacobiDecoder(window=4, max_batch=3, **sampling)(*arguments), naive)
+    assert torch.equal(naive[2:], plain) and not torch.equal(naive[:2], before)
 
 
 def batch_of(base: Backend) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.base import Head, Loss, TrainingSequence
+from personalar.models.image_layout import with_endings
 from personalar.models.image_transforms import preprocess
 from personalar.models.network.cache import KVCache
 from personalar.models.stored_base import BaseShape
@@ -49,10 +50,13 @@ class ToyNetwork(nn.Module):
         super().__init__()
         self.table = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.blocks = nn.ModuleList([nn.Linear(shape.hidden_size, shape.hidden_size)])
+        self.block_inputs = nn.ModuleList()
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
-    def forward(self, embeds: Tensor, dropout=None) -> Tensor:
+    def forward(self, embeds: Tensor, dropout=None, ids=None) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D)."""
+        for change in self.block_inputs if ids is not None else ():
+            embeds = change(0, ids.flatten(), embeds.flatten(0, 1)).view(embeds.shape)
         return embeds + self.blocks[0](embeds).tanh()
 
     def head(self, rows: slice) -> Head:
@@ -73,6 +77,7 @@ class ToyBackend(nn.Module):
     def __init__(self, transformer: ToyNetwork) -> None:
         super().__init__()
         self.transformer = transformer
+        self.endings, self.kept_endings = {}, set()
 
     @property
     def word_table(self) -> Tensor:
@@ -81,6 +86,10 @@ class ToyBackend(nn.Module):
     @property
     def blocks(self) -> nn.ModuleList:
         return self.transformer.blocks
+
+    @property
+    def block_inputs(self) -> nn.ModuleList:
+        return self.transformer.block_inputs
 
     def preprocess(self, image: Image.Image, *, size=None, crop="center", generator=None) -> Tensor:
         return preprocess(image, sizes=self.sizes, crop=crop, generator=generator)
@@ -108,13 +117,14 @@ class ToyBackend(nn.Module):
         for name, index in (tokens or {}).items():
             prompt = prompt.replace(name, chr(index))
         own = set((tokens or {}).values())
-        return [index if index in own else min(index, 127) for index in map(ord, prompt)]
+        ids = [index if index in own else min(index, 127) for index in map(ord, prompt)]
+        return with_endings(ids, self.endings)
 
     def training_sequence(self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss) -> TrainingSequence:
         return self._sequence(self.prompt_ids(prompt, None, tokens), codes)
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        return []
+        return [index for index in prompt if index in self.kept_endings]
 
     def negative_prompt(self, text: str, size=None, tokens: Mapping[str, int] | None = None) -> list[int]:
         raise ValueError("negative_prompt=: the guidance of this base has no words; leave out the setting")
@@ -122,7 +132,7 @@ class ToyBackend(nn.Module):
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens=None, *, loss: Loss
     ) -> TrainingSequence:
-        return self._sequence([], codes)
+        return self._sequence(self.unconditional_prompt(self.prompt_ids(prompt, None, tokens)), codes)
 
     def _sequence(self, prompt: list[int], codes: Tensor) -> TrainingSequence:
         before, drawn = [*prompt, BEGIN], (codes.flatten() + CODE).tolist()
@@ -142,10 +152,12 @@ class ToyBackend(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         return self.transformer.table(ids)
 
-    def forward(self, embeds: Tensor, positions=None, cache=None, mask=None, dropout=None) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions=None, cache=None, mask=None, dropout=None, ids=None
+    ) -> Tensor:
         if cache is not None:
             cache.advance(embeds.shape[1])
-        return self.transformer(embeds)
+        return self.transformer(embeds, ids=ids)
 
     def head(self, loss: Loss) -> Head:
         return self.transformer.head(self.choices(loss))

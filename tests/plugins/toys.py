@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import nn
 
+from personalar.concepts.adapters.base import Adapter
+from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject, image_fingerprint
 from personalar.models.base import Backend
@@ -105,10 +107,12 @@ class Shifted(nn.Module):
         return self.norm(x) + self.shift
 
 
-class OutputShift:
+class OutputShift(Adapter):
     """An adapter: a learned vector that is added to the last hidden states."""
 
-    def attach(self, backend: Backend, *, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    def attach(
+        self, backend: Backend, *, identifier: Identifier, generator: torch.Generator
+    ) -> dict[str, nn.Parameter]:
         """Add the vector after the final norm."""
         stack = backend.transformer.model
         stack.norm = Shifted(stack.norm, backend.word_table.shape[1])

@@ -43,3 +43,6 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path: Path) -> None:
             base="b",
             overwrite=False,
         )
+    with pytest.raises(ValueError, match=r"other settings \(prior.kind 'replay' -> 'distill'\)"):
+        other = learning_settings(compose_config("+subject=cat", "prior=distill"))
+        folder.claim(other, photos=photos, base="b", overwrite=False)

@@ -15,34 +15,34 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from personalar.concepts.adapters.identifier import Identifier, word_norms
-from personalar.config.recipe import DataNumbers, IdentifierNumbers
+from personalar.config.recipe import DataNumbers, IdentifierNumbers, PriorConfig
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
+from personalar.data.class_images import class_prompts
 from personalar.data.prompts import training_prompt
 from personalar.data.stream import collate
+from personalar.models.base import Backend
 from personalar.training import inputs as preparation
 from personalar.training import train as training
 from personalar.training.context import RunContext
-from personalar.training.inputs import class_prompts, nearest_row, start_identifier
+from personalar.training.inputs import nearest_row, start_identifier
 from personalar.training.loss import sequence_loss
 from personalar.training.stage import resolve_stages
 
 
 def test_class_prompts_take_turns_and_animals_have_more() -> None:
-    data = DataNumbers(
-        replay_images=5, replay_prompts=["a {}", "a red {}"], replay_prompts_live=["a {} wearing a hat"]
-    )
-    assert class_prompts(data, noun="cat", live=True) == [
+    prior = PriorConfig(images=5, prompts=["a {}", "a red {}"], prompts_live=["a {} wearing a hat"])
+    assert class_prompts(prior, noun="cat", live=True) == [
         "a cat", "a red cat", "a cat wearing a hat", "a cat", "a red cat",
     ]  # fmt: skip
-    assert class_prompts(data, noun="car", live=False) == [
+    assert class_prompts(prior, noun="car", live=False) == [
         "a car",
         "a red car",
         "a car",
         "a red car",
         "a car",
     ]
-    assert class_prompts(DataNumbers(replay_images=3), noun="car", live=False) == []
+    assert class_prompts(PriorConfig(images=3, prompts=[], prompts_live=[]), noun="car", live=False) == []
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,44 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
         assert len(encoded) == count
 
 
+def test_logits_of_class_images_are_those_of_the_base_and_kept(session: RunContext) -> None:
+    base, asked = session.load("base")[0], []
+    prompts, codes = ["a cat", "a red cat"], [torch.full((4, 4), 3), torch.full((4, 4), 5)]
+
+    def load() -> Backend:
+        asked.append(1)
+        return base
+
+    for key in (["codes"], ["codes"], ["others"]):
+        found = preparation.frozen_logits(session, prompts, codes, key, load)
+        assert [tuple(logits.shape) for logits in found] == [(16, 64)] * 4 and found[0].dtype == torch.float16
+    assert len(asked) == 2
+    for index, sequence in enumerate((
+        base.unconditional_sequence("a cat", codes[0], loss="image_tokens"),
+        base.training_sequence("a red cat", codes[1], loss="image_tokens"),
+    ), 1):  # fmt: skip
+        hidden = base.forward(base.embed(torch.tensor([sequence.ids])))[0, :-1]
+        expected = base.image_logits(hidden[torch.tensor(sequence.loss_mask[1:])])
+        torch.testing.assert_close(found[index].float(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_token_that_is_not_learned_is_refused_in_class_prompts(session: RunContext) -> None:
+    session.config.prior.append = "[I]"
+    stage = resolve_stages(session.config.method, session.config.model.recipe)[1]
+    with pytest.raises(
+        ValueError, match=r"prior\.append='\[I\]' is not a learned token of method=paper.*\[V\]"
+    ):
+        preparation.replay_images(session, stage, lambda: None, tokens=["[V]", "[S1]"])
+
+
 def test_how_often_photos_are_seen_counts_the_class_images_of_animals(
     session: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(training, "fit", lambda *_: None)
     config = session.config
-    stage, data, seen = resolve_stages(config.method, config.model.recipe)[1], config.model.recipe.data, []
+    stage, seen = resolve_stages(config.method, config.model.recipe)[1], []
     for always, live in ((["a {}"], []), ([], ["a {} with a hat"]), ([], [])):
-        data.replay_prompts, data.replay_prompts_live = always, live
+        config.prior.prompts, config.prior.prompts_live = always, live
         training.train_stage(session, stage, grid=[], base_samples=[])
         seen += re.findall(r"is seen (.+)", capsys.readouterr().out)
     assert seen == ["less than once", "less than once", "about 1.6 times"]

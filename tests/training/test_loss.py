@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest_backend import make_backend
 
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.recipe import PriorConfig, PriorWeights, StageNumbers
 from personalar.data.stream import collate, limit_loss
-from personalar.training.loss import head_loss, sequence_loss
+from personalar.models.base import TrainingSequence
+from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.training.loss import distillation_loss, head_loss, sequence_loss
 from personalar.training.model_prep import (
     prepare_blocks,
     quantize_base,
@@ -73,6 +78,78 @@ def test_masked_codes_have_no_gradient_and_a_full_mask_changes_nothing() -> None
     assert (limited[off] == 0).all() and (limited[on].abs().amax(-1) > 0).all() and (gradient[off] != 0).any()
     assert loss != whole
     torch.testing.assert_close(limited[on] * len(on), gradient[on] * len(places))
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 10_000])
+def test_distillation_is_the_divergence_from_the_frozen_base(at_once: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(13, 8, generator=generator, requires_grad=True)
+    frozen = torch.randn(13, 10, generator=generator)
+    weight = torch.randn(10, 8, generator=generator)
+    teacher, student = frozen.softmax(-1), (hidden @ weight.T).softmax(-1)
+    expected = (teacher * (teacher / student).log()).sum(-1).mean()
+    found = distillation_loss(hidden, lambda x: x @ weight.T, frozen, logits_at_once=at_once)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, hidden) for value in (found, expected)))
+    same = distillation_loss(hidden, lambda x: x @ weight.T, (hidden @ weight.T).detach(), logits_at_once=50)
+    assert abs(same.item()) < 1e-6 and torch.autograd.grad(same, hidden)[0].abs().max() < 1e-6
+
+
+def class_images_and_photos() -> tuple[ChameleonBackend, Identifier, list[TrainingSequence]]:
+    """Return two photos and one class image, with the logits of a base that has other weights."""
+    backend, frozen = make_backend(), make_backend(5)
+    tokens = {"[V]": backend.reserved_ids[0]}
+    identifier = Identifier(tokens=tokens, rows=torch.ones(1, 32))
+    codes = torch.arange(16).view(4, 4)
+    photos = [backend.training_sequence(f"a {w} [V] cat", codes, tokens, loss="image_tokens") for w in "ab"]
+    image = backend.training_sequence("a cat", codes + 9, loss="image_tokens")
+    hidden = frozen.forward(frozen.embed(torch.tensor([image.ids])))[0, :-1]
+    logits = frozen.image_logits(hidden[torch.tensor(image.loss_mask[1:])])
+    return backend, identifier, [*photos, replace(image, is_class=True, frozen=logits)]
+
+
+def test_class_images_that_count_like_photos_are_the_plain_loss() -> None:
+    backend, identifier, sequences = class_images_and_photos()
+    batch, settings = collate(sequences, pad=backend.pad_id), {"loss": "image_tokens", "z_loss": 0.1}
+    found = sequence_loss(backend, identifier, batch, prior=PriorWeights(1.0, 1.0, 0.0), **settings)
+    torch.testing.assert_close(found, sequence_loss(backend, identifier, batch, **settings))
+
+
+@pytest.mark.parametrize("kind", ["replay", "distill", "both"])
+@pytest.mark.parametrize("loss", ["image_tokens", "answer"])
+def test_a_weighted_prior_is_added_to_the_loss_of_the_photos(kind: str, loss: str) -> None:
+    """Also in micro-batches of one sequence, whose mean is the loss of the batch."""
+    backend, identifier, sequences = class_images_and_photos()
+    if loss == "answer":
+        sequences = [replace(s, loss_mask=(False, *(True for _ in s.ids[1:]))) for s in sequences]
+    numbers = StageNumbers(steps=1, batch=3, lr=1, replay_ratio=0.3)
+    prior = PriorConfig(kind=kind, weight=0.25)
+
+    def of(weights: PriorWeights, part: list[TrainingSequence]) -> torch.Tensor:
+        batch = collate(part, pad=backend.pad_id)
+        return sequence_loss(backend, identifier, batch, prior=weights, loss=loss, z_loss=0.0)
+
+    each = [of(weights, sequences[2:]) for weights in (PriorWeights(0, 1, 0), PriorWeights(0, 0, 1))]
+    share = {"replay": (1.0, 0.0), "distill": (0.0, 1.0), "both": (0.5, 0.5)}[kind]
+    if loss == "image_tokens":  # all sequences have the same number of tokens
+        expected = of(PriorWeights(1, 1, 0), sequences[:2]) + 0.25 * (share[0] * each[0] + share[1] * each[1])
+        torch.testing.assert_close(of(prior.weights(numbers), sequences), expected)
+        parts = [of(prior.weights(numbers), [sequence]) for sequence in sequences]
+        torch.testing.assert_close(torch.stack(parts).mean(), expected)
+    else:  # the distribution is distilled over the 16 codes alone
+        sums = each[1] * (len(sequences[2].ids) - 1)
+        codes = distillation_of_codes(backend, sequences[2])
+        torch.testing.assert_close(sums, codes)
+
+
+def distillation_of_codes(backend: ChameleonBackend, image: TrainingSequence) -> torch.Tensor:
+    """Return the sum over an image's codes of KL(frozen || model)."""
+    ids = torch.tensor([image.ids])
+    codes = backend.choices("image_tokens")
+    is_code = (ids[0, 1:] >= codes.start) & (ids[0, 1:] < codes.stop)
+    ours = backend.image_logits(backend.forward(backend.embed(ids))[0, :-1][is_code]).softmax(-1)
+    theirs = image.frozen.softmax(-1)
+    return (theirs * (theirs / ours).log()).sum()
 
 
 def gradients(recompute: bool, compiled: bool = False) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import compose_config
+from PIL import Image
 
 from personalar.concepts.concept import Concept
 from personalar.data.subject import load_subject
@@ -104,6 +105,38 @@ def test_an_adapter_is_trained_kept_and_drawn_with(
         personalar.load(*where).images(["a [V] cat"], seeds=[0])
     drawn = personalar.load(*where, "+adapters.shift._target_=toys.OutputShift").images(["a [V] cat"], [0])
     assert drawn[0].size == (32, 32)
+
+
+def test_context_vectors_are_trained_on_a_frozen_base_and_drawn_with(
+    do_run: DoRun, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    import personalar
+
+    few = ["prior.images=2", "samples.kinds=[subject,prior]", "samples.prompts=['a {}']", "samples.seeds=[0]"]
+    do_run(tmp_path, *LOOK[::2], "method=dcoar", *few)
+    concept = Concept.load(tmp_path / "concept")
+    vectors = concept.adapters["context"]
+    assert {name: tuple(values.shape) for name, values in vectors.items()} == {
+        "text": (2, 32),
+        "image": (2, 32),
+    }
+    assert not concept.weights and not concept.lora and "[I]" in concept.tokens
+    start = Concept.load(tmp_path / "cache" / "start")
+    assert torch.equal(concept.rows, start.rows) and vectors["text"].any()
+    # The pictures of prompts without [V] are the base's, and a new process draws those with it.
+    base, learned = (list((tmp_path / "images" / stage).glob("prior*")) for stage in ("base", "context"))
+    assert base and [path.read_bytes()[-2000:] for path in base] == [p.read_bytes()[-2000:] for p in learned]
+    drawn = personalar.load(str(tmp_path), f"model.path={tiny_model_dir}").images(["a [V] cat"], [0])
+    (before,) = (tmp_path / "images" / "context").glob("subject*")
+    assert drawn[0].tobytes() == Image.open(before).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_base_is_distilled_into_every_method(do_run: DoRun, tmp_path: Path, method: str) -> None:
+    few = ["stage=both", "prior=distill", "model.recipe.stages.full.steps=4", f"method={method}"]
+    do_run(tmp_path, *LOOK, *few)
+    concept = Concept.load(tmp_path / "concept")
+    assert (concept.weights or concept.lora) and (tmp_path / "cache" / "class_logits.safetensors").is_file()
 
 
 def test_a_method_of_three_stages_by_names_of_ones_own(do_run: DoRun, tmp_path: Path) -> None:

@@ -1,30 +1,66 @@
-"""The contract of user-defined adapters: parameters that a stage trains besides [V], weights and LoRA."""
+"""The contract of adapters: parameters that a stage trains besides [V], weights and LoRA."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from personalar.models.base import Backend
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.models.base import Backend, TrainingSequence
 
 
-class Adapter(Protocol):
-    """New trainable parameters in the network; configured in `method.stages.NAME.adapters`."""
+class Adapter:
+    """New trainable parameters in the network; configured in `method.stages.NAME.adapters`.
 
-    def attach(self, backend: Backend, *, generator: torch.Generator) -> Mapping[str, nn.Parameter]:
+    A subclass defines `attach`; the other methods do nothing by default.
+    """
+
+    tokens: Sequence[str] = ()
+    """Names of tokens that it needs besides [V], such as [I]; the concept reserves an id for each."""
+
+    def read_arguments(self, learned: Mapping[str, Tensor]) -> None:
+        """Set those arguments that the learned values of a concept determine, before `attach`."""
+
+    def attach(
+        self, backend: Backend, *, identifier: Identifier, generator: torch.Generator
+    ) -> Mapping[str, nn.Parameter]:
         """Add float32 parameters to `backend.transformer`, in place, and return them by name.
 
         Draw their initial values from `generator`. When a concept is loaded, its learned values are copied
-        into the parameters; names and shapes must therefore depend only on the base and on the adapter's
-        arguments.
+        into the parameters; names and shapes must therefore depend only on the base, the adapter's
+        arguments and `identifier.tokens` (name -> id).
         """
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        backend: Backend,
+        identifier: Identifier,
+        photos: Sequence[TrainingSequence],
+        *,
+        initialize: bool,
+    ) -> None:
+        """Prepare for training, after `attach`.
+
+        Args:
+            backend: the network with its weights at the start of the stage.
+            identifier: learned embeddings at the start of the stage.
+            photos: one sequence with [V] for each photo; the loss mask is true for the image codes.
+            initialize: the parameters are new and may be set; otherwise they come from an earlier stage.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """Return a term (scalar) that is added to the training loss, or None."""
+        return None
 
 
 def attach_learned(
-    adapters: Mapping[str, Adapter], learned: Mapping[str, Mapping[str, Tensor]], backend: Backend
+    adapters: Mapping[str, Adapter],
+    learned: Mapping[str, Mapping[str, Tensor]],
+    backend: Backend,
+    identifier: Identifier,
 ) -> dict[str, Mapping[str, nn.Parameter]]:
     """Attach the adapters of a concept to `backend`, and copy their learned values.
 
@@ -32,6 +68,7 @@ def attach_learned(
         adapters: the configured adapters by name.
         learned: adapter name -> parameter name -> tensor, from a concept.
         backend: the base, which is changed in place.
+        identifier: the learned embeddings of the concept.
 
     Returns:
         Adapter name -> parameter name -> parameter.
@@ -46,8 +83,10 @@ def attach_learned(
                 f"the concept contains parameters of an adapter {name!r}, whose class must be set on the "
                 f"command line: +adapters.{name}._target_=my_package.MyAdapter"
             )
+        adapters[name].read_arguments(tensors)
         # The initial values are overwritten below, so any seed will do.
-        parameters = adapters[name].attach(backend, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        parameters = adapters[name].attach(backend, identifier=identifier, generator=generator)
         shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if shapes != found:

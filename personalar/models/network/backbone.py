@@ -32,6 +32,7 @@ class LlamaBackend(nn.Module):
         self.transformer, self.vq, self.protocol = transformer, vq, layout
         self.sizes = layout.config.sizes
         self.code_offset = layout.codes.start
+        self.endings, self.kept_endings = layout.endings, layout.kept_endings
 
     @property
     def device(self) -> torch.device:
@@ -67,6 +68,11 @@ class LlamaBackend(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The layers of the transformer."""
         return self.transformer.model.layers
+
+    @property
+    def block_inputs(self) -> nn.ModuleList:
+        """Modules that change what a block reads."""
+        return self.transformer.block_inputs
 
     @property
     def has_fixed_addresses(self) -> bool:
@@ -136,7 +142,7 @@ class LlamaBackend(nn.Module):
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids before the image in the unconditional context of `prompt` (ids)."""
-        return self.protocol.unconditional_prompt(prompt)
+        return self.protocol.without_prompt(prompt)
 
     def negative_prompt(
         self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
@@ -175,9 +181,10 @@ class LlamaBackend(nn.Module):
         cache: KVCache | None = None,
         mask: Tensor | None = None,
         dropout: Dropout | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `Llama.forward`."""
-        return self.transformer(embeds, positions, cache, mask, dropout=dropout)
+        return self.transformer(embeds, positions, cache, mask, dropout=dropout, ids=ids)
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids over which the softmax of `loss` is taken."""

@@ -19,8 +19,8 @@ from personalar.config.fields import limits
 from personalar.models.dropout import Dropout, drop
 from personalar.models.network.attention import attend
 from personalar.models.network.cache import KVCache, Store
+from personalar.models.network.norms import HeadNorm, RMSNorm
 
-QK_NORM_EPS = 1e-5  # a constant in all implementations of Chameleon, not rms_norm_eps
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
 
 
@@ -91,34 +91,6 @@ class LlamaConfig:
             if got != allowed:
                 raise ValueError(f"config.json has {name}={got!r}; this network needs {name}={allowed!r}")
         return numbers
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with statistics in float32."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (..., D) over its last axis."""
-        # Rounded to the dtype of x before the product with the weight, as in transformers.
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
-
-
-class HeadNorm(nn.Module):
-    """Layer norm of queries or keys, with separate statistics, scale and shift per head."""
-
-    def __init__(self, num_heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
-        self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, T, heads, hd) over its last axis."""
-        # The weights of F.layer_norm would be the same for all heads.
-        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS), self.weight)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -221,6 +193,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = Stack(config)
+        self.block_inputs = nn.ModuleList()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -269,6 +242,7 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         mask: Tensor | None = None,
         dropout: Dropout | None = None,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Run the blocks and the final norm; return hidden states (B, T, D).
 
@@ -278,6 +252,7 @@ class Llama(nn.Module):
             cache: earlier keys and values; the new ones are written, and the write position moves by T.
             mask: additive, broadcastable to (B, H, T, S); by default causal, or that of the cache.
             dropout: dropout of the residual branches, for a training pass.
+            ids: (B, T), for `block_inputs`; None leaves them out.
         """
         num_tokens = embeds.shape[1]
         if positions is None and cache is not None:
@@ -292,6 +267,9 @@ class Llama(nn.Module):
         for index, layer in enumerate(self.model.layers):
             store = cache.store(index, num_tokens) if cache is not None else None
             own = dropout.at(index) if dropout is not None else None
+            if ids is not None:
+                for change in self.block_inputs:
+                    hidden = change(index, ids.flatten(), hidden)
             hidden = layer(hidden, rotary, mask, store, own)
         if cache is not None:
             cache.advance(num_tokens)

@@ -10,10 +10,13 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 from conftest_backend import make_backend
+from naive import NaiveDecoder
 from tape import Tape
 from test_sampling import GRID, SETTINGS, TEXTS, Rows, prompts
 from torch._inductor.compile_fx import compile_fx
 
+from personalar.concepts.adapters.context_vectors import ContextVectors
+from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.decoders.compiled import CompiledDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import gumbel_argmax, keep_top_p
@@ -99,6 +102,17 @@ def test_identifier_and_progress(tiny_backend: ChameleonBackend) -> None:
     codes = Taped()(tiny_backend, ids, GRID, [1], identifier=rows, progress=lambda *call: calls.append(call))
     assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows))
     assert calls[-1] == (16, 16)
+
+
+def test_context_vectors_are_in_the_prefill_alone() -> None:
+    backend = make_backend()
+    tokens = dict(zip(("[V]", "[I]"), backend.reserved_ids, strict=False))
+    rows, generator = Identifier(tokens=tokens, rows=torch.ones(2, 32)), torch.Generator().manual_seed(0)
+    for vectors in ContextVectors().attach(backend, identifier=rows, generator=generator).values():
+        vectors.data.copy_(torch.randn(vectors.shape, generator=generator))
+    ids = [backend.prompt_ids(text, tokens=tokens) for text in ("a [V] cat", "a red cat")]
+    taped = Taped(cfg_scale=2.0)(backend, ids, GRID, [1, 2], identifier=rows)
+    assert torch.equal(taped, NaiveDecoder(cfg_scale=2.0)(backend, ids, GRID, [1, 2], identifier=rows))
 
 
 def test_buffers_outlive_inference_mode(tiny_backend: ChameleonBackend) -> None:
