@@ -1,17 +1,23 @@
-"""Pretrain the nano base: `python experiments/nano_base/train_base.py DATA VQ OUT --steps 3000`.
+"""Pretrain the nano base: `python experiments/nano_base/train_base.py DATA VQ OUT`.
 
-Next-code cross-entropy on image positions of Lumina-mGPT's sequence, prompts dropped (to the BOI-first
-context) one time in ten. Muon for the matrices of the blocks, Adam for the rest; constant, then linear to
-zero over the last 45 %.
+Next-code cross-entropy on the image positions of Lumina-mGPT's sequence. One prompt in ten is dropped, so
+that only the begin-of-image token is left of it. Muon for the matrices of the blocks, Adam for the rest.
+The learning rate is constant after a warm-up, and an exponential moving average of the weights is evaluated
+and exported every ten minutes, so that training can stop at any time and continue with the same command.
 
-`[V]` in a caption stands for "this very individual", `[W]` for the second one's. Their embedding is a linear
-map of the individual's parameters that is learned here and thrown away: it plays the part of the countless
-proper names that a web-scale base has seen, so that one embedding vector can mean one look. Subjects are
-drawn afresh and never seen. Resumes by itself.
+`[V]` in a caption stands for one individual, `[W]` for the second one. During training their embedding is a
+linear map of the individual's parameters. The map is trained too and discarded afterwards. It plays the role
+of the many proper names in a web-scale data set, so that one embedding can represent one appearance. The
+individuals that serve as subjects are never used in training.
+
+`--start FOLDER` continues from a trained base. Its tokens, image codes and number of layers may differ: see
+`grow_base.py`.
 """
 
 import argparse
+import copy
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +25,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from album import SECOND_IDENTIFIER
-from pictures import Log, Master, Shards, descend, keep, peak_rates, resume, set_rates, share_machine
-from safetensors.torch import load_file
+from grow_base import grow
+from pictures import Log, Master, Shards, descend, peak_rates, save_state, set_rates, share_machine
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from train_vq import load_vq
 
@@ -32,7 +39,8 @@ from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26
 PROMPT_DROP = 0.10
-WARMUP = 100
+WARMUP, AVERAGE = 100, 0.998
+REPORT, CHECK, SAVE_SECONDS = 50, 250, 600
 
 
 def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> Tokenizer:
@@ -40,27 +48,8 @@ def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> To
     if not path.exists():
         wrapper = ProtocolConfig().prompt_template
         texts = [wrapper.format(width=s, height=s, prompt=c) for s in (size, 128) for c in captions[:20000]]
-        words = [
-            "photo",
-            "picture",
-            "image",
-            "rendition",
-            "close-up",
-            "good",
-            "clean",
-            "small",
-            "nice",
-            "cropped",
-            "bright",
-            "dark",
-            "the",
-            "my",
-            "one",
-            "of",
-            "it",
-            "cool",
-            "weird",
-        ]
+        words = ["photo", "picture", "image", "rendition", "close-up", "good", "clean", "small", "nice"]
+        words += ["cropped", "bright", "dark", "the", "my", "one", "of", "it", "cool", "weird"]
         build_tokenizer(
             texts + words * 200, num_codes=codes, max_grids=32, num_concept_ids=128, vocab_size=codes + 1024
         ).save(str(path))
@@ -68,17 +57,23 @@ def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> To
 
 
 @torch.no_grad()
-def encode_all(vq: VQModel, shards: Shards, path: Path) -> np.ndarray:
-    """Codes (N, h*w) int16 of every picture, cached on disk."""
-    if path.exists():
-        return np.load(path)
-    rows = []
-    for start in range(0, len(shards), 100):
-        x = shards.pictures(range(start, min(start + 100, len(shards)))).float() / 127.5 - 1
-        rows.append(vq.encode(x).flatten(1).to(torch.int16).numpy())
-    codes = np.concatenate(rows)
-    np.save(path, codes)
-    return codes
+def encode_all(vq: VQModel, shards: Shards, folder: Path) -> np.ndarray:
+    """Codes (N, h*w) int16 of every picture, cached per shard in `folder`."""
+    parts = []
+    for number, pictures in enumerate(shards.arrays):
+        path = folder / f"codes_{shards.kind}_{number:03d}.npy"
+        if not path.exists():
+            rows = []
+            for start in range(0, len(pictures), 100):
+                x = (
+                    torch.from_numpy(np.array(pictures[start : start + 100])).permute(0, 3, 1, 2).float()
+                    / 127.5
+                    - 1
+                )
+                rows.append(vq.encode(x).flatten(1).to(torch.int16))
+            np.save(path, torch.cat(rows).numpy())
+        parts.append(np.load(path))
+    return np.concatenate(parts)
 
 
 class Sequences:
@@ -165,19 +160,13 @@ def optimizers(model: Base, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def schedule(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak."""
-    cool = 0.45 * steps
-    return min(1.0, (step + 1) / WARMUP, (steps - step) / cool)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("vq", type=Path, help="folder of train_vq.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--start", type=Path, help="packaged base to go on from, such as personalar/nano")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--start", type=Path, help="trained base to continue from, such as personalar/nano")
+    parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--width", type=int, default=256)
@@ -200,32 +189,80 @@ def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
     )
 
 
+class Training:
+    """The model, its moving average and their optimizers."""
+
+    def __init__(self, model: Base, lr: float) -> None:
+        self.master, self.average = Master(model), copy.deepcopy(model)
+        self.optimizers = optimizers(model, lr)
+        self.peaks = peak_rates(self.optimizers)
+        self.loss_fn = torch.compile(self.master.fast.loss)
+
+    def resume(self, path: Path) -> tuple[int, float]:
+        """Load what `save` wrote, if anything. Returns (steps, seconds) done so far."""
+        if not path.exists():
+            return 0, 0.0
+        state = torch.load(path, weights_only=True)
+        self.master.full.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, part in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(part)
+        self.master.push()
+        return state["step"], state["seconds"]
+
+    def save(self, folder: Path, *, step: int, seconds: float) -> None:
+        """Save the state that `resume` reads, and the average as float16 weights: `base/`, `identify`."""
+        save_state(
+            folder / "state.pt",
+            model=self.master.full.state_dict(),
+            average=self.average.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            step=step,
+            seconds=seconds,
+        )
+        half = {
+            name: weight.half().contiguous() for name, weight in self.average.transformer.state_dict().items()
+        }
+        save_file(half, folder / "base" / "model.safetensors", {"format": "pt"})
+        save_file(self.average.identify.state_dict(), folder / "identify.safetensors")
+
+    def step(self, batch: dict[str, Tensor], step: int) -> float:
+        """One update. Returns the loss in nats per code."""
+        set_rates(self.optimizers, self.peaks, min(1.0, (step + 1) / WARMUP))
+        loss = self.loss_fn(**batch)
+        loss.backward()
+        descend(self.master, self.optimizers)
+        decay = min(AVERAGE, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for mean, now in zip(self.average.parameters(), self.master.full.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        return loss.item()
+
+
 def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
     """A fresh model, and the sequences to train it on and to check it with."""
     shards, heldout = Shards(args.data, "base"), Shards(args.data, "heldout")
     size = shards.arrays[0].shape[1]
-    if args.start:  # its ids are what its embeddings mean
-        shutil.copy(args.start / "base" / "tokenizer.json", args.out / "tokenizer.json")
     vq = load_vq(args.vq)
+    (args.out / "base").mkdir(parents=True, exist_ok=True)
+    tokenizer = args.out / "base" / "tokenizer.json"
+    if args.start and load_vq(args.start / "vq").config == vq.config:
+        shutil.copy(args.start / "base" / "tokenizer.json", tokenizer)
     captions, codes = [f["caption"] for f in shards.facts], vq.config.num_embeddings
-    tokens = make_tokenizer(captions, size, codes, args.out / "tokenizer.json")
+    tokens = make_tokenizer(captions, size, codes, tokenizer)
     down = vq.config.downsample
     protocol = SequenceLayout(
         tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=down
     )
     train, check = (
-        Sequences(protocol, part.facts, encode_all(vq, part, args.out / name), size // down, size)
-        for part, name in ((shards, "codes.npy"), (heldout, "codes_heldout.npy"))
+        Sequences(protocol, part.facts, encode_all(vq, part, args.out), size // down, size)
+        for part in (shards, heldout)
     )
     config = base_config(tokens.vocab_size, args.width, args.layers)
-    return Base(config, tokens, vq.quantize.embedding.weight.detach()), train, check
-
-
-def warm_start(model: Base, nano: Path) -> None:
-    """Begin from a packaged base (and the map of `[V]` kept beside this file) instead of noise."""
-    state = load_file(nano / "base" / "model.safetensors")
-    model.transformer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    model.identify.load_state_dict(load_file(Path(__file__).parent / "results" / "identify.safetensors"))
+    model = Base(config, tokens, vq.quantize.embedding.weight.detach())
+    if args.start and not (args.out / "state.pt").exists():
+        grow(model, tokens, args.start, heldout, check.codes)
+    return model, train, check
 
 
 @torch.no_grad()
@@ -240,27 +277,21 @@ def main() -> None:
     share_machine(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model, train, check = prepare(args)
-    if args.start:
-        warm_start(model, args.start)
-    master, opts = Master(model), optimizers(model, args.lr)
-    peaks, state_path = peak_rates(opts), args.out / "state.pt"
-    step, already = resume(state_path, "model", master, opts)
-    log = Log(args.out / "log.jsonl", already)
-    loss_fn = torch.compile(master.fast.loss)
-    running = []
+    training = Training(model, args.lr)
+    step, already = training.resume(args.out / "state.pt")
+    log, running, saved = Log(args.out / "log.jsonl", already), [], time.monotonic()
     while step < args.steps:
-        set_rates(opts, peaks, schedule(step, args.steps))
-        loss = loss_fn(**train.batch(np.random.default_rng([7, step]), args.batch))
-        loss.backward()
-        descend(master, opts)
-        running.append(loss.item())
+        running.append(training.step(train.batch(np.random.default_rng([7, step]), args.batch), step))
         step += 1
-        if step % 50 == 0:
-            log(step=step, loss=round(float(np.mean(running[-50:])), 4), sequences=step * args.batch)
+        if step % REPORT == 0:
+            log(step=step, loss=round(float(np.mean(running)), 4), sequences=step * args.batch)
+            running = []
             share_machine(args.threads)
-        if step % 250 == 0 or step == args.steps:
-            log(step=step, heldout=round(heldout_loss(loss_fn, check, args.batch), 4))
-            keep(state_path, "model", master, opts, step=step, seconds=log.seconds)
+        if step % CHECK == 0 or step == args.steps:
+            log(step=step, heldout=round(heldout_loss(training.average.loss, check, args.batch), 4))
+        if step == args.steps or time.monotonic() - saved > SAVE_SECONDS:
+            training.save(args.out, step=step, seconds=log.seconds)
+            saved = time.monotonic()
 
 
 if __name__ == "__main__":
