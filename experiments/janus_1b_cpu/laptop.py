@@ -30,6 +30,7 @@ from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
 from personalar.runs.personalize import prepare
 from personalar.runs.pictures import grid_requests
+from personalar.runs.time_estimate import lines
 from personalar.training.context import RunContext
 from personalar.training.train import train_stage
 
@@ -121,6 +122,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         session, stages = prepare(settings(args, "overwrite=true"), run)
     with meter.step("load the base"):
         backend = session.load_base()
+    with meter.step("estimate of the time") as row:
+        row["says"] = "; ".join(lines(session, stages, backend))
     with meter.step("encode five photos") as row:
         data = session.config.model.recipe.data
         row["codes"] = [
