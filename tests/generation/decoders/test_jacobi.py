@@ -156,7 +156,7 @@ class Toy:
     def embed(self, ids: Tensor) -> Tensor:
         return ids[..., None].float()
 
-    def forward(self, embeds: Tensor, cache: KVCache) -> Tensor:
+    def forward(self, embeds: Tensor, cache: KVCache, ids: Tensor | None = None) -> Tensor:
         num_tokens = embeds.shape[1]
         mask = cache.mask(num_tokens)[:, 0].expand(-1, num_tokens, -1)  # (R, T, end)
         stored, _ = cache.store(0, num_tokens).write(embeds[:, None], embeds[:, None])
