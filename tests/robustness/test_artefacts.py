@@ -335,7 +335,8 @@ def test_a_target_of_a_stranger_is_a_plain_value(
     words = [f"concept={run}", f"model.path={model}", f"out={tmp_path / 'out'}"]
     if command == "sample":
         assert write_samples(compose_config(*words, "prompts=['a [V] cat']", name="sample"))
-        assert built == ["personalar.generation.decoders.plain.PlainDecoder"]
+        # The decoder and the adapters of conf/sample.yaml.
+        assert {name.rpartition(".")[2] for name in built} == {"PlainDecoder", "ContextVectors"}
     else:
         assert export(run / "concept", tmp_path / "out", f"model.path={model}") and not built
     assert Concept.load(run / "concept").config == changed and RunFolder(run).record["decoder"] == bomb
