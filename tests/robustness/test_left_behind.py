@@ -118,7 +118,8 @@ def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
         words = [sys.executable, "-c", code, str(program), str(tmp_path / "log")]
         with subprocess.Popen(words) as parent:
             wait_for(number_of)
-            parent.send_signal(number)
+            # Under nohup the parent ignores SIGHUP, as it should.
+            parent.send_signal(signal.SIGKILL if signal.getsignal(number) is signal.SIG_IGN else number)
         wait_for(asked)
         child = int(number_of.read_text())
         assert not psutil.pid_exists(child) or psutil.Process(child).wait(5) is None
