@@ -228,7 +228,7 @@ class Concept:
             word = class_row(backend, self.subject["noun"]).to(rows)
             rows[subject] = slide(word, rows[subject], strength)
         words = dict.fromkeys((SUBJECT_TOKEN, self.word), names)
-        return Identifier(tokens=self.tokens, rows=rows, words=words)
+        return Identifier(tokens=self.tokens, rows=rows, words=words).to(backend.device)
 
 
 def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:

@@ -100,7 +100,14 @@ def test_a_benchmark_learns_the_word_once(tmp_path: Path) -> None:
     assert starts["two_stage"] == starts["lora"] == starts["embedding_only"]
     assert starts["without_class_name"] not in (None, starts["two_stage"]) and starts["one_stage"] is None
     runs = {
-        name: BenchRun(method=name, subject="cat", folder=tmp_path / name, overrides=(), first_stage=start)
+        name: BenchRun(
+            method=name,
+            subject="cat",
+            folder=tmp_path / name,
+            log=tmp_path / f"{name}.log",
+            overrides=(),
+            first_stage=start,
+        )
         for name, start in starts.items()
     }
     done = [runs["without_class_name"], runs["two_stage"]]
