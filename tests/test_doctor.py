@@ -46,7 +46,7 @@ def test_missing_files_are_described(tmp_path: Path) -> None:
     assert (
         "https://huggingface.co/leloy/Anole-7b-v0.1-hf (revision 96df523" in told and "about 14.3 GB" in told
     )
-    assert f"kept in {tmp_path / 'hub'}" in told and "licence to accept there" in told
+    assert f"stored in {tmp_path / 'hub'}" in told and "licence to accept there" in told
     assert not well and told.endswith(
         "\n  PROBLEM: files are missing: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or set "
         "model.path=DIR"

@@ -171,7 +171,7 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (
             ["benchmark.methods=[x]"],
             "benchmark.methods: unknown 'x'; allowed: dreambooth, embedding_only, lora, one_stage, "
-            "two_stage, without_class_name, full, joint, paper, qlora$",
+            "two_stage, without_class_name, dcoar, full, joint, paper, qlora$",
         ),
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: unknown 'x'; allowed: backpack, bear"),

@@ -130,16 +130,16 @@ def test_pages_and_tables_are_made_without_the_plugin(
     root = shutil.copytree(swept[0], tmp_path / "runs")
     text = write_report(root / "judged").read_text(encoding="utf-8")
     head = text.partition("<thead>")[2].partition("</thead>")[0]
-    assert '<th title="higher is better; from 0">sharpness</th>' in head and ">variety</th>" in head
+    assert '<th title="higher is better; from 0">Sharpness</th>' in head and ">Variety</th>" in head
     assert "<dt>words</dt><dd>lower is better; reads the prompt with the class for [V]</dd>" in text
     assert '<span title="sharpness: higher is better; from 0">' in text
-    assert ">sharpness</th>" not in write_report(root / "without").read_text(encoding="utf-8")
+    assert ">Sharpness</th>" not in write_report(root / "without").read_text(encoding="utf-8")
     assert result_lines(root / "judged")[0].split()[-4:] == ["sharpness", "variety", "words", "seconds"]
     records = {record["row"]: record for record in compare_folders([root], tmp_path / "out")}
     assert records["judged"]["sharpness"] > 0 and records["without"]["sharpness"] is None
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     for shown in (page, markdown(list(records.values()))):
-        assert all(title in shown for title in ("sharpness", "variety", "words"))
+        assert all(title in shown.lower() for title in ("sharpness", "variety", "words"))
     rows = sample_rows(root / "judged", json.loads((root / "judged" / "run.json").read_text()))
     assert list(rows[0])[-5:] == ["dino", "clip_i", "clip_t", "sharpness", "words"]
     assert all(isinstance(row["sharpness"], float) for row in rows)
@@ -168,7 +168,7 @@ def test_it_judges_alone_and_a_run_is_finished_when_it_has(
     stage = json.loads((run_dir / "summary.json").read_text())["stages"]["embedding"]
     assert stage["dino"] is None and stage["sharpness"] > 0 and stage["images"] > 0
     text = (run_dir / "report.html").read_text()
-    assert "was not scored" not in text and ">sharpness</th>" in text
+    assert "was not scored" not in text and ">Sharpness</th>" in text
     assert table(rows_of_runs([run_dir]))[-1]["images"] == stage["images"]
 
 
