@@ -94,9 +94,9 @@ def doctor(args: argparse.Namespace) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr.strip()[-200:]
 
 
-def draw(meter: Meter, args: argparse.Namespace, session: RunContext) -> None:
+def draw(meter: Meter, args: argparse.Namespace, session: RunContext, stage: str) -> None:
     """Sample one picture with each decoder, and a batch with decoder=plain."""
-    backend, identifier = session.load("lora")
+    backend, identifier = session.load(stage)
     generator = session.generator(backend, identifier)
     pictures = [("plain", 1), ("jacobi", 1), ("plain", args.batch)]
     for name, count in pictures:
@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])
         took = session.folder.record["stages"][stage.name]["seconds"]
         row["seconds_per_step"] = round(took / stage.numbers.steps, 2)
-    draw(meter, args, session)
+    draw(meter, args, session, stages[-1].name)
     return meter.rows
 
 
