@@ -39,8 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     vq = load_vq(args.vq)
     size = vq.config.resolution
-    tokens = Tokenizer.from_file(args.base / "tokenizer.json")
-    state = torch.load(args.base / "state.pt", weights_only=True)["model"]
+    tokens = Tokenizer.from_file(args.base / "base" / "tokenizer.json")
+    state = torch.load(args.base / "state.pt", weights_only=True)["average"]
     weights = {k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transformer.")}
     width = weights["model.norm.weight"].shape[0]
     layers = 1 + max(int(k.split(".")[2]) for k in weights if k.startswith("model.layers."))
