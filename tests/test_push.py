@@ -94,10 +94,12 @@ def test_a_sample_of_the_hub_equals_that_of_the_folder(
     learned_on_tiny(tmp_path / "cat", tiny_model_dir)
     command("push", "cat", REPO)
     asked = ['prompts=["a [V] cat"]', f"model.path={tiny_model_dir}", "trainer.threads=1"]
-    for where, out in (("cat", "one"), ("hub://me/my-cat", "two")):
-        command("sample", f"concept={where}", *asked, f"out={out}")
-    (one,), (two,) = (tmp_path / "one").iterdir(), (tmp_path / "two").iterdir()
-    assert one.read_bytes() == two.read_bytes()
+    drawn = []
+    for number, where in enumerate(("cat", "hub://me/my-cat", "[hub://me/my-cat]")):
+        command("sample", f"concept={where}", *asked, f"out={number}")
+        (picture,) = (tmp_path / str(number)).iterdir()
+        drawn.append(picture.read_bytes())
+    assert drawn[0] == drawn[1] == drawn[2]
     assert "learned_embeds.safetensors" in command("export", "concept=hub://me/my-cat", "out=exported")
 
 

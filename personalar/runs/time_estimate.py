@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -89,7 +88,7 @@ def training_seconds(backend: Backend, budget: float = BUDGET) -> float:
     return (time.perf_counter() - started) / passed.count * len(backend.blocks) / TOKENS
 
 
-def spoken(seconds: float) -> str:
+def rough(seconds: float) -> str:
     """Return a rough duration, "40 s", "25 min" or "7.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -112,10 +111,10 @@ def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[st
     for stage in stages:
         step = per_token * tokens * stage.numbers.sequences
         total += step * stage.numbers.steps
-        said.append(f"a step of stage {stage.name} {spoken(step)} (of {stage.numbers.steps} steps)")
+        said.append(f"a step of stage {stage.name} {rough(step)} (of {stage.numbers.steps} steps)")
     return [
-        f"time on this CPU, measured: a picture at most {spoken(picture)}, {', '.join(said)}",
-        f"in total about {timedelta(seconds=round(total / 60) * 60)} h; shorter with fewer steps "
+        f"time on this CPU, measured: a picture at most {rough(picture)}, {', '.join(said)}",
+        f"in total about {rough(total)}; shorter with fewer steps "
         "(model.recipe.stages.NAME.steps) and pictures (samples.prompts, samples.kinds, samples.seeds); "
         "Ctrl-C saves, and the same command resumes",
     ]
