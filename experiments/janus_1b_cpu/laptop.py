@@ -135,7 +135,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])
         took = session.folder.record["stages"][stage.name]["seconds"]
         row["seconds_per_step"] = round(took / stage.numbers.steps, 2)
-    draw(meter, args, session, stages[-1].name)
+    if args.batch:
+        draw(meter, args, session, stages[-1].name)
     return meter.rows
 
 
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu")
     parser.add_argument("--photos", type=Path, help="folder of photos; painted pictures without it")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4, help="pictures sampled together")
+    parser.add_argument("--batch", type=int, default=4, help="pictures sampled together; 0: sample none")
     parser.add_argument("--override", nargs="*", default=[], help="further settings")
     parser.add_argument("--out", type=Path, help="folder for the JSON and the table; default: WORK")
     args = parser.parse_args()
