@@ -28,6 +28,9 @@ TOKENS = 128
 ROWS = 2
 """Rows of a sampling pass: with and without the prompt."""
 
+WORTH_SAYING = 1.7
+"""Speedup of float32 from which on a run mentions it."""
+
 
 class _Stop(Exception):
     """Ends a forward pass early."""
@@ -88,6 +91,23 @@ def training_seconds(backend: Backend, budget: float = BUDGET) -> float:
     return (time.perf_counter() - started) / passed.count * len(backend.blocks) / TOKENS
 
 
+def float32_speedup(backend: Backend) -> float:
+    """Return how many times as fast a matrix product of training is in float32 as in the base's dtype.
+
+    Processors without instructions for bfloat16 emulate it.
+    """
+    weight = max((p.detach() for p in backend.blocks[0].parameters() if p.ndim == 2), key=Tensor.numel)
+    seconds = {}
+    for dtype in (torch.float32, weight.dtype):
+        matrix = weight.to(dtype)
+        tokens = torch.ones(TOKENS, matrix.shape[1], dtype=dtype)
+        tokens @ matrix.T  # warm-up
+        started = time.perf_counter()
+        tokens @ matrix.T
+        seconds[dtype] = time.perf_counter() - started
+    return seconds[weight.dtype] / seconds[torch.float32]
+
+
 def rough(seconds: float) -> str:
     """Return a rough duration, "40 s", "25 min" or "7.5 h"."""
     if seconds < 90:
@@ -126,5 +146,12 @@ def note_time(session: RunContext, stages: list[Stage]) -> None:
     weights = sum(path.stat().st_size for path in session.model_files.weights())
     if session.config.trainer.accelerator != "cpu" or weights < LARGE_BYTES or not undone:
         return
-    for line in lines(session, undone, session.load_base()):
+    backend = session.load_base()
+    for line in lines(session, undone, backend):
         session.reporter.say(line)
+    speedup = float32_speedup(backend)
+    if speedup > WORTH_SAYING:
+        session.reporter.say(
+            f"model.dtype=float32 would train about {speedup:.0f} times as fast on this CPU, and needs twice "
+            "the memory for the weights"
+        )

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import personalar.runs.time_estimate
-from personalar.runs.time_estimate import first_blocks, rough, sampling_seconds, training_seconds
+from personalar.runs.time_estimate import (
+    first_blocks,
+    float32_speedup,
+    rough,
+    sampling_seconds,
+    training_seconds,
+)
 
 BLOCKS = 40
 
@@ -81,6 +87,24 @@ def test_a_large_base_on_a_cpu_says_its_time_first(do_run, tmp_path: Path, capsy
         r"in total about \d+ s; .*\n(.*\n)*pictures base: ",
         said,
     )
+
+
+def test_a_dtype_that_is_slow_here_is_said(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(personalar.runs.time_estimate, "LARGE_BYTES", 0)
+    for speedup, is_said in ((3.2, True), (1.2, False)):
+        monkeypatch.setattr(personalar.runs.time_estimate, "float32_speedup", lambda backend, x=speedup: x)
+        do_run(tmp_path / str(speedup), "stage=embedding", "model.recipe.stages.embedding.steps=1")
+        said = capsys.readouterr().out
+        assert ("model.dtype=float32 would train about 3 times as fast" in said) is is_said
+
+
+def test_float32_is_compared_with_the_dtype_of_the_base(tiny_backend, monkeypatch) -> None:
+    ticks = iter((0.0, 2.0, 10.0, 15.0))
+    monkeypatch.setattr(
+        personalar.runs.time_estimate, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
+    )
+    bfloat16 = SimpleNamespace(blocks=[tiny_backend.blocks[0].to(torch.bfloat16)])
+    assert float32_speedup(bfloat16) == 2.5
 
 
 @pytest.mark.parametrize(
