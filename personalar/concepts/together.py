@@ -71,7 +71,8 @@ def apply_together(
             f"the concepts need {needed} reserved ids, but this base has {len(backend.reserved_ids)}: use "
             "fewer concepts, or ones with fewer rows"
         )
-    ids, words, tokens, rows = iter(backend.reserved_ids), {}, {}, []
+    ids, words, rows = iter(backend.reserved_ids), {}, []
+    tokens: dict[str, int] = {}
     for part in parts:
         # Each has adapters of its own: they are attached once.
         own = copy.deepcopy(dict(adapters or {}))
