@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,8 +26,8 @@ class Part:
     """See `Concept.apply`."""
 
 
-def check_together(parts: Sequence[Part]) -> None:
-    """Raise ValueError if the concepts cannot be used in one picture."""
+def check_together(parts: Sequence[Part], adapters: Mapping[str, Adapter] | None = None) -> None:
+    """Raise ValueError if the concepts cannot be used in one picture; `adapters` are the configured ones."""
     if len(parts) == 1:
         return
     bases = {part.concept.base["fingerprint"]: part.concept.base["name"] for part in parts}
@@ -36,10 +37,13 @@ def check_together(parts: Sequence[Part]) -> None:
             f"the concepts were learned on different bases, {found}: train them on one base, or sample them "
             "in separate pictures"
         )
+    known = adapters or {}
     for part in parts:
-        if problem := part.concept.unscalable():
+        concept = part.concept
+        if concept.weights or not all(name in known and known[name].combinable for name in concept.adapters):
             raise ValueError(
-                f"the concept {part.word} {problem}, so it cannot be combined with others: {WITHOUT_WEIGHTS}"
+                f"the concept {part.word} {concept.unscalable()}, so it cannot be combined with others: "
+                f"{WITHOUT_WEIGHTS}"
             )
 
 
@@ -52,25 +56,43 @@ def apply_together(
 
     Args:
         parts: see `check_together`.
-        adapters: user-defined adapters by name.
+        adapters: the configured adapters by name.
 
     Raises:
         ValueError: see `Concept.apply`; or the base has too few reserved ids.
     """
-    used = [part.concept.apply(backend, adapters, strength=part.strength) for part in parts]
-    if len(used) == 1:
-        used[0].words[parts[0].word] = subject_names(used[0].tokens)
-        return used[0]
-    words, rows = {}, []
-    for part, identifier in zip(parts, used, strict=True):
-        own = subject_names(identifier.tokens)
-        words[part.word] = row_names(part.word, len(own))
-        rows += [identifier.rows[list(identifier.tokens).index(name)] for name in own]
-    if len(rows) > len(backend.reserved_ids):
+    if len(parts) == 1:
+        alone = parts[0].concept.apply(backend, adapters, strength=parts[0].strength)
+        alone.words[parts[0].word] = subject_names(alone.tokens)
+        return alone
+    needed = sum(len(used_tokens(part.concept, adapters or {})) for part in parts)
+    if needed > len(backend.reserved_ids):
         raise ValueError(
-            f"the concepts need {len(rows)} reserved ids, but this base has {len(backend.reserved_ids)}: use "
+            f"the concepts need {needed} reserved ids, but this base has {len(backend.reserved_ids)}: use "
             "fewer concepts, or ones with fewer rows"
         )
-    names = [name for names in words.values() for name in names]
-    tokens = dict(zip(names, backend.reserved_ids, strict=False))
-    return Identifier(tokens=tokens, rows=torch.stack(rows), words=words).to(backend.device)
+    ids, words, rows = iter(backend.reserved_ids), {}, []
+    tokens: dict[str, int] = {}
+    for part in parts:
+        # Each has adapters of its own: they are attached once.
+        own = copy.deepcopy(dict(adapters or {}))
+        identifier = with_ids(part.concept, ids, own).apply(backend, own, strength=part.strength)
+        subject = subject_names(identifier.tokens)
+        words[part.word] = row_names(part.word, len(subject))
+        others = [f"{name} of {part.word}" for name in identifier.tokens if name not in subject]
+        tokens.update(zip([*words[part.word], *others], identifier.tokens.values(), strict=True))
+        rows.append(identifier.rows.detach())
+    return Identifier(tokens=tokens, rows=torch.cat(rows), words=words).to(backend.device)
+
+
+def used_tokens(concept: Concept, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return the names of the tokens of `concept` that pictures use: not those of its photos."""
+    more = [name for adapter in concept.adapters for name in adapters[adapter].tokens]
+    return [*subject_names(concept.tokens), *(name for name in more if name in concept.tokens)]
+
+
+def with_ids(concept: Concept, ids: Iterator[int], adapters: Mapping[str, Adapter]) -> Concept:
+    """Return `concept` with the next of `ids` for its tokens, and without those of its photos."""
+    names = used_tokens(concept, adapters)
+    places = [list(concept.tokens).index(name) for name in names]
+    return replace(concept, tokens={name: next(ids) for name in names}, rows=concept.rows[places])

@@ -27,6 +27,11 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         subject.pop(name)
     if not subject["flip"]:  # records of older runs do not have this key
         subject.pop("flip")
+    if subject["proxies"] is None:
+        for name in ("proxies", "proxy_share"):
+            subject.pop(name)
+    else:  # which pictures they are is part of the subject's fingerprint
+        subject["proxies"] = True
     model["sampling"].pop("batch")  # does not change any picture
     # Numbers of other methods: a version that adds a method must not change the settings of this one.
     used = {stage.numbers for stage in config.method.stages.values()}
@@ -163,6 +168,7 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     },
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
+    "subject.proxy_share": (lambda c: c.subject.proxies is not None, "subject.proxies"),
 }
 """Setting -> condition under which a run uses it, and the condition in words."""
 

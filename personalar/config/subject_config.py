@@ -80,6 +80,10 @@ class SubjectConfig:
     """Folder of photos with kind=folder."""
     flip: bool = False
     """Also train on mirrored photos; not for subjects with writing, or whose two sides differ."""
+    proxies: str | None = None
+    """Folder of generated pictures of the subject, to train on beside the photos; see docs/methods.md."""
+    proxy_share: float = field(default=0.5, metadata=limits(0.01, 1))
+    """Share of the subject's training sequences that show a proxy; 1: photos are not trained on."""
     live: bool | None = None
     """Whether the subject is an animal or a person; null: derived from the noun."""
     description: str | None = None
@@ -93,6 +97,11 @@ class SubjectConfig:
         # A user's own source needs no folder.
         if self.photographs and self.path is None and not self.source:
             raise ValueError(OWN_PHOTOS)
+        if self.proxies is not None and self.source:
+            raise ValueError(
+                f"subject.proxies={self.proxies} cannot be added to the subject that subject.source "
+                "returns: leave one of the two settings out"
+            )
 
     @property
     def photographs(self) -> bool:

@@ -37,7 +37,7 @@ OWN = re.compile(
     "|".join(
         [
             rf"stages/{_STAGE}/(concept/{_CONCEPT}|best/step_\d{{6,}}|checkpoints/step_\d{{6,}}\.ckpt)",
-            rf"cache/(((photo|class)_codes|photo_masks|class_logits)\.safetensors|start/{_CONCEPT})",
+            rf"cache/(((photo|class|proxy)_codes|photo_masks|class_logits)\.safetensors|start/{_CONCEPT})",
             rf"images/{_STAGE}/{SAMPLE_NAME}",
             r"grids/(overview|(?P<grid_of>[a-z][a-z0-9_]*?)(_\d{5,})?)\.png",
             _PUBLISHED,

@@ -30,6 +30,7 @@ SHARED = (
     "references/redrawn",
     "cache/photo_codes.safetensors",
     "cache/photo_masks.safetensors",
+    "cache/proxy_codes.safetensors",
     "cache/class_codes.safetensors",
     "cache/class_logits.safetensors",
 )
@@ -210,7 +211,7 @@ class RunFolder:
 
         Args:
             settings: all settings that determine the result.
-            photos, base: fingerprints.
+            photos, base: fingerprints; that of the photos includes the proxies.
             overwrite: delete the files of the run that is there.
 
         Raises:
@@ -226,9 +227,10 @@ class RunFolder:
         if overwrite and self.is_run:
             self.clear()
         changed = differences(self.record.get("settings", {}), settings)
-        for name, now in (("photos", photos), ("base", base)):
+        pictures = "photos or proxies" if settings.get("subject", {}).get("proxies") else "photos"
+        for name, now, words in (("photos", photos, pictures), ("base", base, "base")):
             if self.record.get(name, now) != now:
-                changed.insert(0, f"other {name}")
+                changed.insert(0, f"other {words}")
         # Without pictures and stages nothing has been learned yet, and any settings may be used.
         if self.record and changed and any(own_files(self.path, "images", "stages")):
             raise OtherSettingsError(self.path, changed)

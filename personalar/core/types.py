@@ -56,10 +56,12 @@ class Subject:
     """Mask of each of `images`, grey and of the same size, 255 on the subject; None, or empty: no mask."""
     captions: tuple[str | None, ...] = ()
     """Training prompt of each of `images`, with "{}" for the subject; None, or empty: those of the recipe."""
+    proxies: tuple[Image, ...] = ()
+    """Generated pictures of it to train on, RGB, any size; never scored against. See data/proxies.py."""
     description: str | None = None
     """Text description to use instead of [V] on the base, as a comparison."""
     fingerprint: str
-    """`image_fingerprint` of `images`, also of `masks` and `captions` if there are any."""
+    """`image_fingerprint` of `images`, also of `masks`, `captions` and `proxies` if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)

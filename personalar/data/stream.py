@@ -1,4 +1,4 @@
-"""Stream of training sequences: the subject's photos and replayed class images.
+"""Stream of training sequences: the subject's photos, its proxies, and replayed class images.
 
 Sequence i of a stage is drawn from a generator seeded with (seed, stage, i). A resumed stage therefore
 continues with exactly the sequences of an uninterrupted one, on any number of devices.
@@ -75,6 +75,8 @@ class SequenceStream(IterableDataset):
         seed: int,
         subject_codes: list[Tensor] | None = None,
         captions: Sequence[str | None] = (),
+        proxy_codes: Sequence[Tensor] = (),
+        proxy_share: float = 0.0,
     ) -> None:
         """Create a stream that starts with sequence 0.
 
@@ -93,6 +95,8 @@ class SequenceStream(IterableDataset):
             subject_codes: per photo, in the shape of `photo_codes`, 1 for codes on the subject and 0 for
                 codes without a loss; None: all codes have a loss.
             captions: per photo its own template, or None for those of `data`; empty: none has one.
+            proxy_codes: the codes (A, h, w) of each proxy, which has no token of its own; see `data.proxies`.
+            proxy_share: share of the subject's sequences that show a proxy, evenly spread.
         """
         self.backend, self.stage, self.data, self.noun, self.tokens = backend, stage, data, noun, tokens
         self.photo_codes, self.replay, self.loss, self.seed, self.start = photo_codes, replay, loss, seed, 0
@@ -100,6 +104,7 @@ class SequenceStream(IterableDataset):
         self.share, self.pad = (0, 1), backend.pad_id
         self.subject_codes = subject_codes or [torch.ones_like(pool) for pool in photo_codes]
         self.captions = captions or (None,) * len(photo_codes)
+        self.proxy_codes, self.proxy_share = proxy_codes, proxy_share if proxy_codes else 0.0
         # A view whose crop has lost the subject has nothing to learn from.
         self.usable = [pool.flatten(1).any(1).nonzero()[:, 0].tolist() for pool in self.subject_codes]
         self.image_tokens = image_token_names(len(photo_codes))
@@ -139,30 +144,44 @@ class SequenceStream(IterableDataset):
         return make(spell(prompt, self.words), codes, self.tokens, loss=self.loss)
 
     def pictures(self, step: int) -> list[str]:
-        """Return the files of the photos in optimizer step `step`; "class images" for replayed ones."""
+        """Return the files of the photos in optimizer step `step`; "proxies", "class images" for others."""
         each = self.stage.numbers.sequences
         seen = set()
         for number in range(step * each, (step + 1) * each):
-            # The same first draw as in `_subject`.
-            photo = int(uniform(self._generator(number), 0, len(self.photo_codes)))
-            replayed = number % self.stage.numbers.batch >= self.num_subject
-            seen.add("class images" if replayed else f"references/{photo:02d}.png")
+            batch, slot = divmod(number, self.stage.numbers.batch)
+            if slot >= self.num_subject:
+                seen.add("class images")
+            elif self._is_proxy(batch * self.num_subject + slot):
+                seen.add("proxies")
+            else:  # the same first draw as in `_subject`
+                photo = int(uniform(self._generator(number), 0, len(self.photo_codes)))
+                seen.add(f"references/{photo:02d}.png")
         return sorted(seen)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
 
-    def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor, Tensor]:
-        """Draw a photo and a prompt; `number` counts the subject's sequences without replayed ones.
+    def _is_proxy(self, number: int) -> bool:
+        """Return whether sequence `number` of the subject shows a proxy: evenly spread, not drawn."""
+        return int((number + 1) * self.proxy_share) > int(number * self.proxy_share)
+
+    def _subject(self, number: int, generator: torch.Generator) -> tuple[str, Tensor, Tensor | None]:
+        """Draw a picture and a prompt; `number` counts the subject's sequences without replayed ones.
 
         Returns:
-            The prompt, the codes (h, w), and which of them are on the subject.
+            The prompt, the codes (h, w), and which of them are on the subject; None: all.
         """
+        if self._is_proxy(number):
+            proxy = self.proxy_codes[int(uniform(generator, 0, len(self.proxy_codes)))]
+            view = int(uniform(generator, 0, len(proxy)))
+            prompt = training_prompt(self._template(generator), self.noun, class_name=self.data.class_name)
+            return prompt, proxy[view], None
+        number -= int(number * self.proxy_share)  # now counts the photos' sequences
         photo = int(uniform(generator, 0, len(self.photo_codes)))
         usable = self.usable[photo]
         view = usable[int(uniform(generator, 0, len(usable)))]
         codes, kept = self.photo_codes[photo][view], self.subject_codes[photo][view]
-        template = self.data.templates[int(uniform(generator, 0, len(self.data.templates)))]
+        template = self._template(generator)
         template = self.captions[photo] or template
         ratio = self.stage.numbers.image_token_ratio
         # Not drawn at random: exactly this share of the sequences gets the photo's token, evenly spread.
@@ -170,6 +189,9 @@ class SequenceStream(IterableDataset):
         token = self.image_tokens[photo] if with_token else None
         prompt = training_prompt(template, self.noun, image_token=token, class_name=self.data.class_name)
         return prompt, codes, kept
+
+    def _template(self, generator: torch.Generator) -> str:
+        return self.data.templates[int(uniform(generator, 0, len(self.data.templates)))]
 
 
 def limit_loss(sequence: TrainingSequence, kept: Tensor, codes: slice) -> TrainingSequence:

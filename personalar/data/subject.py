@@ -21,6 +21,7 @@ from personalar.data.photos.companions import caption_template
 from personalar.data.photos.masks import mask_box
 from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table
 from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts, training_prompt
+from personalar.data.proxies import read_proxies
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,13 +150,15 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         images, own = rendered.train, {"holdout": rendered.holdout, "others": rendered.others}
         own |= {"boxes": rendered.boxes, "box_source": "truth"}
         live, description = rendered.live, config.description or rendered.description
+    proxies = read_proxies(config)
     return Subject(
         name=config.name,
         noun=config.noun,
         images=images,
         live=live if config.live is None else config.live,
         description=description,
-        fingerprint=fingerprint_of(images, own.get("masks", ()), own.get("captions", ())),
+        proxies=proxies,
+        fingerprint=fingerprint_of(images, own.get("masks", ()), own.get("captions", ()), proxies),
         **own,
     )
 
@@ -170,14 +173,19 @@ def companions_of(photos: Sequence[Photo], noun: str) -> dict[str, Any]:
 
 
 def fingerprint_of(
-    images: Sequence[Image], masks: Sequence[Image | None], captions: Sequence[str | None]
+    images: Sequence[Image],
+    masks: Sequence[Image | None],
+    captions: Sequence[str | None],
+    proxies: Sequence[Image] = (),
 ) -> str:
-    """Return the fingerprint of a subject: that of its images, and of masks and captions if there are any."""
+    """Return the fingerprint of a subject: that of its images, and of what else it is trained on, if any."""
     found = image_fingerprint(images)
-    if not masks and not captions:  # as in older runs
-        return found
-    parts = [None if mask is None else image_fingerprint([mask]) for mask in masks]
-    return hashlib.sha256(repr((found, parts, list(captions))).encode()).hexdigest()
+    if masks or captions:  # without them as in older runs
+        parts = [None if mask is None else image_fingerprint([mask]) for mask in masks]
+        found = hashlib.sha256(repr((found, parts, list(captions))).encode()).hexdigest()
+    if proxies:
+        found = hashlib.sha256(f"{found} {image_fingerprint(proxies)}".encode()).hexdigest()
+    return found
 
 
 def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:

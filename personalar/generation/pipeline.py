@@ -87,11 +87,12 @@ def open_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Ge
     from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 
+    adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     parts = [
         Part(concept=Concept.load(each.folder), word=each.word, strength=each.strength)
         for each in choose(config)
     ]
-    check_together(parts)
+    check_together(parts, adapters)
     files = obtain_model(config.model, say=print)
     for size in sizes:  # report a wrong size before gigabytes of weights are read
         size_of(size, files.layout)
@@ -103,7 +104,6 @@ def open_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Ge
         device=config.trainer.torch_device,
         attention=config.trainer.attention,
     )
-    adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     return Generator(
         backend=backend,
         identifier=apply_together(parts, backend, adapters),

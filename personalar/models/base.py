@@ -102,6 +102,8 @@ class Backend(Protocol):
     block_inputs: nn.ModuleList
     """Modules of `transformer` that change what a block reads, in order; adapters append theirs. Each is
     called before every block with its index, ids (N,) and hidden states (N, D), and returns hidden states."""
+    separate_ids: list[Sequence[int]]
+    """Groups of ids; tokens of one group do not attend to those of another. Adapters add theirs."""
     endings: dict[int, int]
     """Id -> id that every prompt with it ends in, directly before the image; adapters add theirs."""
     kept_endings: set[int]
@@ -213,7 +215,8 @@ class Backend(Protocol):
             cache: earlier keys and values; the new ones are added.
             mask: additive attention mask, instead of the causal one.
             dropout: for a training pass.
-            ids: (B, T), for `block_inputs`; None leaves them out, as in a step that feeds codes only.
+            ids: (B, T), for `block_inputs` and `separate_ids`; None leaves them out, as in a step that feeds
+                codes only.
         """
 
     def head(self, loss: Loss) -> Head:

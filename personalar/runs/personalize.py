@@ -142,6 +142,8 @@ def claim_folder(
 
     check_started_alone(config)
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
+    if subject.proxies:
+        photos += f" and {len(subject.proxies)} proxies"
     where = f"on the {config.trainer.accelerator.upper()}, in {folder.path}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
     # After the line above, so that the user sees which folder an error is about.

@@ -38,12 +38,14 @@ class SubjectDataModule(L.LightningDataModule):
 
     def make_stream(self, backend: Backend) -> SequenceStream:
         """Return the training sequences of the stage, from the first step on."""
-        concept, codes, on_subject, replay = stage_inputs(self.context, self.stage)
-        recipe, subject = self.context.config.model.recipe, self.context.subject
+        concept, codes, on_subject, proxies, replay = stage_inputs(self.context, self.stage)
+        config, subject = self.context.config, self.context.subject
+        recipe = config.model.recipe
         return SequenceStream(
             backend=backend, stage=self.stage, data=recipe.data, noun=subject.noun,
             tokens=concept.tokens, photo_codes=codes, replay=replay, loss=recipe.loss,
-            seed=self.context.config.seed, subject_codes=on_subject, captions=subject.captions,
+            seed=config.seed, subject_codes=on_subject, captions=subject.captions,
+            proxy_codes=proxies, proxy_share=config.subject.proxy_share,
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:

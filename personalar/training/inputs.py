@@ -30,6 +30,7 @@ from personalar.core.console import Reporter
 from personalar.data.class_images import class_logits, class_prompts
 from personalar.data.codes import cached_codes, cached_tensors, encode_photos, stream_seed, subject_codes
 from personalar.data.prompts import SUBJECT_TOKEN, image_token_names, row_names, training_prompt
+from personalar.data.proxy_codes import proxy_codes
 from personalar.data.references import save_redrawn
 from personalar.data.stream import Replay, collate, limit_loss
 from personalar.models.base import Backend
@@ -47,6 +48,8 @@ class StageInputs(NamedTuple):
     """For each photo the codes of its crops and copies, (number of views, h, w)."""
     subject_codes: list[Tensor] | None
     """In the shape of `photo_codes`, 1 for codes on the subject; None if no photo has a mask."""
+    proxy_codes: list[Tensor]
+    """The codes (1, h, w) of each proxy."""
     replay: Replay | None
     """Class images for prior preservation; None if the stage uses none."""
 
@@ -286,9 +289,11 @@ def prepare(session: RunContext, stage: Stage) -> StageInputs:
     load = cache(lambda: session.load("base")[0])  # the base is loaded at most once, and only if needed
     concept = start_concept(session, stage.start, load)
     codes = photo_codes(session, load)
+    proxies, folder, key = session.subject.proxies, session.folder.path / "cache", codes_key(session)
     return StageInputs(
         concept,
         codes,
         masked_codes(session, codes, load),
+        proxy_codes(load, proxies, cache=folder, key=key, reporter=session.reporter),
         replay_images(session, stage, load, tokens=concept.tokens),
     )

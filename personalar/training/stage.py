@@ -151,19 +151,30 @@ def depends_on_steps(scheduler: Mapping[str, Any], schedule: str) -> bool:
     return "{steps}" in str(settings)
 
 
-def describe_steps(stage: Stage, recipe: str, photos: int, *, replayed: bool) -> str:
-    """Return one line: the steps of `stage`, the setting that changes them, and how often each photo is seen.
+def describe_steps(
+    stage: Stage, recipe: str, photos: int, *, replayed: bool, proxies: int = 0, proxy_share: float = 0.0
+) -> str:
+    """Return one line: the steps of `stage`, the setting that changes them, and how often pictures are seen.
 
     Args:
         recipe: name of the recipe.
         photos: number of photos.
         replayed: class images take their share of each batch.
+        proxies: number of proxies.
+        proxy_share: share of the subject's sequences that show a proxy.
     """
     numbers = stage.numbers
     own = numbers.batch - (numbers.replayed if replayed else 0)
-    seen = numbers.steps * numbers.accumulate * own / photos
-    times = "less than once" if seen < 1 else f"about {seen:.{0 if seen >= 10 else 1}f} times"
+    sequences = numbers.steps * numbers.accumulate * own
+    share = proxy_share if proxies else 0.0
+    seen = f"each of {photos} is seen {_times(sequences * (1 - share) / photos)}"
+    if proxies:
+        seen += f", each of {proxies} proxies {_times(sequences * share / proxies)}"
     return (
         f"steps {stage.name}: {numbers.steps} (model.recipe.stages.{stage.trains.numbers}.steps, recipe "
-        f"{recipe}), whatever the number of photos; each of {photos} is seen {times}"
+        f"{recipe}), whatever the number of photos; {seen}"
     )
+
+
+def _times(seen: float) -> str:
+    return "less than once" if seen < 1 else f"about {seen:.{0 if seen >= 10 else 1}f} times"

@@ -148,7 +148,16 @@ def train_stage(
     context.reporter.say(describe(stage.name, plan, peak(estimate(plan))))
     prompts = class_prompts(prior, noun=subject.noun, live=subject.live)
     replayed = bool(prompts) and prior.kind != "none"
-    context.reporter.say(describe_steps(stage, recipe.name, len(subject.images), replayed=replayed))
+    context.reporter.say(
+        describe_steps(
+            stage,
+            recipe.name,
+            len(subject.images),
+            replayed=replayed,
+            proxies=len(subject.proxies),
+            proxy_share=context.config.subject.proxy_share,
+        )
+    )
     with quiet():
         fit(context, stage, grid, base_samples)
     # Trainer, data and callbacks refer to each other, so only the garbage collector frees the network. That

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from naive import NaiveDecoder
+from test_compiled import Uncompiled
 from test_exchange import adapter
 
+from personalar.concepts.adapters.base import Adapter
+from personalar.concepts.adapters.context_vectors import ContextVectors
 from personalar.concepts.adapters.identifier import Identifier, class_row, slide
 from personalar.concepts.concept import Concept
 from personalar.concepts.together import Part, apply_together, check_together
+from personalar.data.prompts import spell
+from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.base import Backend
@@ -146,3 +152,65 @@ def test_ids_can_run_out(load) -> None:
     many = [Part(concept=concept(backend), word=f"[c{k}]") for k in range(len(backend.reserved_ids) + 1)]
     with pytest.raises(ValueError, match=r"reserved ids, but this base has .*: use fewer concepts"):
         apply_together(many, backend)
+
+
+def with_vectors(backend: Backend, seed: int) -> Concept:
+    """A concept of context vectors before the first of two blocks: the mask acts after the last of them."""
+    generator, ids = torch.Generator().manual_seed(seed), backend.reserved_ids
+    vectors = {name: 3 * torch.randn(1, 32, generator=generator) for name in ("text", "image")}
+    tokens = {"[V]": ids[0], "[S1]": ids[1], "[I]": ids[2]}
+    return concept(
+        backend,
+        tokens=tokens,
+        rows=torch.randn(3, 32, generator=generator),
+        adapters={"context": vectors},
+    )
+
+
+def adapters() -> dict[str, Adapter]:
+    return {"context": ContextVectors()}
+
+
+def test_context_vectors_of_two_concepts_are_in_one_picture(load) -> None:
+    """All decoders draw what the naive one does, and a prompt with one of them what it draws alone."""
+    cat, snow = with_vectors(load(), 1), with_vectors(load(), 2)
+    parts = [Part(concept=cat, word="[cat]"), Part(concept=snow, word="[snow]")]
+    check_together(parts, adapters())
+    backend = load()
+    both = apply_together(parts, backend, adapters())
+    for word, alone in (("[cat]", cat), ("[snow]", snow)):
+        fresh = load()
+        expected = draw(fresh, alone.apply(fresh, adapters()), "a [V] in the snow")
+        assert torch.equal(draw(backend, both, f"a {word} in the snow"), expected)
+    texts = ("a [cat] in [snow] style", "a [snow] and a red [cat]")
+    ids = [backend.prompt_ids(spell(text, both.words), tokens=both.tokens) for text in texts]
+    first, second = both.tokens["[I] of [cat]"], both.tokens["[I] of [snow]"]
+    assert [prompt[-2:] for prompt in ids] == [[first, second], [second, first]]
+    sampling = {"cfg_scale": 3.0, "top_k": 20}
+    arguments = (backend, ids, backend.code_shape(), [1, 2], both)
+    naive = NaiveDecoder(**sampling)(*arguments)
+    decoders = (
+        PlainDecoder(**sampling),
+        JacobiDecoder(window=4, max_batch=2, **sampling),
+        Uncompiled(**sampling),
+    )
+    assert all(torch.equal(decoder(*arguments), naive) for decoder in decoders)
+    backend.separate_ids.clear()
+    assert not torch.equal(NaiveDecoder(**sampling)(*arguments), naive)
+
+
+def test_states_of_one_concept_do_not_depend_on_the_other(load) -> None:
+    """Two prompts that differ in the style's vectors have equal states at the subject's tokens."""
+    states = []
+    for seed in (2, 3):
+        backend = load()
+        parts = [with_vectors(backend, 1), with_vectors(backend, seed)]
+        both = apply_together(
+            [Part(concept=each, word=f"[{k}]") for k, each in enumerate(parts)], backend, adapters()
+        )
+        # Only tokens of the concepts, because other ones see both.
+        ids = torch.tensor([list(both.tokens.values())])
+        hidden = backend.forward(both(ids, backend.embed(ids)), ids=ids)[0]
+        states.append(dict(zip(both.tokens, hidden, strict=True)))
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name]) == name.endswith("[0]")

@@ -227,3 +227,42 @@ def test_a_caption_is_the_prompt_of_its_photo(tiny_backend) -> None:
         text = decode_text(tiny_backend.tokenizer, sequence.ids)
         assert ("in the snow" in text) == (codes_of(sequence, tiny_backend) == {1})
         assert made.tokens["[V]"] in sequence.ids
+
+
+def test_proxies_alone_are_photos_without_their_tokens(tiny_backend) -> None:
+    """The same pictures as proxies and as photos: the same sequences, so the same loss."""
+    data = DataNumbers(templates=["a photo of a {}", "a {}"], prompt_dropout=0.2)
+    without = Stage(name="s", trains=WEIGHTS, numbers=dataclasses.replace(NUMBERS, image_token_ratio=0.0))
+    expected = stream(tiny_backend, data=data, stage=without)
+    proxies = expected.photo_codes
+    with_tokens = Stage(name="s", trains=WEIGHTS, numbers=NUMBERS)
+    made = stream(tiny_backend, data=data, stage=with_tokens, proxy_codes=proxies, proxy_share=1.0)
+    sequences = [made.sequence(number) for number in range(40)]
+    assert sequences == [expected.sequence(number) for number in range(40)]
+    assert made.pictures(0) == ["class images", "proxies"]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_proxies_have_their_share_and_the_photos_keep_their_tokens(tiny_backend, share: float) -> None:
+    proxies = [torch.full((1, 4, 4), code) for code in range(20, 50)]
+    made = stream(tiny_backend, proxy_codes=proxies, proxy_share=share)
+    own = {made.tokens["[S1]"], made.tokens["[S2]"]}
+    counts = {"photos": 0, "tokens": 0, "proxies": 0}
+    for number in range(160):  # of these 40 are replayed
+        sequence = made.sequence(number)
+        (code,) = codes_of(sequence, tiny_backend)
+        counts["photos"] += code in (1, 2)
+        counts["proxies"] += code >= 20
+        counts["tokens"] += bool(own & set(sequence.ids))
+        assert code in (1, 2) or not own & set(sequence.ids)
+        assert code == 9 or made.tokens["[V]"] in sequence.ids
+    assert counts["proxies"] == int(120 * share) == 120 - counts["photos"]
+    assert counts["tokens"] == counts["photos"] // 2
+    for step in range(5):
+        seen = {code for n in range(4) for code in codes_of(made.sequence(4 * step + n), tiny_backend)}
+        assert ("proxies" in made.pictures(step)) == any(code >= 20 for code in seen)
+
+
+def test_a_share_without_proxies_changes_nothing(tiny_backend) -> None:
+    plain, same = stream(tiny_backend), stream(tiny_backend, proxy_share=0.5)
+    assert [same.sequence(number) for number in range(20)] == [plain.sequence(number) for number in range(20)]

@@ -77,7 +77,7 @@ class ToyBackend(nn.Module):
     def __init__(self, transformer: ToyNetwork) -> None:
         super().__init__()
         self.transformer = transformer
-        self.endings, self.kept_endings = {}, set()
+        self.endings, self.kept_endings, self.separate_ids = {}, set(), []
 
     @property
     def word_table(self) -> Tensor:

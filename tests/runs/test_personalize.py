@@ -132,6 +132,21 @@ def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pyte
     assert torch.allclose(whole.norm(dim=1), start.norm(dim=1), atol=0, rtol=1e-6)
 
 
+def test_context_vectors_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["method=dcoar", "prior.images=2", "scorer=none", "samples.grid_every_steps=0"]
+    do_run(tmp_path / "whole", *words)
+    loss = Mock(wraps=personalar.training.module.sequence_loss)
+    loss.side_effect = [DEFAULT, DEFAULT, DEFAULT, RuntimeError("killed"), DEFAULT, DEFAULT]
+    monkeypatch.setattr(personalar.training.module, "sequence_loss", loss)
+    with pytest.raises(RuntimeError, match="killed"):
+        do_run(tmp_path / "killed", *words)
+    do_run(tmp_path / "killed", *words)
+    assert loss.call_count == 6  # the third step of four came after the last checkpoint
+    assert Concept.load(tmp_path / "whole" / "concept").adapters["context"]["text"].any()
+    for pattern in ("stages/context/concept/*", "images/**/*.png"):
+        assert contents(tmp_path / "whole", pattern) == contents(tmp_path / "killed", pattern) != {}
+
+
 def test_a_part_of_a_finished_run_is_finished(do_run, finished_run: Path, tmp_path: Path, capsys) -> None:
     """Each of these commands used to score all pictures again, and to add the seconds to total_seconds."""
     before = contents(finished_run, "**/*")
@@ -324,3 +339,27 @@ def test_a_subject_of_several_rows_at_half_strength(do_run, tiny_model_dir: Path
         (picture,) = cat.images([facts["prompt"]], [int(facts["seed"])])
         assert facts["strength"] == "0.5" and Image.open(path).tobytes() == picture.tobytes()
     assert made
+
+
+def test_the_pictures_of_a_finished_run_are_proxies_of_the_next(
+    do_run, finished_run: Path, tmp_path: Path, tiny_model_dir: Path, capsys, monkeypatch
+) -> None:
+    """The two commands of docs/methods.md; proxies that changed are refused like photos."""
+    made, run_dir = tmp_path / "made", tmp_path / "run"
+    where = [f"out={made}", f"model.path={tiny_model_dir}"]
+    personalar.sample_files(finished_run, ["a photo of [V] cat"], range(6), *where)
+    personalar.sample_files(finished_run, ["a photo of [V] cat"], [0], "grid.x.seed=[0,1]", *where)
+    words = ["method=lora", "stage=embedding", f"subject.proxies={made}", "scorer=none"]
+    assert do_run(run_dir, *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"proxies: \d read from .*refused .*grid_seed_\w+\.png: a grid of several pictures", said
+    )
+    count = len(load_subject(compose_config("+subject=cat", *words[:3]).subject).proxies)
+    assert 1 < count <= 6 and f"5 photos and {count} proxies, learned on nano" in said
+    assert f", each of {count} proxies" in said and f"codes of the proxies: {count} proxies in" in said
+    assert len(list((run_dir / "references").glob("*.png"))) == 5
+    next(made.glob("cat_*.png")).unlink()
+    monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
+    with pytest.raises(ValueError, match=r"run with other settings \(other photos or proxies\)"):
+        do_run(run_dir, *words)

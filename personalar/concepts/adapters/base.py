@@ -19,6 +19,8 @@ class Adapter:
 
     tokens: Sequence[str] = ()
     """Names of tokens that it needs besides [V], such as [I]; the concept reserves an id for each."""
+    combinable: bool = False
+    """True if it changes only passes with [V] or its own tokens, so that concepts with it can be combined."""
 
     def read_arguments(self, learned: Mapping[str, Tensor]) -> None:
         """Set those arguments that the learned values of a concept determine, before `attach`."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from personalar.concepts.adapters.base import Adapter
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.data.prompts import subject_names
 from personalar.models.base import Backend, TrainingSequence
 
 TEXT, IMAGE_TOKEN = "[V]", "[I]"
@@ -54,6 +55,8 @@ class ContextVectors(Adapter):
         regularizer: weight of the distance between [I] and the mean image token (CASR).
         distance: "squared" (mean over blocks of |difference|^2) or "plain" (of |difference|).
     """
+
+    combinable = True
 
     def __init__(
         self,
@@ -94,6 +97,8 @@ class ContextVectors(Adapter):
         self._vectors = {name: nn.Parameter(torch.zeros(shape, device=backend.device)) for name in names}
         ids = [identifier.tokens[token] for token in names.values()]
         backend.block_inputs.append(ReplacedInputs(dict(zip(ids, self._vectors.values(), strict=True))))
+        subject = [identifier.tokens[name] for name in subject_names(identifier.tokens)]
+        backend.separate_ids.append([*subject, *ids])  # the identity mask of several concepts
         if self.place is not None and shape[0]:
             backend.endings[ids[0]] = ids[1]
             if self.place == "both":

@@ -99,7 +99,7 @@ def check_entry(path: Path) -> None:
     except OSError as error:
         raise Unusable(f"cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(found.st_mode):
-        raise Unusable("a folder: photos must be directly in subject.path")
+        raise Unusable("a folder: only pictures directly in the given one are read")
     if not stat.S_ISREG(found.st_mode):  # opening a named pipe would block forever
         raise Unusable("not a regular file")
     if found.st_size == 0:

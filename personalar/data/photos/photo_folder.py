@@ -23,8 +23,8 @@ from personalar.data.photos.photo_file import MOST_KEPT, Header, Unusable, read_
 
 NEAR_BITS = 3
 """Two photos look alike if their 64-bit difference hashes differ in at most this many bits."""
-ALL_KEPT, LEAST_KEPT = 400_000_000, 1_000_000
-"""Pixels kept of all photos together (1.2 GB of RGB), and the least that is kept of each."""
+ALL_KEPT, LEAST_KEPT = 400_000_000, 1024 * 1024
+"""Pixels kept of all photos together (1.2 GB of RGB), and the least that is kept of each: a usual proxy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,12 @@ class Photo:
         return "used" if self.image is not None else self.kind or "skipped"
 
 
-def inspect_folder(folder: Path) -> list[Photo]:
+def inspect_folder(folder: Path, setting: str = "subject.path") -> list[Photo]:
     """Read every entry of `folder`, sorted by name, without its subfolders.
+
+    Args:
+        folder: the folder that the user gave with `setting`.
+        setting: for error messages.
 
     Raises:
         FileNotFoundError: the folder is missing.
@@ -60,7 +64,7 @@ def inspect_folder(folder: Path) -> list[Photo]:
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"subject.path={folder} {what}: give a folder with a few photos of one thing")
+        raise FileNotFoundError(f"{setting}={folder} {what}: give a folder with pictures of one thing")
     try:
         from pillow_heif import register_heif_opener  # the extra [heic]
 

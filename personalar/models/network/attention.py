@@ -5,6 +5,8 @@ Shapes: B batch, T queries, S keys, H query heads, K key/value heads, hd head si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,27 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ea
     # Softmax in float32 also for bfloat16, as in transformers.
     weights = _scores(query, key, mask).softmax(-1, dtype=torch.float32).to(query.dtype)  # (B, H, T, S)
     return torch.bmm(weights.flatten(0, 1), value.flatten(0, 1)).view_as(query)
+
+
+def separated(
+    mask: Tensor | None, ids: Tensor, groups: Sequence[Sequence[int]], *, dtype: torch.dtype
+) -> Tensor:
+    """Return `mask`, in which tokens of different groups do not attend to each other.
+
+    Args:
+        mask: additive, (B, 1, T, S), whose last T keys are the tokens `ids`; None: causal, with S = T.
+        ids: (B, T).
+        groups: the ids of each group; tokens with other ids are not affected.
+        dtype: of a causal mask.
+    """
+    if mask is None:
+        mask = torch.full((ids.shape[1],) * 2, float("-inf"), dtype=dtype, device=ids.device).triu(1)
+    group = torch.zeros_like(ids)  # 0: in no group
+    for number, own in enumerate(groups, 1):
+        group[torch.isin(ids, torch.tensor(own, device=ids.device))] = number
+    query, key = group[:, None, :, None], group[:, None, None, :]
+    apart = (query != key) & (query > 0) & (key > 0)  # (B, 1, T, T)
+    return mask.masked_fill(F.pad(apart, (mask.shape[-1] - ids.shape[1], 0)), float("-inf"))
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

@@ -75,6 +75,11 @@ class LlamaBackend(nn.Module):
         return self.transformer.block_inputs
 
     @property
+    def separate_ids(self) -> list[Sequence[int]]:
+        """Groups of ids whose tokens do not attend to those of another group."""
+        return self.transformer.separate_ids
+
+    @property
     def has_fixed_addresses(self) -> bool:
         """False if float32 weights are cast in every use (parametrized), or sharded (ZeRO 3)."""
         # A parametrized weight is computed anew in every pass, at another address.

@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from personalar.config.fields import limits
 from personalar.models.dropout import Dropout, drop
-from personalar.models.network.attention import attend
+from personalar.models.network.attention import attend, separated
 from personalar.models.network.cache import KVCache, Store
 from personalar.models.network.norms import HeadNorm, RMSNorm
 
@@ -194,6 +194,7 @@ class Llama(nn.Module):
         self.config = config
         self.model = Stack(config)
         self.block_inputs = nn.ModuleList()
+        self.separate_ids: list[Sequence[int]] = []
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -252,7 +253,7 @@ class Llama(nn.Module):
             cache: earlier keys and values; the new ones are written, and the write position moves by T.
             mask: additive, broadcastable to (B, H, T, S); by default causal, or that of the cache.
             dropout: dropout of the residual branches, for a training pass.
-            ids: (B, T), for `block_inputs`; None leaves them out.
+            ids: (B, T), for `block_inputs` and `separate_ids`; None leaves them out.
         """
         num_tokens = embeds.shape[1]
         if positions is None and cache is not None:
@@ -262,6 +263,8 @@ class Llama(nn.Module):
             counted = torch.arange(num_tokens, device=embeds.device)[None]
             rotary = self.rotary(counted if positions is None else positions, embeds.dtype)
         mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
+        if ids is not None and len(self.separate_ids) > 1:
+            mask = separated(mask, ids, self.separate_ids, dtype=embeds.dtype)
         # Rows and tokens in one dimension: linear layers on (N, D) need no reshape.
         hidden = embeds.flatten(0, 1)  # (N, D)
         for index, layer in enumerate(self.model.layers):

@@ -230,7 +230,7 @@ def test_entries_that_are_no_files(tmp_path):
     found = {photo.path.name: photo for photo in inspect_folder(tmp_path)}
     assert found["link.png"].verdict == "used"
     assert found["real.png"].notes == ("the same picture as link.png",)
-    assert found["folder"].notes == ("a folder: photos must be directly in subject.path",)
+    assert found["folder"].notes == ("a folder: only pictures directly in the given one are read",)
     assert found["dangling.jpg"].notes == ("broken link",)
     assert found["pipe.jpg"].notes == ("not a regular file",)
     assert found["loop.jpg"].notes[0].startswith("cannot be read")
@@ -272,7 +272,7 @@ def test_names_in_any_script(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: None, "does not exist: give a folder with a few photos"),
+        (lambda folder: None, "does not exist: give a folder with pictures of one thing"),
         (lambda folder: folder.write_text(""), "is a file, not a folder"),
         (lambda folder: folder.mkdir(), r"contains no usable photo \(it is empty\): put 3 to 6 photos"),
         (
