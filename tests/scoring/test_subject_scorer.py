@@ -290,7 +290,7 @@ def test_a_style_is_scored_by_likeness_and_text_together_and_by_what_leaks():
     # DINO .5 is the mean of 1 and 0; CLIP-T is 1, because it reads "a cat in the snow".
     assert after["clip_t"][0] == 1 and after["dino"][0] == 0.5
     assert after["style_text"][0] == pytest.approx(2 / 3, abs=1e-6)
-    assert after["style_drift"] == [pytest.approx(0.5 ** 1.5, abs=1e-6)]
+    assert after["style_drift"] == [pytest.approx(0.5**1.5, abs=1e-6)]
 
 
 def test_clip_reads_the_very_prompt_when_told_so():

@@ -28,7 +28,7 @@ number from 0 to 4."""
 LIKENESS_OF_STYLE = """\
 The first picture is an example of a style. The second picture was generated and should show something else \
 in the same style. Rate how well the style was kept. Ignore what the pictures show, and their quality. \
-Compare, one by one: medium and technique; colours; lines, strokes and edges; texture; light, shading and depth.
+Compare, one by one: medium and technique; colours; lines and strokes; texture; light, shading and depth.
 4: the very same style, in every respect
 3: the same style but for a detail
 2: alike, with clear differences
