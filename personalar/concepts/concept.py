@@ -56,7 +56,8 @@ class Concept:
     base: dict[str, str]
     """"name" and "fingerprint" of the base model that it was learned on."""
     subject: dict[str, str]
-    """"name", "noun" (the class), "fingerprint" (of the photos) and "word" (for prompts, such as "[cat]")."""
+    """"name", "noun" (the class, or "style"), "fingerprint" (of the photos) and "word" (for prompts, such as
+    "[cat]")."""
     stage: str
     """Name of the last stage that was trained."""
     tokens: dict[str, int]

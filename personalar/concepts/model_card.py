@@ -15,10 +15,17 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
+from personalar.config.subject_config import STYLE
 from personalar.core.files import content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
-from personalar.data.prompts import SUBJECT_TOKEN, subject_names, training_prompt
+from personalar.data.prompts import (
+    STYLE_TEMPLATE,
+    SUBJECT_TOKEN,
+    example_prompt,
+    subject_names,
+    training_prompt,
+)
 
 PLACES = ("in the snow", "on the beach")
 """Places in the example prompts of a card without pictures."""
@@ -55,15 +62,23 @@ def instance_prompt(concept: Concept) -> str:
         inner = data.get(name)
         data = inner if isinstance(inner, dict) else {}
     templates = data.get("templates")
-    template = str(templates[0]) if isinstance(templates, list) and templates else "a photo of {}"
+    noun = str(concept.subject["noun"])
+    usual = STYLE_TEMPLATE if noun == STYLE else "a photo of {}"
+    template = str(templates[0]) if isinstance(templates, list) and templates else usual
     with_class = bool(data.get("class_name", True))
-    return prompt_words(training_prompt(template, str(concept.subject["noun"]), class_name=with_class))
+    return prompt_words(training_prompt(template, noun, class_name=with_class))
 
 
 def prompt_words(prompt: str) -> str:
     """Return `prompt` as plain words (see `plain`), but keep the brackets of [V]."""
     parts = (plain(part) if part.strip() else "" for part in prompt.split(SUBJECT_TOKEN))
     return f" {SUBJECT_TOKEN} ".join(parts).strip()
+
+
+def placed(prompt: str, place: str) -> str:
+    """Return a training prompt with a place: at the end, or before the style."""
+    thing, style, word = prompt.partition(" in the style of ")
+    return f"{thing} {place}{style}{word}"
 
 
 def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
@@ -74,7 +89,7 @@ def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
         # Only plain file names become links.
         if prompt is not None and re.fullmatch(r"[\w.-]+", path.name):
             shown.append({"text": prompt_words(prompt), "output": {"url": f"{PICTURES}/{path.name}"}})
-    return shown or [{"text": f"{instance_prompt(concept)} {place}"} for place in PLACES]
+    return shown or [{"text": placed(instance_prompt(concept), place)} for place in PLACES]
 
 
 def head(concept: Concept, folder: Path) -> str:
@@ -155,6 +170,7 @@ def model_card(
         photos=len(concept.tokens) - len(subject),
         subject_ids=[concept.tokens[name] for name in subject],
         names=list(concept.tokens) if whole or not exported else subject,
+        example=prompt_words(example_prompt(str(concept.subject["noun"]))),
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )

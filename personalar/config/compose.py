@@ -42,7 +42,7 @@ from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import PriorConfig, RecipeConfig
 from personalar.config.run_config import DecoderConfig, MethodConfig, StageSelection
 from personalar.config.scorer_config import ScorerConfig
-from personalar.config.subject_config import OWN_PHOTOS, SubjectConfig, dreambench_class
+from personalar.config.subject_config import NOT_RENDERED, OWN_PHOTOS, SubjectConfig, dreambench_class
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
 
 GROUPS: dict[str, Any] = {
@@ -251,12 +251,14 @@ def unknown_choice(error: MissingConfigException) -> str:
 def subject_help(options: Iterable[str] = ()) -> str:
     """Return the list of rendered subjects, and how to use your own photos."""
     named = [name for name in options or group_options(conf_dir(), "subject")]
-    named = [name for name in named if name not in ("folder", "dreambench")]
+    named = [name for name in named if name not in NOT_RENDERED]
     return (
         f"allowed: {', '.join(named)}\n"
         "  python -m personalar.run +subject=cat stage=both\n"
         "or your own photos:\n"
-        "  python -m personalar.run +subject=folder subject.path=DIR subject.noun=dog"
+        "  python -m personalar.run +subject=folder subject.path=DIR subject.noun=dog\n"
+        "or the style of your own pictures:\n"
+        "  python -m personalar.run +subject=style subject.path=DIR"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from personalar.config.fields import key_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import ScorerConfig
+from personalar.config.subject_config import STYLE
 
 
 def learning_settings(config: RunConfig) -> dict[str, Any]:
@@ -169,6 +170,10 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
     "subject.proxy_share": (lambda c: c.subject.proxies is not None, "subject.proxies"),
+    **{
+        key: (lambda c: c.subject.noun != STYLE, "a subject with a class, which a style does not have")
+        for key in ("subject.live", "samples.prompt_set", "model.recipe.data.class_name")
+    },
 }
 """Setting -> condition under which a run uses it, and the condition in words."""
 

@@ -15,7 +15,7 @@ from personalar.config.fields import SEED, limits, one_of
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import PriorConfig, StageNumbers
 from personalar.config.scorer_config import ScorerConfig, SelectionConfig
-from personalar.config.subject_config import SamplesConfig, SubjectConfig
+from personalar.config.subject_config import STYLE, SamplesConfig, SubjectConfig, check_style_prompts
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
 
 STAGE_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -237,6 +237,23 @@ class RunConfig:
             fewest_steps=min(number.steps for number in numbers),
             photographs=self.subject.photographs,
         )
+        if self.subject.noun == STYLE:
+            self._check_style()
+
+    def _check_style(self) -> None:
+        """Raise ValueError for settings that need a subject with a class and a place in the picture."""
+        check_style_prompts("model.recipe.data.templates", self.model.recipe.data.templates)
+        check_style_prompts("samples.prompts", self.samples.prompts)
+        named = [prompt for prompt in self.prior.prompts + self.prior.prompts_live if "{}" in prompt]
+        if named:  # others do not name the style
+            check_style_prompts("prior.prompts", named)
+        for key, scorer in (("scorer", self.scorer), ("selection.scorer", self.selection.scorer)):
+            for name in ("subject_crop", "outside"):
+                if getattr(scorer, name):
+                    raise ValueError(
+                        f"{key}.{name}=true needs a subject in a box of the picture, and a style is "
+                        "everywhere in it: leave the setting out"
+                    )
 
     @property
     def selected(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,12 @@ DREAMBENCH_CLASSES = {
 """Folder of each DreamBench subject -> its class in the published prompts."""
 
 
+STYLE, IN_STYLE = "style", "in the style of {}"
+"""The noun of every style, and the phrase that names it in prompts: a style has no class."""
 OWN_PHOTOS = "+subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
+OWN_STYLE = "+subject=style needs subject.path=DIR (1 to 10 pictures in the style)"
+NOT_RENDERED = ("folder", "dreambench", "style")
+"""Options of `subject` that read a folder."""
 
 
 def dreambench_class(path: str | None) -> str:
@@ -69,15 +75,16 @@ class SubjectConfig:
     """A subject to learn."""
 
     kind: str = "rendered"
-    """"rendered" (an instance of the nano world) or "folder" (your own photos)."""
+    """"rendered" (an instance of the nano world), "folder" (your own photos) or "style" (pictures in one
+    style)."""
     name: str = MISSING
     """Name of the run folder; not a path."""
     noun: str = MISSING
-    """The class of the subject in plain words, such as dog."""
+    """The class of the subject in plain words, such as dog; of a style always "style"."""
     seed: int = field(default=0, metadata=SEED)
     """Which instance of the class is rendered."""
     path: str | None = None
-    """Folder of photos with kind=folder."""
+    """Folder of photos with kind=folder or kind=style."""
     flip: bool = False
     """Also train on mirrored photos; not for subjects with writing, or whose two sides differ."""
     proxies: str | None = None
@@ -93,10 +100,16 @@ class SubjectConfig:
     `kind`."""
 
     def __post_init__(self) -> None:
-        one_of("subject.kind", self.kind, ("rendered", "folder"))
+        one_of("subject.kind", self.kind, ("rendered", "folder", "style"))
         # A user's own source needs no folder.
         if self.photographs and self.path is None and not self.source:
-            raise ValueError(OWN_PHOTOS)
+            raise ValueError(OWN_STYLE if self.kind == "style" else OWN_PHOTOS)
+        if (self.kind == "style") != (self.noun == STYLE):
+            raise ValueError(
+                f"subject.kind={self.kind} with subject.noun={self.noun!r:.60}: the noun of a style is "
+                f"always {STYLE}, and a subject has another one; use +subject=style subject.path=DIR, or "
+                "+subject=folder subject.path=DIR subject.noun=dog"
+            )
         if self.proxies is not None and self.source:
             raise ValueError(
                 f"subject.proxies={self.proxies} cannot be added to the subject that subject.source "
@@ -142,3 +155,13 @@ class SamplesConfig:
         # Equal seeds would give equal pictures, which count twice in the means.
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"samples.seeds={self.seeds} must contain at least one seed and no duplicate")
+
+
+def check_style_prompts(setting: str, prompts: Sequence[str] | None) -> None:
+    """Raise ValueError unless every prompt in `setting` has its "{}" in `IN_STYLE`, and nowhere else."""
+    for prompt in prompts or (None,):
+        if prompt is None or IN_STYLE not in prompt or "{}" in prompt.replace(IN_STYLE, ""):
+            raise ValueError(
+                f"{setting}: {prompt!r} is not a prompt of a style: write {IN_STYLE!r} where the style is "
+                f"named, and no other {{}}, such as 'a cat {IN_STYLE}'"
+            )

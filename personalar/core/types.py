@@ -39,7 +39,7 @@ class Subject:
     name: str
     """Name of the run folder."""
     noun: str
-    """Class in plain words ("duck toy"), part of every prompt."""
+    """Class in plain words ("duck toy"), part of every prompt; "style" for a style."""
     images: tuple[Image, ...]
     """Training photos, RGB, any size, at least one."""
     live: bool
@@ -71,7 +71,7 @@ class PromptSpec:
     text: str
     """Template with "{}" for the subject: "a {} in the snow"."""
     category: str
-    """"plain", "recontext", "accessory" or "property"."""
+    """"plain", "recontext", "accessory", "property" or "style"."""
     context: str | None = None
     """Expected place, if the prompt has one."""
     accessory: str | None = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from personalar.config.recipe import PriorConfig
-from personalar.data.prompts import fill
+from personalar.data.prompts import class_prompt
 from personalar.models.base import Backend
 
 
@@ -20,7 +20,7 @@ def class_prompts(prior: PriorConfig, *, noun: str, live: bool) -> list[str]:
         live: the subject is an animal or a person; adds the templates for those.
     """
     templates = [*prior.prompts, *(prior.prompts_live if live else [])]
-    return [fill(template, noun) for template in islice(cycle(templates), prior.images)]
+    return [class_prompt(template, noun) for template in islice(cycle(templates), prior.images)]
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Prompts: names of the learned tokens, and the wording of training and validation prompts.
 
 Training follows arXiv 2504.13162: "a photo of [V] <noun>", and for half of the sequences "a photo of [V]
-<noun> S_i", where S_i is the token of that training photo.
+<noun> S_i", where S_i is the token of that training photo. A style has no class: its prompts
+contain "in the style of [V]", and those of the base leave this phrase out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from personalar.config.subject_config import IN_STYLE, STYLE
 from personalar.core.files import plain_name
 from personalar.core.types import PromptSpec, SampleKind
 
@@ -22,6 +24,8 @@ _ANIMALS = (
 )
 LIVE_NOUNS = frozenset(_ANIMALS.split())
 """Classes of live subjects, which get prompts with accessories ("wearing a red hat")."""
+STYLE_TEMPLATE = f"a painting {IN_STYLE}"
+"""A training prompt of a style."""
 UNRELATED = (
     "a photo of a teapot",
     "a red car on the beach",
@@ -93,6 +97,29 @@ def fill(text: str, phrase: str) -> str:
     return text.replace("{}", phrase)
 
 
+def subject_phrase(noun: str, *, class_name: bool = True) -> str:
+    """Return the words for a learned subject in prompts: "[V] dog", or "[V]" (a style, or no class name)."""
+    return f"{SUBJECT_TOKEN} {noun}" if class_name and noun != STYLE else SUBJECT_TOKEN
+
+
+def class_prompt(text: str, noun: str) -> str:
+    """Return a prompt for the base: with the class for "{}", or without the phrase that names a style."""
+    return without_style(text, "{}") if noun == STYLE else fill(text, noun)
+
+
+def without_style(prompt: str, word: str) -> str:
+    """Return `prompt` without the phrase "in the style of" `word`."""
+    phrase = re.escape(IN_STYLE.replace("{}", word))
+    return re.sub(rf",?\s*{phrase}", "", prompt).strip(" ,")
+
+
+def example_prompt(noun: str) -> str:
+    """Return a prompt to try a concept of this class with, or a style."""
+    if noun == STYLE:
+        return f"a cat in the snow {IN_STYLE}".replace("{}", SUBJECT_TOKEN)
+    return f"a photo of {SUBJECT_TOKEN} {noun} in the snow"
+
+
 def training_prompt(
     template: str, noun: str, *, image_token: str | None = None, class_name: bool = True
 ) -> str:
@@ -104,7 +131,7 @@ def training_prompt(
         image_token: the photo's own token "[S1]", ..., appended to the prompt; None leaves it out.
         class_name: whether the class follows [V].
     """
-    prompt = template.replace("{}", f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
+    prompt = template.replace("{}", subject_phrase(noun, class_name=class_name))
     return f"{prompt} {image_token}" if image_token else prompt
 
 
@@ -132,8 +159,13 @@ def sample_prompt(
         return fill(spec.text, description)
     # Before the first stage [V] has no meaning, so the base gets the class alone.
     if kind == "subject" and learned:
-        return fill(spec.text, f"{SUBJECT_TOKEN} {noun}" if class_name else SUBJECT_TOKEN)
-    return fill(spec.text, noun)
+        return fill(spec.text, subject_phrase(noun, class_name=class_name))
+    return class_prompt(spec.text, noun)
+
+
+def prior_prompt(noun: str) -> PromptSpec:
+    """Return the class prompt of the samples of kind "prior"."""
+    return PromptSpec(text=STYLE_TEMPLATE if noun == STYLE else "a photo of a {}", category="prior")
 
 
 def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
@@ -157,4 +189,6 @@ def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
             raise ValueError(
                 f"samples.prompts: {text!r} has no {{}} for the subject: write 'a {{}} in the snow'"
             )
-    return tuple(PromptSpec(text=normalized(text), category="plain") for text in texts)
+    return tuple(
+        PromptSpec(text=normalized(text), category="style" if IN_STYLE in text else "plain") for text in texts
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalar.config.plugins import build
 from personalar.config.run_config import SamplesConfig, SubjectConfig
+from personalar.config.subject_config import STYLE
 from personalar.core.image_sizes import Size, fit, written
 from personalar.core.process import global_rank
 from personalar.core.types import PromptSpec, Subject, image_fingerprint
@@ -64,8 +65,15 @@ def captioned(photo: Photo, noun: str) -> Photo:
     return replace(photo, notes=(*photo.notes, f'prompt "{prompt}" ({where})'))
 
 
-def count_note(photos: int) -> str | None:
+def wanted(noun: str) -> str:
+    """Return what the folder of a subject of this class, or of a style, should contain."""
+    return "1 to 10 pictures in one style" if noun == STYLE else "3 to 6 photos of one subject"
+
+
+def count_note(photos: int, noun: str) -> str | None:
     """Return advice if there is one photo only, or more than `MANY_PHOTOS`; otherwise None."""
+    if photos == 1 and noun == STYLE:
+        return "only one picture: its motif can become part of the style; several motifs prevent this"
     if photos == 1:
         return "only one photo; 3 to 6 from different sides work better"
     if photos > MANY_PHOTOS:
@@ -81,7 +89,7 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None, noun: str = "
 
     Args:
         folder: the user's photos.
-        noun: the class of the subject, to show where captions name it; empty: unknown.
+        noun: the class of the subject, to show where captions name it; empty: unknown; "style" for a style.
         sizes: image sizes of the base, for notes on crops; None leaves these notes out.
 
     Raises:
@@ -94,13 +102,13 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None, noun: str = "
         more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
         raise FileNotFoundError(
             f"subject.path={folder} contains no usable photo ({', '.join(seen + more) or 'it is empty'}): "
-            "put 3 to 6 photos of one subject there, as JPEG, PNG, WebP or TIFF"
+            f"put {wanted(noun)} there, as JPEG, PNG, WebP or TIFF"
         )
     if global_rank() > 0:  # every process reads the photos, only the first prints the table
         return usable
     shown = photos if sizes is None else [fitted(photo, sizes) for photo in photos]
     print_table([captioned(photo, noun) for photo in shown] if noun else shown)
-    if (note := count_note(len(usable))) is not None:
+    if (note := count_note(len(usable), noun)) is not None:
         print(f"note: {note}")
     return usable
 
@@ -132,11 +140,8 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
     # Before the kinds: a user's own function replaces them.
     if config.source:
         return build("subject.source", config.source)
-    if config.kind == "folder":
-        if config.path is None:
-            raise ValueError(
-                "subject=folder needs subject.path=DIR (your photos) and subject.noun=dog (what they show)"
-            )
+    if config.photographs:
+        assert config.path is not None  # checked by SubjectConfig
         photos = read_folder(Path(config.path).expanduser(), sizes, config.noun)
         images = tuple(photo.image for photo in photos if photo.image is not None)
         own: dict[str, Any] = {"boxes": tuple(mask_box(photo.mask) for photo in photos)}

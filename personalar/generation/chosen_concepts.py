@@ -102,5 +102,8 @@ def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
                 f"{' or '.join(words)}"
             )
         if not any(word in prompt for word in words):
-            notes.append(f"note: {prompt!r} does not name the subject; write {first} before the noun")
+            notes.append(
+                f"note: {prompt!r} does not name the subject; write {first} before the noun, or of a "
+                f"style: in the style of {first}"
+            )
     return notes

@@ -22,10 +22,12 @@ from typing import Any
 from PIL import Image
 
 from personalar.config.command_line import as_value
+from personalar.config.subject_config import STYLE
 from personalar.core.files import read_json, write_text
 from personalar.core.measures import added, measures_of
 from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
+from personalar.data.prompts import example_prompt
 from personalar.reports.charts import line_chart
 from personalar.reports.memorised import MEANING, copied_photo
 from personalar.reports.score_table import (
@@ -51,7 +53,15 @@ CATEGORIES = {
     "recontext": "In other places",
     "accessory": "With accessories",
     "property": "With other properties",
+    "style": "Things in this style",
 }
+
+
+STYLE_MEANINGS = {
+    "style_text": "harmonic mean of DINO and CLIP-T",
+    "style_drift": "increase of DINO on prompts without [V] since the base; 0: they do not take on the style",
+}
+"""Meanings of the measures of a style; see `scoring.subject_scorer.StyleScores`."""
 
 
 def picture_uri(path: Path, largest: int = LARGEST_PX) -> str:
@@ -188,12 +198,11 @@ def _text_of(path: Path) -> str | None:
 
 def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list[dict[str, str]]:
     """Return useful next commands, each with its purpose."""
-    noun = run.get("noun") or "subject"
     # A short relative path if the run is below the working directory.
     near = Path(os.path.relpath(run_dir))
     shown = run_dir if near.parts[:1] == ("..",) else near
     concept = shlex.quote(f"concept={as_value(str(shown / 'concept'))}")
-    prompts = shlex.quote(f'prompts=["a photo of [V] {noun} in the snow"]')
+    prompts = shlex.quote(f'prompts=["{example_prompt(run.get("noun") or "subject")}"]')
     text = f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}"
     commands = [{"why": "Generate new pictures", "text": text}]
     left = [name for name in stage_names(run) if name not in stages]
@@ -228,6 +237,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
     drift = by_kind["class"] + [sample for sample in by_kind["subject"] if sample["stage"] == "base"]
     return {
         "run": run,
+        "is_style": run["noun"] == STYLE,
+        "style_meanings": STYLE_MEANINGS,
         "summary": summary,
         "stages": stages,
         "titles": titles,

@@ -15,8 +15,8 @@ from personalar.core.image_sizes import written
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.png import save_png
 from personalar.core.process import peak_memory_bytes
-from personalar.core.types import PromptSpec, Sample
-from personalar.data.prompts import fill, unrelated_prompts
+from personalar.core.types import Sample
+from personalar.data.prompts import class_prompt, prior_prompt, unrelated_prompts
 from personalar.generation.generator import generate_files, have_files
 from personalar.generation.provenance import drawing_settings
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
@@ -32,8 +32,7 @@ def all_requests(session: RunContext, stage: str) -> list[Request]:
     main = [kind for kind in samples.kinds if kind not in ("prior", "unrelated")]
     wanted: list[tuple[Any, ...]] = [(main, session.specs, samples.seeds)]
     if "prior" in samples.kinds:
-        prior = PromptSpec(text="a photo of a {}", category="prior")
-        wanted.append((["prior"], [prior], range(samples.prior_images)))
+        wanted.append((["prior"], [prior_prompt(session.subject.noun)], range(samples.prior_images)))
     if "unrelated" in samples.kinds:
         wanted.append((["unrelated"], unrelated_prompts(session.subject.noun), samples.seeds[:1]))
     # The order is that of sampling: the subject first, which users wait for.
@@ -153,7 +152,7 @@ def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> P
     columns = max(len(found) for found in shown.values())
     title = f"{session.subject.name} on {session.config.model.name}"
     photos = draw_grid([session.subject.images[:columns]], row_titles=["photos"], title=title)
-    titles = [fill(s.spec.text, session.subject.noun) for s in next(iter(shown.values()))]
+    titles = [class_prompt(s.spec.text, session.subject.noun) for s in next(iter(shown.values()))]
     rows = [[s.image for s in found] for found in shown.values()]
     pictures = draw_grid(rows, column_titles=titles, row_titles=list(shown))
     return save_png(stack([photos, pictures]), session.folder.path / "grids" / "overview.png")

@@ -11,7 +11,7 @@ from personalar.core.files import is_whole, sync_files
 from personalar.core.own_files import PICTURE_FOLDERS, own_files
 from personalar.core.png import is_whole_png
 from personalar.core.run_folder import RunFolder, stage_names
-from personalar.data.prompts import fill
+from personalar.data.prompts import class_prompt
 from personalar.reports.summary import result_lines
 
 if TYPE_CHECKING:  # torch is loaded with the run
@@ -41,7 +41,8 @@ def record_start(session: RunContext, *, command: str) -> None:
     from personalar.training.memory_fit import describe_sampling
 
     config, subject = session.config, session.subject
-    strange = words_note(session.model_files.layout, [fill(s.text, subject.noun) for s in session.specs])
+    plain = [class_prompt(spec.text, subject.noun) for spec in session.specs]
+    strange = words_note(session.model_files.layout, plain)
     prompts: set[str] = set()
     for stage in ("base", *config.method.stages):
         prompts.update(request.prompt for request in all_requests(session, stage))

@@ -21,18 +21,25 @@ from PIL.Image import Image
 
 from personalar.config.plugins import build
 from personalar.config.scorer_config import ScorerConfig
+from personalar.config.subject_config import STYLE
 from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
+from personalar.data.prompts import without_style
 from personalar.scoring.base import ImageScorer, ImageTextScorer, Scorer
 from personalar.scoring.metrics import MeanScores
 from personalar.scoring.subject_crop import Outside, SubjectCrop
-from personalar.scoring.subject_scorer import Diversity, Drift, SubjectScorer, load_pair
+from personalar.scoring.subject_scorer import Diversity, Drift, StyleScores, SubjectScorer, load_pair
 
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
 
 def class_text(prompt: str, noun: str) -> str:
-    """Replace "[V] cat" and "[V]" by the class "cat", because CLIP has not been trained on "[V]"."""
+    """Replace "[V] cat" and "[V]" by the class "cat", because CLIP has not been trained on "[V]".
+
+    The phrase that names a style is left out.
+    """
+    if noun == STYLE:  # "a dog in the style of [V]" asks for a dog
+        prompt = without_style(prompt, "[V]")
     # The longer form first: replacing [V] alone would give "cat cat".
     named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
     return _IMAGE_TOKEN.sub("", named).strip()
@@ -193,6 +200,8 @@ def load_judges(
         main = SubjectScorer(clip, dino, subject, prompts=prompts, text=config.clip_text)
     # After CLIP and DINO: a missing checkpoint is reported first, and a user's scorer may be slow.
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
+    if main and subject.noun == STYLE:
+        extra["style"] = StyleScores(main)
     if main and config.subject_crop:
         extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
     if main and config.outside:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personalar.config.scorer_config import ScorerConfig
-from personalar.core.measures import MEASURES
+from personalar.core.measures import MEASURES, Measure
 from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_similarity, similarity_between
 
@@ -199,3 +199,45 @@ class Drift:
             then = self.clip.image_features([self.before[others[place]] for place in moved])
             found = dict(zip(moved, (1 - (now * then).sum(dim=1)).tolist(), strict=True))
         return {"drift": [found.get(place) for place in range(len(samples))]}
+
+
+class StyleScores:
+    """Scores of a style: likeness and prompt following in one number, and how prompts without it change.
+
+    "style_text" is the harmonic mean of DINO (to the pictures of the style) and CLIP-T. Alone, a copy of one
+    of these pictures has the highest DINO, and a picture without the style the highest CLIP-T. "style_drift"
+    is the increase of DINO on prompts without [V] since the base, for the same prompt and seed.
+
+    Args:
+        main: the scorer of the same pictures.
+    """
+
+    batch = 64
+    measures = (
+        Measure(name="style_text", title="style and text", range=(0, 1), reads="class"),
+        Measure(name="style_drift", title="style drift", range=(-2, 2), better="same", kind="class"),
+    )
+
+    def __init__(self, main: SubjectScorer) -> None:
+        self.main = main
+        self.before: dict[tuple[str, int], float] = {}
+        """DINO of the base's pictures by (prompt, seed), stored when the base's samples are scored."""
+        self.version = " and ".join(judge.name.rpartition("#")[2] for judge in (main.dino, main.clip))
+
+    def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
+        """Return both measures; the drift of "class" samples only, and not of the base."""
+        images = [sample.image for sample in samples]
+        dino = mean_similarity(self.main.dino.features(images), self.main.dino_references)
+        texts = self.main.clip.text_features([sample.prompt for sample in samples])
+        clip_t = (self.main.clip.image_features(images) * texts).sum(dim=1)
+        like, follow = dino.clamp(min=0), clip_t.clamp(min=0)
+        # Never 0 in the denominator; the numerator is 0 there.
+        both = 2 * like * follow / (like + follow).clamp(min=1e-8)
+        drift: list[Value] = [None] * len(samples)
+        for place, sample in enumerate(samples):
+            key, value = (sample.prompt, sample.seed), float(dino[place])
+            if sample.stage == "base":
+                self.before[key] = value
+            elif sample.kind == "class" and key in self.before:
+                drift[place] = value - self.before[key]
+        return {"style_text": both.tolist(), "style_drift": drift}

@@ -85,6 +85,13 @@ def test_without_pictures_the_head_suggests_prompts(tmp_path: Path) -> None:
     assert parts(model_card(alone, tmp_path))[0]["instance_prompt"] == "a rendering of [V]"
 
 
+def test_a_style_without_a_recipe_has_prompts_of_a_style(tmp_path: Path) -> None:
+    style = make(subject={"name": "ink", "noun": "style", "fingerprint": "f"})
+    head, _ = parts(model_card(style, tmp_path))
+    assert head["instance_prompt"] == "a painting in the style of [V]"
+    assert head["widget"][0] == {"text": "a painting in the snow in the style of [V]"}
+
+
 def test_an_export_shows_the_pictures_that_lie_beside_it(tmp_path: Path) -> None:
     make().save(tmp_path / "concept")
     grey = Image.new("RGB", (8, 8))

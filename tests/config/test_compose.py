@@ -58,6 +58,7 @@ def test_every_choice_composes(turn: int) -> None:
     photos = {
         "folder": ["subject.path=photos/my dog", "subject.noun=dog"],
         "dreambench": ["subject.path=dataset/dog2"],
+        "style": ["subject.path=pictures/ink"],
     }.get(chosen["subject"], [])
     if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
         del chosen["method"], chosen["stage"]
@@ -71,7 +72,8 @@ def test_every_choice_composes(turn: int) -> None:
     assert isinstance(config, RunConfig)
     for group, name in chosen.items():
         part = config.model.recipe if group == "model/recipe" else getattr(config, group, None)
-        named = {("subject", "folder"): "my dog", ("subject", "dreambench"): "dog2"}.get((group, name), name)
+        folders = {"folder": "my dog", "dreambench": "dog2", "style": "ink"}
+        named = folders.get(name, name) if group == "subject" else name
         assert getattr(part, "name", named) == named
 
 
@@ -300,3 +302,40 @@ def test_replay_needs_class_images_and_room_beside_them() -> None:
         compose_config("+subject=cat", "model/recipe=paper", ratio, "model.recipe.stages.transformer.batch=4")
     with pytest.raises(ValueError, match=r"replay_ratio=0\.5 with batch=1 leaves no sequence for"):
         compose_config("+subject=cat", ratio, "model.recipe.stages.transformer.batch=1")
+
+
+STYLE = ("+subject=style", "subject.path=pictures/ink")
+
+
+def test_a_style_has_prompts_of_its_own_with_any_recipe() -> None:
+    config = compose_config(*STYLE, "model/recipe=paper", "method=dcoar", "experiment=quick")
+    prompts = (*config.model.recipe.data.templates, *config.samples.prompts)
+    assert (config.subject.name, config.subject.noun) == ("ink", "style")
+    assert len(prompts) == 20 and all("in the style of {}" in prompt for prompt in prompts)
+    assert config.model.recipe.data.crop == "random" and config.prior.append == "[I]"
+    assert not any("{}" in prompt for prompt in config.prior.prompts)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+subject=style"], r"\+subject=style needs subject.path=DIR \(1 to 10 pictures in the style\)"),
+        ([*STYLE, "subject.noun=cat"], "kind=style with subject.noun='cat': the noun of"),
+        (["+subject=folder", "subject.path=x", "subject.noun=style"], r"kind=folder .* use \+subject=style"),
+        ([*STYLE, "samples.prompts=['a {}']"], "samples.prompts: 'a {}' .* write 'in the style of {}' where"),
+        ([*STYLE, "samples.prompts=null"], "samples.prompts: None is not a prompt of a style"),
+        ([*STYLE, "model.recipe.data.templates=['{}, {}']"], "model.recipe.data.templates: '{}, {}' is not"),
+        ([*STYLE, "prior.prompts=['a {}','a cat']"], "prior.prompts: 'a {}' is not a prompt of a style"),
+        ([*STYLE, "scorer.outside=true"], "scorer.outside=true needs a subject in a box"),
+        ([*STYLE, "selection.scorer.subject_crop=true"], "selection.scorer.subject_crop=true .* setting out"),
+    ],
+)  # fmt: skip
+def test_a_style_refuses_what_needs_a_class_or_a_place(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
+        compose_config(*words)
+
+
+def test_settings_of_a_class_have_no_effect_on_a_style() -> None:
+    for word in ("subject.live=true", "samples.prompt_set=dreambench", "model.recipe.data.class_name=true"):
+        with pytest.raises(ValueError, match="has no effect in this run: it needs a subject with a class"):
+            check_read(compose_config(*STYLE, word), [*STYLE, word])

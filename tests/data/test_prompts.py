@@ -11,17 +11,22 @@ from personalar.concepts import validation
 from personalar.config.run_config import SamplesConfig, SubjectConfig
 from personalar.core.types import PromptSpec, image_fingerprint
 from personalar.data.prompts import (
+    UNRELATED,
+    class_prompt,
     fill,
     plain_prompts,
+    prior_prompt,
     row_names,
     sample_prompt,
     spell,
     training_prompt,
+    unrelated_prompts,
     word_of,
 )
 from personalar.data.subject import load_subject, validation_prompts
 
 SPEC = PromptSpec(text="a {} in the snow", category="recontext")
+STYLED = PromptSpec(text="a cat in the style of {}, at night", category="style")
 
 
 def test_training_prompts_follow_the_paper() -> None:
@@ -56,6 +61,21 @@ def test_validation_prompts_by_kind() -> None:
     assert sample_prompt(SPEC, kind="subject", learned=False, **words) == "a cat in the snow"
     assert sample_prompt(SPEC, kind="class", learned=True, **words) == "a cat in the snow"
     assert sample_prompt(SPEC, kind="description", learned=False, **words) == "an orange cat in the snow"
+
+
+def test_a_style_has_no_class_and_the_base_is_asked_without_it() -> None:
+    def prompt(kind, learned, noun="style") -> str:
+        words = {"noun": noun, "description": "an ink drawing"}
+        return sample_prompt(STYLED, kind=kind, learned=learned, **words)
+
+    assert training_prompt("a painting in the style of {}", "style") == "a painting in the style of [V]"
+    assert prompt("subject", learned=True) == "a cat in the style of [V], at night"
+    assert prompt("subject", learned=False) == prompt("class", learned=True) == "a cat, at night"
+    assert prompt("description", learned=False) == "a cat in the style of an ink drawing, at night"
+    assert prompt("class", learned=True, noun="painter") == "a cat in the style of painter, at night"
+    assert class_prompt("in the style of {}, a cat", "style") == class_prompt("a cat", "style") == "a cat"
+    assert class_prompt(prior_prompt("style").text, "style") == "a painting"
+    assert len(unrelated_prompts("style")) == len(UNRELATED)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +136,16 @@ def test_one_photo_is_said_to_be_few(tmp_path: Path, capsys) -> None:
 def test_a_folder_subject_needs_its_path() -> None:
     with pytest.raises(ValueError, match=r"needs subject.path=DIR"):
         load_subject(config(None))
+
+
+def test_a_style_is_a_folder_of_pictures(tmp_path: Path, capsys) -> None:
+    style = config(tmp_path, kind="style", noun="style")
+    with pytest.raises(FileNotFoundError, match="put 1 to 10 pictures in one style there"):
+        load_subject(style)
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a style icon on a sofa.")
+    subject = load_subject(style)
+    assert subject.captions == ("a style icon on a sofa in the style of {}",) and not subject.live
+    shown = " ".join(capsys.readouterr().out.split())
+    assert 'prompt "a style icon on a sofa in the style of [V]" (the style appended)' in shown
+    assert "note: only one picture: its motif can become part of the style" in shown

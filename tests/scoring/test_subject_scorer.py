@@ -21,7 +21,7 @@ from personalar.scoring.dino import DinoScorer
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, class_text
 from personalar.scoring.score_file import merge_scores, read_scores
-from personalar.scoring.subject_scorer import SubjectScorer
+from personalar.scoring.subject_scorer import StyleScores, SubjectScorer
 
 
 def picture(seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
@@ -265,6 +265,32 @@ def test_scoring_the_references_themselves(tiny_scorer_dir):
 )
 def test_clip_reads_the_class_for_the_identifier(prompt, text):
     assert class_text(prompt, "cat") == text
+
+
+def test_a_style_is_scored_by_likeness_and_text_together_and_by_what_leaks():
+    owner = subject(noun="style")
+    main = SubjectScorer(TableClip(), TableDino(), owner)
+    scorer = Judges(owner, main, {"style": StyleScores(main)}, {})
+    spec = PromptSpec(text="a cat in the snow in the style of {}", category="style")
+
+    def draw(kind, image, stage="embedding") -> Sample:
+        named = kind == "subject" and stage != "base"
+        prompt = spec.text.replace("{}", "[V]") if named else "a cat in the snow"
+        return Sample(stage=stage, prompt=prompt, kind=kind, seed=0, spec=spec, image=image)
+
+    def values(*samples) -> dict:
+        found = {}
+        for line in scorer.score(samples):
+            found.setdefault(line["scorer"], []).append(line["value"])
+        return found
+
+    base = values(draw("subject", plain(0, 0, 1), "base"))
+    assert base["style_text"] == [0] and "style_drift" not in base
+    after = values(draw("subject", plain(1, 0, 0)), draw("class", plain(1, 0, 1)))
+    # DINO .5 is the mean of 1 and 0; CLIP-T is 1, because it reads "a cat in the snow".
+    assert after["clip_t"][0] == 1 and after["dino"][0] == 0.5
+    assert after["style_text"][0] == pytest.approx(2 / 3, abs=1e-6)
+    assert after["style_drift"] == [pytest.approx(0.5**1.5, abs=1e-6)]
 
 
 def test_clip_reads_the_very_prompt_when_told_so():

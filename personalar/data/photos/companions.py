@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from personalar.config.subject_config import IN_STYLE, STYLE
 from personalar.data.photos.photo_file import SUFFIXES, Unusable, refusals
 from personalar.data.prompts import SUBJECT_TOKEN, check_text, normalized
 
@@ -65,11 +66,13 @@ def caption_template(caption: str, noun: str) -> tuple[str, str]:
 
     Args:
         caption: with [V] it is used as it is; otherwise the first `noun` in it becomes the subject; without
-            one the subject is appended.
-        noun: the class of the subject.
+            one the subject is appended. A style is always appended.
+        noun: the class of the subject; "style" for a style.
     """
     if SUBJECT_TOKEN in caption or "{}" in caption:
         return caption, f"{SUBJECT_TOKEN} as written"
+    if noun == STYLE:
+        return f"{caption.rstrip(' .,;')} {IN_STYLE}", "the style appended"
     # Whole words only: "cat" must not be found in "cattle".
     word = re.compile(rf"(?<!\w){re.escape(noun)}(?!\w)", re.IGNORECASE)
     if word.search(caption):

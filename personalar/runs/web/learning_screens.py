@@ -76,7 +76,7 @@ def photos_screen(screens: Screens) -> None:
     with gr.Row():
         with gr.Column(min_width=280):
             files = gr.File(label="Drop 3 to 6 photos of one thing", file_count="multiple", height=180)
-            noun = gr.Textbox("", label="What is it?", placeholder="dog", max_length=60)
+            noun = gr.Textbox("", label="What is it?", placeholder="dog, or style", max_length=60)
             name = gr.Textbox("", label="Name", placeholder="as the word above", max_length=60)
             check = gr.Button("Check the photos", variant="primary")
             empty = gr.Button("Delete this set of photos", size="sm")

@@ -14,6 +14,7 @@ from PIL import Image
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.model_config import ProtocolConfig
+from personalar.config.subject_config import NOT_RENDERED, STYLE
 from personalar.core.files import plain_name, read_json, write_text
 from personalar.data.photos.photo_folder import Photo, inspect_folder
 from personalar.data.subject import captioned, fitted, load_subject
@@ -83,7 +84,8 @@ class PhotoSets:
             return [f"subject={name}"]
         folder = self.folder(name)
         words = {"path": str(folder), "noun": self.noun(name), "name": folder.name}
-        return ["subject=folder", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
+        option = "style" if words["noun"] == STYLE else "folder"
+        return [f"subject={option}", *(f"subject.{key}={as_value(text)}" for key, text in words.items())]
 
     def noun(self, name: str) -> str:
         """Return what the photos of a set show; raises ValueError if no set has this name."""
@@ -117,7 +119,7 @@ def upload_path(folder: Path, name: str) -> Path:
 
 def examples() -> list[str]:
     """Return the names of the rendered subjects."""
-    return [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
+    return [name for name in group_options(conf_dir(), "subject") if name not in NOT_RENDERED]
 
 
 def layout_of(model: str) -> ProtocolConfig | None:

@@ -25,6 +25,17 @@ part; patterns, markings and texture; small parts and details, and the face if t
 0: the {noun} is missing, or is something else
 First write one short sentence for each comparison, then end with the line "Score: N", where N is a whole \
 number from 0 to 4."""
+LIKENESS_OF_STYLE = """\
+The first picture is an example of a style. The second picture was generated and should show something else \
+in the same style. Rate how well the style was kept. Ignore what the pictures show, and their quality. \
+Compare, one by one: medium and technique; colours; lines and strokes; texture; light, shading and depth.
+4: the very same style, in every respect
+3: the same style but for a detail
+2: alike, with clear differences
+1: a hint of it
+0: another style
+First write one short sentence for each comparison, then end with the line "Score: N", where N is a whole \
+number from 0 to 4."""
 PROMPT = """\
 This picture was generated for the text: "{text}". Rate how well it shows what the text asks for. Ignore \
 beauty and picture quality. Check, one by one: the things that are named; their colours, number and what \
@@ -37,7 +48,7 @@ they do or wear; the place; the style.
 First write one short sentence for each check, then end with the line "Score: N", where N is a whole number \
 from 0 to 4."""
 YES = 'Does this picture show "{text}"? Answer with one word, yes or no.'
-VERSION = hashlib.sha256("\0".join((LIKENESS, PROMPT, YES)).encode()).hexdigest()[:12]
+VERSION = hashlib.sha256("\0".join((LIKENESS, LIKENESS_OF_STYLE, PROMPT, YES)).encode()).hexdigest()[:12]
 ALLOWED = ("0", "1", "2", "3", "4")
 LEAST_ANSWERED = 0.5
 """Minimum of P("yes") + P("no"); below it the model wants to answer something else."""

@@ -17,12 +17,21 @@ from typing import Any
 
 from PIL import Image
 
+from personalar.config.subject_config import STYLE
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
 from personalar.scoring.base import Value
 from personalar.scoring.vlm.answers import Answers, default_folder
 from personalar.scoring.vlm.endpoint import Endpoint, Unanswered
-from personalar.scoring.vlm.rubric import LIKENESS, PROMPT, VERSION, YES, rating, yes_probability
+from personalar.scoring.vlm.rubric import (
+    LIKENESS,
+    LIKENESS_OF_STYLE,
+    PROMPT,
+    VERSION,
+    YES,
+    rating,
+    yes_probability,
+)
 
 LARGEST_PX = 512
 """Pixels of the longer side of a picture, as in DreamBench++."""
@@ -116,10 +125,11 @@ class VlmJudge:
             return []
         # Encoded once and used in every question about this picture.
         picture, questions = _data_uri(sample.image), []
+        alike = LIKENESS_OF_STYLE if noun == STYLE else LIKENESS.format(noun=noun)
         for repeat in range(self.repeats):
             # Each repeat shows another photo, so that the mean does not depend on a single view.
             beside = photos[repeat % len(photos)]
-            likeness = self._body(LIKENESS.format(noun=noun), [beside, picture], max_tokens=400)
+            likeness = self._body(alike, [beside, picture], max_tokens=400)
             following = self._body(PROMPT.format(text=sample.prompt), [picture], max_tokens=400)
             questions.append(Question(measure="vlm_likeness", body=likeness, repeat=repeat))
             questions.append(Question(measure="vlm_prompt", body=following, repeat=repeat))

@@ -24,6 +24,8 @@ from personalar.data.subject import load_subject
         ("hotdogs, a dog's bed", "dog", "hotdogs, a [V] dog's bed", "[V] before the class"),
         ("a duck toy in water", "duck toy", "a [V] duck toy in water", "[V] before the class"),
         ("two dogs on a sofa.", "dog", "two dogs on a sofa, [V] dog", "[V] and the class appended"),
+        ("a style icon.", "style", "a style icon in the style of [V]", "the style appended"),
+        ("[V], a cat", "style", "[V], a cat", "[V] as written"),
     ],
 )
 def test_the_subject_in_a_caption(caption: str, noun: str, prompt: str, where: str) -> None:

@@ -11,7 +11,7 @@ from personalar.config.compose import composed, read_config
 from personalar.data.photos.photo_folder import Photo
 from personalar.runs.web import photo_sets
 from personalar.runs.web.markup import verdict_table
-from personalar.runs.web.photo_sets import PhotoSets, crops, layout_of
+from personalar.runs.web.photo_sets import PhotoSets, crops, examples, layout_of
 
 ODD = ["../../evil.png", ".hidden", "a b;$(rm).PNG", "ü.png", "u.png", "x" * 200 + ".png", "con\n.png"]
 
@@ -81,3 +81,11 @@ def test_verdicts_and_crops_come_from_the_base(tmp_path: Path) -> None:
 def test_names_are_shown_as_text() -> None:
     shown = verdict_table([Photo(path=Path("<img src=x onerror=alert(1)>.png"), notes=("<b>",))])
     assert "<img" not in shown and "<b>" not in shown.replace("<b>0 of 1", "")
+
+
+def test_the_word_style_selects_a_style(tmp_path: Path) -> None:
+    sets = PhotoSets(tmp_path / "sets")
+    added = sets.add("ink", "style", upload(tmp_path, "a.png"))
+    config = read_config(composed("run", sets.settings(added)))
+    assert (config.subject.kind, config.subject.name) == ("style", "ink")
+    assert "style" not in examples() and "cat" in examples()

@@ -17,6 +17,7 @@ from PIL import Image
 from test_subject_scorer import BARE, SNOW, picture, plain, sample, subject
 
 from personalar.config.fingerprint import request_of
+from personalar.core.types import PromptSpec, Sample
 from personalar.scoring.judges import Judges, load_judges
 from personalar.scoring.vlm import vlm_judge
 from personalar.scoring.vlm.rubric import VERSION, rating, yes_probability
@@ -283,3 +284,15 @@ def test_it_is_chosen_by_configuration_and_named_with_its_rubric(tiny_scorer_dir
     nowhere = compose_config(*words, chosen[1])
     with pytest.raises(ValueError, match=r"no server: set scorer\.url=https://HOST/v1"):
         load_judges(nowhere.scorer, subject(), prompts=(), device="cpu")
+
+
+def test_a_style_is_asked_about_as_a_style(tmp_path: Path) -> None:
+    spec = PromptSpec(text="a cat in the snow in the style of {}", category="style")
+    drawn = Sample(stage="embedding", prompt="a cat in the snow in the style of [V]", kind="subject", seed=0,
+                   spec=spec, image=plain(9, 0, 0))  # fmt: skip
+    with chat_server(good) as server:
+        values(judge(server, tmp_path, repeats=1), drawn, owner=subject(noun="style"))
+        likeness, others = ([text_of(body) for body in server.bodies if len(pictures_of(body)) == count]
+                            for count in (2, 1))  # fmt: skip
+    assert len(likeness) == 1 and "medium and technique" in likeness[0] and "{" not in likeness[0]
+    assert all('"a cat in the snow"' in text for text in others)
