@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from repository_server import TOKEN, RepositoryHub
+from repository_server import RepositoryHub
 from test_concept import make
 from test_exchange import adapter, learned_on_tiny
 
@@ -21,28 +20,6 @@ from personalar.core.own_files import ROWS_FILE, WEIGHTS_FILE
 
 Command = Callable[..., str]
 REPO = "repo=me/my-cat"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RepositoryHub]:
-    """A running hub as HF_ENDPOINT, HF_HOME and HF_TOKEN would select it, with an empty cache."""
-    with RepositoryHub() as server:
-        where = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", where)
-        template = where + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -73,13 +50,15 @@ def test_a_run_is_pushed_and_read_back(
     (run / "concept" / "diary.txt").write_text("not a file of a concept")
     (run / "concept" / "pictures" / "holiday.png").write_bytes(b"not a picture of the run")
     listed = command("push", "run", REPO, "dry_run=true")
-    assert "dry run: nothing was uploaded" in listed and not hub.repositories
+    assert listed.endswith("dry run: nothing was uploaded\n") and not hub.repositories
     said = command("push", "run", REPO)
     assert "use it with concept=hub://me/my-cat" in said and "me/my-cat (private), from run/concept:" in said
     assert hub.repositories["me/my-cat"].private
     names = {path.relative_to(finished_run / "concept").as_posix() for path in
              (finished_run / "concept").rglob("*") if path.is_file()}  # fmt: skip
-    assert set(files(hub)) == names == {line.split()[0] for line in listed.splitlines()[1:-1]}
+    listed_names = {line.split()[0] for line in listed.splitlines() if line.endswith(" MB")}
+    assert set(files(hub)) == names == listed_names
+    assert files(hub)["README.md"].decode() in listed
     assert b"sample concept=hub://me/my-cat " in files(hub)["README.md"]
     for name in names - {"README.md"}:
         assert files(hub)[name] == (run / "concept" / name).read_bytes()
@@ -170,9 +149,9 @@ def test_without_token_or_network_nothing_is_uploaded(
     make().save(tmp_path / "cat")
     command("push", "cat", REPO)
     monkeypatch.delenv("HF_TOKEN")
-    assert "there is no token for the hub: log in with `hf auth login`, or set" in command(
-        "push", "cat", REPO
-    )
+    no_token = "there is no token for the hub: log in with `hf auth login`, or set HF_TOKEN"
+    assert command("push", "cat", REPO, "dry_run=true").endswith(f"note: {no_token}\n")
+    assert command("push", "cat", REPO) == f"personalar.push: {no_token}"
     invisible = command("export", "concept=hub://me/my-cat", "out=x")
     assert "hub://me/my-cat does not exist, or is private and not visible to you" in invisible
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -17,7 +17,8 @@ import gradio as gr
 from personalar.config.compose import conf_dir, group_options
 from personalar.core.files import plain_name
 from personalar.runs.web import markup
-from personalar.runs.web.jobs import Jobs, run_command
+from personalar.runs.web.jobs import Jobs
+from personalar.runs.web.page_commands import run_command
 from personalar.runs.web.photo_sets import PhotoSets, crops, examples, layout_of
 
 EVERY = 1.0

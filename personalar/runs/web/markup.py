@@ -92,6 +92,12 @@ def status_panel(name: str, state: State) -> str:
     return f'<div class="status" data-status="{state.status}"><div class="line">{spans}</div>{bar}</div>'
 
 
+def output_panel(state: State, text: str, *, working: str) -> str:
+    """Return the state and the output of a command; `working` is the word for one that is active."""
+    word = working if state.at_work else state.status
+    return f'<div data-status="{state.status}"><b>{word}</b><pre class="output">{escape(text)}</pre></div>'
+
+
 def watch_panel(jobs: Jobs, folder: Path) -> str:
     """Return the loss curve of each stage, the base's grid and the newest grid."""
     parts = []
