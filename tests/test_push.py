@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from repository_server import RepositoryHub
+from hub_server import Hub
 from test_concept import make
 from test_exchange import adapter, learned_on_tiny
 
@@ -38,13 +38,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-def files(hub: RepositoryHub) -> dict[str, bytes]:
+def files(hub: Hub) -> dict[str, bytes]:
     """Return the newest files of the repository."""
-    return hub.repositories["me/my-cat"].commits[-1]
+    return hub.repositories["me/my-cat"].newest
 
 
 def test_a_run_is_pushed_and_read_back(
-    hub: RepositoryHub, command: Command, finished_run: Path, tmp_path: Path
+    hub: Hub, command: Command, finished_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "concept" / "diary.txt").write_text("not a file of a concept")
@@ -68,7 +68,7 @@ def test_a_run_is_pushed_and_read_back(
 
 
 def test_a_sample_of_the_hub_equals_that_of_the_folder(
-    hub: RepositoryHub, command: Command, tiny_model_dir: Path, tmp_path: Path
+    hub: Hub, command: Command, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     learned_on_tiny(tmp_path / "cat", tiny_model_dir)
     command("push", "cat", REPO)
@@ -83,7 +83,7 @@ def test_a_sample_of_the_hub_equals_that_of_the_folder(
 
 
 def test_an_interrupted_push_goes_on_and_a_repeated_one_changes_nothing(
-    hub: RepositoryHub, command: Command, tmp_path: Path
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     make(lora=adapter()).save(tmp_path / "cat")
     hub.fail_after = 1
@@ -98,7 +98,7 @@ def test_an_interrupted_push_goes_on_and_a_repeated_one_changes_nothing(
 
 
 def test_another_concept_replaces_the_first_which_its_commit_still_has(
-    hub: RepositoryHub, command: Command, tmp_path: Path
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", REPO)
@@ -112,7 +112,7 @@ def test_another_concept_replaces_the_first_which_its_commit_still_has(
 
 
 def test_a_public_repository_is_written_only_if_asked_for(
-    hub: RepositoryHub, command: Command, tmp_path: Path
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     make().save(tmp_path / "cat")
     assert "(public, visible to everybody)" in command("push", "cat", REPO, "private=false")
@@ -134,17 +134,17 @@ def test_a_public_repository_is_written_only_if_asked_for(
     ],
 )  # fmt: skip
 def test_refusals_are_one_sentence(
-    hub: RepositoryHub, command: Command, tmp_path: Path, words: list[str], said: str
+    hub: Hub, command: Command, tmp_path: Path, words: list[str], said: str
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", "repo=me/other")
-    hub.repositories["me/other"].commits.append({"README.md": b"a repository of something else"})
+    hub.repositories["me/other"].commit({"README.md": b"a repository of something else"})
     answer = command(*words)
     assert said in answer and answer.startswith(f"personalar.{words[0]}: ") and "\n" not in answer
 
 
 def test_without_token_or_network_nothing_is_uploaded(
-    hub: RepositoryHub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", REPO)

@@ -18,7 +18,7 @@ import pytest
 from browser import Page, open_browser
 from PIL import Image
 from processes import free_port
-from repository_server import TOKEN, RepositoryHub
+from hub_server import TOKEN, Hub
 
 import personalar
 from personalar.nano.world.subjects import rendered_subject
@@ -202,7 +202,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []
 
 
-def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: RepositoryHub) -> None:
+def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None:
     """A run of the tiny random base: what the page shows is what the commands write and upload."""
     run = Path(shutil.copytree(finished_run, tmp_path / "outputs" / "nano" / "cat"))
     first = run / "stages" / "embedding" / "concept"
@@ -238,8 +238,8 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: RepositoryHu
         said = page.evaluate("document.body.innerText")
     (repository,) = hub.repositories.values()
     assert repository.private
-    assert {line.split()[0] for line in shown.splitlines() if line.endswith(" MB")} == set(repository.commits[-1])
-    assert repository.commits[-1]["README.md"].decode() in shown
+    assert {line.split()[0] for line in shown.splitlines() if line.endswith(" MB")} == set(repository.newest)
+    assert repository.newest["README.md"].decode() in shown
     written = [path.read_text() for path in tmp_path.rglob("*.log")]
     assert len(written) == 3 and not any(TOKEN in text for text in (said, *written))
 
