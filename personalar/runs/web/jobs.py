@@ -11,6 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -101,6 +103,24 @@ class Jobs:
         """Return the path of the log of the command of `folder`."""
         name = folder.relative_to(self.outputs)
         return self.own / "logs" / name.parent / f"{name.name}.log"
+
+    def archive(self, name: str) -> Path:
+        """Write the concept of a run to a new ZIP file, and return its path.
+
+        Raises:
+            ValueError: the run has no concept.
+        """
+        concept = self.folder(name) / "concept"
+        files = sorted(path for path in concept.rglob("*") if path.is_file())
+        if not files:
+            raise ValueError(f"{name} has no concept yet: it is written at the end of the run")
+        (self.own / "cache").mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(suffix=".zip", dir=self.own / "cache")
+        # Not compressed, because weights would not become smaller.
+        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(concept))
+        return Path(path)
 
     def start(self, folder: Path, command: Sequence[str]) -> None:
         """Start `command` (python -m personalar...), which writes to `folder`.

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,15 +89,16 @@ class Screen:
         self.page.evaluate(f"{found}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
         self.wait(f"{field}.value === {option!r}", 20)
 
-    def picture(self, selector: str) -> Image.Image:
-        """Return the picture that an element shows, in its own size."""
-        self.wait(f"document.querySelector({selector!r})")
+    def download(self, selector: str, attribute: str) -> bytes:
+        """Return the content at the address in an attribute of an element."""
+        address = f"document.querySelector({selector!r})?.{attribute}"
+        self.wait(address, 20)
         data = self.page.evaluate(
-            f"fetch(document.querySelector({selector!r}).src).then(answer => answer.blob()).then(blob => new "
-            "Promise(done => { const reader = new FileReader(); reader.onload = () => done(reader.result); "
+            f"fetch({address}).then(answer => answer.blob()).then(blob => new Promise(done => "
+            "{ const reader = new FileReader(); reader.onload = () => done(reader.result); "
             "reader.readAsDataURL(blob) }))"
         )
-        return Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2])))
+        return base64.b64decode(data.partition(",")[2])
 
     def status(self, panel: str = "#status") -> str:
         """Return the state of the run, or of the drawing."""
@@ -188,7 +190,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.wait_for("finished")
 
         screen.press("[role=tab]", "Result")
-        screen.wait("document.body.innerText.includes('memorised')")
+        screen.wait("document.body.innerText.includes('Memorised')")
         screen.press("[role=tab]", "Draw")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
@@ -218,12 +220,18 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
         screen.choose("Stage", "embedding")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
+        shown = screen.download(".grid-container img", "src")
         (expected,) = personalar.load(first, "strength=0.5", "trainer.threads=1").images(["a [V] cat"], [3])
-        assert screen.picture(".grid-container img").tobytes() == expected.tobytes()
+        assert Image.open(io.BytesIO(shown)).tobytes() == expected.tobytes()
         page.evaluate("document.querySelector('.grid-container button').click()")
         screen.wait("""document.body.innerText.replace(/\\s/g, '').includes('"strength":"0.5"')""")
 
         screen.press("[role=tab]", "Result")
+        archive = zipfile.ZipFile(io.BytesIO(screen.download("a[download]", "href")))
+        files = [path for path in (run / "concept").rglob("*") if path.is_file()]
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            path.relative_to(run / "concept").as_posix(): path.read_bytes() for path in files
+        }
         screen.press("button span", "Push to the Hugging Face hub")
         screen.write("Repository", "me/my-cat")
         screen.press("button", "Upload")
