@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 from hub_server import Hub
+from huggingface_hub import constants
 from test_concept import make
 from test_exchange import adapter, learned_on_tiny
 
@@ -111,9 +111,7 @@ def test_another_concept_replaces_the_first_which_its_commit_still_has(
     assert Concept.load(concept_folder(f"hub://me/my-cat@{first}")).weights
 
 
-def test_a_public_repository_is_written_only_if_asked_for(
-    hub: Hub, command: Command, tmp_path: Path
-) -> None:
+def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Command, tmp_path: Path) -> None:
     make().save(tmp_path / "cat")
     assert "(public, visible to everybody)" in command("push", "cat", REPO, "private=false")
     assert not hub.repositories["me/my-cat"].private

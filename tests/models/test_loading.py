@@ -14,10 +14,10 @@ import pytest
 import torch
 from conftest_run import compose_config
 from conftest_upstream import LUMINA
+from hub_server import Hub
 from huggingface_hub import constants, errors
 from naive import NaiveDecoder
 from published_files import BRANCH_COMMIT, LISTS, SHARDS, content, publish
-from hub_server import Hub
 from safetensors.torch import save_file
 
 from personalar.config.compose import conf_dir, group_options

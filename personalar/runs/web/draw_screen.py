@@ -22,8 +22,13 @@ def draw_fields() -> list[Any]:
     """Create the fields, and return them in the order of the arguments of `start_drawing`."""
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
-            prompts = gr.Textbox(PROMPTS, label="Prompts, one a line", lines=6, max_length=20000,
-                                 info=f"{SUBJECT_TOKEN} before the noun is the subject")  # fmt: skip
+            prompts = gr.Textbox(
+                PROMPTS,
+                label="Prompts, one a line",
+                lines=6,
+                max_length=20000,
+                info=f"{SUBJECT_TOKEN} before the noun is the subject",
+            )
             seeds = gr.Textbox("0 1", label="Seeds", info="every prompt is drawn with each")
         with gr.Column(scale=2, min_width=280):
             stage = gr.Dropdown([LAST_STAGE], label="Stage", info="whose concept is used")
@@ -36,7 +41,9 @@ def draw_fields() -> list[Any]:
         for label in ("Columns", "Rows"):
             with gr.Row():
                 axes.append(gr.Dropdown([NO_AXIS, *AXES], value=NO_AXIS, label=label, min_width=140))
-                axes.append(gr.Textbox("", label=f"Values of the {label.lower()}", min_width=140, max_lines=4))
+                axes.append(
+                    gr.Textbox("", label=f"Values of the {label.lower()}", min_width=140, max_lines=4)
+                )
         gr.Markdown("Values of prompt and seed are those above; what no axis varies has one value.")
     return [stage, prompts, seeds, guidance, strength, *axes]
 
@@ -97,8 +104,9 @@ def draw_screen(screens: Screens, tab: gr.Tab) -> None:
     draw.click(answered(lambda *given: start_drawing(jobs, *given)), [screens.run, *fields], None)
     stop.click(answered(lambda run: jobs.stop(jobs.pictures(run or ""))), screens.run, None)
     gallery.select(metadata, screens.run, facts)
-    gr.Timer(EVERY).tick(look, [screens.run, seen], [status, gallery, seen],
-                         show_progress="hidden", concurrency_limit=None)  # fmt: skip
+    gr.Timer(EVERY).tick(
+        look, [screens.run, seen], [status, gallery, seen], show_progress="hidden", concurrency_limit=None
+    )
 
 
 def newest_first(folder: Path, pattern: str) -> list[Path]:

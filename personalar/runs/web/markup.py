@@ -125,7 +125,9 @@ def result_panel(jobs: Jobs, folder: Path) -> str:
         return '<p class="soft">No result yet: it comes with the end of the run.</p>'
     rows = []
     for name, measure in columns.items():
-        title = f'{escape(heading(measure.title or name))}<br><span class="soft">{BETTER[measure.better]}</span>'
+        title = (
+            f'{escape(heading(measure.title or name))}<br><span class="soft">{BETTER[measure.better]}</span>'
+        )
         rows.append([title, *(cell(values.get(name), name) for values in stages.values())])
     notes = "".join(f"<p>note: {escape(note)}</p>" for note in summary.get("notes", []))
     links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []

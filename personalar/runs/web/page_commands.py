@@ -47,7 +47,7 @@ def run_command(
     return ["python", "-m", "personalar.run", *subject, *chosen, *settings, where]
 
 
-@dataclass@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """New pictures, as typed on the screen Draw."""
 

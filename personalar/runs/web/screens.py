@@ -81,8 +81,9 @@ def push_panel(screens: Screens) -> None:
     check.click(answered(lambda *given: begin(*given, dry_run=True)), given, None)
     upload.click(answered(lambda *given: begin(*given, dry_run=False)), given, None)
     stop.click(answered(lambda run: jobs.stop(jobs.pushes(run or ""))), screens.run, None)
-    gr.Timer(EVERY).tick(look, [screens.run, seen], [output, seen],
-                         show_progress="hidden", concurrency_limit=None)  # fmt: skip
+    gr.Timer(EVERY).tick(
+        look, [screens.run, seen], [output, seen], show_progress="hidden", concurrency_limit=None
+    )
 
 
 def concepts_screen(screens: Screens, tab: gr.Tab) -> None:

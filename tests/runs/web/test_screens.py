@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from browser import Page, open_browser
+from hub_server import TOKEN, Hub
 from PIL import Image
 from processes import free_port
-from hub_server import TOKEN, Hub
 
 import personalar
 from personalar.nano.world.subjects import rendered_subject
@@ -84,7 +84,9 @@ class Screen:
         field = FIELD.format(label=json.dumps(label))
         self.wait(field, 20)
         self.page.evaluate(f"{field}.dispatchEvent(new Event('focus'))")
-        found = f"[...document.querySelectorAll('[role=option]')].find(one => one.innerText.includes({option!r}))"
+        found = (
+            f"[...document.querySelectorAll('[role=option]')].find(one => one.innerText.includes({option!r}))"
+        )
         self.wait(found, 20)
         self.page.evaluate(f"{found}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
         self.wait(f"{field}.value === {option!r}", 20)
@@ -216,7 +218,9 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
         screen.write("Strength", "0.5")
         screen.press("button.primary", "Draw")
         screen.wait_for("failed", "#draw-status")
-        screen.wait("document.querySelector('#draw-status').innerText.includes('strength=0.5, but the concept')")
+        screen.wait(
+            "document.querySelector('#draw-status').innerText.includes('strength=0.5, but')"
+        )
         screen.choose("Stage", "embedding")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
@@ -227,7 +231,7 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
         screen.wait("""document.body.innerText.replace(/\\s/g, '').includes('"strength":"0.5"')""")
 
         screen.press("[role=tab]", "Result")
-        archive = zipfile.ZipFile(io.BytesIO(screen.download("a[download]", "href")))
+        archive = zipfile.ZipFile(io.BytesIO(screen.download('a[href^="/concept.zip"]', "href")))
         files = [path for path in (run / "concept").rglob("*") if path.is_file()]
         assert {name: archive.read(name) for name in archive.namelist()} == {
             path.relative_to(run / "concept").as_posix(): path.read_bytes() for path in files
