@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 TABS = ("Photos", "Train", "Result", "Draw", "Concepts")
 FIELD = (
     "[...document.querySelectorAll('label, .block')].find(found => found.querySelector('[data-testid="
-    "\"block-info\"]')?.textContent.trim() === {label}).querySelector('input, textarea')"
+    "\"block-info\"]')?.textContent.trim() === {label})?.querySelector('input, textarea')"
 )
 
 
@@ -245,14 +245,15 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
         shown = page.evaluate("document.querySelector('#push pre').textContent")
         assert "me/my-cat (private)" in shown and not hub.repositories
         screen.press("button", "Upload")
-        screen.wait("document.querySelector('#push').innerText.includes('concept=hub://me/my-cat')")
+        screen.wait("document.querySelector('#push').innerText.includes('use it with concept=hub:')")
         screen.wait_for("finished", "#push")
         said = page.evaluate("document.body.innerText")
     (repository,) = hub.repositories.values()
     assert repository.private
     assert {line.split()[0] for line in shown.splitlines() if line.endswith(" MB")} == set(repository.newest)
     assert repository.newest["README.md"].decode() in shown
-    written = [path.read_text() for path in tmp_path.rglob("*.log")]
+    logs = [*(tmp_path / "outputs/web/logs").rglob("*.log"), tmp_path / "server.log"]
+    written = [path.read_text() for path in logs]
     assert len(written) == 3 and not any(TOKEN in text for text in (said, *written))
 
 
