@@ -96,7 +96,8 @@ def photos_screen(screens: Screens) -> None:
             return "", []
         layout = layout_of(model)
         photos = sets.photos(chosen, layout)
-        return markup.verdict_table(photos), crops(photos, layout)
+        noun = sets.noun(chosen) if chosen in sets.names() else ""
+        return markup.verdict_table(photos, noun), crops(photos, layout)
 
     def add(paths: list[str] | None, word: str, own: str) -> tuple[Any, None]:
         if not paths:

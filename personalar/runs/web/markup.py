@@ -59,8 +59,8 @@ def picture(jobs: Jobs, path: Path | None, title: str) -> str:
     return f'<div><h4>{escape(title)}</h4><img src="{source}" alt="{escape(title)}"></div>'
 
 
-def verdict_table(photos: Sequence[Photo]) -> str:
-    """Return a table with the check of each photo."""
+def verdict_table(photos: Sequence[Photo], noun: str) -> str:
+    """Return a table with the check of each photo; `noun` is the class of the subject, if it is known."""
     rows = []
     for photo in photos:
         size = written(photo.image.size) if photo.image else "–"
@@ -68,7 +68,7 @@ def verdict_table(photos: Sequence[Photo]) -> str:
         verdict = f'<span class="{photo.verdict}">{photo.verdict}</span>'
         rows.append([escape(photo.path.name), size, cut, verdict, escape("; ".join(photo.notes))])
     used = sum(photo.image is not None for photo in photos)
-    note = count_note(used) if used else "no photo can be used: add 3 to 6 photos of one thing"
+    note = count_note(used, noun) if used else "no photo can be used: add 3 to 6 photos of one thing"
     lines = f"<p>{escape(note)}</p>" if note else ""
     files = sum(photo.kind is None for photo in photos)  # without masks and captions
     return f"<p><b>{used} of {files} can be used.</b></p>{lines}" + table(
