@@ -7,6 +7,7 @@ import gc
 import torch
 from conftest_backend import tiny_backend, tiny_model_dir
 from conftest_emu3 import emu3_backend, emu3_dir, emu3_files
+from conftest_hub import hub
 from conftest_janus import janus_backend, janus_dir, janus_files, tiny_vq_16
 from conftest_run import copied, do_run, finished_run, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
@@ -20,6 +21,7 @@ __all__ = [
     "emu3_dir",
     "emu3_files",
     "finished_run",
+    "hub",
     "janus_backend",
     "janus_dir",
     "janus_files",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hub_server import Hub
 from huggingface_hub import constants
-from repository_server import TOKEN, RepositoryHub
 from test_concept import make
 from test_exchange import adapter, learned_on_tiny
 
@@ -21,28 +20,6 @@ from personalar.core.own_files import ROWS_FILE, WEIGHTS_FILE
 
 Command = Callable[..., str]
 REPO = "repo=me/my-cat"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RepositoryHub]:
-    """A running hub as HF_ENDPOINT, HF_HOME and HF_TOKEN would select it, with an empty cache."""
-    with RepositoryHub() as server:
-        where = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", where)
-        template = where + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -61,25 +38,27 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-def files(hub: RepositoryHub) -> dict[str, bytes]:
+def files(hub: Hub) -> dict[str, bytes]:
     """Return the newest files of the repository."""
-    return hub.repositories["me/my-cat"].commits[-1]
+    return hub.repositories["me/my-cat"].newest
 
 
 def test_a_run_is_pushed_and_read_back(
-    hub: RepositoryHub, command: Command, finished_run: Path, tmp_path: Path
+    hub: Hub, command: Command, finished_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "concept" / "diary.txt").write_text("not a file of a concept")
     (run / "concept" / "pictures" / "holiday.png").write_bytes(b"not a picture of the run")
     listed = command("push", "run", REPO, "dry_run=true")
-    assert "dry run: nothing was uploaded" in listed and not hub.repositories
+    assert listed.endswith("dry run: nothing was uploaded\n") and not hub.repositories
     said = command("push", "run", REPO)
     assert "use it with concept=hub://me/my-cat" in said and "me/my-cat (private), from run/concept:" in said
     assert hub.repositories["me/my-cat"].private
     names = {path.relative_to(finished_run / "concept").as_posix() for path in
              (finished_run / "concept").rglob("*") if path.is_file()}  # fmt: skip
-    assert set(files(hub)) == names == {line.split()[0] for line in listed.splitlines()[1:-1]}
+    listed_names = {line.split()[0] for line in listed.splitlines() if line.endswith(" MB")}
+    assert set(files(hub)) == names == listed_names
+    assert files(hub)["README.md"].decode() in listed
     assert b"sample concept=hub://me/my-cat " in files(hub)["README.md"]
     for name in names - {"README.md"}:
         assert files(hub)[name] == (run / "concept" / name).read_bytes()
@@ -89,7 +68,7 @@ def test_a_run_is_pushed_and_read_back(
 
 
 def test_a_sample_of_the_hub_equals_that_of_the_folder(
-    hub: RepositoryHub, command: Command, tiny_model_dir: Path, tmp_path: Path
+    hub: Hub, command: Command, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     learned_on_tiny(tmp_path / "cat", tiny_model_dir)
     command("push", "cat", REPO)
@@ -104,7 +83,7 @@ def test_a_sample_of_the_hub_equals_that_of_the_folder(
 
 
 def test_an_interrupted_push_goes_on_and_a_repeated_one_changes_nothing(
-    hub: RepositoryHub, command: Command, tmp_path: Path
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     make(lora=adapter()).save(tmp_path / "cat")
     hub.fail_after = 1
@@ -119,7 +98,7 @@ def test_an_interrupted_push_goes_on_and_a_repeated_one_changes_nothing(
 
 
 def test_another_concept_replaces_the_first_which_its_commit_still_has(
-    hub: RepositoryHub, command: Command, tmp_path: Path
+    hub: Hub, command: Command, tmp_path: Path
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", REPO)
@@ -132,9 +111,7 @@ def test_another_concept_replaces_the_first_which_its_commit_still_has(
     assert Concept.load(concept_folder(f"hub://me/my-cat@{first}")).weights
 
 
-def test_a_public_repository_is_written_only_if_asked_for(
-    hub: RepositoryHub, command: Command, tmp_path: Path
-) -> None:
+def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Command, tmp_path: Path) -> None:
     make().save(tmp_path / "cat")
     assert "(public, visible to everybody)" in command("push", "cat", REPO, "private=false")
     assert not hub.repositories["me/my-cat"].private
@@ -155,24 +132,24 @@ def test_a_public_repository_is_written_only_if_asked_for(
     ],
 )  # fmt: skip
 def test_refusals_are_one_sentence(
-    hub: RepositoryHub, command: Command, tmp_path: Path, words: list[str], said: str
+    hub: Hub, command: Command, tmp_path: Path, words: list[str], said: str
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", "repo=me/other")
-    hub.repositories["me/other"].commits.append({"README.md": b"a repository of something else"})
+    hub.repositories["me/other"].commit({"README.md": b"a repository of something else"})
     answer = command(*words)
     assert said in answer and answer.startswith(f"personalar.{words[0]}: ") and "\n" not in answer
 
 
 def test_without_token_or_network_nothing_is_uploaded(
-    hub: RepositoryHub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make().save(tmp_path / "cat")
     command("push", "cat", REPO)
     monkeypatch.delenv("HF_TOKEN")
-    assert "there is no token for the hub: log in with `hf auth login`, or set" in command(
-        "push", "cat", REPO
-    )
+    no_token = "there is no token for the hub: log in with `hf auth login`, or set HF_TOKEN"
+    assert command("push", "cat", REPO, "dry_run=true").endswith(f"note: {no_token}\n")
+    assert command("push", "cat", REPO) == f"personalar.push: {no_token}"
     invisible = command("export", "concept=hub://me/my-cat", "out=x")
     assert "hub://me/my-cat does not exist, or is private and not visible to you" in invisible
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -166,6 +166,14 @@ class Concept:
                 "model= out, or set model.path=DIR to the folder with its files"
             )
 
+    def check_strength(self, strength: float) -> None:
+        """Raise ValueError if the concept can only be used as learned, and `strength` is not 1."""
+        if strength != 1 and (self.weights or self.adapters):
+            raise ValueError(
+                f"strength={strength:g}, but the concept of {self.subject['name']!r} {self.unscalable()}: "
+                f"set strength=1, or {WITHOUT_WEIGHTS}"
+            )
+
     def apply(
         self,
         backend: Backend,
@@ -189,11 +197,7 @@ class Concept:
             ValueError: a tensor is unknown to the backend or has another shape, an id is not reserved, an
                 adapter of the concept is not configured, or the concept has a single strength only.
         """
-        if strength != 1 and (self.weights or self.adapters):
-            raise ValueError(
-                f"strength={strength:g}, but the concept of {self.subject['name']!r} {self.unscalable()}: "
-                f"set strength=1, or {WITHOUT_WEIGHTS}"
-            )
+        self.check_strength(strength)
         parameters = dict(backend.transformer.named_parameters())
         _check_shapes(self.weights, parameters)
         width = backend.word_table.shape[1]

@@ -27,7 +27,14 @@ class Part:
 
 
 def check_together(parts: Sequence[Part], adapters: Mapping[str, Adapter] | None = None) -> None:
-    """Raise ValueError if the concepts cannot be used in one picture; `adapters` are the configured ones."""
+    """Raise ValueError if the concepts cannot be used in one picture, or not with their strengths.
+
+    Args:
+        parts: the concepts.
+        adapters: the configured ones.
+    """
+    for part in parts:
+        part.concept.check_strength(part.strength)
     if len(parts) == 1:
         return
     bases = {part.concept.base["fingerprint"]: part.concept.base["name"] for part in parts}

@@ -7,10 +7,12 @@ repeated, and then sends only what the hub does not have yet.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import disable_progress_bars
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.concept_source import LOGIN, SCHEME, hub_errors
@@ -52,6 +54,15 @@ def check_repo(repo: str) -> None:
         raise ValueError(f"repo={repo} is not the name of a repository: write repo=OWNER/NAME")
 
 
+def obstacle() -> str | None:
+    """Return the reason why nothing can be uploaded from this machine, with what to do; None without one."""
+    if huggingface_hub.is_offline_mode():
+        return "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it"
+    if huggingface_hub.get_token() is None:
+        return f"there is no token for the hub: {LOGIN}"
+    return None
+
+
 def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
     """Upload the files of `contents` and return the address of the commit.
 
@@ -66,10 +77,10 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
         FileNotFoundError: the hub refuses the repository.
         ValueError: no token, no network, or the repository exists and is public although `private` is true.
     """
-    if huggingface_hub.is_offline_mode():
-        raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it")
-    if huggingface_hub.get_token() is None:
-        raise ValueError(f"there is no token for the hub: {LOGIN}")
+    if reason := obstacle():
+        raise ValueError(reason)
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # they would fill a log with lines
     hub = HfApi()
     with hub_errors(f"repo={repo}"):
         hub.create_repo(repo, private=private, exist_ok=True)

@@ -6,6 +6,7 @@ written. The message names the closest valid name and what is allowed.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -199,5 +200,8 @@ def launch(command: str, job: Callable[[DictConfig], Any]) -> None:
     with user_errors(f"personalar.{command}"):
         # hydra.main() reads sys.argv. User errors have been reported when it composes again.
         sys.argv[1:] = prepare(command, sys.argv[1:])
+    # These log every request with its address, which can be a signed one that grants access.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     register()
     hydra.main(config_path=str(conf_dir()), config_name=command, version_base="1.3")(job)()

@@ -41,6 +41,8 @@ class VariationConfig:
     """Values of `decoder.top_p`."""
     temperature: list[float] | None = field(default=None, metadata=limits(0, 1000))
     """Values of `decoder.temperature`."""
+    strength: list[float] | None = field(default=None, metadata=limits(0, 1.5))
+    """Values of `strength`, for every concept."""
     negative_prompt: list[str] | None = None
     """Negative prompts."""
     size: list[str] | None = None
@@ -176,7 +178,7 @@ class PushConfig:
     private: bool = True
     """Only its owner sees the repository; false: everybody does."""
     dry_run: bool = False
-    """List what would be uploaded, without contacting the hub."""
+    """Show what would be uploaded, without contacting the hub."""
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from personalar.config.fields import check_number, suggest
 
 KINDS: dict[str, type] = {
     "seed": int, "num_images": int, "guidance": float, "top_k": int, "top_p": float, "temperature": float,
-    "negative_prompt": str, "size": str,
+    "strength": float, "negative_prompt": str, "size": str,
 }  # fmt: skip
 """Options of a line, and their types."""
 LIMITS = {each.name: each.metadata["limits"] for each in fields(VariationConfig) if each.metadata}

@@ -31,6 +31,8 @@ class Drawing:
     top_k: int
     top_p: float
     temperature: float
+    strength: float | None
+    """Strength of every concept; None: those of the command, which differ."""
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -114,6 +116,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         "top_k": [config.decoder.top_k],
         "top_p": [config.decoder.top_p],
         "temperature": [config.decoder.temperature],
+        "strength": [None if isinstance(config.strength, list) else float(config.strength)],
     }
     if "prompt" in varied:
         if lines:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from personalar.generation.pipeline import prepare_generator, size_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from personalar.core.console import Reporter
     from personalar.generation.generator import Generator
     from personalar.generation.requests import PromptAndSeed
 
@@ -65,24 +66,40 @@ def write_samples(config: SampleConfig) -> list[Path]:
     from personalar.core.files import sync_files
     from personalar.core.own_files import delete_abandoned
 
-    wanted, chosen = drawings(config), choose(config)
+    wanted, reporter = drawings(config), Reporter()
     delete_abandoned(Path(config.out))
+    by_strength: dict[float | None, dict[Drawing, None]] = {}
+    for drawing in wanted:
+        by_strength.setdefault(drawing.strength, {})[drawing] = None
+    files: dict[Drawing, File] = {}
+    # Each strength has its own weights. 1 is the last one, because another can be refused: then no picture is
+    # sampled.
+    for strength in sorted(by_strength, key=lambda number: number == 1):
+        own = config if strength is None else replace(config, strength=strength)
+        files |= sample_at_one_strength(list(by_strength[strength]), own, reporter)
+    sync_files()
+    for file in (files[drawing] for drawing in dict.fromkeys(wanted)):
+        reporter.say(f"{file.path} (already there)" if file.exists else str(file.path))
+    return [files[drawing].path for drawing in wanted]
+
+
+def sample_at_one_strength(
+    wanted: Sequence[Drawing], config: SampleConfig, reporter: Reporter
+) -> dict[Drawing, File]:
+    """Load the base with the concepts of `config`, write the pictures, and return their files."""
+    chosen = choose(config)
     generator = prepare_generator(config, [drawing.size for drawing in wanted])
     groups: dict[tuple, list[Drawing]] = {}
-    for drawing in dict.fromkeys(wanted):
+    for drawing in wanted:
         groups.setdefault(drawing.settings, []).append(drawing)
     check_groups(generator, groups.values())
-    files = {drawing: file_of(drawing, config, chosen, generator) for drawing in dict.fromkeys(wanted)}
-    reporter = Reporter()
+    files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
     with reporter.phase("pictures", missing, "images") as advance:
         for group in groups.values():
             left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}
             draw_group(left, config, generator, advance)
-    sync_files()
-    for file in files.values():
-        reporter.say(f"{file.path} (already there)" if file.exists else str(file.path))
-    return [files[drawing].path for drawing in wanted]
+    return files
 
 
 def check_groups(generator: Generator, groups: Iterable[Sequence[Drawing]]) -> None:

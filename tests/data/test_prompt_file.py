@@ -15,7 +15,7 @@ TEXT = st.text(st.characters(exclude_characters="|", exclude_categories=["Cs"]))
 VALUES = {
     "seed": st.integers(0, 2**63 - 1), "num_images": st.integers(1, 10_000),
     "guidance": st.floats(0, 1000), "top_k": st.integers(0, 10**9), "top_p": st.floats(1e-6, 1),
-    "temperature": st.floats(0, 1000), "negative_prompt": TEXT, "size": TEXT,
+    "temperature": st.floats(0, 1000), "strength": st.floats(0, 1.5), "negative_prompt": TEXT, "size": TEXT,
 }  # fmt: skip
 WORDS = st.text(st.characters(exclude_characters="|\r\n", exclude_categories=["Cs", "Z", "Cc"]), min_size=1)
 PROMPTS = WORDS.filter(lambda text: not text.startswith("#") and text.strip() == text)

@@ -88,6 +88,13 @@ def test_options_of_a_line_replace_those_of_the_command(tmp_path: Path) -> None:
         ask(f"prompts_file={file}", "seeds=[0,1]")
 
 
+def test_a_line_can_have_its_own_strength(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a [V] dog | strength=1.2")
+    words = ("concept=x", PROMPT, "strength=0.5", f"prompts_file={file}")
+    assert [d.strength for d in drawings(compose_config(*words, name="sample"))] == [0.5, 1.2]
+
+
 def test_a_grid_is_every_combination_row_by_row() -> None:
     words = ("grid.x.guidance=[1,2.5]", "grid.y.seed=[5,3]")
     found = ask(PROMPT, *words)

@@ -59,6 +59,22 @@ def test_a_grid_is_written_beside_its_pictures(finished_run: Path, base: list[st
     assert page.stem == grid.stem and set(tmp_path.glob("*.png")) == {grid, *paths}
 
 
+def test_a_grid_of_strengths_has_the_pictures_of_each(
+    finished_run: Path, base: list[str], tmp_path: Path
+) -> None:
+    concept = finished_run / "stages" / "embedding" / "concept"
+    words = ("grid.x.strength=[1,0.5]", "grid.y.seed=[3,4]")
+    paths = personalar.sample_files(concept, PROMPTS[:1], [0], *base, *words, f"out={tmp_path / 'out'}")
+    assert [read_png_metadata(path).get("strength") for path in paths] == [None, "0.5", None, "0.5"]
+    for place, strength in enumerate((1, 0.5)):
+        pictures = personalar.load(concept, *base, f"strength={strength}").images(PROMPTS[:1] * 2, [3, 4])
+        drawn = [Image.open(path).tobytes() for path in paths[place::2]]
+        assert drawn == [picture.tobytes() for picture in pictures]
+    with pytest.raises(ValueError, match=r"strength=0\.5, but the concept of 'cat' .*: set strength=1, or"):
+        personalar.sample_files(finished_run, PROMPTS[:1], [0], *base, *words, f"out={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists()
+
+
 def test_one_object_draws_again_and_alike(cat: Pipeline) -> None:
     first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
     assert first[1].tobytes() == second[0].tobytes()

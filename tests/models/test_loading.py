@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,9 +14,10 @@ import pytest
 import torch
 from conftest_run import compose_config
 from conftest_upstream import LUMINA
-from hub_server import BRANCH_COMMIT, LISTS, SHARDS, Hub, content
+from hub_server import Hub
 from huggingface_hub import constants, errors
 from naive import NaiveDecoder
+from published_files import BRANCH_COMMIT, LISTS, SHARDS, content, publish
 from safetensors.torch import save_file
 
 from personalar.config.compose import conf_dir, group_options
@@ -33,24 +33,12 @@ FREE = "personalar.models.loading.free_bytes"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running hub, as HF_ENDPOINT and HF_HOME would have it, an empty cache and room enough."""
-    with Hub() as server:
-        where = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "ENDPOINT", where)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", where + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr(FREE, lambda folder: 10**12)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A running hub with all bases, an empty cache and room enough."""
+    monkeypatch.setattr(FREE, lambda folder: 10**12)
+    for repo in LISTS:
+        publish(hub, repo)
+    return hub
 
 
 def model(name: str = "lumina_mgpt_7b_768", *overrides: str) -> ModelConfig:
@@ -128,26 +116,27 @@ def test_a_file_that_is_not_listed_is_known_before_anything_is_downloaded(hub: H
             if kept:
                 continue  # weights in one file need no index
             names = [name for name in LISTS[part.hub.repo] if fnmatchcase(name, file)]
-            hub.hidden = {(part.hub.repo, gone) for gone in names}
+            publish(hub, part.hub.repo, without=names)
             with pytest.raises(FileNotFoundError) as error:
                 obtain_model(config, say=pytest.fail)
             told = str(error.value)
             assert f"https://huggingface.co/{part.hub.repo} (revision {part.hub.revision})" in told
             assert re.search(rf"has no {re.escape(file)}, (\S+, )?which model={name} needs", told)
             assert f"model.{part.key}.revision=COMMIT" in told
+            publish(hub, part.hub.repo)
     assert hub.files_asked_for == []
 
 
 def test_a_repository_with_one_file_of_weights_needs_no_index(hub: Hub) -> None:
     repo = model("anole_7b").hub.repo
-    hub.hidden = {(repo, name) for name in ("model.safetensors.index.json", *SHARDS)}
-    hub.added = {(repo, "model.safetensors")}
+    index = "model.safetensors.index.json"
+    publish(hub, repo, without=[index, *SHARDS], extra=["model.safetensors"])
     files = obtain_model(model("anole_7b"), say=lambda text: None)
     assert [file.name for file in files.weights()] == ["model.safetensors"]
 
 
 def test_a_shard_that_only_the_index_names(hub: Hub) -> None:
-    hub.hidden = {(model("anole_7b").hub.repo, SHARDS[1])}
+    publish(hub, model("anole_7b").hub.repo, without=[SHARDS[1]])
     with pytest.raises(FileNotFoundError, match=r"leloy/Anole-7b-v0\.1-hf: the index lists files that"):
         obtain_model(model("anole_7b"), say=lambda text: None)
 

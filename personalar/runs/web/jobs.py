@@ -11,6 +11,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from personalar.config.command_line import as_value, quote
+from personalar.config.command_line import as_value
 from personalar.core.files import fits, read_json
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.png import read_png_metadata
@@ -28,7 +30,7 @@ from personalar.core.run_lock import LOCK_FILE
 
 LOG_SHOWN = 4000
 """Bytes of the end of a log that are shown."""
-MOST_PICTURES = 400
+LAST_STAGE = "the last one"
 STOPPED = (0, -signal.SIGINT, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a command that did not fail."""
 PROGRESS = {
@@ -93,10 +95,32 @@ class Jobs:
         """Return the folder of new pictures of a run's subject."""
         return self.own / "pictures" / self.folder(name).relative_to(self.outputs)
 
+    def pushes(self, name: str) -> Path:
+        """Return the name of a folder for the uploads of a run; only its log exists."""
+        return self.own / "pushes" / self.folder(name).relative_to(self.outputs)
+
     def log(self, folder: Path) -> Path:
         """Return the path of the log of the command of `folder`."""
         name = folder.relative_to(self.outputs)
         return self.own / "logs" / name.parent / f"{name.name}.log"
+
+    def archive(self, name: str) -> Path:
+        """Write the concept of a run to a new ZIP file, and return its path.
+
+        Raises:
+            ValueError: the run has no concept.
+        """
+        concept = self.folder(name) / "concept"
+        files = sorted(path for path in concept.rglob("*") if path.is_file())
+        if not files:
+            raise ValueError(f"{name} has no concept yet: it is written at the end of the run")
+        (self.own / "cache").mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(suffix=".zip", dir=self.own / "cache")
+        # Not compressed, because weights would not become smaller.
+        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(concept))
+        return Path(path)
 
     def start(self, folder: Path, command: Sequence[str]) -> None:
         """Start `command` (python -m personalar...), which writes to `folder`.
@@ -148,6 +172,14 @@ class Jobs:
             return pid if lock.resolve() in opened else None
         return None
 
+    def output(self, folder: Path) -> tuple[str, str]:
+        """Return the last command in the log of `folder`, and what it has printed; empty without a log."""
+        text = ""
+        with suppress(OSError):
+            text = self.log(folder).read_text(errors="replace")
+        command, _, printed = f"\n{text}".rpartition("\n$ ")[2].partition("\n")
+        return command, printed
+
     def command(self, folder: Path) -> list[str] | None:
         """Return the command of `folder` from run.json, otherwise the last one in its log."""
         found: list[str] = []
@@ -197,58 +229,10 @@ def is_finished(folder: Path) -> bool:
     return False
 
 
-def run_command(
-    subject: Sequence[str], folder: Path, *, model: str, method: str, quick: bool, more: str = ""
-) -> list[str]:
-    """Return the command of a run.
-
-    Args:
-        subject: the settings that select the subject.
-        quick: add experiment=quick.
-        more: further settings as typed by the user.
-
-    Raises:
-        ValueError: `more` is not a list of settings.
-    """
-    settings = shlex.split(more)
-    for word in settings:
-        if word.startswith("-") or "=" not in word:
-            raise ValueError(f"{word!r:.80} is not a setting: write key=value, as seed=1")
-    chosen = [f"model={model}", f"method={method}", *(["experiment=quick"] if quick else [])]
-    where = f"hydra.run.dir={as_value(str(folder))}"
-    return ["python", "-m", "personalar.run", *subject, *chosen, *settings, where]
-
-
-def sample_command(run: Path, out: Path, *, prompts: str, seeds: str, guidance: str) -> list[str]:
-    """Return the command that samples new pictures of a run's subject and writes them to `out`.
-
-    Args:
-        prompts: one per line.
-        seeds: whole numbers, separated by spaces or commas.
-        guidance: a number; several draw a grid of guidance and seeds; empty for the default of the base.
-
-    Raises:
-        ValueError: invalid prompts or seeds, or more than `MOST_PICTURES` pictures.
-    """
-    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
-    numbers = seeds.replace(",", " ").split()
-    if not asked or not numbers or not all(number.isdecimal() for number in numbers):
-        raise ValueError("write at least one prompt, and seeds as whole numbers: 0 1 2")
-    scales = guidance.replace(",", " ").split()
-    if len(scales) > 1 and len(asked) > 1:
-        raise ValueError("several values of guidance are drawn as a grid: write a single prompt")
-    count = len(asked) * len(numbers) * max(1, len(scales))
-    if count > MOST_PICTURES:
-        raise ValueError(f"{count} pictures; allowed: {MOST_PICTURES} at a time")
-    words = [f"concept={as_value(str(run))}", f"out={as_value(str(out))}"]
-    words.append(f"prompts=[{','.join(map(quote, asked))}]")
-    seeds = f"[{','.join(str(int(number)) for number in numbers)}]"
-    if len(scales) > 1:
-        words += [f"grid.x.guidance=[{','.join(map(as_value, scales))}]", f"grid.y.seed={seeds}"]
-    else:
-        words.append(f"seeds={seeds}")
-        words += [f"model.sampling.cfg_scale={as_value(scale)}" for scale in scales]
-    return ["python", "-m", "personalar.sample", *words]
+def stage_concepts(folder: Path) -> dict[str, Path]:
+    """Return {name of a stage: folder of its concept} of a run, and the run itself, with its last stage."""
+    stages = {path.parent.parent.name: path.parent for path in folder.glob("stages/*/concept/concept.json")}
+    return {LAST_STAGE: folder, **dict(sorted(stages.items()))}
 
 
 def grids(folder: Path) -> tuple[Path | None, Path | None]:

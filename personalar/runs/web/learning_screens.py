@@ -17,7 +17,8 @@ import gradio as gr
 from personalar.config.compose import conf_dir, group_options
 from personalar.core.files import plain_name
 from personalar.runs.web import markup
-from personalar.runs.web.jobs import Jobs, run_command
+from personalar.runs.web.jobs import Jobs
+from personalar.runs.web.page_commands import run_command
 from personalar.runs.web.photo_sets import PhotoSets, crops, examples, layout_of
 
 EVERY = 1.0
@@ -95,7 +96,8 @@ def photos_screen(screens: Screens) -> None:
             return "", []
         layout = layout_of(model)
         photos = sets.photos(chosen, layout)
-        return markup.verdict_table(photos), crops(photos, layout)
+        noun = sets.noun(chosen) if chosen in sets.names() else ""
+        return markup.verdict_table(photos, noun), crops(photos, layout)
 
     def add(paths: list[str] | None, word: str, own: str) -> tuple[Any, None]:
         if not paths:

@@ -11,16 +11,20 @@ from urllib.parse import quote
 
 from personalar.core.files import read_json
 from personalar.core.image_sizes import written
-from personalar.core.measures import measures_of
+from personalar.core.measures import BETTER, measures_of
 from personalar.core.run_folder import read_record
 from personalar.data.photos.photo_folder import Photo
 from personalar.data.subject import count_note
 from personalar.reports.charts import line_chart
 from personalar.reports.run_page import read_losses
+from personalar.reports.score_table import cell, heading, score_columns
+from personalar.reports.summary import stage_titles
 from personalar.runs.web.jobs import Jobs, State, grids
 
 SERVED = "/runs"
 """URL path of the runs' files."""
+ARCHIVE = "/concept.zip"
+"""URL path of the concept of a run, as one file."""
 STATUS = {
     "": "not started",
     "starting": "starting: reading the settings and loading the model",
@@ -39,11 +43,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scrolled"><table class="plain"><tr>{titles}</tr>{lines}</table></div>'
 
 
-def link(jobs: Jobs, path: Path, text: str, *, download: bool = False) -> str:
+def link(jobs: Jobs, path: Path, text: str) -> str:
     """Return a link to a file in the folder of the runs."""
     where = quote(f"{SERVED}/{path.relative_to(jobs.outputs).as_posix()}")
-    how = "download" if download else 'target="_blank" rel="noopener"'
-    return f'<a href="{where}" {how}>{escape(text)}</a>'
+    return f'<a href="{where}" target="_blank" rel="noopener">{escape(text)}</a>'
 
 
 def picture(jobs: Jobs, path: Path | None, title: str) -> str:
@@ -56,8 +59,8 @@ def picture(jobs: Jobs, path: Path | None, title: str) -> str:
     return f'<div><h4>{escape(title)}</h4><img src="{source}" alt="{escape(title)}"></div>'
 
 
-def verdict_table(photos: Sequence[Photo]) -> str:
-    """Return a table with the check of each photo."""
+def verdict_table(photos: Sequence[Photo], noun: str) -> str:
+    """Return a table with the check of each photo; `noun` is the class of the subject, if it is known."""
     rows = []
     for photo in photos:
         size = written(photo.image.size) if photo.image else "–"
@@ -65,7 +68,7 @@ def verdict_table(photos: Sequence[Photo]) -> str:
         verdict = f'<span class="{photo.verdict}">{photo.verdict}</span>'
         rows.append([escape(photo.path.name), size, cut, verdict, escape("; ".join(photo.notes))])
     used = sum(photo.image is not None for photo in photos)
-    note = count_note(used) if used else "no photo can be used: add 3 to 6 photos of one thing"
+    note = count_note(used, noun) if used else "no photo can be used: add 3 to 6 photos of one thing"
     lines = f"<p>{escape(note)}</p>" if note else ""
     files = sum(photo.kind is None for photo in photos)  # without masks and captions
     return f"<p><b>{used} of {files} can be used.</b></p>{lines}" + table(
@@ -92,6 +95,12 @@ def status_panel(name: str, state: State) -> str:
     return f'<div class="status" data-status="{state.status}"><div class="line">{spans}</div>{bar}</div>'
 
 
+def output_panel(state: State, text: str, *, working: str) -> str:
+    """Return the state and the output of a command; `working` is the word for one that is active."""
+    word = working if state.at_work else state.status
+    return f'<div data-status="{state.status}"><b>{word}</b><pre class="output">{escape(text)}</pre></div>'
+
+
 def watch_panel(jobs: Jobs, folder: Path) -> str:
     """Return the loss curve of each stage, the base's grid and the newest grid."""
     parts = []
@@ -107,26 +116,26 @@ def watch_panel(jobs: Jobs, folder: Path) -> str:
 
 
 def result_panel(jobs: Jobs, folder: Path) -> str:
-    """Return the scores of a finished run, and links to its report and its files."""
+    """Return the scores of a finished run, and links to its report and its concept."""
     try:
         summary, run = read_json(folder / "summary.json"), read_record(folder / "run.json")
-        stages, measures = summary["stages"], measures_of(run)
+        stages, titles = summary["stages"], stage_titles(run)
+        columns = score_columns(measures_of(run), stages.values())
     except (OSError, ValueError, TypeError, KeyError):
         return '<p class="soft">No result yet: it comes with the end of the run.</p>'
-    known = {name for values in stages.values() for name, value in values.items() if value is not None}
-    names = [name for name, measure in measures.items() if measure.title and name in known]
     rows = []
-    for name in names:
-        values = (stage.get(name) for stage in stages.values())
-        cells = ("–" if value is None else f"{value:.3f}" for value in values)
-        rows.append([escape(measures[name].title or name), *cells])
+    for name, measure in columns.items():
+        title = (
+            f'{escape(heading(measure.title or name))}<br><span class="soft">{BETTER[measure.better]}</span>'
+        )
+        rows.append([title, *(cell(values.get(name), name) for values in stages.values())])
     notes = "".join(f"<p>note: {escape(note)}</p>" for note in summary.get("notes", []))
     links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []
-    files = sorted(
-        path for path in (folder / "concept").rglob("*") if path.is_file() and path.suffix != ".png"
-    )
-    links += [link(jobs, path, path.name, download=True) for path in files]
-    return table(("", *stages), rows) + notes + f'<p class="links">{"".join(links)}</p>'
+    if (folder / "concept").is_dir():
+        where = quote(folder.relative_to(jobs.outputs).as_posix())
+        links.append(f'<a href="{ARCHIVE}?run={where}" download>download the concept</a>')
+    head = ("", *(titles[stage][0] if stage in titles else stage for stage in stages))
+    return table(head, rows) + notes + f'<p class="links">{"".join(links)}</p>'
 
 
 def concepts_table(jobs: Jobs) -> str:

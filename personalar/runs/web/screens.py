@@ -1,28 +1,19 @@
-"""The screens Result, Draw and Concepts, and the page with all five screens."""
+"""The screens Result and Concepts, and the page with all five screens."""
 
 from __future__ import annotations
 
+import shlex
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from personalar.core.files import plain_name
-from personalar.core.png import read_png_metadata
-from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.runs.web import markup
-from personalar.runs.web.jobs import Jobs, pairs, sample_command
-from personalar.runs.web.learning_screens import (
-    EVERY,
-    OWN_BUTTONS,
-    Screens,
-    answered,
-    photos_screen,
-    train_screen,
-)
-
-PROMPTS = f"a photo of {SUBJECT_TOKEN} cat\na {SUBJECT_TOKEN} cat on the beach"
+from personalar.runs.web.draw_screen import draw_screen
+from personalar.runs.web.jobs import Jobs, pairs
+from personalar.runs.web.learning_screens import EVERY, Screens, answered, photos_screen, train_screen
+from personalar.runs.web.page_commands import push_command
 
 
 def result_screen(screens: Screens, tab: gr.Tab) -> None:
@@ -31,6 +22,7 @@ def result_screen(screens: Screens, tab: gr.Tab) -> None:
     prompt = gr.Dropdown([], label="Prompt", interactive=True)
     slider = gr.ImageSlider(label="Base | learned", type="filepath", interactive=False, max_height=520)
     scores = gr.HTML()
+    push_panel(screens)
 
     def look(run: str | None) -> tuple[Any, ...]:
         if not run:
@@ -54,58 +46,44 @@ def result_screen(screens: Screens, tab: gr.Tab) -> None:
     prompt.input(answered(compare), [screens.run, prompt], slider)
 
 
-def draw_screen(screens: Screens) -> None:
-    """Create the screen Draw."""
+def push_panel(screens: Screens) -> None:
+    """Create the part of the screen Result that uploads the concept to the Hugging Face hub."""
     jobs = screens.jobs
-    with gr.Row():
-        with gr.Column(scale=3, min_width=280):
-            prompts = gr.Textbox(PROMPTS, label="Prompts, one a line", lines=6, max_length=20000,
-                                 info=f"{SUBJECT_TOKEN} before the noun is the subject")  # fmt: skip
-        with gr.Column(min_width=200):
-            seeds = gr.Textbox("0 1", label="Seeds", info="every prompt is drawn with each")
-            guidance = gr.Textbox(
-                "", label="Guidance", placeholder="that of the base", info="several values draw a grid"
-            )
-    with gr.Row():
-        draw, stop = gr.Button("Draw", variant="primary", min_width=90), gr.Button("Stop", min_width=90)
-    status = gr.HTML(elem_id="draw-status")
-    gallery = gr.Gallery(label="Pictures", columns=4, height="auto", interactive=False, buttons=OWN_BUTTONS)
-    facts = gr.JSON(label="Metadata of the selected picture")
+    with gr.Accordion("Push to the Hugging Face hub", open=False):
+        with gr.Row():
+            repo = gr.Textbox("", label="Repository", placeholder="me/my-cat", max_length=200, min_width=180)
+            private = gr.Checkbox(True, label="Private", info="otherwise everybody can see it", min_width=140)
+        with gr.Row():
+            check = gr.Button("Show what would be uploaded", variant="primary", min_width=180)
+            upload, stop = gr.Button("Upload", min_width=90), gr.Button("Stop", min_width=90)
+        output = gr.HTML(elem_id="push")
     seen = gr.State("")
 
-    def found(run: str) -> list[Path]:
-        pictures = jobs.pictures(run).glob("*.png")
-        return sorted(pictures, key=lambda path: path.stat().st_mtime, reverse=True)
-
-    def begin(run: str | None, *given: str) -> None:
+    def begin(run: str | None, repo: str, private: bool, *, dry_run: bool) -> None:
         if not run:
             raise ValueError("no run yet: learn a subject on the screen Train")
-        words = dict(zip(("prompts", "seeds", "guidance"), given, strict=True))
-        out = jobs.pictures(run)
-        jobs.start(out, sample_command(jobs.folder(run), out, **words))
-
-    def look(run: str | None, before: str) -> tuple[Any, ...]:
-        if not run:
-            return "", [], ""
-        pictures, state = found(run), jobs.state(jobs.pictures(run))
-        shown = " ".join([run, *(path.name for path in pictures)])
-        lines = (
-            escape("\n".join(state.log.splitlines()[-8:])) if state.status in ("failed", "starting") else ""
+        shown, sent = (
+            push_command(jobs.folder(run), repo, private=private, dry_run=dry) for dry in (True, False)
         )
-        words = {"starting": "drawing", "": ""}.get(state.status, state.status)
-        panel = f'<div data-status="{state.status}"><b>{words}</b><pre class="scrolled">{lines}</pre></div>'
-        return panel, gr.skip() if shown == before else list(map(str, pictures)), shown
+        last, _ = jobs.output(jobs.pushes(run))
+        if not dry_run and last not in (shlex.join(shown), shlex.join(sent)):
+            raise ValueError('press "Show what would be uploaded" first: it was not shown for these settings')
+        jobs.start(jobs.pushes(run), shown if dry_run else sent)
 
-    def metadata(run: str, event: gr.SelectData) -> dict[str, Any]:
-        # Only the name: the event comes from the browser.
-        path = jobs.pictures(run) / Path(event.value["image"]["orig_name"]).name
-        return {"file": str(path), **read_png_metadata(path)}
+    def look(run: str | None, before: str) -> tuple[Any, str]:
+        if not run:
+            return "", ""
+        folder = jobs.pushes(run)
+        panel = markup.output_panel(jobs.state(folder), jobs.output(folder)[1], working="at work")
+        return gr.skip() if panel == before else panel, panel
 
-    draw.click(answered(begin), [screens.run, prompts, seeds, guidance], None)
-    stop.click(answered(lambda run: jobs.stop(jobs.pictures(run or ""))), screens.run, None)
-    gallery.select(metadata, screens.run, facts)
-    gr.Timer(EVERY).tick(look, [screens.run, seen], [status, gallery, seen],
-                         show_progress="hidden", concurrency_limit=None)  # fmt: skip
+    given = [screens.run, repo, private]
+    check.click(answered(lambda *given: begin(*given, dry_run=True)), given, None)
+    upload.click(answered(lambda *given: begin(*given, dry_run=False)), given, None)
+    stop.click(answered(lambda run: jobs.stop(jobs.pushes(run or ""))), screens.run, None)
+    gr.Timer(EVERY).tick(
+        look, [screens.run, seen], [output, seen], show_progress="hidden", concurrency_limit=None
+    )
 
 
 def concepts_screen(screens: Screens, tab: gr.Tab) -> None:
@@ -147,8 +125,8 @@ def make_page(jobs: Jobs) -> gr.Blocks:
             train_screen(screens)
         with gr.Tab("Result") as tab:
             result_screen(screens, tab)
-        with gr.Tab("Draw"):
-            draw_screen(screens)
+        with gr.Tab("Draw") as tab:
+            draw_screen(screens, tab)
         with gr.Tab("Concepts") as tab:
             concepts_screen(screens, tab)
         page.load(screens.choose_run, None, screens.run)

@@ -8,13 +8,15 @@ import os
 import secrets
 from pathlib import Path
 
+from starlette.background import BackgroundTask
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from personalar.core.files import plain_name
 from personalar.runs.web.jobs import Jobs
-from personalar.runs.web.markup import SERVED
+from personalar.runs.web.markup import ARCHIVE, SERVED
 from personalar.runs.web.photo_sets import LARGEST_FILE
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -93,6 +95,7 @@ def make_app(outputs: Path, password: str | None = None) -> ASGIApp:
 
     # Without the pages of FastAPI, which load scripts from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.get(ARCHIVE)(lambda run: archive(jobs, run))
     app.mount(SERVED, StaticFiles(directory=jobs.outputs))
     theme = gradio.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -110,6 +113,16 @@ def make_app(outputs: Path, password: str | None = None) -> ASGIApp:
         footer_links=[],
     )
     return Guard(app, password)
+
+
+def archive(jobs: Jobs, run: str) -> Response:
+    """Return the concept of a run as one file."""
+    try:
+        path = jobs.archive(run)
+    except (ValueError, OSError) as error:
+        return PlainTextResponse(str(error), status_code=404)
+    name = plain_name(run, longest=60)
+    return FileResponse(path, filename=f"{name}.zip", background=BackgroundTask(path.unlink))
 
 
 def serve(outputs: Path, port: int, password: str | None) -> None:

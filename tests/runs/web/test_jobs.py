@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from personalar.config.compose import composed, read_config
-from personalar.runs.web.jobs import Jobs, pairs, run_command, sample_command
+from personalar.runs.web.jobs import Jobs, pairs, stage_concepts
 
 AT_WORK = """
 import sys, time, json
@@ -97,30 +96,23 @@ def test_the_command_that_goes_on_is_that_of_the_run_or_of_its_log(tmp_path: Pat
     assert jobs.command(folder) == expected
 
 
-def test_the_commands_mean_what_was_asked_for(tmp_path: Path) -> None:
-    more = """seed=3 'samples.prompts=["a {} in, the [sea]"]'"""
-    words = run_command(["subject=cat"], tmp_path / "a b", model="nano", method="lora", quick=True, more=more)
-    assert words[:3] == ["python", "-m", "personalar.run"] and words[-1].startswith("hydra.run.dir=")
-    config = read_config(composed("run", words[3:]))
-    assert (config.seed, config.method.name, config.samples.prompts) == (3, "lora", ["a {} in, the [sea]"])
-    prompts = ['a "photo" of [V] cat, {red}', "l'été: 50% \\ $x"]
-    words = sample_command(
-        tmp_path, tmp_path / "out", prompts="\n".join(prompts), seeds="0, 7", guidance="2.5"
-    )
-    config = read_config(composed("sample", words[3:]))
-    assert (config.prompts, config.seeds, config.model.sampling.cfg_scale) == (prompts, [0, 7], 2.5)
-    words = sample_command(tmp_path, tmp_path / "out", prompts="a cat", seeds="0 7", guidance="1, 2.5")
-    config = read_config(composed("sample", words[3:]))
-    assert (config.grid.x.guidance, config.grid.y.seed, config.prompts) == ([1.0, 2.5], [0, 7], ["a cat"])
-    with pytest.raises(ValueError, match="drawn as a grid: write a single prompt"):
-        sample_command(tmp_path, tmp_path / "out", prompts="a cat\na dog", seeds="0", guidance="1 2")
-    for asked in (("", "0", ""), ("a cat", "", ""), ("a cat", "one", ""), ("a cat\n" * 21, "0 " * 20, "")):
-        values = dict(zip(("prompts", "seeds", "guidance"), asked, strict=True))
-        with pytest.raises(ValueError, match=r"at least one prompt, and seeds as|pictures; allowed: 400"):
-            sample_command(tmp_path, tmp_path / "out", **values)
-    for wrong in ("-m", "--cfg job", "fast"):
-        with pytest.raises(ValueError, match="is not a setting: write key=value"):
-            run_command([], tmp_path, model="nano", method="paper", quick=False, more=wrong)
+def test_the_output_of_the_last_command(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    folder = jobs.pushes("nano/cat")
+    assert jobs.output(folder) == ("", "")
+    for number in (1, 2):
+        jobs.start(folder, ["python", "-c", f"print({number})"])
+        wait_for(lambda: jobs.process(folder) is None)
+    assert jobs.output(folder) == ("python -c 'print(2)'", "2\n")
+
+
+def test_the_concepts_of_all_stages_can_be_used(finished_run: Path) -> None:
+    stages = finished_run / "stages"
+    assert stage_concepts(finished_run) == {
+        "the last one": finished_run,
+        "embedding": stages / "embedding" / "concept",
+        "transformer": stages / "transformer" / "concept",
+    }
 
 
 def test_the_pictures_of_the_base_and_the_last_stage_are_paired(finished_run: Path) -> None:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from browser import Page, open_browser
+from hub_server import TOKEN, Hub
 from PIL import Image
 from processes import free_port
 
+import personalar
 from personalar.nano.world.subjects import rendered_subject
 
 pytestmark = pytest.mark.slow
 TABS = ("Photos", "Train", "Result", "Draw", "Concepts")
 FIELD = (
     "[...document.querySelectorAll('label, .block')].find(found => found.querySelector('[data-testid="
-    "\"block-info\"]')?.textContent.trim() === {label}).querySelector('input, textarea')"
+    "\"block-info\"]')?.textContent.trim() === {label})?.querySelector('input, textarea')"
 )
 
 
@@ -72,6 +78,29 @@ class Screen:
             "DOM.setFileInputFiles", objectId=field["result"]["objectId"], files=list(map(str, files))
         )
         self.wait(f"document.body.innerText.includes({files[-1].stem[-12:]!r})", 60)
+
+    def choose(self, label: str, option: str) -> None:
+        """Choose an option of the list with that label."""
+        field = FIELD.format(label=json.dumps(label))
+        self.wait(field, 20)
+        self.page.evaluate(f"{field}.dispatchEvent(new Event('focus'))")
+        found = (
+            f"[...document.querySelectorAll('[role=option]')].find(one => one.innerText.includes({option!r}))"
+        )
+        self.wait(found, 20)
+        self.page.evaluate(f"{found}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
+        self.wait(f"{field}.value === {option!r}", 20)
+
+    def download(self, selector: str, attribute: str) -> bytes:
+        """Return the content at the address in an attribute of an element."""
+        address = f"document.querySelector({selector!r})?.{attribute}"
+        self.wait(address, 20)
+        data = self.page.evaluate(
+            f"fetch({address}).then(answer => answer.blob()).then(blob => new Promise(done => "
+            "{ const reader = new FileReader(); reader.onload = () => done(reader.result); "
+            "reader.readAsDataURL(blob) }))"
+        )
+        return base64.b64decode(data.partition(",")[2])
 
     def status(self, panel: str = "#status") -> str:
         """Return the state of the run, or of the drawing."""
@@ -163,7 +192,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.wait_for("finished")
 
         screen.press("[role=tab]", "Result")
-        screen.wait("document.body.innerText.includes('memorised')")
+        screen.wait("document.body.innerText.includes('Memorised')")
         screen.press("[role=tab]", "Draw")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
@@ -175,6 +204,56 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         assert len(drawn) == 4 and drawn == pixels(tmp_path / "drawn")
         asked = [*page.requested, *other.requested]
         assert [one for one in asked if not one.startswith((url, "data:", "blob:"))] == []
+
+
+def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None:
+    """A run of the tiny random base: what the page shows is what the commands write and upload."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "outputs" / "nano" / "cat"))
+    first = run / "stages" / "embedding" / "concept"
+    with served(tmp_path) as url, open_browser() as page:
+        screen = Screen(page, url)
+        screen.press("[role=tab]", "Draw")
+        screen.write("Prompts, one a line", "a [V] cat")
+        screen.write("Seeds", "3")
+        screen.write("Strength", "0.5")
+        screen.press("button.primary", "Draw")
+        screen.wait_for("failed", "#draw-status")
+        screen.wait("document.querySelector('#draw-status').innerText.includes('strength=0.5, but')")
+        screen.choose("Stage", "embedding")
+        screen.press("button.primary", "Draw")
+        screen.wait_for("finished", "#draw-status")
+        shown = screen.download(".grid-container img", "src")
+        (expected,) = personalar.load(first, "strength=0.5", "trainer.threads=1").images(["a [V] cat"], [3])
+        assert Image.open(io.BytesIO(shown)).tobytes() == expected.tobytes()
+        page.evaluate("document.querySelector('.grid-container button').click()")
+        screen.wait("""document.body.innerText.replace(/\\s/g, '').includes('"strength":"0.5"')""")
+
+        screen.press("[role=tab]", "Result")
+        archive = zipfile.ZipFile(io.BytesIO(screen.download('a[href^="/concept.zip"]', "href")))
+        files = [path for path in (run / "concept").rglob("*") if path.is_file()]
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            path.relative_to(run / "concept").as_posix(): path.read_bytes() for path in files
+        }
+        screen.press("button span", "Push to the Hugging Face hub")
+        screen.write("Repository", "me/my-cat")
+        screen.press("button", "Upload")
+        screen.wait("document.body.innerText.includes('was not shown for these settings')")
+        screen.press("button", "Show what would be uploaded")
+        screen.wait_for("finished", "#push")
+        shown = page.evaluate("document.querySelector('#push pre').textContent")
+        assert "me/my-cat (private)" in shown and not hub.repositories
+        screen.press("button", "Upload")
+        screen.wait("document.querySelector('#push').innerText.includes('use it with concept=hub:')")
+        screen.wait_for("finished", "#push")
+        said = page.evaluate("document.body.innerText")
+    (repository,) = hub.repositories.values()
+    assert repository.private
+    assert {line.split()[0] for line in shown.splitlines() if line.endswith(" MB")} == set(repository.newest)
+    assert repository.newest["README.md"].decode() in shown
+    logs = [*(tmp_path / "outputs/web/logs").rglob("*.log"), tmp_path / "server.log"]
+    written = [path.read_text() for path in logs]
+    assert len(written) == 3
+    assert not any(secret in text for text in (said, *written) for secret in (TOKEN, "HTTP Request"))
 
 
 def test_a_bad_upload_is_answered(tmp_path: Path) -> None:
