@@ -79,7 +79,7 @@ def test_verdicts_and_crops_come_from_the_base(tmp_path: Path) -> None:
 
 
 def test_names_are_shown_as_text() -> None:
-    shown = verdict_table([Photo(path=Path("<img src=x onerror=alert(1)>.png"), notes=("<b>",))])
+    shown = verdict_table([Photo(path=Path("<img src=x onerror=alert(1)>.png"), notes=("<b>",))], noun="cat")
     assert "<img" not in shown and "<b>" not in shown.replace("<b>0 of 1", "")
 
 
