@@ -204,7 +204,11 @@ class StageCheckpoint(Checkpoint):
         if number == self.asked == signal.SIGINT:  # the second Ctrl-C
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
-            print("interrupted: finishing and saving this step; Ctrl-C again ends at once", flush=True)
+            print(
+                "interrupted: finishing and saving this step, from which the same command goes on; Ctrl-C "
+                "again ends at once",
+                flush=True,
+            )
         if number == HANGUP:  # printing to a closed terminal would raise an error before the step is saved
             for handle in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)

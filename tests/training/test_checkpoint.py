@@ -83,7 +83,7 @@ def test_ctrl_c_in_training_saves_the_step_and_says_130(
     run_dir, log = tmp_path / "run", tmp_path / "log"
     rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
     assert ended(run_interrupted, run_dir, rare, 3, 0, "SIGINT", log=log) == EXIT_INTERRUPTED, log.read_text()
-    assert "interrupted: finishing and saving this step; Ctrl-C again" in log.read_text()
+    assert "this step, from which the same command goes on; Ctrl-C again ends at once" in log.read_text()
     assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
     assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
