@@ -74,7 +74,7 @@ def test_photos_are_looked_at_without_a_model(tmp_path: Path, capsys: pytest.Cap
     assert 'prompt "a [V] dog"' in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit):
         diagnose(settings(f"subject.path={tmp_path / 'none'}"))
-    assert "does not exist: give a folder with a few photos" in capsys.readouterr().out
+    assert "does not exist: give a folder with pictures of one thing" in capsys.readouterr().out
 
 
 def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
