@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
-from personalar.config.subject_config import STYLE
+from personalar.config.subject_config import IN_STYLE, STYLE
 from personalar.core.files import content_hash, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
@@ -77,7 +77,7 @@ def prompt_words(prompt: str) -> str:
 
 def placed(prompt: str, place: str) -> str:
     """Return a training prompt with a place: at the end, or before the style."""
-    thing, style, word = prompt.partition(" in the style of ")
+    thing, style, word = prompt.partition(f" {IN_STYLE.partition('{}')[0]}")
     return f"{thing} {place}{style}{word}"
 
 

@@ -115,9 +115,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     same_result(finished_run, tmp_path / "killed")
 
 
-def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    identifier = [f"model.recipe.identifier.{word}" for word in ("optimizer=direction", "rows=2", "pull=0.1")]
-    words = [*identifier, "stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+def run_whole_and_killed(do_run, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run into "whole", and into "killed" with a kill in the fourth of four steps, and again."""
     do_run(tmp_path / "whole", *words)
     loss = Mock(wraps=personalar.training.module.sequence_loss)
     loss.side_effect = [DEFAULT, DEFAULT, DEFAULT, RuntimeError("killed"), DEFAULT, DEFAULT]
@@ -126,6 +125,12 @@ def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pyte
         do_run(tmp_path / "killed", *words)
     do_run(tmp_path / "killed", *words)
     assert loss.call_count == 6  # the third step of four came after the last checkpoint
+
+
+def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier = [f"model.recipe.identifier.{word}" for word in ("optimizer=direction", "rows=2", "pull=0.1")]
+    words = [*identifier, "stage=embedding", "scorer=none", "samples.grid_every_steps=0"]
+    run_whole_and_killed(do_run, tmp_path, words, monkeypatch)
     whole, killed = (Concept.load(tmp_path / name / "concept").rows for name in ("whole", "killed"))
     start = Concept.load(tmp_path / "whole" / "cache" / "start").rows
     assert torch.equal(whole, killed) and not torch.allclose(whole, start)
@@ -134,14 +139,7 @@ def test_directions_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pyte
 
 def test_context_vectors_go_on_after_a_kill(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["method=dcoar", "prior.images=2", "scorer=none", "samples.grid_every_steps=0"]
-    do_run(tmp_path / "whole", *words)
-    loss = Mock(wraps=personalar.training.module.sequence_loss)
-    loss.side_effect = [DEFAULT, DEFAULT, DEFAULT, RuntimeError("killed"), DEFAULT, DEFAULT]
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", loss)
-    with pytest.raises(RuntimeError, match="killed"):
-        do_run(tmp_path / "killed", *words)
-    do_run(tmp_path / "killed", *words)
-    assert loss.call_count == 6  # the third step of four came after the last checkpoint
+    run_whole_and_killed(do_run, tmp_path, words, monkeypatch)
     assert Concept.load(tmp_path / "whole" / "concept").adapters["context"]["text"].any()
     for pattern in ("stages/context/concept/*", "images/**/*.png"):
         assert contents(tmp_path / "whole", pattern) == contents(tmp_path / "killed", pattern) != {}
