@@ -27,6 +27,7 @@ from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
 from personalar.models.chameleon.model_files import ModelFiles
 from personalar.runs import pictures
+from personalar.scoring.score_file import read_scores
 from personalar.training.context import RunContext
 
 
@@ -34,13 +35,27 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob(pattern)) if p.is_file()}
 
 
+def same_scores(one: Path, two: Path) -> None:
+    """Assert that scores are equal, but for the last digit of a value.
+
+    A picture may be scored in a batch of another size than before, and then some processors round differently.
+    """
+    first, second = (read_scores(folder / "scores.jsonl") for folder in (one, two))
+    assert len(first) == len(second) > 0
+    for ours, theirs in zip(first, second, strict=True):
+        for name in ("value", "nearest"):
+            assert ours.pop(name, 0.0) == pytest.approx(theirs.pop(name, 0.0), abs=2e-6, rel=0)
+        assert ours == theirs
+
+
 def same_result(one: Path, two: Path) -> None:
-    """Assert that concepts, pictures and scores are equal byte for byte."""
-    for pattern in ("concept/*", "stages/*/concept/*", "images/**/*.png", "scores.jsonl"):
+    """Assert that concepts and pictures are equal byte for byte, and scores but for the last digit."""
+    for pattern in ("concept/*", "stages/*/concept/*", "images/**/*.png"):
         first, second = contents(one, pattern), contents(two, pattern)
         assert first
         assert first.keys() == second.keys()
         assert [name for name in first if first[name] != second[name]] == []
+    same_scores(one, two)
 
 
 def test_a_run_leaves_what_the_contract_says(finished_run: Path) -> None:
@@ -178,7 +193,7 @@ def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Pat
     copy = shutil.copytree(finished_run, tmp_path / "copy")
     (copy / "scores.jsonl").unlink()
     assert do_run(copy, "stage=both")
-    assert (copy / "scores.jsonl").read_text() == (finished_run / "scores.jsonl").read_text()
+    same_scores(copy, finished_run)
     assert not do_run(copy, "stage=both")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,7 +104,7 @@ def test_float32_is_compared_with_the_dtype_of_the_base(tiny_backend, monkeypatc
     monkeypatch.setattr(
         personalar.runs.time_estimate, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
     )
-    bfloat16 = SimpleNamespace(blocks=[tiny_backend.blocks[0].to(torch.bfloat16)])
+    bfloat16 = SimpleNamespace(blocks=[copy.deepcopy(tiny_backend.blocks[0]).to(torch.bfloat16)])
     assert float32_speedup(bfloat16) == 2.5
 
 
