@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
@@ -26,6 +27,9 @@ from personalar.data.prompts import (
     subject_names,
     training_prompt,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PLACES = ("in the snow", "on the beach")
 """Places in the example prompts of a card without pictures."""
@@ -123,6 +127,23 @@ def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
     return [*words, "model.path=BASE"] if foreign else words
 
 
+@cache
+def card_template() -> Template:
+    """Return the template of the card, which is compiled once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        # A misspelt variable is an error instead of an empty string.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(plain=plain, quote=shlex.quote)
+    return environment.get_template("card.md.j2")
+
+
 def model_card(
     concept: Concept,
     folder: Path,
@@ -141,23 +162,12 @@ def model_card(
         scores: means over the run's pictures by title of the measure, such as "CLIP-T" and "memorised"; None
             or empty if nothing was measured.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD_FILE]
     files = [path for path in paths if not path.name.startswith(".")]
     repository, licence = origin(concept)
     subject = subject_names(concept.tokens)
     method, whole = concept.config.get("method"), checkpoint is not None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        # A misspelt variable is an error instead of an empty string.
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(plain=plain, quote=shlex.quote)
-    return environment.get_template("card.md.j2").render(
+    return card_template().render(
         head=head(concept, folder),
         concept=concept,
         short=plain(concept.base["fingerprint"])[:12],

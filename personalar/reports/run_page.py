@@ -16,8 +16,9 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -43,6 +44,9 @@ from personalar.reports.score_table import (
 )
 from personalar.reports.summary import read_run, stage_titles, write_summary
 from personalar.scoring.score_file import read_scores
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LARGEST_PX, THUMBNAIL_PX = 448, 96
 """Pixels of the longer side: larger pictures are scaled down in the page. A thumbnail shows a training photo
@@ -263,8 +267,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
-    """Render a template of reports/templates to HTML; values are escaped."""
+@cache
+def templates() -> Environment:
+    """Return the environment of reports/templates, which compiles each template once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -278,7 +283,12 @@ def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
     environment.filters.update(
         number=number, percent=percent, duration=duration, memory=memory, cell=cell, heading=heading
     )
-    return environment.get_template(template).render(context)
+    return environment
+
+
+def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
+    """Render a template of reports/templates to HTML; values are escaped."""
+    return templates().get_template(template).render(context)
 
 
 def write_report(run_dir: Path) -> Path:

@@ -38,7 +38,7 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 def same_scores(one: Path, two: Path) -> None:
     """Assert that scores are equal, but for the last digit of a value.
 
-    A picture may be scored in a batch of another size than before, and then some processors round differently.
+    A picture may be scored in another batch than before, and then some processors round differently.
     """
     first, second = (read_scores(folder / "scores.jsonl") for folder in (one, two))
     assert len(first) == len(second) > 0
