@@ -15,6 +15,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
@@ -262,12 +263,18 @@ def subject_help(options: Iterable[str] = ()) -> str:
     )
 
 
+def _same_store(memo: dict[int, Any]) -> ConfigStore:
+    """Return Hydra's store in place of a copy."""
+    return ConfigStore.instance()
+
+
 def register() -> None:
     """Register the schema of every group with Hydra, and our resolvers with OmegaConf; may be repeated."""
-    from hydra.core.config_store import ConfigStore
-
     # Hydra keeps store and resolvers globally; registering them again replaces them.
     store = ConfigStore.instance()
+    # Hydra copies its sources with the whole store for every composition, and 140 times for --help. The store can
+    # be shared, because `ConfigStore.load` copies what it returns.
+    vars(store)["__deepcopy__"] = _same_store
     for command, schema in COMMANDS.items():
         store.store(name=f"{command}_schema", node=schema)
     for group, schema in GROUPS.items():

@@ -220,7 +220,7 @@ class RunFolder:
         """
         if not self.is_run and (found := self.strangers()):
             raise ValueError(
-                f"{self.path} contains {first_few(found)} but no run.json with their settings: nothing was "
+                f"{self.path} contains {first_few(found)} but no settings of a run in run.json: nothing was "
                 "changed; choose another folder with hydra.run.dir=DIR"
             )
         delete_temporaries(self.path)

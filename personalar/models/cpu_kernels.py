@@ -1,7 +1,8 @@
 """Faster float32 matrix products on AMD processors with AVX-512.
 
 There `F.linear` uses MKL, which is half as fast as oneDNN, the other library in PyTorch (EPYC of family 26,
-torch 2.13, 2700 x 256 x 704 on one thread: 88 and 195 GFLOP/s). On other processors both are equally fast, or
+torch 2.13, 2700 x 256 x 704 on one thread: 88 and 195 GFLOP/s). Two rows, as in guided sampling, read the
+weights of Janus-Pro-1B at 8.5 and 24 GB/s (two threads). On other processors both are equally fast, or
 MKL is faster, and nothing is changed. `experiments/LOG.md` has the measurements of whole runs.
 """
 
@@ -14,8 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-FEW_ROWS = 4  # with fewer rows, the preparations of oneDNN cost more time than they save
 
 
 def use_fast_linears(network: nn.Module) -> None:
@@ -52,7 +51,7 @@ class OneDNNLinear(nn.Linear):
         """Map (..., in) to (..., out)."""
         weight = self.weight
         # torch.compile has kernels of its own and cannot trace the private operator.
-        if torch.compiler.is_compiling() or x.numel() < FEW_ROWS * x.shape[-1] or not _suits(x, weight):
+        if torch.compiler.is_compiling() or not _suits(x, weight):
             return F.linear(x, weight)
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return _Product.apply(x, weight)

@@ -274,7 +274,7 @@ def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
         {}, photos="", base="", overwrite=False
     )  # the base's may be copied from another run
     (tmp_path / "images" / "embedding").mkdir()
-    with pytest.raises(ValueError, match=r"no run.json with their settings"):
+    with pytest.raises(ValueError, match=r"no settings of a run in run.json"):
         RunFolder(tmp_path).claim({}, photos="", base="", overwrite=False)
     (tmp_path / "run.json").write_text(json.dumps({"a": 1})[:-2])
     with pytest.raises(ValueError, match=r"run.json is damaged"):
