@@ -60,7 +60,7 @@ class OneDNNLinear(nn.Linear):
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     plain = type(weight) in (Tensor, nn.Parameter)  # quantised weights compute by themselves
-    same = x.dtype == weight.dtype == torch.float32 and x.is_cpu and weight.is_cpu
+    same = x.dtype == weight.dtype == torch.float32 and x.is_cpu and weight.is_cpu and x.numel() > 0
     allowed = bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
     return plain and same and allowed and weight.is_contiguous()
 

@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str,
         (tmp_path / mine).write_text('{"format_version": 1, "speed": 9}')
     before = contents(tmp_path, "**/*")
     with pytest.raises(
-        ValueError, match=rf"contains {mine} but no run\.json.*hydra\.run\.dir=DIR"
+        ValueError, match=rf"contains {mine} but no settings of a run in run\.json.*hydra\.run\.dir=DIR"
     ) as refused:
         RunFolder(tmp_path).claim({}, photos="p", base="", overwrite=overwrite)
     assert "overwrite" not in str(refused.value)
@@ -87,7 +87,7 @@ def test_a_folder_that_is_no_run_is_refused_and_stays(tmp_path: Path, mine: str,
 )
 def test_a_run_json_of_another_program_gives_no_right_to_delete(tmp_path: Path, record: dict) -> None:
     write(tmp_path, "images/mine.jpg")
-    with pytest.raises(ValueError, match=r"contains run\.json, images but no run\.json with"):
+    with pytest.raises(ValueError, match=r"contains run\.json, images but no settings of a run in run\.json"):
         run_folder(tmp_path, record).claim({}, photos="", base="", overwrite=True)
     assert (tmp_path / "images" / "mine.jpg").is_file() and (tmp_path / "run.json").is_file()
 
