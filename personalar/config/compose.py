@@ -272,8 +272,8 @@ def register() -> None:
     """Register the schema of every group with Hydra, and our resolvers with OmegaConf; may be repeated."""
     # Hydra keeps store and resolvers globally; registering them again replaces them.
     store = ConfigStore.instance()
-    # Hydra copies its sources with the whole store for every composition, and 140 times for --help. The store can
-    # be shared, because `ConfigStore.load` copies what it returns.
+    # Hydra copies its sources with the whole store for every composition, and 140 times for --help. The store
+    # can be shared, because `ConfigStore.load` copies what it returns.
     vars(store)["__deepcopy__"] = _same_store
     for command, schema in COMMANDS.items():
         store.store(name=f"{command}_schema", node=schema)
