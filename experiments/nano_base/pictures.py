@@ -19,14 +19,16 @@ class Shards:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
+        self.paths: list[Path] = []
         self.arrays: list[np.ndarray] = []
         self.facts: list[dict] = []
         self.refresh()
 
     def refresh(self) -> None:
-        for path in sorted(self.folder.glob(f"{self.kind}_[0-9]*.npy"))[len(self.arrays) :]:
+        for path in sorted(set(self.folder.glob(f"{self.kind}_[0-9]*.npy")) - set(self.paths)):
             if not path.with_suffix(".json").exists() or ".tmp" in path.name:
                 break
+            self.paths.append(path)
             self.arrays.append(np.load(path, mmap_mode="r"))
             self.facts += json.loads(path.with_suffix(".json").read_text())
         if not self.arrays:

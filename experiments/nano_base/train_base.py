@@ -60,8 +60,8 @@ def make_tokenizer(captions: list[str], size: int, codes: int, path: Path) -> To
 def encode_all(vq: VQModel, shards: Shards, folder: Path) -> np.ndarray:
     """Codes (N, h*w) int16 of every picture, cached per shard in `folder`."""
     parts = []
-    for number, pictures in enumerate(shards.arrays):
-        path = folder / f"codes_{shards.kind}_{number:03d}.npy"
+    for source, pictures in zip(shards.paths, shards.arrays, strict=True):
+        path = folder / f"codes_{source.name}"
         if not path.exists():
             rows = []
             for start in range(0, len(pictures), 100):
