@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from album import Picture, draw, sample_picture
+from album import WEARABLE, Picture, draw, sample_picture
+from styles import STYLES
 
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import place, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import (
-    ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
     Instance,
@@ -31,6 +31,7 @@ from personalar.nano.world.subjects import twins
 
 SHARD, HELDOUT = 2000, 500  # pictures in a shard
 SEEDS = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}
+STYLED = 0.15  # share of the scorers' pictures that are no photos
 GROUP = 7  # three views of an individual, two of a twin with another shape, two of a recoloured twin
 
 
@@ -70,7 +71,7 @@ def base_picture(rng: np.random.Generator) -> tuple[Picture, dict]:
 def _view(instance: Instance, rng: np.random.Generator) -> Scene:
     worn = None
     if instance.noun in HEADS and rng.uniform() < 0.4:
-        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
+        worn = (str(rng.choice(WEARABLE)), str(rng.choice(ACCESSORY_COLOURS)))
     context = None if rng.uniform() < 0.1 else str(rng.choice(list(CONTEXTS)))
     return sample_scene(instance, rng, context=context, worn=worn, shiny=rng.uniform() < 0.08)
 
@@ -80,14 +81,13 @@ def group_pictures(rng: np.random.Generator, group: int) -> list[tuple[Picture, 
     reshaped, recoloured = twins(instance, 2, rng)
     members = [instance] * 3 + [reshaped] * 2 + [recoloured] * 2
     scenes = [_view(member, rng) for member in members]
+    styles = [str(rng.choice(list(STYLES))) if rng.uniform() < STYLED else None for _ in members]
     who = [0, 0, 0, 1, 1, 2, 2]
-    return [
-        (
-            Picture(scenes=(scene,)),
-            {"individual": group * 3 + i, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)},
-        )
-        for scene, i in zip(scenes, who, strict=True)
-    ]
+    items = []
+    for scene, style, i in zip(scenes, styles, who, strict=True):
+        known = {"style": style, "tail": wearing(scene.worn) + place(scene.context), **facts(scene)}
+        items.append((Picture(scenes=(scene,), style=style), {"individual": group * 3 + i, **known}))
+    return items
 
 
 def write_shard(path: Path, kind: str, number: int, size: int) -> None:

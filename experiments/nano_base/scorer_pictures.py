@@ -11,7 +11,7 @@ from torch import Tensor
 
 from personalar.nano.world.scene import identity_vector
 
-SIZE = 96
+SIZE, PATCH = 128, 16
 
 
 class Pictures:
@@ -43,7 +43,7 @@ class Pictures:
         return len(self.shards)
 
     def take(self, indices: np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        """Return pictures (B, 3, 96, 96) in [-1, 1]; `rng` chooses those that are degraded or shifted."""
+        """Return pictures (B, 3, 128, 128) in [-1, 1]; `rng` chooses those that are degraded or shifted."""
         per = SHARD // GROUP * GROUP
         x = self.shards.pictures(indices)
         if rng is None:

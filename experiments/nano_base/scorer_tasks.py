@@ -5,27 +5,36 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scorer_pictures import SIZE, Pictures
+from album import WEARABLE
+from scorer_pictures import PATCH, SIZE, Pictures
+from styles import STYLES
 from torch import Tensor, nn
 
 from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import article, description, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES
+from personalar.nano.world.scene import ACCESSORY_COLOURS, CLASSES
 from personalar.nano.world.skin import COLOURS
+
+
+def opening(style: str | None) -> str:
+    """Return the words before an object, such as "a photo of a"."""
+    return f"{article(style or 'photo')} of a"
+
 
 QUESTIONS: dict[str, list[tuple[str, str]]] = {  # question -> [(answer, phrase with {} for the noun)]
     "context": [(name, f"a {{}}{place(name)}") for name in CONTEXTS],
     "colour": [(name, f"{article(name)} {{}}") for name in COLOURS],
     "worn": [("none/none", "a {}")]
-    + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in ACCESSORIES for c in ACCESSORY_COLOURS],
+    + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in WEARABLE for c in ACCESSORY_COLOURS],
+    "style": [(str(style), f"{opening(style)} {{}}") for style in (None, *STYLES)],
 }
 CLASS_TEXTS = [f"a photo of a {noun}" for noun in CLASSES]
 
 
 def question_at(step: int) -> str:
     """Return the question of a step; accessories are the hardest, so they are asked every other time."""
-    return ("worn", "context", "worn", "colour")[step % 4]
+    return ("worn", "context", "worn", "colour", "worn", "style")[step % 6]
 
 
 def make_tokenizer(folder: Path):
@@ -63,6 +72,15 @@ def make_tokenizer(folder: Path):
     return tokenizer
 
 
+def copy_tokenizer(start: Path, folder: Path):
+    """Copy the tokenizer of a trained scorer; it splits new words into known pieces."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def build(which: str):
     """Return an untrained model of the scorer "clip" or "dino"."""
     from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
@@ -74,7 +92,7 @@ def build(which: str):
             num_attention_heads=3,
             intermediate_size=576,
             image_size=SIZE,
-            patch_size=12,
+            patch_size=PATCH,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
@@ -97,7 +115,7 @@ def build(which: str):
         "num_attention_heads": 3,
         "intermediate_size": 576,
         "image_size": SIZE,
-        "patch_size": 12,
+        "patch_size": PATCH,
     }
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=160)
     for part in (config, config.text_config, config.vision_config):
@@ -108,10 +126,10 @@ def build(which: str):
 class ClipTask(nn.Module):
     """Contrastive loss with full captions, and cross-entropy of zero-shot questions."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: Path | None) -> None:
         super().__init__()
         self.net = build("clip")
-        self.tokenizer = make_tokenizer(folder)
+        self.tokenizer = make_tokenizer(folder) if start is None else copy_tokenizer(start / "clip", folder)
 
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
         out = self.tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
@@ -128,14 +146,14 @@ class ClipTask(nn.Module):
     def prepare(self, data: Pictures, indices: np.ndarray, step: int) -> dict:
         facts = [data.shards.facts[i] for i in indices]
         captions = [
-            f"a photo of {article(description(data.instances[i]))}{data.shards.facts[i]['tail']}"
-            for i in indices
+            f"{article(f['style'] or 'photo')} of {article(description(data.instances[i]))}{f['tail']}"
+            for i, f in zip(indices, facts, strict=True)
         ]
         question = question_at(step)
         nouns = [n for n in CLASSES if question != "worn" or n in HEADS]
         texts = [phrase.format(noun) for noun in nouns for _, phrase in QUESTIONS[question]]
         answers = [answer for answer, _ in QUESTIONS[question]]
-        value = [f"{f['worn']}/{f['worn_colour']}" if question == "worn" else f[question] for f in facts]
+        value = [f"{f['worn']}/{f['worn_colour']}" if question == "worn" else str(f[question]) for f in facts]
         target = torch.tensor(
             [
                 answers.index(v) if v in answers and f["noun"] in nouns else -100
@@ -174,7 +192,7 @@ class ClipTask(nn.Module):
 class DinoTask(nn.Module):
     """Supervised contrastive loss over individuals, and linear read-outs of their parameters."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: Path | None) -> None:
         super().__init__()
         self.net = build("dino")
         self.net.read = nn.Linear(192, 26 + len(CLASSES))

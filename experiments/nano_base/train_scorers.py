@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from pictures import WORKING, Log, Master, descend, keep, peak_rates, resume, set_rates
 from render import GROUP
-from scorer_pictures import SIZE, Pictures
+from scorer_pictures import PATCH, SIZE, Pictures
 from scorer_tasks import ClipTask, DinoTask, build, question_at
-from torch import nn
+from torch import Tensor, nn
 
 from personalar.nano.world.animals import HEADS
 
@@ -76,6 +77,26 @@ def export(task: nn.Module, which: str, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
+def continue_from(start: Path, which: str, net: nn.Module) -> None:
+    """Copy a trained scorer to `net`; its patches may have another size.
+
+    The read-out of the individual's parameters was discarded, so it stays untrained.
+    """
+    kind = {"clip": "CLIPModel", "dino": "ViTModel"}[which]
+    options = {} if which == "clip" else {"add_pooling_layer": False}
+    found = getattr(transformers, kind).from_pretrained(start / which, **options).float().state_dict()
+    state = {name: resized(weight) if weight.ndim == 4 else weight for name, weight in found.items()}
+    net.load_state_dict({k: v for k, v in net.state_dict().items() if k.startswith("read.")} | state)
+
+
+def resized(kernel: Tensor) -> Tensor:
+    """Return kernels (D, 3, P, P) of patches for `PATCH`: the same answer to a picture that is scaled."""
+    if kernel.shape[-1] == PATCH:
+        return kernel
+    scaled = F.interpolate(kernel, size=(PATCH, PATCH), mode="bilinear", antialias=False)
+    return scaled * (kernel.shape[-1] / PATCH) ** 2
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -101,13 +122,9 @@ def main() -> None:
     folder = args.out / args.which
     folder.mkdir(parents=True, exist_ok=True)
     data = Pictures(args.data)
-    task = {"clip": ClipTask, "dino": DinoTask}[args.which](folder)
-    if args.start:  # the read-out of the individual's parameters was discarded, so it starts untrained
-        kind = {"clip": "CLIPModel", "dino": "ViTModel"}[args.which]
-        options = {} if args.which == "clip" else {"add_pooling_layer": False}
-        found = getattr(transformers, kind).from_pretrained(args.start / args.which, **options).float()
-        fresh = {k: v for k, v in task.net.state_dict().items() if k.startswith("read.")}
-        task.net.load_state_dict({**found.state_dict(), **fresh})
+    task = {"clip": ClipTask, "dino": DinoTask}[args.which](folder, args.start)
+    if args.start:
+        continue_from(args.start, args.which, task.net)
     master, opts = Master(task.net), optimizers(task.net, args.lr)
     peaks, state_path = peak_rates(opts), args.out / f"{args.which}_state.pt"
     step, already = resume(state_path, "net", master, opts)
