@@ -1,8 +1,8 @@
 """Evaluate scorers on held-out groups: `python evaluate_scorers.py DATA SCORERS`.
 
-DATA contains `scorer_heldout` shards of `render.py`. Prints JSON. Of CLIP: zero-shot accuracy of each question
-of `scorer_tasks.py`. Of DINO: how often a view is more similar to another view of the same individual than to
-a view of its twin, of another shape and of another colour; photos only, and all pictures.
+DATA contains `scorer_heldout` shards of `render.py`. Prints JSON. Of CLIP: zero-shot accuracy of each
+question of `scorer_tasks.py`. Of DINO: how often a view is more similar to another view of the same
+individual than to a view of its twin, of another shape and of another colour; photos only, and all pictures.
 """
 
 import argparse
