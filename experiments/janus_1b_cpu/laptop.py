@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -118,6 +119,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     with meter.step("read memory") as row:
         row["gigabytes_per_second"] = round(read_bandwidth() / 1e9, 1)
     run = args.work / f"run_{args.dtype}"
+    shutil.rmtree(run, ignore_errors=True)  # of an earlier measurement
     with meter.step("check everything before a run"):
         session, stages = prepare(settings(args, "overwrite=true"), run)
     with meter.step("load the base"):
