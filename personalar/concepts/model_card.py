@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
 from personalar.config.subject_config import IN_STYLE, STYLE
-from personalar.core.files import content_hash, write_atomic
+from personalar.core.files import content_hash, template_environment, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata
 from personalar.data.prompts import (
@@ -130,17 +130,8 @@ def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
 @cache
 def card_template() -> Template:
     """Return the template of the card, which is compiled once."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        # A misspelt variable is an error instead of an empty string.
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(plain=plain, quote=shlex.quote)
+    folder = Path(__file__).parent / "templates"
+    environment = template_environment(folder, escape=False, plain=plain, quote=shlex.quote)
     return environment.get_template("card.md.j2")
 
 

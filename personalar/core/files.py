@@ -14,11 +14,14 @@ import os
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPORARY = re.compile(r"\..+\.personalar-(\d+)-\d+\.tmp")
 """Names of unfinished files, as `temporary` makes them; the group is the id of the writing process."""
@@ -213,3 +216,26 @@ def fits(value: Any, shape: Any) -> bool:
     if isinstance(value, bool):  # in Python a bool is an int, in JSON it is not a number
         return shape in (bool, object)
     return isinstance(value, int | float if shape is float else shape)
+
+
+def template_environment(folder: Path, *, escape: bool, **filters: Callable[..., str]) -> Environment:
+    """Return the Jinja environment of the templates in `folder`; keep it, because it compiles each template once.
+
+    Args:
+        folder: the templates.
+        escape: escape values for HTML.
+        filters: functions that templates can call by name.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=escape,
+        # A misspelt variable is an error instead of an empty string.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(filters)
+    return environment

@@ -24,7 +24,7 @@ from PIL import Image
 
 from personalar.config.command_line import as_value
 from personalar.config.subject_config import STYLE
-from personalar.core.files import read_json, write_text
+from personalar.core.files import read_json, template_environment, write_text
 from personalar.core.measures import added, measures_of
 from personalar.core.png import is_whole_png, read_png, read_png_metadata
 from personalar.core.run_folder import stage_names
@@ -270,20 +270,9 @@ def gather(run_dir: Path) -> dict[str, Any]:
 @cache
 def templates() -> Environment:
     """Return the environment of reports/templates, which compiles each template once."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        # A misspelled variable in a template is an error, not an empty place.
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, percent=percent, duration=duration, memory=memory, cell=cell, heading=heading
-    )
-    return environment
+    formats = {"number": number, "percent": percent, "duration": duration, "memory": memory}
+    folder = Path(__file__).parent / "templates"
+    return template_environment(folder, escape=True, cell=cell, heading=heading, **formats)
 
 
 def render(context: dict[str, Any], template: str = "report.html.j2") -> str:
