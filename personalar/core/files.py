@@ -219,7 +219,7 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def template_environment(folder: Path, *, escape: bool, **filters: Callable[..., str]) -> Environment:
-    """Return the Jinja environment of the templates in `folder`; keep it, because it compiles each template once.
+    """Return a Jinja environment for `folder`; keep it, because it compiles each template once.
 
     Args:
         folder: the templates.
