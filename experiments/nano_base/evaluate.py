@@ -15,9 +15,12 @@ from PIL import Image
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.serialization import load_backend
-from personalar.nano.world.animals import HEADS
+from personalar.nano.world.album import draw as draw_picture
+from personalar.nano.world.album import sample_pair
 from personalar.nano.world.captions import article, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.animals import HEADS
+from personalar.nano.world.objects.skin import COLOURS
 from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
@@ -26,7 +29,7 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.skin import COLOURS
+from personalar.nano.world.styles import STYLES
 from personalar.nano.world.subjects import twins
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
@@ -85,6 +88,20 @@ class Judge:
         pairs = [(k, c) for k in ACCESSORIES for c in ACCESSORY_COLOURS]
         return self.ask(image, {None: f"a {noun}", **{p: f"a {noun}{wearing(p)}" for p in pairs}})
 
+    def style(self, image, noun):
+        return self.ask(image, {s: f"{opening(s)} {article(noun)}" for s in (None, *STYLES)})
+
+    def both(self, picture: Image.Image) -> list:
+        """Return the classes of two objects from left to right, each judged in its part of the picture."""
+        size = picture.width
+        parts = [(0, 0.42, 0.55, 0.97), (0.45, 0.42, 1, 0.97)]
+        crops = [picture.crop(tuple(round(x * size) for x in part)).resize((size, size)) for part in parts]
+        return [self.noun(features) for features in self.clip.image_features(crops)]
+
+
+def opening(style: str | None) -> str:
+    return "a photo of" if style is None else f"{article(style)} of"
+
 
 def scorer_quality(judge: Judge, dino: DinoScorer, rng, count: int) -> dict:
     views = [random_scene(rng) for _ in range(count)]
@@ -102,8 +119,21 @@ def scorer_quality(judge: Judge, dino: DinoScorer, rng, count: int) -> dict:
     return {
         "pictures": count,
         **{k: round(float(np.mean(v)), 4) for k, v in right.items()},
+        "two_classes": pair_quality(judge, rng),
         **twin_quality(dino, rng),
     }
+
+
+def pair_quality(judge: Judge, rng, count: int = 60) -> float:
+    """Return how often both classes are recognised in rendered pictures of two objects."""
+    examples = [sample_pair(rng) for _ in range(count)]
+    return mean(
+        judge.both(draw_picture(e.picture)) == [s.instance.noun for s in e.picture.scenes] for e in examples
+    )
+
+
+def mean(values) -> float:
+    return round(float(np.mean(list(values))), 4)
 
 
 def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
@@ -137,7 +167,7 @@ def sample_prompts(rng, count: int) -> list[dict]:
     rows = []
     for number in range(count):
         noun = CLASSES[number % len(CLASSES)]
-        colour, context, worn = None, None, None
+        colour, context, worn, style, beside = None, None, None, None, None
         subject = noun
         if rng.uniform() < 0.6:
             colour = str(rng.choice(list(COLOURS)))
@@ -146,15 +176,14 @@ def sample_prompts(rng, count: int) -> list[dict]:
             worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
         if rng.uniform() < 0.7:
             context = str(rng.choice(list(CONTEXTS)))
-        rows.append(
-            {
-                "noun": noun,
-                "colour": colour,
-                "context": context,
-                "worn": worn,
-                "prompt": f"a photo of {article(subject)}{wearing(worn)}{place(context)}",
-            }
-        )
+        if rng.uniform() < 0.2:
+            style = str(rng.choice(list(STYLES)))
+        elif rng.uniform() < 0.2:
+            beside = str(rng.choice([other for other in CLASSES if other != noun]))
+        second = f" and {article(beside)}" if beside else ""
+        prompt = f"{opening(style)} {article(subject)}{wearing(worn)}{second}{place(context)}"
+        facts = {"noun": noun, "colour": colour, "context": context, "worn": worn, "style": style}
+        rows.append({**facts, "beside": beside, "prompt": prompt})
     return rows
 
 
@@ -176,8 +205,14 @@ def base_quality(backend, judge: Judge, rng, count: int, cfg: float, top_p: floa
     images = draw(backend, [r["prompt"] for r in rows], list(range(count)), cfg, top_p)
     seconds = time.time() - started
     features = judge.clip.image_features(images)
-    right = {"class": [], "context": [], "colour": [], "accessory": [], "accessory_kind": []}
-    for row, f in zip(rows, features, strict=True):
+    names = ("class", "context", "colour", "accessory", "accessory_kind", "style", "two_classes")
+    right: dict[str, list] = {name: [] for name in names}
+    for row, image, f in zip(rows, images, features, strict=True):
+        if row["beside"]:
+            right["two_classes"].append(judge.both(image) == [row["noun"], row["beside"]])
+            continue
+        if row["style"]:
+            right["style"].append(judge.style(f, row["noun"]) == row["style"])
         right["class"].append(judge.noun(f) == row["noun"])
         if row["context"]:
             right["context"].append(judge.context(f, row["noun"]) == row["context"])
@@ -215,7 +250,7 @@ def sample_grid(backend, path: Path, cfg: float, top_p: float, rows: int = 6, co
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=NANO)
-    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--prompts", type=int, default=480)
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--top-p", type=float, default=0.95)

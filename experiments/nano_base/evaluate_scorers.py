@@ -16,7 +16,7 @@ from render import GROUP
 from scorer_pictures import Pictures
 from scorer_tasks import CLASS_TEXTS, QUESTIONS
 
-from personalar.nano.world.animals import HEADS
+from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.scene import CLASSES
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer

@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from album import WEARABLE, Picture, draw, sample_picture
-from styles import STYLES
 
-from personalar.nano.world.animals import HEADS
+from personalar.nano.world.album import Picture, draw, sample_picture
 from personalar.nano.world.captions import place, wearing
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.scene import (
+    ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
     Instance,
@@ -27,6 +27,7 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
+from personalar.nano.world.styles import STYLES
 from personalar.nano.world.subjects import twins
 
 SHARD, HELDOUT = 2000, 500  # pictures in a shard
@@ -71,7 +72,7 @@ def base_picture(rng: np.random.Generator) -> tuple[Picture, dict]:
 def _view(instance: Instance, rng: np.random.Generator) -> Scene:
     worn = None
     if instance.noun in HEADS and rng.uniform() < 0.4:
-        worn = (str(rng.choice(WEARABLE)), str(rng.choice(ACCESSORY_COLOURS)))
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
     context = None if rng.uniform() < 0.1 else str(rng.choice(list(CONTEXTS)))
     return sample_scene(instance, rng, context=context, worn=worn, shiny=rng.uniform() < 0.08)
 

@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from album import WEARABLE
 from scorer_pictures import PATCH, SIZE, Pictures
-from styles import STYLES
 from torch import Tensor, nn
 
-from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import article, description, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.scene import ACCESSORY_COLOURS, CLASSES
-from personalar.nano.world.skin import COLOURS
+from personalar.nano.world.objects.animals import HEADS
+from personalar.nano.world.objects.skin import COLOURS
+from personalar.nano.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES
+from personalar.nano.world.styles import STYLES
 
 
 def opening(style: str | None) -> str:
@@ -26,7 +25,7 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {  # question -> [(answer, phrase 
     "context": [(name, f"a {{}}{place(name)}") for name in CONTEXTS],
     "colour": [(name, f"{article(name)} {{}}") for name in COLOURS],
     "worn": [("none/none", "a {}")]
-    + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in WEARABLE for c in ACCESSORY_COLOURS],
+    + [(f"{k}/{c}", f"a {{}}{wearing((k, c))}") for k in ACCESSORIES for c in ACCESSORY_COLOURS],
     "style": [(str(style), f"{opening(style)} {{}}") for style in (None, *STYLES)],
 }
 CLASS_TEXTS = [f"a photo of a {noun}" for noun in CLASSES]

@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from album import SECOND_IDENTIFIER
 from grow_base import grow
 from pictures import Log, Master, Shards, descend, peak_rates, save_state, set_rates, share_machine
 from safetensors.torch import save_file
@@ -35,6 +34,7 @@ from personalar.models.chameleon.sequence_layout import ProtocolConfig, Sequence
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.network.vq import VQModel
+from personalar.nano.world.album import SECOND_IDENTIFIER
 from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26

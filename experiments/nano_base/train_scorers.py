@@ -25,7 +25,7 @@ from scorer_pictures import PATCH, SIZE, Pictures
 from scorer_tasks import ClipTask, DinoTask, build, question_at
 from torch import Tensor, nn
 
-from personalar.nano.world.animals import HEADS
+from personalar.nano.world.objects.animals import HEADS
 
 WARMUP = 60
 

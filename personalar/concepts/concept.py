@@ -159,12 +159,22 @@ class Concept:
 
     def check_base(self, *, name: str, fingerprint: str) -> None:
         """Raise ValueError unless the concept was learned on the base with this fingerprint."""
-        if self.base["fingerprint"] != fingerprint:
+        theirs, its = self.base["name"], self.base["fingerprint"]
+        if its == fingerprint:
+            return
+        concept, folder = (
+            f"the concept of {self.subject['name']!r}",
+            "set model.path=DIR to the folder with its files",
+        )
+        if theirs == name:
             raise ValueError(
-                f"the concept of {self.subject['name']!r} was learned on base {self.base['name']!r} "
-                f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): leave "
-                "model= out, or set model.path=DIR to the folder with its files"
+                f"{concept} was learned on other weights of base {name!r} ({its[:12]}) than are loaded "
+                f"({fingerprint[:12]}): train it again, or {folder}"
             )
+        raise ValueError(
+            f"{concept} was learned on base {theirs!r} ({its[:12]}), but {name!r} is loaded "
+            f"({fingerprint[:12]}): leave model= out, or {folder}"
+        )
 
     def check_strength(self, strength: float) -> None:
         """Raise ValueError if the concept can only be used as learned, and `strength` is not 1."""

@@ -125,6 +125,7 @@ MEASURES = {
         _of_each("balance", "likeness × CLIP-T", (*_DINO, *_READING), **_JOINED),
         _of_stage("context_accuracy", "places", _READING, field="context_top1", range=(0, 1)),
         _of_stage("accessory_accuracy", "accessories", _READING, field="accessory_top1", range=(0, 1)),
+        _of_stage("style_accuracy", "styles", _READING, field="style_top1", range=(0, 1)),
         _of_stage("class_drift", "class drift", _DINO, better="same"),
         _of_stage("pres", "PRES", _DINO, better="same", range=(-1, 1)),
         _of_stage("diversity", "DIV", _DINO, better="same", range=(0, 2), field="value", kind="prior"),

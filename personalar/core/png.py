@@ -129,8 +129,8 @@ def load_sample(path: Path) -> Sample:
             f"{path} is not a sample of personalar: {', '.join(missing)} missing in its PNG metadata; "
             "only pictures of a run or of personalar.sample can be read"
         )
-    details = {name: found.get(name) for name in ("context", "accessory", "colour")}
-    spec = PromptSpec(text=found["template"], category=found["category"], **details)
+    names = [field.name for field in dataclasses.fields(PromptSpec)]
+    spec = PromptSpec(**{name: found.get(name) for name in names} | {"text": found["template"]})
     return Sample(
         stage=found["stage"],
         prompt=found["prompt"],

@@ -78,6 +78,8 @@ class PromptSpec:
     """Expected accessory, if the prompt has one."""
     colour: str | None = None
     """Expected colour of the accessory or of the subject."""
+    style: str | None = None
+    """Expected style, if the prompt has one."""
 
 
 @dataclass(frozen=True, kw_only=True)

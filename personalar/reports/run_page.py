@@ -87,7 +87,7 @@ def _scores_by_image(run_dir: Path, run: Mapping[str, Any]) -> dict[tuple, dict[
     for line in read_scores(run_dir / "scores.jsonl"):
         entry = found.setdefault((line["stage"], line["kind"], line["prompt"], line["seed"]), {})
         entry[line["scorer"]] = line["value"]
-        for question in ("context_top1", "accessory_top1"):
+        for question in ("context_top1", "accessory_top1", "style_top1"):
             if question in line:
                 entry["right"] = line[question]
         if line["kind"] == "subject" and (photo := copied_photo(run_dir, line, run.get("bounds") or {})):

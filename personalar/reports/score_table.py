@@ -10,7 +10,7 @@ from personalar.reports.summary import DESCRIPTION
 
 TITLE_PX, COLUMN_PX, WIDEST_PX = 270, 62, 1280
 """Approximate width of a table's first column with the page's margins, of another column, and of a screen."""
-SHARES = ("context_accuracy", "accessory_accuracy", "memorised")
+SHARES = ("context_accuracy", "accessory_accuracy", "style_accuracy", "memorised")
 """Measures that are shown as percentages."""
 
 

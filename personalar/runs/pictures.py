@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from personalar.concepts.validation import read_record
 from personalar.core.image_sizes import written
-from personalar.core.own_files import RECORD_FILE
-from personalar.core.png import save_png
+from personalar.core.own_files import RECORD_FILE, ROWS_FILE
+from personalar.core.png import save_png, save_sample
 from personalar.core.process import peak_memory_bytes
 from personalar.core.types import Sample
 from personalar.data.prompts import class_prompt, prior_prompt, unrelated_prompts
@@ -65,10 +66,12 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
         base_samples: the base's pictures, to show in the grid; empty for the base itself.
     """
     requests, grid = all_requests(session, stage), grid_requests(session, stage)
+    made_by = provenance(session, stage)
+    found = unchanged(session, stage, requests, base_samples, made_by)
+    kept = {(sample.kind, sample.prompt, sample.seed) for sample in found}
+    requests = [request for request in requests if (request.kind, request.prompt, request.seed) not in kept]
     # The grid is the first batch, so that it can be looked at while the others are sampled.
     batches = chunks(requests, session.sampling.sample_batch, first=grid)
-    made_by = provenance(session, stage)
-    found: list[Sample] = []
     with session.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
         # If all pictures exist, the model need not be loaded.
         generator = (
@@ -85,7 +88,30 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
                 found += made
                 # The base has no earlier pictures to compare with, only its own.
                 if index == 0 and grid:
-                    draw_stage_grid(session, stage, found[: len(grid)], base_samples or found)
+                    draw_stage_grid(session, stage, made, base_samples or made)
+    return found
+
+
+def unchanged(
+    session: RunContext,
+    stage: str,
+    requests: Sequence[Request],
+    base_samples: Sequence[Sample],
+    made_by: Mapping[str, str],
+) -> list[Sample]:
+    """Return the pictures of `requests` that a stage cannot change, copied from those of the base.
+
+    A stage that learned nothing but embeddings generates prompts without them as the base does.
+    """
+    if stage == "base" or set(read_record(session.folder.concept(stage))["files"]) != {ROWS_FILE}:
+        return []
+    known = {(sample.kind, sample.prompt, sample.seed): sample for sample in base_samples}
+    found = []
+    for request in requests:
+        same = known.get((request.kind, request.prompt, request.seed))
+        if request.kind != "subject" and same is not None:
+            copy = Sample(**vars(request), image=same.image)
+            found.append(save_sample(copy, session.folder.path, provenance=made_by))
     return found
 
 

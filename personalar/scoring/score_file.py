@@ -13,7 +13,7 @@ KEY = ("stage", "kind", "prompt", "seed", "scorer")
 """Two lines with equal values of these fields are about the same picture and measure."""
 LINE = {
     **dict.fromkeys(("stage", "kind", "prompt", "scorer", "template", "category"), str),
-    **dict.fromkeys(("context_top1", "accessory_top1"), (bool, float, None)),
+    **dict.fromkeys(("context_top1", "accessory_top1", "style_top1"), (bool, float, None)),
     "seed": int,
     "value": float,
     "nearest": float,

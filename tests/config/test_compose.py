@@ -284,9 +284,9 @@ def test_directions_need_whole_embeddings() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ("replay", None, "", 48)),
+        ([], ("distill", None, "", 48)),
         (["prior=both"], ("both", None, "", 48)),
-        (["prior.kind=distill", "model.recipe.data.replay_images=5"], ("distill", None, "", 5)),
+        (["prior.kind=replay", "model.recipe.data.replay_images=5"], ("replay", None, "", 5)),
         (["method=dcoar"], ("both", 0.01, "[I]", 8)),
         (["method=dcoar", "prior=none"], ("none", None, "", 48)),
     ],

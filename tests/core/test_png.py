@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,9 @@ RED = Image.new("RGB", (8, 6), "red")
 
 
 def sample(prompt: str = "a [V] cat in the snow") -> Sample:
-    spec = PromptSpec(text="a {} in the snow", category="recontext", context="snow")
+    facts = {"context": "snow", "accessory": "hat", "colour": "red", "style": "watercolour"}
+    assert {"text", "category", *facts} == {field.name for field in dataclasses.fields(PromptSpec)}
+    spec = PromptSpec(text="a {} in the snow", category="recontext", **facts)
     return Sample(stage="embedding", prompt=prompt, kind="subject", seed=7, spec=spec, image=RED)
 
 

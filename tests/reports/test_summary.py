@@ -59,6 +59,7 @@ def test_means_fidelity_and_accuracies():
         "fidelity": 0.5,
         "context_accuracy": 0.5,
         "accessory_accuracy": 1.0,
+        "style_accuracy": None,
         "images": 3,
         "class_dino": 0.0,
         "class_drift": None,  # nothing to compare with on the base

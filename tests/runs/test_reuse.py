@@ -16,7 +16,7 @@ from personalar.runs.benchmark import BenchRun, first_stage, share
 from personalar.runs.reuse import check_started_alone
 
 LORA = "method=lora"
-DISTILL = "prior=distill"
+REPLAY = "prior=replay"
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -28,8 +28,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_taken_over_equals_learned(do_run: Callable, finished_run: Path, tmp_path: Path) -> None:
-    do_run(tmp_path / "anew", LORA, DISTILL)  # stage 1 has no class images, so any prior will do
-    do_run(tmp_path / "reused", LORA, DISTILL, f"reuse={finished_run}")
+    do_run(tmp_path / "anew", LORA, REPLAY)  # stage 1 has no class images, so any prior will do
+    do_run(tmp_path / "reused", LORA, REPLAY, f"reuse={finished_run}")
     anew, reused = contents(tmp_path / "anew"), contents(tmp_path / "reused")
     learned = {name for name in anew if not name.startswith("cache/start")}
     assert {"references/04.png", "references/redrawn/04.png"} < learned
@@ -40,7 +40,7 @@ def test_taken_over_equals_learned(do_run: Callable, finished_run: Path, tmp_pat
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("anew", "reused")]
     scores = [{k: v["dino"] for k, v in summary["stages"].items()} for summary in summaries]
     assert scores[0] == scores[1]
-    assert not do_run(tmp_path / "reused", LORA, DISTILL, f"reuse={finished_run}")  # finished: nothing to do
+    assert not do_run(tmp_path / "reused", LORA, REPLAY, f"reuse={finished_run}")  # finished: nothing to do
 
 
 @pytest.mark.parametrize(

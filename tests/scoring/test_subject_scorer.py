@@ -57,6 +57,7 @@ SNOW = PromptSpec(text="a {} in the snow", category="recontext", context="snow")
 BEACH = PromptSpec(text="a {} on the beach", category="recontext", context="beach")
 RED_HAT = PromptSpec(text="a {} wearing a red hat", category="accessory", accessory="hat", colour="red")
 BARE = PromptSpec(text="a {}", category="plain")
+PENCIL = PromptSpec(text="a pencil drawing of a {}", category="property", style="pencil drawing")
 
 
 def subject(**changes) -> Subject:
@@ -232,6 +233,13 @@ def test_a_picture_without_the_accessory_is_not_obedient_by_chance():
     scorer = judges(prompts=(RED_HAT, BARE))
     bare, hat = scorer.score([sample(RED_HAT, plain(0, 0, 5)), sample(RED_HAT, plain(3, 4, 0))])[2::3]
     assert bare["accessory_top1"] is False and hat["accessory_top1"] is True
+
+
+def test_a_photo_is_not_taken_for_a_drawing():
+    scorer = judges(prompts=(PENCIL, BARE))
+    photo, drawing = scorer.score([sample(PENCIL, plain(0, 0, 5)), sample(PENCIL, plain(3, 4, 0))])[2::3]
+    assert photo["style_top1"] is False and drawing["style_top1"] is True
+    assert "style_top1" not in scorer.score([sample(BARE, plain(3, 4, 0))])[2]
 
 
 def test_bounds_come_from_other_things_and_unseen_views():

@@ -158,26 +158,30 @@ def start(backend, **numbers) -> Identifier:
 
 
 @pytest.mark.parametrize("prompt", ["a photo of a [V] cat", "a [V]"])
-def test_the_nearest_row_is_the_one_with_the_least_loss(tiny_backend, prompt: str) -> None:
+def test_the_nearest_row_has_the_least_loss_of_the_eighth_that_suits_the_first_photo(
+    tiny_backend, prompt: str
+) -> None:
     rows = torch.randn(
-        6, tiny_backend.transformer.config.hidden_size, generator=torch.Generator().manual_seed(1)
+        40, tiny_backend.transformer.config.hidden_size, generator=torch.Generator().manual_seed(1)
     )
     tokens = {"[V]": tiny_backend.tokenizer.concept_ids[0]}
-    ids = [tiny_backend.protocol.training_ids(prompt, p, tokens) for p in photos()]
-    batch = collate(ids, pad=tiny_backend.tokenizer.pad)
-    losses = [
-        sequence_loss(
-            tiny_backend, Identifier(tokens=tokens, rows=row[None]), batch, loss="image_tokens", z_loss=0.0
-        ).item()
-        for row in rows
-    ]
-    assert len({round(loss, 4) for loss in losses}) > 1
+    sequences = [tiny_backend.protocol.training_ids(prompt, p, tokens) for p in photos()]
+
+    def losses(photos: list) -> list[float]:
+        batch = collate(photos, pad=tiny_backend.tokenizer.pad)
+        known = [Identifier(tokens=tokens, rows=row[None]) for row in rows]
+        options = {"loss": "image_tokens", "z_loss": 0.0}
+        return [sequence_loss(tiny_backend, row, batch, **options).item() for row in known]
+
+    on_first, on_all = losses(sequences[:1]), losses(sequences)
+    best = min(sorted(range(40), key=on_first.__getitem__)[:5], key=on_all.__getitem__)
+    assert best != on_first.index(min(on_first))  # the other photo matters
     said = io.StringIO()
     reporter = Reporter(console=Console(file=said, soft_wrap=True))
     found = nearest_row(tiny_backend, rows, prompt=prompt, photos=photos(), reporter=reporter)
-    assert torch.equal(found, rows[losses.index(min(losses))][None])
-    assert said.getvalue().startswith("start of [V]: 6 names tried on 2 photos in ")
-    assert said.getvalue().endswith(f"lowest loss {min(losses):.3f}\n")
+    assert torch.equal(found, rows[best][None])
+    assert said.getvalue().startswith("start of [V]: 40 names tried in ")
+    assert said.getvalue().endswith(f"lowest loss {on_all[best]:.3f}\n")
 
 
 def test_nearest_starts_at_a_reserved_row_and_leaves_the_photos_tokens_random(tiny_backend) -> None:

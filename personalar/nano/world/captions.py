@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from personalar.nano.world.animals import HEADS
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.animals import HEADS
+from personalar.nano.world.objects.skin import COLOURS, PATTERNS, Skin
 from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
@@ -20,12 +21,12 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.skin import COLOURS, PATTERNS, Skin
+from personalar.nano.world.styles import STYLES
 
 IDENTIFIER = "[V]"
 PLAIN = "plain"  # the pattern that captions do not mention
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")
-# Sampling weights of the classes. Classes with accessories are more frequent, because three accessories in
+# Sampling weights of the classes. Classes with accessories are more frequent, because four accessories in
 # six colours need many examples. So are backpacks, which the base learned most slowly.
 _MORE_OFTEN = {**dict.fromkeys(HEADS, 1.6), "backpack": 2.0}
 _CLASS_ODDS = [_MORE_OFTEN.get(noun, 1.0) for noun in CLASSES]
@@ -36,7 +37,8 @@ _OPENING_ODDS = (0.34, 0.30, 0.12, 0.12, 0.12)
 def caption_words() -> tuple[str, ...]:
     """Return all words of the captions, sorted: the vocabulary of a base trained on this world."""
     # The other words are written out in the functions below.
-    phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, "an", "and", "shiny", "wearing"]
+    phrases = [*OPENINGS, *CLASSES, *COLOURS, *PATTERNS, *ACCESSORIES, *STYLES]
+    phrases += ["an", "and", "shiny", "wearing"]
     phrases += [phrase for phrase, _ in CONTEXTS.values()]
     words: set[str] = set()
     for phrase in phrases:
@@ -82,16 +84,12 @@ def recoloured(instance: Instance, colour: str, rng: np.random.Generator) -> Ins
 
 
 def sample_example(
-    rng: np.random.Generator,
-    *,
-    accessories: tuple[str, ...] = ACCESSORIES,
-    openings: tuple[str, ...] = OPENINGS,
+    rng: np.random.Generator, *, openings: tuple[str, ...] = OPENINGS
 ) -> tuple[Scene, str, Instance | None]:
     """Draw a random training picture for pretraining.
 
     Args:
         rng: source of all choices.
-        accessories: accessories to choose from.
         openings: openings of captions to choose from.
 
     Returns:
@@ -101,7 +99,7 @@ def sample_example(
     context = None if rng.uniform() < 0.12 else str(rng.choice(list(CONTEXTS)))
     worn = None
     if instance.noun in HEADS and rng.uniform() < 0.55:
-        worn = (str(rng.choice(accessories)), str(rng.choice(ACCESSORY_COLOURS)))
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
     shiny = rng.uniform() < 0.10
     named = instance if rng.uniform() < 0.50 else None
     shown = instance

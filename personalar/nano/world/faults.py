@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.skin import COLOURS, sample_skin
 from personalar.nano.world.scene import Scene, sample_instance
-from personalar.nano.world.skin import COLOURS, sample_skin
 
 
 def recolour_part(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -1,15 +1,16 @@
-"""Evaluation prompts of the rendered world, in DreamBench's grammar, with the place or accessory of each."""
+"""Evaluation prompts of the rendered world, in DreamBench's grammar, with the expected content of each."""
 
 from personalar.core.types import PromptSpec
-from personalar.nano.world.animals import HEADS
-from personalar.nano.world.captions import wearing
+from personalar.nano.world.captions import article, wearing
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.animals import HEADS
+from personalar.nano.world.styles import STYLES
 
 _WORN = (
     ("hat", "red"),
     ("scarf", "blue"),
     ("glasses", "pink"),
-    ("hat", "yellow"),
+    ("bow tie", "yellow"),
     ("glasses", "green"),
     ("scarf", "purple"),
 )
@@ -17,7 +18,7 @@ _COLOURS = ("red", "purple")
 
 
 def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
-    """Return all prompts for a class: 17, or 23 with accessories; "{}" is replaced by the subject."""
+    """Return all prompts for a class: 20, or 26 with accessories; "{}" is replaced by the subject."""
     plain = (
         PromptSpec(text="a photo of a {}", category="plain"),
         PromptSpec(text="a picture of a {}", category="plain"),
@@ -35,4 +36,8 @@ def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
     changes = tuple(
         PromptSpec(text=f"a {colour} {{}}", category="property", colour=colour) for colour in _COLOURS
     )
-    return plain + places + worn + (*changes, PromptSpec(text="a shiny {}", category="property"))
+    styled = tuple(
+        PromptSpec(text=f"{article(style)} of a {{}}", category="property", style=style) for style in STYLES
+    )
+    shiny = PromptSpec(text="a shiny {}", category="property")
+    return (*plain, *places, *worn, *changes, shiny, *styled)

@@ -6,15 +6,16 @@ import numpy as np
 from PIL import Image
 
 from personalar.core.types import Box
-from personalar.nano.world.animals import HEADS, accessory
 from personalar.nano.world.contexts import paint
-from personalar.nano.world.shapes import SHAPES
-from personalar.nano.world.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
-from personalar.nano.world.solids import Solid, cast, screen_extent, view_matrix
+from personalar.nano.world.objects.animals import HEADS, accessory
+from personalar.nano.world.objects.shapes import SHAPES
+from personalar.nano.world.objects.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
+from personalar.nano.world.objects.solids import Solid, cast, screen_extent, view_matrix
 
 CLASSES = tuple(SHAPES)
-ACCESSORIES = ("hat", "scarf", "glasses")
+ACCESSORIES = ("hat", "scarf", "glasses", "bow tie")
 ACCESSORY_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
+SIZE = 128  # pixels of a side, as the nano base generates
 SUPERSAMPLING = 2
 _LIGHT = np.array([-0.45, 0.72, 0.62], np.float32) / np.float32(np.linalg.norm([-0.45, 0.72, 0.62]))
 
@@ -155,7 +156,7 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     return (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
 
 
-def render(scene: Scene, size: int = 96) -> Image.Image:
+def render(scene: Scene, size: int = SIZE) -> Image.Image:
     """Render a scene to an RGB image of size x size pixels; the same scene always gives the same pixels."""
     big = size * SUPERSAMPLING
     # Only the place is random: the object is determined by the scene.
@@ -174,7 +175,7 @@ def render(scene: Scene, size: int = 96) -> Image.Image:
     return shrink(image)
 
 
-def thing_box(scene: Scene, size: int = 96) -> Box:
+def thing_box(scene: Scene, size: int = SIZE) -> Box:
     """Return the bounding box of the object and its accessory, as fractions of the picture."""
     thing = stand(scene, size)
     hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=size)

@@ -1,8 +1,8 @@
 """Rendered subjects: five training views of one individual, and reference pictures for its evaluation.
 
 The ceiling of fidelity is from unseen views of the same individual, the floor from other individuals of
-its class. Both are rendered for the evaluation's prompts (place, accessory, colour), because a recoloured
-cat with a hat is less similar to the photos even if it was learned perfectly. Twins test the
+its class. Both are rendered for the evaluation's prompts (place, accessory, colour, style), because a
+recoloured cat with a hat is less similar to the photos even if it was learned perfectly. Twins test the
 scorers: they share the skin or the shape with the subject.
 """
 
@@ -12,11 +12,20 @@ import numpy as np
 from PIL import Image
 
 from personalar.core.types import Box, PromptSpec
-from personalar.nano.world.animals import HEADS
+from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import description, recoloured
+from personalar.nano.world.objects.animals import HEADS
+from personalar.nano.world.objects.skin import sample_skin
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.scene import Instance, Scene, render, sample_instance, sample_scene, thing_box
-from personalar.nano.world.skin import sample_skin
+from personalar.nano.world.scene import (
+    SIZE,
+    Instance,
+    Scene,
+    render,
+    sample_instance,
+    sample_scene,
+    thing_box,
+)
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
 VIEWS_PER_PROMPT = 2
@@ -46,11 +55,15 @@ def subject_instance(noun: str, seed: int) -> Instance:
 
 
 def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
-    """Return a random view of the individual that matches a prompt of `bench_prompts`."""
+    """Return a random view of the individual that matches a prompt of `bench_prompts`, but for its style."""
     worn = (spec.accessory, spec.colour) if spec.accessory and spec.colour else None
     if spec.category == "property" and spec.colour:
         instance = recoloured(instance, spec.colour, rng)
     return sample_scene(instance, rng, context=spec.context, worn=worn, shiny="shiny" in spec.text)
+
+
+def _drawn(instance: Instance, spec: PromptSpec, rng: np.random.Generator, size: int) -> Image.Image:
+    return draw(Picture(scenes=(obeying(instance, spec, rng),), style=spec.style), size)
 
 
 def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
@@ -60,8 +73,8 @@ def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Inst
     return reshaped + [replace(instance, skin=sample_skin(rng)) for _ in range(count - count // 2)]
 
 
-def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
-    """Render a subject: about 100 pictures, two seconds on one core.
+def rendered_subject(noun: str, seed: int, size: int = SIZE) -> RenderedSubject:
+    """Render a subject: about 100 pictures, four seconds on one core.
 
     Args:
         noun: the class, one of `scene.CLASSES`.
@@ -80,6 +93,6 @@ def rendered_subject(noun: str, seed: int, size: int = 96) -> RenderedSubject:
         train=tuple(render(scene, size) for scene in train),
         boxes=tuple(thing_box(scene, size) for scene in train),
         # In this order, because all pictures are drawn from one stream.
-        holdout=tuple(render(obeying(instance, spec, rng), size) for spec in asked),
-        others=tuple(render(obeying(sample_instance(noun, rng), spec, rng), size) for spec in asked),
+        holdout=tuple(_drawn(instance, spec, rng, size) for spec in asked),
+        others=tuple(_drawn(sample_instance(noun, rng), spec, rng, size) for spec in asked),
     )

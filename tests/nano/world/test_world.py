@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personalar.nano.world.animals import HEADS, accessory
 from personalar.nano.world.captions import article, description, sample_example, wearing
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.objects.animals import HEADS, accessory
+from personalar.nano.world.objects.solids import Solid, cast, view_matrix
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import (
     ACCESSORIES,
@@ -20,7 +21,7 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.solids import Solid, cast, view_matrix
+from personalar.nano.world.styles import STYLES
 from personalar.nano.world.subjects import obeying, rendered_subject, subject_instance, twins
 
 
@@ -134,6 +135,7 @@ def test_a_subject_is_one_individual_and_twins_share_half_of_it():
 def test_views_for_the_bounds_do_what_the_prompts_ask(noun):
     """The best that a personalization can reach also wears the hat and changes colour."""
     rng, instance = np.random.default_rng(0), subject_instance(noun, 1)
+    assert {spec.style for spec in bench_prompts(noun)} == {None, *STYLES}
     for spec in bench_prompts(noun):
         scene = obeying(instance, spec, rng)
         assert scene.context == spec.context

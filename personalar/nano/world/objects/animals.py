@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from personalar.nano.world.parts import Proportions, box, eyes, pair, sphere, tube
-from personalar.nano.world.solids import Solid
+from personalar.nano.world.objects.parts import Proportions, box, eyes, pair, sphere, tube
+from personalar.nano.world.objects.solids import Solid
 
 
 def cat(p: Proportions) -> list[Solid]:

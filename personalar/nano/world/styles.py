@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from layers import Layers
+
+from personalar.nano.world.layers import Layers
 
 PAPER = np.array([0.97, 0.96, 0.93], np.float32)
 STROKES = 16

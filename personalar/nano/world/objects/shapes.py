@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from personalar.nano.world.animals import bear, cat, dog, duck
-from personalar.nano.world.parts import Proportions
-from personalar.nano.world.solids import Solid
-from personalar.nano.world.things import backpack, boot, candle, car, clock, robot, teapot, vase
+from personalar.nano.world.objects.animals import bear, cat, dog, duck
+from personalar.nano.world.objects.parts import Proportions
+from personalar.nano.world.objects.solids import Solid
+from personalar.nano.world.objects.things import backpack, boot, candle, car, clock, robot, teapot, vase
 
 SHAPES: dict[str, Callable[[Proportions], list[Solid]]] = {
     "cat": cat,

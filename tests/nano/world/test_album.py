@@ -4,20 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from album import (
-    WEARABLE,
-    Picture,
-    draw,
-    sample_pair,
-    sample_picture,
-    where_things_are,
-)
-from layers import layers
-from styles import STYLES, photo
 
+from personalar.nano.world.album import Picture, draw, sample_pair, sample_picture, where_things_are
 from personalar.nano.world.captions import description
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.scene import render, sample_instance, sample_scene, shrink
+from personalar.nano.world.layers import layers
+from personalar.nano.world.scene import ACCESSORIES, render, sample_instance, sample_scene, shrink
+from personalar.nano.world.styles import STYLES, photo
 
 
 def scene(noun="cat", seed=3, **options):
@@ -77,7 +70,7 @@ def test_captions_tell_style_things_and_accessories_in_correct_english():
             assert each.worn is None or f"{each.worn[1]} {each.worn[0]}" in caption
             seen.add(each.worn and each.worn[0])
         seen.add((picture.style, len(picture.scenes)))
-    assert seen >= {*WEARABLE, *((style, count) for style in (None, *STYLES) for count in (1, 2))}
+    assert seen >= {*ACCESSORIES, *((style, count) for style in (None, *STYLES) for count in (1, 2))}
 
 
 def test_names_of_two_things_mean_those_things():

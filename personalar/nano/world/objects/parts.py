@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from personalar.nano.world.solids import Solid
+from personalar.nano.world.objects.solids import Solid
 
 Proportions = np.ndarray
 """Six numbers of about -1.3 to 1.3: part of an individual's identity, never described in a caption."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from personalar.nano.world.contexts import paint
+from personalar.nano.world.objects.skin import surface_colour
+from personalar.nano.world.objects.solids import cast
 from personalar.nano.world.scene import Scene, cast_shadow, light, stand
-from personalar.nano.world.skin import surface_colour
-from personalar.nano.world.solids import cast
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,8 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from layers import layers
 from PIL import Image
-from styles import STYLES, photo
 
-from personalar.nano.world.animals import HEADS
 from personalar.nano.world.captions import (
     IDENTIFIER,
     OPENINGS,
@@ -18,10 +15,13 @@ from personalar.nano.world.captions import (
     wearing,
 )
 from personalar.nano.world.contexts import CONTEXTS
+from personalar.nano.world.layers import layers
+from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
+    SIZE,
     SUPERSAMPLING,
     Instance,
     Scene,
@@ -30,10 +30,10 @@ from personalar.nano.world.scene import (
     sample_scene,
     shrink,
 )
+from personalar.nano.world.styles import STYLES, photo
 
 SECOND_IDENTIFIER = "[W]"
 """The name of the second object's individual; `[V]` is the first one's."""
-WEARABLE = (*ACCESSORIES, "bow tie")
 _ASIDE, _SMALLER = 0.225, 0.68  # shift and scale of two objects, relative to a single one
 
 
@@ -61,7 +61,7 @@ class Example:
     named: tuple[Instance | None, ...]
 
 
-def draw(picture: Picture, size: int = 128) -> Image.Image:
+def draw(picture: Picture, size: int = SIZE) -> Image.Image:
     """Render a picture to an RGB image of size x size pixels; it depends only on `picture`."""
     if picture.style is None and len(picture.scenes) == 1:
         return render(picture.scenes[0], size)
@@ -70,7 +70,7 @@ def draw(picture: Picture, size: int = 128) -> Image.Image:
     return shrink(paint(layers(picture.scenes, size * SUPERSAMPLING), rng))
 
 
-def where_things_are(picture: Picture, size: int = 128) -> np.ndarray:
+def where_things_are(picture: Picture, size: int = SIZE) -> np.ndarray:
     """Return the visible object at every pixel, (size, size): its index in `scenes`, or -1 for the place."""
     return layers(picture.scenes, size).thing
 
@@ -91,7 +91,7 @@ def _thing(
     instance = sample_instance(noun, rng)
     worn = None
     if noun in HEADS and rng.uniform() < 0.35:
-        worn = (str(rng.choice(WEARABLE)), str(rng.choice(ACCESSORY_COLOURS)))
+        worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
     named = instance if rng.uniform() < 0.45 else None
     phrase = f"{identifier} {noun}"
     if named is None:
@@ -122,5 +122,5 @@ def sample_picture(rng: np.random.Generator) -> Example:
     if rng.uniform() < 0.2:
         example = sample_pair(rng, str(rng.choice(openings)))
         return replace(example, picture=replace(example.picture, style=style))
-    scene, caption, named = sample_example(rng, accessories=WEARABLE, openings=openings)
+    scene, caption, named = sample_example(rng, openings=openings)
     return Example(picture=Picture(scenes=(scene,), style=style), caption=caption, named=(named,))
