@@ -122,6 +122,8 @@ class DataNumbers:
     """The default of `prior.prompts_live`."""
     replay_images: int = field(default=0, metadata=limits(0))
     """The default of `prior.images`."""
+    replay_weight: float | None = field(default=None, metadata=limits(0, 1000))
+    """The default of `prior.weight`."""
 
     def __post_init__(self) -> None:
         if not self.templates or not all("{}" in template for template in self.templates):
@@ -150,7 +152,7 @@ class PriorConfig:
     kind: str = "replay"
     """"replay" (predict their codes), "distill" (stay close to the frozen base's distribution of their
     codes), "both" (half of each), or "none" (no class images)."""
-    weight: float | None = field(default=None, metadata=limits(0, 1000))
+    weight: float | None = field(default=II("model.recipe.data.replay_weight"), metadata=limits(0, 1000))
     """Loss = mean over the photos + weight * mean over the class images; null: the mean over the batch."""
     append: str = ""
     """A learned token that ends the prompts of class images in training, such as "[I]"; empty: none."""

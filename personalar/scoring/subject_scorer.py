@@ -34,6 +34,9 @@ def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
     }
 
 
+BARE = PromptSpec(text="a {}", category="plain")
+
+
 class SubjectScorer:
     """Score samples against the photos of one subject.
 
@@ -140,8 +143,10 @@ class SubjectScorer:
             rivals = [spec for spec in specs if spec.category == "recontext" and spec.context is not None]
             answers["context_top1"] = self._closest(image, rivals, "context") == prompt.context
         if prompt.category == "accessory" and prompt.accessory is not None:
-            # Plain prompts compete too: a picture without any accessory must not be right by chance.
-            rivals = [spec for spec in specs if spec.accessory is not None or spec.category == "plain"]
+            rivals = [spec for spec in specs if spec.accessory is not None]
+            # "No accessory" competes too: a picture without any must not be right by chance. Not with the
+            # words of the plain prompts, because "a photo of" alone makes CLIP prefer them for photos.
+            rivals += [BARE] if any(spec.category == "plain" for spec in specs) else []
             found = self._closest(image, rivals, "accessory", "colour")
             answers["accessory_top1"] = found == (prompt.accessory, prompt.colour)
         if prompt.style is not None:

@@ -284,11 +284,11 @@ def test_directions_need_whole_embeddings() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], ("distill", None, "", 48)),
-        (["prior=both"], ("both", None, "", 48)),
-        (["prior.kind=replay", "model.recipe.data.replay_images=5"], ("replay", None, "", 5)),
+        ([], ("distill", 2, "", 48)),
+        (["prior=both"], ("both", 2, "", 48)),
+        (["prior.kind=replay", "model.recipe.data.replay_images=5"], ("replay", 2, "", 5)),
         (["method=dcoar"], ("both", 0.01, "[I]", 8)),
-        (["method=dcoar", "prior=none"], ("none", None, "", 48)),
+        (["method=dcoar", "prior=none"], ("none", 2, "", 48)),
     ],
 )
 def test_a_method_chooses_its_prior_and_the_command_line_another(words: list[str], expected: tuple) -> None:

@@ -14,9 +14,10 @@ from personalar.core.files import base_fingerprint
 from personalar.core.run_folder import RunFolder
 from personalar.models.loading import obtain_model
 
+STAGE_2 = "model.recipe.stages.transformer"
 EARLIER = (
-    "+subject=cat", "prior=replay",
-    "model.recipe.stages.transformer.steps=60",
+    "+subject=cat", "prior=replay", "model.recipe.data.replay_weight=null",
+    f"{STAGE_2}.steps=60", f"{STAGE_2}.batch=12", f"{STAGE_2}.accumulate=1",
 )  # fmt: skip
 """The defaults of that time, where they have changed."""
 OLDER = Path(__file__).parents[1] / "fixtures" / "older_run"
