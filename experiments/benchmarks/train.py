@@ -72,7 +72,9 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def open_stage(rest: list[str], name: str, steps: int, folder: Path) -> tuple[RunContext, Stage]:
     """Return a run in `folder` without scorers and grids, and the stage, which starts from the base."""
-    config = read_config(composed("run", ["scorer=none", "samples.grid_every_steps=0", *rest]))
+    # transformers' own class has no distillation, so all programs learn the codes of class images.
+    same = ["scorer=none", "samples.grid_every_steps=0", "prior=replay", "prior.weight=null"]
+    config = read_config(composed("run", [*same, *rest]))
     prepared = prepare(config, folder)
     assert prepared is not None  # an empty folder contains no finished run
     session, stages = prepared

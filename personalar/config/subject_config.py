@@ -134,7 +134,7 @@ class SamplesConfig:
     """"world" (what the nano world can show) or "dreambench" (the 25 published prompts)."""
     num_grid_prompts: int = field(default=6, metadata=limits(1, 100))
     """Number of prompts in the sample grids."""
-    grid_every_steps: int = field(default=50, metadata=limits(0))
+    grid_every_steps: int = field(default=30, metadata=limits(0))
     """Steps between sample grids during training; 0: none."""
     time_share: float = field(default=0.3, metadata=limits(0, 1))
     """Largest share of a stage's time for sample grids; grids that would exceed it are skipped."""

@@ -23,7 +23,13 @@ ONE, TWO = ("model.recipe.stages.joint", "method=joint"), ("model.recipe.stages.
 
 def steps(number: int, of: tuple[str, str] = ONE, schedule: str = "constant") -> list[str]:
     """Return the settings of a short run; a checkpoint is written every two steps."""
-    return [of[1], f"{of[0]}.steps={number}", f"{of[0]}.batch=2", f"{of[0]}.schedule={schedule}"]
+    return [
+        of[1],
+        f"{of[0]}.steps={number}",
+        f"{of[0]}.batch=2",
+        f"{of[0]}.accumulate=1",
+        f"{of[0]}.schedule={schedule}",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_other_photos_and_another_base_are_refused(do_run, finished_run: Path, t
     with pytest.raises(ValueError, match="other photos"):
         do_run(tmp_path / "a", f"reuse={copy}")
     record.write_text(json.dumps({**facts, "base": {**facts["base"], "fingerprint": "0"}}))
-    with pytest.raises(ValueError, match="was learned on base 'nano'"):
+    with pytest.raises(ValueError, match="other weights of base 'nano'"):
         do_run(tmp_path / "b", f"reuse={copy}")
     rows = copy / "stages" / "embedding" / "concept" / "learned_embeds.safetensors"
     rows.write_bytes(rows.read_bytes()[:-4])

@@ -138,8 +138,8 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
         return preflight(config, stages[1:], open_folder(package_path("package://nano")))["transformer"]
 
     needed = peak(estimate(plans(100.0))) / 1e9
-    assert plans(100.0).batch == 12 and not plans(100.0).recompute
-    assert plans(needed * 0.8).batch < 12
+    assert plans(100.0).batch == 6 and not plans(100.0).recompute
+    assert plans(needed * 0.8).batch < 6
     config = compose_config("+subject=cat")
     whole = workload(
         config,
