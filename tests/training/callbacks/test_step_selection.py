@@ -104,9 +104,9 @@ def test_without_it_a_run_has_the_settings_of_older_runs() -> None:
     [
         (
             ["samples.grid_every_steps=0"],
-            r"grid_every_steps=0 gives none in a stage of 35 steps; allowed: 1 to 35",
+            r"grid_every_steps=0 gives none in a stage of 45 steps; allowed: 1 to 45",
         ),
-        (["samples.grid_every_steps=61"], r"grid_every_steps=61 gives none in a stage of 35 steps"),
+        (["samples.grid_every_steps=61"], r"grid_every_steps=61 gives none in a stage of 45 steps"),
         (["selection.measures=[dino]"], r"give two, one of likeness and one of prompt following"),
         (["selection.likeness_weight=2"], r"likeness_weight=2.* out of range; allowed: 0 to 1"),
         (
