@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
@@ -129,8 +130,8 @@ def load_sample(path: Path) -> Sample:
             f"{path} is not a sample of personalar: {', '.join(missing)} missing in its PNG metadata; "
             "only pictures of a run or of personalar.sample can be read"
         )
-    names = [field.name for field in dataclasses.fields(PromptSpec)]
-    spec = PromptSpec(**{name: found.get(name) for name in names} | {"text": found["template"]})
+    fields: dict[str, Any] = {field.name: found.get(field.name) for field in dataclasses.fields(PromptSpec)}
+    spec = PromptSpec(**fields | {"text": found["template"]})
     return Sample(
         stage=found["stage"],
         prompt=found["prompt"],

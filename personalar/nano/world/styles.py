@@ -15,6 +15,7 @@ PAPER = np.array([0.97, 0.96, 0.93], np.float32)
 STROKES = 16
 """Strokes across a picture: one per code of a 128-px picture, so that hatching is the same in all codes."""
 GRAPHITE = np.array([0.20, 0.20, 0.24], np.float32)
+INK = np.array([0.05, 0.05, 0.07], np.float32)
 
 
 def photo(layers: Layers, rng: np.random.Generator) -> np.ndarray:
@@ -29,7 +30,7 @@ def cartoon(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     colour = np.where(inside[..., None], layers.albedo, layers.albedo * np.round(grey * 7) / 7 / grey)
     strong = np.clip(colour + 0.25 * (colour - grey), 0, 1)
     step = np.where(layers.lit < np.where(inside, 0.78, 0.8), 0.72, 1.0)
-    return _draw(strong * step[..., None], np.float32([0.05, 0.05, 0.07]), _outline(layers.solid, 2))
+    return _draw(strong * step[..., None], INK, _outline(layers.solid, 2))
 
 
 def pencil(layers: Layers, rng: np.random.Generator) -> np.ndarray:
