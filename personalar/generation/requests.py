@@ -108,13 +108,16 @@ def pair_with_images(
 
 
 def chunks(requests: Sequence[Request], size: int, *, first: Iterable[Request] = ()) -> list[list[Request]]:
-    """Split `requests` into batches of `size`; those of `first` form a batch of their own at the beginning.
+    """Split `requests` into batches of `size`; those of `first` begin a batch of their own.
 
     The batches do not depend on the pictures that exist already, so a resumed run samples the same batches.
     """
     head = list(first)
+    pairs = {(request.prompt, request.seed) for request in head}
     rest = [request for request in requests if request not in head]
     # Requests of two kinds can have the same prompt and seed; in one batch they are sampled once.
+    head += [request for request in rest if (request.prompt, request.seed) in pairs]
+    rest = [request for request in rest if (request.prompt, request.seed) not in pairs]
     rest.sort(key=lambda request: (request.seed, request.prompt))
     return ([head] if head else []) + [rest[start : start + size] for start in range(0, len(rest), size)]
 

@@ -88,7 +88,8 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
                 found += made
                 # The base has no earlier pictures to compare with, only its own.
                 if index == 0 and grid:
-                    draw_stage_grid(session, stage, made, base_samples or made)
+                    shown = made[: len(grid)]
+                    draw_stage_grid(session, stage, shown, base_samples or shown)
     return found
 
 

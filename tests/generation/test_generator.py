@@ -208,7 +208,10 @@ def test_batches_do_not_depend_on_what_exists() -> None:
     requests = ask("base")
     grid = requests[:2]
     batches = chunks(requests, 8, first=grid)
-    assert batches[0] == grid and sum(map(len, batches)) == len(requests)
+    assert batches[0][:2] == grid and sum(map(len, batches)) == len(requests)
+    pairs = [{(request.prompt, request.seed) for request in batch} for batch in batches]
+    assert len(batches[0]) > 2 == len(pairs[0])  # the grid's pictures are also those of kind "class"
+    assert not any(pairs[0] & others for others in pairs[1:])  # and are sampled once
     assert sorted(repr(request) for batch in batches for request in batch) == sorted(map(repr, requests))
 
 
