@@ -159,21 +159,15 @@ class Concept:
 
     def check_base(self, *, name: str, fingerprint: str) -> None:
         """Raise ValueError unless the concept was learned on the base with this fingerprint."""
-        theirs, its = self.base["name"], self.base["fingerprint"]
-        if its == fingerprint:
+        if self.base["fingerprint"] == fingerprint:
             return
-        concept, folder = (
-            f"the concept of {self.subject['name']!r}",
-            "set model.path=DIR to the folder with its files",
-        )
-        if theirs == name:
-            raise ValueError(
-                f"{concept} was learned on other weights of base {name!r} ({its[:12]}) than are loaded "
-                f"({fingerprint[:12]}): train it again, or {folder}"
-            )
+        where, advice = "base", "leave model= out"
+        if self.base["name"] == name:
+            where, advice = "other weights of base", "train it again"
         raise ValueError(
-            f"{concept} was learned on base {theirs!r} ({its[:12]}), but {name!r} is loaded "
-            f"({fingerprint[:12]}): leave model= out, or {folder}"
+            f"the concept of {self.subject['name']!r} was learned on {where} {self.base['name']!r} "
+            f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): {advice}, or set "
+            "model.path=DIR to the folder with its files"
         )
 
     def check_strength(self, strength: float) -> None:

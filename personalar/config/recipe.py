@@ -149,7 +149,7 @@ class PriorWeights(NamedTuple):
 class PriorConfig:
     """Prior preservation: what a stage with `replay_ratio` above 0 learns from class images of the base."""
 
-    kind: str = "replay"
+    kind: str = "distill"
     """"replay" (predict their codes), "distill" (stay close to the frozen base's distribution of their
     codes), "both" (half of each), or "none" (no class images)."""
     weight: float | None = field(default=II("model.recipe.data.replay_weight"), metadata=limits(0, 1000))
