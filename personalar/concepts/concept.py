@@ -166,8 +166,8 @@ class Concept:
             where, advice = "other weights of base", "train it again"
         raise ValueError(
             f"the concept of {self.subject['name']!r} was learned on {where} {self.base['name']!r} "
-            f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): {advice}, or set "
-            "model.path=DIR to the folder with its files"
+            f"({self.base['fingerprint'][:12]}), but {name!r} is loaded ({fingerprint[:12]}): {advice}, "
+            "or set model.path=DIR to the folder with its files"
         )
 
     def check_strength(self, strength: float) -> None:
