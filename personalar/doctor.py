@@ -2,7 +2,7 @@
 
 It prints versions, devices, free disk space, the files of the model (or which are missing and where they come
 from), and a verdict; with subject.path=DIR also the table of photos. Nothing is downloaded and no weight is
-loaded. The exit code is 0 if a run can start.
+loaded. The exit code is 0 if a run can start without a download.
 """
 
 from __future__ import annotations
