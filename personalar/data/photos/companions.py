@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from personalar.config.subject_config import IN_STYLE, STYLE
-from personalar.data.photos.photo_file import SUFFIXES, Unusable, refusals
+from personalar.data.photos.photo_file import SUFFIXES, Unusable, check_entry, refusals
 from personalar.data.prompts import SUBJECT_TOKEN, check_text, normalized
 
 PICTURE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
@@ -47,16 +47,19 @@ def read_caption(path: Path) -> str:
     Raises:
         Unusable: the file cannot be read, is empty, too long, or not UTF-8 text.
     """
+    check_entry(path)
     with refusals(path):
         try:
             # -sig, because editors on Windows write a byte-order mark.
-            text = normalized(path.read_text(encoding="utf-8-sig"))
+            with path.open(encoding="utf-8-sig") as stream:
+                written = stream.read(LONGEST_CAPTION + 1)  # not all of a huge file
+            text = normalized(written)
             check_text(text, path.name)
         except ValueError as error:
             raise Unusable("it is not UTF-8 text") from error
     if not text:
         raise Unusable("it is empty")
-    if len(text) > LONGEST_CAPTION or not text.isprintable():
+    if len(written) > LONGEST_CAPTION or not text.isprintable():
         raise Unusable(f"it must have 1 to {LONGEST_CAPTION} printable characters")
     return text
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, ImageStat
 
 from personalar.core.image_sizes import Size, written
 from personalar.core.types import Box
-from personalar.data.photos.photo_file import Unusable, read_header, read_pixels, refusals
+from personalar.data.photos.photo_file import Unusable, intact_content, read_header, read_pixels, refusals
 
 WHITE = 128
 """Smallest value, of 0 to 255, that belongs to the subject in a mask or an alpha channel."""
@@ -33,14 +33,16 @@ def read_mask(path: Path, size: Size) -> Image.Image:
     if mask.getbbox() is None:
         raise Unusable("it is all black: paint the subject white")
     if covered(mask) == 1:
-        raise Unusable("it is all white, so it limits nothing: paint the background black")
+        raise Unusable(
+            "it is all white (transparent counts as white), so it limits nothing: paint the background black"
+        )
     return mask
 
 
 def alpha_mask(path: Path, size: Size) -> Image.Image | None:
     """Return what is not transparent in a photo, as `read_mask`; None if it is all or nothing."""
     try:
-        with refusals(path), Image.open(path) as image:
+        with refusals(path), Image.open(intact_content(path)) as image:
             if not image.has_transparency_data:
                 return None
             # Rotated like the photo, see `read_pixels`.

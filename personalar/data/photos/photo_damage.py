@@ -118,7 +118,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at += 8 + size + size % 2  # RIFF pads chunks to an even length
 
 
-def without_bad_notes(data: bytes) -> bytes:
+def without_damaged_chunks(data: bytes) -> bytes:
     """Return a PNG file without its damaged ancillary chunks (text, colour profile, time and the like).
 
     Raises:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms
 
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Pillow's modes with one channel of more than 8 bits."""
-_NUMBERS = {1: "u4", 2: "i4", 3: "f4"}
-"""TIFF's SampleFormat -> NumPy type of a 32-bit sample."""
 
 
 def plain_mode(image: Image.Image) -> Image.Image:
@@ -47,38 +44,6 @@ def scaled(values: np.ndarray, *, top: float | None = None) -> tuple[np.ndarray,
         top = next((one for one in (1.0, 255.0, 65535.0) if most <= one), most)
     note = f"converted to 8 bits from values of {least:.4g} to {most:.4g}"
     return np.clip(finite * (255.0 / top), 0, 255).astype(np.uint8), note
-
-
-def read_deep_tiff(path: Path, most_pixels: int) -> tuple[Image.Image, str] | None:
-    """Read an uncompressed RGB TIFF with 32 bits per channel, which Pillow cannot open.
-
-    Args:
-        path: any file.
-        most_pixels: larger pictures are refused, because the samples are read into memory.
-
-    Returns:
-        The RGB picture in 8 bits and a note, or None for every other kind of file.
-    """
-    with path.open("rb") as stream:
-        try:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
-            stream.seek(tags.next)
-            tags.load(stream)
-            width, height = int(tags[256]), int(tags[257])  # ImageWidth, ImageLength
-            kinds = set(tags.get(339, (1, 1, 1)))  # SampleFormat per channel
-            # BitsPerSample, Compression (1: none), PlanarConfiguration (1: interleaved), equal formats.
-            layout = (tuple(tags[258]), tags[259], tags.get(284, 1), len(kinds))
-            if layout != ((32, 32, 32), 1, 1, 1) or not 0 < width * height <= most_pixels:
-                return None
-            parts = []
-            for start, size in zip(tags[273], tags[279], strict=True):  # StripOffsets, StripByteCounts
-                stream.seek(start)
-                parts.append(stream.read(min(size, 12 * width * height)))
-        except (SyntaxError, ValueError, TypeError, KeyError, OSError):
-            return None
-    numbers = np.frombuffer(b"".join(parts), f"{'>' if tags.prefix == b'MM' else '<'}{_NUMBERS[kinds.pop()]}")
-    values, note = scaled(numbers.reshape(height, width, 3).astype(np.float64))
-    return Image.fromarray(values, "RGB"), note
 
 
 def on_white(image: Image.Image) -> Image.Image:

@@ -25,9 +25,13 @@ from personalar.data.photos.photo_damage import (
     file_notes,
     jpeg_facts,
     pixel_notes,
-    without_bad_notes,
+    without_damaged_chunks,
 )
-from personalar.data.photos.photo_depth import DEEP, on_white, plain_mode, read_deep_tiff, to_8_bits, to_srgb
+from personalar.data.photos.photo_depth import DEEP, on_white, plain_mode, to_8_bits, to_srgb
+
+# Pillow warns of large pictures and odd metadata; our own limits replace these warnings. Not with
+# `warnings.catch_warnings`, which is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 SMALLEST_SIDE = 32
 """Pixels; a smaller picture has too little detail to learn from."""
@@ -76,7 +80,7 @@ class Header:
     """Format and size of a picture, from its header."""
 
     kind: str
-    """Pillow's name of the format; "deep" for a 32-bit TIFF, which Pillow cannot read."""
+    """Pillow's name of the format."""
     size: Size
     """(width, height) in pixels."""
     several: bool
@@ -115,10 +119,7 @@ def check_entry(path: Path) -> None:
 def refusals(path: Path) -> Iterator[None]:
     """Turn every exception that Pillow raises for a bad file into `Unusable`."""
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures and odd metadata; our own limits replace these warnings.
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except Unusable:
         raise
     except Image.DecompressionBombError as error:
@@ -153,10 +154,12 @@ def read_header(path: Path) -> Header:
                 several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
                 header = Header(kind=image.format or "", size=image.size, several=several)
         except UnidentifiedImageError:
-            odd = _odd_header(path)
-            if odd is None:
+            stream.seek(0)
+            if stream.read(8) != PNG_HEAD:
                 raise
-            header = odd
+            # Pillow rejects a PNG with damaged text.
+            with _open(intact_content(path)) as image:
+                header = Header(kind="PNG", size=image.size, several=False)
     if header.pixels > MOST_PIXELS:
         raise Unusable(
             f"too large: {written(header.size)} pixels (allowed: {MOST_PIXELS // 10**6} megapixels): "
@@ -167,15 +170,10 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def _odd_header(path: Path) -> Header | None:
-    """Read the header of two kinds of pictures that Pillow rejects: 32-bit TIFF and PNG with bad metadata."""
-    if (deep := read_deep_tiff(path, MOST_PIXELS)) is not None:
-        return Header(kind="deep", size=deep[0].size, several=False)
-    with path.open("rb") as stream:
-        if stream.read(8) != PNG_HEAD:
-            return None
-    with _open(io.BytesIO(without_bad_notes(path.read_bytes()))) as image:
-        return Header(kind="PNG", size=image.size, several=False)
+def intact_content(path: Path) -> io.BytesIO:
+    """Return the content of a file; that of a PNG without damaged ancillary chunks."""
+    data = path.read_bytes()
+    return io.BytesIO(without_damaged_chunks(data) if data.startswith(PNG_HEAD) else data)
 
 
 def read_pixels(path: Path, header: Header, most: int = MOST_KEPT) -> tuple[Image.Image, tuple[str, ...]]:
@@ -192,22 +190,17 @@ def read_pixels(path: Path, header: Header, most: int = MOST_KEPT) -> tuple[Imag
     Raises:
         Unusable: the file cannot be decoded.
     """
-    # One large picture at a time: eight decoded side by side would need gigabytes of memory.
+    # One large picture at a time: four decoded side by side would need gigabytes of memory.
     with refusals(path), _one_large if header.pixels > MOST_KEPT else nullcontext():
         notes = []
-        if header.kind != "deep" and path.suffix.lower() not in SUFFIXES[header.kind]:
+        if path.suffix.lower() not in SUFFIXES[header.kind]:
             notes.append(f"is a {header.kind} file despite its suffix")
         if header.several:
             notes.append("has several frames, only the first is used")
-        if header.kind == "deep":
-            deep = read_deep_tiff(path, MOST_PIXELS)
-            if deep is None:
-                raise Unusable("damaged or truncated (the file changed while it was read)")
-            return deep[0], (*notes, deep[1], *pixel_notes(deep[0]))
         data = path.read_bytes()
         if header.kind in ("JPEG", "MPO"):
             _check_scans(data, header)
-        whole = without_bad_notes(data) if header.kind == "PNG" else data
+        whole = without_damaged_chunks(data) if header.kind == "PNG" else data
         if len(whole) < len(data):
             notes.append("damaged metadata was ignored")
         rgb, changes = _decode(io.BytesIO(whole), header, most)

@@ -80,6 +80,8 @@ def inspect_folder(folder: Path, setting: str = "subject.path") -> list[Photo]:
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
         photos = list(pool.map(lambda path, header: open_photo(path, header, most), entries, headers))
         photos = mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
+    # Of x.jpg and x.png, which can be copies of one picture, x.txt belongs to the one that is used.
+    beside |= companions([*(photo.path for photo in photos if photo.image is not None), *beside])
     return with_companions(photos, beside)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from personalar.core.types import Subject, image_fingerprint
 from personalar.data.photos.companions import caption_template, read_caption
 from personalar.data.photos.photo_file import Unusable
+from personalar.data.photos.photo_folder import inspect_folder
 from personalar.data.prompts import training_prompt
 from personalar.data.subject import load_subject
 
@@ -36,7 +39,7 @@ def test_the_subject_in_a_caption(caption: str, noun: str, prompt: str, where: s
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "it is empty"),
+        (b"", "empty file"),
         (b" \r\n ", "it is empty"),
         (b"\xff\xfe", "it is not UTF-8 text"),
         (b"a" * 1001, "it must have 1 to 1000 printable characters"),
@@ -50,6 +53,33 @@ def test_a_bad_caption_is_one_sentence(tmp_path: Path, data: bytes, reason: str)
         read_caption(file)
     file.write_bytes("\ufeffa  dog\r\non a sofa\r\n".encode())
     assert read_caption(file) == "a dog on a sofa"
+
+
+def test_a_named_pipe_and_a_huge_file_are_not_read_as_captions(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(Unusable, match="not a regular file"):
+        read_caption(tmp_path / "a.txt")
+    with (tmp_path / "b.txt").open("wb") as stream:
+        stream.truncate(100 << 20)
+    tracemalloc.start()
+    with pytest.raises(Unusable, match="it must have 1 to 1000 printable characters"):
+        read_caption(tmp_path / "b.txt")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("second", ["copy", "damaged"])
+def test_of_two_files_of_one_name_the_used_one_has_the_caption(tmp_path: Path, second: str) -> None:
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    picture.save(tmp_path / "a.bmp")
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a dog")
+    if second == "damaged":
+        (tmp_path / "a.bmp").write_bytes(b"damaged")
+    found = {photo.verdict: photo for photo in inspect_folder(tmp_path)}
+    assert found["used"].caption == "a dog" and found["caption"].notes == (
+        f"caption of {found['used'].path.name}",
+    )
 
 
 def test_a_subject_has_captions_and_masks_and_another_fingerprint(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from personalar.data.photos.photo_folder import inspect_folder
 from personalar.data.subject import load_subject, read_folder
 
 SIZE = (80, 40)
+ALL_WHITE = "it is all white (transparent counts as white), so it limits nothing: paint the background black"
 
 
 def spot(size: tuple[int, int], box: tuple[int, int, int, int], mode: str = "L") -> Image.Image:
@@ -70,6 +71,15 @@ def test_what_has_no_mask(tmp_path: Path) -> None:
         assert alpha_mask(tmp_path / f"{name}.png", SIZE) is None
 
 
+def test_damaged_text_beside_transparency(tmp_path: Path) -> None:
+    clear = photo(1).convert("RGBA")
+    clear.putalpha(spot(SIZE, (0, 20, 60, 40)))
+    clear.save(tmp_path / "a.png")
+    data, text = (tmp_path / "a.png").read_bytes(), b"\0\0\0\6tEXta\0bcde\0\0\0\0"
+    (tmp_path / "a.png").write_bytes(data[:33] + text + data[33:])
+    assert boxes(tmp_path) == {"a.png": (0, 0.5, 0.75, 1)}
+
+
 def test_a_mask_has_the_size_of_its_photo_and_two_values(tmp_path: Path) -> None:
     photo(1).save(tmp_path / "a.png")
     Image.linear_gradient("L").rotate(90).resize((160, 80)).save(tmp_path / "a_mask.png")
@@ -83,7 +93,8 @@ def test_a_mask_has_the_size_of_its_photo_and_two_values(tmp_path: Path) -> None
     [
         (Image.new("L", (50, 50), 255), "its shape 50x50 is not that of the photo, 80x40"),
         (Image.new("L", SIZE, 127), "it is all black: paint the subject white"),
-        (Image.new("L", SIZE, 255), "it is all white, so it limits nothing: paint the background black"),
+        (Image.new("L", SIZE, 255), ALL_WHITE),
+        (Image.new("RGBA", SIZE, (255, 255, 255, 0)), ALL_WHITE),
         (b"damaged", "not a picture (allowed: JPEG, PNG, WEBP, GIF, TIFF, BMP, HEIF, AVIF)"),
     ],
 )
