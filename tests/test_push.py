@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+from hub_server import Hub, Repository
 from huggingface_hub import constants
 from test_concept import make
 from test_exchange import adapter, learned_on_tiny
@@ -109,6 +109,18 @@ def test_another_concept_replaces_the_first_which_its_commit_still_has(
     assert {"README.md", "concept.json", ROWS_FILE, "notes.md"} == set(files(hub))
     assert not Concept.load(concept_folder("hub://me/my-cat")).weights
     assert Concept.load(concept_folder(f"hub://me/my-cat@{first}")).weights
+
+
+def test_a_repository_of_something_else_is_left_as_it_is(hub: Hub, command: Command, tmp_path: Path) -> None:
+    make(weights={}).save(tmp_path / "cat")
+    hub.repositories["me/my-cat"] = Repository(private=True)
+    hub.repositories["me/my-cat"].commit({".gitattributes": b""})
+    assert "use it with concept=hub://me/my-cat" in command("push", "cat", REPO)
+    theirs = {".gitattributes": b"", "README.md": b"a model", WEIGHTS_FILE: b"weights"}
+    hub.repositories["me/my-cat"].commit(theirs)
+    refused = "repo=me/my-cat contains files, but no concept (README.md, weights.safetensors): choose"
+    assert command("push", "cat", REPO).startswith(f"personalar.push: {refused}")
+    assert files(hub) == theirs
 
 
 def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Command, tmp_path: Path) -> None:

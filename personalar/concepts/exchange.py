@@ -85,8 +85,10 @@ def write_export(
         paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))
     elif concept.weights:
         print(missing_weights_note(concept, model))
-    # The card lists the hashes of all files in `out`, so it is written last.
-    return [*paths, write_card(concept, out, exported=True, checkpoint=form, scores=scores)]
+    # The card lists the hashes of the files, so it is written last.
+    listed = sorted(file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
+    card = write_card(concept, out, files=listed, exported=True, checkpoint=form, scores=scores)
+    return [*paths, card]
 
 
 def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adopted") -> Concept:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
+from personalar.concepts.validation import read_record
 from personalar.config.subject_config import IN_STYLE, STYLE
 from personalar.core.files import content_hash, template_environment, write_atomic
-from personalar.core.own_files import CARD_FILE, PICTURES
-from personalar.core.png import read_png_metadata
+from personalar.core.own_files import CARD_FILE, PICTURES, RECORD_FILE
+from personalar.core.png import read_png_metadata, sample_files
 from personalar.data.prompts import (
     STYLE_TEMPLATE,
     SUBJECT_TOKEN,
@@ -135,26 +136,32 @@ def card_template() -> Template:
     return environment.get_template("card.md.j2")
 
 
+def concept_files(folder: Path) -> list[Path]:
+    """Return the files of the concept in `folder` and its pictures, without others that lie there."""
+    names = [RECORD_FILE, *read_record(folder)["files"]]
+    return sorted([*(folder / name for name in names), *sample_files(folder / PICTURES)])
+
+
 def model_card(
     concept: Concept,
     folder: Path,
     *,
+    files: Sequence[Path] = (),
     exported: bool = False,
     checkpoint: str | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> str:
-    """Return the text of the model card, with the hash of every file in `folder`.
+    """Return the text of the model card.
 
     Args:
         concept: what the card describes.
-        folder: the files that the card lists.
+        folder: where the card will be, with the pictures that it shows.
+        files: those in `folder` that it lists with their hashes.
         exported: `folder` is an export for other programs, not the concept itself.
         checkpoint: description of the exported checkpoint's format; None without a checkpoint.
         scores: means over the run's pictures by title of the measure, such as "CLIP-T" and "memorised"; None
             or empty if nothing was measured.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD_FILE]
-    files = [path for path in paths if not path.name.startswith(".")]
     repository, licence = origin(concept)
     subject = subject_names(concept.tokens)
     method, whole = concept.config.get("method"), checkpoint is not None
@@ -168,7 +175,7 @@ def model_card(
         exported=exported,
         checkpoint=checkpoint,
         scores=scores or {},
-        photos=len(concept.tokens) - len(subject),
+        photos=sum(name.startswith("[S") for name in concept.tokens),
         subject_ids=[concept.tokens[name] for name in subject],
         names=list(concept.tokens) if whole or not exported else subject,
         example=prompt_words(example_prompt(str(concept.subject["noun"]))),

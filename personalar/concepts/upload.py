@@ -16,10 +16,9 @@ from huggingface_hub.utils import disable_progress_bars
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.concept_source import LOGIN, SCHEME, hub_errors
-from personalar.concepts.model_card import model_card
-from personalar.concepts.validation import read_record
+from personalar.concepts.model_card import concept_files, model_card
 from personalar.core.own_files import ADAPTER_FILE, CARD_FILE, LORA_FILES, PICTURES, RECORD_FILE, WEIGHTS_FILE
-from personalar.core.png import SAMPLE_NAME, sample_files
+from personalar.core.png import SAMPLE_NAME
 
 
 def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
@@ -35,11 +34,9 @@ def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
         FileNotFoundError, ValueError: the concept is incomplete or damaged.
     """
     concept = Concept.load(folder)
-    path = folder / CARD_FILE
-    card = path.read_text(encoding="utf-8") if path.is_file() else model_card(concept, folder)
-    names = [RECORD_FILE, *read_record(folder)["files"]]
-    names += [f"{PICTURES}/{picture.name}" for picture in sample_files(folder / PICTURES)]
-    files: dict[str, Path | bytes] = {name: folder / name for name in sorted(names)}
+    path, paths = folder / CARD_FILE, concept_files(folder)
+    card = path.read_text(encoding="utf-8") if path.is_file() else model_card(concept, folder, files=paths)
+    files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in paths}
     return {CARD_FILE: card.replace("concept=DIR ", f"concept={SCHEME}{repo} ").encode(), **files}
 
 
@@ -75,7 +72,8 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
 
     Raises:
         FileNotFoundError: the hub refuses the repository.
-        ValueError: no token, no network, or the repository exists and is public although `private` is true.
+        ValueError: no token, no network, or the repository exists and is public although `private` is true,
+            or contains files, but no concept.
     """
     if reason := obstacle():
         raise ValueError(reason)
@@ -89,7 +87,14 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
             raise ValueError(
                 f"repo={repo} exists and everybody can see it: add private=false, or choose another name"
             )
-        earlier = {file.rfilename for file in there.siblings or []} - set(files)
+        present = {file.rfilename for file in there.siblings or []}
+        others = sorted(present - {".gitattributes"})  # the hub creates this one
+        if others and RECORD_FILE not in present:
+            raise ValueError(
+                f"repo={repo} contains files, but no concept ({', '.join(others[:3])}): choose another name, "
+                "or delete its files"
+            )
+        earlier = present - set(files)
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, data) for name, data in files.items()
         ]

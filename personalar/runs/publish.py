@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.model_card import write_card
+from personalar.concepts.model_card import concept_files, write_card
 from personalar.core.files import write_atomic
 from personalar.core.own_files import PICTURES, delete_own
 from personalar.core.run_folder import RunFolder
@@ -22,7 +22,9 @@ def publish_concept(run: RunFolder, stage: str) -> Path:
     concept = Concept.load(run.concept(stage))
     folder = concept.save(run.path / "concept")
     delete_own(run.path, f"concept/{PICTURES}")  # those of the previous stage
-    write_card(concept, folder)  # without pictures; `show_pictures` writes it again with them
+    write_card(
+        concept, folder, files=concept_files(folder)
+    )  # without pictures; `show_pictures` writes it again with them
     return folder
 
 
@@ -34,4 +36,5 @@ def show_pictures(run: RunFolder, samples: Sequence[Sample]) -> None:
     for path in paths[:SHOWN]:
         write_atomic(folder / PICTURES / path.name, path.read_bytes(), sync=False)
     concept = Concept.load(folder)
-    write_card(concept, folder, scores=scores_of_concept(folder, concept.stage))
+    scores = scores_of_concept(folder, concept.stage)
+    write_card(concept, folder, files=concept_files(folder), scores=scores)

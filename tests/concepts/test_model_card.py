@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest_run import compose_config
 from PIL import Image
@@ -16,7 +17,7 @@ from test_concept import make
 from test_exchange import adapter, export
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.model_card import PLACES, model_card, write_card
+from personalar.concepts.model_card import PLACES, concept_files, model_card, write_card
 from personalar.config.fingerprint import concept_settings
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata, save_png
@@ -48,6 +49,35 @@ def test_a_run_leaves_a_card_and_a_concept_that_loads(finished_run: Path) -> Non
     names = check_hashes(folder, body)
     pictures = [f"{PICTURES}/{path.name}" for path in sorted((folder / PICTURES).iterdir())]
     assert names == ["concept.json", "learned_embeds.safetensors", *pictures, "weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "from photos of one cat"),
+        ({"[V:2]": 81, "[I]": 82, "[S1]": 83}, "from 1 photo of one cat"),
+        ({"[S1]": 81, "[S2]": 82}, "from 2 photos of one cat"),
+    ],
+)
+def test_a_card_counts_photos_and_no_other_tokens(tmp_path: Path, more: dict[str, int], said: str) -> None:
+    tokens = {"[V]": 80, **more}
+    concept = make(tokens=tokens, rows=torch.randn(len(tokens), 32))
+    assert f"learned {said}." in " ".join(model_card(concept, tmp_path).split())
+
+
+def test_a_card_lists_no_file_of_the_user(tmp_path: Path) -> None:
+    concept = make()
+    concept.save(tmp_path / "concept")
+    for folder in ("concept", "out"):
+        (tmp_path / folder / ".git").mkdir(parents=True)
+        (tmp_path / folder / ".git" / "config").write_text("mine")
+        (tmp_path / folder / "diary.txt").write_text("mine")
+    write_card(concept, tmp_path / "concept", files=concept_files(tmp_path / "concept"))
+    export(tmp_path / "concept", tmp_path / "out")
+    written = ["concept.json", "learned_embeds.safetensors", "weights.safetensors"]
+    for folder, names in (("concept", written), ("out", ["learned_embeds.safetensors"])):
+        _, body = parts((tmp_path / folder / CARD_FILE).read_text())
+        assert check_hashes(tmp_path / folder, body) == names
 
 
 def test_the_head_tells_the_prompt_and_shows_pictures_of_the_run(finished_run: Path) -> None:
