@@ -19,9 +19,10 @@ from personalar.core.files import read_json
 from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
-NAME = re.compile(r"\[(V(:[2-9]|:[1-9]\d{1,2})?|I|S[1-9]\d{0,3})\]")
+NAME = re.compile(r"\[(V:[2-9]|V:[1-9]\d{1,2}|[A-Z]\d{0,4})\]")
 WORD = re.compile(r"\[[A-Za-z0-9_.-]{1,80}\]")
 """Names of learned tokens, and words of concepts. Without brackets they could match part of any prompt."""
+ALLOWED = "[V], [V:2], or a capital letter with or without a number, such as [I] and [S1]"
 FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
 """Required text fields of concept.json."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -80,7 +81,7 @@ def _identifier_problem(tokens: Any) -> str | None:
     if not isinstance(tokens, dict) or "[V]" not in tokens:
         return "identifier must contain [V]"
     if strange := [name for name in tokens if not NAME.fullmatch(name)]:
-        return f"identifier contains {strange[0]!r:.40}; allowed: [V], [I], [S1], [S2], ..."
+        return f"identifier contains {strange[0]!r:.40}; allowed: {ALLOWED}"
     # type() and not isinstance(): True and False are instances of int.
     if not all(type(index) is int and index >= 0 for index in tokens.values()):
         return "identifier must map names to token ids, integers from 0"

@@ -16,8 +16,8 @@ from personalar.core.files import plain_name
 from personalar.core.types import PromptSpec, SampleKind
 
 SUBJECT_TOKEN = "[V]"
-TAKEN = re.compile(r"V|S\d+")
-"""Names that a concept cannot have: those of learned tokens, without brackets."""
+TAKEN = re.compile(r"[A-Z]\d{0,4}")
+"""Names that a concept cannot have: those of learned tokens, such as [V] and [S1], without brackets."""
 _ANIMALS = (
     "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse "
     "owl parrot person pig puppy rabbit sheep tiger turtle wolf"

@@ -48,6 +48,9 @@ def test_words_are_spelled_as_the_names_of_their_tokens() -> None:
         ("my cat (2)", "[my_cat_2]"),
         ("V", "[my_V]"),
         ("S12", "[my_S12]"),
+        ("I", "[my_I]"),
+        ("T2", "[my_T2]"),
+        ("V8x", "[V8x]"),
         ("\u732b", "[unnamed]"),
     ],
 )

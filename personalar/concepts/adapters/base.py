@@ -18,7 +18,7 @@ class Adapter:
     """
 
     tokens: Sequence[str] = ()
-    """Names of tokens that it needs besides [V], such as [I]; the concept reserves an id for each."""
+    """Names of tokens that it needs besides [V], such as [I] or [T2]; the concept reserves an id for each."""
     combinable: bool = False
     """True if it changes only passes with [V] or its own tokens, so that concepts with it can be combined."""
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from personalar.data.prompts import subject_names
+from personalar.concepts.validation import ALLOWED, NAME
 from personalar.models.base import Backend
 
 
@@ -68,13 +68,17 @@ def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str,
     """Assign the reserved ids `concept_ids` to `names`, in order.
 
     Raises:
-        ValueError: the vocabulary has fewer reserved ids than names.
+        ValueError: the vocabulary has fewer reserved ids than names, or a concept cannot have such a name.
     """
+    if strange := [name for name in names if not NAME.fullmatch(name)]:
+        raise ValueError(f"an adapter needs a token {strange[0]!r:.40}; allowed: {ALLOWED}: rename it")
     if len(names) > len(concept_ids):
-        rows = len(subject_names(names))
+        photos = sum(name.startswith("[S") for name in names)
+        most = len(concept_ids) - (len(names) - photos)
+        advice = f"use at most {most} photos" if most > 0 else "set model.recipe.identifier.rows to less"
         raise ValueError(
-            f"{len(names)} identifier names ([V] and one per photo) need {len(names)} reserved ids, but the "
-            f"tokenizer has {len(concept_ids)}: use at most {len(concept_ids) - rows} photos"
+            f"{len(names)} learned tokens (of [V], of adapters, and one per photo) need as many reserved ids, "
+            f"but the tokenizer has {len(concept_ids)}: {advice}"
         )
     return dict(zip(names, concept_ids, strict=False))
 

@@ -22,6 +22,8 @@ from personalar.core.files import parse_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NOT_READ = ("rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens", "use_qalora")
+"""Settings of PEFT that change what the stored matrices mean."""
 PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
 
 
@@ -162,6 +164,11 @@ def load_lora(
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(
             "the adapter is not plain LoRA and cannot be loaded; expected peft_type LORA, no DoRA, no bias"
+        )
+    if found := [key for key in NOT_READ if config.get(key)]:
+        raise ValueError(
+            f"the adapter sets {', '.join(found)}, which cannot be loaded; expected plain LoRA with one rank "
+            "and one alpha for all layers: train it again without"
         )
     # Only these keys reach PEFT: others could make it import or download something.
     optional = ("layers_to_transform", "layers_pattern", "use_rslora")

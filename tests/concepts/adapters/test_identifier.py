@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from personalar.concepts.adapters.identifier import (
     word_norms,
     word_row,
 )
+from personalar.concepts.concept import Concept
 
 
 def make() -> Identifier:
@@ -40,8 +43,24 @@ def test_rows_take_the_embeddings_precision() -> None:
 
 def test_tokens_are_given_in_order_and_can_run_out() -> None:
     assert assign_tokens(["[V]", "[S1]"], [40, 41, 42]) == {"[V]": 40, "[S1]": 41}
-    with pytest.raises(ValueError, match=r"the tokenizer has 1: use at most 0 photos"):
-        assign_tokens(["[V]", "[S1]"], [40])
+    names = ["[V]", "[V:2]", "[S1]", "[S2]", "[I]"]
+    assert list(assign_tokens(names, range(5))) == names
+    with pytest.raises(ValueError, match=r"^5 learned tokens .* has 4: use at most 1 photos$"):
+        assign_tokens(names, range(4))
+    with pytest.raises(ValueError, match=r"has 3: set model\.recipe\.identifier\.rows to less$"):
+        assign_tokens(names, range(3))
+
+
+def test_a_concept_can_have_every_name_that_is_assigned(tmp_path: Path) -> None:
+    tokens = assign_tokens(["[V]", "[V:2]", "[S1]", "[I]", "[T2]"], range(80, 90))
+    concept = Concept(
+        base={"name": "nano", "fingerprint": "abc"},
+        subject={"name": "cat", "noun": "cat", "fingerprint": "f"},
+        stage="embedding", tokens=tokens, rows=torch.randn(5, 4),
+    )  # fmt: skip
+    assert Concept.load(concept.save(tmp_path)).tokens == tokens
+    with pytest.raises(ValueError, match=r"an adapter needs a token 'image'; allowed: .* \[I\] .*: rename"):
+        assign_tokens(["[V]", "image"], [40, 41])
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,10 @@ def test_loading_errors() -> None:
         load_lora(
             transformer, files | {config: json.dumps(json.loads(files[config]) | {"use_dora": True}).encode()}
         )
+    for key, value in {"alpha_pattern": {"q_proj": 32}, "rank_pattern": {"k_proj": 3}}.items():
+        other = json.dumps(json.loads(files[config]) | {key: value}).encode()
+        with pytest.raises(ValueError, match=rf"the adapter sets {key}, which cannot be loaded; expected"):
+            load_lora(transformer, files | {config: other})
     tensors = load(files[weights])
     tensors["extra"] = torch.zeros(1)
     with pytest.raises(ValueError, match="another architecture; mismatches: extra"):
