@@ -60,8 +60,8 @@ class Subject:
     """Generated pictures of it to train on, RGB, any size; never scored against. See data/proxies.py."""
     description: str | None = None
     """Text description to use instead of [V] on the base, as a comparison."""
-    fingerprint: str
-    """`image_fingerprint` of `images`, also of `masks`, `captions` and `proxies` if there are any."""
+    fingerprint: str = ""
+    """Of `images`, and of `masks`, `captions` and `proxies` if there are any; set by `load_subject`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from personalar.config.command_line import quote
 from personalar.core.files import read_json
-from personalar.core.types import Subject, image_fingerprint
+from personalar.core.types import Subject
 from personalar.data.photos.companions import PICTURE_SUFFIXES
 from personalar.data.photos.photo_folder import inspect_file
 
@@ -79,7 +79,8 @@ class RatedPicture:
 
 def template(caption: str, noun: str) -> str:
     """Return a prompt with "{}" for the noun; a prompt without the noun gets "{}" in front."""
-    found, count = re.subn(re.escape(noun), "{}", caption, flags=re.IGNORECASE)
+    # Whole words only: "cat" must not be found in "vacation".
+    found, count = re.subn(rf"(?<!\w){re.escape(noun)}(?!\w)", "{}", caption, flags=re.IGNORECASE)
     return found if count else f"a {{}}: {caption}"
 
 
@@ -185,8 +186,7 @@ def read_plus_subject(image: str, noun: str, name: str, *, live: bool) -> Subjec
     photo = inspect_file(Path(image))
     if photo.image is None:
         raise ValueError(f"{image} cannot be used ({'; '.join(photo.notes)}): {UNPACKED}")
-    images = (photo.image,)
-    return Subject(name=name, noun=noun, images=images, live=live, fingerprint=image_fingerprint(images))
+    return Subject(name=name, noun=noun, images=(photo.image,), live=live)
 
 
 def read_ratings(path: Path) -> list[RatedPicture]:

@@ -19,11 +19,16 @@ SUBJECT_TOKEN = "[V]"
 TAKEN = re.compile(r"[A-Z]\d{0,4}")
 """Names that a concept cannot have: those of learned tokens, such as [V] and [S1], without brackets."""
 _ANIMALS = (
-    "bear bird cat chicken cow dog duck elephant fish fox frog goat hamster horse kitten monkey mouse "
-    "owl parrot person pig puppy rabbit sheep tiger turtle wolf"
+    "bear bird bunny camel cat chicken corgi cow deer dog donkey duck elephant fish fox frog giraffe goat "
+    "goose hamster hedgehog hen horse kangaroo kitten koala leopard lion lizard llama monkey mouse otter owl "
+    "panda parrot penguin pig poodle pony puppy rabbit raccoon rat retriever rooster sheep sloth squirrel "
+    "terrier tiger tortoise turtle wolf zebra"
 )
-LIVE_NOUNS = frozenset(_ANIMALS.split())
-"""Classes of live subjects, which get prompts with accessories ("wearing a red hat")."""
+_PEOPLE = "actor actress adult baby boy child daughter face girl human kid lady man person son woman"
+LIVE_NOUNS = frozenset(f"{_ANIMALS} {_PEOPLE}".split())
+"""Last words of live classes, which get prompts with accessories ("wearing a red hat")."""
+LIFELESS = frozenset({"gummy", "hot", "plush", "rubber", "stuffed", "teddy", "toy", "wooden"})
+"""Words of classes that are not live: "teddy bear", "rubber duck"."""
 STYLE_TEMPLATE = f"a painting {IN_STYLE}"
 """A training prompt of a style."""
 UNRELATED = (
@@ -95,6 +100,12 @@ def fill(text: str, phrase: str) -> str:
                 text = before_vowel + text[len(article) :]
             text = text.replace(f" {article}", f" {before_vowel}")
     return text.replace("{}", phrase)
+
+
+def is_live(noun: str) -> bool:
+    """Return whether a class such as "dog" or "Corgi dog" is an animal or a person, by its last word."""
+    words = noun.lower().split()
+    return words[-1] in LIVE_NOUNS and LIFELESS.isdisjoint(words)
 
 
 def subject_phrase(noun: str, *, class_name: bool = True) -> str:
@@ -171,7 +182,7 @@ def prior_prompt(noun: str) -> PromptSpec:
 def unrelated_prompts(noun: str) -> tuple[PromptSpec, ...]:
     """Return prompts that do not mention the class `noun`, to check that training left them unchanged."""
     # The last word of a class such as "duck toy" is its head noun.
-    things = [thing for thing in UNRELATED if noun.split()[-1] not in thing]
+    things = [thing for thing in UNRELATED if noun.lower().split()[-1] not in thing]
     return tuple(PromptSpec(text=text, category="unrelated") for text in things)
 
 

@@ -21,7 +21,7 @@ from personalar.data.dreambench import dreambench_prompts
 from personalar.data.photos.companions import caption_template
 from personalar.data.photos.masks import mask_box
 from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table
-from personalar.data.prompts import LIVE_NOUNS, check_text, plain_prompts, training_prompt
+from personalar.data.prompts import check_text, is_live, plain_prompts, training_prompt
 from personalar.data.proxies import read_proxies
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def count_note(photos: int, noun: str) -> str | None:
     if photos == 1:
         return "only one photo; 3 to 6 from different sides work better"
     if photos > MANY_PHOTOS:
+        usual = "1 to 10" if noun == STYLE else "3 to 6"
         return (
-            f"{photos} photos, but the method is designed for 3 to 6: the number of steps stays the same, so "
-            "each photo is seen less often; keep the best few, or raise model.recipe.stages.*.steps"
+            f"{photos} photos, but the method is designed for {usual}: the number of steps stays the same, "
+            "so each photo is seen less often; keep the best few, or raise model.recipe.stages.*.steps"
         )
     return None
 
@@ -139,14 +140,16 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
     _check_words(config)
     # Before the kinds: a user's own function replaces them.
     if config.source:
-        return build("subject.source", config.source)
+        made: Subject = build("subject.source", config.source)
+        found = fingerprint_of(made.images, made.masks, made.captions, made.proxies)
+        return replace(made, fingerprint=found)
     if config.photographs:
         assert config.path is not None  # checked by SubjectConfig
         photos = read_folder(Path(config.path).expanduser(), sizes, config.noun)
         images = tuple(photo.image for photo in photos if photo.image is not None)
         own: dict[str, Any] = {"boxes": tuple(mask_box(photo.mask) for photo in photos)}
         own |= companions_of(photos, config.noun)
-        live, description = config.noun in LIVE_NOUNS, config.description
+        live, description = is_live(config.noun), config.description
     else:
         # Deferred: the renderer is not needed for photos.
         from personalar.nano.world.subjects import rendered_subject

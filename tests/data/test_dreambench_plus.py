@@ -69,6 +69,7 @@ def test_subjects_have_their_own_prompts(tmp_path: Path) -> None:
     [
         ("A Kitten and a kitten asleep", "A {} and a {} asleep"),
         ("Asleep on a sofa", "a {}: Asleep on a sofa"),
+        ("A kitten's smitten kittenish look", "A {}'s smitten kittenish look"),
     ],
 )
 def test_prompts_name_the_subject(caption: str, found: str) -> None:

@@ -14,6 +14,7 @@ from personalar.data.prompts import (
     UNRELATED,
     class_prompt,
     fill,
+    is_live,
     plain_prompts,
     prior_prompt,
     row_names,
@@ -105,6 +106,22 @@ def test_benchmark_prompts_fit_any_noun() -> None:
     cat, sofa = (validation_prompts(noun, SamplesConfig()) for noun in ("cat", "sofa"))
     assert len(cat) > len(sofa) >= 12
     assert {"recontext", "accessory"} <= {spec.category for spec in cat}
+
+
+@pytest.mark.parametrize(
+    "noun", ["dog", "Dog", "man", "woman", "child", "girl", "lion", "corgi dog", "person"]
+)
+def test_animals_and_people_are_live(noun: str) -> None:
+    assert is_live(noun)
+
+
+@pytest.mark.parametrize("noun", ["sofa", "duck toy", "teddy bear", "Rubber duck", "hot dog", "dog bowl"])
+def test_things_are_not_live(noun: str) -> None:
+    assert not is_live(noun)
+
+
+def test_unrelated_prompts_leave_out_the_class_in_capitals() -> None:
+    assert unrelated_prompts("Dog") == unrelated_prompts("dog") != unrelated_prompts("sofa")
 
 
 def config(path: Path | None, **changes) -> SubjectConfig:

@@ -91,12 +91,19 @@ def test_without_a_base_no_crop_is_spoken_of(tmp_path: Path, capsys) -> None:
     assert "cut off" not in (out := capsys.readouterr().out) and "enlarged" not in out
 
 
-@pytest.mark.parametrize(("photos", "noted"), [(20, False), (21, True)])
-def test_very_many_photos_are_noted(photos: int, noted: bool, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    ("photos", "noted", "noun", "usual"),
+    [(20, False, "dog", "3 to 6"), (21, True, "dog", "3 to 6"), (21, True, "style", "1 to 10")],
+)
+def test_very_many_photos_are_noted(
+    photos: int, noted: bool, noun: str, usual: str, tmp_path: Path, capsys
+) -> None:
     for index in range(photos):
         Image.new("RGB", (40, 40), (index * 9, 255 - index * 9, index * 5)).save(tmp_path / f"{index}.png")
-    read_folder(tmp_path)
-    note = f"note: {photos} photos, but the method is designed for 3 to 6: the number of steps stays the same"
+    read_folder(tmp_path, noun=noun)
+    note = (
+        f"note: {photos} photos, but the method is designed for {usual}: the number of steps stays the same"
+    )
     assert (note in capsys.readouterr().out) == noted
 
 

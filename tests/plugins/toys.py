@@ -16,7 +16,7 @@ from torch import nn
 from personalar.concepts.adapters.base import Adapter
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.measures import Measure
-from personalar.core.types import Sample, Subject, image_fingerprint
+from personalar.core.types import Sample, Subject
 from personalar.models.base import Backend
 
 
@@ -119,7 +119,7 @@ class OutputShift(Adapter):
         return {"shift": stack.norm.shift}
 
 
-def stripes(*, colour: tuple[int, int, int] | list[int]) -> Subject:
+def stripes(*, colour: tuple[int, int, int] | list[int], mask: int = 0) -> Subject:
     """Return a subject that is drawn by this function."""
     images = []
     for width in (4, 8, 16):
@@ -127,13 +127,8 @@ def stripes(*, colour: tuple[int, int, int] | list[int]) -> Subject:
         for left in range(0, 96, 2 * width):
             image.paste(tuple(colour), (left, 0, left + width, 96))
         images.append(image)
-    return Subject(
-        name="stripes",
-        noun="pattern",
-        images=tuple(images),
-        live=False,
-        fingerprint=image_fingerprint(images),
-    )
+    masks = (None, Image.new("L", (96, 96), mask), None) if mask else ()
+    return Subject(name="stripes", noun="pattern", images=tuple(images), live=False, masks=masks)
 
 
 class Scripted:

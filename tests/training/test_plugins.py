@@ -12,6 +12,7 @@ from conftest_run import compose_config
 from PIL import Image
 
 from personalar.concepts.concept import Concept
+from personalar.core.types import image_fingerprint
 from personalar.data.subject import load_subject
 
 LOOK = ("scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
@@ -164,6 +165,9 @@ def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
     words += ["+subject.source={_target_: toys.stripes, colour: [200, 0, 0]}"]
     subject = load_subject(compose_config(*words).subject)
     assert len(subject.images) == 3 and subject.images[0].getpixel((0, 0)) == (200, 0, 0)
+    assert subject.fingerprint == image_fingerprint(subject.images)
+    masked = [load_subject(compose_config(*words, f"+subject.source.mask={k}").subject) for k in (150, 255)]
+    assert len({made.fingerprint for made in (subject, *masked)}) == 3
 
 
 @pytest.mark.parametrize(
