@@ -136,7 +136,7 @@ def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Com
     [
         (["push", "nowhere", REPO], "concept=nowhere contains no concept.json: give a concept folder"),
         (["push", "cat", "repo=my-cat"], "repo=my-cat is not the name of a repository: write repo="),
-        (["push", "cat", "repo=you/cat"], "repo=you/cat: the hub refuses your token: use one that may write"),
+        (["push", "cat", "repo=you/cat"], "repo=you/cat: the hub refuses your token: use one that may read"),
         (["sample", "concept=hub://cat", "prompts=[a]"], "is not an address: write hub://OWNER/NAME[@"),
         (["sample", "concept=hub://me/none", "prompts=[a]"], "hub://me/none does not exist, or is private"),
         (["export", "concept=hub://me/other@v9", "out=x"], "hub://me/other@v9: there is no such branch, tag"),

@@ -35,7 +35,10 @@ from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIG
 from personalar.data.prompts import SUBJECT_TOKEN, subject_names, word_of
 from personalar.models.base import Backend
 
-WITHOUT_WEIGHTS = "use the concept of stage 1 (RUN/stages/embedding/concept), or train with method=lora"
+WITHOUT_WEIGHTS = (
+    "train with method=lora, or use the concept of a stage that learns [V] alone, such as the first of "
+    "method=paper (RUN/stages/embedding/concept)"
+)
 """Advice where a concept replaces tensors of the base."""
 
 
@@ -91,9 +94,9 @@ class Concept:
 
     def save(self, folder: Path) -> Path:
         """Write the concept to `folder`, replace an earlier one in it, and return `folder`."""
-        if (folder / "lora").is_symlink():
+        if links := [part for part in ("lora", "adapters") if (folder / part).is_symlink()]:
             raise ValueError(
-                f"{folder / 'lora'} is a symbolic link, and a concept is written inside its folder only: "
+                f"{folder / links[0]} is a symbolic link, and a concept is written inside its folder only: "
                 "remove the link"
             )
         try:

@@ -115,6 +115,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise ValueError(
-                f"{what}: the hub refuses your token: use one that may write there; {LOGIN}"
+                f"{what}: the hub refuses your token: use one that may read this repository, or write "
+                f"to it for an upload; {LOGIN}"
             ) from error
         raise FileNotFoundError(f"{what}: the hub answered {str(error).splitlines()[0]}") from error

@@ -103,12 +103,14 @@ def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[Bench
     folder = dataset_folder(path)
     unknown = [name for name in names or () if name not in SUBJECTS]
     if unknown:
-        raise ValueError(f"subjects: {unknown[0]!r} is not in DreamBench; allowed: {', '.join(SUBJECTS)}")
+        raise ValueError(
+            f"benchmark.subjects: {unknown[0]!r} is not in DreamBench; allowed: {', '.join(SUBJECTS)}"
+        )
     missing = [name for name in names or () if not (folder / name).is_dir()]
     if missing:
         raise FileNotFoundError(
             f"{folder} does not contain {', '.join(missing)}: clone the whole data set, or remove them "
-            "from subjects"
+            "from benchmark.subjects"
         )
     return tuple(
         BenchSubject(name=name, noun=noun, folder=folder / name)

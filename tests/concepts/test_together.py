@@ -95,11 +95,11 @@ def test_what_cannot_be_scaled_is_refused_with_a_way(load, changes: dict, reason
     backend = load()
     fixed = concept(backend, **changes)
     with pytest.raises(
-        ValueError, match=rf"strength=0.5, .*'tom' {reason}: set strength=1, or use .* stage 1"
+        ValueError, match=rf"strength=0.5, .*'tom' {reason}: set strength=1, or train with method=lora"
     ):
         fixed.apply(backend, strength=0.5)
     parts = [Part(concept=concept(backend), word="[a]"), Part(concept=fixed, word="[b]")]
-    with pytest.raises(ValueError, match=rf"\[b\] {reason}, so it cannot be combined with others: use the"):
+    with pytest.raises(ValueError, match=rf"\[b\] {reason}, so it cannot be combined with others: train"):
         check_together(parts)
     check_together(parts[1:])
 

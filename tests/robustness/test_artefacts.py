@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,10 +285,13 @@ def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -
     assert {path: path.read_bytes() for path in blobs.rglob("*") if path.is_file()} == before
     outside = tmp_path / "outside"
     outside.mkdir()
-    (tmp_path / "trap").mkdir()
-    (tmp_path / "trap" / "lora").symlink_to(outside)
-    with pytest.raises(ValueError, match="is written inside its folder only"):
-        concept.save(tmp_path / "trap")
+    for part in ("lora", "adapters"):
+        (tmp_path / f"trap of {part}").mkdir()
+        (tmp_path / f"trap of {part}" / part).symlink_to(outside)
+        with pytest.raises(
+            ValueError, match=rf"{part} is a symbolic link, .* inside its folder only: remove"
+        ):
+            replace(concept, adapters={"mine": {"a": torch.zeros(2)}}).save(tmp_path / f"trap of {part}")
     assert not list(outside.iterdir())
     (whole / RECORD_FILE).unlink()
     (whole / RECORD_FILE).symlink_to("/dev/zero")

@@ -77,7 +77,7 @@ def assign_tokens(names: Sequence[str], concept_ids: Sequence[int]) -> dict[str,
         most = len(concept_ids) - (len(names) - photos)
         advice = f"use at most {most} photos" if most > 0 else "set model.recipe.identifier.rows to less"
         raise ValueError(
-            f"{len(names)} learned tokens (of [V], of adapters, and one per photo) need as many reserved ids, "
+            f"{len(names)} learned tokens ([V], those of adapters, one per photo) need as many reserved ids, "
             f"but the tokenizer has {len(concept_ids)}: {advice}"
         )
     return dict(zip(names, concept_ids, strict=False))

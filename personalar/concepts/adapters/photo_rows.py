@@ -31,8 +31,9 @@ def photo_rows(
     different = len(codes.unique())
     if different < count:
         raise ValueError(
-            f"model.recipe.identifier.further=kmeans needs {count} different image codes, the photos have "
-            f"{different}: set model.recipe.identifier.rows={different + 1} or less, or further=random"
+            f"model.recipe.identifier.further=kmeans needs {count} different image codes, but the photos "
+            f"have {different}: set model.recipe.identifier.rows={different + 1} or less, or "
+            "model.recipe.identifier.further=random"
         )
     with torch.no_grad():
         points = backend.embed(codes.to(backend.device)[None] + backend.code_offset)[0].float().cpu()
