@@ -1,8 +1,9 @@
 """Check whether a run can start on this machine: `python -m personalar.doctor model=… trainer=…`.
 
 It prints versions, devices, free disk space, the files of the model (or which are missing and where they come
-from), and a verdict; with subject.path=DIR also the table of photos. Nothing is downloaded and no weight is
-loaded. The exit code is 0 if a run can start without a download.
+from, or do not fit together), and a verdict; with subject.path=DIR also the table of photos. Nothing is
+downloaded and no weight is loaded. The exit code is 0 if a run can
+start without a download.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def model_files(model: ModelConfig) -> Iterator[str]:
     Raises:
         FileNotFoundError, ValueError: files are missing or wrong.
     """
+    import torch
+
     # Without the network: the doctor must answer quickly, also on a compute node.
     files = loading.offline_model(model)
     if files is None:
@@ -86,6 +89,8 @@ def model_files(model: ModelConfig) -> Iterator[str]:
         f"{layout.resolution} px, {layout.buckets} sizes, guidance {sampling.cfg_scale:g}, "
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
     )
+    # On meta only sizes, tokenizer and the names and shapes of all tensors are read.
+    files.load(dtype=torch.float32, device="meta", attention="eager")
 
 
 def photos(config: DoctorConfig) -> Iterator[str]:

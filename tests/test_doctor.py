@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -51,6 +52,14 @@ def test_missing_files_are_described(tmp_path: Path) -> None:
         "\n  PROBLEM: files are missing: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or set "
         "model.path=DIR"
     )
+
+
+def test_files_that_do_not_belong_together(tiny_model_dir: Path, lumina_dir: Path, tmp_path: Path) -> None:
+    """Found from sizes, the tokenizer and the headers of the weights."""
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    shutil.copyfile(lumina_dir / "tokenizer.json", folder / "base" / "tokenizer.json")
+    told, well = look("model", model_files(settings(f"model.path={folder}").model))
+    assert not well and "PROBLEM: the tokenizer " in told and f"transformer: {folder}/base" in told
 
 
 def look_at(*overrides: str) -> tuple[str, bool]:

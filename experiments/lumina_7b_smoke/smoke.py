@@ -29,7 +29,7 @@ from personalar.config.compose import conf_dir, group_options, read_config, regi
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
-from personalar.models.chameleon.model_files import ModelFiles
+from personalar.models.chameleon.model_files import ChameleonFiles
 from personalar.models.chameleon.serialization import load_backend
 from personalar.runs.personalize import prepare
 from personalar.runs.pictures import grid_requests
@@ -126,7 +126,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     prepared = prepare(settings(args, work, "overwrite=true"), work / "run")
     assert prepared is not None
     session, stages = prepared
-    files: ModelFiles = session.model_files
+    files: ChameleonFiles = session.model_files
     with meter.step("load it") as row:
         dtype = getattr(torch, session.config.model.dtype)
         backend = load_backend(files, dtype=dtype, device=args.device)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from personalar.config.fields import key_of
+from personalar.config.model_config import PARTS
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import STYLE
@@ -22,8 +23,11 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     """
     # Remove everything that cannot change the result: messages, devices and paths.
     model, subject = asdict(config.model), asdict(config.subject)
-    for name in ("family", "photo_warning", "float16_problem", "accelerator", "path", "vq_path"):
+    notes = ("photo_warning", "float16_problem", "nearest_problem")
+    for name in (*notes, "family", "accelerator", "path", "vq_path"):
         model.pop(name)
+    for part in filter(None, map(model.get, PARTS)):
+        part.pop("files")  # patterns; the files themselves have a fingerprint
     for name in ("path", "source"):
         subject.pop(name)
     if not subject["flip"]:  # records of older runs do not have this key

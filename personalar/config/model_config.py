@@ -152,6 +152,8 @@ class ModelConfig:
     """Precision of the transformer: float32, bfloat16 or float16."""
     float16_problem: str | None = None
     """Reason why dtype=float16 does not work; null: it works."""
+    nearest_problem: str | None = None
+    """Reason why recipe.identifier.init=nearest does not work; null: it works."""
     accelerator: str = "cpu"
     """What trainer=auto uses: "cpu", "gpu", or "auto" (a GPU if torch finds one)."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
@@ -166,6 +168,11 @@ class ModelConfig:
             raise ValueError(
                 f"model.dtype=float16 does not work for model={self.name}: {self.float16_problem}; choose "
                 "model.dtype=bfloat16, or float32, which needs twice the memory"
+            )
+        if self.recipe.identifier.init == "nearest" and self.nearest_problem:
+            raise ValueError(
+                f"model.recipe.identifier.init=nearest does not work for model={self.name}: "
+                f"{self.nearest_problem}; choose random, or words with model.recipe.identifier.words=[...]"
             )
         one_of("model.accelerator", self.accelerator, ACCELERATORS)
         if self.path is None and self.hub is None:

@@ -108,9 +108,16 @@ def nobody_reads() -> bool:
         return False
 
 
+def is_network(error: BaseException) -> bool:
+    """Return whether `error` means that the network failed."""
+    # By name, because the library differs between versions of the hub's client, and may not be loaded yet.
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, ConnectionError | TimeoutError) or library in NETWORK
+
+
 def sentence(error: BaseException) -> str | None:
     """Return a message for the user with the cause of `error` and a fix; None if it is a bug."""
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in NETWORK:
+    if is_network(error):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"the network failed ({reason}): {GOES_ON}; HF_HUB_OFFLINE=1 uses the files on this machine"
     # Before the test for user errors, because many of these are raised inside of libraries.

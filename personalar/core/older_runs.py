@@ -19,6 +19,8 @@ def modernized(settings: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("model", "subject"):  # fingerprints identify base and photos, so paths may change
         for name in ("path", "vq_path"):
             new.get(group, {}).pop(name, None)
+    for part in ("hub", "vq_hub", "tokenizer_hub"):  # nor do patterns of files matter
+        (new.get("model", {}).get(part) or {}).pop("files", None)
     if "decoder" in new:
         _decoder(new["decoder"])
     if identifier := new.get("model", {}).get("recipe", {}).get("identifier"):

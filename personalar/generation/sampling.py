@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from personalar.models.random_keys import apart, bits, high_bits, mix
+from personalar.models.random_keys import bits, high_bits, independent, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
         positions: (B, P) int64.
         num_codes: K.
     """
-    place = mix(mix(apart(seeds[:, None])) + positions)
+    place = mix(mix(independent(seeds[:, None])) + positions)
     # Multiply-shift instead of a remainder, which would prefer small codes.
     return (high_bits(place) * num_codes) >> 32
 

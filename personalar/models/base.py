@@ -38,9 +38,6 @@ class Cache(Protocol):
     def capacity(self) -> int:
         """Slots per row."""
 
-    def rewind(self, num_tokens: int) -> None:
-        """Remove the last `num_tokens` tokens of every row."""
-
     def place(self, positions: Tensor) -> None:
         """Clear the cache and set the position of the token in each slot, (B, L) int64; -1 means empty."""
 
@@ -110,7 +107,7 @@ class Backend(Protocol):
     """Those endings that the unconditional context keeps."""
     has_fixed_addresses: bool
     """True if every call of `forward` reads each weight at the same address, as CUDA graphs need."""
-    is_cut_up: bool
+    is_sharded: bool
     """True if the weights are sharded (ZeRO 3): all processes must then run every pass together."""
 
     def preprocess(

@@ -32,7 +32,7 @@ class PeftBase:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a model folder contains base/, vq/ and protocol.json")
+        raise FileNotFoundError(f"{path} is missing: copy it from the repository of the model")
     try:
         value = files.read_json(path)
     except ValueError as error:
@@ -51,13 +51,18 @@ def read_config(path: Path, parse: Callable[[dict[str, Any]], Numbers]) -> Numbe
     """Return the dataclass that `parse` makes of a JSON object.
 
     Raises:
-        ValueError: a value is missing, of a wrong type or out of range.
+        ValueError: a value is missing, of a wrong type or out of range; the message names the file.
     """
+    values = read_json(path)
     try:
-        config = parse(read_json(path))
+        config = parse(values)
         check_numbers(config)
         return config
-    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except ValueError as error:
+        text = str(error)
+        named = text.replace(path.name, str(path), 1) if path.name in text else f"{path}: {text}"
+        raise ValueError(named) from error
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path} is damaged ({error!r:.200}): copy it again") from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def use_fast_linears(network: nn.Module) -> None:
@@ -79,6 +80,7 @@ class _Product(torch.autograd.Function):
         return _product(x, weight)
 
     @staticmethod
+    @once_differentiable  # without it a second derivative would be zero, silently
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None  # (..., in)

@@ -10,19 +10,22 @@ import importlib
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
+from personalar.core.errors import is_network, sentence
 from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, PeftBase, shard_names
 
 if TYPE_CHECKING:  # torch is loaded with the model
@@ -64,13 +67,16 @@ def offline_model(config: ModelConfig) -> ModelFiles | None:
     """Return the files of a model if all are on this machine; None if some must be downloaded.
 
     Raises:
-        FileNotFoundError, ValueError: `model.path` is a folder without a complete model.
+        FileNotFoundError, ValueError: `model.path` has no complete model, or a setting is wrong.
     """
     if config.path is not None:
         return _local(config, config.path)
     parts = {part.key: part for part in hub_parts(config)}
     folders = {key: part.folder for key, part in parts.items() if part.folder is not None}
     if len(folders) < len(parts):
+        if config.layout is not None:  # otherwise it is in a file that is not here yet
+            with TemporaryDirectory() as empty:
+                open_family(config, Path(empty))  # finds a wrong setting before a download
         return None
     tokens = parts.get("tokenizer_hub")
     tokenizer = folders[tokens.key] / tokens.hub.files[0] if tokens else None
@@ -92,7 +98,11 @@ def open_family(
     opened = _family(config).open_folder
     vq = Path(config.vq_path).expanduser() if config.vq_path else vq
     files = opened(folder, vq=vq, tokenizer=tokenizer, layout=config.layout)
-    check_recipe(config, files)
+    if (loss := config.recipe.loss) not in files.losses:
+        raise ValueError(
+            f"model.recipe.loss={loss} is not possible with model={config.name}, which predicts only image "
+            f"codes; allowed: {', '.join(files.losses)}"
+        )
     return files
 
 
@@ -111,21 +121,6 @@ def _family(config: ModelConfig) -> ModuleType:
             "with a function open_folder, such as personalar.models.chameleon"
         ) from error
     return family
-
-
-def check_recipe(config: ModelConfig, files: ModelFiles) -> None:
-    """Raise ValueError for a setting of the recipe that the base does not support."""
-    loss, start = config.recipe.loss, config.recipe.identifier.init
-    if loss not in files.losses:
-        raise ValueError(
-            f"model.recipe.loss={loss} is not possible with model={config.name}, which predicts only image "
-            f"codes; allowed: {', '.join(files.losses)}"
-        )
-    if start == "nearest" and files.nearest_problem:
-        raise ValueError(
-            f"model.recipe.identifier.init=nearest is not possible with model={config.name}: "
-            f"{files.nearest_problem}; choose random, or words with model.recipe.identifier.words=[...]"
-        )
 
 
 def pin(config: ModelConfig) -> ModelConfig:
@@ -178,14 +173,12 @@ def missing_files(hub: HubFiles, files: Collection[str]) -> list[str]:
 def statement(config: ModelConfig, parts: list[Part]) -> str:
     """Return a message with names, source, licence and size of the missing files, and the cache folder."""
     lines = [f"model={config.name} needs files that are not on this machine:"]
-    for part in parts:
-        if part.folder is None:
-            hub = part.hub
-            lines += [
-                f"  {PARTS[part.key]}: {', '.join(hub.files)}",
-                f"    from {page(hub)} (revision {hub.revision}), about {hub.gigabytes:g} GB",
-                f"    licence to accept there: {hub.licence}",
-            ]
+    for key, hub in [(part.key, part.hub) for part in parts if part.folder is None]:
+        lines += [
+            f"  {PARTS[key]}: {', '.join(hub.files)}",
+            f"    from {page(hub)} (revision {hub.revision}), about {hub.gigabytes:g} GB",
+            f"    licence to accept there: {hub.licence}",
+        ]
     free = free_bytes(cache_folder()) / 1e9
     lines.append(f"  they are stored in {cache_folder()} (HF_HOME changes it), with {free:.1f} GB free")
     return "\n".join(lines)
@@ -200,10 +193,20 @@ def obstacle(parts: list[Part]) -> str | None:
     """Return the reason that the missing files cannot be downloaded, or None."""
     if huggingface_hub.is_offline_mode():
         return "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it"
-    needed = 1e9 * sum(part.hub.gigabytes for part in parts if part.folder is None)
-    if needed > free_bytes(cache_folder()):
+    if sum(missing_bytes(part.hub) for part in parts if part.folder is None) > free_bytes(cache_folder()):
         return "the disk has too little space; free some, or set HF_HOME to a folder on another disk"
     return None
+
+
+def missing_bytes(hub: HubFiles) -> float:
+    """Return the size of `hub` without what an interrupted download has stored in the cache."""
+    repo = cache_folder() / repo_folder_name(repo_id=hub.repo, repo_type="model")
+    files = list(repo.glob("blobs/*.incomplete"))
+    with suppress(errors.LocalEntryNotFoundError):  # no file is complete
+        files += _snapshot(hub, local_files_only=True).rglob("*")
+    # st_blocks, because an unfinished file can be sparse.
+    stored = sum(512 * file.stat().st_blocks for file in files if file.is_file())
+    return max(0, 1e9 * hub.gigabytes - stored)
 
 
 def cache_folder() -> Path:
@@ -213,7 +216,6 @@ def cache_folder() -> Path:
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes on the disk of `folder`, which need not exist."""
-    # Before the first download the cache folder does not exist yet.
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free
 
@@ -221,17 +223,15 @@ def free_bytes(folder: Path) -> int:
 def _local(config: ModelConfig, path: str) -> ModelFiles:
     files = open_family(config, package_path(path))
     missing = files.missing()
-    what = f"model={config.name}: {', '.join(missing)} missing (model.path={path}); "
+    what = f"model={config.name}: {', '.join(missing)} missing (model.path={path})"
     source, tokenizer = config.tokenizer_hub or config.hub, files.parts().get("text tokenizer")
     if tokenizer is not None and missing == [str(tokenizer)] and source is not None:
         raise FileNotFoundError(
-            f"{what}it is published at {page(source)}: copy it there, or run `hf download {source.repo} "
+            f"{what}; it is published at {page(source)}: copy it there, or run `hf download {source.repo} "
             f"{tokenizer.name} --revision {source.revision} --local-dir {shlex.quote(str(tokenizer.parent))}`"
         )
     if missing:
-        raise FileNotFoundError(
-            f"{what}set model.path=DIR to a folder with base/ and vq/, or to a whole Hugging Face checkpoint"
-        )
+        raise FileNotFoundError(f"{what}: copy them there, or set model.path=DIR to a folder with all files")
     return files
 
 
@@ -294,3 +294,7 @@ def _explained(part: Part) -> Iterator[None]:
         ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         raise FileNotFoundError(f"{page(hub)} could not be read ({str(error).splitlines()[0]})") from error
+    except Exception as error:
+        if not is_network(error):
+            raise
+        raise FileNotFoundError(f"{page(hub)}: {sentence(error)}") from error

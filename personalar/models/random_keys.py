@@ -15,7 +15,7 @@ def mix(x: Tensor) -> Tensor:
     return _shift_right(x, 31).bitwise_xor_(x)
 
 
-def apart(keys: Tensor) -> Tensor:
+def independent(keys: Tensor) -> Tensor:
     """Derive keys for an independent random stream."""
     return keys ^ _ODD
 

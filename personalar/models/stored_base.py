@@ -57,7 +57,7 @@ class BaseShape:
     """Number of ids of a square image in a training example, with its codes."""
     num_codes: int
     """Size of the codebook."""
-    tokenizer_bytes: int
+    vq_bytes: int
     """Bytes of the image tokenizer's weights."""
     decode_bytes: int
     """Bytes for decoding one batch of codes to images, without weights."""
@@ -70,8 +70,6 @@ class ModelFiles(Protocol):
     """Sizes and sequence layout of the base; see `config/model_config.py`."""
     losses: Sequence[Loss]
     """The losses with which the base can be trained."""
-    nearest_problem: str | None
-    """Reason that `identifier.init=nearest` is not possible; None if reserved embeddings were trained."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""
@@ -90,6 +88,7 @@ class ModelFiles(Protocol):
 
         Args:
             dtype: precision of the transformer.
+            device: device of all weights; "meta": files are checked and no weight is read.
             attention: "eager" or "sdpa".
         """
 

@@ -26,6 +26,7 @@ from personalar.models.sharding import assign
 
 Rename = Callable[[str], str | None]
 """Maps the name of a tensor in a file to its name in the module; None: it is not read."""
+SHARD_BYTES = 5_000_000_000  # as in transformers' save_pretrained
 SHOWN = 12
 """Maximum number of ignored tensors in a warning."""
 
@@ -38,11 +39,18 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, dtype: torch.d
 
 
 def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype, shard_bytes: int
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write safetensors shards of about `shard_bytes` and their index; one shard is in memory at a time.
 
-    Integer tensors keep their type. The index is written last, so a folder without it is unfinished.
+    The index is written last, so a folder without it is unfinished.
+
+    Args:
+        dtype: precision of the floating-point tensors; None: as they are.
     """
     shard: dict[str, Tensor] = {}
     files: list[tuple[Path, list[str]]] = []
@@ -57,7 +65,7 @@ def write_shards(
 
     try:
         for name, tensor in tensors:
-            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             shard[name] = tensor.detach().to("cpu", kind).contiguous()
             total += shard[name].nbytes
             if sum(held.nbytes for held in shard.values()) >= shard_bytes:
@@ -170,7 +178,10 @@ def check_fit(
         listed = "; ".join(
             f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names
         )
-        raise ValueError(f"the weights in {where} do not fit its config.json: {listed}")
+        raise ValueError(
+            f"the weights in {where} do not fit the sizes in its configuration ({listed}): copy both again "
+            "from the same source"
+        )
     # One warning, not one per process.
     if unknown and global_rank() == 0:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
@@ -192,6 +203,8 @@ def fill(
 ) -> None:
     """Load `tensors` into `module`, which is on meta; each is cast and moved when it is read.
 
+    With `device` meta, none is read: only the names and shapes are checked.
+
     Args:
         tensors: (name, tensor) pairs, read one at a time.
         shapes: their shapes by name.
@@ -202,6 +215,8 @@ def fill(
     """
     expected = expected_shapes(module)
     check_fit(expected, shapes, where=where, published=published)
+    if device.type == "meta":
+        return
     state = {}
     for name, tensor in tensors:
         if name in expected:

@@ -124,7 +124,7 @@ class RunContext:
 
     def generator(self, backend: Backend, identifier: Identifier | None) -> Generator:
         """Return a picture generator for this state of the model."""
-        if backend.is_cut_up:
+        if backend.is_sharded:
             # Under ZeRO 3 all processes must make the same number of forward passes. With Jacobi decoding it
             # depends on the picture, and with an automatic batch size on the free memory.
             plain = PlainDecoder(**asdict(self.decoder.sampling))

@@ -100,7 +100,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
-        extra=shape.tokenizer_bytes,
+        extra=shape.vq_bytes,
         pictures=shape.decode_bytes,
     )
 

@@ -23,7 +23,7 @@ from personalar.concepts.exchange import named_adapter, read_export, read_row, w
 from personalar.core.files import base_fingerprint
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.chameleon.model_files import ModelFiles, open_folder
+from personalar.models.chameleon.model_files import ChameleonFiles, open_folder
 from personalar.models.chameleon.serialization import load_backend
 
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -38,7 +38,7 @@ def adapter(width: int = 32) -> dict[str, bytes]:
     return {f"lora/{name}": data for name, data in lora_files(transformer).items()}
 
 
-def concept_on(files: ModelFiles, width: int, **changes: object) -> Concept:
+def concept_on(files: ChameleonFiles, width: int, **changes: object) -> Concept:
     values = {
         "base": {"name": "nano", "fingerprint": base_fingerprint(files.weights())},
         "subject": {"name": "cat", "noun": "cat", "fingerprint": "f"},
@@ -185,7 +185,7 @@ def test_an_adapter_names_the_repository_of_its_base(tmp_path: Path, capsys, mon
         assert ("does not name a base" in capsys.readouterr().out) is not named
 
 
-def test_a_checkpoint_holds_what_was_learned(lumina_files: ModelFiles, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint_holds_what_was_learned(lumina_files: ChameleonFiles, tmp_path: Path, capsys) -> None:
     tokens = {"[V]": lumina_backend().tokenizer.concept_ids[0]}
     weights = {QKV.format(1, "v"): torch.randn(64, 64, generator=torch.Generator().manual_seed(1))}
     concept = concept_on(lumina_files, 64, tokens=tokens, rows=torch.ones(1, 64), weights=weights)
@@ -251,7 +251,7 @@ def test_a_checkpoint_is_a_base_on_which_the_row_draws_the_same_pictures(
 
 
 def test_heads_that_were_trained_apart_are_written_apart_and_said_so(
-    lumina_files: ModelFiles, tmp_path: Path, capsys
+    lumina_files: ChameleonFiles, tmp_path: Path, capsys
 ) -> None:
     name = "model.layers.0.self_attn.q_norm.weight"
     weights = {name: torch.rand(4, 16, generator=torch.Generator().manual_seed(1))}

@@ -63,6 +63,8 @@ def test_every_choice_composes(turn: int) -> None:
     if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
         del chosen["method"], chosen["stage"]
     required = {"vlm": ["scorer.extra.vlm.model=some-model"]}.get(chosen["scorer"], [])
+    if chosen["model/recipe"] == "nano":  # [V] starts at a reserved embedding
+        required = [*required, "model.nearest_problem=null"]
     config = compose_config(
         f"+subject={chosen['subject']}",
         *[f"{group}={name}" for group, name in chosen.items() if group != "subject"],
@@ -158,6 +160,14 @@ def test_float16_is_refused_where_the_model_says_so(model: str) -> None:
     assert compose_config(*words[:-1], name="sample").model.dtype == "bfloat16"
     forced = compose_config(*words, "model.float16_problem=null", name="sample")
     assert forced.model.dtype == "float16"
+
+
+@pytest.mark.parametrize("model", [name for name in group_options(conf_dir(), "model") if name != "nano"])
+def test_nearest_is_refused_where_reserved_embeddings_were_never_trained(model: str) -> None:
+    words = ["+subject=cat", f"model={model}", "model.recipe.identifier.init=nearest"]
+    with pytest.raises(ValueError, match=rf"init=nearest does not work for model={model}: .*choose random"):
+        compose_config(*words)
+    assert compose_config(*words, "model.nearest_problem=null").model.recipe.identifier.init == "nearest"
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_processes_that_share_a_network_run_equally_many_passes(session, tiny_ba
     """Jacobi's passes depend on the picture, batches on the memory that one process has free."""
     session = replace(session, decoder=JacobiDecoder(cfg_scale=2.0, top_k=20))
     assert session.generator(tiny_backend, None).decoder is session.decoder
-    monkeypatch.setattr(type(tiny_backend), "is_cut_up", True)
+    monkeypatch.setattr(type(tiny_backend), "is_sharded", True)
     images = session.generator(tiny_backend, None)
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: 0)
     assert images.fitting_batch(["a cat"] * 40) == 40

@@ -30,6 +30,13 @@ def test_products_and_gradients_are_those_of_linear(rows: int, trains: bool) -> 
         assert torch.equal(module(x), found)
 
 
+def test_a_second_derivative_is_an_error_and_not_zero() -> None:
+    module, x = OneDNNLinear(8, 8, bias=False), torch.randn(2, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (module(x).sum() + gradient.square().sum()).backward()
+
+
 def test_other_types_use_linear() -> None:
     module = OneDNNLinear(8, 8, bias=False).bfloat16()
     x = torch.randn(2, 8).bfloat16()

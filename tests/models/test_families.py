@@ -256,7 +256,8 @@ def test_memory_is_estimated_from_the_very_network(case: Case, base: Backend) ->
     h, w = base.code_shape()
     assert shape.codes == h * w
     assert shape.num_codes == base.image_logits(torch.zeros(1, shape.network.hidden_size)).shape[-1]
-    assert shape.answer_tokens >= len(base.grammar(h, w)) - 2
+    whole = base.training_sequence(TEXTS[0], some_codes(base), tokens(base), loss="image_tokens")
+    assert shape.answer_tokens == len(whole.ids) - len(prompts(base)[0])
     assert tuple(files.reserved_ids()) == tuple(base.reserved_ids) and not files.missing()
     assert network.head(slice(0, shape.num_codes)) is not None and "transformer" in files.parts()
 
@@ -288,6 +289,25 @@ def test_a_missing_tensor_is_named(case: Case, tmp_path: Path) -> None:
         save_file({name: tensor for name, tensor in state.items() if name not in gone}, file)
     with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight"):
         case.load(folder)
+
+
+def test_the_doctor_reads_no_weight_and_finds_what_does_not_fit(
+    case: Case, base: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and shapes of all tensors are checked, and the text tokenizer before them."""
+    on_meta = {"dtype": torch.float32, "device": "meta", "attention": "eager"}
+    folder = copy_of(case.folder, tmp_path)
+    checked = case.open(folder).load(**on_meta).state_dict()
+    assert checked.keys() == base.state_dict().keys() and all(t.is_meta for t in checked.values())
+    for file in weight_files(folder):
+        state = load_file(file)
+        save_file({name: t for name, t in state.items() if not name.endswith("norm.weight")}, file)
+    with pytest.raises(ValueError, match=r" missing: .*norm\.weight"):
+        case.open(folder).load(**on_meta)
+    (folder / "tokenizer.json").write_text("{}")
+    for how in (on_meta, on_meta | {"device": "cpu"}):
+        with pytest.raises(ValueError, match="is not a tokenizer"):
+            case.open(folder).load(**how)
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:

@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from personalar.config.compose import conf_dir, group_options
 from personalar.config.fingerprint import learning_settings
 from personalar.config.model_config import PARTS, ModelConfig
-from personalar.doctor import model_files
+from personalar.core.older_runs import modernized
+from personalar.doctor import look, model_files
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.loading import free_bytes, hub_parts, obtain_model, offline_model, pin
+from personalar.models.loading import cache_folder, free_bytes, hub_parts, obtain_model, offline_model, pin
 
 NAMES = [name for name in group_options(conf_dir(), "model") if name != "nano"]
 FREE = "personalar.models.loading.free_bytes"
@@ -85,6 +86,8 @@ def test_a_base_comes_whole_from_its_repositories(hub: Hub, name: str) -> None:
     wanted = (".safetensors", ".bin", ".index.json")
     weights = {file for file in LISTS[config.hub.repo] if file.endswith(wanted)}
     beside = {"emu3_vision_tokens.txt"} if name.startswith("emu3") else set()
+    if name.startswith(("emu3", "janus")):  # for programs that read an exported checkpoint
+        beside |= {file for file in LISTS[config.hub.repo] if file.endswith(".json")}
     owned = {"config.json", files.tokenizer.name, *weights, *beside}
     if config.vq_hub is not None:
         patterns, listed = config.vq_hub.files, LISTS[config.vq_hub.repo]
@@ -95,7 +98,7 @@ def test_a_base_comes_whole_from_its_repositories(hub: Hub, name: str) -> None:
     assert [file for file in asked if file.endswith(f"/{words}")] == [f"{tokenizer}/{words}"]
 
     assert obtain_model(config, say=pytest.fail) == files and set(hub.files_asked_for) == asked
-    pinned, told = pin(config), "\n".join(model_files(config))
+    pinned, (told, _) = pin(config), look("model", model_files(config))
     assert f"text tokenizer: {files.tokenizer}" in told and pin(pinned) == pinned
     for key in PARTS:
         if (part := getattr(config, key)) is not None:
@@ -121,7 +124,7 @@ def test_a_file_that_is_not_listed_is_known_before_anything_is_downloaded(hub: H
                 obtain_model(config, say=pytest.fail)
             told = str(error.value)
             assert f"https://huggingface.co/{part.hub.repo} (revision {part.hub.revision})" in told
-            assert re.search(rf"has no {re.escape(file)}, (\S+, )?which model={name} needs", told)
+            assert re.search(rf"has no (\S+, )*{re.escape(file)}, (\S+, )*which model={name} needs", told)
             assert f"model.{part.key}.revision=COMMIT" in told
             publish(hub, part.hub.repo)
     assert hub.files_asked_for == []
@@ -160,6 +163,36 @@ def test_a_full_disk_is_told_before_the_download(hub: Hub, monkeypatch) -> None:
     assert not hub.files_asked_for
 
 
+def test_an_interrupted_download_goes_on_if_the_rest_fits(hub: Hub, monkeypatch) -> None:
+    monkeypatch.setattr(FREE, lambda folder: 1_500_000)
+    config = model("lumina_mgpt_7b_768", "model.hub.gigabytes=0.002", "model.vq_hub.gigabytes=0")
+    with pytest.raises(FileNotFoundError, match="the disk has too little space"):
+        obtain_model(config, say=pytest.fail)
+    blobs = cache_folder() / "models--Alpha-VLLM--Lumina-mGPT-7B-768" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "a.incomplete").write_bytes(bytes(1_000_000))
+    assert not obtain_model(config, say=lambda text: None).missing()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("janus_pro_1b", "model.recipe.loss=answer", "predicts only image codes; allowed: image_tokens"),
+        ("emu3_gen", "model.layout.unconditional=pad", "layout.unconditional='pad'; allowed: negative"),
+        ("anole_7b", "model.vq_path=nowhere", r"no image tokenizer at nowhere; set model\.vq_path"),
+        ("anole_7b", "model.family=json", r"model\.family=json is not a model family"),
+    ],
+)
+def test_a_wrong_setting_is_an_error_before_the_download(
+    hub: Hub, name: str, change: str, message: str
+) -> None:
+    config = model(name, change)
+    for work in (lambda: obtain_model(config, say=pytest.fail), lambda: list(model_files(config))):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            work()
+    assert not hub.files_asked_for
+
+
 def test_only_the_missing_part_is_downloaded(hub: Hub, vqgan_dir: Path) -> None:
     said: list[str] = []
     shutil.rmtree(obtain_model(model(), say=said.append).base)
@@ -184,6 +217,7 @@ def hub_error(kind: type[Exception]) -> Exception:
         (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
         (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
         (errors.LocalEntryNotFoundError, "could not be read"),
+        (ConnectionError, r"/Lumina-mGPT-7B-768: the network failed|/Chameleon_7B_mGPT: the network failed"),
     ],
 )
 def test_what_the_hub_can_answer(
@@ -215,7 +249,7 @@ def test_a_folder_of_ones_own(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path)
     part = Path(shutil.copytree(lumina_dir, tmp_path / "part"))
     (part / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"model-00002-of-00003\.safetensors missing .*a whole Hugging"
+        FileNotFoundError, match=r"model-00002-of-00003\.safetensors missing .*with all files"
     ):
         obtain_model(model("lumina_mgpt_7b_512", f"model.path={part}", where[1]), say=pytest.fail)
 
@@ -298,3 +332,6 @@ def test_old_runs_compare_as_before_there_were_families() -> None:
     words = ("+subject=cat", "model=nano")
     given = learning_settings(compose_config(*words, "model.family=toy_family"))
     assert given == learning_settings(compose_config(*words)) and "family" not in given["model"]
+    large = learning_settings(compose_config("+subject=cat", "model=janus_pro_1b"))
+    hub = large["model"]["hub"] | {"files": ["config.json"]}  # as recorded when there were fewer patterns
+    assert modernized(large | {"model": large["model"] | {"hub": hub}}) == large

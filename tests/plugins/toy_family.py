@@ -72,7 +72,7 @@ class ToyBackend(nn.Module):
     reserved_ids, pad_id, code_offset = range(PAD + 1, CODE), PAD, CODE
     trained_rows = slice(None)
     device, dtype = torch.device("cpu"), torch.float32
-    has_fixed_addresses, is_cut_up = True, False
+    has_fixed_addresses, is_sharded = True, False
 
     def __init__(self, transformer: ToyNetwork) -> None:
         super().__init__()
@@ -173,7 +173,6 @@ class ToyFiles:
     folder: Path
     layout: ProtocolConfig
     losses = ("image_tokens",)
-    nearest_problem = None
 
     def missing(self) -> list[str]:
         return [str(file) for file in self.weights() if not file.is_file()]
@@ -187,7 +186,7 @@ class ToyFiles:
     def shape(self, *, attention: str, images: int) -> BaseShape:
         return BaseShape(
             network=ToyShape(), codes=SIDE**2, answer_tokens=SIDE**2 + 2, num_codes=CODES,
-            tokenizer_bytes=0, decode_bytes=images * 32 * 32 * 12,
+            vq_bytes=0, decode_bytes=images * 32 * 32 * 12,
         )  # fmt: skip
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ToyBackend:

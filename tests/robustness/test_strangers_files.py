@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import time
@@ -169,6 +170,27 @@ def test_numbers_that_no_model_has(name: str, tiny_model_dir: Path, tmp_path: Pa
         from personalar.models.chameleon.vq_checkpoint import vq_config
 
         vq_config(folder / "vq")
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        ("base", {"rope_theta": "abc"}),
+        ("base", {"rope_scaling": "x"}),
+        ("vq", {"channel_multiplier": []}),
+        ("vq", {"channel_multiplier": ["a"]}),
+    ],
+)
+def test_an_error_in_a_config_names_the_file(
+    file: str, value: dict, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    path = folder / file / "config.json"
+    config = {name: old for name, old in json.loads(path.read_text()).items() if not name.startswith("rope")}
+    path.write_text(json.dumps(config | value))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}") as stopped:
+        open_folder(folder).shape(attention="sdpa", images=1)
+    assert str(stopped.value).count("config.json") == 1
 
 
 def test_nothing_in_a_layout_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

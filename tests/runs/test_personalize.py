@@ -25,7 +25,7 @@ from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.core.run_folder import RunFolder, differences
 from personalar.data.subject import load_subject
-from personalar.models.chameleon.model_files import ModelFiles
+from personalar.models.chameleon.model_files import ChameleonFiles
 from personalar.runs import pictures
 from personalar.scoring.score_file import read_scores
 from personalar.training.context import RunContext
@@ -297,7 +297,7 @@ def test_one_network_at_a_time_is_in_memory(
     do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A stage's network is freed before the next phase loads the base, not at some later collection."""
-    load, alive, found = ModelFiles.load, weakref.WeakSet(), []
+    load, alive, found = ChameleonFiles.load, weakref.WeakSet(), []
 
     def watched(*args, **kwargs):
         found.append(len(alive))
@@ -305,7 +305,7 @@ def test_one_network_at_a_time_is_in_memory(
         alive.add(backend.transformer)
         return backend
 
-    monkeypatch.setattr(ModelFiles, "load", watched)
+    monkeypatch.setattr(ChameleonFiles, "load", watched)
     gc.collect()
     gc.disable()
     try:

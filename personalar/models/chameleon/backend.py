@@ -18,7 +18,7 @@ class ChameleonBackend(LlamaBackend):
     """
 
     transformer: ChameleonTransformer
-    # A random [V] gets the mean and the deviation of the whole table.
+    # A random [V] gets the mean and the deviation of all rows, also of those that no text uses.
     trained_rows = slice(None)
 
     def __init__(

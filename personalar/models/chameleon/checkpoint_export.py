@@ -21,12 +21,10 @@ from personalar.models.chameleon.tokenizer import IMAGE, Tokenizer, code_name
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.checkpoint_folder import write_json
 from personalar.models.network.vq import VQConfig
-from personalar.models.tensor_files import read_shapes, write_shards, write_tensors
+from personalar.models.tensor_files import SHARD_BYTES, read_shapes, write_shards, write_tensors
 
 if TYPE_CHECKING:  # for annotations only: serialization.py, which loads the backend, imports this module
     from personalar.models.chameleon.backend import ChameleonBackend
-
-SHARD_BYTES = 5_000_000_000  # as in transformers' save_pretrained
 
 
 def hf_config(
@@ -147,11 +145,11 @@ def export_backend(
         ValueError: the norms of the heads differ and cannot be stored in `norm_rows` rows.
     """
     vq = backend.vq.state_dict()
-    # transformers' class contains the image encoder, and would initialise it at random if it were missing.
     write_json(folder / "protocol.json", asdict(backend.protocol.config))
     write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
     write_tensors(folder / "vq", vq, dtype=torch.float32)
-    # Without the decoder, which transformers' class does not have.
+    # transformers' class contains the image encoder, and would initialise it at random if it were missing.
+    # It has no decoder.
     encoder = {f"{VQ_PREFIX}{name}": tensor for name, tensor in vq.items() if "decoder." not in name}
     return export_transformer(
         backend.transformer,

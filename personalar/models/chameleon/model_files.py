@@ -41,7 +41,7 @@ VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstre
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles:
+class ChameleonFiles:
     """Paths of the parts of one model; see `stored_base.ModelFiles`."""
 
     base: Path
@@ -54,7 +54,6 @@ class ModelFiles:
     published: bool
     """Whether `base` is a Hugging Face checkpoint. Unknown tensors in it are ignored."""
     losses = ("image_tokens", "answer")
-    nearest_problem = None
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""
@@ -85,8 +84,9 @@ class ModelFiles:
         parse = partial(TransformerConfig.from_hf, attention=attention)
         network, vq = read_config(self.base / "config.json", parse), vq_config(self.vq)
         side = self.layout.resolution // vq.downsample
-        # A NEWLINE per row of codes, and BOI, two sizes, EOI and SEP.
-        return shape_of(network, vq, codes=(side, side), answer_tokens=side * (side + 1) + 5, images=images)
+        # BOI, EOI and SEP, and in rows two sizes and a NEWLINE per row of codes.
+        answer = side * side + 3 + (side + 2 if self.layout.structure == "rows" else 0)
+        return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
         """Return the base; see `serialization.load_backend`."""
@@ -134,7 +134,7 @@ def open_folder(
     vq: Path | None = None,
     tokenizer: Path | None = None,
     layout: ProtocolConfig | None = None,
-) -> ModelFiles:
+) -> ChameleonFiles:
     """Locate the parts of a model in the folder `path`; nothing is loaded.
 
     Args:
@@ -160,7 +160,7 @@ def open_folder(
     # Our own format has config.json in base/.
     published = (path / "config.json").is_file()
     base = path if published else path / "base"
-    return ModelFiles(
+    return ChameleonFiles(
         base=base,
         tokenizer=tokenizer or base / "tokenizer.json",
         vq=find_vq(vq or (path if published else path / "vq")),
@@ -184,7 +184,7 @@ def network_name(stored: str) -> str | None:
     return None if stored.startswith(VQ_PREFIX) else stored
 
 
-def tokenizer_name(stored: str) -> str | None:
+def vq_name(stored: str) -> str | None:
     """Return the image tokenizer's name of a stored tensor; None if it belongs to the transformer."""
     return stored.removeprefix(VQ_PREFIX) if stored.startswith(VQ_PREFIX) else None
 

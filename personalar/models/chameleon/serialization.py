@@ -14,7 +14,7 @@ from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import fits, write_atomic
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import hf_config
-from personalar.models.chameleon.model_files import ModelFiles, network_name, open_folder
+from personalar.models.chameleon.model_files import ChameleonFiles, network_name, open_folder
 from personalar.models.chameleon.norm_rows import expanded, expanded_shapes
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
@@ -34,7 +34,7 @@ from personalar.models.tensor_files import (
 
 
 def load_backend(
-    where: Path | ModelFiles,
+    where: Path | ChameleonFiles,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -48,7 +48,7 @@ def load_backend(
         dtype: precision of the transformer; the VQ model stays float32.
         device: device of all weights.
         attention: "eager" or "sdpa", see `LlamaConfig`.
-        transformer: a transformer with weights, to use instead of those in the files.
+        transformer: a transformer to use as it is, without reading its weights.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -64,29 +64,25 @@ def load_backend(
     # A tokenizer with the image codes at other ids would load, and decode to wrong pictures.
     codes = {n: i for n, i in names.items() if n.startswith("IMGIMG")}
     tokenizer.check_ids(files.layout.ids | codes)
-    if transformer is None:
+    network = transformer
+    if network is None:
         numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
         # On meta, so that the weights are not allocated twice.
         with torch.device("meta"):
-            transformer = ChameleonTransformer(numbers)
-        tensors, shapes = network_tensors(files, transformer)
-        fill(
-            transformer,
-            tensors,
-            shapes,
-            where=files.base,
-            published=files.published,
-            dtype=dtype,
-            device=device,
-        )
-        use_fast_linears(transformer)
+            network = ChameleonTransformer(numbers)
+    # Before the weights, so that a wrong tokenizer is an error before 14 GB are read.
     vq = load_vq(files.vq, device=device)
-    backend = ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=files.layout)
+    backend = ChameleonBackend(transformer=network, vq=vq, tokenizer=tokenizer, protocol=files.layout)
+    if transformer is None:
+        tensors, shapes = network_tensors(files, network)
+        where, published = files.base, files.published
+        fill(network, tensors, shapes, where=where, published=published, dtype=dtype, device=device)
+        use_fast_linears(network)
     return backend.eval().requires_grad_(False)
 
 
 def load_sharded_backend(
-    files: ModelFiles,
+    files: ChameleonFiles,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -104,6 +100,11 @@ def load_sharded_backend(
     parse = partial(TransformerConfig.from_hf, attention=attention)
     # Not on meta: within DeepSpeed's context each layer is sharded when it is created.
     transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
+    # The image tokenizer is small and runs on every rank by itself, so it is not sharded.
+    with ordinary_modules():
+        backend = load_backend(
+            files, dtype=dtype, device=device, attention=attention, transformer=transformer
+        )
     tensors, shapes = network_tensors(files, transformer)
     fill_sharded(
         transformer,
@@ -114,13 +115,11 @@ def load_sharded_backend(
         dtype=dtype,
         changed=changed,
     )
-    # The image tokenizer is small and runs on every rank by itself, so it is not sharded.
-    with ordinary_modules():
-        return load_backend(files, dtype=dtype, device=device, attention=attention, transformer=transformer)
+    return backend
 
 
 def network_tensors(
-    files: ModelFiles, transformer: ChameleonTransformer
+    files: ChameleonFiles, transformer: ChameleonTransformer
 ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
     """Return the transformer's (name, tensor) pairs with query and key norms per head, and their shapes."""
     expected = expected_shapes(transformer)

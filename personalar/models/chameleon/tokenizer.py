@@ -5,7 +5,6 @@ The names are those of Meta's and Lumina-mGPT's vocabulary. No id is hard-coded.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import tokenizers
@@ -47,27 +46,24 @@ class Tokenizer(TextEncoder):
 
     family = "Chameleon image model"
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        super().__init__(backend, _SPECIAL)
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        super().__init__(tokenizer, _SPECIAL)
         vocabulary, require = self.vocabulary, self.require
         # Lumina-mGPT's own code appends this name to the vocabulary for its own use; it has no embedding.
         self.vocab_size = max(index for name, index in vocabulary.items() if name != PLACEHOLDER) + 1
         self.bos, self.pad, self.eos = require(BOS), require(PAD), require(EOS)
         self.boi, self.eoi = require(BEGIN_OF_IMAGE), require(END_OF_IMAGE)
         self.sep, self.newline = require(SEPARATOR), require(NEWLINE)
-        self.code_offset = require(code_name(0))
-        self.num_codes = _count_codes(vocabulary, self.code_offset)
+        self.image_rows = self.code_block(code_name, "IMGIMG[A-J]+Z")
+        """The ids of the image codes, which are also their rows in the embedding table."""
+        self.code_offset = self.image_rows.start
+        self.num_codes = self.image_rows.stop - self.code_offset
         # Meta's file has the reserved name, published checkpoints have "<image>".
         self.image = vocabulary.get(IMAGE, vocabulary.get(IMAGE_RESERVED))
         """The id that transformers' class replaces by the codes of a picture; None in a small vocabulary."""
         self._size_ids = _numbered(vocabulary, SIZE_BASE + 1, CONCEPT_BASE)
         self.concept_ids = _numbered(vocabulary, CONCEPT_BASE, 10 * CONCEPT_BASE)
         """Unused ids for identifiers, in order."""
-
-    @property
-    def image_rows(self) -> slice:
-        """The ids of the image codes, which are also their rows in the embedding table."""
-        return slice(self.code_offset, self.code_offset + self.num_codes)
 
     def size_id(self, grids: int) -> int:
         """Return the size token for a side of `grids` * grid_px pixels; ValueError if there is none."""
@@ -136,19 +132,6 @@ def train_tokenizer(texts: Iterable[str], *, specials: list[str], vocab_size: in
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def _count_codes(vocabulary: dict[str, int], offset: int) -> int:
-    names = [name for name in vocabulary if re.fullmatch(r"IMGIMG[A-J]+Z", name)]
-    # All codes are checked, because ids are computed as code + offset.
-    for code in range(len(names)):
-        got = vocabulary.get(code_name(code))
-        if got != code + offset:
-            raise ValueError(
-                f"image code {code} ({code_name(code)}) has id {got}, expected {code + offset}: "
-                f"codes must be one block of ids in order, or every decoded image is wrong"
-            )
-    return len(names)
 
 
 def _numbered(vocabulary: dict[str, int], start: int, stop: int) -> tuple[int, ...]:

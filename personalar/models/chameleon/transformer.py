@@ -34,7 +34,7 @@ class TransformerConfig(LlamaConfig):
         if "chameleon" not in str(config.get("model_type", "chameleon")).lower():
             raise ValueError(
                 f"config.json has model_type={config['model_type']!r}, which is not a Chameleon: choose the "
-                "model= of that checkpoint, or set model.path to a folder of this one's"
+                "model= of that checkpoint, or set model.path to a folder with model_type 'chameleon'"
             )
         if config.get("tie_word_embeddings", False):
             raise ValueError("config.json has tie_word_embeddings=True; Chameleon needs it False")

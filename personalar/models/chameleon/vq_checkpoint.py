@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS, VQ_PREFIX, tokenizer_name
+from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_NUMBERS, VQ_PREFIX, vq_name
 from personalar.models.checkpoint_folder import check_numbers, read_config, read_json
 from personalar.models.network.vq import VQConfig, VQModel
 from personalar.models.tensor_files import fill, read_pickle, read_shapes, read_tensors
@@ -52,7 +52,7 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
         shapes = {name: tensor.shape for name, tensor in state.items()}
     else:
         where, published = folder, "vq_config" in read_json(folder / "config.json")
-        rename = tokenizer_name if published else str
+        rename = vq_name if published else str
         shapes, tensors = read_shapes(folder, rename), read_tensors(folder, rename)
         if published and not shapes:
             raise ValueError(

@@ -99,7 +99,7 @@ class Emu3Files(PublishedFiles):
         return read_tensors(self.base, self.network_name), read_shapes(self.base, self.network_name)
 
     def backend(self, transformer: Any, device: torch.device) -> Emu3Backend:
-        """Return the base with a `transformer` whose weights are loaded."""
+        """Return the base with a `transformer` whose weights are loaded afterwards."""
         from personalar.models.emu3.emu3_backend import Emu3Backend
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
         from personalar.models.emu3.emu3_weights import load_vq
@@ -145,10 +145,11 @@ def open_folder(
         raise ValueError("layout.unconditional=negative needs layout.negative_prompt; or choose bos")
     # BAAI publishes the image tokenizer in a repository of its own; `vq` is where a copy of it is looked for.
     apart = path / "vq"
-    words = path / RANKS if (path / RANKS).is_file() else path / "tokenizer.json"
+    # BAAI's files by default, which an error then names: `model.hub` is BAAI's repository.
+    converted = (path / "tokenizer.json").is_file() and not (path / RANKS).is_file()
     return Emu3Files(
         base=path,
         vq=vq or (apart if apart.is_dir() else path),
-        tokenizer=tokenizer or words,
+        tokenizer=tokenizer or path / ("tokenizer.json" if converted else RANKS),
         layout=layout,
     )

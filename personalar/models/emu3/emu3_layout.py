@@ -5,7 +5,7 @@ r"""The sequence layout of Emu3 (arXiv 2409.18869): the prompt, the size as text
 
 `H, W` count codes. In sampling the unconditional context is BOS and a negative prompt, or BOS alone. In
 training a dropped prompt leaves only BOS, as upstream. Upstream's training sequences end at EOI; the EOS that
-follows here has no loss.
+follows here has a loss only with recipe.loss=answer.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from pathlib import Path
 from typing import Self
 
@@ -47,13 +46,13 @@ class Emu3Vocabulary(TextEncoder):
 
     family = "BAAI Emu3 model"
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         words = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         # Set here for both formats, so that they give equal ids.
-        backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
-        super().__init__(backend, f"(?:{_SPECIAL})")
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+        super().__init__(tokenizer, f"(?:{_SPECIAL})")
         self.eol, self.eof, self.bos, self.eos = (self.require(extra(n)) for n in (200, 201, 203, 204))
         self.pad, self.image = self.require(PAD), self.require(IMAGE)
         self.boi, self.eoi = self.require(BEGIN_OF_IMAGE), self.require(END_OF_IMAGE)
@@ -61,7 +60,7 @@ class Emu3Vocabulary(TextEncoder):
         free = (self.vocabulary.get(extra(number)) for number in range(1, 200))
         self.concept_ids = tuple(index for index in free if index is not None)
         """Unused ids for identifiers, in order."""
-        self.codes = self._block_of_codes()
+        self.codes = self.code_block(code_name, r"<\|visual token \d+\|>")
         """The ids of the image codes."""
 
     @classmethod
@@ -73,19 +72,6 @@ class Emu3Vocabulary(TextEncoder):
         if not names.is_file():
             raise FileNotFoundError(f"{names} is missing; {RANKS} needs it in the same folder")
         return cls(from_ranks(ranks, names.read_text(encoding="utf-8").splitlines()))
-
-    def _block_of_codes(self) -> slice:
-        start = self.require(code_name(0))
-        number = sum(re.fullmatch(r"<\|visual token \d+\|>", name) is not None for name in self.vocabulary)
-        # All codes are checked, because ids are computed as code + offset.
-        for code in range(number):
-            got = self.vocabulary.get(code_name(code))
-            if got != start + code:
-                raise ValueError(
-                    f"image code {code} ({code_name(code)}) has id {got}, expected {start + code}: codes "
-                    "must be one block of ids in order, or every decoded image is wrong"
-                )
-        return slice(start, start + number)
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

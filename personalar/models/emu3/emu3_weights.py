@@ -84,7 +84,7 @@ def network_name(stored: str) -> str | None:
     return stored
 
 
-def tokenizer_name(stored: str, *, bare: bool) -> str | None:
+def vq_name(stored: str, *, bare: bool) -> str | None:
     """Return the image tokenizer's name of a stored tensor; None if it does not belong to it.
 
     Args:
@@ -118,7 +118,7 @@ def network_numbers(folder: Path, *, attention: str = "sdpa") -> Emu3Config:
 
 def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:
     """Return the image tokenizer in `folder`, in float32. Raises ValueError if it is missing or damaged."""
-    rename = partial(tokenizer_name, bare=bare)
+    rename = partial(vq_name, bare=bare)
 
     def as_convolution(name: str, shape: torch.Size) -> torch.Size:
         # Attention has linear layers in transformers' files, but 1x1 convolutions in BAAI's.

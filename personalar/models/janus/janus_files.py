@@ -86,7 +86,7 @@ class JanusFiles(PublishedFiles):
         return network_tensors(self.base, self._numbers(attention)[0], dtype=dtype, device=device)
 
     def backend(self, transformer: Any, device: torch.device) -> JanusBackend:
-        """Return the base with a `transformer` whose weights are loaded."""
+        """Return the base with a `transformer` whose weights are loaded afterwards."""
         from personalar.models.janus.janus_backend import JanusBackend
         from personalar.models.janus.janus_weights import load_vq
         from personalar.models.janus.vocabulary import JanusVocabulary

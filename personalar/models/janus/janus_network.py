@@ -27,8 +27,6 @@ class JanusConfig(LlamaConfig):
     """Size of the codebook."""
     code_dim: int = field(default=8, metadata=limits(1, 2**14))
     """Width of the narrow table of codes."""
-    code_width: int = field(default=2048, metadata=limits(1, 2**16))
-    """Width of the embedding of a code; must be equal to `hidden_size`."""
     head_size: int = field(default=2048, metadata=limits(1, 2**16))
     """Width of the hidden layer of the image head."""
 

@@ -51,8 +51,8 @@ VQ_NAMES = {
 VQ_16 = {"embed_dim": 8, "num_embeddings": 16384, "latent_channels": 256, "base_channels": 128,
          "channel_multiplier": (1, 1, 2, 2, 4), "num_res_blocks": 2}  # fmt: skip
 """Sizes of the image tokenizer (LlamaGen's VQ-16), if config.json has none."""
-CODE_WIDTH = 2048
-"""Width of the embedding of an image code, if config.json has none."""
+HEAD_SIZE = 2048
+"""Width of the hidden layer of the image head, if config.json has none."""
 HEAD = "generation_head."
 
 
@@ -77,7 +77,7 @@ def embedder_name(stored: str) -> str | None:
     return name if name and name.startswith(("generation_embeddings.", "generation_aligner.")) else None
 
 
-def tokenizer_name(stored: str, *, levels: int) -> str | None:
+def vq_name(stored: str, *, levels: int) -> str | None:
     """Return the name of a stored tensor in `VQModel`; None if it is not there.
 
     Args:
@@ -105,13 +105,7 @@ def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tup
         ValueError: another family, or an unsupported option.
     """
     vq = read_config(path, partial(vq_numbers, resolution=resolution))
-    network = read_config(path, partial(network_numbers, vq=vq, attention=attention))
-    if network.hidden_size != network.code_width:
-        raise ValueError(
-            f"in {path} the embeddings of words have width {network.hidden_size} and those of image codes "
-            f"{network.code_width}: both must be equal"
-        )
-    return network, vq
+    return read_config(path, partial(network_numbers, vq=vq, attention=attention)), vq
 
 
 def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
@@ -123,7 +117,7 @@ def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
         own = {"num_embeddings": params["image_token_size"], "embed_dim": params["n_embed"]}
     numbers = VQ_16 | {name: value for name, value in own.items() if value is not None}
     # The published tokenizer has attention at the lowest resolution only, which no config.json states.
-    lowest = resolution >> len(numbers["channel_multiplier"]) - 1
+    lowest = resolution // 2 ** (len(numbers["channel_multiplier"]) - 1)
     return VQConfig.from_hf({**numbers, "resolution": resolution, "attn_resolutions": [lowest]})
 
 
@@ -137,11 +131,10 @@ def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) 
         )
     # Only in DeepSeek's files; transformers derives the sizes of the head from projection_dim.
     head = config.get("gen_head_config", {}).get("params", {})
-    width = (config.get("vq_config") or {}).get("projection_dim", CODE_WIDTH)
+    width = (config.get("vq_config") or {}).get("projection_dim", HEAD_SIZE)
     own = {
         "num_codes": vq.num_embeddings,
         "code_dim": vq.embed_dim,
-        "code_width": head.get("n_embed", width),
         "head_size": head.get("image_token_embed", width),
     }
     return JanusConfig.from_hf({**(config.get(FORMATS[kind]) or {}), **own}, attention=attention)
@@ -180,7 +173,7 @@ def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
     """
 
     def rename(stored: str) -> str | None:
-        return tokenizer_name(stored, levels=len(config.channel_multiplier))
+        return vq_name(stored, levels=len(config.channel_multiplier))
 
     def normalised() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in read_tensors(folder, rename):

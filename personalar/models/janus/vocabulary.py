@@ -23,11 +23,11 @@ class JanusVocabulary(TextEncoder):
 
     family = "Janus model"
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         # Some added tokens are single letters, such as ø. They are ordinary text and not special.
         names = sorted((name for name in added if len(name) > 1), key=len, reverse=True)
-        super().__init__(backend, f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})")
+        super().__init__(tokenizer, f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})")
         self.bos, self.pad, self.boi = map(self.require, (BOS, PAD, BEGIN_OF_IMAGE))
         self.named_rows = max(self.vocabulary.values()) + 1
         """Rows of the embedding table that belong to a token."""

@@ -83,10 +83,10 @@ class LlamaBackend(nn.Module):
     def has_fixed_addresses(self) -> bool:
         """False if float32 weights are cast in every use (parametrized), or sharded (ZeRO 3)."""
         # A parametrized weight is computed anew in every pass, at another address.
-        return not any(map(is_parametrized, self.transformer.modules())) and not self.is_cut_up
+        return not any(map(is_parametrized, self.transformer.modules())) and not self.is_sharded
 
     @property
-    def is_cut_up(self) -> bool:
+    def is_sharded(self) -> bool:
         """True if the weights are sharded (ZeRO 3)."""
         return any(map(is_sharded, self.transformer.parameters()))
 

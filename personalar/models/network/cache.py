@@ -129,16 +129,6 @@ class KVCache:
         """Move the write position; call it after all layers have written."""
         self.length = self._window(num_tokens).stop
 
-    def rewind(self, num_tokens: int) -> None:
-        """Remove the last `num_tokens` slots; the next tokens overwrite them.
-
-        Raises:
-            ValueError: there are fewer tokens.
-        """
-        if not 0 <= num_tokens <= self.length:
-            raise ValueError(f"the cache contains {self.length} tokens, so {num_tokens} cannot be removed")
-        self.length -= num_tokens
-
     def shared(self, rows: Sequence[int], twins: Tensor) -> SharedRows:
         """Return a view for a forward pass of only `rows`; row i gets the keys of `rows[twins[i]]`."""
         return SharedRows(self, torch.tensor(rows, device=twins.device), twins)

@@ -73,12 +73,12 @@ class LlamaConfig:
             ValueError: an unsupported option (biases, scaled RoPE, another head size).
         """
         # transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         names = [f.name for f in fields(cls) if f.name not in ("rope_theta", "attention")]
         values = {name: config[name] for name in names if config.get(name) is not None}
         # As in transformers: without this key every query head has its own key head.
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
-        theta = float(config.get("rope_theta") or rope.get("rope_theta") or cls.rope_theta)
+        theta = config.get("rope_theta") or rope.get("rope_theta") or cls.rope_theta
         numbers = cls(**values, rope_theta=theta, attention=attention)
         for name, got, allowed in (
             ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),

@@ -48,12 +48,12 @@ def shape_of(
             "image of this base has: use the tokenizer that belongs to it"
         )
     with torch.device("meta"):
-        tokenizer_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
+        vq_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
     return BaseShape(
         network=network,
         codes=number,
         answer_tokens=answer_tokens,
         num_codes=vq.num_embeddings,
-        tokenizer_bytes=tokenizer_bytes,
+        vq_bytes=vq_bytes,
         decode_bytes=decode_bytes(vq, images, number * vq.downsample**2),
     )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-SHARD_BYTES = 5_000_000_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFiles:
@@ -30,7 +28,6 @@ class PublishedFiles:
     tokenizer: Path
     """The text tokenizer."""
     layout: ProtocolConfig
-    nearest_problem = "its reserved embeddings were never trained"
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Any:
         """Return the base, frozen and in evaluation mode; the image tokenizer is in float32.
@@ -45,11 +42,13 @@ class PublishedFiles:
         device = torch.device(device)
         with torch.device("meta"):
             transformer = self.build(attention)
+        # Before the weights, so that a wrong tokenizer is an error before 34 GB are read.
+        backend = self.backend(transformer, device)
         tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
         # published=True: the other parts of the checkpoint are unknown here.
         fill(transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, device=device)
         use_fast_linears(transformer)
-        return self.backend(transformer, device).eval().requires_grad_(False)
+        return backend.eval().requires_grad_(False)
 
     def load_sharded(
         self,
@@ -72,23 +71,29 @@ class PublishedFiles:
         device = torch.device(device)
         transformer = self.build(attention)
         with ordinary_modules():  # Janus computes the embeddings of codes with a module
+            backend = self.backend(transformer, device)
             tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
         fill_sharded(
             transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, changed=changed
         )
-        with ordinary_modules():
-            return self.backend(transformer, device).eval().requires_grad_(False)
+        return backend.eval().requires_grad_(False)
 
     def checkpoint_form(self, backend: Any) -> str:
         """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
-        return "safetensors with the tensor names of the base; all programs that read the base can read it"
+        return (
+            "safetensors with the tensor names of the base, and its JSON and tokenizer files; its code and "
+            "an image tokenizer in a folder of its own are not copied"
+        )
 
     def write_checkpoint(self, backend: Any, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write the tensors of the base with the learned weights, and its JSON and tokenizer files.
 
         An image tokenizer in a separate folder is not copied.
+
+        Args:
+            dtype: precision of the transformer; other parts keep that of the base.
         """
-        from personalar.models.checkpoint_folder import INDEX, OLD_INDEX
+        from personalar.models.checkpoint_folder import INDEX, OLD_INDEX, read_json, write_json
         from personalar.models.tensor_files import write_shards
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,17 +102,25 @@ class PublishedFiles:
                 shutil.copyfile(file, folder / file.name)
         for file in self.tokenizer_files():
             shutil.copyfile(file, folder / file.name)
-        write_shards(folder, self._merged(backend), dtype=dtype, shard_bytes=SHARD_BYTES)
+        config = read_json(self.base / "config.json")
+        for section in (config, config.get("text_config") or {}, config.get("language_config") or {}):
+            written = dict.fromkeys(
+                section.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch.")
+            )
+            section.update(written)
+        write_json(folder / "config.json", config)
+        write_shards(folder, self._merged(backend, dtype))
         return folder
 
-    def _merged(self, backend: Any) -> Iterator[tuple[str, Tensor]]:
-        """Yield (stored name, tensor) of the base, with the transformer's tensors from `backend`."""
+    def _merged(self, backend: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Yield (stored name, tensor) of the base; the transformer's are those of `backend`, in `dtype`."""
         from personalar.models.tensor_files import read_tensors
 
         state = backend.transformer.state_dict()
-        # Parts that were not loaded (such as the image encoder of Janus) are copied from the base.
+        # Other parts are copied from the base: bfloat16 would change the codes of the image tokenizer.
         for stored, tensor in read_tensors(self.base):
-            yield stored, state.get(self.network_name(stored) or "", tensor)
+            learned = state.get(self.network_name(stored) or "")
+            yield stored, tensor if learned is None else learned.to(dtype)
 
     def tokenizer_files(self) -> list[Path]:
         """Return the files of the text tokenizer."""
@@ -128,5 +141,5 @@ class PublishedFiles:
         raise NotImplementedError
 
     def backend(self, transformer: nn.Module, device: torch.device) -> Any:
-        """Return the base with a `transformer` whose weights are loaded."""
+        """Return the base with a `transformer` whose weights are loaded afterwards."""
         raise NotImplementedError

@@ -45,10 +45,10 @@ class VQConfig:
                 f"in_channels={self.in_channels} must be 3 * patch_size ** 2 = {3 * self.patch_size**2}; "
                 "set both or neither"
             )
-        if any(width % 32 for width in (self.base_channels, *self.channels)):
+        if not self.channels or any(width % 32 for width in (self.base_channels, *self.channels)):
             raise ValueError(
                 f"base_channels={self.base_channels} times each of "
-                f"channel_multiplier={self.channel_multiplier} must be a multiple of 32 (groups of the norms)"
+                f"channel_multiplier={self.channel_multiplier} (not empty) must be a multiple of 32 (norms)"
             )
         if self.attn_type not in ("vanilla", "none", None):
             raise ValueError(f"attn_type={self.attn_type!r} is unknown; use 'vanilla' or None")

@@ -182,7 +182,7 @@ def test_a_run_holds_no_graph_when_it_loads_and_trains(
     assert len(set(captures)) > 3  # captured anew by pictures, class images and grids
 
 
-def test_weights_that_are_cut_up_are_decoded_plainly() -> None:
+def test_sharded_weights_are_decoded_plainly() -> None:
     backend, decoder = make_backend(), Taped()
     next(backend.transformer.parameters()).ds_id = 0  # as DeepSpeed marks them
     decoder(backend, prompts(backend, TEXTS[0]), GRID, [1])

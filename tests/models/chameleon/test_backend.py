@@ -129,7 +129,7 @@ def test_wrong_tensors_are_all_named(folder: Path) -> None:
 
 def test_missing_files_are_named(folder: Path) -> None:
     """Each of them; the later ones are asked for first."""
-    files = ["vq/model.safetensors", "vq/config.json", "base/model.safetensors", "base/config.json"]
+    files = ["base/model.safetensors", "vq/model.safetensors", "vq/config.json", "base/config.json"]
     for file in [*files, "base/tokenizer.json", "protocol.json"]:
         (folder / file).unlink()
         with pytest.raises(FileNotFoundError, match=file):

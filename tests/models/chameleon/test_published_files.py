@@ -42,8 +42,8 @@ def test_other_tensors_in_published_files_are_ignored_and_named(
         backend = load_backend(open_folder(base, vq=vq, layout=LUMINA))
     told = [str(one.message) for one in caught]
     assert told == [
-        f"{base} contains unknown tensors, which are ignored: {', '.join(BUFFERS[:2])}",
         f"{vq / 'vqgan.ckpt'} contains unknown tensors, which are ignored: custom_layer.0.weight",
+        f"{base} contains unknown tensors, which are ignored: {', '.join(BUFFERS[:2])}",
     ]
     ours = lumina_backend().state_dict()
     assert ours.keys() == backend.state_dict().keys()
@@ -81,7 +81,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return {"dtype": torch.float32, "device": "cpu", "attention": "eager", "changed": {}}
 
 
-def test_cut_up_weights_are_read_as_tolerantly(
+def test_sharded_weights_are_read_as_tolerantly(
     one_process, lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
 ) -> None:
     files = open_folder(with_buffers(lumina_dir, tmp_path / "base"), vq=vqgan_dir, layout=LUMINA)
@@ -91,7 +91,7 @@ def test_cut_up_weights_are_read_as_tolerantly(
     assert all(torch.equal(t, ours[name]) for name, t in backend.transformer.state_dict().items())
 
 
-def test_cut_up_weights_are_read_as_strictly(
+def test_sharded_weights_are_read_as_strictly(
     one_process, lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
 ) -> None:
     folder = with_buffers(lumina_dir, tmp_path / "base")
@@ -99,6 +99,15 @@ def test_cut_up_weights_are_read_as_strictly(
     replace_tensors(folder, tensors | {"lm_head.weight": torch.zeros(5, 64)})
     with pytest.raises(ValueError, match=r"1 missing: model\.norm\.weight; .*lm_head\.weight \[5, 64\]"):
         serialization.load_sharded_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA), **one_process)
+
+
+def test_a_missing_image_tokenizer_is_told_before_the_weights_are_read(
+    lumina_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(lumina_dir, tmp_path / "base"))
+    replace_tensors(folder, {"model.norm.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="contains no image tokenizer"):
+        load_backend(open_folder(folder, layout=LUMINA))
 
 
 def test_a_long_list_is_cut(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path) -> None:

@@ -110,19 +110,6 @@ def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[in
     torch.testing.assert_close(got[1:], transformer(transformer.embed(long)), atol=1e-5, rtol=0)
 
 
-def test_rewind_forgets() -> None:
-    transformer = build()
-    ids = random_ids(1, 8)
-    cache = transformer.new_cache(capacity=8, pad=torch.tensor([0]))
-    transformer(transformer.embed(ids[:, :5]), cache=cache)
-    transformer(transformer.embed(random_ids(1, 3, seed=9)), cache=cache)
-    cache.rewind(3)
-    got = transformer(transformer.embed(ids[:, 5:]), cache=cache)
-    torch.testing.assert_close(got, transformer(transformer.embed(ids))[:, 5:], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="so 9 cannot be removed"):
-        cache.rewind(9)
-
-
 def test_cache_too_short() -> None:
     transformer = build()
     cache = transformer.new_cache(capacity=4, pad=torch.tensor([0]))

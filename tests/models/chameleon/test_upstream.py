@@ -22,7 +22,7 @@ from conftest_upstream import (
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.checkpoint_export import export_transformer, shared_norm_rows
-from personalar.models.chameleon.model_files import ModelFiles, open_folder
+from personalar.models.chameleon.model_files import ChameleonFiles, open_folder
 from personalar.models.chameleon.norm_rows import collapse_norms
 from personalar.models.chameleon.serialization import load_backend
 from personalar.models.chameleon.vq_checkpoint import read_numbers
@@ -32,7 +32,7 @@ PROMPT = "a red cat in the snow"
 
 
 @pytest.fixture(scope="module")
-def lumina(lumina_files: ModelFiles) -> ChameleonBackend:
+def lumina(lumina_files: ChameleonFiles) -> ChameleonBackend:
     return load_backend(lumina_files)
 
 

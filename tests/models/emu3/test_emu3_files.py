@@ -210,11 +210,22 @@ def test_a_folder_that_is_not_there_is_named_with_its_setting(emu3_dir: Path, tm
         open_folder(emu3_dir, vq=tmp_path / "gone", layout=LAYOUT)
 
 
-def test_the_start_nearest_is_refused(emu3_dir: Path) -> None:
-    change = "model.recipe.identifier.init=nearest"
-    config = compose_config("+subject=cat", "model=emu3_gen", f"model.path={emu3_dir}", change).model
-    with pytest.raises(ValueError, match="reserved embeddings were never trained"):
+def test_a_folder_without_words_names_the_file_that_baai_publishes(original: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(original, tmp_path / "alone"))
+    (alone / RANKS).unlink()
+    config = compose_config("+subject=cat", "model=emu3_gen", f"model.path={alone}").model
+    with pytest.raises(FileNotFoundError, match=rf"hf download BAAI/Emu3-Gen {RANKS} "):
         offline_model(config)
+
+
+def test_a_checkpoint_in_bfloat16_keeps_its_image_tokenizer(emu3_dir: Path, tmp_path: Path) -> None:
+    files = open_folder(emu3_dir, layout=LAYOUT)
+    out = files.write_checkpoint(load(files), tmp_path / "out", dtype=torch.bfloat16)
+    stored, before = (load_file(next(folder.glob("*.safetensors"))) for folder in (out, emu3_dir))
+    for name, tensor in before.items():
+        expected = tensor if files.network_name(name) is None else tensor.bfloat16()
+        assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_a_photo_is_resized_to_its_area_without_a_crop(emu3_dir: Path) -> None:

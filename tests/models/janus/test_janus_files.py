@@ -101,7 +101,7 @@ def test_a_folder_of_another_family_size_or_without_a_name_is_refused(
     with pytest.raises(ValueError, match="model_type='chameleon', which is not a Janus"):
         load(open_folder(lumina_dir, layout=LAYOUT))
     files = copied(janus_dir, tmp_path, text_config={"hidden_size": 32, "num_attention_heads": 4})
-    with pytest.raises(ValueError, match="words have width 32 and those of image codes 64: both"):
+    with pytest.raises(ValueError, match=r"generation_aligner\.fc1\.weight \[64, 8\] instead of \[32, 8\]"):
         load(files)
     bigger = replace(LAYOUT, ids={PAD: 302, BEGIN_OF_IMAGE: 303})
     with pytest.raises(ValueError, match=r"not the one that the model was trained with: .* is 289, not 302"):
@@ -131,17 +131,10 @@ def test_a_layout_that_janus_does_not_have_is_refused(arguments: dict, message: 
         open_folder(janus_dir, **{"layout": LAYOUT, **arguments})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.recipe.loss=answer", "predicts only image codes; allowed: image_tokens"),
-        ("model.recipe.identifier.init=nearest", "reserved embeddings were never trained"),
-    ],
-)
-def test_settings_that_janus_cannot_follow_are_refused(change: str, message: str, janus_dir: Path) -> None:
-    config = compose_config("+subject=cat", "model=janus_pro_1b", f"model.path={janus_dir}", change).model
-    with pytest.raises(ValueError, match=message):
-        offline_model(config)
+def test_a_loss_that_janus_does_not_have_is_refused(janus_dir: Path) -> None:
+    words = ("+subject=cat", "model=janus_pro_1b", f"model.path={janus_dir}", "model.recipe.loss=answer")
+    with pytest.raises(ValueError, match="predicts only image codes; allowed: image_tokens"):
+        offline_model(compose_config(*words).model)
 
 
 def test_numbers_that_a_published_config_leaves_out(tmp_path: Path) -> None:
