@@ -2,8 +2,7 @@
 
 It prints versions, devices, free disk space, the files of the model (or which are missing and where they come
 from, or do not fit together), and a verdict; with subject.path=DIR also the table of photos. Nothing is
-downloaded and no weight is loaded. The exit code is 0 if a run can
-start without a download.
+downloaded and no weight is loaded. The exit code is 0 if a run can start without a download.
 """
 
 from __future__ import annotations
