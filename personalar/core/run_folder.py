@@ -67,7 +67,7 @@ RECORD = {
     },
     "total_seconds": (float, None),
     "peak_memory_bytes": (float, None),
-    "finished": ({"stages": [str], "*": object}, None),
+    "finished": ({"stages": [str], "pictures": int, "*": object}, None),
     "*": object,
 }
 """Schema of run.json, see `files.fits`. Run folders are shared, so the file is checked before use."""

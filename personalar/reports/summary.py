@@ -188,18 +188,18 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     bounds, measures = run.get("bounds") or {}, measures_of(run)
     stages: dict[str, Any] = {}
     for stage in stage_names(run):
-        ran = run.get("stages", {}).get(stage)
+        ran = run.get("stages", {}).get(stage, {})
         subject_lines = _select(lines, stage=stage, kind="subject")
-        if ran is None and not subject_lines:
-            continue  # neither trained nor scored yet
+        if "steps" not in ran and not subject_lines:
+            continue  # neither trained to the end nor scored yet
         class_dino, class_drift = _class_drift(lines, stage, bounds)
         stages[stage] = {
             **_measures(subject_lines, bounds, measures),
             "class_dino": class_dino,
             "class_drift": class_drift,
             **_side_effects(lines, stage, bounds, measures),
-            **{name: (ran or {}).get(name) for name in OWN_FACTS},
-            "selected_step": ((ran or {}).get("selected") or {}).get("step"),
+            **{name: ran.get(name) for name in OWN_FACTS},
+            "selected_step": (ran.get("selected") or {}).get("step"),
             "intervals": _intervals(subject_lines, bounds, measures),
             "categories": _categories(subject_lines, measures),
         }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalar.config.fingerprint import covers, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.files import is_whole, sync_files
-from personalar.core.own_files import PICTURE_FOLDERS, own_files
+from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, own_files
 from personalar.core.png import is_whole_png
 from personalar.core.run_folder import RunFolder, stage_names
 from personalar.data.prompts import class_prompt
@@ -20,14 +21,22 @@ if TYPE_CHECKING:  # torch is loaded with the run
 
 def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     """Return whether the folder contains all results that `config` asks for, undamaged."""
-    results = ["summary.json", "report.html", *(["scores.jsonl"] if config.scorer.scores else [])]
-    done = covers(folder.record.get("finished"), request_of(config))
-    if not done or folder.longer is not None or not all(is_whole(folder.path / name) for name in results):
+    results = ["summary.json", "report.html", f"concept/{RECORD_FILE}"]
+    results += ["scores.jsonl"] if config.scorer.scores else []
+    finished = folder.record.get("finished")
+    if not covers(finished, request_of(config)) or not all(map(folder.has_concept, config.selected)):
         return False
-    # The entry in run.json is not enough: a user may have deleted pictures, or a disk may have damaged them.
-    return all(
-        is_whole_png(path) for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"
-    )
+    # The entry in run.json is not enough: a user may have deleted files, or a disk may have damaged them.
+    if not all(is_whole(folder.path / name) for name in results):
+        return False
+    pictures = own_pictures(folder)
+    # Records of older runs have no count.
+    return len(pictures) >= finished.get("pictures", 0) and all(map(is_whole_png, pictures))
+
+
+def own_pictures(folder: RunFolder) -> list[Path]:
+    """Return the PNG files that the run wrote."""
+    return [path for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"]
 
 
 def record_start(session: RunContext, *, command: str) -> None:
@@ -52,6 +61,10 @@ def record_start(session: RunContext, *, command: str) -> None:
     warnings = [*config.photo_warnings, *noted, *selected, *notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
+    names = session.scorer.names if session.scorer else {}
+    # Lines of other scorers would be averaged with the new ones. All pictures of the run are scored again.
+    if names and session.folder.record.get("scorers", names) != names:
+        (session.folder.path / "scores.jsonl").unlink(missing_ok=True)
     session.folder.update(
         settings=session.settings,
         photos=subject.fingerprint,
@@ -69,7 +82,7 @@ def record_start(session: RunContext, *, command: str) -> None:
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=warnings,
-        scorers=session.scorer.names if session.scorer else {},
+        scorers=names,
         measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
         selection=describe_selection(session),
         bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
@@ -97,4 +110,4 @@ def record_end(session: RunContext) -> None:
     # Stages of earlier commands are sampled and scored in every run, so they are complete too.
     learned = [name for name in stages if name in request["stages"] or folder.has_concept(name)]
     sync_files(folder.path / "logs")  # loggers do not sync; the entry must not be older than their files
-    folder.update(finished={**request, "stages": learned})
+    folder.update(finished={**request, "stages": learned, "pictures": len(own_pictures(folder))})

@@ -111,8 +111,10 @@ def test_class_drift_compares_the_same_prompts_and_seeds():
     ]
     stages = summarise({"bounds": BOUNDS}, lines)["stages"]
     assert stages["base"]["class_drift"] == 0.0
-    assert "embedding" not in stages  # neither run nor sampled with the subject
-    stages = summarise({"bounds": BOUNDS, "stages": {"embedding": {}, "transformer": {}}}, lines)["stages"]
+    assert "embedding" not in stages  # neither trained to the end nor sampled with the subject
+    assert "embedding" not in summarise({"stages": {"embedding": {"checkpoint": {}}}}, lines)["stages"]
+    ran = {"embedding": {"steps": 4}, "transformer": {"steps": 4}}
+    stages = summarise({"bounds": BOUNDS, "stages": ran}, lines)["stages"]
     assert stages["embedding"]["class_drift"] == pytest.approx(0.25)
     assert stages["transformer"]["class_drift"] == pytest.approx(0.5)
 
@@ -120,7 +122,7 @@ def test_class_drift_compares_the_same_prompts_and_seeds():
 def test_own_class_samples_of_the_base_come_before_its_subject_samples():
     lines = [line("base", "subject", 0.9), line("base", "class", 0.5), line("embedding", "class", 0.5)]
     lines[1]["prompt"] = "one cat"
-    stages = summarise({"bounds": BOUNDS, "stages": {"embedding": {}}}, lines)["stages"]
+    stages = summarise({"bounds": BOUNDS, "stages": {"embedding": {"steps": 4}}}, lines)["stages"]
     assert stages["embedding"]["class_drift"] == 0.0
 
 

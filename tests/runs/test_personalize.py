@@ -197,6 +197,31 @@ def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Pat
     assert not do_run(copy, "stage=both")
 
 
+@pytest.mark.parametrize(
+    "deleted", ["images/embedding", "concept", "concept/concept.json", "stages/embedding/concept"]
+)
+def test_a_finished_run_makes_again_what_was_deleted(
+    do_run, finished_run: Path, copied, deleted: str
+) -> None:
+    copy = copied(finished_run)
+    target = copy / deleted
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert do_run(copy, "stage=both") and not do_run(copy, "stage=both")
+    same_result(copy, finished_run)
+
+
+def test_scores_of_other_scorers_are_not_kept(do_run, finished_run: Path, copied) -> None:
+    """They were averaged with the new ones, about other prompts."""
+    copy, words = copied(finished_run), ["stage=both", 'samples.prompts=["a {} on the moon"]']
+    before = {line["template"] for line in read_scores(copy / "scores.jsonl")}
+    assert do_run(copy, *words)  # the same scorers: both sets of prompts are in the table
+    templates = {line["template"] for line in read_scores(copy / "scores.jsonl")}
+    assert templates == before | {"a {} on the moon"}
+    assert do_run(copy, *words, "scorer.clip_text=prompt")
+    left = {line["template"] for line in read_scores(copy / "scores.jsonl") if line["kind"] == "subject"}
+    assert left == {"a {} on the moon"}
+
+
 def test_a_finished_run_started_again_keeps_its_result(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from personalar.config.command_line import as_value
 from personalar.core.files import fits, read_json
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.png import read_png_metadata
-from personalar.core.run_folder import read_record
+from personalar.core.run_folder import read_record, stage_names
 from personalar.core.run_lock import LOCK_FILE
 
 LOG_SHOWN = 4000
@@ -250,8 +250,10 @@ def pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     Raises:
         OSError, ValueError: run.json is missing or damaged.
     """
-    stages = [stage for stage in read_record(folder / "run.json").get("stages", {}) if stage != "base"]
-    before, after = pictures(folder, "base"), pictures(folder, stages[-1] if stages else "base")
+    stages = stage_names(read_record(folder / "run.json"))
+    # A stage that is not finished has no pictures yet.
+    after = next(filter(None, (pictures(folder, stage) for stage in reversed(stages))), {})
+    before = pictures(folder, "base")
     return {f"{facts['prompt']}, seed {facts['seed']}": (before[key][0], path)
             for key, (path, facts) in after.items() if key in before}  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,8 +116,11 @@ def test_the_concepts_of_all_stages_can_be_used(finished_run: Path) -> None:
     }
 
 
-def test_the_pictures_of_the_base_and_the_last_stage_are_paired(finished_run: Path) -> None:
+def test_the_pictures_of_the_base_and_the_last_stage_are_paired(finished_run: Path, copied) -> None:
     found = pairs(finished_run)
     assert list(found) == ["a photo of a [V] cat, seed 0", "a [V] cat on the beach, seed 0"]
     for before, after in found.values():
         assert (before.parent.name, after.parent.name) == ("base", "transformer")
+    begun = copied(finished_run)
+    shutil.rmtree(begun / "images" / "transformer")
+    assert {after.parent.name for _, after in pairs(begun).values()} == {"embedding"}
