@@ -155,7 +155,7 @@ def main() -> None:
         # Hydra would reject settings of personalar.run, so they are removed from sys.argv first.
         sys.argv[1:], overrides = split_arguments(sys.argv[1:])
         flags, _ = read_flags(sys.argv[1:])
-    if not flags.multirun:
+    if not flags.multirun or flags.help or flags.hydra_help or flags.cfg or flags.info:
         launch("evaluate", Task(overrides))
         return
     from personalar.runs.benchmark import plan, show_results

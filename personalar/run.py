@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from personalar.config.command_line import launch
+from personalar.config.command_line import as_value, launch
 from personalar.config.compose import conf_dir, read_config, register
 from personalar.config.fields import key_of
 from personalar.config.fingerprint import unread
@@ -46,7 +45,7 @@ def run_one(cfg: DictConfig) -> Objective:
     # The lock comes before everything that writes to the folder.
     with user_errors("personalar.run"), locked(run_dir, leads=leads):
         # The folder of a refused run is deleted if it is empty. In a sweep error.txt is written there.
-        with refusable(run_dir) if leads and not sweeps else nullcontext():
+        with refusable(run_dir, leads=leads and not sweeps):
             if sweeps:
                 join_sweep(hydra_config, cfg.trainer)
             config = read_config(cfg, RunConfig)
@@ -94,8 +93,11 @@ def command_words(hydra_config: Any) -> list[str]:
     }
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     # Of Hydra's own settings only those that change where a run reads or writes.
-    kept = ("hydra.run.dir", "hydra.searchpath", "hydra.job.chdir")
+    kept = ["hydra.searchpath", "hydra.job.chdir"]
+    kept += [] if hydra_config.mode == RunMode.MULTIRUN else ["hydra.run.dir"]
     own = [word for word in hydra_config.overrides.hydra if key_of(word) in kept and word[:2] != "++"]
+    if hydra_config.mode == RunMode.MULTIRUN:  # the command of this job alone, in its folder
+        own.append(f"hydra.run.dir={as_value(hydra_config.runtime.output_dir)}")
     return ["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task]
 
 

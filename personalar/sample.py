@@ -14,6 +14,7 @@ from personalar.concepts.concept_source import with_local_concept
 from personalar.config.command_line import add_base, start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
+from personalar.config.fields import key_of
 from personalar.core.errors import user_errors
 from personalar.core.process import keep_memory
 from personalar.generation.chosen_concepts import check_words, choose, words_of
@@ -43,6 +44,9 @@ def sample_files(
     concept: Concepts, prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
 ) -> list[Path]:
     """Sample every prompt with every seed to PNG files; see `personalar.sample_files`."""
+    for word in settings:
+        if key_of(word) in ("concept", "prompts", "seeds"):
+            raise ValueError(f"{word[:80]}: pass it as an argument, sample_files(concept, prompts, seeds)")
     folders = paths_of(concept)
     cfg = composed("sample", add_base(settings, folders[0]))
     cfg.concept, cfg.prompts, cfg.seeds = folders, list(prompts), list(seeds)

@@ -89,6 +89,12 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     overrides = args.overrides if args.config_name else signed(args.overrides)
     if "model" in groups_of(COMMANDS[command]):
         overrides = add_base(overrides)
+    if args.multirun and (args.cfg or args.info):
+        flag = "--cfg" if args.cfg else "--info"
+        raise ValueError(f"{flag} shows the configuration of one run: leave out -m and give single values")
+    if args.multirun and args.help:  # Hydra composes it as for one run
+        read = [(word, parse(word)) for word in overrides]
+        overrides = [word for word, override in read if not (override and override.is_sweep_override())]
     if not args.multirun:
         overrides = [with_list(word) for word in overrides]
     # Hydra would resolve a relative path from the package's folder instead of the working directory.

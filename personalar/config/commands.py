@@ -208,6 +208,10 @@ class BenchmarkConfig:
         # The first method is the reference of the table.
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
+        if self.subjects is not None and not self.subjects:
+            raise ValueError(
+                "benchmark.subjects is empty: name at least one, benchmark.subjects=[cat], or null for all"
+            )
         if self.kind == "dreambench" and self.path is None:
             raise ValueError(
                 "benchmark=dreambench needs benchmark.path=DIR, a folder of its photographs in the original "

@@ -5,7 +5,7 @@ Settings on the command line that have no effect in a run are an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -182,8 +182,11 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
 """Setting -> condition under which a run uses it, and the condition in words."""
 
 
-def check_read(config: RunConfig, words: Iterable[str]) -> None:
-    """Raise ValueError if one of the overrides `words` has no effect in this run."""
+def check_read(config: RunConfig, words: Sequence[str]) -> None:
+    """Raise ValueError if one of the overrides `words` has no effect in this run, started from Python."""
+    for word in words:
+        if key_of(word).startswith(("hydra.", "hydra/")):
+            raise ValueError(f"{word} is for the command line: leave it out; for a folder pass folder=DIR")
     if found := unread(config, words):
         raise ValueError(found)
 

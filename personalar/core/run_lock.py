@@ -81,12 +81,17 @@ def locked(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def refusable(run_dir: Path) -> Iterator[None]:
-    """Delete `run_dir` if the block fails before anything was written there; use it inside `locked`."""
+def refusable(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
+    """Delete `run_dir` if the block fails before anything was written there; use it inside `locked`.
+
+    Args:
+        leads: this is the process of rank zero; the others delete nothing.
+    """
     try:
         yield
     except Exception:
-        remove_empty_run(run_dir)
+        if leads:
+            remove_empty_run(run_dir)
         raise
 
 

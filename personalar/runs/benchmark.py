@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from personalar.config.command_line import quote
 from personalar.config.commands import PROTOCOLS, BenchmarkConfig, EvaluateConfig
 from personalar.config.compose import composed, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, stage_settings
+from personalar.config.subject_config import NOT_RENDERED
 from personalar.core.files import write_text
 from personalar.core.process import ENDS_WITH_STDIN
 from personalar.core.run_folder import SHARED
@@ -103,7 +104,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
         folder = Path(benchmark.path).expanduser() if benchmark.path else fetch_plus(benchmark.revision)
         chosen = find_plus_subjects(folder, benchmark.subjects)
         return {subject.name: plus_overrides(subject) for subject in chosen}
-    allowed = [name for name in group_options(conf_dir(), "subject") if name not in ("folder", "dreambench")]
+    allowed = [name for name in group_options(conf_dir(), "subject") if name not in NOT_RENDERED]
     names = benchmark.subjects or allowed
     unknown = [name for name in names if name not in allowed]
     if unknown:
@@ -210,18 +211,17 @@ def show_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> None:
         )
 
 
-def collect(runs: Iterable[BenchRun]) -> list[Row]:
+def collect(runs: Sequence[BenchRun]) -> list[Row]:
     """Return the rows of the table: base and text description once, then the stages of each method.
 
     Earlier stages are shown for the first method only; other methods have the same stage 1, or end with it.
     """
     shown_once = {("base", "subject"): "base", ("base", "description"): "text description"}
     found: dict[tuple[str, str], dict[str, State]] = {key: {} for key in shown_once}
-    first = None
+    first = runs[0].method
     for run in runs:
         if not (run.folder / "summary.json").is_file():
             continue
-        first = first or run.method
         states = read_states(run.folder)
         last = [stage for stage, kind in states if kind == "subject"][-1]
         for (stage, kind), state in states.items():
@@ -264,6 +264,7 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
         if credits.is_file():
             shutil.copy(credits, out / CREDITS_FILE)
     # The reference of the paired differences: the result of the first method.
-    title = TITLES.get((config.benchmark.methods[0], "transformer"))
-    reference = next((row for row in rows if row.title == title), rows[-1])
-    return write_comparison(rows, out, title=config.benchmark.name, reference=reference, notes=notes)
+    folder = Path(config.out) / config.benchmark.methods[0]
+    learned = [row for row in rows if row.states[0].stage != "base"]
+    reference = [row for row in learned if row.states[0].run_dir.parent == folder][-1:] or rows
+    return write_comparison(rows, out, title=config.benchmark.name, reference=reference[-1], notes=notes)

@@ -18,21 +18,20 @@ from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures, one_of
 from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
-from personalar.config.run_config import RunConfig
+from personalar.config.run_config import RunConfig, Stage
 from personalar.core.files import base_fingerprint
 from personalar.core.measures import IN_SUMMARY
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
-from personalar.core.run_lock import locked
+from personalar.core.run_lock import locked, refusable
 from personalar.core.types import Subject
 from personalar.data.subject import load_subject, validation_prompts
 from personalar.models.loading import obtain_model, offline_model, pin
 from personalar.reports.summary import result_lines
-from personalar.runs.record import is_finished
+from personalar.runs.record import finish, is_finished, record_end, record_settings, record_start
 
 if TYPE_CHECKING:
-    from personalar.config.run_config import Stage
     from personalar.models.stored_base import ModelFiles
     from personalar.scoring.judges import Judges
     from personalar.training.context import RunContext
@@ -52,7 +51,8 @@ def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -
 def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
     """Do a whole run and return its folder; see `personalar.personalize`."""
     config, run_dir = from_settings(settings, folder)
-    with locked(run_dir, leads=global_rank() == 0):
+    leads = global_rank() == 0
+    with locked(run_dir, leads=leads), refusable(run_dir, leads=leads):
         command = ["python", "-m", "personalar.run", *settings, f"hydra.run.dir={as_value(str(run_dir))}"]
         prepared = prepare(config, run_dir, command)
         if prepared is not None:
@@ -67,9 +67,13 @@ def open_run(settings: Sequence[str], folder: str | PathLike[str] | None) -> tup
         ValueError: the folder contains a finished run.
     """
     config, run_dir = from_settings(settings, folder)
-    prepared = prepare(config, run_dir, ["python", "-m", "personalar.run", *settings])
-    if prepared is None:
-        raise ValueError(f"{run_dir} contains a finished run: choose another folder")
+    leads = global_rank() == 0
+    with locked(run_dir, leads=leads), refusable(run_dir, leads=leads):
+        prepared = prepare(config, run_dir, ["python", "-m", "personalar.run", *settings])
+        if prepared is None:
+            raise ValueError(f"{run_dir} contains a finished run: choose another folder")
+        if leads:  # training writes to cache/, which is refused in a folder without settings
+            record_settings(prepared[0])
     return prepared
 
 
@@ -235,8 +239,6 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
         stages: the stages to train.
         command: the command line, for the report.
     """
-    from personalar.runs.record import record_end, record_start
-
     if global_rank() > 0:
         follow(session, stages)
         return
@@ -251,7 +253,6 @@ def learn(session: RunContext, stages: Stages) -> None:
     from personalar.runs import pictures
     from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
-    from personalar.runs.record import finish
     from personalar.runs.time_estimate import note_time
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures

@@ -39,6 +39,13 @@ def own_pictures(folder: RunFolder) -> list[Path]:
     return [path for path in own_files(folder.path, *PICTURE_FOLDERS) if path.suffix == ".png"]
 
 
+def record_settings(session: RunContext) -> None:
+    """Write what identifies the run, so that the same settings are accepted in its folder."""
+    session.folder.update(
+        settings=session.settings, photos=session.subject.fingerprint, base=session.base["fingerprint"]
+    )
+
+
 def record_start(session: RunContext, *, command: str) -> None:
     """Write what is known before the first step (settings, versions, scorers), and print the warnings."""
     from personalar.concepts.concept import package_versions
@@ -65,10 +72,8 @@ def record_start(session: RunContext, *, command: str) -> None:
     # Lines of other scorers would be averaged with the new ones. All pictures of the run are scored again.
     if names and session.folder.record.get("scorers", names) != names:
         (session.folder.path / "scores.jsonl").unlink(missing_ok=True)
+    record_settings(session)
     session.folder.update(
-        settings=session.settings,
-        photos=subject.fingerprint,
-        base=session.base["fingerprint"],
         subject=subject.name,
         noun=subject.noun,
         live=subject.live,

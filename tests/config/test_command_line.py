@@ -31,6 +31,11 @@ def test_looking_needs_no_subject(flags: list[str]) -> None:
     assert prepare("run", flags) == flags
 
 
+def test_help_of_a_sweep_is_that_of_one_run() -> None:
+    """Hydra composes for --help without a sweep, and would refuse several values."""
+    assert prepare("run", ["-m", "subject=cat,dog", "seed=1", "--help"]) == ["seed=1", "-m", "--help"]
+
+
 @pytest.mark.parametrize(
     "words",
     [["-m", "subject=cat,dog", "seed=0,1"], ["subject=cat,dog", "-m", "seed=0,1"],
@@ -117,6 +122,7 @@ def test_keys_of_the_sample_command() -> None:
         ("run", ["+subject=[cat"], r"cannot parse \+?subject=\[cat"),
         ("run", ["hydra.run.dri=x"], r"hydra\.run has no 'dri'; did you mean dir\?"),
         ("run", ["--mutirun"], r"(?s)unknown flag --mutirun; did you mean --multirun\?.*allowed: --help"),
+        ("run", ["-m", "+subject=cat,dog", "--cfg", "job"], "^--cfg shows .*: leave out -m"),
         ("doctor", ["+subject=cat"],
          r"^subject= is for personalar\.run; personalar\.doctor accepts model=, trainer=$"),
         ("doctor", ["subject=cat"], r"^subject= is for personalar\.run"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest_run import compose_config
 from PIL import Image
+from synthetic_run import make_run
 from test_dreambench_plus import make_benchmark
 from test_subject_scorer import TableClip, TableDino, plain
 
@@ -21,7 +22,16 @@ from personalar.config.command_line import quote
 from personalar.config.commands import EvaluateConfig
 from personalar.data.subject import load_subject
 from personalar.evaluate import evaluate, main, split_arguments
-from personalar.runs.benchmark import BenchRun, plan, run_all, share, show_results
+from personalar.reports.summary import write_summary
+from personalar.runs.benchmark import (
+    BenchRun,
+    plan,
+    run_all,
+    share,
+    show_results,
+    subject_overrides,
+    write_results,
+)
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
 from personalar.scoring.calibrate import real_images_row, verdict
@@ -100,6 +110,23 @@ def test_two_subjects_by_two_methods(run_here: list[str], tmp_path: Path, capsys
     assert len(run_here) == 8
 
 
+def test_the_first_method_is_the_reference_even_if_its_first_run_failed(tmp_path: Path) -> None:
+    methods = "benchmark.methods=[joint,two_stage,lora]"
+    settings = config("benchmark.subjects=[cat,dog]", methods, f"out={tmp_path}")
+    for name in ("joint/dog", "two_stage/cat", "lora/dog"):
+        make_run(tmp_path / name, noun=name.partition("/")[2])
+        write_summary(tmp_path / name)
+    records = {record["row"]: record["against"] for record in write_results(plan(settings), settings)}
+    other = dict.fromkeys(
+        ("base", "text description", "two stages", "joint embedding", "two stages, LoRA"), "joint transformer"
+    )
+    assert records == {**other, "joint transformer": None}
+
+
+def test_all_subjects_are_those_of_the_rendered_world() -> None:
+    assert len(subject_overrides(config("benchmark.subjects=null").benchmark)) == 12
+
+
 def settings_of(settings: EvaluateConfig) -> list[str]:
     return [
         f"benchmark.subjects=[{','.join(settings.benchmark.subjects or [])}]",
@@ -174,6 +201,7 @@ def test_both_protocols_and_the_order_of_runs() -> None:
             "two_stage, without_class_name, dcoar, full, joint, paper, qlora$",
         ),
         (["benchmark.methods=[]"], "name at least one"),
+        (["benchmark.subjects=[]"], r"benchmark\.subjects is empty: name at least one"),
         (["benchmark.subjects=[x]"], "benchmark.subjects: unknown 'x'; allowed: backpack, bear"),
         (["protocol=x"], "protocol='x'; allowed: paper, dreambooth"),
         (["task=x"], "allowed: benchmark, calibrate, agreement, table"),
@@ -298,6 +326,12 @@ def test_with_m_every_subject_is_a_job(tmp_path: Path, monkeypatch) -> None:
     assert done == [
         "a job", "two_stage-cat", "lora-cat", "a job", "two_stage-teapot", "lora-teapot", "4 results"
     ]  # fmt: skip
+
+
+def test_help_with_m_needs_no_benchmark(monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        started(monkeypatch, "-m", "--help")
+    assert "personalar.evaluate" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_named_whichever_job_did_it(tmp_path: Path, monkeypatch, capsys) -> None:

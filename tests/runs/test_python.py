@@ -17,6 +17,7 @@ from PIL import Image
 import personalar
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
+from personalar.core.run_lock import locked
 
 LOOK = ("scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
 
@@ -66,18 +67,32 @@ def test_a_trainer_of_ones_own_learns_the_same(settings: list[str], tmp_path: Pa
         enable_progress_bar=False,
     )
     trainer.fit(module, data)
+    personalar.open_run(*settings, "stage=embedding", folder="mine")  # the script can be run again
     assert torch.equal(module.identifier.rows.detach(), Concept.load(folder / "concept").rows)
 
 
-def test_a_finished_run_cannot_be_opened_for_training(settings: list[str]) -> None:
+def test_a_finished_run_cannot_be_opened_for_training(settings: list[str], tmp_path: Path) -> None:
     personalar.personalize(*settings, folder="run")
     with pytest.raises(ValueError, match="contains a finished run: choose another folder"):
         personalar.open_run(*settings, folder="run")
+    with locked(tmp_path / "run"), pytest.raises(ValueError, match="is in use by process"):
+        personalar.open_run(*settings, "overwrite=true", folder="run")
+
+
+def test_a_refused_call_leaves_no_folder(settings: list[str], tmp_path: Path) -> None:
+    for start in (personalar.personalize, personalar.open_run):
+        with pytest.raises(ValueError, match="stage=transformer starts from the result of"):
+            start(*settings, "stage=transformer", folder="run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_are_those_of_the_command() -> None:
     with pytest.raises(ValueError, match="did you mean cat"):
         personalar.personalize("subject=catt")
+    with pytest.raises(ValueError, match=r"hydra\.run\.dir=x is for the command line: .* folder=DIR"):
+        personalar.personalize("subject=cat", "hydra.run.dir=x")
+    with pytest.raises(ValueError, match=r"prompts=\[a\]: pass it as an argument, sample_files\("):
+        personalar.sample_files("outputs", ["a [V] cat"], [0], "prompts=[a]")
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         personalar.Nothing  # noqa: B018
 

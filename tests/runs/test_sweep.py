@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import pytest
 from conftest_run import compose_config
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from PIL import Image
 from synthetic_run import make_run
 from test_cli import command
 
+from personalar.config.compose import conf_dir
 from personalar.reports.summary import write_summary
-from personalar.run import Job
+from personalar.run import Job, command_words
 from personalar.runs.sweep import (
     SearchError,
     SweepReport,
@@ -123,6 +125,21 @@ def test_a_sweep_tells_of_its_own_jobs_alone(
 
 def test_a_job_travels_to_another_process() -> None:
     assert isinstance(pickle.loads(pickle.dumps(Job())), Job)
+
+
+def test_the_command_of_a_job_has_its_folder() -> None:
+    """The report shows it, and without the folder it would train in the default one."""
+    runtime = SimpleNamespace(
+        config_sources=[SimpleNamespace(provider="main", path=str(conf_dir()))], output_dir="/sweep/seed=1"
+    )
+    overrides = SimpleNamespace(hydra=["hydra.mode=MULTIRUN", "hydra.run.dir=x"], task=["+subject=cat"])
+    job = SimpleNamespace(config_name="run")
+    words = command_words(
+        SimpleNamespace(runtime=runtime, overrides=overrides, job=job, mode=RunMode.MULTIRUN)
+    )
+    assert words[3:] == ['hydra.run.dir="/sweep/seed=1"', "+subject=cat"]
+    words = command_words(SimpleNamespace(runtime=runtime, overrides=overrides, job=job, mode=RunMode.RUN))
+    assert words[3:] == ["hydra.run.dir=x", "+subject=cat"]
 
 
 def test_the_command_refuses_a_sweep_over_devices(tmp_path: Path) -> None:
