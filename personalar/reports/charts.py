@@ -101,13 +101,12 @@ def _polyline(points: Sequence[Point], x_of: Scale, y_of: Scale, name: str) -> s
     return f'<polyline class="{name}" points="{coordinates}"/>'
 
 
-def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") -> str:
+def line_chart(points: Sequence[Point], *, title: str) -> str:
     """Return an `<svg>` with the raw values in a faint colour and their moving average.
 
     Args:
         points: at least one (x, y), finite and sorted by x.
         title: text for screen readers.
-        x_title: title of the x axis.
     """
     mean = smooth(points)
     # Outliers, such as the loss of the first steps, would flatten the chart: the range covers the moving
@@ -121,7 +120,7 @@ def line_chart(points: Sequence[Point], *, title: str, x_title: str = "step") ->
     x_ticks = [tick for tick in nice_ticks(points[0][0], right) if points[0][0] <= tick <= right]
     x_of, y_of = _scales((points[0][0], right), (y_ticks[0], y_ticks[-1]))
     lines = [_polyline(thin(points), x_of, y_of, "raw"), _polyline(thin(mean), x_of, y_of, "mean")]
-    return _svg([*_axes(x_ticks, y_ticks, x_of, y_of, x_title), *lines], title)
+    return _svg([*_axes(x_ticks, y_ticks, x_of, y_of, "step"), *lines], title)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,7 +250,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other point exceeds in both values, sorted by the first value."""
+    """Return the points without another that is at least as good in both values, by the first value."""
     front: list[tuple[float, float]] = []
     best = -math.inf
     # From the largest x down, a point is on the front if its y exceeds that of all points before it.

@@ -41,14 +41,15 @@ GRID_ROWS = 12
 """Rows of comparison.png."""
 
 
-def read_pictures(row: Row) -> dict[Picture, Sample]:
-    """Return the samples of a row by subject, template and seed."""
-    found: dict[Picture, Sample] = {}
+def read_pictures(row: Row) -> dict[Picture, tuple[Path, str]]:
+    """Return file and category of each sample of a row, by subject, template and seed."""
+    found: dict[Picture, tuple[Path, str]] = {}  # without the pictures: a benchmark has thousands
     for state in row.states:
         for path in sample_files(state.run_dir / "images" / state.stage):
             sample = load_sample(path)
             if sample.kind == state.kind:
-                found[str(state.run.get("subject")), sample.spec.text, sample.seed] = sample
+                key = str(state.run.get("subject")), sample.spec.text, sample.seed
+                found[key] = path, sample.spec.category
     return found
 
 
@@ -78,8 +79,9 @@ def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
     drawn = [read_pictures(row) for row in rows]
     common = set(drawn[0]).intersection(*drawn[1:])
     ordered = [key for key in drawn[0] if key in common]
-    categories = {key: drawn[0][key].spec.category for key in ordered}
-    return [(key, [found[key] for found in drawn]) for key in choose(ordered, categories)]
+    categories = {key: drawn[0][key][1] for key in ordered}
+    chosen = choose(ordered, categories)
+    return [(key, [load_sample(found[key][0]) for found in drawn]) for key in chosen]
 
 
 def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
@@ -140,8 +142,7 @@ def _board(
         copied = picture_uri(nearest[key], THUMBNAIL_PX) if key in nearest else None
         uri = picture_uri(sample.path)
         cells.append({"uri": uri, "prompt": sample.prompt, "seed": seed, "scores": scores, "copied": copied})
-    template = template.replace("{}", "⟨subject⟩")
-    return {"subject": subject, "template": template, "seed": seed, "cells": cells}
+    return {"template": template.replace("{}", f"⟨{subject}⟩"), "seed": seed, "cells": cells}
 
 
 def write_comparison(

@@ -55,7 +55,8 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         cells = [as_markdown(titled(record)), str(record["subjects"]), str(record["images"])]
         lines.append("| " + " | ".join([*cells, *(_cell(record, name) for name in columns)]) + " |")
-    return "\n".join([*lines, "", as_markdown(records[0]["protocol"])])
+    said = records[0]["protocol"]
+    return "\n".join([*lines, *(["", as_markdown(said)] if said else [])])
 
 
 def _sentence(name: str, found: dict[str, Any]) -> str:

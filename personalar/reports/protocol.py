@@ -11,23 +11,25 @@ from typing import Any
 
 JUDGES = {
     "clip": "CLIP",
-    "clip_preprocessing": "its pictures",
+    "clip_preprocessing": "CLIP preprocessing",
     "clip_text": "CLIP-T reads",
     "dino": "DINO",
-    "dino_preprocessing": "its pictures",
+    "dino_preprocessing": "DINO preprocessing",
 }
-TEXTS = {"class": "the prompt with the class for [V]", "prompt": "the very prompt"}
+TEXTS = {"class": "the prompt with the class for [V]", "prompt": "the prompt as it is"}
 MEANS = "means over references, then pictures, then subjects"
 
 
 def protocol(runs: Iterable[Mapping[str, Any]], lines: Iterable[Mapping[str, Any]]) -> str:
-    """Return the protocol of pictures of the subject.
+    """Return the protocol of pictures of the subject; "" without scores.
 
     Args:
         runs: the records (run.json) of the runs in a table.
         lines: their lines of scores.jsonl.
     """
-    runs = list(runs)
+    runs, lines = list(runs), list(lines)
+    if not lines:
+        return ""
     parts = [_pictures(lines)]
     known = [run.get("scorers") or {} for run in runs]
     for key, title in JUDGES.items():

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from personalar.config.command_line import as_value
+from personalar.config.fields import key_of
 from personalar.config.subject_config import STYLE
 from personalar.core.files import read_json, template_environment, write_text
 from personalar.core.measures import added, measures_of
-from personalar.core.png import is_whole_png, read_png, read_png_metadata
+from personalar.core.png import is_whole_png, load_sample, read_png, sample_files
 from personalar.core.run_folder import stage_names
 from personalar.data.prompts import example_prompt
 from personalar.reports.charts import line_chart
@@ -52,6 +53,8 @@ LARGEST_PX, THUMBNAIL_PX = 448, 96
 """Pixels of the longer side: larger pictures are scaled down in the page. A thumbnail shows a training photo
 beside a picture."""
 
+APART = 0.11
+"""Distance of two marks of the fidelity scale whose labels do not overlap."""
 CATEGORIES = {
     "plain": "The subject itself",
     "recontext": "In other places",
@@ -100,20 +103,19 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
     scores = _scores_by_image(run_dir, run)
     samples, unreadable = [], []
     for stage in stage_names(run):
-        for path in sorted((run_dir / "images" / stage).glob("*.png")):
+        for path in sample_files(run_dir / "images" / stage):
             try:
-                found = read_png_metadata(path)
-                key = (found["stage"], found["kind"], found["prompt"], int(found["seed"]))
-                uri = picture_uri(path)
+                sample, uri = load_sample(path), picture_uri(path)
             # One damaged picture must not prevent the report; the page lists it.
-            except (OSError, KeyError, ValueError):
+            except (OSError, ValueError):
                 unreadable.append(path.relative_to(run_dir).as_posix())
                 continue
+            key = (sample.stage, sample.kind, sample.prompt, sample.seed)
             samples.append(
                 {
                     **dict(zip(("stage", "kind", "prompt", "seed"), key, strict=True)),
-                    "template": found.get("template", found["prompt"]),
-                    "category": found.get("category", "plain"),
+                    "template": sample.spec.text,
+                    "category": sample.spec.category,
                     "uri": uri,
                     **scores.get(key, {}),
                 }
@@ -168,11 +170,11 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 
-def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[str, Any]]:
+def ruler_marks(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the marks of the fidelity scale from 0 to 1.
 
     Each mark gets one of four heights, so that labels do not overlap; marks of the same height are at least
-    `apart` from each other if possible.
+    `APART` from each other if possible.
     """
     values = {**summary["stages"], "description": summary["description"] or {}}
     found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
@@ -181,7 +183,7 @@ def ruler_marks(summary: dict[str, Any], *, apart: float = 0.11) -> list[dict[st
     for value, name in sorted(found):
         position = min(max(value, 0.0), 1.0)
         # The first height whose last mark is far enough away.
-        free = [height for height, at in last_at.items() if position - at >= apart or at < 0]
+        free = [height for height, at in last_at.items() if position - at >= APART or at < 0]
         height = free[0] if free else "high"
         last_at[height] = position
         marks.append({"name": name, "value": value, "left": round(100 * position, 1), "height": height})
@@ -211,9 +213,12 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
     commands = [{"why": "Generate new pictures", "text": text}]
     left = [name for name in stage_names(run) if name not in stages]
     if left and run.get("command"):
-        # The command of the run with the next stage, so that all other settings stay.
-        command = run["command"].replace(f"stage={stages[-1]}", f"stage={left[0]}")
-        commands.append({"why": f"Continue with stage {stage_names(run).index(left[0])}", "text": command})
+        with suppress(ValueError):  # quotes without an end, in a record of other people
+            words = shlex.split(run["command"])
+            # The command of the run with the next stage, so that all other settings stay.
+            words = [word for word in words if key_of(word) not in ("stage", "stage.run", "overwrite")]
+            text = shlex.join([*words, f"stage={left[0]}"])
+            commands.append({"why": f"Continue with stage {stage_names(run).index(left[0])}", "text": text})
     if run.get("command"):
         commands.append({"why": "Repeat this run", "text": run["command"]})
     return commands
@@ -259,7 +264,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "class_groups": prompt_groups(drift, stages) if by_kind["class"] else [],
         "description_groups": prompt_groups(by_kind["description"], ["base"]),
         "charts": charts,
-        "final_loss": {stage: points[-1][1] for stage, points in losses.items() if points},
         "commands": next_commands(run_dir, run, stages),
         "config": _text_of(run_dir / ".hydra" / "config.yaml"),
         "concept": concept_record(run_dir / "concept" / "concept.json"),

@@ -248,9 +248,9 @@ def stage_titles(run: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     titles = {"base": ("Base model", "before")}
     for number, name in enumerate(stage_names(run)[1:], 1):
         trains = stages.get(name, {})
-        # Anything but embeddings counts as trained weights.
-        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank") or trains.get("adapters")
-        titles[name] = (f"After stage {number}", "weights trained" if network else "[V] learned")
+        network = trains.get("parameters") or (trains.get("lora") or {}).get("rank")
+        learned = "adapters trained" if trains.get("adapters") else "[V] learned"
+        titles[name] = (f"After stage {number}", "weights trained" if network else learned)
     return titles
 
 
@@ -272,7 +272,7 @@ def result_lines(run_dir: Path) -> list[str]:
     for stage, values in summary["stages"].items():
         cells = ["-" if values.get(name) is None else f"{values[name]:.3f}" for name in names]
         lines.append(f"{stage:12}" + "".join(f"{cell:>18}" for cell in cells))
-    lines += [summary["protocol"]] if "protocol" in summary else []
+    lines += [summary["protocol"]] if summary.get("protocol") else []
     lines += [f"note: {note}" for note in summary.get("notes", [])]
     total = summary.get("total_seconds")
     return [*lines, f"total: {total:.0f} s"] if total else lines

@@ -101,7 +101,7 @@ def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
             if reason is not None:
                 return reason
             longer = stage
-    # Only a finished stage has "steps". An interrupted one resumes as usual, just with a later end.
+    # Only a finished stage has "steps". An interrupted one resumes as usual, up to the new number of steps.
     if longer is not None and "steps" in folder.record["stages"].get(longer, {}):
         folder.longer = longer
     return None

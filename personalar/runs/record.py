@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     """Return whether the folder contains all results that `config` asks for, undamaged."""
     results = ["summary.json", "report.html", f"concept/{RECORD_FILE}"]
     results += ["scores.jsonl"] if config.scorer.scores else []
-    finished = folder.record.get("finished")
+    finished = folder.record.get("finished") or {}
     if not covers(finished, request_of(config)) or not all(map(folder.has_concept, config.selected)):
         return False
     # The entry in run.json is not enough: a user may have deleted files, or a disk may have damaged them.
@@ -106,6 +108,18 @@ def finish(session: RunContext) -> None:
     session.reporter.say(f"report: {write_report(session.folder.path)}")
     for line in result_lines(session.folder.path):
         session.reporter.say(line)
+
+
+@contextmanager
+def interruptible(session: RunContext) -> Iterator[None]:
+    """Write the time so far to run.json if the block is interrupted: the resumed run adds its own."""
+    from personalar.runs.pictures import note_cost
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        note_cost(session)
+        raise
 
 
 def record_end(session: RunContext) -> None:

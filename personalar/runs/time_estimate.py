@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from personalar.config.run_config import Stage
+from personalar.generation.generator import have_files
 from personalar.models.base import Backend
 from personalar.runs.pictures import all_requests
 from personalar.training.context import RunContext
@@ -116,7 +117,7 @@ def rough(seconds: float) -> str:
 
 
 def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[str]:
-    """Return lines with the time of a picture, of a step of each stage, and of the whole run.
+    """Return lines with the time of a picture, of a step of each stage, and of all that is left to do.
 
     Pictures are an upper bound, because batches and Jacobi decoding need fewer passes.
     """
@@ -126,11 +127,13 @@ def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[st
     prompt = backend.prompt_ids("a photo of a thing")
     tokens = len(prompt) + len(backend.grammar(height, width))
     total, said = 0.0, []
+    folder = session.folder
     for name in ["base", *(stage.name for stage in stages)]:
-        total += picture * len(all_requests(session, name))
+        # A resumed run has some of its pictures and steps already.
+        total += picture * sum(not have_files([r], folder.path) for r in all_requests(session, name))
     for stage in stages:
         step = per_token * tokens * stage.numbers.sequences
-        total += step * stage.numbers.steps
+        total += step * (stage.numbers.steps - folder.checkpoint_of(stage.name).get("step", 0))
         said.append(f"a step of stage {stage.name} {rough(step)} (of {stage.numbers.steps} steps)")
     return [
         f"time on this CPU, measured: a picture at most {rough(picture)}, {', '.join(said)}",
@@ -141,7 +144,7 @@ def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[st
 
 
 def note_time(session: RunContext, stages: list[Stage]) -> None:
-    """Print the expected time of a run on a CPU with a large base."""
+    """Print the expected time that is left of a run on a CPU with a large base."""
     undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
     weights = sum(path.stat().st_size for path in session.model_files.weights())
     if session.config.trainer.accelerator != "cpu" or weights < LARGE_BYTES or not undone:

@@ -83,7 +83,7 @@ def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None)
     """Return the W&B run with the id in run.json. Raises wandb.errors.CommError without a network."""
     import wandb
 
-    logs = session.folder.path / "logs"
+    logs = Path(settings.get("save_dir", "{folder}/logs").replace("{folder}", str(session.folder.path)))
     logs.mkdir(parents=True, exist_ok=True)
     # Our values, then the user's, then name and tags, which are made of both. Settings of the user's
     # environment (WANDB_...) take precedence over our defaults.
@@ -217,10 +217,12 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
                     log_grid(run, path, step=step, caption=f"after {stage}")
 
         try:
-            log_references(run, session.folder)
+            with harmless(session):
+                log_references(run, session.folder)
             yield after
         except BaseException:  # SystemExit after a signal too, so that W&B shows the run as stopped
-            finish(run, session, exit_code=1)
+            with harmless(session):  # its own error must not replace this one
+                finish(run, session, exit_code=1)
             raise
         with harmless(session):
             send_results(run, session)
@@ -236,8 +238,8 @@ def harmless(session: RunContext) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         session.reporter.say(
-            f"W&B: some results were not stored there ({reason}); the run continues, and everything is in "
-            f"{session.folder.path}"
+            f"W&B: some results were not stored there ({reason}); the run is not affected, and everything is "
+            f"in {session.folder.path}"
         )
 
 

@@ -13,6 +13,7 @@ from synthetic_run import PROMPTS, make_run
 from test_run_page import parse
 
 from personalar.compare import main
+from personalar.core.types import PromptSpec
 from personalar.reports.comparison import (
     Row,
     compare_rows,
@@ -22,7 +23,7 @@ from personalar.reports.comparison import (
     rows_of_runs,
     table,
 )
-from personalar.reports.comparison_page import compare_folders, marks_of, write_comparison
+from personalar.reports.comparison_page import compare_folders, marks_of, read_pictures, write_comparison
 from personalar.reports.comparison_table import markdown, verdicts
 from personalar.scoring.score_file import merge_scores, read_scores
 
@@ -187,6 +188,20 @@ def test_the_page_is_one_file_with_lazy_pictures(two_runs: Path, tmp_path: Path)
     assert [json.loads(line)["row"] for line in lines] == ["better", "plain"]
     assert Image.open(tmp_path / "comparison.png").width > 300
     assert (tmp_path / "comparison.md").read_text().startswith("# Comparison")
+
+
+def test_pictures_stay_on_the_disk_until_they_are_chosen(two_runs: Path) -> None:
+    (row,) = rows_of_runs([two_runs / "plain"])[-1:]
+    found = list(read_pictures(row).values())
+    assert len(found) == 2 * len(PROMPTS) and all(path.is_file() for path, _ in found)
+
+
+def test_the_subject_stands_in_its_place_of_the_prompt_only(tmp_path: Path) -> None:
+    spec = PromptSpec(text="{} as the subject of a painting", category="plain")
+    make_run(tmp_path / "run", prompts=(spec,))
+    compare_folders([tmp_path / "run"], tmp_path / "out")
+    text = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert "⟨cat⟩ as the subject of a painting" in text
 
 
 def test_the_command_prints_the_table_and_its_mistakes(two_runs: Path, tmp_path: Path, capsys) -> None:

@@ -24,16 +24,16 @@ def line(template: str, seed: int, kind: str = "subject") -> dict:
 def test_everything_that_a_reviewer_asks_for_is_in_it() -> None:
     lines = [line("a {}", 0), line("a {}", 1), line("a {} in the snow", 0), line("x", 7, kind="prior")]
     assert protocol([{"scorers": SCORERS}], lines) == (
-        "Protocol: 2 prompts, 1 to 2 pictures for each and stage (seeds 0, 1); CLIP openai/clip@3d#0123; its "
-        "pictures shorter side 224; CLIP-T reads the prompt with the class for [V]; DINO facebook/dino#4567; "
-        "its pictures centre crop 224x224; judged: the whole picture; means over references, then pictures, "
-        "then subjects"
+        "Protocol: 2 prompts, 1 to 2 pictures for each and stage (seeds 0, 1); CLIP openai/clip@3d#0123; "
+        "CLIP preprocessing shorter side 224; CLIP-T reads the prompt with the class for [V]; DINO "
+        "facebook/dino#4567; DINO preprocessing centre crop 224x224; judged: the whole picture; means over "
+        "references, then pictures, then subjects"
     )
     more = {"scorers": {**SCORERS, "clip_text": "prompt", "subject_crop": "{}", "vlm": "{}"}}
     found = protocol([{"scorers": SCORERS}, more], lines)
-    assert "CLIP-T reads the prompt with the class for [V] or the very prompt" in found
+    assert "CLIP-T reads the prompt with the class for [V] or the prompt as it is" in found
     assert "other judges: subject_crop, vlm" in found and "the subject's box where a column says so" in found
-    assert protocol([{}], []).startswith("Protocol: judged: the whole picture; means over references")
+    assert protocol([{"scorers": SCORERS}], []) == ""  # nothing was judged
 
 
 def test_it_is_under_every_table(tmp_path: Path) -> None:
@@ -45,3 +45,8 @@ def test_it_is_under_every_table(tmp_path: Path) -> None:
     assert said in (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     markdown = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert said.replace("#", "\\#") in markdown
+    silent = make_run(tmp_path / "silent", scored=False)
+    compare_folders([silent], tmp_path / "silent out")
+    pages = [write_report(silent), *(tmp_path / "silent out").glob("comparison.*d")]
+    assert len(pages) == 2 and not any("judged:" in page.read_text(encoding="utf-8") for page in pages)
+    assert not any("judged:" in text for text in result_lines(silent))

@@ -87,6 +87,7 @@ def test_it_shows_what_was_asked_for(finished):
         "a ⟨cat⟩ in the snow",
         "a [V] cat in the snow",
         "Training loss, after stage 1",
+        "<h3>After stage 2 · weights trained</h3>",
         "python -m personalar.sample",
         "python -m personalar.run +subject=cat stage=both",
         "noun: cat",
@@ -131,6 +132,21 @@ def test_runs_that_stop_early(stages, tmp_path):
     assert "After stage 2" not in text and following[len(stages)] in text
 
 
+def test_stages_of_any_name_have_a_colour(finished):
+    assert re.search(r":root \{[^}]*--colour: ", finished[1])
+
+
+def test_the_next_stage_keeps_the_other_settings(tmp_path):
+    command = "python -m personalar.run subject.path=stage=base/x stage=embedding overwrite=true seed=1"
+    run = {"command": command, "settings": {"method": {"stages": {"embedding": {}, "transformer": {}}}}}
+    found = {each["why"]: each["text"] for each in next_commands(tmp_path, run, ["base", "embedding"])}
+    assert found["Continue with stage 2"] == (
+        "python -m personalar.run subject.path=stage=base/x seed=1 stage=transformer"
+    )
+    run["command"] = "python 'without an end"
+    assert len(next_commands(tmp_path, run, ["base"])) == 2
+
+
 def test_a_method_of_one_stage_is_not_told_to_go_on(tmp_path):
     run_dir = make_run(tmp_path / "run", stages=("base", "embedding"))
     run = json.loads((run_dir / "run.json").read_text())
@@ -162,11 +178,12 @@ def test_several_seeds_are_told_apart(tmp_path):
 def test_foreign_and_broken_pictures_are_named_not_fatal(tmp_path):
     run_dir = make_run(tmp_path / "run")
     save_png(Image.new("RGB", (4, 4)), run_dir / "images" / "base" / "photo.png")
-    (run_dir / "images" / "base" / "broken.png").write_bytes(b"\x89PNG")
+    broken = "subject_a-cat_0123ab_s7.png"
+    (run_dir / "images" / "base" / broken).write_bytes(b"\x89PNG")
     samples, unreadable = read_samples(run_dir, json.loads((run_dir / "run.json").read_text()))
-    assert unreadable == ["images/base/broken.png", "images/base/photo.png"]
+    assert unreadable == [f"images/base/{broken}"]  # the photo is the user's own
     assert len(samples) == 6 * len(PROMPTS)
-    assert "images/base/broken.png" in write_report(run_dir).read_text(encoding="utf-8")
+    assert f"images/base/{broken}" in write_report(run_dir).read_text(encoding="utf-8")
 
 
 def test_large_pictures_are_scaled_down(tmp_path):

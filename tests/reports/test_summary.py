@@ -7,7 +7,7 @@ import json
 import pytest
 from synthetic_run import make_run
 
-from personalar.reports.summary import fidelity_of, mean, summarise, write_summary
+from personalar.reports.summary import fidelity_of, mean, stage_titles, summarise, write_summary
 from personalar.scoring.score_file import merge_scores
 
 BOUNDS = {"floor": {"dino": 0.5}, "ceiling": {"dino": 0.9}}
@@ -180,6 +180,12 @@ def test_an_unscored_run_still_has_a_summary(tmp_path):
         "embedding"
     ]
     assert stage["dino"] is None and stage["steps"] == 300 and stage["images"] == 0
+
+
+def test_a_stage_that_trains_adapters_alone_does_not_train_weights():
+    stages = {"word": {}, "context": {"adapters": {"context": {}}}, "network": {"parameters": ["*"]}}
+    found = [trained for _, trained in stage_titles({"settings": {"method": {"stages": stages}}}).values()]
+    assert found == ["before", "[V] learned", "adapters trained", "weights trained"]
 
 
 def test_it_can_be_written_again(tmp_path):

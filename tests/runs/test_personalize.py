@@ -90,7 +90,10 @@ def test_the_progress_of_a_run_without_a_terminal(do_run, tmp_path: Path, capsys
 def test_ctrl_c_before_the_first_step_ends_a_run_as_everywhere_else(do_run, tmp_path, monkeypatch) -> None:
     """Lightning would exit with 1, as a run that failed does."""
 
+    noted: list[float] = []
+
     def interrupted(*_: object) -> None:
+        noted.append(RunFolder(tmp_path / "run").record["total_seconds"])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(personalar.training.datamodule, "stage_inputs", interrupted)
@@ -98,6 +101,7 @@ def test_ctrl_c_before_the_first_step_ends_a_run_as_everywhere_else(do_run, tmp_
         do_run(tmp_path / "run", "stage=embedding")
     assert json.loads((tmp_path / "run/progress.json").read_text())["state"] == "stopped"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert RunFolder(tmp_path / "run").record["total_seconds"] > noted[0]  # the stage's time counts
 
 
 def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> None:

@@ -9,16 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import personalar.runs.time_estimate
+from personalar.core.png import save_sample
+from personalar.core.types import Sample
+from personalar.runs.pictures import all_requests
 from personalar.runs.time_estimate import (
     first_blocks,
     float32_speedup,
+    lines,
     rough,
     sampling_seconds,
     training_seconds,
 )
+from personalar.training.stage import resolve_stages
 
 BLOCKS = 40
 
@@ -88,6 +94,24 @@ def test_a_large_base_on_a_cpu_says_its_time_first(do_run, tmp_path: Path, capsy
         r"in total about \d+ s; .*\n(.*\n)*pictures base: ",
         said,
     )
+
+
+def test_what_a_resumed_run_has_already_is_not_counted(session, tiny_backend, monkeypatch) -> None:
+    for name in ("sampling_seconds", "training_seconds"):
+        monkeypatch.setattr(personalar.runs.time_estimate, name, lambda backend: 1.0)
+    monkeypatch.setattr(personalar.runs.time_estimate, "rough", lambda seconds: f"{seconds:.0f}")
+    stage = resolve_stages(session.config.method, session.config.model.recipe)[0]
+
+    def total() -> int:
+        return int(lines(session, [stage], tiny_backend)[1].split()[3].rstrip(";"))
+
+    whole = total()
+    session.folder.update_stage(stage.name, checkpoint={"step": 3})
+    resumed = total()
+    assert whole > resumed > 0
+    request = all_requests(session, "base")[0]
+    save_sample(Sample(**vars(request), image=Image.new("RGB", (8, 8))), session.folder.path)
+    assert resumed > total() > 0
 
 
 def test_a_dtype_that_is_slow_here_is_said(do_run, tmp_path: Path, capsys, monkeypatch) -> None:

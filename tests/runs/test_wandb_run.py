@@ -333,3 +333,20 @@ def test_the_environments_folder_and_console_count(
     monkeypatch.setenv("WANDB_CONSOLE", "wrap")
     _open(session, {"tags": [], "name": "n"}, mode="offline")
     assert asked["dir"] == str(tmp_path / "elsewhere") and asked["settings"].console != "off"
+    monkeypatch.delenv("WANDB_DIR")
+    _open(session, {"tags": [], "name": "n", "save_dir": "{folder}/mine"}, mode="offline")
+    assert asked["dir"] == session.folder.path / "mine"
+
+
+def test_a_failing_end_does_not_replace_ctrl_c(session, monkeypatch: pytest.MonkeyPatch) -> None:
+    from personalar.runs import wandb_run
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("dashboard on fire")
+
+    monkeypatch.setattr(wandb_run, "wandb_settings", lambda logger: {})
+    monkeypatch.setattr(wandb_run, "start", lambda session, settings: None)
+    for name in ("log_references", "finish"):
+        monkeypatch.setattr(wandb_run, name, broken)
+    with pytest.raises(KeyboardInterrupt), wandb_run.dashboard(session):
+        raise KeyboardInterrupt

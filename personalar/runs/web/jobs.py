@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from personalar.config.command_line import as_value
+from personalar.config.fields import key_of
 from personalar.core.files import fits, read_json
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.png import read_png_metadata
@@ -73,8 +74,9 @@ class Jobs:
         """Return the names of all runs, the most recently changed first."""
         # outputs/BASE/SUBJECT, or outputs/NAME for a folder that was chosen by hand.
         found = {path.parent for deep in ("*", "*/*") for path in self.outputs.glob(f"{deep}/run.json")}
-        # Runs that have not written run.json yet.
-        found |= {folder for folder in self._children if not folder.is_relative_to(self.own)}
+        found |= set(self._children)  # also runs that have not written run.json yet
+        # A set of photos named "run" has a file run.json too.
+        found = {folder for folder in found if not folder.is_relative_to(self.own)}
         changed = {folder: folder.stat().st_mtime for folder in found if folder.is_dir()}
         newest = sorted(found, key=lambda folder: (folder in self._children, changed.get(folder, 0)))
         return [folder.relative_to(self.outputs).as_posix() for folder in reversed(newest)]
@@ -96,7 +98,7 @@ class Jobs:
         return self.own / "pictures" / self.folder(name).relative_to(self.outputs)
 
     def pushes(self, name: str) -> Path:
-        """Return the name of a folder for the uploads of a run; only its log exists."""
+        """Return the path that stands for the uploads of a run; only its log exists, and no folder."""
         return self.own / "pushes" / self.folder(name).relative_to(self.outputs)
 
     def log(self, folder: Path) -> Path:
@@ -193,8 +195,9 @@ class Jobs:
             with suppress(ValueError):  # quotes without an end
                 words = shlex.split(text)
                 if words[:3] == ["python", "-m", "personalar.run"]:
-                    given = any(word.startswith("hydra.run.dir=") for word in words)
-                    return words if given else [*words, f"hydra.run.dir={as_value(str(folder))}"]
+                    # Not the recorded folder: the run may have been moved or copied.
+                    words = [word for word in words if key_of(word) != "hydra.run.dir"]
+                    return [*words, f"hydra.run.dir={as_value(str(folder))}"]
         return None
 
     def state(self, folder: Path) -> State:
@@ -213,7 +216,7 @@ class Jobs:
             # A process that loads the model has not written progress.json yet.
             status = "running" if status == "running" else "starting"
         elif child is not None and child.returncode not in STOPPED:
-            status = "failed"
+            status = "failed" if child.returncode > 0 else "killed"  # below 0: by a signal
         # progress.json was not updated at the end: the process was killed.
         elif status == "running":
             status = "killed"

@@ -64,10 +64,16 @@ class Guard:
             return PlainTextResponse("open this page as http://127.0.0.1:PORT", status_code=421)
         # Against requests that another site's page sends from this browser.
         if origin is not None and origin.partition("://")[2] != host:
-            return PlainTextResponse("only this page itself may ask", status_code=403)
+            return PlainTextResponse(
+                "this request came from another page: open http://127.0.0.1:PORT itself", status_code=403
+            )
         if self._password is not None and not self._knows(headers.get("authorization", "")):
             ask = {"WWW-Authenticate": 'Basic realm="personalar", charset="UTF-8"'}
-            return PlainTextResponse("a password is needed", status_code=401, headers=ask)
+            return PlainTextResponse(
+                "wrong or missing password: enter the one that the page was started with",
+                status_code=401,
+                headers=ask,
+            )
         return None
 
     def _knows(self, authorization: str) -> bool:

@@ -62,8 +62,8 @@ def test_a_command_that_fails_differs_from_one_that_was_killed(tmp_path: Path) -
     jobs.start(killed, ["python", "-c", AT_WORK, str(killed)])
     wait_for(lambda: jobs.state(killed).status == "running")
     os.kill(jobs.process(killed) or 0, 9)
-    wait_for(lambda: Jobs(tmp_path).process(killed) is None)
-    assert Jobs(tmp_path).state(killed).status == "killed"
+    wait_for(lambda: jobs.process(killed) is None)
+    assert Jobs(tmp_path).state(killed).status == jobs.state(killed).status == "killed"
 
 
 def test_a_process_that_has_the_id_of_a_lock_only_by_chance_is_left_alone(tmp_path: Path) -> None:
@@ -90,11 +90,25 @@ def test_the_command_that_goes_on_is_that_of_the_run_or_of_its_log(tmp_path: Pat
     log = jobs.log(folder)
     log.parent.mkdir(parents=True)
     log.write_text("$ python -m personalar.run subject=cat hydra.run.dir=x\nerror\n$ rm -r .\n")
-    assert jobs.command(folder) == ["python", "-m", "personalar.run", "subject=cat", "hydra.run.dir=x"]
+    assert jobs.command(folder) == [
+        "python",
+        "-m",
+        "personalar.run",
+        "subject=cat",
+        f"hydra.run.dir={folder}",
+    ]
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"command": "python -m personalar.run subject=dog"}')
+    command = "python -m personalar.run subject=dog hydra.run.dir=where/it/was"
+    (folder / "run.json").write_text(json.dumps({"command": command}))
     expected = ["python", "-m", "personalar.run", "subject=dog", f"hydra.run.dir={folder}"]
     assert jobs.command(folder) == expected
+
+
+def test_a_set_of_photos_named_run_is_no_run(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path)
+    (jobs.own / "photos").mkdir(parents=True)
+    (jobs.own / "photos" / "run.json").write_text("{}")
+    assert jobs.runs() == []
 
 
 def test_the_output_of_the_last_command(tmp_path: Path) -> None:
