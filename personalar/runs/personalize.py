@@ -29,7 +29,7 @@ from personalar.core.types import Subject
 from personalar.data.subject import load_subject, validation_prompts
 from personalar.models.loading import obtain_model, offline_model, pin
 from personalar.reports.summary import result_lines
-from personalar.runs.record import interruptible, is_finished, record_end, record_settings, record_start
+from personalar.runs.record import finish, is_finished, record_end, record_settings, record_start, timed
 
 if TYPE_CHECKING:
     from personalar.models.stored_base import ModelFiles
@@ -243,7 +243,7 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
         follow(session, stages)
         return
     record_start(session, command=command)
-    with session.reporter.recorded(), interruptible(session):
+    with session.reporter.recorded(), timed(session):
         learn(session, stages)
         record_end(session)  # last: without this entry the run counts as unfinished and resumes
 
@@ -253,7 +253,6 @@ def learn(session: RunContext, stages: Stages) -> None:
     from personalar.runs import pictures
     from personalar.runs.longer import drop_states
     from personalar.runs.publish import publish_concept, show_pictures
-    from personalar.runs.record import finish
     from personalar.runs.time_estimate import note_time
     from personalar.runs.wandb_run import dashboard
     from personalar.training.callbacks.learning_check import note_pictures

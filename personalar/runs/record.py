@@ -111,7 +111,7 @@ def finish(session: RunContext) -> None:
 
 
 @contextmanager
-def interruptible(session: RunContext) -> Iterator[None]:
+def timed(session: RunContext) -> Iterator[None]:
     """Write the time so far to run.json if the block is interrupted: the resumed run adds its own."""
     from personalar.runs.pictures import note_cost
 
