@@ -68,27 +68,44 @@ def local_rank() -> int:
     return 0
 
 
-def _group_limits() -> Iterator[tuple[int, int]]:
-    """Yield (limit, remaining bytes) of each control group of this process and of its parent groups."""
+def _groups(hierarchy: str) -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, and of their parent groups."""
     try:
         lines = [line.split(":", 2) for line in GROUP_OF.read_text().splitlines()]
     except OSError:  # not Linux
         return
-    for hierarchy, limit, use, reclaimable in LIMIT_FILES:
-        # A line of /proc/self/cgroup is "number:controllers:path"; version 2 has no controllers there.
-        controller = "memory" if hierarchy == "memory" else ""
-        for _, controllers, name in (line for line in lines if len(line) == 3):
-            if controller not in controllers.split(","):
-                continue
+    # A line of /proc/self/cgroup is "number:controllers:path"; version 2 has no controllers there.
+    controller = "" if hierarchy == "unified" else hierarchy
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if controller in controllers.split(","):
             inner = Path(name.lstrip("/"))
             # A parent's limit counts too. In a container the path is the host's and only "/" exists.
-            for group in (inner, *inner.parents):
-                where = GROUPS / hierarchy / group
-                with suppress(OSError, ValueError):  # no such group, or the limit is "max"
-                    allowed, used = int((where / limit).read_text()), int((where / use).read_text())
-                    facts = dict(line.split() for line in (where / "memory.stat").read_text().splitlines())
-                    # Page cache counts as used, but the kernel frees it when memory is needed.
-                    yield allowed, max(0, allowed - used + int(facts.get(reclaimable, 0)))
+            yield from (GROUPS / hierarchy / group for group in (inner, *inner.parents))
+
+
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """Yield (limit, remaining bytes) of each control group of this process and of its parent groups."""
+    for hierarchy, limit, use, reclaimable in LIMIT_FILES:
+        for where in _groups(hierarchy):
+            with suppress(OSError, ValueError):  # no such group, or the limit is "max"
+                allowed, used = int((where / limit).read_text()), int((where / use).read_text())
+                facts = dict(line.split() for line in (where / "memory.stat").read_text().splitlines())
+                # Page cache counts as used, but the kernel frees it when memory is needed.
+                yield allowed, max(0, allowed - used + int(facts.get(reclaimable, 0)))
+
+
+def _core_limits() -> Iterator[float]:
+    """Yield the limit of cores of each control group of this process (Docker's --cpus)."""
+    for hierarchy in ("", "unified", "cpu"):
+        for where in _groups(hierarchy):
+            with suppress(OSError, ValueError):  # no such group, or the limit is "max"
+                if hierarchy == "cpu":
+                    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                    quota, period = (int((where / name).read_text()) for name in names)
+                else:
+                    quota, period = map(int, (where / "cpu.max").read_text().split())
+                if quota > 0:  # version 1 writes "no limit" as -1
+                    yield quota / period
 
 
 def memory_limit() -> int | None:
@@ -146,10 +163,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+def _allowed_cores() -> list[int]:
+    """Return the numbers of the cores on which this process may run."""
     # A batch system or taskset may allow fewer than os.cpu_count(); macOS and Windows do not report it.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use: those it may run on, or a limit below it."""
+    return max(1, int(min([len(_allowed_cores()), *_core_limits()])))
 
 
 def visible_gpus() -> list[str]:
@@ -184,8 +208,11 @@ def take_gpu() -> None:
 
 
 def busy_cores() -> float:
-    """Return how many cores are busy, measured for 0.2 s in which this process sleeps."""
-    return psutil.cpu_percent(interval=0.2) / 100 * (os.cpu_count() or 1)
+    """Return how many of `available_cores` are busy, measured for 0.2 s in which this process sleeps."""
+    shares, allowed = psutil.cpu_percent(interval=0.2, percpu=True), _allowed_cores()
+    busy = sum(shares[core] for core in allowed if core < len(shares)) / 100
+    # With a limit below them, other processes can use the rest of these cores.
+    return max(0.0, busy - (len(allowed) - available_cores()))
 
 
 def choose_threads(setting: Any, *, busy: float, cores: int) -> int:

@@ -74,6 +74,31 @@ def test_what_fits_follows_the_smaller_memory_limit(groups, lines, limits, limit
     assert device_bytes(compose_config("+subject=cat", "memory.gigabytes=3")) == 3 * GB
 
 
+@pytest.mark.parametrize(
+    ("lines", "files", "cores"),
+    [
+        ("", {}, 8),
+        ("0::/a\n", {"a/cpu.max": "max 100000"}, 8),
+        ("0::/a/b\n", {"a/cpu.max": "250000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/\n4:cpu:/\n", {"unified/cpu.max": "300000 100000"}, 3),
+        ("4:cpu,cpuacct:/d\n", {"cpu/d/cpu.cfs_quota_us": "400000", "cpu/d/cpu.cfs_period_us": "100000"}, 4),
+        ("4:cpu:/d\n", {"cpu/d/cpu.cfs_quota_us": "-1", "cpu/d/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores_follow_the_limit_of_a_control_group(
+    groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, files: dict[str, str], cores: int
+) -> None:
+    groups(lines, {})
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{text}\n")
+    monkeypatch.setattr(process, "_allowed_cores", lambda: list(range(8)))
+    assert process.available_cores() == cores
+    monkeypatch.setattr(process.psutil, "cpu_percent", lambda **_: [50.0] * 8)
+    assert process.busy_cores() == max(0, 4 - (8 - cores))  # others can use the rest
+
+
 def test_a_memory_limit_that_is_too_small_is_told(
     groups, tmp_path: Path, tiny_model_dir: Path, capsys
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from personalar.core import process
 from personalar.core.process import (
     available_cores,
     busy_cores,
@@ -54,6 +55,13 @@ def test_attention_is_never_prepared_anew_for_every_length() -> None:
 def test_measurements_are_sane() -> None:
     assert available_cores() >= 1 and 0 <= busy_cores() <= 1024
     assert peak_memory_bytes() > 1e6
+
+
+def test_work_on_the_cores_of_others_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_allowed_cores", lambda: [1, 3])
+    monkeypatch.setattr(process, "_core_limits", lambda: ())
+    monkeypatch.setattr(process.psutil, "cpu_percent", lambda **_: [100.0, 20.0, 100.0, 60.0])
+    assert available_cores() == 2 and busy_cores() == pytest.approx(0.8)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
