@@ -59,7 +59,7 @@ class Reporter:
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-        """Show a bar while the block runs; yield `advance(count=1, note="", loss=None)`.
+        """Show a bar while the block runs; yield `Phase.advance`.
 
         Args:
             name: name of the phase, such as "stage embedding".
@@ -74,7 +74,8 @@ class Reporter:
         own = phase.seconds()
         self.booked += own
         note = f", {phase.note}" if phase.note else ""
-        self.say(f"{name}: {phase.done} {unit} in {own:.1f} s{note}")
+        counted = f"the last {phase.done - phase.earlier} of " if phase.earlier else ""
+        self.say(f"{name}: {counted}{phase.done} {unit} in {own:.1f} s{note}")
 
     @property
     def is_live(self) -> bool:
@@ -174,6 +175,8 @@ class Phase:
         self.bar.add_task(name, total=total, note="")
         self.name, self.unit, self.note = name, unit, ""
         self.loss: float | None = None
+        self.earlier = 0
+        """Units that an earlier run finished."""
         self._reporter, self._started, self._booked = reporter, time.perf_counter(), reporter.booked
 
     @property
@@ -185,11 +188,20 @@ class Phase:
         """Return the seconds of this phase so far, without those of inner phases."""
         return time.perf_counter() - self._started - (self._reporter.booked - self._booked)
 
-    def advance(self, count: int = 1, note: str = "", loss: float | None = None) -> None:
-        """Count `count` more units. The note is the loss, the given text, or else the speed."""
+    def advance(
+        self, count: int = 1, note: str = "", loss: float | None = None, *, earlier: bool = False
+    ) -> None:
+        """Count `count` more units. The note is the loss, the given text, or else the speed.
+
+        Args:
+            earlier: an earlier run finished these units, in none of the seconds of this one.
+        """
         task = self.bar.tasks[0].id
         self.bar.update(task, advance=count)
-        pace = self.done / max(1e-9, self.seconds())
+        if earlier:
+            self.earlier += count
+            return
+        pace = (self.done - self.earlier) / max(1e-9, self.seconds())
         if loss is not None:
             self.loss, note = loss, f"loss {loss:.3f}"
         self.note = note or f"{pace:.{1 if pace < 10 else 0}f} {self.unit}/s"

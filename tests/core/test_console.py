@@ -85,6 +85,17 @@ def test_a_phase_inside_another_is_booked_once(monkeypatch, terminal: bool) -> N
     ]
 
 
+def test_steps_of_an_earlier_run_take_no_time_of_this_one(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
+    stream = io.StringIO()
+    with make_reporter(stream).phase("stage", 1500, "steps") as advance:
+        advance(1496, earlier=True)
+        now[0] += 2
+        advance(4)
+    assert stream.getvalue() == "stage: the last 4 of 1500 steps in 2.0 s, 2.0 steps/s\n"
+
+
 def test_a_failure_inside_ends_both_bars() -> None:
     stream = Terminal()
     reporter = make_reporter(stream, force_terminal=True)

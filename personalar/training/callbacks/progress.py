@@ -31,7 +31,7 @@ class StageProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
         """Advance the bar to the step from which a stage resumes."""
         self._last_step = trainer.global_step
-        self._advance(trainer.global_step)
+        self._advance(trainer.global_step, earlier=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
