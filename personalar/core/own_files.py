@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ FOLDERS = ("stages", "cache", "images", "grids", "concept", "references", "logs"
 PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 PROGRESS_FILE = "progress.json"
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
+ABANDONED_AFTER = 3600.0
+"""Seconds without a write after which the unfinished file of a process unknown here counts as abandoned."""
 OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
 """Names of temporary files before they contained the program's name."""
 
@@ -91,12 +94,17 @@ def delete_abandoned(*folders: Path) -> None:
 
 
 def _at_work(pid: int, written: float) -> bool:
-    """Return whether process `pid` is running and existed at the time `written` (seconds since 1970)."""
+    """Return whether process `pid` can still be writing a file.
+
+    Args:
+        written: time of the last write, in seconds since 1970.
+    """
     try:
         # Systems reuse process ids: a process that started later cannot have written the file.
         return psutil.Process(pid).create_time() <= written
     except psutil.Error:
-        return False
+        # It can be a process of another machine or container that uses the same folder.
+        return time.time() - written < ABANDONED_AFTER
 
 
 def delete_temporaries(root: Path) -> None:

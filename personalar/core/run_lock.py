@@ -98,7 +98,7 @@ def refusable(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
 def remove_empty_run(run_dir: Path) -> None:
     """Delete `run_dir` if it contains only Hydra's files and the lock, and is not the working directory."""
     hydra = run_dir / HYDRA_FOLDER
-    if not is_empty(run_dir) or run_dir.resolve() == Path.cwd():
+    if run_dir.resolve() == Path.cwd() or not is_empty(run_dir):
         return
     with suppress(OSError):  # another process wrote there in the meantime, or it must not be deleted
         for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
@@ -110,8 +110,9 @@ def remove_empty_run(run_dir: Path) -> None:
 
 def is_empty(run_dir: Path, *more: str) -> bool:
     """Return whether `run_dir` contains only Hydra's three files, the lock, and files named in `more`."""
-    found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")}
-    return found <= {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
+    known = {HYDRA_FOLDER, LOCK_FILE, *more, *(f"{HYDRA_FOLDER}/{name}" for name in HYDRA_FILES)}
+    # Stops at the first other file: a folder with thousands of pictures is not walked.
+    return all(path.relative_to(run_dir).as_posix() in known for path in run_dir.rglob("*"))
 
 
 def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:

@@ -114,6 +114,20 @@ def test_nothing_else_is_ever_deleted(tmp_path: Path, more: str) -> None:
     assert after == before
 
 
+def test_a_refused_run_does_not_walk_a_large_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*_: object):
+        yield tmp_path / "run" / "images"
+        raise AssertionError("the folder is walked further")
+
+    begun(tmp_path / "run")
+    monkeypatch.setattr(Path, "rglob", found)
+    refuse(tmp_path / "run")
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").is_file()
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setattr(Path, "rglob", None)  # not called
+    refuse(Path("."))
+
+
 def test_a_folder_that_is_a_link_is_left(tmp_path: Path) -> None:
     begun(tmp_path / "there")
     (tmp_path / "run").symlink_to(tmp_path / "there")

@@ -32,7 +32,7 @@ NOBODY = 2**22 + 1
 """A process id that Linux never assigns."""
 
 
-def leave(folder: Path, pid: int = NOBODY, *, age: float = 0.0) -> Path:
+def leave(folder: Path, pid: int = NOBODY, *, age: float = 7200.0) -> Path:
     """Create what a process leaves if it is killed while it writes a.png."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".a.png.personalar-{pid}-1.tmp"
@@ -60,13 +60,16 @@ def test_the_next_sample_compare_and_export_clean_up(
 
 def test_what_is_being_written_and_what_is_ours_stays(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        written = leave(tmp_path, other.pid)
+        written = leave(tmp_path, other.pid, age=0)
         delete_abandoned(tmp_path, tmp_path / "missing")
         assert written.exists()  # it is at work
         old = leave(tmp_path, other.pid, age=10**6)
         delete_abandoned(tmp_path)
         assert not old.exists()  # its number was another's then, as in a container
         other.communicate(b"\n")
+    elsewhere = leave(tmp_path, age=600)  # by a process of another machine, maybe
+    delete_abandoned(tmp_path)
+    assert elsewhere.exists()
     own = tmp_path / ".mine.tmp"
     own.write_text("mine")
     delete_abandoned(tmp_path)
