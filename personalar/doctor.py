@@ -125,7 +125,7 @@ def disk() -> Iterator[str]:
             ) from error
 
 
-def look(title: str, findings: Iterator[str]) -> tuple[str, bool]:
+def section(title: str, findings: Iterator[str]) -> tuple[str, bool]:
     """Return the section `title` as text, and whether it has no problem."""
     lines, ready = [title], True
     try:
@@ -148,7 +148,7 @@ def diagnose(config: DoctorConfig) -> None:
         sections["photos"] = photos(config)
     problems = []
     for title, findings in sections.items():
-        text, ready = look(title, findings)
+        text, ready = section(title, findings)
         print(text)
         if not ready:
             problems.append(title)

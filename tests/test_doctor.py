@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from personalar.config.commands import DoctorConfig
-from personalar.doctor import devices, diagnose, disk, look, main, model_files, versions
+from personalar.doctor import devices, diagnose, disk, main, model_files, section, versions
 
 
 def settings(*overrides: str) -> DoctorConfig:
@@ -43,7 +43,7 @@ def test_ready_on_a_cpu(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_missing_files_are_described(tmp_path: Path) -> None:
-    told, well = look("model", model_files(settings("model=anole_7b").model))
+    told, well = section("model", model_files(settings("model=anole_7b").model))
     assert (
         "https://huggingface.co/leloy/Anole-7b-v0.1-hf (revision 96df523" in told and "about 14.3 GB" in told
     )
@@ -64,7 +64,7 @@ def test_files_that_do_not_belong_together(tiny_model_dir: Path, lumina_dir: Pat
 
 def look_at(*overrides: str) -> tuple[str, bool]:
     config = settings(*overrides)
-    return look("devices", devices(config.trainer, config.model))
+    return section("devices", devices(config.trainer, config.model))
 
 
 def test_a_large_base_on_a_cpu_is_noted() -> None:
@@ -115,7 +115,7 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outputs").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert look("disk", disk())[1] and not list((tmp_path / "outputs").iterdir())
+    assert section("disk", disk())[1] and not list((tmp_path / "outputs").iterdir())
     write = tempfile.TemporaryFile
 
     def refused(*, dir: Path) -> object:
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path, monkeypatch
         return write(dir=dir)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-    text, well = look("disk", disk())
+    text, well = section("disk", disk())
     place = (tmp_path / where).resolve()
     assert not well and f"PROBLEM: {place} cannot be written (Permission denied): change its" in text
 

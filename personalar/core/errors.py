@@ -24,6 +24,8 @@ NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
 """Packages whose errors mean that the network failed."""
 OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
 GOES_ON = "what was finished is kept, and the same command goes on from there"
+RESUMABLE = ("personalar.run", "personalar.evaluate", "personalar.sample")
+"""Commands of which `GOES_ON` is true; the others start again."""
 
 
 @contextmanager
@@ -38,26 +40,31 @@ def user_errors(command: str) -> Iterator[None]:
         Exception: a bug, or any error if HYDRA_FULL_ERROR=1.
     """
     try:
-        speak_in_any_encoding()
-        check_place(sys.argv[1:])
+        escape_unencodable_output()
+        check_working_directory(sys.argv[1:])
         yield
         sys.stdout.flush()  # here, so that a closed pipe is reported below and not at exit
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; {GOES_ON}", file=sys.stderr)
+        print(_suited(f"{command}: interrupted; {GOES_ON}", command), file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
             # Python flushes stdout once more at exit, which would raise the same error again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             text: str | None = f"the output pipe was closed by its reader (head, tee): {GOES_ON}"
         else:
-            text = sentence(error)
+            text = user_message(error)
         if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        raise SystemExit(f"{command}: {printable(text)}") from None
+        raise SystemExit(f"{command}: {printable(_suited(text, command))}") from None
 
 
-def speak_in_any_encoding() -> None:
+def _suited(text: str, command: str) -> str:
+    """Return a message for `command`, without `GOES_ON` if it would start again."""
+    return text if command in RESUMABLE else text.replace(GOES_ON, "repeat the command")
+
+
+def escape_unencodable_output() -> None:
     """Print characters that the terminal cannot encode as backslash escapes, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,7 +86,7 @@ def is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs")
 
 
-def check_place(arguments: Sequence[str]) -> None:
+def check_working_directory(arguments: Sequence[str]) -> None:
     """Check the working directory and the command line.
 
     Raises:
@@ -97,7 +104,7 @@ def check_place(arguments: Sequence[str]) -> None:
             )
 
 
-def nobody_reads() -> bool:
+def stdout_is_closed() -> bool:
     """Return whether standard output is a pipe whose reader has ended."""
     # BrokenPipeError alone does not show it: a socket to another process raises the same.
     try:
@@ -115,7 +122,7 @@ def is_network(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or library in NETWORK
 
 
-def sentence(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Return a message for the user with the cause of `error` and a fix; None if it is a bug."""
     if is_network(error):
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -132,7 +139,7 @@ def sentence(error: BaseException) -> str | None:
             "this system allows no more threads or processes (ulimit -u): end others, or raise the limit; "
             f"{GOES_ON}"
         )
-    if left_alone(error):
+    if peer_process_ended(error):
         reason = str(error).strip().splitlines()[0][:160]
         return f"another process of this run has ended ({reason}): see its own message; {GOES_ON}"
     if out_of_memory(error):
@@ -145,7 +152,7 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
-def left_alone(error: BaseException) -> bool:
+def peer_process_ended(error: BaseException) -> bool:
     """Return whether another process of a distributed run has ended."""
     # By name, because torch may not be loaded yet. gloo has no class of its own and raises RuntimeError.
     backend = type(error).__name__ in ("DistBackendError", "DistNetworkError")

@@ -218,7 +218,7 @@ class RunFolder:
             OtherSettingsError: the run has other settings, which the message lists.
             ValueError: files are in the way that no run of this package wrote.
         """
-        if not self.is_run and (found := self.strangers()):
+        if not self.is_run and (found := self.foreign_files()):
             raise ValueError(
                 f"{self.path} contains {first_few(found)} but no settings of a run in run.json: nothing was "
                 "changed; choose another folder with hydra.run.dir=DIR"
@@ -235,7 +235,7 @@ class RunFolder:
         if self.record and changed and any(own_files(self.path, "images", "stages")):
             raise OtherSettingsError(self.path, changed)
 
-    def strangers(self) -> list[str]:
+    def foreign_files(self) -> list[str]:
         """Return the names of existing files and folders that a run would write, except `SHARED`."""
         found = []
         for name in ("run.json", PROGRESS_FILE, *RESULTS, *FOLDERS):

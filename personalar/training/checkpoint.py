@@ -24,7 +24,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from personalar.core.errors import left_alone, out_of_memory
+from personalar.core.errors import out_of_memory, peer_process_ended
 from personalar.core.files import make_folder, put_in_place, sync_files, temporary
 from personalar.core.own_files import remove
 from personalar.core.process import global_rank
@@ -76,7 +76,7 @@ def damage_named(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         # Not damage: another process has ended, or the memory is full.
-        if left_alone(error) or out_of_memory(error):
+        if peer_process_ended(error) or out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(

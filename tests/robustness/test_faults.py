@@ -26,7 +26,7 @@ from test_cli import mistake
 from test_personalize import contents, same_result
 
 import personalar.training.module
-from personalar.core.errors import sentence, user_errors
+from personalar.core.errors import user_errors, user_message
 from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO
 
 __all__ = ["mistake"]
@@ -324,8 +324,8 @@ def test_a_missing_library_is_told_before_anything_is_learned(
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
-    assert sentence(KeyError("x")) is None and sentence(RuntimeError("shapes")) is None
-    assert sentence(ValueError("raised by no package of ours")) is None
+    assert user_message(KeyError("x")) is None and user_message(RuntimeError("shapes")) is None
+    assert user_message(ValueError("raised by no package of ours")) is None
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(OSError, match="No space"), user_errors("x"):
         raise OSError(errno.ENOSPC, "No space left on device", "file")
@@ -346,4 +346,4 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
     ],
 )
 def test_what_the_system_refuses_is_told(error: OSError, message: str) -> None:
-    assert re.search(message, str(sentence(error)))
+    assert re.search(message, str(user_message(error)))

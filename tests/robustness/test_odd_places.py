@@ -14,7 +14,7 @@ from filelock import FileLock
 from test_photo_folder import picture
 
 from personalar.core.console import Reporter
-from personalar.core.errors import printable, sentence, user_errors
+from personalar.core.errors import printable, user_errors, user_message
 from personalar.core.files import write_text
 from personalar.core.run_folder import RunFolder
 from personalar.core.run_lock import locked
@@ -109,5 +109,7 @@ def test_a_file_system_without_locks(
 
 def test_no_more_threads_or_processes() -> None:
     for error in (RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "try again")):
-        assert "allows no more threads or processes (ulimit -u): end others" in str(sentence(error))
-    assert "the network failed" in str(sentence(BrokenPipeError(errno.EPIPE, "Broken pipe")))  # of a socket
+        assert "allows no more threads or processes (ulimit -u): end others" in str(user_message(error))
+    assert "the network failed" in str(
+        user_message(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    )  # of a socket

@@ -142,6 +142,13 @@ def test_ctrl_c_elsewhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+def test_a_command_that_starts_again_does_not_say_that_it_goes_on() -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "out")
+    message = r"^personalar\.export: .*: repeat the command once there is space$"
+    with pytest.raises(SystemExit, match=message), user_errors("personalar.export"):
+        raise error
+
+
 def test_a_full_disk_stops_the_run_and_costs_nothing(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

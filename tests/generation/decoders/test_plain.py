@@ -12,7 +12,7 @@ from test_compiled import Taped
 from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
 
-from personalar.core.errors import sentence
+from personalar.core.errors import user_message
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.backend import ChameleonBackend
@@ -36,7 +36,7 @@ def test_broken_weights_are_told(name: str, sampling: dict[str, float]) -> None:
     backend.transformer.model.layers[1].mlp.down_proj.weight[3, 5] = NAN
     with pytest.raises(FloatingPointError, match=r"for 2 of 2 pictures.*use bfloat16 or float32") as told:
         decoder(backend, ids, GRID, [1, 2])
-    assert sentence(told.value) == str(told.value), "a person can mend it"
+    assert user_message(told.value) == str(told.value), "a person can mend it"
 
 
 @pytest.mark.parametrize("name", ["plain", "compiled", "jacobi"])
