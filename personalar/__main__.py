@@ -6,6 +6,8 @@ import importlib
 import sys
 from difflib import get_close_matches
 
+from personalar import __version__
+
 COMMANDS = ("run", "sample", "evaluate", "compare", "export", "push", "doctor", "web")
 
 
@@ -13,12 +15,15 @@ def main() -> None:
     """Entry point."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
-        print(f"usage: personalar {{{','.join(COMMANDS)}}} ...\n       personalar NAME --help")
+        print(f"usage: personalar {{{','.join(COMMANDS)}}} ...\n       personalar NAME --help | --version")
+        return
+    if name == "--version":
+        print(f"personalar {__version__}")
         return
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise SystemExit(f"personalar: unknown command {name!r}{meant} allowed: {', '.join(COMMANDS)}")
+        raise SystemExit(f"personalar: unknown command {name!r}{meant}\nallowed: {', '.join(COMMANDS)}")
     # Hydra and argparse read sys.argv, so it must look as if the module had been started directly.
     sys.argv = [f"personalar.{name}", *sys.argv[2:]]
     # Imported only now: most commands load Hydra, and `personalar --help` must be fast.

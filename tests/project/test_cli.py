@@ -15,6 +15,7 @@ from conftest_run import QUICK
 from processes import forked
 from test_concept import make
 
+import personalar
 from personalar.core.png import read_png_metadata
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,8 @@ def test_one_command_for_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.
         return capsys.readouterr().out
 
     assert all(name in said() for name in COMMANDS)
-    with pytest.raises(SystemExit, match=r"unknown command 'smaple'; did you mean sample\?"):
+    assert said("--version") == f"personalar {personalar.__version__}\n"
+    with pytest.raises(SystemExit, match=r"'smaple'; did you mean sample\?\nallowed: run, sample"):
         said("smaple")
     with pytest.raises(SystemExit) as done:
         said("run", "subject=catt")
