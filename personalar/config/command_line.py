@@ -11,7 +11,6 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,11 @@ from personalar.config.compose import (
     read_config,
     register,
 )
-from personalar.config.fields import key_of, parse, signed, suggest
+from personalar.config.fields import key_of, parse, signed, suggest, with_list
 from personalar.config.model_config import PARTS, is_commit
 from personalar.core.errors import user_errors
 from personalar.core.files import read_json
 from personalar.core.run_folder import flatten
-
-MOST_SEEDS = 10_000
-SEED_LISTS = ("seeds", "samples.seeds", "grid.x.seed", "grid.y.seed")
 
 
 def quote(value: object) -> str:
@@ -110,17 +106,6 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     if not (args.help or args.hydra_help or args.cfg or args.info):
         check_complete(cfg)
     return [*overrides, *flags]
-
-
-def with_list(word: str) -> str:
-    """Return `seeds=range(0,3)` as `seeds=[0,1,2]`: Hydra reads a range as a sweep; others unchanged."""
-    override = parse(word) if key_of(word) in SEED_LISTS else None
-    if override is None or not override.is_range_sweep():
-        return word
-    numbers = list(islice(override.sweep_iterator(), MOST_SEEDS + 1))
-    if len(numbers) > MOST_SEEDS:
-        raise ValueError(f"{word} has more than {MOST_SEEDS} seeds: give a shorter range")
-    return f"{key_of(word)}=[{','.join(map(str, numbers))}]"
 
 
 def hydra_part(command: str) -> list[str]:

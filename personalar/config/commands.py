@@ -110,7 +110,7 @@ class SampleConfig:
         if not self.concepts or not all(isinstance(where, str) for where in self.concepts):
             raise ValueError(f"concept={self.concept!r}: give a folder, or a list such as concept=[cat,hat]")
         numbers = self.strength if isinstance(self.strength, list) else [self.strength]
-        if not all(type(number) in (int, float) for number in numbers):
+        if not numbers or not all(type(number) in (int, float) for number in numbers):
             raise ValueError(f"invalid value strength={self.strength!r}; allowed: numbers from 0 to 1.5")
         for key, found in (("names", self.names), ("strength", self.strength)):
             if isinstance(found, list) and found and len(found) != len(self.concepts):
@@ -205,12 +205,19 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, BENCHMARKS)
+        for measure in self.published:
+            one_of("benchmark.published", measure, ("dino", "clip_i", "subjects"))
         # The first method is the reference of the table.
         if not self.methods:
             raise ValueError("benchmark.methods is empty: name at least one, benchmark.methods=[two_stage]")
         if self.subjects is not None and not self.subjects:
             raise ValueError(
                 "benchmark.subjects is empty: name at least one, benchmark.subjects=[cat], or null for all"
+            )
+        if self.kind == "rendered" and self.path is not None:
+            raise ValueError(
+                f"benchmark.path={self.path}: the subjects of benchmark={self.name} are rendered and read no "
+                "photographs; choose benchmark=dreambench or benchmark=dreambench_plus"
             )
         if self.kind == "dreambench" and self.path is None:
             raise ValueError(

@@ -21,8 +21,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, errors, open_dict
 from yaml import YAMLError
 
 from personalar.config.commands import COMMANDS, BenchmarkConfig
@@ -31,13 +30,16 @@ from personalar.config.fields import (
     check_keys,
     check_limits,
     check_names,
+    check_parents,
     from_where_typed,
     inside,
     job_folder,
+    key_of,
     read_word,
     signed,
     suggest,
     unknown_setting,
+    with_list,
 )
 from personalar.config.model_config import ModelConfig
 from personalar.config.recipe import PriorConfig, RecipeConfig
@@ -113,7 +115,11 @@ def package_path(where: str) -> Path:
 
 def check_complete(cfg: DictConfig) -> None:
     """Raise ValueError if a required value is missing, with the setting to add."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except errors.InterpolationResolutionError as error:
+        text = str(error).splitlines()[0].split(" resolving interpolation: ")[-1]
+        raise ValueError(f"{error.full_key}: {text}") from error
     if "subject" in missing:
         raise ValueError(f"no subject: set subject=NAME\n{subject_help()}")
     # The dataclass cannot report this one: Hydra finds the missing noun before it is created.
@@ -136,7 +142,7 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
     if schema is not None and OmegaConf.get_type(cfg) is dict:
         try:
             cfg = OmegaConf.merge(OmegaConf.structured(schema), cfg)
-        except OmegaConfBaseException as error:
+        except errors.OmegaConfBaseException as error:
             raise ValueError(str(error).splitlines()[0]) from error
     check_complete(cfg)
     if HydraConfig.initialized() and (typed := Path(HydraConfig.get().runtime.cwd)) != Path.cwd():
@@ -171,8 +177,8 @@ def composed(
     register()
     version.setbase("1.3")
     setup_globals()
-    if config_name is None:
-        words = signed(words)
+    words = signed(words) if config_name is None else words
+    words = words if multirun else [with_list(word) for word in words]
     path = create_config_search_path(config_path or str(conf_dir()))
     if config_dir is not None:
         folder = f"file://{Path(config_dir).absolute()}"
@@ -187,8 +193,12 @@ def composed(
         # Without -m a list of values (seed=0,1) is an error; Hydra checks it only when it runs the job.
         if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
             loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (HydraException, errors.OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(explain(error, command)) from error
+    except AssertionError as error:  # of OmegaConf, for a setting below one that is null
+        plain = [word for word in first_job(loader, name, overrides) if "." not in key_of(word)]
+        check_parents(loader.load_configuration(name, plain, RunMode.RUN), words)
+        raise ValueError(str(error)) from error
     with open_dict(cfg):
         del cfg["hydra"]  # Hydra's own settings are not part of our schemas
     values: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -224,7 +234,7 @@ def explain(error: Exception, command: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         return unknown_choice(error)
     group = re.match(r"Could not override '([\w/]+)'\. No match in the defaults|In '(\w+)/\2_schema'", text)
-    unknown = cause if isinstance(cause, ConfigKeyError | ConfigAttributeError) else None
+    unknown = cause if isinstance(cause, errors.ConfigKeyError | errors.ConfigAttributeError) else None
     key = (group[1] or group[2]) if group else str(unknown.full_key) if unknown else ""
     own = groups_of(COMMANDS[command])
     for name, schema in COMMANDS.items():
@@ -232,9 +242,9 @@ def explain(error: Exception, command: str) -> str:
             accepted = ", ".join(f"{each}=" for each in own)
             return f"{key.split('.')[0]}= is for personalar.{name}; personalar.{command} accepts {accepted}"
     if unknown:
-        free = "Dict[str, Any]" in str(unknown)
+        free = re.search(r"Dict\[str, (Any|float)\]", str(unknown))
         return unknown_setting(key, unknown.parent_node) + (f"; to add it write +{key}=..." if free else "")
-    if isinstance(error.__cause__, OmegaConfBaseException):
+    if isinstance(error.__cause__, errors.OmegaConfBaseException):
         return f"{text}: {str(error.__cause__).splitlines()[0]}"
     return text
 
@@ -251,8 +261,7 @@ def unknown_choice(error: MissingConfigException) -> str:
 
 def subject_help(options: Iterable[str] = ()) -> str:
     """Return the list of rendered subjects, and how to use your own photos."""
-    named = [name for name in options or group_options(conf_dir(), "subject")]
-    named = [name for name in named if name not in NOT_RENDERED]
+    named = [name for name in options or group_options(conf_dir(), "subject") if name not in NOT_RENDERED]
     return (
         f"allowed: {', '.join(named)}\n"
         "  python -m personalar.run +subject=cat stage=both\n"

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from personalar.core.files import plain_name
 from personalar.core.measures import IN_SUMMARY
 
 MANY, LARGEST_SEED = 10**9, 2**63 - 1  # "no upper limit" in messages; int64 of torch
+MOST_SEEDS, SEED_LISTS = 10_000, ("seeds", "samples.seeds", "grid.x.seed", "grid.y.seed")
 FOLDER_NAMES = ("model.name", "subject.name", "benchmark.name")
 """Settings that are used as folder names: outputs/MODEL/SUBJECT, outputs/BENCHMARK, sweeps/MODEL."""
 LONGEST = 255
@@ -55,7 +57,8 @@ def check_number(key: str, number: object, low: float, high: float) -> None:
     if isinstance(number, bool) or not isinstance(number, int | float):
         return
     if not low <= number <= high or not math.isfinite(number):
-        most = f" to {high:g}" if high < MANY else " and more"
+        # "and more" would contradict the error of a number that is too large.
+        most = " and more" if number < low and high >= MANY else f" to {high}"
         raise ValueError(f"{key}={number} is out of range; allowed: {low:g}{most}, a finite number")
 
 
@@ -121,6 +124,18 @@ def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") ->
             check_keys(value, node[name], f"{prefix}{name}.")
 
 
+def check_parents(cfg: DictConfig, words: Iterable[str]) -> None:
+    """Raise ValueError if one of `words` sets a value below a setting that is null in `cfg`."""
+    for key in map(key_of, words):
+        parts = key.split(".")
+        for parent in (".".join(parts[:count]) for count in range(1, len(parts))):
+            if OmegaConf.select(cfg, parent, default="") is None:
+                raise ValueError(
+                    f"{key} cannot be set, because {parent} is null: leave it out, or choose another "
+                    f"{parts[0]}=..., which has {parent}"
+                )
+
+
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless the setting `key` has one of the `allowed` values."""
     if value not in allowed:
@@ -147,7 +162,8 @@ def check_folder_names(cfg: DictConfig) -> None:
 
 PATHS = (
     "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "wildcards",
-    "like", "benchmark.path", "ratings", "scorer.clip", "scorer.dino",
+    "like", "benchmark.path", "ratings", "scorer.clip", "scorer.dino", "selection.scorer.clip",
+    "selection.scorer.dino", "subject.proxies",
 )  # fmt: skip
 """Settings that contain a path or may contain one."""
 
@@ -230,6 +246,17 @@ def parse(word: str) -> Override | None:
 def key_of(word: str) -> str:
     """Return the key of an override, such as "model.name" for "+model.name=x"."""
     return word.lstrip("+~").partition("=")[0]
+
+
+def with_list(word: str) -> str:
+    """Return `seeds=range(0,3)` as `seeds=[0,1,2]`: Hydra reads a range as a sweep; others unchanged."""
+    override = parse(word) if key_of(word) in SEED_LISTS else None
+    if override is None or not override.is_range_sweep():
+        return word
+    numbers = list(islice(override.sweep_iterator(), MOST_SEEDS + 1))
+    if len(numbers) > MOST_SEEDS:
+        raise ValueError(f"{word} has more than {MOST_SEEDS} seeds: give a shorter range")
+    return f"{key_of(word)}=[{','.join(map(str, numbers))}]"
 
 
 WRITTEN = {

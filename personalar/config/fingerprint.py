@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import Any
 
 from personalar.config.fields import key_of
 from personalar.config.model_config import PARTS
-from personalar.config.run_config import RunConfig
+from personalar.config.run_config import RunConfig, StageMethod
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import STYLE
 
@@ -47,8 +48,12 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         model["layout"].pop("known_words")
     # Pictures depend on it, but records of older runs do not have it.
     strength = {} if config.samples.strength == 1 else {"strength": config.samples.strength}
+    # Of the trainer's arguments those that change more than rounding; records of older runs do not have them.
+    numbers = ("precision", "gradient_clip_algorithm")
+    trainer = {name: value for name, value in config.trainer.chosen.items() if name in numbers}
     return {
         **strength,
+        **({"trainer": trainer} if trainer else {}),
         "model": model,
         "subject": subject,
         "method": asdict(config.method),
@@ -159,27 +164,56 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: c.model.recipe.identifier.optimizer is not None,
         "model.recipe.identifier.optimizer=direction",
     ),
-    "model.recipe.betas": (lambda c: "betas" in c.optimizer, "optimizer=adamw"),
+    "model.recipe.betas": (
+        lambda c: list(c.optimizer.get("betas") or ()) == c.model.recipe.betas,
+        "optimizer=adamw, with optimizer.betas left as it is",
+    ),
+    "model.recipe.data.crop_scale": (
+        lambda c: c.model.recipe.data.crops_per_photo > 0,
+        "model.recipe.data.crops_per_photo above 0",
+    ),
     "model.recipe.trained_weights": (
         lambda c: any(s.parameters == c.model.recipe.trained_weights for s in c.method.stages.values()),
         "method=paper or method=joint; other methods list what they train",
     ),
     **{
-        f"prior.{name}": (
+        key: (
             lambda c: c.has_prior,
-            "prior.kind other than none, and a stage with model.recipe.stages.*.replay_ratio above 0",
+            f"prior.kind other than none, and a stage with {STAGES}.*.replay_ratio above 0",
         )
-        for name in ("weight", "append", "images", "prompts", "prompts_live", "prompt_dropout")
+        for key in (
+            "prior.weight",
+            "prior.append",
+            "prior.images",
+            "prior.prompt*",
+            "model.recipe.data.replay_*",
+        )
     },
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
+    "subject.description": (
+        lambda c: "description" in c.samples.kinds,
+        "samples.kinds=[subject,description]",
+    ),
+    "scorer.url": (lambda c: bool(c.scorer.extra), "scorer=vlm, or another scorer in scorer.extra"),
     "subject.proxy_share": (lambda c: c.subject.proxies is not None, "subject.proxies"),
     **{
         key: (lambda c: c.subject.noun != STYLE, "a subject with a class, which a style does not have")
         for key in ("subject.live", "samples.prompt_set", "model.recipe.data.class_name")
     },
 }
-"""Setting -> condition under which a run uses it, and the condition in words."""
+"""Setting (fnmatch pattern) -> condition under which a run uses it, and the condition in words."""
+IN_STAGE: dict[str, tuple[Callable[[RunConfig, StageMethod], bool], str]] = {
+    "lora.every_n_layers": (lambda c, stage: stage.lora.rank > 0, "lora.rank above 0 in this stage"),
+    "schedule": (lambda c, stage: "{schedule}" in str(c.scheduler), "scheduler=recipe"),
+    "weight_decay": (
+        lambda c, stage: stage.changes_network,
+        "a stage that trains weights, because the learned embeddings never decay",
+    ),
+    "identifier_lr": (lambda c, stage: stage.identifier, "a stage with identifier=true"),
+    "replay_ratio": (lambda c, stage: c.prior.kind != "none", "prior.kind other than none"),
+}
+"""The same for settings of one stage in `method.stages`, or of the stages with one set of numbers."""
 
 
 def check_read(config: RunConfig, words: Sequence[str]) -> None:
@@ -203,8 +237,26 @@ def unread(config: RunConfig, words: Iterable[str]) -> str | None:
             rest = ".".join(parts[1:])
             ways = " or ".join(f"{STAGES}.{name}.{rest}".rstrip(".") for name in read)
             return f"method={config.method.name} does not use {key}: set {ways}"
-        # Settings without an entry are always used.
-        is_read, needs = READ_IF.get(key, (lambda _: True, ""))
-        if not is_read(config):
-            return f"{key} has no effect in this run: it needs {needs}"
+        for pattern, (is_read, needs) in READ_IF.items():
+            if fnmatchcase(key, pattern) and not is_read(config):
+                return f"{key} has no effect in this run: it needs {needs}"
+        if missing := _unread_in_stage(config, key):
+            return f"{key} has no effect in this run: it needs {missing}"
+    return None
+
+
+def _unread_in_stage(config: RunConfig, key: str) -> str | None:
+    """Return what the setting `key` of a stage needs to have an effect; None if it has one."""
+    stages = config.method.stages
+    for name, stage in stages.items():
+        for prefix, users in (
+            (f"method.stages.{name}.", [stage]),
+            (
+                f"{STAGES}.{stage.numbers}.",
+                [each for each in stages.values() if each.numbers == stage.numbers],
+            ),
+        ):
+            is_read, needs = IN_STAGE.get(key.removeprefix(prefix), (lambda *_: True, ""))
+            if not any(is_read(config, user) for user in users):
+                return needs
     return None

@@ -104,17 +104,23 @@ class SubjectConfig:
         # A user's own source needs no folder.
         if self.photographs and self.path is None and not self.source:
             raise ValueError(OWN_STYLE if self.kind == "style" else OWN_PHOTOS)
+        if self.path is not None and not self.photographs:
+            raise ValueError(
+                f"subject.path={self.path}: the subject {self.name} is rendered and reads no photos; for "
+                f"your own write +subject=folder subject.path={self.path} subject.noun={self.noun}"
+            )
         if (self.kind == "style") != (self.noun == STYLE):
             raise ValueError(
                 f"subject.kind={self.kind} with subject.noun={self.noun!r:.60}: the noun of a style is "
                 f"always {STYLE}, and a subject has another one; use +subject=style subject.path=DIR, or "
                 "+subject=folder subject.path=DIR subject.noun=dog"
             )
-        if self.proxies is not None and self.source:
-            raise ValueError(
-                f"subject.proxies={self.proxies} cannot be added to the subject that subject.source "
-                "returns: leave one of the two settings out"
-            )
+        for name in ("path", "live", "description", "proxies") if self.source else ():
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"subject.{name}={value} is not used for the subject that subject.source returns: leave "
+                    "one of the two settings out"
+                )
 
     @property
     def photographs(self) -> bool:

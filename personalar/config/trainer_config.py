@@ -16,6 +16,10 @@ SET_ELSEWHERE = {
     "min_steps": f"{STAGE}.steps",
     "max_epochs": f"{STAGE}.steps (a stage is one endless epoch)",
     "min_epochs": f"{STAGE}.steps (a stage is one endless epoch)",
+    "limit_train_batches": f"{STAGE}.steps (a stage is one endless epoch)",
+    "overfit_batches": f"{STAGE}.steps (a stage is one endless epoch)",
+    "fast_dev_run": "experiment=quick",
+    "max_time": f"{STAGE}.steps; `timeout -s INT 1h COMMAND` ends a run after a time, and it can be resumed",
     "accumulate_grad_batches": f"{STAGE}.accumulate",
     "gradient_clip_val": f"{STAGE}.gradient_clip",
     "val_check_interval": "samples.grid_every_steps",
@@ -49,7 +53,7 @@ class LightningArguments:
     benchmark: Any = None
     inference_mode: Any = None
     use_distributed_sampler: Any = False
-    """Always false: the data stream itself divides the sequences between processes."""
+    """Only false: the data stream itself divides the sequences between processes."""
     profiler: Any = None
     detect_anomaly: Any = None
     barebones: Any = None
@@ -71,11 +75,16 @@ class LightningArguments:
     default_root_dir: Any = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for an argument in `SET_ELSEWHERE`."""
+        """Raise ValueError for an argument in `SET_ELSEWHERE`, or a second division between processes."""
         # These are Lightning's own arguments: without this check they would be ignored or conflict.
         for name, key in SET_ELSEWHERE.items():
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"trainer.{name}={value} is set by another setting: {key}")
+        if self.use_distributed_sampler is not False:
+            raise ValueError(
+                f"trainer.use_distributed_sampler={self.use_distributed_sampler}: the only value is false, "
+                "because the sequences are already divided between processes; leave the setting out"
+            )
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -86,9 +95,10 @@ class LightningArguments:
 
 @dataclass(kw_only=True)
 class TrainerConfig(LightningArguments):
-    """Devices and processes. Results do not depend on these settings, except for floating-point rounding.
+    """Devices and processes. Results do not depend on them, except for floating-point rounding.
 
-    Other arguments of `lightning.Trainer` can be set by their own names.
+    Other arguments of `lightning.Trainer` can be set by their own names; precision and
+    gradient_clip_algorithm change what is learned.
     """
 
     name: str = MISSING
@@ -105,7 +115,7 @@ class TrainerConfig(LightningArguments):
     """"eager" (explicit softmax; its backward pass is much faster on CPU), "sdpa", or "auto" (eager on CPU,
     sdpa on GPU)."""
     threads: Any = field(default="auto", metadata=limits(1, 4096))
-    """Torch threads; auto: OMP_NUM_THREADS, or all cores. Set 1 if other jobs keep the cores busy."""
+    """Torch threads; auto: OMP_NUM_THREADS if set, else the free cores."""
     compile_blocks: bool = False
     """Use torch.compile for each block in training: slower to start, faster per step on a GPU."""
     checkpoint_every_steps: int = field(default=25, metadata=limits(1))

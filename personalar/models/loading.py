@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
-from personalar.core.errors import is_network, sentence
+from personalar.core.errors import is_network, user_message
 from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, PeftBase, shard_names
 
 if TYPE_CHECKING:  # torch is loaded with the model
@@ -297,4 +297,4 @@ def _explained(part: Part) -> Iterator[None]:
     except Exception as error:
         if not is_network(error):
             raise
-        raise FileNotFoundError(f"{page(hub)}: {sentence(error)}") from error
+        raise FileNotFoundError(f"{page(hub)}: {user_message(error)}") from error

@@ -24,16 +24,10 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
     """Return the method's stages in order, each with its numbers and the stage from which it starts.
 
     Raises:
-        ValueError: a stage refers to numbers that are missing in the recipe, or trains weights on which an
-            earlier stage trained LoRA.
+        ValueError: a stage trains weights on which an earlier stage trained LoRA.
     """
     stages: list[Stage] = []
     for name, trains in method.stages.items():
-        if trains.numbers not in recipe.stages:
-            raise ValueError(
-                f"method.stages.{name}.numbers={trains.numbers!r} is not in model.recipe.stages; "
-                f"allowed: {', '.join(recipe.stages)}"
-            )
         start = trains.start or (stages[-1].name if stages else "base")
         stages.append(Stage(name=name, trains=trains, numbers=recipe.stages[trains.numbers], start=start))
         _check_after_lora(stages)

@@ -197,6 +197,12 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         context.reporter.say(f"note: after the last step of stage {stage.name}: {reason}", style="yellow")
     if trainer.is_global_zero:
+        if trainer.global_step < stage.numbers.steps:
+            context.reporter.say(
+                f"note: a callback ended stage {stage.name} after {trainer.global_step} of "
+                f"{stage.numbers.steps} steps; it counts as finished",
+                style="yellow",
+            )
         context.folder.update_stage(
             stage.name,
             steps=trainer.global_step,

@@ -89,6 +89,9 @@ def test_hydras_own_settings_groups_and_sweeps_pass() -> None:
         (["+subject=cat", "decoder.arguments.speed=3"], r"to add it write \+decoder\.arguments\.speed="),
         (["+subject=cat", "~sead"], "'sead' does not exist"),
         (["+subject=cat", "seed=wide"], "seed=wide: Value 'wide' .* could not be converted to Integer"),
+        (["+subject=cat", "model.hub.revision=abc"],
+         r"model\.hub\.revision cannot be set, because model\.hub is null: .* choose another model=\.\.\."),
+        (["+subject=dreambench"], r"^subject\.noun: \+subject=dreambench needs [^\n]*\+subject=folder$"),
         (["+subject=cat", "seed=0,1"], "(?s)Ambiguous value .*add --multirun"),
         (["+subject=cat", "--config-name", "rnu"], "Cannot find primary config 'rnu'"),
     ],
@@ -96,6 +99,10 @@ def test_hydras_own_settings_groups_and_sweeps_pass() -> None:
 def test_mistakes_are_answered_with_what_is_allowed(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare("run", arguments)
+
+
+def test_a_range_of_seeds_is_a_list_in_python_too() -> None:
+    assert composed("run", ["+subject=cat", "samples.seeds=range(0,3)"]).samples.seeds == [0, 1, 2]
 
 
 def test_keys_of_the_sample_command() -> None:
@@ -127,6 +134,7 @@ def test_keys_of_the_sample_command() -> None:
          r"^subject= is for personalar\.run; personalar\.doctor accepts model=, trainer=$"),
         ("doctor", ["subject=cat"], r"^subject= is for personalar\.run"),
         ("sample", ["subject.path=x"], r"^subject= is for personalar\.run; .*sample accepts model="),
+        ("evaluate", ["benchmark.published={foo: 1}"], r"to add it write \+benchmark\.published\.foo="),
         ("export", ["benchmark=nanobench"], r"^benchmark= is for personalar\.evaluate"),
         ("export", ["experiment=quick"], r"^experiment= is for .*run; .*export accepts model=$"),
         ("run", ["benchmark=nanobench"], r"^benchmark= is for personalar\.evaluate; .*run accepts"),

@@ -22,7 +22,14 @@ from test_compose import cat
 
 from personalar.config.commands import EvaluateConfig
 from personalar.config.compose import explain, read_config
-from personalar.config.fields import MANY, check_folder_names, check_keys, job_folder, read_word
+from personalar.config.fields import (
+    MANY,
+    check_folder_names,
+    check_keys,
+    from_where_typed,
+    job_folder,
+    read_word,
+)
 from personalar.config.model_config import HubFiles, ProtocolConfig
 from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
@@ -135,6 +142,19 @@ def test_a_number_out_of_range(knob: str, record_property) -> None:
         assert said.startswith(f"{knob}=") and "is out of range; allowed: " in said, said
 
 
+@pytest.mark.parametrize(
+    ("argument", "allowed"),
+    [
+        ("seed=99999999999999999999", "0 to 9223372036854775807"),
+        ("seed=-1", "0 and more"),
+        ("model.recipe.stages.embedding.steps=9999999999", "1 to 1000000000"),
+        ("model.recipe.stages.embedding.steps=0", "1 and more"),
+    ],
+)
+def test_the_allowed_range_does_not_contain_the_number(argument: str, allowed: str) -> None:
+    assert f"is out of range; allowed: {allowed}, a finite number" in answer(argument)
+
+
 @pytest.mark.parametrize("knob", sorted(ENUMERATIONS))
 def test_a_word_that_is_not_known(knob: str) -> None:
     assert knob in KNOBS
@@ -214,6 +234,15 @@ def test_a_name_that_leaves_its_folder_is_refused(knob: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["rex", "my dog", "Été 2026", "a..b", ".hidden", "犬", "a,b=c"])
 def test_usual_names_are_taken(name: str) -> None:
     check_folder_names(OmegaConf.create({"subject": {"name": name}, "model": {"name": "nano"}}))
+
+
+@pytest.mark.parametrize("key", ["subject.proxies", "selection.scorer.clip", "selection.scorer.dino"])
+def test_relative_paths_are_those_of_the_folder_of_the_command(key: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    cfg = OmegaConf.create({})
+    OmegaConf.update(cfg, key, "mine")
+    from_where_typed(cfg, tmp_path)
+    assert OmegaConf.select(cfg, key) == str(tmp_path / "mine")
 
 
 def test_every_command_checks_the_names() -> None:

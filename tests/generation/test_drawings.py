@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest_run import compose_config
 
-from personalar.config.command_line import prepare, with_list
+from personalar.config.command_line import prepare
+from personalar.config.fields import with_list
 from personalar.generation.drawings import axes, drawings
 
 PROMPT = "prompts=['a [V] cat']"
@@ -57,6 +58,7 @@ def test_a_range_of_seeds_is_a_list_and_not_a_sweep() -> None:
         (["negative_prompt=red", "decoder.cfg_scale=1"], "'red' has no effect without guidance"),
         (["grid.x.guidance=[1,2]", "grid.x.seed=[1]"], "grid.x varies seed and guidance: set one of them"),
         (["grid.x.seed=[1]", "grid.y.seed=[2]"], "both vary seed: choose two settings"),
+        (["strength=[]"], r"invalid value strength=\[\]; allowed: numbers from 0 to 1.5"),
         (["grid.x.seed=[]"], r"grid.x.seed=\[\] must have at least one value and no duplicate"),
         (["grid.x.seed=[1,1]"], "no duplicate"),
         (["grid.x.guidance=[1,2]", "seeds=[0,1]"], r"several values of seed: .*grid\.y\.seed=\["),

@@ -124,9 +124,3 @@ def test_steps_are_told_with_their_setting() -> None:
     assert "is seen about 1.4 times" in describe_steps(stage, "nano", 1000, replayed=False)
     both = describe_steps(stage, "nano", 5, replayed=True, proxies=60, proxy_share=0.5)
     assert both.endswith("each of 5 is seen about 96 times, each of 60 proxies about 8.0 times")
-
-
-def test_numbers_that_the_recipe_lacks() -> None:
-    method = MethodConfig(name="m", stages={"embedding": StageMethod(numbers="fast")})
-    with pytest.raises(ValueError, match=r"'fast' is not in model\.recipe\.stages; allowed: slow"):
-        resolve_stages(method, RecipeConfig(name="r", stages={"slow": NUMBERS}))
