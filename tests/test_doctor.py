@@ -58,7 +58,7 @@ def test_files_that_do_not_belong_together(tiny_model_dir: Path, lumina_dir: Pat
     """Found from sizes, the tokenizer and the headers of the weights."""
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     shutil.copyfile(lumina_dir / "tokenizer.json", folder / "base" / "tokenizer.json")
-    told, well = look("model", model_files(settings(f"model.path={folder}").model))
+    told, well = section("model", model_files(settings(f"model.path={folder}").model))
     assert not well and "PROBLEM: the tokenizer " in told and f"transformer: {folder}/base" in told
 
 

@@ -11,7 +11,7 @@ from processes import run_filling, run_interrupted, run_together
 from test_distributed import assert_same_learning
 from test_faults import remount, small_disk
 
-from personalar.core.errors import sentence
+from personalar.core.errors import user_message
 from personalar.core.run_folder import RunFolder
 
 __all__ = ["small_disk"]
@@ -31,7 +31,7 @@ def test_a_process_that_dies(trainer: str, tiny_model_dir: Path, finished_run: P
         run_dir, *overrides, work=run_interrupted, arguments=(7, 1, "SIGKILL"), expected=(1, -9)
     )
     (raised,) = re.findall(r"^RuntimeError: (.*gloo.*)$", said, re.MULTILINE)
-    told = sentence(RuntimeError(raised))
+    told = user_message(RuntimeError(raised))
     assert told is not None and told.startswith("another process of this run has ended (")
     assert RunFolder(run_dir).record["stages"]["transformer"]["checkpoint"]["step"] == 2
     run_together(run_dir, *overrides)
