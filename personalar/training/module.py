@@ -183,6 +183,8 @@ class PersonalizationModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint contains only the trainable tensors
         self.context, self.stage = context, stage
         self.grid, self.base_samples = tuple(grid), tuple(base_samples)
+        self._losses: list[Tensor] = []
+        """Losses of the micro-batches of this optimizer step so far."""
 
     def configure_model(self) -> None:
         """Build the network, sharded under ZeRO 3, and freeze what the stage does not train."""
@@ -233,9 +235,14 @@ class PersonalizationModule(L.LightningModule):
         return sum((term for term in penalties if term is not None), start=total)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch; log it as "train/loss", averaged over processes."""
+        """Return the loss of one micro-batch; log the mean of an optimizer step's as "train/loss"."""
         loss = self.batch_loss(batch)
-        self.log("train/loss", loss, batch_size=len(batch["ids"]), sync_dist=self.trainer.world_size > 1)
+        self._losses.append(loss.detach())
+        # Not in `on_before_optimizer_step`, which DeepSpeed calls for every micro-batch.
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+            mean, distributed = torch.stack(self._losses).mean(), self.trainer.world_size > 1
+            self.log("train/loss", mean, batch_size=len(batch["ids"]), sync_dist=distributed)
+            self._losses.clear()
         return loss
 
     def validation_step(  # type: ignore[override]  # Lightning passes on to callbacks whatever it returns

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -15,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest_run import QUICK, compose_config
+from conftest_run import QUICK, compose_config, curve
 from processes import run_interrupted, run_killed, run_once, start
 from test_personalize import same_result
 
@@ -249,7 +250,11 @@ def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
 
 
 def test_a_step_may_have_other_passes_when_it_goes_on(
-    do_run, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    do_run,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With less memory, or another number of processes: each step still has its own sequences, each once."""
     words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
@@ -273,6 +278,10 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
     personalize(replace(session, plans=plans), stages, command="test")
     whole, parts = (Concept.load(tmp_path / name / "concept") for name in ("whole", "parts"))
     torch.testing.assert_close(parts.rows, whole.rows, atol=1e-5, rtol=1e-4)
+    curves = [curve(tmp_path / name, "train/loss") for name in ("whole", "parts")]
+    assert curves[1] == pytest.approx(curves[0], abs=1e-4) and len(curves[0]) == 5
+    told = re.findall(r"5 steps .*loss ([\d.]+)", capsys.readouterr().out)
+    assert len(told) == 2 and told[0] == told[1]
 
 
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:

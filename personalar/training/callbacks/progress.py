@@ -36,9 +36,11 @@ class StageProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Advance the bar by the optimizer steps of this batch: 0 within an accumulation, else 1."""
-        steps, self._last_step = trainer.global_step - self._last_step, trainer.global_step
-        self._advance(steps, loss=float(outputs["loss"]))
+        """Advance the bar after an optimizer step; show its loss."""
+        if trainer.global_step == self._last_step:  # within an accumulation
+            return
+        self._last_step = trainer.global_step
+        self._advance(1, loss=float(trainer.callback_metrics["train/loss"]))
 
     def teardown(self, trainer: L.Trainer, pl_module: PersonalizationModule, stage: str) -> None:
         """Close the bar and print the summary line."""
