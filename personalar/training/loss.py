@@ -21,29 +21,38 @@ from personalar.models.dropout import Dropout
 LOGITS_AT_ONCE = 2**25  # 128 MB in float32
 
 
-def _cross_entropy(hidden: Tensor, targets: Tensor, *, head: Head, z_loss: float) -> Tensor:
-    """Return the summed loss (scalar) of hidden states (N, D) with targets (N,)."""
+def _cross_entropy(hidden: Tensor, targets: Tensor, shares: Tensor, *, head: Head, z_loss: float) -> Tensor:
+    """Return the weighted sum (scalar) of the losses of hidden states (N, D) with targets (N,)."""
     logits = head(hidden)
-    # A sum, because chunks differ in length; the caller divides by the number of all targets.
-    total = F.cross_entropy(logits, targets, reduction="sum")
-    return total + z_loss * torch.logsumexp(logits, -1).square().sum() if z_loss else total
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if z_loss:
+        losses = losses + z_loss * torch.logsumexp(logits, -1).square()
+    return (losses * shares).sum()
 
 
-def _divergence(hidden: Tensor, frozen: Tensor, *, head: Head) -> Tensor:
-    """Return the summed KL(frozen || model) of hidden states (N, D) with frozen logits (N, K)."""
+def _divergence(hidden: Tensor, frozen: Tensor, shares: Tensor, *, head: Head) -> Tensor:
+    """Return the weighted sum of KL(frozen || model) of hidden states (N, D) with frozen logits (N, K)."""
     ours, theirs = head(hidden).log_softmax(-1), frozen.float().log_softmax(-1)
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return (F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * shares).sum()
 
 
-def _mean(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, wanted: Tensor, rows: int) -> Tensor:
-    """Return the mean of a summed `loss` over hidden states (N, D), computed in chunks of `rows`."""
+def _in_chunks(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    wanted: Tensor,
+    shares: Tensor | None,
+    rows: int,
+) -> Tensor:
+    """Return `loss`, a weighted sum over hidden states (N, D), computed in chunks of `rows`."""
+    if shares is None:
+        shares = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
     if len(hidden) <= rows:  # one chunk: recomputing it would save nothing
-        return loss(hidden, wanted) / len(wanted)
+        return loss(hidden, wanted, shares)
     parts = [
-        checkpoint(loss, part, some, use_reentrant=False)
-        for part, some in zip(hidden.split(rows), wanted.split(rows), strict=True)
+        checkpoint(loss, *part, use_reentrant=False)
+        for part in zip(hidden.split(rows), wanted.split(rows), shares.split(rows), strict=True)
     ]
-    return torch.stack(parts).sum() / len(wanted)
+    return torch.stack(parts).sum()
 
 
 def head_loss(
@@ -52,27 +61,34 @@ def head_loss(
     targets: Tensor,
     *,
     num_choices: int,
+    shares: Tensor | None = None,
     z_loss: float = 0.0,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
-    """Return the mean cross-entropy of `targets` (N,) under hidden states (N, D).
+    """Return the weighted sum of the cross-entropy of `targets` (N,) under hidden states (N, D).
 
     Args:
         num_choices: number of logits that `head` returns per state.
-        z_loss: weight of the mean squared log-partition (as in Lumina-mGPT).
+        shares: weight of each state (N,); None: their mean.
+        z_loss: weight of the squared log-partition (as in Lumina-mGPT).
         logits_at_once: largest number of logits in one chunk.
 
     Returns:
         A scalar.
     """
     rows = max(1, logits_at_once // num_choices)
-    return _mean(partial(_cross_entropy, head=head, z_loss=z_loss), hidden, targets, rows)
+    return _in_chunks(partial(_cross_entropy, head=head, z_loss=z_loss), hidden, targets, shares, rows)
 
 
 def distillation_loss(
-    hidden: Tensor, head: Head, frozen: Tensor, *, logits_at_once: int = LOGITS_AT_ONCE
+    hidden: Tensor,
+    head: Head,
+    frozen: Tensor,
+    *,
+    shares: Tensor | None = None,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
-    """Return the mean KL(frozen || model) over image codes.
+    """Return the weighted sum of KL(frozen || model) over image codes.
 
     ARBooth (ICCV 2025) samples new images for it in every step; here they are sampled once.
 
@@ -80,12 +96,13 @@ def distillation_loss(
         hidden: states (N, D) of the model.
         head: maps them to logits of the image codes (N, K).
         frozen: logits (N, K) of the frozen base, any float dtype.
+        shares: weight of each state (N,); None: their mean.
 
     Returns:
         A scalar.
     """
     rows = max(1, logits_at_once // frozen.shape[-1])
-    return _mean(partial(_divergence, head=head), hidden, frozen, rows)
+    return _in_chunks(partial(_divergence, head=head), hidden, frozen, shares, rows)
 
 
 def sequence_loss(
@@ -98,7 +115,10 @@ def sequence_loss(
     dropout: float = 0.0,
     prior: PriorWeights | None = None,
 ) -> Tensor:
-    """Return the mean next-token cross-entropy over the supervised positions.
+    """Return the mean over the sequences of each one's mean next-token cross-entropy.
+
+    Not the mean over all supervised positions: with masks of different sizes it would not be the mean of its
+    micro-batches, and the larger masks would count more.
 
     With loss="image_tokens" the softmax is over the image codes, "the image split of the total vocabulary"
     (arXiv 2504.13162, eq. 1), as in sampling; with loss="answer" it is over the whole vocabulary.
@@ -108,7 +128,7 @@ def sequence_loss(
             with `prior` also "is_class" (B,) bool and, for distillation, "frozen" (codes of class images, K).
         z_loss: weight of the mean squared log-partition (as in Lumina-mGPT).
         dropout: dropout probability of the residual branches; masks are drawn from the sequences' keys.
-        prior: weights of photos and class images in the mean over the supervised positions; None: equal.
+        prior: weights of photos and class images in the mean over the sequences; None: equal.
 
     Returns:
         A scalar, differentiable with respect to the identifier and the trained weights.
@@ -117,19 +137,22 @@ def sequence_loss(
     ids, mask = batch["ids"], batch["loss_mask"][:, 1:]
     left_out = Dropout(chance=dropout, keys=batch["keys"]) if dropout else None
     hidden = backend.forward(identifier(ids, backend.embed(ids)), dropout=left_out, ids=ids)[:, :-1]
+    shares = mask / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
     if prior is None:
-        return _predict(backend, hidden, ids[:, 1:], mask, loss, z_loss)
-    return _weighted(backend, hidden, batch, prior, loss, z_loss)
+        return _predict(backend, hidden, ids[:, 1:], mask, shares, loss, z_loss)
+    return _weighted(backend, hidden, batch, prior, shares, loss, z_loss)
 
 
 def _predict(
-    backend: Backend, hidden: Tensor, next_ids: Tensor, mask: Tensor, loss: str, z_loss: float
+    backend: Backend, hidden: Tensor, next_ids: Tensor, mask: Tensor, shares: Tensor, loss: str, z_loss: float
 ) -> Tensor:
-    """Return the mean loss of the ids `next_ids` (B, T) where `mask`, under hidden states (B, T, D)."""
+    """Return the loss of the ids `next_ids` (B, T) where `mask`, weighted by `shares`, under states (B, T, D)."""
     rows = backend.choices(loss)
     targets = next_ids[mask] - rows.start  # ids of the vocabulary to indices of the chosen rows
-    num_choices = rows.stop - rows.start
-    return head_loss(hidden[mask], backend.head(loss), targets, num_choices=num_choices, z_loss=z_loss)
+    return head_loss(
+        hidden[mask], backend.head(loss), targets,
+        num_choices=rows.stop - rows.start, shares=shares[mask], z_loss=z_loss,
+    )  # fmt: skip
 
 
 def _weighted(
@@ -137,6 +160,7 @@ def _weighted(
     hidden: Tensor,
     batch: Mapping[str, Tensor],
     weights: PriorWeights,
+    shares: Tensor,
     loss: str,
     z_loss: float,
 ) -> Tensor:
@@ -147,10 +171,11 @@ def _weighted(
     distilled = mask & is_class & (next_ids >= codes.start) & (next_ids < codes.stop)
 
     def predict(chosen: Tensor) -> Tensor:
-        return _predict(backend, hidden, next_ids, chosen, loss, z_loss)
+        return _predict(backend, hidden, next_ids, chosen, shares, loss, z_loss)
 
     def distill(chosen: Tensor) -> Tensor:
-        return distillation_loss(hidden[chosen], backend.head("image_tokens"), batch["frozen"])
+        head = backend.head("image_tokens")
+        return distillation_loss(hidden[chosen], head, batch["frozen"], shares=shares[chosen])
 
     total = torch.zeros((), device=hidden.device)
     for chosen, weight, term in (
@@ -159,5 +184,5 @@ def _weighted(
         (distilled, weights.distillation, distill),
     ):
         if weight and chosen.any():  # a micro-batch can contain photos or class images only
-            total = total + weight * term(chosen) * chosen.sum()
-    return total / mask.sum()
+            total = total + weight * term(chosen)
+    return total

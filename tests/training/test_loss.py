@@ -80,6 +80,43 @@ def test_masked_codes_have_no_gradient_and_a_full_mask_changes_nothing() -> None
     torch.testing.assert_close(limited[on] * len(on), gradient[on] * len(places))
 
 
+def masked(backend: ChameleonBackend, sequence: TrainingSequence, count: int) -> TrainingSequence:
+    """Return `sequence` with a loss on its first `count` codes only."""
+    kept = (torch.arange(16) < count).view(4, 4)
+    return limit_loss(sequence, kept, backend.choices("image_tokens"))
+
+
+@pytest.mark.parametrize("prior", [None, PriorWeights(1.5, 3.0, 3.0)])
+def test_masks_of_different_sizes_leave_a_batch_the_mean_of_its_micro_batches(
+    prior: PriorWeights | None,
+) -> None:
+    backend, identifier, sequences = class_images_and_photos()
+    sequences[:2] = [masked(backend, sequences[0], 3), masked(backend, sequences[1], 11)]
+
+    def of(part: list[TrainingSequence]) -> torch.Tensor:
+        batch = collate(part, pad=backend.pad_id)
+        return sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.1, prior=prior)
+
+    parts = [of([sequence]) for sequence in sequences]
+    torch.testing.assert_close(of(sequences), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("kind", ["replay", "distill"])
+def test_a_prior_of_weight_1_counts_like_the_photos_whatever_their_masks(kind: str) -> None:
+    backend, identifier, sequences = class_images_and_photos()
+    sequences[:2] = [masked(backend, sequences[0], 3), masked(backend, sequences[1], 11)]
+    weights = PriorConfig(kind=kind, weight=1.0).weights(
+        StageNumbers(steps=1, batch=3, lr=1, replay_ratio=0.3)
+    )
+    alone = PriorWeights(1.0, float(kind == "replay"), float(kind == "distill"))
+
+    def of(part: list[TrainingSequence], prior: PriorWeights | None) -> torch.Tensor:
+        batch = collate(part, pad=backend.pad_id)
+        return sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0, prior=prior)
+
+    torch.testing.assert_close(of(sequences, weights), of(sequences[:2], alone) + of(sequences[2:], alone))
+
+
 @pytest.mark.parametrize("at_once", [1, 50, 10_000])
 def test_distillation_is_the_divergence_from_the_frozen_base(at_once: int) -> None:
     generator = torch.Generator().manual_seed(0)
