@@ -214,19 +214,26 @@ class StageCheckpoint(Checkpoint):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
         self.asked = number
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Convert the checkpoint's counts of batches to the accumulation of this run.
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Convert the checkpoint's counts of batches to the accumulation of this run, and resume with its grid.
 
         A run that resumes with another number of processes, or with less memory, has another number of
         batches per optimizer step. With the old counts Lightning would step in the middle of an accumulation.
         """
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loops = checkpoint["loops"]["fit_loop"]
+        progress = loops["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         for counts in (progress["current"], progress["total"]):
             more = done - counts["processed"]
             counts |= {name: counts[name] + more for name in ("ready", "started", "processed", "completed")}
+        # A checkpoint is saved before the grid of its step, which Lightning would take for done.
+        every = pl_module.context.config.samples.grid_every_steps
+        if every and trainer.limit_val_batches and checkpoint["global_step"] % every == 0:
+            validation = loops["epoch_loop.val_loop.batch_progress"]
+            for counts in (validation["current"], validation["total"]):
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # interrupted
+            # Lightning adds 1 to the step of its logs both before and after this validation.
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         """Save after every `every` steps, after a signal, and after the last step."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest_run import compose_config
+from conftest_run import compose_config, curve
 
 from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings
@@ -26,17 +25,6 @@ DoRun = Callable[..., bool]
 
 def rows(run_dir: Path) -> torch.Tensor:
     return Concept.load(run_dir / "concept").rows
-
-
-def curve(run_dir: Path) -> dict[int, float]:
-    """Return val/selection by optimizer step; Lightning counts the steps of its logs from 0."""
-    found = {}
-    for path in (run_dir / "logs" / "embedding").rglob("metrics.csv"):
-        with path.open() as stream:
-            for line in csv.DictReader(stream):
-                if line.get("val/selection"):
-                    found[int(line["step"]) + 1] = float(line["val/selection"])
-    return found
 
 
 def test_the_result_is_that_of_a_run_which_ends_at_the_best_step(
@@ -57,7 +45,7 @@ def test_the_result_is_that_of_a_run_which_ends_at_the_best_step(
     entry = json.loads((tmp_path / "selected" / "run.json").read_text())["stages"]["embedding"]
     assert entry["steps"] == 4 and entry["selected"]["step"] == 2  # of equal steps the first
     assert entry["selected"]["value"] == pytest.approx(1 / (0.5 / 0.95 + 0.5 / 0.75))
-    assert curve(tmp_path / "selected")[2] == pytest.approx(entry["selected"]["value"], abs=1e-6)
+    assert curve(tmp_path / "selected", "val/selection")[2] == pytest.approx(entry["selected"]["value"], abs=1e-6)
     summary = json.loads((tmp_path / "selected" / "summary.json").read_text())
     assert summary["stages"]["embedding"]["selected_step"] == 2
     assert "looks ({" in summary["protocol"] and not summary["stages"]["base"]["selected_step"]
@@ -85,7 +73,10 @@ def test_a_killed_run_selects_the_same_step(
     assert torch.equal(rows(tmp_path / "whole"), rows(tmp_path / "killed"))
     chosen = [RunFolder(tmp_path / name).selected("embedding") for name in ("whole", "killed")]
     assert chosen[0] == chosen[1]
-    values = curve(tmp_path / "whole")
+    values = curve(tmp_path / "whole", "val/selection")
+    assert curve(tmp_path / "killed", "val/selection") == values  # also of step 2, from which it resumes
+    grids = [{path.name for path in (tmp_path / name / "grids").iterdir()} for name in ("whole", "killed")]
+    assert grids[0] == grids[1]
     assert len(values) == 4 and chosen[0]["step"] == max(values, key=lambda step: values[step])
 
 
