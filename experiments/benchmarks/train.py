@@ -50,7 +50,7 @@ from personalar.runs.personalize import prepare
 from personalar.training.context import RunContext
 from personalar.training.datamodule import SubjectDataModule
 from personalar.training.module import PersonalizationModule
-from personalar.training.train import make_callbacks, make_loggers, make_trainer, quiet
+from personalar.training.train import build_all, make_trainer, quiet
 
 OWN = {"steps": "20", "rounds": "3", "bench_stage": "transformer", "out": ""}
 
@@ -104,8 +104,11 @@ class StepClock(L.Callback):
 def ours(session: RunContext, stage: Stage) -> Moment:
     """Return the seconds per step of a stage of `personalar.run`."""
     clock = StepClock()
-    callbacks = [*make_callbacks(session, stage.name), clock]
-    trainer = make_trainer(session, stage, callbacks, make_loggers(session, stage.name))
+    callbacks, loggers = (
+        build_all(group, getattr(session.config, group), session, stage.name)
+        for group in ("callbacks", "logger")
+    )
+    trainer = make_trainer(session, stage, [*callbacks, clock], loggers)
     with quiet():
         trainer.fit(PersonalizationModule(session, stage), SubjectDataModule(session, stage))
     return seconds_per_step(clock.times)

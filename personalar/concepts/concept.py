@@ -226,13 +226,14 @@ class Concept:
             files = {Path(name).name: data for name, data in self.lora.items()}
             load_lora(backend.transformer, files, strength=strength)
             merge_lora(backend.transformer)
-        identifier = self._identifier(backend, strength)
+        identifier = self.identifier(backend, strength)
         found = attach_learned(adapters or {}, self.adapters, backend, identifier)
         if attached is not None:
             attached.update(found)
         return identifier
 
-    def _identifier(self, backend: Backend, strength: float) -> Identifier:
+    def identifier(self, backend: Backend, strength: float = 1.0) -> Identifier:
+        """Return the learned embeddings as a module on the device of `backend`; see `apply`."""
         names = subject_names(self.tokens)
         rows = self.rows.to(backend.device, copy=True)
         if strength != 1:

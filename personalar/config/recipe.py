@@ -170,6 +170,10 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         one_of("prior.kind", self.kind, ("none", "replay", "distill", "both"))
+        if self.weight == 0 and self.kind != "none":  # a micro-batch of class images would have no gradient
+            raise ValueError(
+                "prior.weight=0 gives class images no effect; allowed: above 0, or null: use prior=none"
+            )
 
     @property
     def distills(self) -> bool:

@@ -210,11 +210,6 @@ class RunConfig:
                 f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
                 f"{target}: leave out memory.optimizer, or set optimizer=adamw"
             )
-        if self.model.recipe.identifier.optimizer and self.trainer.strategy.startswith("zero"):
-            raise ValueError(
-                "model.recipe.identifier.optimizer=direction needs whole embeddings, which "
-                f"trainer.strategy={self.trainer.strategy} cuts up: use trainer=gpu or trainer=ddp"
-            )
         prior = self.prior
         for stage in self.method.stages.values():
             replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0 and prior.kind != "none"
@@ -231,6 +226,14 @@ class RunConfig:
             )
         for name in self.stage.run or ():
             one_of("stage.run", name, tuple(self.method.stages))
+        self._check_strategy()
+        # The tokens of adapters are known once they are made, see `training.inputs.replay_images`.
+        has_adapters = any(stage.adapters for stage in self.method.stages.values())
+        if self.has_prior and not (has_adapters or prior.append.startswith(("[V", "[S")) or not prior.append):
+            raise ValueError(
+                f"prior.append={prior.append!r} is not a learned token of method={self.method.name}; "
+                "allowed: [V], [S1] and so on, or prior.append=''"
+            )
         numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
         self.selection.check(
             every=self.samples.grid_every_steps,
@@ -239,6 +242,26 @@ class RunConfig:
         )
         if self.subject.noun == STYLE:
             self._check_style()
+
+    def _check_strategy(self) -> None:
+        """Raise ValueError if `trainer.strategy` cannot divide what a selected stage trains."""
+        strategy, optimizer = self.trainer.strategy, self.model.recipe.identifier.optimizer
+        if optimizer and strategy.startswith("zero"):
+            raise ValueError(
+                f"model.recipe.identifier.optimizer={optimizer} needs whole embeddings, which "
+                f"trainer.strategy={strategy} cuts up: use trainer=gpu or trainer=ddp"
+            )
+        changed, before = {"base": False}, "base"
+        for name, stage in self.method.stages.items():
+            start, own = changed[stage.start or before], bool(stage.adapters)
+            quantized = stage.lora.rank > 0 and self.method.base_bits == 4
+            if strategy.startswith("zero3") and name in self.selected and (start or own or quantized):
+                raise ValueError(
+                    f"trainer.strategy={strategy} cannot cut up adapters, 4-bit weights or the result of "
+                    f"a LoRA stage, as in stage {name} of method={self.method.name}: use trainer=gpu, ddp or "
+                    "zero2"
+                )
+            changed[name], before = start or own or stage.lora.rank > 0, name
 
     def _check_style(self) -> None:
         """Raise ValueError for settings that need a subject with a class and a place in the picture."""

@@ -155,7 +155,7 @@ def _sees_gpu() -> bool:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """How training is fitted into memory. Results stay the same, except for rounding."""
+    """How training is fitted into memory. Except for `optimizer`, results differ by rounding only."""
 
     name: str = MISSING
     gigabytes: float | None = field(default=None, metadata=limits(0.001))
@@ -163,7 +163,8 @@ class MemoryConfig:
     recompute: bool | None = None
     """Activation checkpointing: recompute each block in the backward pass; null: only if necessary."""
     optimizer: str | None = None
-    """"adamw" or "adamw8bit"; null: 8-bit states if necessary and bitsandbytes is installed."""
+    """"adamw8bit": the AdamW of bitsandbytes with 8-bit states, which alters the result; null or "adamw":
+    the run's `optimizer`."""
     split_batch: bool = True
     """Split a batch into micro-batches if necessary; an optimizer step sees the same sequences."""
 

@@ -38,7 +38,7 @@ NAME = re.compile(r"step_\d{6,12}\.ckpt")
 """File names of checkpoints; older files with such a name are deleted."""
 LARGEST_STATE = 1_000_000_000
 """Bytes up to which the last checkpoint of a finished stage is kept: [V] and LoRA, no weights of a 7B."""
-AFRESH = (
+RESTART_ADVICE = (
     "restore it from a copy, or start again in a new folder with hydra.run.dir=DIR (overwrite=true starts "
     "again here, and deletes all results in this folder, earlier/ included)"
 )
@@ -51,7 +51,6 @@ def refusal_named(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: the error of the operating system, for example a full disk.
-        RuntimeError: another error, unchanged.
     """
     try:
         yield
@@ -80,7 +79,7 @@ def damage_named(path: Path | str) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"{path} cannot be read ({reason}): it is damaged, or not a checkpoint of this run; {AFRESH}"
+            f"{path} cannot be read ({reason}): it is damaged, or not of this run; {RESTART_ADVICE}"
         ) from error
 
 
@@ -110,17 +109,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
 
 
-def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str) -> Path | None:
+def find_checkpoint(
+    folder: RunFolder, stage: str, *, world: int, strategy: str, optimizer: str
+) -> Path | None:
     """Return the checkpoint from which `stage` resumes; None if it has none yet.
 
     Args:
         world: number of processes of this run.
         strategy: `trainer.strategy` of this run.
+        optimizer: "adamw" or "adamw8bit", whose states differ.
 
     Raises:
         FileNotFoundError: the checkpoint that run.json names is missing.
-        ValueError: it is a DeepSpeed checkpoint of another number of processes or strategy, or run.json is
-            damaged.
+        ValueError: it is of another optimizer, a DeepSpeed checkpoint of another number of processes or
+            strategy, or run.json is damaged.
     """
     record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
     if record is None:
@@ -129,7 +131,7 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
     path = folder.checkpoints(stage) / record["file"]
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}, from which stage={stage} resumes at step {record['step']}, is missing: {AFRESH}"
+            f"{path}, from which stage={stage} resumes at step {record['step']}, is missing: {RESTART_ADVICE}"
         )
     # DeepSpeed writes one file per process; all other strategies write one file for any number.
     sharded = "zero" in strategy or "zero" in record["strategy"]
@@ -140,22 +142,22 @@ def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str)
             "trainer.strategy, trainer.devices and trainer.num_nodes as before, or choose a new folder with "
             "hydra.run.dir=DIR"
         )
+    if (before := record.get("optimizer", optimizer)) != optimizer:  # older records do not have it
+        raise ValueError(
+            f"{path} has the optimizer states of {before}, this run those of {optimizer}: set "
+            f"memory.optimizer={before}, or choose a new folder with hydra.run.dir=DIR"
+        )
     return path
 
 
 def _check_entry(record: Any, where: Path) -> None:
-    """Raise ValueError if run.json's entry for a checkpoint is not valid.
-
-    The file name is joined to a path, so a name such as "../x" must not pass.
-    """
+    """Raise ValueError if run.json's entry for a checkpoint is not valid."""
     kinds = {"file": str, "step": int, "world": int, "strategy": str}
     if not isinstance(record, dict) or {name: type(record.get(name)) for name in kinds} != kinds:
-        raise ValueError(f"{where} is damaged (checkpoint): restore it, or delete the run folder")
-    if not NAME.fullmatch(record["file"]):
-        raise ValueError(
-            f"{where} names a checkpoint {record['file']!r:.80} outside of the run folder: restore it, or "
-            "delete the run folder"
-        )
+        raise ValueError(f"{where} is damaged (checkpoint): {RESTART_ADVICE}")
+    if not NAME.fullmatch(record["file"]):  # it is joined to a path, so "../x" must not pass
+        name = f"{record['file']!r:.80}"
+        raise ValueError(f"{where} names a checkpoint {name} outside of the run folder: {RESTART_ADVICE}")
 
 
 def keeps_end(pl_module: Any) -> bool:
@@ -173,16 +175,14 @@ def keeps_end(pl_module: Any) -> bool:
 class StageCheckpoint(Checkpoint):
     """Saves a checkpoint every few steps, on SIGTERM, SIGHUP or Ctrl-C, and at the end (see `keeps_end`).
 
-    After a signal the current step is finished and saved, and the process exits with 128 + signal.
-
-    It replaces Lightning's ModelCheckpoint, which saves nothing on a signal and has no hook for a checkpoint
-    that is complete, when run.json must be updated.
+    After a signal the current step is finished and saved. Rank zero exits with 128 + signal, others with 0.
+    It replaces Lightning's ModelCheckpoint, which does not name a complete checkpoint in run.json.
     """
 
     def __init__(self, *, every: int) -> None:
         """Save after every `every` optimizer steps."""
         self.every = every
-        self.asked = self._ending = 0
+        self.received = self._ending = 0
         """Number of the signal that this process, or any process of the run, received; 0: none."""
         self._last_step = 0
         self._terminals: list[int] = []
@@ -201,7 +201,7 @@ class StageCheckpoint(Checkpoint):
 
     def _note(self, number: int, *_: Any) -> None:
         """Record the signal; the run ends between two steps, because a step cannot be saved halfway."""
-        if number == self.asked == signal.SIGINT:  # the second Ctrl-C
+        if number == self.received == signal.SIGINT:  # the second Ctrl-C
             raise SystemExit(EXIT_INTERRUPTED)
         if number == signal.SIGINT and global_rank() == 0:
             print(
@@ -212,10 +212,10 @@ class StageCheckpoint(Checkpoint):
         if number == HANGUP:  # printing to a closed terminal would raise an error before the step is saved
             for handle in self._terminals:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
-        self.asked = number
+        self.received = number
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Convert the checkpoint's counts of batches to the accumulation of this run, and resume with its grid.
+        """Convert the checkpoint's counts of batches to the accumulation of this run; resume with its grid.
 
         A run that resumes with another number of processes, or with less memory, has another number of
         batches per optimizer step. With the old counts Lightning would step in the middle of an accumulation.
@@ -240,7 +240,7 @@ class StageCheckpoint(Checkpoint):
         if trainer.global_step == self._last_step:  # in an accumulation: a checkpoint has no gradients
             return
         self._last_step = trainer.global_step
-        self._ending = self._anyone_asked(trainer)
+        self._ending = self._received_by_any(trainer)
         due = trainer.global_step % self.every == 0
         if self._ending or due or (trainer.global_step == trainer.max_steps and keeps_end(pl_module)):
             self.save(trainer, pl_module)
@@ -254,22 +254,21 @@ class StageCheckpoint(Checkpoint):
             # The others exit with 0: a launcher kills all processes as soon as one of them fails.
             raise SystemExit(128 + self._ending if trainer.is_global_zero else 0)
 
-    def end_if_asked(self, trainer: L.Trainer) -> None:
+    def end_if_signalled(self, trainer: L.Trainer) -> None:
         """End after a signal in the last step or its grid; call it after the concept is written."""
-        if asked := self._anyone_asked(trainer):
-            raise SystemExit(128 + asked if trainer.is_global_zero else 0)
+        if received := self._received_by_any(trainer):
+            raise SystemExit(128 + received if trainer.is_global_zero else 0)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """End after a signal if no sampling follows the step."""
         self.on_validation_start(trainer)
 
-    def _anyone_asked(self, trainer: L.Trainer) -> int:
+    def _received_by_any(self, trainer: L.Trainer) -> int:
         """Return the signal that any process received; 0 for none. All processes call it and get the same."""
         if trainer.world_size == 1:
-            return self.asked
-        # A scheduler may signal one process only, but saving is a collective operation: a rank that saved
-        # alone would wait for the others forever.
-        flag = torch.tensor(self.asked, device=trainer.strategy.root_device)
+            return self.received
+        # A scheduler may signal one process only, but a rank that saved alone would wait for the others.
+        flag = torch.tensor(self.received, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return int(flag)
 
@@ -293,6 +292,7 @@ class StageCheckpoint(Checkpoint):
                 "step": trainer.global_step,
                 "world": trainer.world_size,
                 "strategy": pl_module.context.config.trainer.strategy,
+                "optimizer": pl_module.context.plans[stage].optimizer,
             },
         )
         for other in path.parent.iterdir():

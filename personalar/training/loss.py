@@ -146,7 +146,7 @@ def sequence_loss(
 def _predict(
     backend: Backend, hidden: Tensor, next_ids: Tensor, mask: Tensor, shares: Tensor, loss: str, z_loss: float
 ) -> Tensor:
-    """Return the loss of the ids `next_ids` (B, T) where `mask`, weighted by `shares`, under states (B, T, D)."""
+    """Return the loss of `next_ids` (B, T) where `mask`, weighted by `shares`, for states (B, T, D)."""
     rows = backend.choices(loss)
     targets = next_ids[mask] - rows.start  # ids of the vocabulary to indices of the chosen rows
     return head_loss(

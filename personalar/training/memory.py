@@ -25,6 +25,7 @@ from personalar.models.dropout import Dropout
 from personalar.models.stored_base import NetworkShape
 from personalar.training.loss import LOGITS_AT_ONCE, head_loss
 from personalar.training.model_prep import prepare_blocks, train_in_float32
+from personalar.training.stage import select_parameters
 
 FLOAT32, STATE_BYTES = 4, {"adamw": 8, "adamw8bit": 2}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -137,10 +138,15 @@ class Allocations(TorchDispatchMode):
 
 
 def parameter_counts(work: Workload) -> tuple[int, int, int]:
-    """Return how many parameters are (frozen, frozen in the blocks' matrices, trained in the transformer)."""
+    """Return how many parameters are (frozen, frozen in the blocks' matrices, trained in the transformer).
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
     with torch.device("meta"):
-        named = dict(work.shape.build().named_parameters())
-    trained = {n for n in named if any(fnmatchcase(n, pattern) for pattern in work.patterns)}
+        network = work.shape.build()
+    named = dict(network.named_parameters())
+    trained = select_parameters(network, work.patterns)
     frozen = {n: p for n, p in named.items() if n not in trained}
     matrices = sum(p.numel() for n, p in frozen.items() if fnmatchcase(n, PROJECTIONS))
     adapters = 0
@@ -152,7 +158,7 @@ def parameter_counts(work: Workload) -> tuple[int, int, int]:
     return (
         sum(p.numel() for p in frozen.values()),
         matrices,
-        sum(named[n].numel() for n in trained) + adapters,
+        sum(p.numel() for p in trained.values()) + adapters,
     )
 
 
@@ -172,6 +178,7 @@ def observe_pass(work: Workload) -> int:
 def _observe(work: Workload) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(work.dtype):
         network = work.shape.build().requires_grad_(False)
+        # Not `select_parameters`: a pattern may be of a layer that a shallow model does not have.
         weights = {
             name: p
             for name, p in network.named_parameters()

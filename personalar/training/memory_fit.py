@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -120,17 +120,9 @@ def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:
     for batch in batches[1:]:
         yield replace(work, batch=batch)
     # Activation checkpointing computes each forward pass twice, so it is slower than micro-batches.
-    may_recompute = config.memory.recompute is None
-    if may_recompute:
+    if config.memory.recompute is None:
         for batch in batches:
             yield replace(work, recompute=True, batch=batch)
-    # Last, because 8-bit states are the only one of these changes that alters the result.
-    # Only AdamW has a counterpart with 8-bit states in `module.make_optimizer`.
-    adamw = config.optimizer.get("_target_") == "torch.optim.AdamW"
-    if adamw and config.memory.optimizer is None and importlib.util.find_spec("bitsandbytes"):
-        yield replace(
-            work, recompute=work.recompute or may_recompute, batch=batches[-1], optimizer="adamw8bit"
-        )
 
 
 def table(items: Mapping[str, int]) -> str:
@@ -140,32 +132,56 @@ def table(items: Mapping[str, int]) -> str:
     return "\n".join(f"  {name:18}{size / GB:9.3f} GB" for name, size in rows)
 
 
-def cheaper(work: Workload, limit: int) -> list[str]:
-    """Return up to three settings, with their memory, that make `work` fit into `limit` bytes.
+def on_more_devices(config: RunConfig, stage: Stage, files: ModelFiles) -> Iterator[tuple[str, Workload]]:
+    """Yield the settings that divide `stage` between this machine's GPUs, each with its smallest workload."""
+    count = torch.cuda.device_count() if config.trainer.accelerator == "gpu" else 0
+    chosen = {"zero2": (2, count), "zero3": (2, count), "zero3_offload": (count,)}
+    for strategy, devices in ((name, n) for name, numbers in chosen.items() for n in dict.fromkeys(numbers)):
+        if not 2 <= devices <= count:
+            continue
+        with suppress(ValueError):  # other settings, or the batch, exclude it, or the host is too small
+            trainer = replace(config.trainer, strategy=strategy, devices=devices)
+            other = replace(config, trainer=trainer)
+            *_, least = variants(workload(other, stage, files), other)
+            check_host(other, least)
+            yield f"trainer={strategy} trainer.devices={devices}", least
+
+
+def alternatives(
+    config: RunConfig, stage: Stage, files: ModelFiles
+) -> Iterator[tuple[str, Sequence[Workload]]]:
+    """Yield settings that need less memory than `stage` with `config`, and what they make of the stages.
 
     They are ordered by how much they change: first the same method with less speed, then more devices, then
-    other methods.
+    other optimizer states, then other methods.
     """
-    small = replace(work, batch=1, recompute=True)
-    lora = replace(small, patterns=(), lora_rank=16, lora_every=1)
-    candidates: Sequence[tuple[str, Workload]] = (
-        ("memory.recompute=null memory.split_batch=true", small),
-        ("trainer=zero2 trainer.devices=2", replace(small, shards=shards("zero2", 2))),
-        ("trainer=zero3 trainer.devices=2", replace(small, shards=shards("zero3", 2))),
-        ("trainer=zero3 trainer.devices=8", replace(small, shards=shards("zero3", 8))),
-        ("method=lora", lora),
-        ("method=embedding_only", replace(small, patterns=(), lora_rank=0)),
-        ('method=qlora (pip install "personalar[quantized]")', replace(lora, base_bits=4)),
-        ("method=lora trainer=zero3 trainer.devices=4", replace(lora, shards=shards("zero3", 4))),
-        ("trainer=zero3_offload trainer.devices=8", replace(small, shards=shards("zero3_offload", 8))),
-    )
+    work = workload(config, stage, files)
+    yield "memory.recompute=null memory.split_batch=true", [replace(work, batch=1, recompute=True)]
+    for setting, other in on_more_devices(config, stage, files):
+        yield setting, [other]
+    *_, least = variants(work, config)
+    quantized = 'pip install "personalar[quantized]"'
+    if config.optimizer.get("_target_") == "torch.optim.AdamW":
+        yield f"memory.optimizer=adamw8bit ({quantized})", [replace(least, optimizer="adamw8bit")]
+    # Every method trains the embeddings first, on the base in 16 bits.
+    first = replace(least, patterns=(), lora_rank=0, base_bits=16)
+    lora = replace(first, lora_rank=16, lora_every=1)
+    yield "method=lora", [first, lora]
+    yield "method=embedding_only", [first]
+    yield f"method=qlora ({quantized})", [first, replace(lora, base_bits=4)]
+
+
+def cheaper(config: RunConfig, stage: Stage, files: ModelFiles, limit: int) -> list[str]:
+    """Return up to three settings, with their memory, with which `stage` fits into `limit` bytes here."""
+    # Rank zero samples with the whole base, whatever the method and the number of devices.
+    sampling = peak(sampling_bytes(replace(workload(config, stage, files), sample_batch=1)))
     found: list[str] = []
-    for setting, candidate in candidates:
-        if len(found) == 3:  # an estimate takes seconds for a 7B, so make no more than needed
-            break
-        needed = peak(estimate(candidate))
+    for setting, works in alternatives(config, stage, files) if sampling <= limit else ():
+        needed = max(sampling, *(peak(estimate(work)) for work in works))
         if needed <= limit:
             found.append(f"  {setting}: {needed / GB:.2f} GB")
+        if len(found) == 3:  # an estimate takes seconds for a 7B, so make no more than needed
+            break
     return found
 
 
@@ -197,7 +213,10 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
                 break
         else:
             # `items` are those of the last variant, the smallest.
-            ways = "\n".join(cheaper(asked, limit)) or "  nothing: this base needs a larger device"
+            ways = (
+                "\n".join(cheaper(config, stage, files, limit))
+                or "  nothing: this base needs a larger device"
+            )
             raise ValueError(
                 f"stage={stage.name} with method={config.method.name} needs {peak(items) / GB:.2f} GB on "
                 f"each device, {allowance(config, limit)}:\n{table(items)}\nwhat fits:\n{ways}"

@@ -101,17 +101,7 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
 
 
 def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
-    """Return the network with weights sharded by ZeRO 3; call it inside DeepSpeed's sharding context.
-
-    Raises:
-        ValueError: 4-bit weights, adapters, or a stage after LoRA, which are not supported here.
-    """
-    if context.plans[stage.name].base_bits == 4:
-        raise ValueError("method.base_bits=4 cannot be sharded: use trainer=gpu, ddp or zero2")
-    if concept.lora or concept.adapters or stage.trains.adapters:
-        raise ValueError(
-            "adapters, and stages after a LoRA stage, cannot be sharded: use trainer=ddp or zero2"
-        )
+    """Return the network with weights sharded by ZeRO 3; call it inside DeepSpeed's sharding context."""
     backend = context.model_files.load_sharded(
         dtype=context.dtype,
         device=context.device,
@@ -121,7 +111,7 @@ def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -
     # Modules made in the sharding context are sharded at once, and could then not be filled. These are small,
     # and DeepSpeed shards them with the rest when training starts.
     with ordinary_modules():
-        identifier = Identifier(tokens=concept.tokens, rows=concept.rows).to(context.device)
+        identifier = concept.identifier(backend).to(context.device)
         weights = choose_weights(backend.transformer, stage, seed=context.config.seed)
     network = Network(backend=backend, identifier=identifier, weights=weights, adapters={})
     return _finished(context, stage, network)
@@ -192,9 +182,9 @@ class PersonalizationModule(L.LightningModule):
             return
         sharded = self._trainer is not None and shards_weights(self.trainer.strategy)
         make = build_sharded_network if sharded else build_network
-        self.hold(make(self.context, self.stage, stage_inputs(self.context, self.stage).concept))
+        self.set_network(make(self.context, self.stage, stage_inputs(self.context, self.stage).concept))
 
-    def hold(self, network: Network) -> None:
+    def set_network(self, network: Network) -> None:
         """Use `network`, and make only the parameters that the stage trains require gradients."""
         self.network = network
         # Registered as submodules. Not the whole backend: its image tokenizer is not trained, and DeepSpeed

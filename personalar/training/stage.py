@@ -24,7 +24,7 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
     """Return the method's stages in order, each with its numbers and the stage from which it starts.
 
     Raises:
-        ValueError: a stage trains weights on which an earlier stage trained LoRA.
+        ValueError: a stage trains weights or LoRA after a stage with LoRA.
     """
     stages: list[Stage] = []
     for name, trains in method.stages.items():
@@ -35,15 +35,16 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 
 
 def _check_after_lora(stages: list[Stage]) -> None:
-    """Raise ValueError if the last stage trains weights on which an earlier one trained LoRA."""
+    """Raise ValueError if the last stage trains weights or LoRA, and an earlier one trained LoRA."""
     by_name = {stage.name: stage for stage in stages}
     # Only the stages on the way to its start count; branches of a method do not see each other's weights.
     last, stage = stages[-1], by_name.get(stages[-1].start)
     while stage is not None:
         if stage.trains.lora.rank and (last.trains.parameters or last.trains.lora.rank):
             raise ValueError(
-                f"stage {last.name} would train weights that the LoRA of stage {stage.name} changes, but a "
-                f"concept can contain only one of both: set method.stages.{last.name}.start={stage.start}"
+                f"stage {last.name} trains weights or LoRA after the LoRA of stage {stage.name}, but a "
+                "concept contains one LoRA, applied after its weights: set "
+                f"method.stages.{last.name}.start={stage.start}"
             )
         stage = by_name.get(stage.start)
 

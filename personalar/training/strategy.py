@@ -22,7 +22,7 @@ from personalar.training.checkpoint import damage_named
 
 # Rank zero samples and scores while the others wait at a barrier, longer than torch's default of minutes.
 # A process that dies is noticed by the launcher, not by this timeout.
-PATIENCE = timedelta(hours=12)
+BARRIER_TIMEOUT = timedelta(hours=12)
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -112,14 +112,14 @@ def make_strategy(config: TrainerConfig, dtype: str) -> Strategy | str:
     """
     if config.strategy == "ddp":
         # Without views, DDP's communication buckets are a second copy of all gradients.
-        return DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True)
+        return DDPStrategy(timeout=BARRIER_TIMEOUT, gradient_as_bucket_view=True)
     if config.strategy == "single":
         return "auto"
     stage = 2 if config.strategy == "zero2" else 3
     offload = config.strategy == "zero3_offload"
     return ZeroStrategy(
         config=zero_config(stage, offload=offload),
-        timeout=PATIENCE,
+        timeout=BARRIER_TIMEOUT,
         exclude_frozen_parameters=True,
         # With "bf16-true" DeepSpeed keeps float32 copies of the trained parameters.
         precision_plugin=ZeroPrecision("bf16-true" if dtype == "bfloat16" else "32-true"),
@@ -134,7 +134,7 @@ def gradient_norm(strategy: _Base) -> float | None:
     return None if norm is None else float(norm)
 
 
-def let_go(strategy: _Base) -> None:
+def free_deepspeed(strategy: _Base) -> None:
     """Free DeepSpeed's engine and its network after a stage; does nothing with other strategies."""
     if not isinstance(strategy, ZeroStrategy):
         return

@@ -34,7 +34,7 @@ from personalar.training.memory import estimate, peak
 from personalar.training.memory_fit import describe
 from personalar.training.module import PersonalizationModule
 from personalar.training.stage import describe_steps
-from personalar.training.strategy import let_go, make_environment, make_strategy
+from personalar.training.strategy import free_deepspeed, make_environment, make_strategy
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # a batch is a few kilobytes: starting workers would take longer
@@ -56,18 +56,8 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_loggers(context: RunContext, stage: str) -> list[Logger]:
-    """Return new loggers of the group `logger` for one stage."""
-    return build_all("logger", context.config.logger, context, stage)
-
-
-def make_callbacks(context: RunContext, stage: str) -> list[L.Callback]:
-    """Return new callbacks of the group `callbacks` for one stage."""
-    return build_all("callbacks", context.config.callbacks, context, stage)
-
-
 def build_all(group: str, chosen: Mapping[str, Any], context: RunContext, stage: str) -> list[Any]:
-    """Return the configured objects of a group; entries that are null are left out.
+    """Return the configured objects of a group for one stage; entries that are null are left out.
 
     Args:
         group: name of the configuration group, for error messages.
@@ -173,12 +163,17 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     """
     config = context.config.trainer
     world = config.devices * config.num_nodes
-    last = find_checkpoint(context.folder, stage.name, world=world, strategy=config.strategy)
+    optimizer = context.plans[stage.name].optimizer
+    last = find_checkpoint(
+        context.folder, stage.name, world=world, strategy=config.strategy, optimizer=optimizer
+    )
     collected, clock = CollectLearned(), StageClock()
     selection = [StepSelection()] if context.config.selection.scorer.scores else []
+    chosen = build_all("callbacks", context.config.callbacks, context, stage.name)
     # Last, so that the network is released after all other callbacks have used it.
-    callbacks = [*make_callbacks(context, stage.name), *selection, clock, collected]
-    trainer = make_trainer(context, stage, callbacks, make_loggers(context, stage.name))
+    callbacks = [*chosen, *selection, clock, collected]
+    loggers = build_all("logger", context.config.logger, context, stage.name)
+    trainer = make_trainer(context, stage, callbacks, loggers)
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))
     log_settings(context, stage, trainer.loggers)
@@ -209,15 +204,15 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
             seconds=round(clock.seconds, 3),
             processes=trainer.world_size,
         )
-        leave_concept(context, stage, collected.parts, module.identifier.tokens)
+        write_concept(context, stage, collected.parts, module.identifier.tokens)
     trainer.strategy.barrier()  # every process reads this concept when the next stage starts
     for callback in callbacks:
         if isinstance(callback, StageCheckpoint):
-            callback.end_if_asked(trainer)
-    let_go(trainer.strategy)
+            callback.end_if_signalled(trainer)
+    free_deepspeed(trainer.strategy)
 
 
-def leave_concept(context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]) -> None:
+def write_concept(context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]) -> None:
     """Write the concept of `stage`, of its last or its selected step; only rank zero calls it.
 
     Args:

@@ -104,7 +104,7 @@ def test_an_interrupted_stage_takes_more_steps_and_one_that_has_not_begun_any(
     do_run, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("personalar.training.train.leave_concept", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("personalar.training.train.write_concept", Mock(side_effect=KeyboardInterrupt))
         do_run(tmp_path / "run", *steps(3))
     assert do_run(tmp_path / "run", *steps(5))
     same_result(whole, tmp_path / "run")

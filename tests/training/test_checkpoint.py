@@ -26,9 +26,9 @@ from personalar.core.errors import user_errors
 from personalar.core.run_folder import RunFolder
 from personalar.runs.personalize import personalize, prepare
 from personalar.training.checkpoint import (
-    AFRESH,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
+    RESTART_ADVICE,
     AtomicCheckpointIO,
     StageCheckpoint,
     find_checkpoint,
@@ -184,9 +184,9 @@ def saved(tmp_path: Path) -> RunFolder:
 
 
 def test_the_checkpoint_that_was_written_is_found(saved: RunFolder) -> None:
-    path = find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+    path = find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
     assert path is not None and torch.load(path, weights_only=True)["state_dict"]["x"].sum() == 3
-    assert find_checkpoint(saved, "transformer", world=1, strategy="single") is None
+    assert find_checkpoint(saved, "transformer", world=1, strategy="single", optimizer="adamw") is None
 
 
 def test_a_finished_stage_keeps_no_checkpoint(saved: RunFolder, finished_run: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> Non
         FileNotFoundError,
         match=r"resumes at step 4, is missing: restore it from a copy, or .*new folder .*earlier/ included",
     ):
-        find_checkpoint(saved, "embedding", world=2, strategy="zero2")
+        find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
 
 
 def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
 
     words = ("stage=embedding", "scorer=none", "samples.kinds=[subject]")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr("personalar.training.train.leave_concept", dies)
+        patch.setattr("personalar.training.train.write_concept", dies)
         do_run(tmp_path, *words)
     path = RunFolder(tmp_path).checkpoints("embedding") / "step_000004.ckpt"
     whole = path.read_bytes()
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
         do_run(tmp_path, *words)
     said = str(stopped.value)
     assert "step_000004.ckpt cannot be read (" in said and "\n" not in said
-    assert said.endswith(AFRESH)
+    assert said.endswith(RESTART_ADVICE)
     path.write_bytes(whole)
     assert do_run(tmp_path, *words)
 
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
 def test_an_entry_of_before_with_a_digest_is_taken(saved: RunFolder) -> None:
     record = saved.record["stages"]["embedding"]["checkpoint"]
     saved.update_stage("embedding", checkpoint={**record, "digest": "0" * 64})
-    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2") is not None
+    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw") is not None
 
 
 @pytest.mark.parametrize(("world", "strategy"), [(4, "zero2"), (2, "zero3"), (1, "single")])
@@ -240,13 +240,23 @@ def test_deepspeed_resumes_with_the_same_processes_only(saved: RunFolder, world:
     with pytest.raises(
         ValueError, match=rf"saved by 2 processes .*zero2, now there are {world} with {strategy}"
     ):
-        find_checkpoint(saved, "embedding", world=world, strategy=strategy)
+        find_checkpoint(saved, "embedding", world=world, strategy=strategy, optimizer="adamw")
+
+
+def test_other_optimizer_states_are_refused(saved: RunFolder) -> None:
+    record = saved.record["stages"]["embedding"]["checkpoint"]
+    saved.update_stage("embedding", checkpoint={**record, "optimizer": "adamw8bit"})
+    with pytest.raises(
+        ValueError, match=r"states of adamw8bit, this run .* adamw: set memory\.optimizer=adamw8bit"
+    ):
+        find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
+    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw8bit") is not None
 
 
 def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
     record = saved.record["stages"]["embedding"]["checkpoint"]
     saved.update_stage("embedding", checkpoint={**record, "strategy": "ddp"})
-    assert find_checkpoint(saved, "embedding", world=1, strategy="single") is not None
+    assert find_checkpoint(saved, "embedding", world=1, strategy="single", optimizer="adamw") is not None
 
 
 def test_a_step_may_have_other_passes_when_it_goes_on(

@@ -141,6 +141,44 @@ def test_the_inputs_are_made_once_for_each_stage(
     assert asked == ["embedding", "transformer"]
 
 
+def test_a_start_of_other_settings_is_made_again(
+    session: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def new(session: RunContext, load: Any) -> Identifier:
+        made.append(session.config.seed)
+        return Identifier(tokens={"[V]": 70}, rows=torch.full((1, 32), float(len(made))))
+
+    monkeypatch.setattr(preparation, "new_identifier", new)
+
+    def start_of_v() -> float:
+        return preparation.first_concept(session, lambda: None).rows[0, 0].item()
+
+    assert start_of_v() == start_of_v() == 1
+    session.config.model.recipe.stages["embedding"].steps += 5  # a stage that is trained longer starts there
+    assert start_of_v() == 1
+    session.config.model.recipe.identifier.init = "random"
+    assert start_of_v() == start_of_v() == 2
+    session.config.seed = 7
+    assert start_of_v() == start_of_v() == 3
+
+
+def test_a_start_is_sought_in_the_last_view_that_shows_the_subject(
+    session: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    codes, masks = torch.arange(3).repeat_interleave(4).view(3, 2, 2), torch.zeros(3, 2, 2, dtype=torch.int64)
+    masks[:2, 0, 0] = 1
+    monkeypatch.setattr(preparation, "start_identifier", lambda *_, **given: asked.update(given))
+    monkeypatch.setattr(preparation, "photo_codes", lambda *_: [codes])
+    for found, view in (([masks], 1), (None, 2)):
+        monkeypatch.setattr(preparation, "masked_codes", lambda *_, found=found: found)
+        preparation.new_identifier(session, lambda: None)
+        assert torch.equal(asked["photos"][0], codes[view])
+        assert asked["kept"] is None if found is None else torch.equal(asked["kept"][0], masks[1])
+
+
 SILENT = Reporter(enabled=False)
 
 

@@ -29,7 +29,7 @@ from personalar.training.memory import (
     peak,
     sampling_bytes,
 )
-from personalar.training.memory_fit import preflight, sampling_work, workload
+from personalar.training.memory_fit import preflight, sampling_work, variants, workload
 from personalar.training.model_prep import prepare_blocks
 from personalar.training.stage import resolve_stages
 
@@ -153,13 +153,76 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
         plans(least * 0.9)
 
 
-def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    estimated = Mock(return_value={"weights": 1})
+HELD = dict.fromkeys(("frozen weights", "trained weights", "gradients", "optimizer states"), 0)
+
+
+def seven_billion(*words: str) -> tuple:
+    """Return the settings, stages and files of a 7B on a machine with two GPUs."""
+    shape = shape_of(TransformerConfig(), VQConfig(), codes=(32, 32), answer_tokens=1061, images=4)
+    config = compose_config("+subject=cat", "model=lumina_mgpt_7b_512", "trainer=gpu", *words)
+    return config, resolve_stages(config.method, config.model.recipe), Mock(shape=lambda **_: shape)
+
+
+def ways(
+    monkeypatch: pytest.MonkeyPatch, *words: str, stage: int = 1, gpus: int = 2, sampling: int = 1
+) -> list[str]:
+    """Return the settings that are offered where only what has other shards, states or method fits."""
+    config, stages, files = seven_billion(*words)
+
+    def estimated(work: Workload) -> dict[str, int]:
+        plain = work.shards == (1, 1, 1) and work.optimizer == "adamw" and work.patterns
+        first = not work.patterns and not work.lora_rank
+        return {**HELD, "frozen weights": 99 if plain or (first and stage == 0) else 9}
+
     monkeypatch.setattr(personalar.training.memory_fit, "estimate", estimated)
-    ways = personalar.training.memory_fit.cheaper(MIDDLE, limit=10)
-    assert len(ways) == estimated.call_count == 3
-    estimated.side_effect = [{"weights": size} for size in (9, 99, 9, 99, 99, 99, 99, 99, 99)]
-    assert len(personalar.training.memory_fit.cheaper(MIDDLE, limit=10)) == 2
+    monkeypatch.setattr(personalar.training.memory_fit, "sampling_bytes", lambda work: {"weights": sampling})
+    monkeypatch.setattr(personalar.training.memory_fit, "host_bytes", lambda: 10**12)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = personalar.training.memory_fit.cheaper(config, stages[stage], files, limit=10)
+    return [way.strip().rpartition(":")[0] for way in found]
+
+
+def test_only_settings_that_can_run_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_bit = 'memory.optimizer=adamw8bit (pip install "personalar[quantized]")'
+    zero2, zero3 = ("trainer=zero2 trainer.devices=2", "trainer=zero3 trainer.devices=2")
+    assert ways(monkeypatch) == [zero2, zero3, "trainer=zero3_offload trainer.devices=2"]
+    assert ways(monkeypatch, gpus=1) == [eight_bit, "method=lora", "method=embedding_only"]
+    one_cannot_divide = "model.recipe.stages.transformer.batch=1"
+    assert (
+        ways(monkeypatch, one_cannot_divide, "model.recipe.stages.transformer.accumulate=1")[0] == eight_bit
+    )
+    assert ways(monkeypatch, "trainer=cpu")[0] == eight_bit
+    adapter = "+method.stages.transformer.adapters.mine._target_=mine.Mine"
+    assert ways(monkeypatch, adapter)[:2] == [zero2, eight_bit]
+    # No other method makes the first stage smaller, and no setting the sampling.
+    assert not any("method=" in way for way in ways(monkeypatch, gpus=1, stage=0))
+    assert ways(monkeypatch, sampling=99) == []
+
+
+def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, stages, files = seven_billion()
+    estimated = Mock(return_value=HELD)
+    monkeypatch.setattr(personalar.training.memory_fit, "estimate", estimated)
+    monkeypatch.setattr(personalar.training.memory_fit, "sampling_bytes", lambda work: {"weights": 1})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert len(personalar.training.memory_fit.cheaper(config, stages[1], files, limit=10)) == 3
+    assert estimated.call_count == 3
+
+
+def test_the_optimizer_is_never_changed_to_fit() -> None:
+    config = compose_config("+subject=cat")
+    stage = resolve_stages(config.method, config.model.recipe)[1]
+    works = list(variants(workload(config, stage, open_folder(package_path("package://nano"))), config))
+    assert len(works) > 2 and {work.optimizer for work in works} == {"adamw"}
+
+
+def test_a_pattern_that_matches_nothing_is_found_before_the_run() -> None:
+    config = compose_config("+subject=cat", "method.stages.transformer.parameters=[model.layer.*]")
+    stages = resolve_stages(config.method, config.model.recipe)
+    with pytest.raises(ValueError, match=r"'model\.layer\.\*' matches nothing; names look like model\."):
+        preflight(config, stages, open_folder(package_path("package://nano")))
+    last = replace(SEVEN, patterns=("model.layers.31.*",))  # not a layer of the small models
+    assert parameter_counts(last)[2] > 0 and observe_pass(last) > 0
 
 
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

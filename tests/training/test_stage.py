@@ -45,7 +45,7 @@ def test_a_stage_after_lora_leaves_its_weights_alone() -> None:
         "weights": StageMethod(numbers="x", parameters=["*"]),
     }
     recipe = RecipeConfig(name="r", stages={"x": NUMBERS})
-    message = r"the LoRA of stage lora changes.*set method\.stages\.weights\.start=word"
+    message = r"after the LoRA of stage lora, .*set method\.stages\.weights\.start=word"
     with pytest.raises(ValueError, match=message):
         resolve_stages(MethodConfig(name="m", stages=stages), recipe)
     stages["weights"].start = "word"
@@ -124,3 +124,47 @@ def test_steps_are_told_with_their_setting() -> None:
     assert "is seen about 1.4 times" in describe_steps(stage, "nano", 1000, replayed=False)
     both = describe_steps(stage, "nano", 5, replayed=True, proxies=60, proxy_share=0.5)
     assert both.endswith("each of 5 is seen about 96 times, each of 60 proxies about 8.0 times")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["method.stages.embedding.numbers=fast"],
+            r"numbers='fast' is not in model\.recipe\.stages; allowed: embedding, ",
+        ),
+        (
+            ["method=dcoar", "trainer=zero3"],
+            r"=zero3 cannot cut up adapters.* stage context of method=dcoar: use",
+        ),
+        (["method=qlora", "trainer=zero3_offload"], r"4-bit weights.* stage transformer of method=qlora"),
+        (
+            ["trainer=zero2", "model.recipe.identifier.optimizer=direction"],
+            r"identifier\.optimizer=direction needs whole embeddings, which trainer\.strategy=zero2 cuts up",
+        ),
+        (
+            ["prior=dcoar"],
+            r"prior\.append='\[I\]' is not a learned token of method=paper; allowed: \[V\], \[S1\] and so on",
+        ),
+        (["prior.weight=0"], r"prior\.weight=0 gives class images no effect; .*use prior=none"),
+    ],
+)
+def test_settings_that_no_stage_can_train_with_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose_config("+subject=cat", *words)
+
+
+def test_a_stage_after_lora_is_not_cut_up() -> None:
+    config = compose_config("+subject=cat", "method=lora", "trainer=zero3")
+    stages = {**config.method.stages, "rows": StageMethod(numbers="embedding")}
+    with pytest.raises(ValueError, match=r"a LoRA stage, as in stage rows of method=lora: use .* zero2"):
+        dataclasses.replace(config, method=MethodConfig(name="lora", stages=stages))
+    stages["rows"].start = "embedding"
+    dataclasses.replace(config, method=MethodConfig(name="lora", stages=stages))
+
+
+def test_what_can_be_cut_up_is_accepted() -> None:
+    for words in (["method=lora", "trainer=zero3"], ["method=qlora", "trainer=zero2"], ["method=dcoar"]):
+        compose_config("+subject=cat", *words)
+    compose_config("+subject=cat", "method=qlora", "trainer=zero3", "stage=embedding")
+    compose_config("+subject=cat", "prior=none", "prior.weight=0")

@@ -45,7 +45,9 @@ def test_the_result_is_that_of_a_run_which_ends_at_the_best_step(
     entry = json.loads((tmp_path / "selected" / "run.json").read_text())["stages"]["embedding"]
     assert entry["steps"] == 4 and entry["selected"]["step"] == 2  # of equal steps the first
     assert entry["selected"]["value"] == pytest.approx(1 / (0.5 / 0.95 + 0.5 / 0.75))
-    assert curve(tmp_path / "selected", "val/selection")[2] == pytest.approx(entry["selected"]["value"], abs=1e-6)
+    assert curve(tmp_path / "selected", "val/selection")[2] == pytest.approx(
+        entry["selected"]["value"], abs=1e-6
+    )
     summary = json.loads((tmp_path / "selected" / "summary.json").read_text())
     assert summary["stages"]["embedding"]["selected_step"] == 2
     assert "looks ({" in summary["protocol"] and not summary["stages"]["base"]["selected_step"]
