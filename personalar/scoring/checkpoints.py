@@ -43,7 +43,7 @@ def resolve_folder(where: str | Path) -> Path:
 def _from_hub(text: str) -> Path:
     """Download config, tokenizer and weights of a hub model, or find them in the local cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = text.partition("@")
     small = ["*.json", "*.txt"]
@@ -56,6 +56,11 @@ def _from_hub(text: str) -> Path:
             folder = Path(
                 snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[1]])
             )
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{text} is on the Hugging Face hub, but requires that you accept its licence: accept it at "
+            f"https://huggingface.co/{name}, then log in with `hf auth login`"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"could not fetch {text} from the Hugging Face hub, and it is not in the local cache; "
@@ -97,7 +102,7 @@ def load_model(auto_class: Any, folder: Path, *, optional: tuple[str, ...] = ())
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional or ("\0",)))
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional))
     if missing:
         raise ValueError(
             f"{folder}: {len(missing)} tensors are missing from the weights ({', '.join(missing[:3])}, ...); "

@@ -126,7 +126,8 @@ def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
         known: the measures of other scorers.
 
     Raises:
-        ValueError: `scorer` is not a scorer, or the name of a measure is already used.
+        ValueError: `scorer` is not a scorer, its measures read different texts, or the name of a measure is
+            already used.
     """
     given = getattr(scorer, "measures", None)
     found = given if isinstance(given, Sequence) else ()
@@ -135,6 +136,11 @@ def declared(name: str, scorer: Any, known: Sequence[Measure]) -> list[Measure]:
         raise ValueError(
             f"scorer.extra.{name}: {type(scorer).__name__} is not a scorer: it needs `measures`, a tuple of "
             "personalar.core.measures.Measure, and a method score(samples, subject)"
+        )
+    if len({measure.reads for measure in found} - {None}) > 1:
+        raise ValueError(
+            f"scorer.extra.{name}: {type(scorer).__name__} has measures with reads='class' and with "
+            "reads='prompt', but a scorer gets one text: divide it into two scorers"
         )
     for place, measure in enumerate(found):
         check_new(measure, [other.name for other in (*known, *found[:place])])

@@ -36,7 +36,9 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
         return []
     lines = []
     # errors="replace": a damaged byte gives an invalid line with its number instead of a decoding error.
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    # Not `splitlines`, which also splits at characters that prompts may contain, such as U+2028.
+    texts = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
+    for number, text in enumerate(texts.split("\n") if texts else (), start=1):
         try:
             # A longer line is cut, and then invalid.
             line = parse_json(text[:LARGEST_LINE])

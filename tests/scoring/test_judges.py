@@ -29,7 +29,7 @@ from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
 from personalar.runs.wandb_run import sample_rows
 from personalar.scoring.clip import ClipScorer
-from personalar.scoring.judges import Judges
+from personalar.scoring.judges import Judges, declared
 from personalar.scoring.score_file import read_scores
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +259,14 @@ def test_a_scorer_that_cannot_be_used_ends_a_run_before_it_begins(
     with pytest.raises(ValueError, match=message):
         do_run(tmp_path / "run", *words)
     assert not (tmp_path / "run" / "images").exists()
+
+
+def test_a_scorer_gets_one_text() -> None:
+    scorer = SimpleNamespace(score=dict, measures=[Measure(name=n, reads=n) for n in ("class", "prompt")])
+    with pytest.raises(ValueError, match=r"extra\.mine: .* gets one text: divide it into two scorers"):
+        declared("mine", scorer, [])
+    scorer.measures[1] = Measure(name="other")
+    assert len(declared("mine", scorer, [])) == 2
 
 
 @pytest.mark.parametrize(

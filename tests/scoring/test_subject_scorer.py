@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -348,6 +349,10 @@ def test_scores_of_the_same_image_replace_each_other(tmp_path):
     assert merge_scores(path, [line, {**line, "seed": 1}]) == 2
     assert merge_scores(path, [{**line, "value": 0.2}]) == 2
     assert [found["value"] for found in read_scores(path)] == [0.2, 0.1]
+    odd = {**line, "prompt": "a cat\u2028in \x85 the \x0b snow"}  # `splitlines` would split all of these
+    assert merge_scores(path, [odd]) == 3 and read_scores(path)[-1] == odd
+    path.write_text("")
+    assert read_scores(path) == []
     assert [file.name for file in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
@@ -377,6 +382,17 @@ def test_errors_of_folders_say_what_to_do(tiny_scorer_dir, tmp_path):
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(FileNotFoundError, match=r"could not fetch owner/name@abc .* use scorer=nano"):
+        resolve_folder("owner/name@abc")
+
+
+def test_a_licence_to_accept_is_named(monkeypatch):
+    from huggingface_hub.errors import GatedRepoError
+
+    refused = Mock(side_effect=GatedRepoError("403", response=Mock()))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    with pytest.raises(
+        FileNotFoundError, match=r"accept it at https://huggingface\.co/owner/name, then log in"
+    ):
         resolve_folder("owner/name@abc")
 
 

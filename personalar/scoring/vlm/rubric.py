@@ -50,18 +50,25 @@ from 0 to 4."""
 YES = 'Does this picture show "{text}"? Answer with one word, yes or no.'
 VERSION = hashlib.sha256("\0".join((LIKENESS, LIKENESS_OF_STYLE, PROMPT, YES)).encode()).hexdigest()[:12]
 ALLOWED = ("0", "1", "2", "3", "4")
+SCORE = re.compile(
+    r"score(?:[*\s]*[(\[][^()\[\]]{0,20}[)\]])?[^\w-]{0,6}"  # with its range, as in "Score (0-4): 3"
+    r"([0-9.,]+)(?![0-9.,]|\s*[-–]\s*[0-9])"  # not the start of a range
+    r"(?:\s*(?:/|(?:out )?of)\s*([0-9]+))?",
+    re.IGNORECASE,
+)
+"""A rating and the largest possible one, if the answer has it."""
 LEAST_ANSWERED = 0.5
 """Minimum of P("yes") + P("no"); below it the model wants to answer something else."""
 
 
 def rating(text: str) -> int | None:
-    """Parse a rating: the last integer from 0 to 4 after "Score", or the whole text; else None."""
+    """Parse a rating: the last number after "Score", or the whole text; None if it is not 0, 1, 2, 3 or 4."""
     # Some models answer with the number only.
-    bare = re.fullmatch(r"\s*([0-9]+)\s*\.?\s*", text)
-    found = re.findall(r"score[^\w-]{0,6}([0-9.,]+)(?:\s*/\s*([0-9]+))?", text, re.IGNORECASE)
+    bare = re.fullmatch(r"\s*([0-9.]+)\s*", text)
+    found = SCORE.findall(text)
     # The last one: models may mention scores of single criteria before.
     number, of = found[-1] if found else (bare[1] if bare else "", "")
-    number = number.rstrip(".,")
+    number = re.sub(r"\.0+$", "", number.rstrip(".,"))
     return int(number) if number in ALLOWED and of in ("", ALLOWED[-1]) else None
 
 
