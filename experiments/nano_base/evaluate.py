@@ -15,8 +15,8 @@ from PIL import Image
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.serialization import load_backend
+from personalar.nano.world.album import Picture, sample_pair
 from personalar.nano.world.album import draw as draw_picture
-from personalar.nano.world.album import sample_pair
 from personalar.nano.world.captions import article, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS
@@ -25,7 +25,6 @@ from personalar.nano.world.scene import (
     ACCESSORIES,
     ACCESSORY_COLOURS,
     CLASSES,
-    render,
     sample_instance,
     sample_scene,
 )
@@ -62,7 +61,8 @@ def random_scene(rng):
     if instance.noun in HEADS and rng.uniform() < 0.6:
         worn = (str(rng.choice(ACCESSORIES)), str(rng.choice(ACCESSORY_COLOURS)))
     context = str(rng.choice(list(CONTEXTS)))
-    return render(sample_scene(instance, rng, context=context, worn=worn)), instance, context, worn
+    scene = sample_scene(instance, rng, context=context, worn=worn)
+    return draw_picture(Picture(scenes=(scene,))), instance, context, worn
 
 
 class Judge:
@@ -142,7 +142,8 @@ def twin_quality(dino: DinoScorer, rng, subjects: int = 48) -> dict:
     cosines = {"same": [], "other": [], "reshaped": [], "recoloured": []}
 
     def view(instance):
-        return render(sample_scene(instance, rng, context=str(rng.choice(list(CONTEXTS)))))
+        scene = sample_scene(instance, rng, context=str(rng.choice(list(CONTEXTS))))
+        return draw_picture(Picture(scenes=(scene,)))
 
     for number in range(subjects):
         noun = CLASSES[number % len(CLASSES)]

@@ -15,9 +15,10 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.serialization import load_backend
+from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS
-from personalar.nano.world.scene import CLASSES, render, sample_instance, sample_scene
+from personalar.nano.world.scene import CLASSES, sample_instance, sample_scene
 from personalar.nano.world.subjects import rendered_subject, subject_instance, twins
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
@@ -43,7 +44,7 @@ def pictures(seed: int, count: int) -> tuple[list[Image.Image], list[str], list[
     nouns = [CLASSES[i % len(CLASSES)] for i in range(count)]
     places = [str(rng.choice(list(CONTEXTS))) for _ in nouns]
     made = [
-        render(sample_scene(sample_instance(noun, rng), rng, context=context))
+        draw(Picture(scenes=(sample_scene(sample_instance(noun, rng), rng, context=context),)))
         for noun, context in zip(nouns, places, strict=True)
     ]
     return made, nouns, places
@@ -88,7 +89,8 @@ def test_the_instance_scorer_puts_the_subject_above_its_class(folder: Path):
     references = dino.features(subject.train)
     rng = np.random.default_rng([5, 3])
     pairs = zip(twins(subject_instance("cat", 5), 12, rng), CONTEXTS, strict=True)
-    negatives = [render(sample_scene(twin, rng, context=context)) for twin, context in pairs]
+    scenes = [sample_scene(twin, rng, context=context) for twin, context in pairs]
+    negatives = [draw(Picture(scenes=(scene,))) for scene in scenes]
     likeness = {
         name: float((dino.features(images) @ references.T).mean())
         for name, images in (

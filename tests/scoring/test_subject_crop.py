@@ -15,8 +15,9 @@ from test_subject_scorer import SNOW, picture, sample, subject
 from personalar.config.fingerprint import request_of
 from personalar.core.types import Box
 from personalar.data.subject import load_subject
+from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.scene import render, thing_box
+from personalar.nano.world.scene import thing_box
 from personalar.nano.world.subjects import obeying, subject_instance
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, load_judges
@@ -48,7 +49,7 @@ def test_heat_finds_the_thing_in_unseen_views(known: bool) -> None:
         judge = SubjectCrop(clip, dino, owner if known else replace(owner, boxes=()))
         rng = np.random.default_rng(0)
         scenes = [obeying(subject_instance(noun, 0), spec, rng) for spec in bench_prompts(noun)]
-        boxes = judge.finder.find([render(scene) for scene in scenes])
+        boxes = judge.finder.find([draw(Picture(scenes=(scene,))) for scene in scenes])
         found += [overlap(box, thing_box(scene)) for box, scene in zip(boxes, scenes, strict=True)]
     assert np.mean(found) > 0.6 and np.mean(np.array(found) > 0.5) > 0.85
 
@@ -122,7 +123,7 @@ def test_a_change_outside_of_the_subject_is_seen_and_one_inside_is_not() -> None
         scenes = [
             obeying(subject_instance("cat", seed), spec, np.random.default_rng(number)) for seed in (0, 5)
         ]
-        one, other = map(render, scenes)
+        one, other = (draw(Picture(scenes=(scene,))) for scene in scenes)
         assert unchanged_share(one, other, [thing_box(scene) for scene in scenes]) > 0.99
         pictures.append((spec, one, other))
     base = [sample(spec, one) for spec, one, _ in pictures]

@@ -25,12 +25,11 @@ from personalar.nano.world.scene import (
     SUPERSAMPLING,
     Instance,
     Scene,
-    render,
     sample_instance,
     sample_scene,
     shrink,
 )
-from personalar.nano.world.styles import STYLES, photo
+from personalar.nano.world.styles import STYLES
 
 SECOND_IDENTIFIER = "[W]"
 """The name of the second object's individual; `[V]` is the first one's."""
@@ -63,16 +62,10 @@ class Example:
 
 def draw(picture: Picture, size: int = SIZE) -> Image.Image:
     """Render a picture to an RGB image of size x size pixels; it depends only on `picture`."""
-    if picture.style is None and len(picture.scenes) == 1:
-        return render(picture.scenes[0], size)
-    paint = photo if picture.style is None else STYLES[picture.style]
-    rng = np.random.default_rng([picture.scenes[0].seed, 1])
-    return shrink(paint(layers(picture.scenes, size * SUPERSAMPLING), rng))
-
-
-def where_things_are(picture: Picture, size: int = SIZE) -> np.ndarray:
-    """Return the visible object at every pixel, (size, size): its index in `scenes`, or -1 for the place."""
-    return layers(picture.scenes, size).thing
+    found = layers(picture.scenes, size * SUPERSAMPLING)
+    if picture.style is None:
+        return shrink(found.photo)
+    return shrink(STYLES[picture.style](found, np.random.default_rng([picture.scenes[0].seed, 1])))
 
 
 def side_by_side(left: Scene, right: Scene) -> Picture:

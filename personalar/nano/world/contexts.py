@@ -115,7 +115,7 @@ def wooden_floor(u, v, rng):
     tone = np.array([0.0, 0.55, 0.25, 0.8])[np.floor(plank).astype(int) % 4]
     wood = _mix((0.60, 0.36, 0.16), (0.74, 0.48, 0.24), tone)
     # Dark joints between the planks.
-    wood = _over(wood, (0.36, 0.20, 0.08), _edge(0.06 - np.abs(plank % 1 - 0.5) * -1 - 0.5, 0.05))
+    wood = _over(wood, (0.36, 0.20, 0.08), _edge(0.06 + np.abs(plank % 1 - 0.5) - 0.5, 0.05))
     # With a skirting board.
     return _over(_floor(wall, wood, v), (0.98, 0.97, 0.94), _edge(0.016 - np.abs(v - GROUND + 0.02)))
 

@@ -1,6 +1,7 @@
-"""The layers of a picture before it gets a style: colours, light and visible solids."""
+"""The layers of a picture: a photo, and what styles are drawn from: colours, light and visible solids."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -12,16 +13,16 @@ from personalar.nano.world.scene import Scene, cast_shadow, light, stand
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """The input of a style, arrays of (S, S) or (S, S, 3).
+    """A photo and the input of a style, arrays of (S, S) or (S, S, 3).
 
-    albedo: colours without light, in [0, 1]. lit: amount of light; 1 in the place outside of shadows. shine:
-    specular light, which is added. solid: number of the visible solid, -1 for the place. thing: index of the
-    visible object, -1 for the place.
+    photo: colours with light and shine, in about [0, 1]. albedo: colours without light, in [0, 1]. lit:
+    amount of light; 1 in the place outside of shadows. solid: number of the visible solid, counted over all
+    objects, -1 for the place. thing: index of the visible object, -1 for the place.
     """
 
+    photo: np.ndarray
     albedo: np.ndarray
     lit: np.ndarray
-    shine: np.ndarray
     solid: np.ndarray
     thing: np.ndarray
 
@@ -32,21 +33,25 @@ def layers(scenes: tuple[Scene, ...], size: int) -> Layers:
     Objects that are lower in the picture are nearer, and hide the others.
     """
     albedo = paint(scenes[0].context, np.random.default_rng(scenes[0].seed), size)
-    lit = np.ones((size, size, 1), np.float32)
-    shine = np.zeros((size, size), np.float32)
+    photo, lit = albedo, np.ones((size, size, 1), np.float32)
     solid = np.full((size, size), -1)
     thing = np.full((size, size), -1)
     standing = [stand(scene, size) for scene in scenes]
     for each in standing:
-        lit = cast_shadow(lit, each, scenes[0].context == "water")
+        photo, lit = (cast_shadow(image, each, scenes[0].context == "water") for image in (photo, lit))
     lit = lit[..., 0]
+    before = [0, *accumulate(len(each.solids) for each in standing)]
     for which in sorted(range(len(scenes)), key=lambda i: scenes[i].shift[1]):
         scene, each = scenes[which], standing[which]
         hits = cast(each.solids, view=each.view, scale=each.scale, centre=each.centre, size=size)
         for number in np.unique(hits.solid[hits.solid >= 0]):
             where = hits.solid == number
             material = each.solids[number].material
-            albedo[where] = surface_colour(scene.instance.skin, material, hits.position[where], each.worn)
-            lit[where], shine[where] = light(scene, material, hits.normal[where])
-            solid[where], thing[where] = which * 1000 + number, which
-    return Layers(albedo=albedo, lit=lit, shine=shine, solid=solid, thing=thing)
+            # In object space, so that a pattern turns with the object.
+            colour = surface_colour(scene.instance.skin, material, hits.position[where], each.worn)
+            bright, shine = light(scene, material, hits.normal[where])
+            # Not from the arrays of the layers, whose rounding would change the photo.
+            photo[where] = colour * bright[:, None] + shine[:, None]
+            albedo[where], lit[where] = colour, bright
+            solid[where], thing[where] = before[which] + number, which
+    return Layers(photo=photo, albedo=albedo, lit=lit, solid=solid, thing=thing)

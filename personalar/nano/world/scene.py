@@ -1,15 +1,14 @@
-"""Render an instance in a place: pose, light, shadow and supersampling."""
+"""An instance in a place: its pose, solids, light and shadow."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from personalar.core.types import Box
-from personalar.nano.world.contexts import paint
 from personalar.nano.world.objects.animals import HEADS, accessory
 from personalar.nano.world.objects.shapes import SHAPES
-from personalar.nano.world.objects.skin import COLOURS, PATTERNS, Skin, sample_skin, surface_colour
+from personalar.nano.world.objects.skin import COLOURS, PATTERNS, Skin, sample_skin
 from personalar.nano.world.objects.solids import Solid, cast, screen_extent, view_matrix
 
 CLASSES = tuple(SHAPES)
@@ -34,7 +33,8 @@ class Scene:
     """One picture of an instance.
 
     yaw, pitch: degrees. zoom: 1 fills about 80 % of the frame's height. shift: fraction of the frame.
-    context: a name in CONTEXTS or None (studio). worn: (kind, colour name) or None.
+    context: a name in CONTEXTS or None (studio). worn: (kind, colour name) or None. mood: brightness of the
+    light.
     """
 
     instance: Instance
@@ -46,7 +46,7 @@ class Scene:
     seed: int
     worn: tuple[str, str] | None = None
     shiny: bool = False
-    mood: float = field(default=1.0)  # brightness of the light
+    mood: float = 1.0
 
 
 def sample_instance(noun: str, rng: np.random.Generator) -> Instance:
@@ -154,25 +154,6 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     """Halve the height with weights 1 3 3 1; a mean of two would be too sharp for image codes."""
     padded = np.concatenate((image[:1], image, image[-1:]))
     return (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
-
-
-def render(scene: Scene, size: int = SIZE) -> Image.Image:
-    """Render a scene to an RGB image of size x size pixels; the same scene always gives the same pixels."""
-    big = size * SUPERSAMPLING
-    # Only the place is random: the object is determined by the scene.
-    rng = np.random.default_rng(scene.seed)
-    thing = stand(scene, big)
-    image = paint(scene.context, rng, big)
-    image = cast_shadow(image, thing, scene.context == "water")
-    hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=big)
-    for number in np.unique(hits.solid[hits.solid >= 0]):
-        where = hits.solid == number
-        material, n = thing.solids[number].material, hits.normal[where]
-        # In object space, so that a pattern turns with the object.
-        albedo = surface_colour(scene.instance.skin, material, hits.position[where], thing.worn)
-        lit, shine = light(scene, material, n)
-        image[where] = albedo * lit[:, None] + shine[:, None]
-    return shrink(image)
 
 
 def thing_box(scene: Scene, size: int = SIZE) -> Box:

@@ -18,11 +18,6 @@ GRAPHITE = np.array([0.20, 0.20, 0.24], np.float32)
 INK = np.array([0.05, 0.05, 0.07], np.float32)
 
 
-def photo(layers: Layers, rng: np.random.Generator) -> np.ndarray:
-    """Paint surfaces with light, the look of captions without a style."""
-    return layers.albedo * layers.lit[..., None] + layers.shine[..., None]
-
-
 def cartoon(layers: Layers, rng: np.random.Generator) -> np.ndarray:
     """Paint flat, strong colours with two levels of light and black outlines."""
     inside = layers.thing >= 0

@@ -21,7 +21,6 @@ from personalar.nano.world.scene import (
     SIZE,
     Instance,
     Scene,
-    render,
     sample_instance,
     sample_scene,
     thing_box,
@@ -90,7 +89,7 @@ def rendered_subject(noun: str, seed: int, size: int = SIZE) -> RenderedSubject:
         noun=noun,
         live=noun in HEADS,
         description=description(instance),
-        train=tuple(render(scene, size) for scene in train),
+        train=tuple(draw(Picture(scenes=(scene,)), size) for scene in train),
         boxes=tuple(thing_box(scene, size) for scene in train),
         # In this order, because all pictures are drawn from one stream.
         holdout=tuple(_drawn(instance, spec, rng, size) for spec in asked),

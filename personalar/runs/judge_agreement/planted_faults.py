@@ -89,9 +89,9 @@ def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
     Both samples of a pair have the same seed. Prompts for another colour are left out, because they change
     the identity themselves.
     """
+    from personalar.nano.world.album import Picture, draw
     from personalar.nano.world.faults import FAULTS
     from personalar.nano.world.prompt_set import bench_prompts
-    from personalar.nano.world.scene import render
     from personalar.nano.world.subjects import obeying, subject_instance
 
     subject = load_subject(settings)
@@ -101,10 +101,10 @@ def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
         # One stream per prompt: a new fault must not change the views of other prompts.
         rng = np.random.default_rng([settings.seed, 4, number])
         scene, prompt = obeying(instance, spec, rng), spec.text.replace("{}", f"[V] {subject.noun}")
-        image = render(scene)
+        image = draw(Picture(scenes=(scene,)))
         right = Sample(stage=RIGHT, prompt=prompt, kind="subject", seed=number, spec=spec, image=image)
         samples.append(right)
         for name, plant in FAULTS.items():
             if (faulty := plant(scene, rng)) is not None:
-                samples.append(replace(right, stage=name, image=render(faulty)))
+                samples.append(replace(right, stage=name, image=draw(Picture(scenes=(faulty,)))))
     return samples, subject

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import article, description, sample_example, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS, accessory
@@ -17,7 +18,6 @@ from personalar.nano.world.scene import (
     ACCESSORIES,
     CLASSES,
     identity_vector,
-    render,
     sample_instance,
     sample_scene,
 )
@@ -26,7 +26,7 @@ from personalar.nano.world.subjects import obeying, rendered_subject, subject_in
 
 
 def pixels(scene, size=48) -> np.ndarray:
-    return np.asarray(render(scene, size)).astype(float)
+    return np.asarray(draw(Picture(scenes=(scene,)), size)).astype(float)
 
 
 @pytest.mark.parametrize("noun", CLASSES)

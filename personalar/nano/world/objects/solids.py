@@ -2,7 +2,7 @@
 
 A solid is a unit sphere, box or frustum with an affine transform, seen by an orthographic camera. With
 orthographic rays the local coordinates are affine in the pixel, so a solid needs only a few array operations
-on its screen rectangle; a z-buffer keeps the nearest hit. A 96-px picture takes about 16 ms on one CPU core.
+on its screen rectangle; a z-buffer keeps the nearest hit.
 
 Object space: x right, y up (ground at 0), z towards a viewer at yaw 0; one unit is about half of the object's
 height.
@@ -119,7 +119,10 @@ def _frustum(q, d, taper):
 
 
 def screen_extent(solid: Solid, view: np.ndarray) -> np.ndarray:
-    """Return half of a solid's bounding box (3,) in view space; exact for spheres and boxes."""
+    """Return half of a solid's bounding box (3,) in view space.
+
+    It is exact for spheres and boxes, and too small for frustums that are wider at the top (`taper` above 1).
+    """
     axes = view @ (rotation_matrix(solid.rotation) * np.asarray(solid.size)[None])
     # An ellipsoid extends by the norm of a row, a box by the sum of absolute values.
     return np.sqrt((axes**2).sum(1)) if solid.kind == "sphere" else np.abs(axes).sum(1)
