@@ -163,7 +163,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         rows = measure(backend, batch, args, until)
         prompt, answer = (
             len(square(backend, 1).prompts[0]),
-            len(backend.grammar(*square(backend, 1).grids[0])),
+            len(backend.grammar(*square(backend, 1).grid)),
         )
         read = step_bytes(backend, batch=batch, prompt=prompt, answer=answer, guided=True)
         for row in rows:

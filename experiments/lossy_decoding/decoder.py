@@ -13,7 +13,7 @@ import torch
 from lossy_decoding.low_bits import FORMATS, LowBits
 from torch import Tensor, nn
 
-from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.network.cache import KVCache, Slots, put
 
@@ -46,10 +46,10 @@ class LossyDecoder(PlainDecoder):
         self,
         backend: Any,
         request: GenerationRequest,
-        identifier: Identifier | None,
+        identifier: LearnedEmbeddings | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N for the largest image, and the largest logit of each code (B, K)."""
+        """Return codes (B, N) and the largest logit of each code (B, K)."""
         if self.weights != "exact" and self._packed is not backend:
             quantize_weights(backend.transformer.model, self.weights)
             self._packed = backend

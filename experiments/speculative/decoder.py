@@ -7,13 +7,15 @@ lossy.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
-import torch.nn.functional as F
 from speculative.rules import COUPLINGS, INITS, nearest_codes
 from speculative.window import RejectionWindow
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.models.base import Backend
 
@@ -56,19 +58,22 @@ class SpeculativeDecoder(JacobiDecoder):
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: Identifier | None,
+        identifier: LearnedEmbeddings | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return codes (B, N), N for the largest image, and the largest logit of each code (B, K)."""
-        sizes = [h * w for h, w in request.grids]
+        """Return codes (B, N) and the largest logit of each code (B, K)."""
+        batch, codes = len(request.prompts), math.prod(request.grid)
         near = nearest_codes(backend.vq.quantize.embedding.weight, self.relax) if self.relax else None
         images: list[Tensor] = []
         max_logits: list[Tensor] = []
         done = 0
-        for start in range(0, len(sizes), self.max_batch):
+        for start in range(0, batch, self.max_batch):
             part = slice(start, start + self.max_batch)
-            some = GenerationRequest(
-                prompts=request.prompts[part], grid=request.grids[part], seeds=request.seeds[part]
+            some = replace(
+                request,
+                prompts=request.prompts[part],
+                seeds=request.seeds[part],
+                contexts=request.contexts and request.contexts[part],
             )
             window = RejectionWindow(
                 backend,
@@ -82,8 +87,8 @@ class SpeculativeDecoder(JacobiDecoder):
             )
             for final in window.passes(identifier):
                 if progress is not None:
-                    progress(done + final, sum(sizes))
+                    progress(done + final, batch * codes)
             done += final
-            images.append(F.pad(window.codes, (0, max(sizes) - window.codes.shape[1])))
+            images.append(window.codes)
             max_logits.append(window.max_logits)
         return torch.cat(images), torch.cat(max_logits)

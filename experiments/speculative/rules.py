@@ -76,7 +76,7 @@ def redraw(
     return torch.where(kept & ~fresh, drafts, drawn)
 
 
-def draft_source(init: str, known: Tensor, index: Tensor, widths: Tensor) -> Tensor:
+def draft_source(init: str, known: Tensor, index: Tensor, width: int) -> Tensor:
     """Return the index of the code that each draft (B, W) copies; -1 for a random draft.
 
     Args:
@@ -84,9 +84,9 @@ def draft_source(init: str, known: Tensor, index: Tensor, widths: Tensor) -> Ten
             start of a row.
         known: (B,) number of codes that are sampled or drafted.
         index: (B, W) indices of the drafts in reading order.
-        widths: (B,) codes per row.
+        width: codes per row.
     """
-    last, width = (known - 1)[:, None], widths[:, None]
+    last = (known - 1)[:, None]
     if init == "random":
         return torch.full_like(index, -1)
     if init == "left":

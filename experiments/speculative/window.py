@@ -34,15 +34,15 @@ class RejectionWindow(Window):
 
     def _draft(self, tokens: Tensor) -> Tensor:
         """Return the drafts (B, W), and record which of them are new."""
-        is_code = self._body.is_code.gather(1, tokens)
-        self._fresh = (self._body.code_index.gather(1, tokens) >= self._known[:, None]) & is_code
+        is_code = self._body.is_code[tokens]
+        self._fresh = (self._body.code_index[tokens] >= self._known[:, None]) & is_code
         return super()._draft(tokens)
 
     def _guess(self, index: Tensor) -> Tensor:
         """Return first drafts (B, W)."""
         if self._init == "above":
             return super()._guess(index)
-        source = draft_source(self._init, self._known, index, self._body.widths)
+        source = draft_source(self._init, self._known, index, self._row_width)
         copied = self._codes.gather(1, source.clamp_min(0))
         at_random = (source < 0) | (self._known[:, None] == 0)
         return torch.where(at_random, random_codes(self._seeds, index, self._num_codes), copied)
@@ -50,7 +50,7 @@ class RejectionWindow(Window):
     def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
         """Return samples (B, W) from guided logits (B, W, K), and store the distributions."""
         self._number += 1
-        index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
+        index, is_code = self._body.code_index[tokens], self._body.is_code[tokens]
         law = self._sampling.probabilities(logits)
         drafted = is_code & (self._offset(tokens) < self._size - 1)
         if self._near is not None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from personalar.generation.sampling import Sampling
@@ -15,11 +14,8 @@ from personalar.models.base import Backend
 Progress = Callable[[int, int], None]
 """Called with (codes drawn so far, codes in total) of a batch, about once per row of codes."""
 
-Grid = tuple[int, int] | Sequence[tuple[int, int]]
-"""Image size in codes: one (h, w) for the whole batch, or one per image."""
 
-
-class Identifier(Protocol):
+class LearnedEmbeddings(Protocol):
     """Learned embeddings that replace those of reserved token ids."""
 
     def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
@@ -43,7 +39,7 @@ class Decoder(Protocol):
         prompts: list[list[int]],
         grid: tuple[int, int],
         seeds: list[int],
-        identifier: Identifier | None = None,
+        identifier: LearnedEmbeddings | None = None,
         progress: Progress | None = None,
         contexts: list[list[int]] | None = None,
     ) -> Any:
@@ -70,14 +66,14 @@ class GenerationRequest:
     """A validated batch of images to sample, one per prompt.
 
     Raises:
-        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds, grids and
-            contexts differ.
+        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds and contexts
+            differ, or the image has no codes.
     """
 
     prompts: Sequence[Sequence[int]]
     """Per image the token ids before the first image token."""
-    grid: Grid
-    """Image size in codes: one (h, w) for all images, or one per image."""
+    grid: tuple[int, int]
+    """(h, w), the image size in codes."""
     seeds: Sequence[int]
     """One per image."""
     contexts: Sequence[Sequence[int]] | None = None
@@ -97,28 +93,6 @@ class GenerationRequest:
             raise ValueError(
                 f"got {len(self.contexts)} contexts for {len(self.prompts)} prompts; give one per image"
             )
-        if len(self.grids) != len(self.prompts):
-            raise ValueError(
-                f"got {len(self.grids)} grids for {len(self.prompts)} prompts; "
-                "give one (h, w), or one per image"
-            )
-        for h, w in self.grids:
-            if min(h, w) < 1:
-                raise ValueError(f"got an image of {h}x{w} codes; both must be at least 1")
-
-    @property
-    def grids(self) -> list[tuple[int, int]]:
-        """(h, w) of every image, in codes."""
-        # One (h, w) for all images, not a list of them.
-        if isinstance(self.grid[0], int):
-            return [(self.grid[0], self.grid[1])] * len(self.prompts)  # type: ignore[list-item]
-        return [(h, w) for h, w in self.grid]  # type: ignore[misc]
-
-    def collect(self, images: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Return codes of single images in the form of `grid`: stacked to (B, h, w), or as a list."""
-        return torch.stack(list(images)) if isinstance(self.grid[0], int) else list(images)
-
-    def split(self, codes: Tensor) -> Tensor | list[Tensor]:
-        """Reshape padded codes (B, N), where N is the codes of the largest image, to (h, w) per image."""
-        shapes = zip(codes, self.grids, strict=True)
-        return self.collect([row[: h * w].view(h, w) for row, (h, w) in shapes])
+        h, w = self.grid
+        if min(h, w) < 1:
+            raise ValueError(f"got an image of {h}x{w} codes; both must be at least 1")

@@ -1,8 +1,7 @@
 """Lay out a batch for decoding: the cache slot and position of every token, before the first code is drawn.
 
 An image's layout fixes all of its tokens except the codes, so cache slots, positions and the forced ids
-between codes (newlines) are known in advance. All images of a batch advance by one code per step. A step is
-as wide as the image with the most forced ids needs; images with fewer leave slots before their code empty.
+between codes (newlines) are known in advance. All images of a batch advance by one code per step.
 
 Shapes: B images, R rows (B, or 2B with guidance, unconditional rows last), L cache slots.
 """
@@ -11,27 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, Identifier
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings
 from personalar.models.base import Backend, Cache
-
-CODE = -1
-"""Marks the place of a code in tables of forced ids."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tail:
-    """The cache slots from the first code on, for one image size."""
-
-    ids: list[int]
-    """Per slot a forced id or CODE; any number if the slot is empty."""
-    offsets: list[int]
-    """Per slot its position, counted from the first code; -1 if the slot is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +32,12 @@ class Schedule:
     positions: Tensor
     """(R, L) int64, position of each slot; -1 if the slot is empty."""
     forced: Tensor
-    """(B, L - starts[1]) int64, token ids from the first code on; arbitrary where a code goes."""
-    is_code: Tensor
-    """(B, L - starts[1]) bool, True where the code of the previous step goes."""
+    """(L - starts[1],) int64, token ids from the first code on; 0 in the first slot of a step, where a code
+    goes."""
 
     @property
     def num_steps(self) -> int:
-        """Number of steps, which is the number of codes of the largest image."""
+        """Number of steps, which is the number of codes of an image."""
         return len(self.starts) - 1
 
     def width(self, step: int) -> int:
@@ -78,10 +63,8 @@ class Schedule:
             step: number of the step.
             ids: token ids (B,) of the codes that the previous step drew.
         """
-        if self.width(step) == 1:
-            return ids[:, None]
-        window = slice(self.starts[step] - self.starts[1], self.starts[step + 1] - self.starts[1])
-        return torch.where(self.is_code[:, window], ids[:, None], self.forced[:, window])
+        forced = self.forced[self.starts[step] + 1 - self.starts[1] : self.starts[step + 1] - self.starts[1]]
+        return torch.cat((ids[:, None], forced.expand(len(ids), -1)), dim=1)
 
 
 def image_schedule(grammar: Sequence[int | None]) -> tuple[list[int], list[list[int]]]:
@@ -106,38 +89,31 @@ def image_schedule(grammar: Sequence[int | None]) -> tuple[list[int], list[list[
 
 def plan(backend: Backend, request: GenerationRequest, *, guided: bool) -> Schedule:
     """Lay out a batch; with `guided`, every image gets a second row with the unconditional prompt."""
-    layouts = {grid: image_schedule(backend.grammar(*grid)) for grid in dict.fromkeys(request.grids)}
-    prefixes = [layouts[grid][0] for grid in request.grids]
-    rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
-    if guided:
-        rows += unconditional_rows(backend, request, prefixes)
-    widths = _step_widths([followers for _, followers in layouts.values()])
-    tails = {grid: _tail(followers, widths) for grid, (_, followers) in layouts.items()}
-    own = [tails[grid] for grid in request.grids]
-    device = backend.device
-    lengths = torch.tensor([len(row) for row in rows], device=device)[:, None]  # (R, 1)
-    longest = max(map(len, rows))
-    offsets = torch.tensor([tail.offsets for tail in own], device=device)  # (B, L - longest)
-    repeated = torch.cat((offsets, offsets)) if guided else offsets
+    prefix, followers = image_schedule(backend.grammar(*request.grid))
+    rows = batch_rows(backend, request, prefix, guided=guided)
+    steps = [[0, *forced] for forced in followers[:-1]]
+    device, longest = backend.device, max(map(len, rows))
     # Prompts are left-padded to one length, so that all first codes share a slot; padding is negative here.
-    head = torch.arange(longest, device=device) - (longest - lengths)
+    pad = torch.tensor([longest - len(row) for row in rows], device=device)[:, None]  # (R, 1)
+    starts = list(accumulate([longest, *map(len, steps)], initial=0))
     return Schedule(
         rows=rows,
-        starts=list(accumulate([longest, *widths], initial=0)),
-        positions=torch.cat((head, torch.where(repeated < 0, -1, repeated + lengths)), dim=1).clamp_min(-1),
-        forced=torch.tensor([tail.ids for tail in own], device=device),
-        is_code=torch.tensor([[index == CODE for index in tail.ids] for tail in own], device=device),
+        starts=starts,
+        positions=(torch.arange(starts[-1], device=device) - pad).clamp_min(-1),
+        forced=torch.tensor(list(chain(*steps)), dtype=torch.int64, device=device),
     )
 
 
-def unconditional_rows(
-    backend: Backend, request: GenerationRequest, prefixes: Sequence[Sequence[int]]
+def batch_rows(
+    backend: Backend, request: GenerationRequest, prefix: Sequence[int], *, guided: bool
 ) -> list[list[int]]:
-    """Return each image's second row: the context of guidance, and the ids before its codes."""
-    contexts = request.contexts
-    if contexts is None:
-        contexts = [backend.unconditional_prompt(prompt) for prompt in request.prompts]
-    return [[*context, *prefix] for context, prefix in zip(contexts, prefixes, strict=True)]
+    """Return the token ids of each row before the first code; `prefix` are those of the image."""
+    before = list(request.prompts)
+    if guided and request.contexts is not None:
+        before += request.contexts
+    elif guided:
+        before += [backend.unconditional_prompt(prompt) for prompt in request.prompts]
+    return [[*ids, *prefix] for ids in before]
 
 
 def num_codes(backend: Backend) -> int:
@@ -146,34 +122,12 @@ def num_codes(backend: Backend) -> int:
     return backend.image_logits(backend.embed(code)).shape[-1]
 
 
-def _step_widths(layouts: list[list[list[int]]]) -> list[int]:
-    """Return the width of each step after the prompt: a code and the most forced ids of any image."""
-    widths = []
-    for step in range(1, max(map(len, layouts))):
-        forced = [len(layout[step - 1]) for layout in layouts if step < len(layout)]
-        widths.append(1 + max(forced))
-    return widths
-
-
-def _tail(followers: list[list[int]], widths: list[int]) -> Tail:
-    ids: list[int] = []
-    offsets: list[int] = []
-    position = 0
-    for step, width in enumerate(widths, 1):
-        tokens = [CODE, *followers[step - 1]] if step < len(followers) else []
-        # Empty slots come first, so that the last slot of a step is filled for every image.
-        ids += [0] * (width - len(tokens)) + tokens
-        offsets += [-1] * (width - len(tokens)) + list(range(position, position + len(tokens)))
-        position += len(tokens)
-    return Tail(ids=ids, offsets=offsets)
-
-
 def prefill(
     backend: Backend,
     rows: list[list[int]],
     cache: Cache,
     *,
-    identifier: Identifier | None,
+    identifier: LearnedEmbeddings | None,
     more: Tensor | None = None,
 ) -> Tensor:
     """Run the prompts through the network and fill the cache.

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speculative import rules, window
 from speculative.decoder import SpeculativeDecoder
-from test_jacobi import MIXED, count_forwards, equal, p_value
+from test_jacobi import count_forwards, p_value
 from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
 
+from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
 
@@ -32,12 +33,22 @@ def test_a_configuration_loads_it() -> None:
 def test_an_image_does_not_depend_on_the_batch(tiny_backend: ChameleonBackend, kind: str, init: str) -> None:
     ids, seeds = prompts(tiny_backend, *TEXTS), [1, 2, 3]
 
-    def draw(max_batch: int, part: slice) -> list[Tensor]:
+    def draw(max_batch: int, part: slice) -> Tensor:
         decoder = SpeculativeDecoder(coupling=kind, init=init, window=6, cfg_scale=2.0, max_batch=max_batch)
-        return decoder(tiny_backend, ids[part], MIXED[part], seeds[part])
+        return decoder(tiny_backend, ids[part], (2, 6), seeds[part])
 
-    alone = [draw(1, slice(k, k + 1))[0] for k in range(3)]
-    assert equal(draw(3, slice(0, 3)), alone) and equal(draw(2, slice(0, 3)), alone)
+    alone = torch.cat([draw(1, slice(k, k + 1)) for k in range(3)])
+    assert torch.equal(draw(3, slice(0, 3)), alone) and torch.equal(draw(2, slice(0, 3)), alone)
+
+
+def test_a_negative_prompt_acts(tiny_backend: ChameleonBackend) -> None:
+    """The most likely codes are those of plain decoding, whatever the drafts."""
+    ids, seeds, how = prompts(tiny_backend, *TEXTS), [1, 2, 3], {"cfg_scale": 4.0, "temperature": 0.0}
+    contexts = ids[::-1]
+    plain = PlainDecoder(**how)(tiny_backend, ids, GRID, seeds, contexts=contexts)
+    assert not torch.equal(plain, PlainDecoder(**how)(tiny_backend, ids, GRID, seeds))
+    decoder = SpeculativeDecoder(max_batch=2, **how)
+    assert torch.equal(decoder(tiny_backend, ids, GRID, seeds, contexts=contexts), plain)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,7 @@ def test_an_image_does_not_depend_on_the_batch(tiny_backend: ChameleonBackend, k
 )
 def test_what_first_drafts_copy(init: str, known: int, expected: list[int]) -> None:
     index = torch.tensor([[3, 4, 5, 6]])
-    found = rules.draft_source(init, torch.tensor([known]), index, torch.tensor([4]))
+    found = rules.draft_source(init, torch.tensor([known]), index, 4)
     assert found[0].tolist() == expected
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
 from personalar.generation.decoders.plain import NOISE_AHEAD, PlainDecoder
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import Schedule, num_codes, plan, prefill
@@ -58,7 +58,7 @@ class CompiledDecoder(PlainDecoder):
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: Identifier | None,
+        identifier: LearnedEmbeddings | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample with CUDA graphs; see `PlainDecoder.draw`."""
@@ -122,7 +122,7 @@ class CompiledDecoder(PlainDecoder):
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
         # A graph contains addresses: another model, or a reloaded one, needs new graphs.
         weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
-        key = (len(schedule.rows), tuple(schedule.forced.shape), schedule.num_steps, slots, weights)
+        key = (len(schedule.rows), len(schedule.forced), schedule.num_steps, slots, weights)
         if self._buffers is None or key != self._key:
             self.forget()
             self._buffers = Step(backend, schedule, self.sampling, bucket=self.bucket)
@@ -187,10 +187,11 @@ class Step:
         self.backend, self.sampling = backend, sampling
         self.cache = schedule.new_cache(backend, multiple=bucket)
         # Everything below is allocated once: graphs store the addresses.
-        self.codes = schedule.forced.new_zeros(len(schedule.forced), schedule.num_steps)  # (B, N)
+        batch = len(schedule.rows) // (2 if sampling.guided else 1)
+        self.codes = schedule.forced.new_zeros(batch, schedule.num_steps)  # (B, N)
         self.max_logits = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
         """(B, K), maximum over the steps so far; NaN propagates."""
-        self.forced, self.is_code = schedule.forced.clone(), schedule.is_code.clone()
+        self.forced = schedule.forced.clone()
         self.seeds = self.codes.new_zeros(len(self.codes))
         self.index = self.codes.new_zeros(1)
         """Index of the next code."""
@@ -199,12 +200,13 @@ class Step:
         self.first_slot = self.codes.new_zeros(1)
         """Cache slot of the first code."""
 
-    def start(self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None) -> None:
+    def start(
+        self, request: GenerationRequest, schedule: Schedule, identifier: LearnedEmbeddings | None
+    ) -> None:
         """Begin a batch: run its prompts and sample the first code of every image."""
         self.cache.place(schedule.padded_positions(self.cache.capacity))
         self.seeds.copy_(seed_tensor(list(request.seeds), self.seeds.device))
         self.forced.copy_(schedule.forced)
-        self.is_code.copy_(schedule.is_code)
         self.first_slot.fill_(schedule.starts[1])
         self.max_logits.fill_(-math.inf)
         self.seek(schedule, 0)
@@ -226,8 +228,8 @@ class Step:
         slots = self.slot + torch.arange(width, device=self.slot.device)
         last = self.codes.index_select(1, self.index - 1) + self.backend.code_offset  # (B, 1)
         if width > 1:
-            place = slots - self.first_slot
-            last = torch.where(self.is_code.index_select(1, place), last, self.forced.index_select(1, place))
+            forced = self.forced.index_select(0, slots[1:] - self.first_slot)
+            last = torch.cat((last, forced.expand(len(last), -1)), dim=1)
         embeds = self.backend.embed(last)  # (B, width, D)
         embeds = torch.cat((embeds, embeds)) if self.sampling.guided else embeds
         self.keep(self.backend.forward(embeds, cache=self.cache.at(slots, end)))

@@ -6,9 +6,12 @@ are therefore exactly those of plain decoding, whatever the drafts (shared-noise
 
 from __future__ import annotations
 
+import math
+import warnings
+
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, Identifier, Progress
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.decoders.window import Window
 from personalar.models.base import Backend
@@ -36,16 +39,21 @@ class JacobiDecoder(PlainDecoder):
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: Identifier | None,
+        identifier: LearnedEmbeddings | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample with a window of drafts; see `PlainDecoder.draw`."""
         # The tokens of drafts are almost free only while a pass is limited by reading the weights.
         if len(request.prompts) > self.max_batch:
+            warnings.warn(
+                f"decoder=jacobi got a batch of {len(request.prompts)} images, more than decoder.max_batch="
+                f"{self.max_batch}: falling back to plain decoding, which gives the same images",
+                stacklevel=4,
+            )
             return super().draw(backend, request, identifier, progress)
         window = Window(backend, request, self.sampling, size=self.window)
         # Final codes, because drafts can be taken back.
-        total = sum(h * w for h, w in request.grids)
+        total = len(request.prompts) * math.prod(request.grid)
         for final in window.passes(identifier):
             if progress is not None:
                 progress(final, total)

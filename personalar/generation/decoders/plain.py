@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, Grid, Identifier, Progress
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
 from personalar.models.base import Backend
@@ -45,25 +45,25 @@ class PlainDecoder:
         self,
         backend: Backend,
         prompts: list[list[int]],
-        grid: Grid,
+        grid: tuple[int, int],
         seeds: list[int],
-        identifier: Identifier | None = None,
+        identifier: LearnedEmbeddings | None = None,
         progress: Progress | None = None,
         contexts: list[list[int]] | None = None,
-    ) -> Tensor | list[Tensor]:
+    ) -> Tensor:
         """Sample one image per prompt and seed.
 
         Args:
             backend: the base model.
             prompts: token ids of each prompt, of any lengths.
-            grid: (h, w) in codes for all images, or a list with one per image.
+            grid: (h, w), the image size in codes.
             seeds: one per prompt.
             identifier: learned embeddings for reserved ids in the prompts.
             progress: called about once per row of codes.
             contexts: token ids of the contexts of guidance, one per prompt; None: the unconditional ones.
 
         Returns:
-            Codes (B, h, w) int64; a list of (h, w) if `grid` is a list.
+            Codes (B, h, w), int64.
 
         Raises:
             FloatingPointError: some logits were NaN or infinite.
@@ -71,20 +71,20 @@ class PlainDecoder:
         request = GenerationRequest(prompts=prompts, grid=grid, seeds=seeds, contexts=contexts)
         codes, max_logits = self.draw(backend, request, identifier, progress)
         check_finite(max_logits)
-        return request.split(codes)
+        return codes.reshape(-1, *grid)
 
     def draw(
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: Identifier | None,
+        identifier: LearnedEmbeddings | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample a validated request; subclasses override this method.
 
         Returns:
-            Codes (B, N), where N is the number of codes of the largest image, and the maximum over all steps
-            of the guided logits (B, K), for `check_finite`.
+            Codes (B, N), where N is the number of codes of an image, and the maximum over all steps of the
+            guided logits (B, K), for `check_finite`.
         """
         guided, batch = self.sampling.guided, len(request.prompts)
         schedule = plan(backend, request, guided=guided)

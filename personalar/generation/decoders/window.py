@@ -5,7 +5,7 @@ Token t of an image, counted from its first code and including forced ids, is in
 the drafts after it. The next pass overwrites the cache entries of drafts that were wrong.
 
 Shapes: B images, R rows (B, or 2B with guidance), W tokens per pass (`size` codes and the forced ids among
-them), K image codes, N codes of the largest image, M its tokens from the first to the last code.
+them), K image codes, N codes of an image, M its tokens from the first to the last code.
 """
 
 from __future__ import annotations
@@ -18,69 +18,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, Identifier
+from personalar.generation.base import GenerationRequest, LearnedEmbeddings
+from personalar.generation.decoders.plain import NOISE_AHEAD
 from personalar.generation.sampling import Sampling, gumbel_noise, random_codes, seed_tensor
-from personalar.generation.schedule import image_schedule, num_codes, prefill, unconditional_rows
+from personalar.generation.schedule import batch_rows, image_schedule, num_codes, prefill
 from personalar.models.base import Backend
 
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """Layout of the tokens from the first to the last code; tables (B, M + W), W being that of any pass."""
+    """Layout of the tokens from the first to the last code; tables (M + W,), W being that of any pass."""
 
-    places: list[list[int]]
-    """Per image the indices of the tokens that are codes."""
+    places: list[int]
+    """Indices of the tokens that are codes."""
     forced: Tensor
     """Forced token ids; arbitrary where a code goes."""
     is_code: Tensor
     """True where a code goes; False for forced ids and for padding after the last code."""
     code_index: Tensor
     """Number of codes before each token."""
-    lengths: Tensor
-    """(B,), tokens of each image."""
-    widths: Tensor
-    """(B,), codes per row of each image."""
 
 
-def lay_out(backend: Backend, request: GenerationRequest, size: int) -> tuple[list[list[int]], Body]:
-    """Return the forced ids before the first code of every image, and the layout of the tokens after them.
+def lay_out(backend: Backend, grid: tuple[int, int], size: int) -> tuple[list[int], Body]:
+    """Return the forced ids before the first code, and the layout of the tokens after them.
 
     Args:
         backend: the base model.
-        request: the images.
+        grid: (h, w), the image size in codes.
         size: codes per forward pass.
     """
-    shapes = list(dict.fromkeys(request.grids))
-    layouts = [image_schedule(backend.grammar(*grid)) for grid in shapes]
-    bodies = [_body_tokens(followers) for _, followers in layouts]
-    places = [[token for token, forced in enumerate(body) if forced is None] for body in bodies]
-    lengths = [len(body) for body in bodies]
-    widest = max(_widest_pass(codes, size) for codes in places)
-    padded = [body + [0] * (max(lengths) + widest - len(body)) for body in bodies]
-    own = [shapes.index(grid) for grid in request.grids]
-    is_code = torch.tensor([[t is None for t in body] for body in padded], device=backend.device)[own]
-    return [layouts[i][0] for i in own], Body(
-        places=[places[i] for i in own],
-        forced=torch.tensor([[t or 0 for t in body] for body in padded], device=backend.device)[own],
-        is_code=is_code,
-        code_index=is_code.long().cumsum(1) - is_code.long(),
-        lengths=torch.tensor(lengths, device=backend.device)[own],
-        widths=torch.tensor([w for _, w in request.grids], device=backend.device),
-    )
-
-
-def _body_tokens(followers: list[list[int]]) -> list[int | None]:
-    """Return the tokens from the first to the last code, None for a code."""
-    tokens: list[int | None] = []
+    prefix, followers = image_schedule(backend.grammar(*grid))
+    tokens: list[int | None] = []  # None for a code
     for forced in followers[:-1]:
         tokens += [None, *forced]
-    return [*tokens, None]
-
-
-def _widest_pass(codes: list[int], size: int) -> int:
-    """Return the most tokens of any pass: one can begin at the first token or after any code."""
-    begins = [0, *(code + 1 for code in codes)]
-    return max(span(codes, first, size) for first in begins)
+    tokens.append(None)
+    places = [token for token, forced in enumerate(tokens) if forced is None]
+    # A pass can begin at the first token or after any code.
+    tokens += [0] * max(span(places, first, size) for first in (0, *(code + 1 for code in places)))
+    is_code = torch.tensor([token is None for token in tokens], device=backend.device)
+    return prefix, Body(
+        places=places,
+        forced=torch.tensor([token or 0 for token in tokens], device=backend.device),
+        is_code=is_code,
+        code_index=is_code.long().cumsum(0) - is_code.long(),
+    )
 
 
 def span(codes: list[int], first: int, size: int) -> int:
@@ -103,14 +84,13 @@ class Window:
     ) -> None:
         """Lay out the batch; each forward pass checks `size` codes."""
         self._backend, self._sampling, self._size = backend, sampling, size
-        prefixes, self._body = lay_out(backend, request, size)
-        self._rows = [[*prompt, *prefix] for prompt, prefix in zip(request.prompts, prefixes, strict=True)]
-        if sampling.guided:
-            self._rows += unconditional_rows(backend, request, prefixes)
+        prefix, self._body = lay_out(backend, request.grid, size)
+        self._rows = batch_rows(backend, request, prefix, guided=sampling.guided)
+        self._row_width = request.grid[1]
         self._longest = max(map(len, self._rows))
         self._seeds = seed_tensor(list(request.seeds), backend.device)
         self._num_codes = num_codes(backend)
-        batch, most = len(request.prompts), max(h * w for h, w in request.grids)
+        batch, most = len(request.prompts), len(self._body.places)
         self.max_logits = torch.full((batch, self._num_codes), -math.inf, device=backend.device)
         """(B, K), maximum over the passes so far; NaN propagates."""
         # One extra column: values that are not codes are written there instead of being masked out.
@@ -118,24 +98,26 @@ class Window:
         self._first = self._seeds.new_zeros(batch)  # index of the first token that is not final
         self._known = self._seeds.new_zeros(batch)  # number of codes that have a value, final or draft
         positions = torch.arange(most + 1, device=backend.device)
-        self._noise = gumbel_noise(self._seeds, positions, self._num_codes)
+        # In parts, because the numbers that the noise is computed from need several times its memory.
+        parts = [gumbel_noise(self._seeds, p, self._num_codes) for p in positions.split(NOISE_AHEAD)]
+        self._noise = torch.cat(parts, dim=1)
         pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
-        self._cache = backend.new_cache(capacity=self._longest + self._body.forced.shape[1], pad=pad)
+        self._cache = backend.new_cache(capacity=self._longest + len(self._body.forced), pad=pad)
 
     @property
     def codes(self) -> Tensor:
-        """Codes (B, N); for smaller images the values after their last code are arbitrary."""
+        """Codes (B, N)."""
         return self._codes[:, :-1]
 
-    def passes(self, identifier: Identifier | None) -> Iterator[int]:
+    def passes(self, identifier: LearnedEmbeddings | None) -> Iterator[int]:
         """Decode, and yield the total number of final codes after every forward pass.
 
         Raises:
             RuntimeError: a pass made no token final, so the loop would not end.
         """
         places, number = self._body.places, 0
-        first = [0] * len(places)
-        while width := max(span(*image, self._size) for image in zip(places, first, strict=True)):
+        first = [0] * len(self._codes)
+        while width := max(span(places, each, self._size) for each in first):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
             drafts = self._draft(tokens)
             # The first pass also runs the prompts.
@@ -149,11 +131,11 @@ class Window:
                 hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
             number += 1
             draws = self._draw(hidden, tokens, drafts)
-            drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code.gather(1, tokens)
-            final = count_final(draws, drafts, drafted).minimum(self._body.lengths - self._first)
+            drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code[tokens]
+            final = count_final(draws, drafts, drafted).minimum(places[-1] + 1 - self._first)
             self._first = self._first + final
             before, first = first, self._first.tolist()  # the only device synchronization of a pass
-            done, total = sum(map(bisect_left, places, first)), sum(map(len, places))
+            done, total = sum(bisect_left(places, each) for each in first), len(places) * len(first)
             if first == before:
                 raise RuntimeError(
                     f"decoder=jacobi: pass {number} made no token final, after {done} of {total} codes; this "
@@ -163,29 +145,28 @@ class Window:
 
     def _offset(self, tokens: Tensor) -> Tensor:
         """Return the number of codes from the first token that is not final to each of `tokens` (B, W)."""
-        index = self._body.code_index.gather(1, tokens)
-        return index - self._body.code_index.gather(1, self._first[:, None])
+        return self._body.code_index[tokens] - self._body.code_index[self._first[:, None]]
 
     def _ids(self, tokens: Tensor) -> Tensor:
         """Return the token ids (B, W) of `tokens` (B, W): forced ids, final codes and drafts."""
-        code = self._codes.gather(1, self._body.code_index.gather(1, tokens)) + self._backend.code_offset
-        return torch.where(self._body.is_code.gather(1, tokens), code, self._body.forced.gather(1, tokens))
+        code = self._codes.gather(1, self._body.code_index[tokens]) + self._backend.code_offset
+        return torch.where(self._body.is_code[tokens], code, self._body.forced[tokens])
 
     def _per_row(self, values: Tensor) -> Tensor:
         return torch.cat((values, values)) if self._sampling.guided else values
 
     def _draft(self, tokens: Tensor) -> Tensor:
         """Return the drafts (B, W) of `tokens`; make one for codes that have no value yet."""
-        index = self._body.code_index.gather(1, tokens)
-        fresh = (index >= self._known[:, None]) & self._body.is_code.gather(1, tokens)
+        index = self._body.code_index[tokens]
+        fresh = (index >= self._known[:, None]) & self._body.is_code[tokens]
         self._store(self._codes, index, self._guess(index), fresh)
-        known = self._body.code_index.gather(1, self._first[:, None])[:, 0] + self._size
+        known = self._body.code_index[self._first] + self._size
         self._known = known.clamp_max(self._codes.shape[1] - 1)
         return self._codes.gather(1, index)
 
     def _guess(self, index: Tensor) -> Tensor:
         """Return first drafts (B, W) for the codes `index` (B, W): copies, or random codes without one."""
-        copied = first_drafts(self._codes, self._known, index, self._body.widths)
+        copied = first_drafts(self._codes, self._known, index, self._row_width)
         at_random = random_codes(self._seeds, index, self._num_codes)
         return torch.where(copied < 0, at_random, copied)
 
@@ -208,8 +189,8 @@ class Window:
         """Sample codes (B, W) for `tokens` and store them; for forced ids return the draft."""
         logits = self._sampling.guide(self._backend.image_logits(hidden))  # (B, W, K)
         torch.maximum(self.max_logits, logits.amax(1), out=self.max_logits)
-        index, is_code = self._body.code_index.gather(1, tokens), self._body.is_code.gather(1, tokens)
-        # All images get the widest image's number of tokens; codes beyond their own window are not stored.
+        index, is_code = self._body.code_index[tokens], self._body.is_code[tokens]
+        # All images get as many tokens as one of them needs; codes beyond their own window are not stored.
         in_window = is_code & (self._offset(tokens) < self._size)
         draws = torch.where(is_code, self._choose(logits, tokens, drafts), drafts)
         self._store(self._codes, index, draws, in_window)
@@ -220,12 +201,12 @@ class Window:
 
         The drafts are not used here; subclasses with another acceptance rule need them.
         """
-        index = self._body.code_index.gather(1, tokens)
+        index = self._body.code_index[tokens]
         rows = torch.arange(len(index), device=index.device)[:, None]
         return self._sampling.draw(logits, self._noise[rows, index])
 
 
-def first_drafts(codes: Tensor, known: Tensor, index: Tensor, widths: Tensor) -> Tensor:
+def first_drafts(codes: Tensor, known: Tensor, index: Tensor, width: int) -> Tensor:
     """Return drafts (B, W) for the codes `index` (B, W); -1 if there is no code to copy.
 
     A draft copies the nearest code above it that has a value, or the last code if there is none above.
@@ -234,9 +215,9 @@ def first_drafts(codes: Tensor, known: Tensor, index: Tensor, widths: Tensor) ->
         codes: (B, N), codes so far in raster order.
         known: (B,), number of codes that have a value.
         index: (B, W), codes that need a draft.
-        widths: (B,), codes per row.
+        width: codes per row.
     """
-    last, width = (known - 1)[:, None], widths[:, None]
+    last = (known - 1)[:, None]
     rows_up = (index - last + width - 1) // width  # rows to go up to reach a code that has a value
     source = index - rows_up.clamp_min(1) * width
     source = torch.where(source < 0, last, source)  # above the first row: copy the last code

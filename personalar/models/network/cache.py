@@ -1,8 +1,8 @@
 """A static key/value cache, which is an argument of the model and not part of it.
 
-A forward pass writes the same slots in every row of the batch. If the rows have prompts of different lengths
-or images of different widths, some slots of a row stay empty and are masked in attention. Rotary factors and
-masks depend only on the slot, and are computed once when the cache is made.
+A forward pass writes the same slots in every row of the batch. If the rows have prompts of different lengths,
+some slots of a row stay empty and are masked in attention. Rotary factors and masks depend only on the slot,
+and are computed once when the cache is made.
 Shapes: B batch, T tokens, L slots, Hkv key/value heads, hd head size.
 """
 

@@ -25,7 +25,7 @@ from personalar.training.context import RunContext
 from personalar.training.model_prep import train_in_float32
 from personalar.training.module import PersonalizationModule
 
-MIXED = [(4, 4), (2, 6), (6, 2)]
+SHAPES = [(4, 4), (2, 6), (6, 2)]
 INDUCTOR_MAKES = 2
 
 
@@ -72,10 +72,9 @@ def test_static_steps_equal_plain(
 ) -> None:
     ids, seeds = prompts(tiny_backend, *TEXTS), [3, -1, 7]
     decoder = Taped(bucket=bucket, **settings)
-    for grids in (GRID, MIXED):
-        images = decoder(tiny_backend, ids, grids, seeds)
-        plain = PlainDecoder(**settings)(tiny_backend, ids, grids, seeds)
-        assert all(torch.equal(a, b) for a, b in zip(images, plain, strict=True))
+    for grid in SHAPES:
+        images = decoder(tiny_backend, ids, grid, seeds)
+        assert torch.equal(images, PlainDecoder(**settings)(tiny_backend, ids, grid, seeds))
 
 
 def test_graphs_hold_for_other_prompts_seeds_and_weights() -> None:
@@ -211,9 +210,8 @@ def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
     decoder, plain = Compiled(bucket=16, cfg_scale=2.0), PlainDecoder(cfg_scale=2.0)
     for batch in (1, 2, 3):
         ids, seeds = prompts(backend, *[TEXTS[i % 3] for i in range(batch)]), list(range(batch))
-        for grids in (GRID, (6, 6), [MIXED[i % 3] for i in range(batch)]):
-            pairs = zip(decoder(backend, ids, grids, seeds), plain(backend, ids, grids, seeds), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
+        for grid in (GRID, (6, 6), (2, 6)):
+            assert torch.equal(decoder(backend, ids, grid, seeds), plain(backend, ids, grid, seeds))
     assert decoder.captures > len(compiled) > 8, "torch's own limit would have ended this"
     assert len(compiled) <= 3 * 2 * 3, "batches x widths x (one length, any length, all of the cache)"
     assert not any("forward" in vars(block) for block in backend.blocks)

