@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from os.path import expanduser
 from typing import Any
 
 from omegaconf import MISSING
@@ -105,6 +106,7 @@ class SampleConfig:
                 f"seeds={self.seeds} must be whole numbers: a list [0,1,2], one seed, or range(0,8)"
             )
         self.seeds = given
+        self.out = expanduser(self.out)
 
     def _check_concepts(self) -> None:
         if not self.concepts or not all(isinstance(where, str) for where in self.concepts):
@@ -252,6 +254,7 @@ class EvaluateConfig:
     """Folder for the runs and the tables."""
 
     def __post_init__(self) -> None:
+        self.out = expanduser(self.out)
         one_of("task", self.task, TASKS)
         one_of("protocol", self.protocol, tuple(PROTOCOLS))
         if self.ratings is not None and self.task != "agreement":

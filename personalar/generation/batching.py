@@ -10,11 +10,11 @@ import torch
 from personalar.core.process import free_host_bytes
 from personalar.models.base import Backend
 
-SPARE = 0.9
+CACHE_SHARE = 0.9
 """Share of the free memory for the KV cache; the rest is for activations, masks and noise."""
 PICTURES_AT_ONCE = 4
 """Images that the image tokenizer decodes at once, while the next batch is sampled."""
-Progress = Callable[[int], None]
+ImagesDone = Callable[[int], None]
 """Called with the number of images sampled since the last call."""
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length:
     token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
     token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
     # At least one: if that does not fit either, the error is that of the allocation.
-    return max(1, min(limit, int(SPARE * free // (token_bytes * rows * length))))
+    return max(1, min(limit, int(CACHE_SHARE * free // (token_bytes * rows * length))))
 
 
 def even_batch_size(count: int, at_once: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from personalar.concepts.concept_source import concept_folder
 from personalar.config.commands import SampleConfig
+from personalar.core.files import parse_json
 from personalar.data.prompts import SUBJECT_TOKEN, check_text, word_of
 
 
@@ -61,7 +61,7 @@ def _named(record: bytes) -> tuple[str, str]:
     """Return the name and the word in a concept.json; one that is damaged is reported when it is loaded."""
     name, word = "", None
     with suppress(ValueError, TypeError, KeyError):
-        subject = json.loads(record)["subject"]
+        subject = parse_json(record)["subject"]
         name, word = str(subject["name"]), subject.get("word")
     return name, str(word or word_of(name))
 
@@ -103,7 +103,7 @@ def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
             )
         if not any(word in prompt for word in words):
             notes.append(
-                f"note: {prompt!r} does not name the subject; write {first} before the noun, or of a "
-                f"style: in the style of {first}"
+                f"note: {prompt!r} does not name the subject; write {first} before the noun, or for a style "
+                f"'in the style of {first}'"
             )
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -69,15 +70,17 @@ def prompt_lines(config: SampleConfig) -> list[PromptLine]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is invalid, or a prompt is the path of a file.
+        ValueError: the file is invalid or contains no prompt, or a prompt is the path of a file.
     """
     for prompt in config.prompts:
-        # is_file() raises an error for a null byte and for text longer than a path may be.
-        if len(prompt) < 4096 and "\0" not in prompt and Path(prompt).is_file():
+        # Path.is_file() raises an error for a null byte and for text longer than a path may be.
+        if os.path.isfile(prompt):
             raise ValueError(f"prompts contains {prompt!r}, which is a file: write prompts_file={prompt}")
     lines = [PromptLine(prompt=prompt) for prompt in config.prompts]
     if config.prompts_file is not None:
         lines += read_prompts(Path(config.prompts_file).expanduser())
+        if not lines:
+            raise ValueError(f"prompts_file={config.prompts_file} contains no prompt: write one per line")
     return lines
 
 
@@ -128,11 +131,14 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         values |= {name: [value] for name, value in line.options.items() if name in common}
         if varied:
             check_single(lines, values, varied)
+            check_replaced(line, config, varied)
             # The axes come last, so that the product goes through them row by row.
             values = {name: fixed for name, fixed in values.items() if name not in varied} | varied
         found += [Drawing(**dict(zip(values, each, strict=True))) for each in product(*values.values())]
     found = [finished(drawing, config) for drawing in found]
-    check_guidance(found)
+    # A picture of a grid can contain a negative prompt that it did not use.
+    if config.like is None or "negative_prompt" in varied:
+        check_guidance(found)
     return found if varied else list(dict.fromkeys(found))
 
 
@@ -160,6 +166,19 @@ def check_single(lines: list[PromptLine], values: dict[str, list[Any]], varied: 
             f"a grid varies {' and '.join(varied)} only, but there are several values of {several[0]}: give "
             f"one, or put them on an axis, grid.y.{several[0]}=[...]"
         )
+
+
+def check_replaced(line: PromptLine, config: SampleConfig, varied: Iterable[str]) -> None:
+    """Raise ValueError for seeds or an option of the line that an axis of the grid would replace."""
+    given = dict(line.options)
+    if config.num_images is not None:
+        given["num_images"] = config.num_images
+    if config.like is None and config.seeds != [0]:  # the seed of a picture is meant to be replaced
+        given["seeds"] = config.seeds
+    for name, value in given.items():
+        axis = "seed" if name in ("seeds", "num_images") else name
+        if axis in varied:
+            raise ValueError(f"{name}={value} has no effect, because the grid varies {axis}: leave out one")
 
 
 def finished(drawing: Drawing, config: SampleConfig) -> Drawing:

@@ -25,7 +25,7 @@ from personalar.data.prompts import spell
 from personalar.generation.base import Decoder
 from personalar.generation.batching import (
     PICTURES_AT_ONCE,
-    Progress,
+    ImagesDone,
     draw_in_batches,
     free_bytes,
     largest_batch,
@@ -74,7 +74,7 @@ class Generator:
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
-        progress: Progress | None = None,
+        progress: ImagesDone | None = None,
         *,
         size: Size | None = None,
         negative_prompt: str | None = None,
@@ -175,7 +175,7 @@ class Generator:
         self,
         batches: Iterable[Sequence[PromptAndSeed]],
         finish: Callable[[Sequence[PromptAndSeed], list[Image.Image]], Finished],
-        progress: Progress | None = None,
+        progress: ImagesDone | None = None,
         *,
         size: Size | None = None,
         negative_prompt: str | None = None,
@@ -266,7 +266,7 @@ def generate_files(
     run_dir: Path,
     *,
     provenance: Mapping[str, str],
-    progress: Progress | None = None,
+    progress: ImagesDone | None = None,
 ) -> Iterator[list[Sample]]:
     """Yield the samples of every batch: loaded from `run_dir`/images if all are there, otherwise generated.
 

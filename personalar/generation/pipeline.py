@@ -167,6 +167,8 @@ class Pipeline:
         for note in check_words(wanted, self.words):
             warnings.warn(note, stacklevel=2)
         pixels = size_of(size, self.generator.backend)
+        if negative_prompt is not None:
+            negative_prompt = normalized(negative_prompt)
         check_negative(negative_prompt, self.generator.decoder.sampling.cfg_scale)
         check_prompts(self.generator, wanted, size=pixels, say=lambda note: warnings.warn(note, stacklevel=4))
         check_seeds(numbers)

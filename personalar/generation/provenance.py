@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from omegaconf import OmegaConf
@@ -18,6 +18,8 @@ from personalar.core.png import read_png_metadata
 
 NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
 """Text chunks of a PNG that are required to reproduce it."""
+REPLACED = ("prompts", "prompts_file", "names", "strength", "seeds", "size", "negative_prompt")
+"""Settings of `personalar.sample` that come from the picture."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,8 +55,9 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     Raises:
         ValueError: a text chunk is missing or invalid, or the picture shows another concept.
     """
-    if config.prompts or config.prompts_file:
-        raise ValueError("like= uses the prompt of the picture: leave out prompts= and prompts_file=")
+    usual = SampleConfig(concept=config.concept)
+    if given := [name for name in REPLACED if getattr(config, name) != getattr(usual, name)]:
+        raise ValueError(f"like= uses those of the picture: leave out {'= and '.join(given)}=")
     found = read_png_metadata(path)
     missing = [name for name in NEEDED if name not in found]
     # 19 digits: the largest seed is 2**63 - 1.
@@ -114,12 +117,13 @@ def _decoder(text: str, path: Path) -> DecoderConfig:
     limits = {field.name: field.metadata["limits"] for field in fields(DecoderConfig) if field.metadata}
     if target not in ours or not set(settings) <= set(limits):
         raise ValueError(
-            f"like={path} was sampled with a decoder that is not part of personalar ({target!r:.80}): set "
-            "that decoder and its settings on the command line"
+            f"like={path} was sampled with a decoder that is not part of personalar ({target!r:.80}): "
+            "give its prompt, seed, settings and that decoder on the command line, without like="
         )
+    hints = get_type_hints(DecoderConfig)
     # The exact types: JSON true would otherwise pass as 1.
     for name, value in settings.items():
-        if type(value) not in (int, float):
+        if type(value) not in ((int, float) if hints[name] is float else (int,)):
             raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}")
         check_number(f"like={path}: decoder.{name}", value, *limits[name])
     return DecoderConfig(_target_=target, **settings)

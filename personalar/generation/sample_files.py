@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from personalar.config.commands import SampleConfig
 from personalar.config.plugins import build
+from personalar.core.files import make_folder
 from personalar.core.image_sizes import Size, written
 from personalar.generation.chosen_concepts import ChosenConcept, choose, facts_of
 from personalar.generation.drawings import Drawing, drawings
@@ -95,6 +96,9 @@ def sample_at_one_strength(
     check_groups(generator, groups.values())
     files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
+    make_folder(
+        Path(config.out)
+    )  # before sampling, which takes much longer than to notice that it is unusable
     with reporter.phase("pictures", missing, "images") as advance:
         for group in groups.values():
             left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}

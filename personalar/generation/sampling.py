@@ -164,5 +164,5 @@ def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
 
 
 def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:
-    """Return seeds as a tensor (B,) int64; any Python integer is allowed and reduced modulo 2**62."""
-    return torch.tensor([seed % 2**62 for seed in seeds], dtype=torch.int64, device=device)
+    """Return seeds as a tensor (B,) int64; any Python integer is allowed and reduced modulo 2**63."""
+    return torch.tensor([seed % 2**63 for seed in seeds], dtype=torch.int64, device=device)

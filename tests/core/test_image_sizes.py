@@ -128,7 +128,7 @@ def test_what_fits_depends_on_the_size(several: ChameleonBackend, monkeypatch) -
         rest = free - several.decode_bytes(batching.PICTURES_AT_ONCE, grid)
         tokens = len(prompt) + len(several.grammar(*grid))
         fits[width, height] = images.fitting_batch(["a cat"], size=(width, height))
-        assert fits[width, height] == int(batching.SPARE * rest // (token_bytes * tokens))
+        assert fits[width, height] == int(batching.CACHE_SHARE * rest // (token_bytes * tokens))
     assert fits[32, 16] > fits[48, 16] > fits[64, 16] > fits[32, 32] > fits[16, 64]
     assert images.fitting_batch(["a cat"]) == fits[32, 32]
 

@@ -98,6 +98,12 @@ def test_a_concept_without_a_word_is_called_by_its_name(two: list[Path], tmp_pat
     assert not check_words(["a [Rex_2] cat", "a [V] cat"], ["[V]", chosen.word])
 
 
+def test_a_damaged_record_is_reported_when_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "concept.json").write_text("[" * 100_000)
+    (chosen,) = choose(compose_config(f"concept={tmp_path}", "prompts=[x]", name="sample"))
+    assert chosen.name == ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -62,6 +62,8 @@ def test_a_range_of_seeds_is_a_list_and_not_a_sweep() -> None:
         (["grid.x.seed=[]"], r"grid.x.seed=\[\] must have at least one value and no duplicate"),
         (["grid.x.seed=[1,1]"], "no duplicate"),
         (["grid.x.guidance=[1,2]", "seeds=[0,1]"], r"several values of seed: .*grid\.y\.seed=\["),
+        (["grid.x.seed=[1,2]", "seeds=7"], r"seeds=\[7\] has no effect, because the grid varies seed"),
+        (["grid.x.seed=[1,2]", "num_images=2"], "num_images=2 has no effect, because the grid varies seed"),
         (["grid.x.prompt=[a,b]"], "the grid has prompts of its own: leave out prompts="),
         (["grid.x.guidance=[-1]"], r"grid\.x\.guidance=-1(\.0)? is out of range"),
     ],
@@ -88,6 +90,26 @@ def test_options_of_a_line_replace_those_of_the_command(tmp_path: Path) -> None:
     file.write_text("a [V] dog | num_images=2")
     with pytest.raises(ValueError, match="num_images=2 counts up from one seed"):
         ask(f"prompts_file={file}", "seeds=[0,1]")
+
+
+@pytest.mark.parametrize("option", ["seed=7", "num_images=2", "guidance=3"])
+def test_an_axis_does_not_replace_an_option_of_a_line(tmp_path: Path, option: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"a [V] dog | {option}")
+    with pytest.raises(ValueError, match=rf"{option}(\.0)? has no effect, because the grid varies"):
+        ask(f"prompts_file={file}", "grid.x.guidance=[2,4]", "grid.y.seed=[0,1]")
+
+
+def test_a_file_without_prompts_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# none yet\n")
+    with pytest.raises(ValueError, match=r"prompts_file=.* contains no prompt: write one per line"):
+        ask(f"prompts_file={file}")
+
+
+def test_a_long_prompt_is_no_path() -> None:
+    long = "a [V] cat " + "very " * 100 + "happy"
+    assert ask(f"prompts=['{long}']")[0][0] == long
 
 
 def test_a_line_can_have_its_own_strength(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_other_errors_and_one_image_too_many_are_raised(tiny_backend) -> None:
 def test_the_batch_fits_the_free_memory(tiny_backend, monkeypatch) -> None:
     sizes = {"rows": 2, "length": 50}
     token_bytes = 2 * 2 * 32 * 4  # two layers, keys and values, 32 channels, float32
-    free = int(10.5 * token_bytes * 100 / batching.SPARE)
+    free = int(10.5 * token_bytes * 100 / batching.CACHE_SHARE)
     assert batching.largest_batch(64, tiny_backend, free=free, **sizes) == 10
     assert batching.largest_batch(4, tiny_backend, free=free, **sizes) == 4
     assert batching.largest_batch(64, tiny_backend, free=-1, **sizes) == 1
@@ -174,7 +174,7 @@ def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatc
     decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, tiny_backend.code_shape(None))
     token_bytes = 2 * 2 * 32 * 4
     length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*tiny_backend.code_shape(None)))
-    free = decoding + int(7.5 * token_bytes * length / batching.SPARE)
+    free = decoding + int(7.5 * token_bytes * length / batching.CACHE_SHARE)
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: free)
     assert images.fitting_batch(["a cat"]) == 7
 

@@ -31,7 +31,9 @@ def cat(finished_run: Path, base: list[str]) -> Pipeline:
     return personalar.load(finished_run, *base)
 
 
-@pytest.mark.parametrize("settings", [[], ["decoder=jacobi", "decoder.window=4", "decoder.top_k=5"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["decoder=jacobi", "decoder.window=4", "decoder.top_k=5", "decoder.max_batch=4"]]
+)
 def test_pictures_are_those_of_the_command(
     settings: list[str], finished_run: Path, base: list[str], tmp_path: Path, monkeypatch
 ) -> None:
@@ -78,6 +80,15 @@ def test_a_grid_of_strengths_has_the_pictures_of_each(
 def test_one_object_draws_again_and_alike(cat: Pipeline) -> None:
     first, second = cat.images(PROMPTS, range(2)), cat.images(PROMPTS[1:], [np.int64(1)])
     assert first[1].tobytes() == second[0].tobytes()
+
+
+def test_a_negative_prompt_has_the_form_that_the_command_gives_it(
+    finished_run: Path, base: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cat, asked = personalar.load(finished_run, *base, "decoder.cfg_scale=3"), []
+    monkeypatch.setattr(cat.generator, "images", lambda *_, **how: asked.append(how["negative_prompt"]))
+    cat.images(PROMPTS[:1], [0], negative_prompt=" a  caf\u0065\u0301 ")
+    assert asked == ["a caf\u00e9"]
 
 
 def test_words_that_the_base_does_not_know_are_noted(cat: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

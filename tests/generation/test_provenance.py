@@ -86,18 +86,48 @@ def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_p
     before, moved = pixels(cells[3]), cells[3].rename(tmp_path / "moved.png")
     (again,) = draw(f"like={moved}")
     assert again == cells[3] and pixels(again) == before and read_png_metadata(again) == facts[3]
+    assert draw(f"like={cells[0]}") == [cells[0]]  # whose negative prompt had no effect
+    assert len(draw(f"like={cells[0]}", "grid.x.seed=[4,5]")) == 2
+
+
+@pytest.mark.parametrize(
+    "given", ["seeds=3", "size=32x32", "negative_prompt=dog", "names=[a]", "strength=1.2"]
+)
+def test_settings_of_the_picture_are_not_given_beside_it(draw, tmp_path: Path, given: str) -> None:
+    name = given.partition("=")[0]
+    with pytest.raises(ValueError, match=f"like= uses those of the picture: leave out {name}="):
+        draw(f"like={tmp_path / 'any.png'}", given)
+
+
+def test_an_unusable_folder_is_noticed_before_sampling(
+    draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personalar.generation.sample_files.draw_group", None)
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        draw(PROMPT)
+
+
+def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compose_config("concept=x", "out='~/pictures'", name="sample").out == str(tmp_path / "pictures")
+    assert compose_config("out='~/table'", name="evaluate").out == str(tmp_path / "table")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"decoder": '{"_target_": "os.system", "command": "true"}'}, "not part of personalar .*os.system"),
+        (
+            {"decoder": '{"_target_": "os.system", "command": "true"}'},
+            "not part of personalar .*os.system.*without like=",
+        ),
         ({"decoder": '{"_target_": "x"'}, "damaged decoder"),
         ({"decoder": "[1]"}, "damaged decoder"),
         ({"decoder": '{"_target_": ["x"]}'}, "not part of personalar"),
         ({"decoder": PLAIN % '"cfg_scale": 1e9'}, r"decoder\.cfg_scale=1e\+09|cfg_scale=1000000000.0 is out"),
         ({"decoder": PLAIN % '"top_p": NaN'}, r"decoder\.top_p=nan is out of range"),
         ({"decoder": PLAIN % '"top_k": "5"'}, "damaged decoder"),
+        ({"decoder": PLAIN % '"top_k": 3.5'}, "damaged decoder"),
         ({"seed": "9" * 40}, "does not contain the settings to reproduce it"),
         ({"dtype": "int8"}, "invalid dtype"),
         ({"seed": "x"}, "does not contain the settings to reproduce it"),
@@ -111,7 +141,7 @@ def test_strange_files_are_one_sentence(draw, tmp_path: Path, change: dict, mess
     path = save_png(Image.new("RGB", (4, 4)), tmp_path / "strange.png", facts)
     with pytest.raises(ValueError, match=message):
         draw(f"like={path}")
-    with pytest.raises(ValueError, match="leave out prompts= and prompts_file="):
+    with pytest.raises(ValueError, match="uses those of the picture: leave out prompts="):
         draw(f"like={path}", PROMPT)
 
 
