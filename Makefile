@@ -8,6 +8,8 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH_ARGS = $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 KILLS ?= 20
+WORKERS ?= 2
+BY_FILE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test coverage slow chaos lint format docs audit licences clean
@@ -27,16 +29,16 @@ run: $(VENV)/.installed  ## set up, then personalize on five pictures of a cat a
 	$(VENV)/bin/python -m personalar.run +subject=$(SUBJECT) stage=both
 
 test: $(VENV)/.installed  ## set up, then run the tests (no network, no GPU)
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -q $(BY_FILE)
 
 coverage: $(VENV)/.installed  ## run the tests and print the coverage of personalar/
 	$(VENV)/bin/python -m coverage erase
-	$(VENV)/bin/python -m coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m coverage run -m pytest -q $(BY_FILE)
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
 
 slow: $(VENV)/.installed  ## set up, then run the slow tests, which `make test` skips
-	$(VENV)/bin/python -m pytest -q -m slow -n 2 --dist load
+	$(VENV)/bin/python -m pytest -q -m slow -n $(WORKERS) --dist load
 
 chaos: $(VENV)/.installed  ## try all faults, KILLS kills (default: 20) and bad input; write docs/reliability.md
 	$(VENV)/bin/python tests/fixtures/chaos.py --kills $(KILLS)

@@ -5,6 +5,7 @@ Hydra's error messages are replaced by ones that name the closest valid name and
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -277,9 +278,9 @@ def _same_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
 
+@functools.cache
 def register() -> None:
-    """Register the schema of every group with Hydra, and our resolvers with OmegaConf; may be repeated."""
-    # Hydra keeps store and resolvers globally; registering them again replaces them.
+    """Register the schema of every group with Hydra, and our resolvers with OmegaConf; once a process."""
     store = ConfigStore.instance()
     # Hydra copies its sources with the whole store for every composition, and 140 times for --help. The store
     # can be shared, because `ConfigStore.load` copies what it returns.

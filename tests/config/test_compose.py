@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import re
 from pathlib import Path
 
 import pytest
-from conftest_run import compose_config
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf, open_dict
+from conftest_run import compose_config, composed
+from omegaconf import OmegaConf, open_dict
 
 from personalar.config.commands import EvaluateConfig
-from personalar.config.compose import GROUPS, conf_dir, group_options, read_config, register
+from personalar.config.compose import GROUPS, conf_dir, group_options, read_config
 from personalar.config.fingerprint import learning_settings, unread
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
@@ -24,14 +21,6 @@ from personalar.training.stage import resolve_stages
 CONF = conf_dir()
 ALL_GROUPS = (*GROUPS, "experiment")
 CHOICES = [(group, name) for group in ALL_GROUPS for name in group_options(CONF, group)]
-
-
-@functools.cache
-def cat() -> DictConfig:
-    """Composing takes half a second; what follows only changes single values."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("run", ["+subject=cat"])
 
 
 GROUP_OPTIONS = {group: group_options(CONF, group) for group in ALL_GROUPS if group != "benchmark"}
@@ -119,8 +108,8 @@ def test_the_papers_experiments_differ_as_its_tables_do() -> None:
 
 def test_decoder_takes_the_models_sampling_numbers() -> None:
     for name in group_options(CONF, "decoder"):
-        composed = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
-        decoder = build("decoder", composed.decoder.settings)
+        config = compose_config("+subject=cat", f"decoder={name}", "decoder.top_k=5")
+        decoder = build("decoder", config.decoder.settings)
         assert (decoder.sampling.cfg_scale, decoder.sampling.top_k) == (2.0, 5)
 
 
@@ -154,9 +143,9 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
     ],
 )  # fmt: skip
 def test_impossible_values_name_the_knob(override: str, message: str) -> None:
-    composed = copy.deepcopy(cat())
+    cfg = composed("run", "+subject=cat")
     with pytest.raises(ValueError, match=message):
-        read_config(OmegaConf.merge(composed, OmegaConf.from_dotlist([override])))
+        read_config(OmegaConf.merge(cfg, OmegaConf.from_dotlist([override])))
 
 
 @pytest.mark.parametrize("model", ["anole_7b", "chameleon_7b", "lumina_mgpt_7b_512", "lumina_mgpt_7b_1024"])
@@ -205,19 +194,19 @@ def test_a_decoder_that_cannot_be_made_is_named(words: list[str], reason: str) -
 
 
 def test_a_missing_value_is_named() -> None:
-    composed = copy.deepcopy(cat())
-    composed.subject.noun = "???"
+    cfg = composed("run", "+subject=cat")
+    cfg.subject.noun = "???"
     with pytest.raises(ValueError, match=r"no value for subject\.noun: set subject\.noun="):
-        read_config(composed)
+        read_config(cfg)
 
 
 def test_a_stage_that_the_method_lacks() -> None:
-    composed = copy.deepcopy(cat())
-    composed.stage.name, composed.stage.run = "embedding", ["embedding"]
-    with open_dict(composed):
-        del composed.method.stages["embedding"]
+    cfg = composed("run", "+subject=cat")
+    cfg.stage.name, cfg.stage.run = "embedding", ["embedding"]
+    with open_dict(cfg):
+        del cfg.method.stages["embedding"]
     with pytest.raises(ValueError, match=r"stage\.run='embedding'; allowed: transformer"):
-        read_config(composed)
+        read_config(cfg)
 
 
 SOURCE = "+subject.source._target_=toys.red"

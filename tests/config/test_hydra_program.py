@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from test_cli import ROOT, command
 from test_sweep import TINY
 
+from personalar.run import command_words
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> list[str]:
@@ -49,21 +51,17 @@ def learned(folder: Path) -> dict[str, list[float]]:
     return {**rows, **pictures}
 
 
-@pytest.mark.parametrize("flags", [["--config-dir", "{}"], ["-cp", "{}"]])
-def test_a_saved_configuration_gives_the_same_result(
-    finished: Path, tmp_path: Path, flags: list[str]
-) -> None:
-    flags = [flag.format(os.path.relpath(finished / ".hydra", tmp_path)) for flag in flags]
-    again = ["hydra.run.dir=again", "-cn", "config", *flags, "trainer.threads=1"]
+def test_a_saved_configuration_gives_the_same_result(finished: Path, tmp_path: Path) -> None:
+    saved = os.path.relpath(finished / ".hydra", tmp_path)
+    again = ["hydra.run.dir=again", "-cn", "config", "--config-dir", saved, "trainer.threads=1"]
     done = command(tmp_path, "personalar.run", *again)
     assert done.returncode == 0, done.stdout + done.stderr
     assert learned(tmp_path / "again") == learned(finished)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
     assert not list((tmp_path / "again").glob("*.log"))
     typed = json.loads((tmp_path / "again" / "run.json").read_text())["command"]
-    where = "--config-dir" if flags[0] == "--config-dir" else "--config-path"
     for word in (
-        f"{where} {finished / '.hydra'}",
+        f"--config-dir {finished / '.hydra'}",
         "--config-name config",
         "hydra.run.dir=again",
         "trainer.threads=1",
@@ -71,6 +69,15 @@ def test_a_saved_configuration_gives_the_same_result(
         assert word in typed
     third = command(tmp_path, *shlex.split(typed)[2:])
     assert third.returncode == 0 and "already finished" in third.stdout, third.stderr
+
+
+def test_a_saved_configuration_is_found_by_the_other_flag_too(finished: Path, tmp_path: Path) -> None:
+    saved = os.path.relpath(finished / ".hydra", tmp_path)
+    found = shown(tmp_path, "-cn", "config", "-cp", saved, "-c", "all")
+    words = command_words(OmegaConf.create(found).hydra)
+    del found["hydra"]
+    assert words[3:] == ["--config-path", str(finished / ".hydra"), "--config-name", "config"]
+    assert found == OmegaConf.to_container(OmegaConf.load(finished / ".hydra/config.yaml"), resolve=False)
 
 
 def test_a_saved_configuration_is_checked_too(finished: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_other_errors_and_one_image_too_many_are_raised(tiny_backend) -> None:
         broken.codes(["a cat"] * 3, range(3))
 
 
-def test_the_batch_fits_the_free_memory(tiny_backend, monkeypatch) -> None:
+def test_the_batch_fits_the_free_memory(tiny_backend) -> None:
     sizes = {"rows": 2, "length": 50}
     token_bytes = 2 * 2 * 32 * 4  # two layers, keys and values, 32 channels, float32
     free = int(10.5 * token_bytes * 100 / batching.CACHE_SHARE)

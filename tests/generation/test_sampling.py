@@ -265,7 +265,7 @@ def test_neighbouring_noise_is_uncorrelated() -> None:
         assert abs((a * b).mean().item()) < 5 / a.numel() ** 0.5
 
 
-def test_no_gradients(tiny_backend: ChameleonBackend) -> None:
+def test_no_gradients() -> None:
     backend = make_backend().requires_grad_(True)
     assert not PlainDecoder()(backend, prompts(backend, TEXTS[0]), GRID, [0]).requires_grad
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING
 from test_cli import mistake
 
@@ -25,6 +26,8 @@ def test_help_is_of_the_command_and_says_what_it_needs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    # --help sets it, and later compositions of this process would read it.
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", HydraConfig.instance().cfg)
     try:
         importlib.import_module(f"personalar.{name}").main()
     except SystemExit as stopped:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parents[2] / "personalar"
 ORDER = (
@@ -48,9 +48,15 @@ def home(path: Path) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Return (module, inside a function or TYPE_CHECKING) for every import of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     top = set(map(id, tree.body))
     found = []
     for node in ast.walk(tree):
@@ -67,32 +73,41 @@ def test_the_packages_are_those_of_the_order() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == ENTRY_POINTS
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_imports_point_down(path: Path) -> None:
+def misplaced(path: Path) -> Iterator[str]:
+    """Yield the imports of a file of the package that do not point down."""
     own = home(path)
     for module, deferred in imports(path):
         name, _, rest = module.partition(".")
         if name != "personalar" or not rest:
             continue
         imported = rest.split(".")[0]
-        if path.name == "__init__.py" and not own:
-            assert deferred, "importing the package must load nothing"
-        elif not own:
-            assert imported in (*ORDER, *ENTRY_POINTS)
-        else:
-            assert imported in ORDER[: ORDER.index(own) + 1], f"{path} imports {module}, which is above it"
-            assert imported not in WITHOUT.get(own, set()), f"{path} does without {imported}/"
-        if own != "models":
-            assert not FAMILIES & set(module.split(".")[2:]), f"{path} knows the model family of {module}"
+        allowed = ORDER[: ORDER.index(own) + 1] if own else (*ORDER, *ENTRY_POINTS)
+        if path.name == "__init__.py" and not own and not deferred:
+            yield f"{path} imports {module}: importing the package must load nothing"
+        if imported not in allowed:
+            yield f"{path} imports {module}, which is above it"
+        if imported in WITHOUT.get(own, set()):
+            yield f"{path} does without {imported}/"
+        if own != "models" and FAMILIES & set(module.split(".")[2:]):
+            yield f"{path} knows the model family of {module}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_heavy_libraries_stay_where_they_are_allowed(path: Path) -> None:
+def test_imports_point_down() -> None:
+    assert not [found for path in FILES for found in misplaced(path)]
+
+
+def heavy_imports(path: Path) -> Iterator[str]:
+    """Yield the imports of heavy libraries by a file that must not have them."""
     for module, deferred in imports(path):
         library = module.split(".")[0]
-        if library in HOMES:
-            assert home(path) in HOMES[library], f"{path} imports {library}; allowed in {HOMES[library]}"
-            assert library != "transformers" or deferred, f"{path} imports transformers at import time"
+        if library in HOMES and home(path) not in HOMES[library]:
+            yield f"{path} imports {library}; allowed in {HOMES[library]}"
+        if library == "transformers" and not deferred:
+            yield f"{path} imports transformers at import time"
+
+
+def test_heavy_libraries_stay_where_they_are_allowed() -> None:
+    assert not [found for path in FILES for found in heavy_imports(path)]
 
 
 def test_importing_loads_nothing_heavy() -> None:
@@ -113,16 +128,22 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.stdout.split() == expected
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_files_keep_the_house_measure(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    assert text.count("\n") <= 300, f"{path} has more than 300 lines"
+def too_large(path: Path) -> Iterator[str]:
+    """Yield what of a file is longer than allowed, or worded otherwise."""
+    tree = parsed(path)
+    if path.read_text(encoding="utf-8").count("\n") > 300:
+        yield f"{path} has more than 300 lines"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 60, f"{path}:{node.name} has {length} lines, more than 60"
-    assert not QUESTION.match(ast.get_docstring(tree) or ""), f"{path}: a noun phrase or an imperative"
+            if length > 60:
+                yield f"{path}:{node.name} has {length} lines, more than 60"
+    if QUESTION.match(ast.get_docstring(tree) or ""):
+        yield f"{path}: a noun phrase or an imperative"
+
+
+def test_files_keep_the_house_measure() -> None:
+    assert not [found for path in FILES for found in too_large(path)]
 
 
 def test_folders_are_small_and_file_names_are_found_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from personalar.concepts.concept import Concept
+from personalar.runs.sweep import objective_value
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = r"^## Add ([^\n]+)\n\n```python\n(.+?)```\n```bash\n(.+?)```"
@@ -26,6 +28,10 @@ def curves(run: Path) -> str:
     return "".join(path.read_text() for path in run.rglob("metrics.csv"))
 
 
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
 CHECKS: dict[str, Check] = {
     "a callback": lambda run, said: "stage embedding: 4 steps" in said,
     "a logger": lambda run, said: "mine/train/loss" in next((run / "mine").rglob("metrics.csv")).read_text(),
@@ -35,7 +41,7 @@ CHECKS: dict[str, Check] = {
     "something to learn": lambda run, said: Concept.load(run / "concept").adapters["mine"]["shift"].any(),
     "a decoder": lambda run, said: "my_decoder" in sys.modules and any((run / "images").rglob("*.png")),
     "a base model": lambda run, said: Concept.load(run / "concept").rows.shape[1] == 8,  # the toy's width
-    "a scorer": lambda run, said: "brightness" in (run / "summary.json").read_text(),
+    "a scorer": lambda run, said: objective_value(summary_of(run), ["brightness"]) > 0,
 }
 
 

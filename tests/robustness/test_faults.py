@@ -249,7 +249,7 @@ def test_wandb_that_cannot_be_reached_is_kept_offline(do_run, tmp_path: Path, mo
     """A connection that is really refused, not a mock."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     do_run(tmp_path / "run", "logger=wandb", "stage=embedding", "scorer=none")
     said = capsys.readouterr().out
     assert "W&B: not available (" in said and "wandb sync " in said

@@ -103,28 +103,30 @@ def test_a_killed_evaluate_takes_its_child_with_it(tmp_path: Path) -> None:
         "benchmark.sys.executable = sys.argv[1]\n"
         "print(benchmark.execute(['x'], Path(sys.argv[2])))"
     )
-    program, asked, number_of = tmp_path / "child", tmp_path / "asked", tmp_path / "pid"
+    program = tmp_path / "child"
     program.write_text(
         f"#!{sys.executable}\n"
         "import os, signal, sys, time; from pathlib import Path\n"
         "from personalar.core.process import end_with_parent\n"
-        f"save = lambda *_: sys.exit(Path({str(asked)!r}).write_text('yes') and 143)\n"
+        "save = lambda *_: sys.exit(Path('asked').write_text('yes') and 143)\n"
         "signal.signal(signal.SIGTERM, save)\n"
         "end_with_parent()\n"
-        f"Path({str(number_of)!r}).write_text(str(os.getpid()))\n"
+        "Path('pid').write_text(str(os.getpid()))\n"
         "while True: time.sleep(0.05)\n"
     )
     program.chmod(0o755)
+    parents = {}
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
-        for path in (asked, number_of):
-            path.unlink(missing_ok=True)
-        words = [sys.executable, "-c", code, str(program), str(tmp_path / "log")]
-        with subprocess.Popen(words) as parent:
-            wait_for(number_of)
+        here = tmp_path / number.name
+        here.mkdir()
+        parents[number] = subprocess.Popen([sys.executable, "-c", code, str(program), "log"], cwd=here)
+    for number, parent in parents.items():
+        with parent:
+            wait_for(tmp_path / number.name / "pid")
             # Under nohup the parent ignores SIGHUP, as it should.
             parent.send_signal(signal.SIGKILL if signal.getsignal(number) is signal.SIG_IGN else number)
-        wait_for(asked)
-        child = int(number_of.read_text())
+        wait_for(tmp_path / number.name / "asked")
+        child = int((tmp_path / number.name / "pid").read_text())
         assert not psutil.pid_exists(child) or psutil.Process(child).wait(5) is None
 
 

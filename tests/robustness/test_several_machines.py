@@ -41,11 +41,17 @@ def srun(rank: int, port: int) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-m", "personalar.run"], {**said, "MASTER_PORT": str(port)}
 
 
+def photos_of(run_dir: Path) -> list[str]:
+    """Return the settings of a subject with the photos of a run, which need not be drawn again."""
+    return ["+subject=folder", f"subject.path={run_dir / 'references'}", "subject.noun=cat"]
+
+
 @pytest.mark.parametrize(("launcher", "strategy"), [(torchrun, "ddp"), (srun, "zero2")])
 def test_two_machines_learn_what_one_process_learns(
     launcher, strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
+    words = [*photos_of(finished_run), *QUICK, f"model.path={tiny_model_dir}", "scorer=none"]
+    words += [f"trainer={strategy}"]
     words += [
         "trainer.accelerator=cpu",
         "trainer.attention=eager",
@@ -144,9 +150,12 @@ def test_submitit_starts_a_sharded_run(
         monkeypatch.delenv(name)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     start = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "trainer.devices=2"]
-    words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", "trainer=zero2"]
-    words += ["trainer.accelerator=cpu", "trainer.attention=eager", "samples.prompts=['a {}']"]
+    words = [*photos_of(finished_run), *QUICK, f"model.path={tiny_model_dir}", "scorer=none"]
     words += [
+        "trainer=zero2",
+        "trainer.accelerator=cpu",
+        "trainer.attention=eager",
+        "samples.prompts=['a {}']",
         "samples.kinds=[subject]",
         "samples.grid_every_steps=0",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",

@@ -34,15 +34,17 @@ QUICK = 5.0  # of processor time, which neighbours do not take
 """Seconds within which a file must be read or rejected; a hostile one took 40."""
 
 
-def tells(work: Callable[[], Any], say: str = "") -> None:
-    """Run the block: it must succeed or raise an error of one line, in time."""
-    started = time.process_time()
+def tells(work: Callable[[], Any], say: str = "") -> bool:
+    """Run the block: it must succeed or raise an error of one line, in time; return True if it succeeds."""
+    started, done = time.process_time(), True
     try:
         work()
     except (ValueError, FileNotFoundError) as error:
         one_sentence(error)
         assert say in str(error)
+        done = False
     assert time.process_time() - started < QUICK
+    return done
 
 
 def changed(record: Any, path: tuple[Any, ...], value: Any) -> Any:
@@ -113,8 +115,9 @@ def test_any_value_anywhere_in_a_model_folder(
     for junk in [*JUNK, 2**70, "9" * 99]:
         for place in at:
             (folder / file).write_text(json.dumps(changed(record, place, junk)))
-            tells(lambda: open_folder(folder).shape(attention="sdpa", images=1))
-            tells(lambda: open_folder(folder).load(dtype=torch.float32, device="cpu", attention="sdpa"))
+            readable = tells(lambda: open_folder(folder).shape(attention="sdpa", images=1))
+            if readable or not place:  # the same numbers are refused in the same way
+                tells(lambda: open_folder(folder).load(dtype=torch.float32, device="cpu", attention="sdpa"))
 
 
 ODD = {

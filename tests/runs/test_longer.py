@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from test_cli import command
 from test_personalize import contents, same_result
 
 from personalar.core.own_files import delete_own
@@ -191,8 +189,7 @@ def test_the_command_that_is_offered_takes_over_the_finished_stage(do_run, finis
     line = next(line for line in said.splitlines() if line.startswith("  python -m personalar.run "))
     words, new = shlex.split(line), Path(f"{finished_run}-2")
     assert words[-2:] == [f"reuse={finished_run}", f"hydra.run.dir={new}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, env=environment)
+    done = command(new.parent, *words[2:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stage embedding: copied from" in done.stdout
     assert RunFolder(new).record["stages"]["transformer"]["steps"] == 5

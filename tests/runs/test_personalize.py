@@ -18,7 +18,6 @@ from PIL import Image
 
 import personalar
 import personalar.core.console
-import personalar.runs.personalize
 import personalar.training.datamodule
 import personalar.training.module
 from personalar.concepts.concept import Concept
@@ -243,9 +242,8 @@ def test_a_finished_run_started_again_keeps_its_result(
     assert Concept.load(copy / "concept").stage == "transformer"
 
 
-def test_photos_that_changed_are_refused(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_that_changed_are_refused(do_run, tmp_path: Path) -> None:
     """Stage 2 would learn photos for which stage 1 has no tokens, and pictures would have other scorers."""
-    monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
     photos, run_dir = tmp_path / "photos", tmp_path / "run"
     photos.mkdir()
     words = ["stage=embedding", f"subject.path={photos}", "subject.noun=dog"]
@@ -384,7 +382,7 @@ def test_a_subject_of_several_rows_at_half_strength(do_run, tiny_model_dir: Path
 
 
 def test_the_pictures_of_a_finished_run_are_proxies_of_the_next(
-    do_run, finished_run: Path, tmp_path: Path, tiny_model_dir: Path, capsys, monkeypatch
+    do_run, finished_run: Path, tmp_path: Path, tiny_model_dir: Path, capsys
 ) -> None:
     """The two commands of docs/methods.md; proxies that changed are refused like photos."""
     made, run_dir = tmp_path / "made", tmp_path / "run"
@@ -402,6 +400,5 @@ def test_the_pictures_of_a_finished_run_are_proxies_of_the_next(
     assert f", each of {count} proxies" in said and f"codes of the proxies: {count} proxies in" in said
     assert len(list((run_dir / "references").glob("*.png"))) == 5
     next(made.glob("cat_*.png")).unlink()
-    monkeypatch.setattr(personalar.runs.personalize, "load_subject", load_subject)  # `do_run` loads each once
     with pytest.raises(ValueError, match=r"run with other settings \(other photos or proxies\)"):
         do_run(run_dir, *words)

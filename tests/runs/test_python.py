@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest_run import QUICK
 from PIL import Image
+from test_cli import command
 
 import personalar
 from personalar.concepts.concept import Concept
@@ -35,8 +34,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_the_commands(settings: list[str], tmp_path: Path) -> None:
     folder = personalar.personalize(*settings)
     assert folder == tmp_path / "outputs" / "nano" / "cat" and (folder / "report.html").is_file()
-    command = [sys.executable, "-m", "personalar.run", *settings, "hydra.run.dir=command"]
-    subprocess.run(command, check=True)
+    done = command(tmp_path, "personalar.run", *settings, "hydra.run.dir=command")
+    assert done.returncode == 0, done.stderr
     for name in ("concept/learned_embeds.safetensors", "concept/weights.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
     where = [settings[-1], "decoder.cfg_scale=1"]
@@ -126,6 +125,7 @@ def test_relative_paths_are_meant_from_where_the_command_was_typed(
         "model.path=model",
         *settings[1:-1],
     ]
-    command = [sys.executable, "-m", "personalar.run", *words, "stage=embedding", "hydra.job.chdir=true"]
-    subprocess.run([*command, "hydra.run.dir=run"], check=True)
+    words += ["stage=embedding", "hydra.job.chdir=true", "hydra.run.dir=run"]
+    done = command(tmp_path, "personalar.run", *words)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "concept" / "concept.json").is_file()

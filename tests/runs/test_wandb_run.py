@@ -234,13 +234,16 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     import wandb
 
     server = LeavingServer(("127.0.0.1", 0), LeavingServer.Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     wandb.teardown()
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run_dir = tmp_path / "run"
-    do_run(run_dir, "logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding")
+    settings = {"x_graphql_retry_max": 1, "x_graphql_retry_wait_max_seconds": 1}
+    words = [f"+logger.wandb.settings.{name}={value}" for name, value in settings.items()]
+    words += ["logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding"]
+    do_run(run_dir, *words)
     said = capsys.readouterr().out
     kept = re.search(
         r"the upload was not complete within logger\.wandb\.settings\.finish_timeout .*wandb sync (\S+)", said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import shutil
 import sys
@@ -62,7 +61,7 @@ def swept(toy: None, do_run: Callable, run_overrides: list[str], tmp_path_factor
         patch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda: job))
         patch.setattr(personalar.run, "keep_configuration", lambda *_, **__: None)
         patch.setattr(personalar.run, "command_words", lambda _: ["test"])
-        worth = personalar.run.run_one(composed("run", (*words, "samples.time_share=1")))
+        worth = personalar.run.run_one(composed("run", *words, "samples.time_share=1"))
     do_run(root / "rescaled", *TOY[:1], KINDS)
     do_run(root / "without", KINDS)
     return root, worth
@@ -298,22 +297,3 @@ def test_a_prompt_that_clip_cannot_read_whole_is_said(
     said = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
     (warning,) = [text for text in said if "CLIP" in text]
     assert warning.startswith("CLIP-T reads only the first 16 tokens of 'a cat on the beach on the")
-
-
-def test_the_recipe_of_the_guide_works(do_run: Callable, tmp_path: Path, monkeypatch) -> None:
-    """CONTRIBUTING.md's "Add a scorer", followed literally."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    recipe = text.partition("## Add a scorer")[2].partition("\n## ")[0]
-    code = recipe.partition("```python\n")[2].partition("```")[0]
-    shell = recipe.partition("```bash\n")[2].partition("```")[0]
-    assert len([line for line in (code + shell).splitlines() if line]) <= 8
-    name = code.splitlines()[0].removeprefix("# ")
-    (tmp_path / name).write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.invalidate_caches()
-    words = shell.split()
-    assert words[:3] == ["python", "-m", "personalar.run"]
-    do_run(tmp_path / "run", *words[4:], "stage=embedding", subject=words[3])
-    config = compose_config(*words[3:])
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert objective_value(summary, config.objective) == summary["stages"]["embedding"]["brightness"] > 0

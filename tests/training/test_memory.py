@@ -137,8 +137,9 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
         stages = resolve_stages(config.method, config.model.recipe)
         return preflight(config, stages[1:], open_folder(package_path("package://nano")))["transformer"]
 
-    needed = peak(estimate(plans(100.0))) / 1e9
-    assert plans(100.0).batch == 6 and not plans(100.0).recompute
+    plenty = plans(100.0)
+    needed = peak(estimate(plenty)) / 1e9
+    assert plenty.batch == 6 and not plenty.recompute
     assert plans(needed * 0.8).batch < 6
     config = compose_config("+subject=cat")
     whole = workload(
@@ -267,9 +268,10 @@ def test_sampling_takes_as_many_images_as_fit() -> None:
         stage = resolve_stages(config.method, config.model.recipe)[0]
         return sampling_work(config, stage, open_folder(package_path("package://nano")))
 
-    assert together(100.0).sample_batch == 16
+    plenty = together(100.0)
+    assert plenty.sample_batch == 16
     assert together(100.0, "model.sampling.batch=70").sample_batch == 70
-    one = peak(sampling_bytes(replace(together(100.0), sample_batch=1))) / 1e9
+    one = peak(sampling_bytes(replace(plenty, sample_batch=1))) / 1e9
     some = together(one * 1.5, "model.sampling.batch=1000")
     assert 1 < some.sample_batch < 1000
     assert (

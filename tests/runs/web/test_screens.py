@@ -22,7 +22,7 @@ from PIL import Image
 from processes import free_port
 
 import personalar
-from personalar.nano.world.subjects import rendered_subject
+from personalar.nano.world import subjects
 
 pytestmark = pytest.mark.slow
 TABS = ("Photos", "Train", "Result", "Draw", "Concepts")
@@ -134,7 +134,7 @@ def served(folder: Path) -> Iterator[str]:
 def make_files(folder: Path) -> list[Path]:
     """Return five photos and a text."""
     folder.mkdir()
-    for index, image in enumerate(rendered_subject("cat", 0).train):
+    for index, image in enumerate(subjects.rendered_subject("cat", 0).train):
         image.save(folder / f"photo {index}.png")
     (folder / "what it shows.txt").write_text("a cat")
     return sorted(folder.iterdir())
