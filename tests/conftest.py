@@ -9,7 +9,7 @@ from conftest_backend import tiny_backend, tiny_model_dir
 from conftest_emu3 import emu3_backend, emu3_dir, emu3_files
 from conftest_hub import hub
 from conftest_janus import janus_backend, janus_dir, janus_files, tiny_vq_16
-from conftest_run import copied, do_run, drawn_once, finished_run, run_overrides, session
+from conftest_run import copied, do_run, drawn_once, finished_run, in_pass, run_overrides, session
 from conftest_scoring import tiny_scorer_dir
 from conftest_upstream import lumina_dir, lumina_files, vqgan_dir
 from hypothesis import settings
@@ -23,6 +23,7 @@ __all__ = [
     "emu3_files",
     "finished_run",
     "hub",
+    "in_pass",
     "janus_backend",
     "janus_dir",
     "janus_files",

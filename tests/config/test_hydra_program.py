@@ -74,8 +74,8 @@ def test_a_saved_configuration_gives_the_same_result(finished: Path, tmp_path: P
 def test_a_saved_configuration_is_found_by_the_other_flag_too(finished: Path, tmp_path: Path) -> None:
     saved = os.path.relpath(finished / ".hydra", tmp_path)
     found = shown(tmp_path, "-cn", "config", "-cp", saved, "-c", "all")
-    words = command_words(OmegaConf.create(found).hydra)
-    del found["hydra"]
+    hydra = found.pop("hydra") | {"overrides": {"hydra": [], "task": []}}
+    words = command_words(OmegaConf.create(hydra))
     assert words[3:] == ["--config-path", str(finished / ".hydra"), "--config-name", "config"]
     assert found == OmegaConf.to_container(OmegaConf.load(finished / ".hydra/config.yaml"), resolve=False)
 

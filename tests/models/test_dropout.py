@@ -11,7 +11,6 @@ from test_model_prep import NO_COMPILER
 from test_personalize import same_result
 from test_transformer import build, random_ids
 
-import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.models.chameleon.transformer import ChameleonTransformer
 from personalar.models.dropout import Dropout
@@ -121,19 +120,11 @@ def test_a_killed_stage_goes_on_and_ends_the_same(
     do_run: Callable[..., bool],
     whole: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    in_pass: Callable[..., list[int]],
 ) -> None:
     """Byte for byte, although steps that were lost with the kill are done a second time."""
-    loss, calls = personalar.training.module.sequence_loss, []
-
-    def dies(*args: object, **kwargs: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 7:
-            raise RuntimeError("killed")
-        return loss(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(personalar.training.module, "sequence_loss", dies)
+    in_pass(7)
+    with pytest.raises(RuntimeError, match="killed"):
         do_run(tmp_path / "run", *WORDS)
     do_run(tmp_path / "run", *WORDS)
     same_result(whole, tmp_path / "run")

@@ -170,17 +170,9 @@ def test_a_run_folder_that_cannot_be_written(
     assert what == "read-only" or (tmp_path / "there").read_text() == "mine"
 
 
-def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk: Path, monkeypatch) -> None:
+def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk: Path, in_pass) -> None:
     remount(small_disk, "size=64m")
-    whole, calls = personalar.training.module.sequence_loss, []
-
-    def turns(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            remount(small_disk, "ro")
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", turns)
+    in_pass(4, lambda: remount(small_disk, "ro"))
     fails(do_run, small_disk / "run", r"cannot be written or read \(Read-only file system\)")
     remount(small_disk, "rw")
     do_run(small_disk / "run", "stage=both")
@@ -216,16 +208,11 @@ def test_kills_in_every_phase(
     same_result(finished_run, run_dir)
 
 
-def test_a_clock_set_back_decides_nothing(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
-    run_dir, whole, calls, now = tmp_path / "run", personalar.training.module.sequence_loss, [], time.time
-
-    def dies(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 6:
-            raise RuntimeError("killed")
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
+def test_a_clock_set_back_decides_nothing(
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch, in_pass
+) -> None:
+    run_dir, now = tmp_path / "run", time.time
+    in_pass(6)
     with pytest.raises(RuntimeError, match="killed"):
         do_run(run_dir, "stage=both")
     for path in run_dir.rglob("*"):  # what the first part wrote seems to come from next year
@@ -278,17 +265,12 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
 
 
 def test_too_little_memory_in_training_names_the_knobs(
-    do_run, finished_run: Path, tmp_path: Path, monkeypatch
+    do_run, finished_run: Path, tmp_path: Path, in_pass
 ) -> None:
-    whole, calls = personalar.training.module.sequence_loss, []
+    def hungry() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    def hungry(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", hungry)
+    in_pass(4, hungry)
     fails(do_run, tmp_path / "run", r"not enough memory \(.*memory\.gigabytes=N.*memory\.recompute=true")
     do_run(tmp_path / "run", "stage=both")
     same_result(finished_run, tmp_path / "run")

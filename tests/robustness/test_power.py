@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from processes import run_once
 from test_checkpoint import ended
 from test_personalize import same_result
 
+import personalar.core.files
 from personalar.core.files import is_whole, sync_files, write_atomic
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.png import is_whole_png
@@ -89,19 +92,10 @@ def test_a_damaged_result_is_made_again(how: str, name: str, do_run, finished_ru
 
 
 @pytest.mark.parametrize("how", ["empty", "zeros", "half"])
-def test_damaged_caches_are_made_again(how: str, do_run, finished_run, tmp_path, monkeypatch) -> None:
+def test_damaged_caches_are_made_again(how: str, do_run, finished_run, tmp_path, in_pass) -> None:
     """A run that is cut in its first stage and finds all its caches damaged."""
-    import personalar.training.module
-
-    whole, calls, run_dir = personalar.training.module.sequence_loss, [], tmp_path / "run"
-
-    def dies(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("killed")
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", dies)
+    run_dir = tmp_path / "run"
+    in_pass(2)
     with pytest.raises(RuntimeError, match="killed"):
         do_run(run_dir, "stage=both")
     caches = [path for path in (run_dir / "cache").rglob("*") if path.is_file()]
@@ -122,17 +116,31 @@ def test_a_log_that_a_power_cut_left_is_read_as_far_as_it_goes(finished_run: Pat
     assert write_report(run_dir).is_file()
 
 
-def test_syncs_are_few(run_overrides: list[str], tmp_path: Path, monkeypatch, do_run) -> None:
-    """Pictures are synced together, in threads: at most three waits per record."""
-    disk, records, replace = Disk(monkeypatch), [], os.replace
+def test_syncs_are_few(tmp_path: Path, monkeypatch, do_run) -> None:
+    """Pictures are synced together, in threads: at most three waits for a file that must be on the disk."""
+    waits, records, sync, put = [], [], os.fsync, personalar.core.files.put_in_place
 
-    def watched(source: str | Path, target: str | Path) -> None:
-        records.append(str(target))
-        replace(source, target)
+    class Pool(ThreadPoolExecutor):
+        def map(self, *words: object, **more: object) -> Iterator[object]:
+            waits.append("pool")
+            return super().map(*words, **more)
 
-    monkeypatch.setattr(os, "replace", watched)
+    def synced(handle: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    def counted(*words: object, sync: bool = True, **more: object) -> None:
+        records.extend(["record"] if sync else [])
+        put(*words, sync=sync, **more)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(personalar.core.files, "ThreadPoolExecutor", Pool)
+    for place in ("core.files", "training.checkpoint"):
+        monkeypatch.setattr(f"personalar.{place}.put_in_place", counted)
     do_run(tmp_path / "run", "stage=embedding", "scorer=none")
-    assert disk.syncs < 6 * len([name for name in records if not name.endswith(".png")])
+    assert len(waits) <= 3 * len(records)
+    assert len(list((tmp_path / "run").rglob("*.png"))) > len(records)
 
 
 def test_a_file_system_that_does_not_sync_folders(tmp_path: Path, monkeypatch) -> None:

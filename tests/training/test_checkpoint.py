@@ -20,7 +20,6 @@ from conftest_run import QUICK, compose_config, curve
 from processes import run_interrupted, run_killed, run_once, start
 from test_personalize import same_result
 
-import personalar.training.module
 from personalar.concepts.concept import Concept
 from personalar.core.errors import user_errors
 from personalar.core.run_folder import RunFolder
@@ -91,25 +90,15 @@ def test_ctrl_c_in_training_saves_the_step_and_says_130(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_who_asks_in_the_last_step_is_answered_too(
-    name: str, do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_asks_in_the_last_step_is_answered_too(name: str, do_run, tmp_path: Path, in_pass) -> None:
     """No step and no grid follows: the concept is written, and the run ends before its pictures."""
-    whole, calls = personalar.training.module.sequence_loss, []
-
-    def interrupted(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        if len(calls) == 4:
-            os.kill(os.getpid(), getattr(signal, name))
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(personalar.training.module, "sequence_loss", interrupted)
+    passes = in_pass(4, lambda: os.kill(os.getpid(), getattr(signal, name)))
     with pytest.raises(SystemExit) as ended_by:
         do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0")
-    assert ended_by.value.code == 128 + getattr(signal, name) and len(calls) == 4
+    assert ended_by.value.code == 128 + getattr(signal, name) and len(passes) == 4
     assert RunFolder(tmp_path / "run").has_concept("embedding")
     assert not (tmp_path / "run" / "images" / "embedding").exists()
-    assert do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0") and len(calls) == 8
+    assert do_run(tmp_path / "run", "stage=both", "samples.grid_every_steps=0") and len(passes) == 8
 
 
 def test_a_background_job_takes_sigint_and_nohup_keeps_sighup_out() -> None:
@@ -260,27 +249,15 @@ def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
 
 
 def test_a_step_may_have_other_passes_when_it_goes_on(
-    do_run,
-    tiny_model_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    do_run, tiny_model_dir: Path, tmp_path: Path, in_pass, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With less memory, or another number of processes: each step still has its own sequences, each once."""
     words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
     words += ["model.recipe.stages.embedding.batch=4", "model.recipe.stages.embedding.steps=5"]
     words += ["model.recipe.dropout=0.2"]  # of each sequence's own, whatever pass it is in
     do_run(tmp_path / "whole", *words)
-    loss, calls = personalar.training.module.sequence_loss, []
-
-    def killed(*args: object, **kwargs: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("killed")
-        return loss(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(personalar.training.module, "sequence_loss", killed)
+    in_pass(4)
+    with pytest.raises(RuntimeError, match="killed"):
         do_run(tmp_path / "parts", *words)  # a checkpoint at step 2
     config = compose_config("+subject=cat", *QUICK, f"model.path={tiny_model_dir}", *words)
     session, stages = prepare(config, tmp_path / "parts")
