@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest_run import QUICK
 from hydra.core.hydra_config import HydraConfig
-from processes import forked
+from processes import PRELOAD, forked
 from test_concept import make
 
 import personalar
@@ -94,6 +94,12 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
     done = new_process(tmp_path, "timeit", "-n1", "-r1", f"exec({code!r})")
     assert "contains no usable photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+
+
+def test_a_forked_command_has_all_that_is_loaded_before(tmp_path: Path) -> None:
+    """The server passes over what it cannot import without a word; then each command takes seconds more."""
+    done = command(tmp_path, "timeit", "-n1", "-r1", f"import sys; print({set(PRELOAD)} - set(sys.modules))")
+    assert "set()" in done.stdout, done.stdout + done.stderr
 
 
 def test_from_photos_to_new_pictures(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
