@@ -73,7 +73,7 @@ def test_every_choice_composes(turn: int) -> None:
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: str(value))
 def test_every_yaml_says_its_command(group: str, name: str) -> None:
     lines = (CONF / group / f"{name}.yaml").read_text().splitlines()
-    commands = ("# python -m personalar.run", "# python -m personalar.evaluate")
+    commands = tuple(f"# python -m personalar.{name}" for name in ("run", "evaluate", "sample"))
     assert any(line.startswith(commands) for line in lines[:2])
     assert len(lines) <= 30
 

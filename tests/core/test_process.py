@@ -58,9 +58,7 @@ def test_measurements_are_sane(monkeypatch) -> None:
     # The kernel counts the two in different ways, a few pages apart.
     assert peak_memory_bytes() > 0.9 * psutil.Process().memory_info().rss
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 25.0)
-    assert available_cores() == 2 and busy_cores() == 2.0
+    assert available_cores() == 2
 
 
 def test_work_on_the_cores_of_others_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,5 +86,5 @@ def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_subject_of_ones_own_takes_no_folder() -> None:
-    with pytest.raises(ValueError, match=r"subject\.proxies=made cannot be added to .* subject\.source"):
+    with pytest.raises(ValueError, match=r"subject\.proxies=made is not used .* subject\.source returns"):
         compose_config("+subject=cat", "subject.proxies=made", "+subject.source._target_=mine.red")

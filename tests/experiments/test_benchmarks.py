@@ -85,7 +85,8 @@ def test_decode_measures_every_contender(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = [f"model.path={tiny_model_dir}", "decoder=plain,jacobi", "batch=1,2", "runs=2", f"out={tmp_path}"]
-    command.main(["decode", *words, "trainer.threads=1", "decoder.window=5"])
+    with pytest.warns(UserWarning, match="decoder=jacobi got a batch of 2 images"):
+        command.main(["decode", *words, "trainer.threads=1", "decoder.window=5"])
     rows = json.loads((tmp_path / "decode.json").read_text())["rows"]
     assert [(row["decoder"], row["batch"]) for row in rows] == [
         (name, batch) for batch in (1, 2) for name in ("plain", "jacobi", *BASELINES.values())

@@ -24,7 +24,7 @@ from personalar.config.compose import conf_dir, group_options
 from personalar.config.fingerprint import learning_settings
 from personalar.config.model_config import PARTS, ModelConfig
 from personalar.core.older_runs import modernized
-from personalar.doctor import look, model_files
+from personalar.doctor import model_files, section
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.loading import cache_folder, free_bytes, hub_parts, obtain_model, offline_model, pin
@@ -98,7 +98,7 @@ def test_a_base_comes_whole_from_its_repositories(hub: Hub, name: str) -> None:
     assert [file for file in asked if file.endswith(f"/{words}")] == [f"{tokenizer}/{words}"]
 
     assert obtain_model(config, say=pytest.fail) == files and set(hub.files_asked_for) == asked
-    pinned, (told, _) = pin(config), look("model", model_files(config))
+    pinned, (told, _) = pin(config), section("model", model_files(config))
     assert f"text tokenizer: {files.tokenizer}" in told and pin(pinned) == pinned
     for key in PARTS:
         if (part := getattr(config, key)) is not None:

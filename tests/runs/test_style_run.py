@@ -71,7 +71,7 @@ def test_its_concept_is_used_in_the_style_of(style_run: Path, tiny_model_dir: Pa
     paths = write_samples(compose_config(*where, prompts, "strength=0.5", name="sample"))
     styled, plain = (Image.open(path).tobytes() for path in paths)
     assert styled != plain
-    with pytest.warns(UserWarning, match=r"'a dog' does not name .* of a style: in the style of \[V\]"):
+    with pytest.warns(UserWarning, match=r"'a dog' does not name .* for a style 'in the style of \[V\]'"):
         personalar.load(style_run, f"model.path={tiny_model_dir}").images(["a dog"], seeds=[0])
 
 
