@@ -240,7 +240,8 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run_dir = tmp_path / "run"
-    settings = {"x_graphql_retry_max": 1, "x_graphql_retry_wait_max_seconds": 1}
+    retries = [f"x_{part}_retry" for part in ("graphql", "file_stream", "file_transfer")]
+    settings = {f"{name}_max": 1 for name in retries} | {f"{name}_wait_max_seconds": 1 for name in retries}
     words = [f"+logger.wandb.settings.{name}={value}" for name, value in settings.items()]
     words += ["logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding"]
     do_run(run_dir, *words)
