@@ -160,7 +160,7 @@ def test_a_closed_terminal_saves_as_sigterm_does(
 ) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "log"
     rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
-    assert ended(run_interrupted, run_dir, rare, 3, 0, "SIGHUP", log=log) == 129, log.read_text()
+    assert ended(run_with_hangup, run_dir, rare, log=log) == 129, log.read_text()
     assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
     assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
@@ -170,6 +170,11 @@ def test_nohup_goes_on(finished_run: Path, run_overrides: list[str], tmp_path: P
     run_dir, log = tmp_path / "run", tmp_path / "log"
     assert ended(run_without_hangup, run_dir, run_overrides, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
+
+
+def run_with_hangup(run_dir: Path, overrides: list[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
+    run_interrupted(run_dir, overrides, 3, 0, "SIGHUP")
 
 
 def run_without_hangup(run_dir: Path, overrides: list[str]) -> None:
