@@ -3,7 +3,8 @@
 `python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`. The paper claims that an embedding
 trained jointly with the weights "fails to convey any meaningful content" on the untouched base, unlike one
 that was trained first. This script loads only `[V]` of the last stage of each finished run into the base, and
-prints the fidelity over the subject's prompts.
+prints the fidelity over the subject's prompts. With `--true-parameters` it takes the `[V]` that the base's
+pretraining gave to an individual with these parameters, to see how far the base alone can go.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from statistics import mean
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from personalar.concepts.concept import Concept
 from personalar.config.compose import package_path
@@ -23,18 +25,32 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
 from personalar.models.chameleon.serialization import load_backend
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.subjects import rendered_subject
+from personalar.nano.world.scene import identity_vector
+from personalar.nano.world.subjects import rendered_subject, subject_instance
 from personalar.scoring.dino import DinoScorer
 
+IDENTIFY = Path(__file__).parents[1] / "nano_base" / "results" / "identify.safetensors"
 
-def rows_alone(run: Path, threads: int) -> dict:
+
+def true_row(noun: str, seed: int) -> torch.Tensor:
+    """Return the embedding (D,) that stood for an individual in pretraining (`train_base.Base.identify`)."""
+    layer = load_file(IDENTIFY)
+    parameters = torch.tensor(identity_vector(subject_instance(noun, seed)), dtype=torch.float32)
+    return layer["weight"] @ parameters + layer["bias"]
+
+
+def rows_alone(run: Path, threads: int, *, true_parameters: bool) -> dict:
     torch.set_num_threads(threads)
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     facts = json.loads((run / "summary.json").read_text())
     concept = replace(Concept.load(run / "concept"), weights={}, lora={})
     backend = load_backend(package_path("package://nano"))
     identifier = concept.apply(backend)
-    subject = rendered_subject(config.subject.noun, config.subject.get("seed", 0))
+    noun, individual = config.subject.noun, config.subject.get("seed", 0)
+    if true_parameters:
+        with torch.no_grad():
+            identifier.rows[0] = true_row(noun, individual)
+    subject = rendered_subject(noun, individual)
     specs = bench_prompts(subject.noun)
     requests = [
         Request(
@@ -65,8 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--true-parameters", action="store_true")
     args = parser.parse_args()
-    rows = [rows_alone(run, args.threads) for run in args.runs]
+    rows = [rows_alone(run, args.threads, true_parameters=args.true_parameters) for run in args.runs]
     for row in rows:
         print(json.dumps(row), flush=True)
     print(

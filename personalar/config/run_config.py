@@ -249,7 +249,7 @@ class RunConfig:
         if optimizer and strategy.startswith("zero"):
             raise ValueError(
                 f"model.recipe.identifier.optimizer={optimizer} needs whole embeddings, which "
-                f"trainer.strategy={strategy} cuts up: use trainer=gpu or trainer=ddp"
+                f"trainer.strategy={strategy} shards: use trainer=gpu or trainer=ddp"
             )
         changed, before = {"base": False}, "base"
         for name, stage in self.method.stages.items():
@@ -257,7 +257,7 @@ class RunConfig:
             quantized = stage.lora.rank > 0 and self.method.base_bits == 4
             if strategy.startswith("zero3") and name in self.selected and (start or own or quantized):
                 raise ValueError(
-                    f"trainer.strategy={strategy} cannot cut up adapters, 4-bit weights or the result of "
+                    f"trainer.strategy={strategy} cannot shard adapters, 4-bit weights or the result of "
                     f"a LoRA stage, as in stage {name} of method={self.method.name}: use trainer=gpu, ddp or "
                     "zero2"
                 )

@@ -51,7 +51,7 @@ def test_every_choice_composes(turn: int) -> None:
     }.get(chosen["subject"], [])
     if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
         del chosen["method"], chosen["stage"]
-    if chosen["trainer"].startswith("zero3") and chosen.get("method") == "qlora":  # cannot be cut up
+    if chosen["trainer"].startswith("zero3") and chosen.get("method") == "qlora":  # cannot be sharded
         chosen |= {"method": "lora", "prior": "both"}  # nor does it have the token of prior=dcoar
     required = {"vlm": ["scorer.extra.vlm.model=some-model"]}.get(chosen["scorer"], [])
     if chosen["model/recipe"] == "nano":  # [V] starts at a reserved embedding
@@ -382,7 +382,7 @@ def test_quick_is_quick_with_every_method_and_recipe(method: str) -> None:
 
 
 def test_directions_need_whole_embeddings() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.strategy=zero2 cuts up: use trainer=gpu"):
+    with pytest.raises(ValueError, match=r"trainer\.strategy=zero2 shards: use trainer=gpu"):
         compose_config("+subject=cat", "trainer=zero2", "model.recipe.identifier.optimizer=direction")
 
 

@@ -135,12 +135,12 @@ def test_steps_are_told_with_their_setting() -> None:
         ),
         (
             ["method=dcoar", "trainer=zero3"],
-            r"=zero3 cannot cut up adapters.* stage context of method=dcoar: use",
+            r"=zero3 cannot shard adapters.* stage context of method=dcoar: use",
         ),
         (["method=qlora", "trainer=zero3_offload"], r"4-bit weights.* stage transformer of method=qlora"),
         (
             ["trainer=zero2", "model.recipe.identifier.optimizer=direction"],
-            r"identifier\.optimizer=direction needs whole embeddings, which trainer\.strategy=zero2 cuts up",
+            r"identifier\.optimizer=direction needs whole embeddings, which trainer\.strategy=zero2 shards",
         ),
         (
             ["prior=dcoar"],
@@ -154,7 +154,7 @@ def test_settings_that_no_stage_can_train_with_are_refused(words: list[str], mes
         compose_config("+subject=cat", *words)
 
 
-def test_a_stage_after_lora_is_not_cut_up() -> None:
+def test_a_stage_after_lora_is_not_sharded() -> None:
     config = compose_config("+subject=cat", "method=lora", "trainer=zero3")
     stages = {**config.method.stages, "rows": StageMethod(numbers="embedding")}
     with pytest.raises(ValueError, match=r"a LoRA stage, as in stage rows of method=lora: use .* zero2"):
@@ -163,7 +163,7 @@ def test_a_stage_after_lora_is_not_cut_up() -> None:
     dataclasses.replace(config, method=MethodConfig(name="lora", stages=stages))
 
 
-def test_what_can_be_cut_up_is_accepted() -> None:
+def test_what_can_be_sharded_is_accepted() -> None:
     for words in (["method=lora", "trainer=zero3"], ["method=qlora", "trainer=zero2"], ["method=dcoar"]):
         compose_config("+subject=cat", *words)
     compose_config("+subject=cat", "method=qlora", "trainer=zero3", "stage=embedding")
