@@ -45,7 +45,7 @@ def user_errors(command: str) -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, so that a closed pipe is reported below and not at exit
     except KeyboardInterrupt:
-        print(_suited(f"{command}: interrupted; {GOES_ON}", command), file=sys.stderr)
+        print(_for_command(f"{command}: interrupted; {GOES_ON}", command), file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
@@ -56,10 +56,10 @@ def user_errors(command: str) -> Iterator[None]:
             text = user_message(error)
         if text is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        raise SystemExit(f"{command}: {printable(_suited(text, command))}") from None
+        raise SystemExit(f"{command}: {printable(_for_command(text, command))}") from None
 
 
-def _suited(text: str, command: str) -> str:
+def _for_command(text: str, command: str) -> str:
     """Return a message for `command`, without `GOES_ON` if it would start again."""
     return text if command in RESUMABLE else text.replace(GOES_ON, "repeat the command")
 
