@@ -132,8 +132,6 @@ def prefill(
 ) -> Tensor:
     """Run the prompts through the network and fill the cache.
 
-    Equal rows are computed once: images that share a prompt, and equal unconditional rows.
-
     Args:
         backend: the base model.
         rows: token ids of R rows; they are left-padded to the longest, T.
@@ -148,13 +146,7 @@ def prefill(
     # Padding is masked out, so its id does not matter.
     ids = torch.tensor([[row[0]] * (longest - len(row)) + list(row) for row in rows], device=backend.device)
     ids = ids if more is None else torch.cat((ids, more), dim=1)
-    # Indices of rows that are computed: the first of each group of equal rows.
-    first = [i for i, row in enumerate(rows) if more is not None or row not in rows[:i]]
-    ids = ids[first]
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)
-    if len(first) == len(rows):
-        return backend.forward(embeds, cache=cache, ids=ids)
-    source_rows = torch.tensor([first.index(rows.index(row)) for row in rows], device=backend.device)
-    return backend.forward(embeds, cache=cache.shared(first, source_rows), ids=ids)[source_rows]
+    return backend.forward(embeds, cache=cache, ids=ids)

@@ -41,14 +41,6 @@ class Cache(Protocol):
     def place(self, positions: Tensor) -> None:
         """Clear the cache and set the position of the token in each slot, (B, L) int64; -1 means empty."""
 
-    def shared(self, rows: Sequence[int], twins: Tensor) -> Any:
-        """Return a cache view for a forward pass of only `rows`, whose keys are also stored for equal rows.
-
-        Args:
-            rows: rows of the batch that are computed.
-            twins: for each row of the batch the index in `rows` of the row that it equals, (B,) int64.
-        """
-
     def at(self, slots: Tensor, end: int) -> Any:
         """Return a cache view for a forward pass that writes `slots` and attends to slots below `end`."""
 

@@ -68,12 +68,8 @@ def test_every_way_of_writing_packs_the_same(name: str) -> None:
     backend, pad = PackedBackend(make_backend(), name), torch.zeros(2, dtype=torch.int64)
     row = torch.arange(10, 14).expand(2, 4)
     hidden = []
-    for slots in (None, torch.arange(4), torch.arange(4).expand(2, 4), "shared"):
+    for slots in (None, torch.arange(4), torch.arange(4).expand(2, 4)):
         cache = backend.new_cache(capacity=6, pad=pad)
-        if slots == "shared":
-            view = cache.shared([0], torch.tensor([0, 0]))
-            hidden.append(backend.forward(backend.embed(row[:1]), cache=view).expand(2, -1, -1))
-            continue
         view = cache if slots is None else cache.at(slots, 4)
         hidden.append(backend.forward(backend.embed(row), cache=view))
     assert all(torch.allclose(hidden[0], other, atol=1e-5) for other in hidden[1:])

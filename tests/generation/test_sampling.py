@@ -52,20 +52,6 @@ class Rows:
         return torch.where((ids == self.id)[..., None], self.row, embeds)
 
 
-def test_a_prompt_is_run_once(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three images of two prompts, with guidance: both prompts and one unconditional row are run."""
-    ids, rows = prompts(tiny_backend, *TEXTS[:2], TEXTS[0]), []
-    forward = tiny_backend.transformer.forward
-    monkeypatch.setattr(
-        tiny_backend.transformer,
-        "forward",
-        lambda embeds, *a, **k: rows.append(len(embeds)) or forward(embeds, *a, **k),
-    )
-    codes = PlainDecoder(cfg_scale=3.0)(tiny_backend, ids, GRID, [4, 5, 6])
-    assert rows == [3] + [6] * 15
-    assert torch.equal(codes, NaiveDecoder(cfg_scale=3.0)(tiny_backend, ids, GRID, [4, 5, 6]))
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_plain_equals_naive(tiny_backend: ChameleonBackend, settings: dict[str, float]) -> None:
     ids, seeds = prompts(tiny_backend, *TEXTS), [0, 5, -3]

@@ -8,7 +8,6 @@ Shapes: B batch, T tokens, L slots, Hkv key/value heads, hd head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,10 +128,6 @@ class KVCache:
         """Move the write position; call it after all layers have written."""
         self.length = self._window(num_tokens).stop
 
-    def shared(self, rows: Sequence[int], twins: Tensor) -> SharedRows:
-        """Return a view for a forward pass of only `rows`; row i gets the keys of `rows[twins[i]]`."""
-        return SharedRows(self, torch.tensor(rows, device=twins.device), twins)
-
     def at(self, slots: Tensor, end: int) -> CacheWindow:
         """Return a view for a forward pass that writes `slots` and reads the slots before `end`.
 
@@ -150,42 +145,6 @@ class KVCache:
                 "make it as long as the prompt and the image together"
             )
         return slice(self.length, end)
-
-
-@dataclass(frozen=True)
-class SharedStore:
-    """The cache of one layer in `SharedRows`."""
-
-    store: Store
-    rows: Tensor
-    twins: Tensor
-
-    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (len(rows), Hkv, T, hd) to every row; return keys and values of `rows` before the end."""
-        # Every row gets its own copy, because rows may differ in later passes.
-        key, value = self.store.write(key[self.twins], value[self.twins])
-        return key[self.rows], value[self.rows]
-
-
-class SharedRows:
-    """View of some rows of a cache for a forward pass. Every other row equals one of them."""
-
-    def __init__(self, cache: KVCache, rows: Tensor, twins: Tensor) -> None:
-        self._cache, self._rows, self._twins = cache, rows, twins
-        self.advance = cache.advance
-
-    def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of the next slots, (len(rows) or 1, 1, T, hd)."""
-        cos, sin = self._cache.rotary(num_tokens)
-        return (cos, sin) if len(cos) == 1 else (cos[self._rows], sin[self._rows])
-
-    def mask(self, num_tokens: int) -> Tensor:
-        """Return the additive attention mask, (len(rows), 1, 1 or T, length + T)."""
-        return self._cache.mask(num_tokens)[self._rows]
-
-    def store(self, layer: int, num_tokens: int) -> SharedStore:
-        """Return the store of `layer`."""
-        return SharedStore(self._cache.store(layer, num_tokens), self._rows, self._twins)
 
 
 class CacheWindow:

@@ -64,23 +64,6 @@ def test_rows_write_where_they_are(backend, ids: torch.Tensor) -> None:
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_rows_run_for_their_twins_too(backend, ids: torch.Tensor) -> None:
-    """Rows 0, 2 and 3 hold the same prompt, row 1 a shorter one; what follows differs in all."""
-    prompts, later = ids[[0, 1, 0, 0], :6], ids.flatten()[:12].view(4, 3)
-    positions = torch.arange(9).expand(4, -1) - torch.tensor([0, 2, 0, 0])[:, None]
-    results = []
-    for shared in (True, False):
-        cache = backend.new_cache(capacity=9, pad=torch.zeros(4, dtype=torch.int64))
-        cache.place(positions.clamp_min(-1))
-        twins = torch.tensor([0, 1, 0, 0])
-        view, rows = (cache.shared([0, 1], twins), prompts[:2]) if shared else (cache, prompts)
-        hidden = backend(backend.embed(rows), cache=view)
-        assert cache.length == 6
-        results.append((hidden[twins] if shared else hidden, backend(backend.embed(later), cache=cache)))
-    for together, alone in zip(*results, strict=True):
-        torch.testing.assert_close(together[:, 2:], alone[:, 2:], atol=1e-4, rtol=1e-4)  # 2: empty in row 1
-
-
 def test_a_padded_cache_cannot_be_laid_out(backend) -> None:
     cache = backend.new_cache(capacity=4, pad=torch.tensor([1, 0]))
     with pytest.raises(ValueError, match=r"a cache with pads \[1, 0\] cannot be placed; make it with pad=0"):
