@@ -170,7 +170,7 @@ def keep(decoder: Changed) -> Iterator[None]:
 def table_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     """Like `gumbel_noise`, with a table of codes: Triton has no 64-bit index for them."""
     place = hashing.mix(hashing.mix(seeds[:, None]) + positions)
-    drawn = hashing.high_bits(place[:, :, None] + spread(num_codes, seeds.device))
+    drawn = hashing._shift_right(hashing.mix(place[:, :, None] + spread(num_codes, seeds.device)), 32)
     uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 

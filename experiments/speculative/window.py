@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from personalar.generation.decoders.window import Window
-from personalar.generation.sampling import gumbel_noise, random_codes
+from personalar.generation.sampling import gumbel_noise
+from personalar.models.random_keys import _ODD, bits, mix
 
 PASS = 2**32  # pass n uses the noise of position + n * PASS, so passes share no noise
 
@@ -34,18 +35,17 @@ class RejectionWindow(Window):
 
     def _draft(self, tokens: Tensor) -> Tensor:
         """Return the drafts (B, W), and record which of them are new."""
-        is_code = self._body.is_code[tokens]
-        self._fresh = (self._body.code_index[tokens] >= self._known[:, None]) & is_code
-        return super()._draft(tokens)
-
-    def _guess(self, index: Tensor) -> Tensor:
-        """Return first drafts (B, W)."""
+        index, known = self._body.code_index[tokens], self._known
+        self._fresh = (index >= known[:, None]) & self._body.is_code[tokens]
+        drafts = super()._draft(tokens)
         if self._init == "above":
-            return super()._guess(index)
-        source = draft_source(self._init, self._known, index, self._row_width)
+            return drafts
+        source = draft_source(self._init, known, index, self._row_width)
         copied = self._codes.gather(1, source.clamp_min(0))
-        at_random = (source < 0) | (self._known[:, None] == 0)
-        return torch.where(at_random, random_codes(self._seeds, index, self._num_codes), copied)
+        at_random = (source < 0) | (known[:, None] == 0)
+        own = torch.where(at_random, random_codes(self._seeds, index, self._num_codes), copied)
+        self._store(self._codes, index, own, self._fresh)
+        return self._codes.gather(1, index)
 
     def _choose(self, logits: Tensor, tokens: Tensor, drafts: Tensor) -> Tensor:
         """Return samples (B, W) from guided logits (B, W, K), and store the distributions."""
@@ -62,3 +62,10 @@ class RejectionWindow(Window):
         draws = redraw(law, before, drafts, drafted, noise, everywhere=self._coupling == "maximal")
         self._store(self._laws, index, law, is_code & (self._offset(tokens) < self._size))
         return draws
+
+
+def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
+    """Return uniformly distributed codes (B, P), independent of the Gumbel noise at these positions."""
+    place = mix(mix(seeds[:, None] ^ _ODD) + positions)
+    # Multiply-shift instead of a remainder, which would prefer small codes.
+    return (bits(place, torch.zeros_like(place)) * num_codes) >> 32

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from personalar.models.random_keys import bits, high_bits, independent, mix
+from personalar.models.random_keys import bits, mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,19 +148,6 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     # -log(-log1p(-u)) is large for u near 0: the tail, which decides rare codes, keeps its precision.
     uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
-
-
-def random_codes(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
-    """Return uniformly distributed codes (B, P), independent of the Gumbel noise at these positions.
-
-    Args:
-        seeds: (B,) int64.
-        positions: (B, P) int64.
-        num_codes: K.
-    """
-    place = mix(mix(independent(seeds[:, None])) + positions)
-    # Multiply-shift instead of a remainder, which would prefer small codes.
-    return (high_bits(place) * num_codes) >> 32
 
 
 def seed_tensor(seeds: list[int], device: torch.device) -> Tensor:

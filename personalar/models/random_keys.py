@@ -15,11 +15,6 @@ def mix(x: Tensor) -> Tensor:
     return _shift_right(x, 31).bitwise_xor_(x)
 
 
-def independent(keys: Tensor) -> Tensor:
-    """Derive keys for an independent random stream."""
-    return keys ^ _ODD
-
-
 def bits(places: Tensor, numbers: Tensor) -> Tensor:
     """Return 32 random bits for every (place, number), as int64 in [0, 2 ** 32).
 
@@ -27,12 +22,7 @@ def bits(places: Tensor, numbers: Tensor) -> Tensor:
         places: int64, already hashed.
         numbers: int64 indices, broadcast with `places`.
     """
-    return high_bits(places + numbers * _ODD)
-
-
-def high_bits(x: Tensor) -> Tensor:
-    """Return the upper 32 bits of the hash of `x`, as int64 in [0, 2 ** 32)."""
-    return _shift_right(mix(x), 32)
+    return _shift_right(mix(places + numbers * _ODD), 32)
 
 
 def _shift_right(x: Tensor, count: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from personalar.generation.base import GenerationRequest, LearnedEmbeddings
 from personalar.generation.decoders.plain import NOISE_AHEAD
-from personalar.generation.sampling import Sampling, gumbel_noise, random_codes, seed_tensor
+from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import batch_rows, image_schedule, num_codes, prefill
 from personalar.models.base import Backend
 
@@ -110,18 +110,13 @@ class Window:
         return self._codes[:, :-1]
 
     def passes(self, identifier: LearnedEmbeddings | None) -> Iterator[int]:
-        """Decode, and yield the total number of final codes after every forward pass.
-
-        Raises:
-            RuntimeError: a pass made no token final, so the loop would not end.
-        """
-        places, number = self._body.places, 0
-        first = [0] * len(self._codes)
+        """Decode, and yield the total number of final codes after every forward pass."""
+        places, first = self._body.places, [0] * len(self._codes)
         while width := max(span(places, each, self._size) for each in first):
             tokens = self._first[:, None] + torch.arange(width, device=self._seeds.device)  # (B, W)
             drafts = self._draft(tokens)
             # The first pass also runs the prompts.
-            if number == 0:
+            if not any(first):
                 more = self._ids(tokens[:, :-1])
                 hidden = prefill(
                     self._backend, self._rows, self._cache, identifier=identifier, more=self._per_row(more)
@@ -129,19 +124,12 @@ class Window:
             else:
                 # The hidden state that predicts a token is that of the token before it.
                 hidden = self._look(tokens - 1, end=self._longest + max(first) + width - 1)
-            number += 1
             draws = self._draw(hidden, tokens, drafts)
             drafted = (self._offset(tokens) < self._size - 1) | ~self._body.is_code[tokens]
             final = count_final(draws, drafts, drafted).minimum(places[-1] + 1 - self._first)
             self._first = self._first + final
-            before, first = first, self._first.tolist()  # the only device synchronization of a pass
-            done, total = sum(bisect_left(places, each) for each in first), len(places) * len(first)
-            if first == before:
-                raise RuntimeError(
-                    f"decoder=jacobi: pass {number} made no token final, after {done} of {total} codes; this "
-                    "is a bug in the decoder: use decoder=plain"
-                )
-            yield done
+            first = self._first.tolist()  # the only device synchronization of a pass
+            yield sum(bisect_left(places, each) for each in first)
 
     def _offset(self, tokens: Tensor) -> Tensor:
         """Return the number of codes from the first token that is not final to each of `tokens` (B, W)."""
@@ -159,16 +147,11 @@ class Window:
         """Return the drafts (B, W) of `tokens`; make one for codes that have no value yet."""
         index = self._body.code_index[tokens]
         fresh = (index >= self._known[:, None]) & self._body.is_code[tokens]
-        self._store(self._codes, index, self._guess(index), fresh)
+        drafts = first_drafts(self._codes, self._known, index, self._row_width)
+        self._store(self._codes, index, drafts, fresh)
         known = self._body.code_index[self._first] + self._size
         self._known = known.clamp_max(self._codes.shape[1] - 1)
         return self._codes.gather(1, index)
-
-    def _guess(self, index: Tensor) -> Tensor:
-        """Return first drafts (B, W) for the codes `index` (B, W): copies, or random codes without one."""
-        copied = first_drafts(self._codes, self._known, index, self._row_width)
-        at_random = random_codes(self._seeds, index, self._num_codes)
-        return torch.where(copied < 0, at_random, copied)
 
     def _store(self, table: Tensor, index: Tensor, values: Tensor, where: Tensor) -> None:
         """Write `values` (B, W, ...) to `table` (B, N + 1, ...) at `index` (B, W), only where `where` (B, W).
@@ -207,9 +190,10 @@ class Window:
 
 
 def first_drafts(codes: Tensor, known: Tensor, index: Tensor, width: int) -> Tensor:
-    """Return drafts (B, W) for the codes `index` (B, W); -1 if there is no code to copy.
+    """Return drafts (B, W) for the codes `index` (B, W).
 
-    A draft copies the nearest code above it that has a value, or the last code if there is none above.
+    A draft copies the nearest code above it that has a value, or the last code if there is none above. Before
+    the first pass no code has a value, and all drafts copy the first one, which is 0.
 
     Args:
         codes: (B, N), codes so far in raster order.
@@ -221,8 +205,7 @@ def first_drafts(codes: Tensor, known: Tensor, index: Tensor, width: int) -> Ten
     rows_up = (index - last + width - 1) // width  # rows to go up to reach a code that has a value
     source = index - rows_up.clamp_min(1) * width
     source = torch.where(source < 0, last, source)  # above the first row: copy the last code
-    copied = codes.gather(1, source.clamp_min(0))
-    return torch.where(source < 0, -1, copied)
+    return codes.gather(1, source.clamp_min(0))
 
 
 def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:

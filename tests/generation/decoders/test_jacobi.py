@@ -91,7 +91,7 @@ def test_agreeing_drafts_save_forwards(
     )
     codes = JacobiDecoder(window=6, temperature=0.0)(tiny_backend, prompts(tiny_backend, TEXTS[0]), GRID, [1])
     assert (codes == 5).all()
-    assert len(shapes) == 4  # the first drafts are random: 1 code; then 15 codes, 6 a pass
+    assert len(shapes) == 4  # the first drafts are all 0: 1 code; then 15 codes, 6 a pass
     assert [width for _, width in shapes[1:]] == [7, 8, 3]  # newlines ride along
 
 
@@ -125,7 +125,7 @@ def test_setting_errors(change: dict[str, object], message: str) -> None:
     [
         (3, [30, 10, 20, 30]),  # codes 3..6 of rows of four: 10 20 30 | . . . .
         (4, [40, 10, 20, 30]),  # code 3 is known now: its draft is not asked for
-        (0, [-1, -1, -1, -1]),  # nothing to copy
+        (0, [10, 10, 10, 10]),  # no code has a value yet: all drafts are the first, whatever it is
     ],
 )
 def test_first_drafts_copy_the_code_above(known: int, expected: list[int]) -> None:
