@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalar.generation.decoders.plain import NoiseAhead
-from personalar.generation.sampling import Sampling
+from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.models.chameleon.backend import ChameleonBackend
 
 BASELINES = {"generate": "transformers generate", "static": "transformers static, batched CFG"}
@@ -130,7 +129,7 @@ class Baseline:
 
         With guidance two rows belong to an image, and both must get the same token.
         """
-        noise, rows = NoiseAhead(seeds, backend.device), backend.tokenizer.image_rows
+        keys, rows = seed_tensor(seeds, backend.device), backend.tokenizer.image_rows
         drawn = 0
 
         def draw(ids: Tensor, scores: Tensor) -> Tensor:
@@ -141,7 +140,9 @@ class Baseline:
                 only[:, forced] = 0.0
                 return only
             logits = self.sampling.guide(scores[:, rows].float())
-            codes = self.sampling.draw(logits, noise.at(drawn, logits.shape[-1]))[:, None]
+            place = torch.full((1,), drawn, device=backend.device)
+            noise = gumbel_noise(keys, place, logits.shape[-1])[:, 0]
+            codes = self.sampling.draw(logits, noise)[:, None]
             drawn += 1
             codes = torch.cat((codes, codes)) if self.sampling.guided else codes
             return only.scatter_(1, codes + backend.code_offset, 0.0)

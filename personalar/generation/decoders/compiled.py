@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
-from personalar.generation.decoders.plain import NOISE_AHEAD, PlainDecoder
+from personalar.generation.decoders.plain import REPORT_EVERY, PlainDecoder
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import Schedule, num_codes, plan, prefill
 from personalar.models.base import Backend
@@ -80,7 +80,7 @@ class CompiledDecoder(PlainDecoder):
             for index in range(1, schedule.num_steps):
                 self._replay(step, schedule, index)()
                 # Not at every step: a callback is Python work between two replays.
-                if progress is not None and index % NOISE_AHEAD == 0:
+                if progress is not None and index % REPORT_EVERY == 0:
                     progress(index * len(step.codes), step.codes.numel())
             if progress is not None:
                 progress(step.codes.numel(), step.codes.numel())

@@ -8,7 +8,6 @@ image codes only, and the host does not wait for the device before the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +17,8 @@ from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
 from personalar.models.base import Backend
 
-NOISE_AHEAD = 16
-"""Codes for which noise is computed at once: fewer kernel launches, at little memory."""
+REPORT_EVERY = 16
+"""Codes of an image between two reports of progress."""
 
 
 class PlainDecoder:
@@ -51,19 +50,7 @@ class PlainDecoder:
         progress: Progress | None = None,
         contexts: list[list[int]] | None = None,
     ) -> Tensor:
-        """Sample one image per prompt and seed.
-
-        Args:
-            backend: the base model.
-            prompts: token ids of each prompt, of any lengths.
-            grid: (h, w), the image size in codes.
-            seeds: one per prompt.
-            identifier: learned embeddings for reserved ids in the prompts.
-            progress: called about once per row of codes.
-            contexts: token ids of the contexts of guidance, one per prompt; None: the unconditional ones.
-
-        Returns:
-            Codes (B, h, w), int64.
+        """Sample codes (B, h, w), one image per prompt and seed; see `Decoder`.
 
         Raises:
             FloatingPointError: some logits were NaN or infinite.
@@ -92,7 +79,8 @@ class PlainDecoder:
         hidden = prefill(backend, schedule.rows, cache, identifier=identifier)
         codes = schedule.forced.new_zeros(batch, schedule.num_steps)
         max_logits = torch.full((), -math.inf, device=backend.device)
-        noise = NoiseAhead(request.seeds, backend.device)
+        seeds = seed_tensor(list(request.seeds), backend.device)
+        places = torch.arange(schedule.num_steps, device=backend.device)
         for step in range(schedule.num_steps):
             if step:
                 embeds = backend.embed(schedule.fill(step, codes[:, step - 1] + backend.code_offset))
@@ -100,25 +88,11 @@ class PlainDecoder:
                 hidden = backend.forward(torch.cat((embeds, embeds)) if guided else embeds, cache=cache)
             logits = self.sampling.guide(backend.image_logits(hidden[:, -1]))  # (B, K)
             max_logits = torch.maximum(max_logits, logits)  # maximum() propagates NaN
-            codes[:, step] = self.sampling.draw(logits, noise.at(step, logits.shape[-1]))
-            if progress is not None and ((step + 1) % NOISE_AHEAD == 0 or step + 1 == schedule.num_steps):
+            noise = gumbel_noise(seeds, places[step : step + 1], logits.shape[-1])[:, 0]  # (B, K)
+            codes[:, step] = self.sampling.draw(logits, noise)
+            if progress is not None and ((step + 1) % REPORT_EVERY == 0 or step + 1 == schedule.num_steps):
                 progress((step + 1) * batch, codes.numel())
         return codes, max_logits
-
-
-class NoiseAhead:
-    """Gumbel noise of a batch, computed for `NOISE_AHEAD` codes at a time."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._seeds = seed_tensor(list(seeds), device)
-
-    def at(self, index: int, num_codes: int) -> Tensor:
-        """Return the noise (B, K) of code `index`; must be called with 0, 1, 2, ... in order."""
-        ahead = index % NOISE_AHEAD
-        if ahead == 0:
-            positions = torch.arange(index, index + NOISE_AHEAD, device=self._seeds.device)
-            self._noise = gumbel_noise(self._seeds, positions, num_codes)  # (B, ahead, K)
-        return self._noise[:, ahead]
 
 
 def check_finite(max_logits: Tensor) -> None:

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from personalar.generation.base import GenerationRequest, LearnedEmbeddings
-from personalar.generation.decoders.plain import NOISE_AHEAD
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import batch_rows, image_schedule, num_codes, prefill
 from personalar.models.base import Backend
+
+NOISE_AT_ONCE = 16
+"""Codes of an image for which noise is computed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Window:
         self._known = self._seeds.new_zeros(batch)  # number of codes that have a value, final or draft
         positions = torch.arange(most + 1, device=backend.device)
         # In parts, because the numbers that the noise is computed from need several times its memory.
-        parts = [gumbel_noise(self._seeds, p, self._num_codes) for p in positions.split(NOISE_AHEAD)]
+        parts = [gumbel_noise(self._seeds, p, self._num_codes) for p in positions.split(NOISE_AT_ONCE)]
         self._noise = torch.cat(parts, dim=1)
         pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
         self._cache = backend.new_cache(capacity=self._longest + len(self._body.forced), pad=pad)
