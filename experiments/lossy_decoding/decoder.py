@@ -13,7 +13,8 @@ import torch
 from lossy_decoding.low_bits import FORMATS, LowBits
 from torch import Tensor, nn
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.network.cache import KVCache, Slots, put
 
@@ -46,7 +47,7 @@ class LossyDecoder(PlainDecoder):
         self,
         backend: Any,
         request: GenerationRequest,
-        identifier: LearnedEmbeddings | None,
+        identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Return codes (B, N) and the largest logit of each code (B, K)."""

@@ -15,7 +15,8 @@ from speculative.rules import COUPLINGS, INITS, nearest_codes
 from speculative.window import RejectionWindow
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.models.base import Backend
 
@@ -58,7 +59,7 @@ class SpeculativeDecoder(JacobiDecoder):
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: LearnedEmbeddings | None,
+        identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Return codes (B, N) and the largest logit of each code (B, K)."""

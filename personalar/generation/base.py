@@ -6,21 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
+from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.sampling import Sampling
 from personalar.models.base import Backend
 
 Progress = Callable[[int, int], None]
 """Called with (codes drawn so far, codes in total) of a batch, about once per row of codes."""
-
-
-class LearnedEmbeddings(Protocol):
-    """Learned embeddings that replace those of reserved token ids."""
-
-    def __call__(self, ids: Tensor, embeds: Tensor) -> Tensor:
-        """Return `embeds` (B, T, D) with the embeddings of learned tokens in `ids` (B, T) replaced."""
-        ...
 
 
 class Decoder(Protocol):
@@ -39,7 +30,7 @@ class Decoder(Protocol):
         prompts: list[list[int]],
         grid: tuple[int, int],
         seeds: list[int],
-        identifier: LearnedEmbeddings | None = None,
+        identifier: Identifier | None = None,
         progress: Progress | None = None,
         contexts: list[list[int]] | None = None,
     ) -> Any:
@@ -63,12 +54,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """A validated batch of images to sample, one per prompt.
-
-    Raises:
-        ValueError: there is no prompt, a prompt is empty, or the numbers of prompts, seeds and contexts
-            differ, or the image has no codes.
-    """
+    """A batch of images to sample, one per prompt, seed and context."""
 
     prompts: Sequence[Sequence[int]]
     """Per image the token ids before the first image token."""
@@ -78,21 +64,3 @@ class GenerationRequest:
     """One per image."""
     contexts: Sequence[Sequence[int]] | None = None
     """Per image the token ids before the image in the context of guidance; None: the unconditional ones."""
-
-    def __post_init__(self) -> None:
-        """Validate the request."""
-        if not self.prompts or any(len(prompt) == 0 for prompt in self.prompts):
-            raise ValueError(
-                f"got {len(self.prompts)} prompts, some or all of them empty; give at least one token each"
-            )
-        if len(self.seeds) != len(self.prompts):
-            raise ValueError(
-                f"got {len(self.seeds)} seeds for {len(self.prompts)} prompts; give one per image"
-            )
-        if self.contexts is not None and len(self.contexts) != len(self.prompts):
-            raise ValueError(
-                f"got {len(self.contexts)} contexts for {len(self.prompts)} prompts; give one per image"
-            )
-        h, w = self.grid
-        if min(h, w) < 1:
-            raise ValueError(f"got an image of {h}x{w} codes; both must be at least 1")

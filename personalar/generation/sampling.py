@@ -17,7 +17,7 @@ from personalar.models.random_keys import bits, mix
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling parameters, applied to the logits of one code."""
+    """Sampling parameters, applied to the logits of one code; `DecoderConfig` checks their ranges."""
 
     cfg_scale: float = 1.0
     """Classifier-free guidance scale, at least 0; 1 turns guidance off and halves the computation."""
@@ -27,19 +27,6 @@ class Sampling:
     """Sample from the fewest most likely codes that together reach this probability; 1 is off."""
     temperature: float = 1.0
     """Divides the logits; 0 means the most likely code."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a value outside its range."""
-        if self.cfg_scale < 0:
-            raise ValueError(f"cfg_scale={self.cfg_scale} must be at least 0; 1 turns guidance off")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 0; 0 turns it off")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 turns it off")
-        if self.temperature < 0:
-            raise ValueError(
-                f"temperature={self.temperature} must be at least 0; 0 takes the most likely code"
-            )
 
     @property
     def guided(self) -> bool:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest
 from personalar.models.base import Backend, Cache
 
 
@@ -127,7 +128,7 @@ def prefill(
     rows: list[list[int]],
     cache: Cache,
     *,
-    identifier: LearnedEmbeddings | None,
+    identifier: Identifier | None,
     more: Tensor | None = None,
 ) -> Tensor:
     """Run the prompts through the network and fill the cache.

@@ -172,6 +172,13 @@ def test_nearest_is_refused_where_reserved_embeddings_were_never_trained(model: 
         ("jacobi", "window=null", "window=null: JacobiDecoder needs a number; leave out the setting"),
         ("compiled", "bucket=null", "bucket=null: CompiledDecoder needs a number"),
         ("compiled", "window=8", "window=8 is not an argument of CompiledDecoder, only of JacobiDecoder"),
+        ("jacobi", "window=1", "window=1 is out of range; allowed: 2 and more"),
+        ("jacobi", "max_batch=0", "max_batch=0 is out of range; allowed: 1 and more"),
+        ("compiled", "bucket=0", "bucket=0 is out of range; allowed: 1 and more"),
+        ("plain", "cfg_scale=-1", "cfg_scale=-1.0 is out of range; allowed: 0 to 1000"),
+        ("plain", "top_k=-1", "top_k=-1 is out of range; allowed: 0 and more"),
+        ("plain", "top_p=0", "top_p=0.0 is out of range; allowed: 1e-06 to 1"),
+        ("plain", "temperature=-0.1", "temperature=-0.1 is out of range; allowed: 0 to 1000"),
     ],
 )
 def test_a_decoder_is_told_its_own_settings(decoder: str, setting: str, message: str) -> None:

@@ -138,36 +138,6 @@ def test_schedule() -> None:
     assert image_schedule([9, 8, None, None, 7, None, None, 7, 6]) == ([9, 8], [[], [7], [], [7, 6]])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"cfg_scale": -1.0}, "cfg_scale=-1.0 must be at least 0"),
-        ({"top_k": -1}, "top_k=-1 must be at least 0"),
-        ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
-        ({"temperature": -0.1}, "temperature=-0.1 must be at least 0"),
-    ],
-)
-def test_setting_errors(change: dict[str, float], message: str) -> None:
-    for decoder in (PlainDecoder, NaiveDecoder):
-        with pytest.raises(ValueError, match=message):
-            decoder(**change)
-
-
-def test_request_errors(tiny_backend: ChameleonBackend) -> None:
-    ids = prompts(tiny_backend, TEXTS[0])
-    decoder = PlainDecoder()
-    with pytest.raises(ValueError, match="got 2 seeds for 1 prompts"):
-        decoder(tiny_backend, ids, GRID, [1, 2])
-    with pytest.raises(ValueError, match="give at least one token each"):
-        decoder(tiny_backend, [[]], GRID, [1])
-    with pytest.raises(ValueError, match="got 0 prompts"):
-        decoder(tiny_backend, [], GRID, [])
-    with pytest.raises(ValueError, match="both must be at least 1"):
-        decoder(tiny_backend, ids, (0, 4), [1])
-    with pytest.raises(ValueError, match="must be multiples of 2"):
-        decoder(tiny_backend, ids, (3, 4), [1])
-
-
 # Sampling rules
 
 

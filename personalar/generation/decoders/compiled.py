@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.decoders.plain import REPORT_EVERY, PlainDecoder
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import Schedule, num_codes, plan, prefill
@@ -43,8 +44,6 @@ class CompiledDecoder(PlainDecoder):
 
     def __init__(self, *, bucket: int = 128, **sampling: float) -> None:
         super().__init__(**sampling)  # type: ignore[arg-type]
-        if bucket < 1:
-            raise ValueError(f"bucket={bucket} must be at least 1 slot")
         self.bucket = bucket
         self._key: tuple[Any, ...]
         self._replays: dict[tuple[int, int], Replay]
@@ -58,7 +57,7 @@ class CompiledDecoder(PlainDecoder):
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: LearnedEmbeddings | None,
+        identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample with CUDA graphs; see `PlainDecoder.draw`."""
@@ -201,7 +200,7 @@ class Step:
         """Cache slot of the first code."""
 
     def start(
-        self, request: GenerationRequest, schedule: Schedule, identifier: LearnedEmbeddings | None
+        self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None
     ) -> None:
         """Begin a batch: run its prompts and sample the first code of every image."""
         self.cache.place(schedule.padded_positions(self.cache.capacity))

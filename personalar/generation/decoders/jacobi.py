@@ -11,7 +11,8 @@ import warnings
 
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.decoders.window import Window
 from personalar.models.base import Backend
@@ -29,17 +30,13 @@ class JacobiDecoder(PlainDecoder):
 
     def __init__(self, *, window: int = 16, max_batch: int = 1, **sampling: float) -> None:
         super().__init__(**sampling)  # type: ignore[arg-type]
-        if window < 2:
-            raise ValueError(f"window={window} must be at least 2; decoder=plain draws one code at a time")
-        if max_batch < 1:
-            raise ValueError(f"max_batch={max_batch} must be at least 1")
         self.window, self.max_batch = window, max_batch
 
     def draw(
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: LearnedEmbeddings | None,
+        identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
         """Sample with a window of drafts; see `PlainDecoder.draw`."""

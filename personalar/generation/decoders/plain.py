@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings, Progress
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import plan, prefill
 from personalar.models.base import Backend
@@ -46,7 +47,7 @@ class PlainDecoder:
         prompts: list[list[int]],
         grid: tuple[int, int],
         seeds: list[int],
-        identifier: LearnedEmbeddings | None = None,
+        identifier: Identifier | None = None,
         progress: Progress | None = None,
         contexts: list[list[int]] | None = None,
     ) -> Tensor:
@@ -64,10 +65,10 @@ class PlainDecoder:
         self,
         backend: Backend,
         request: GenerationRequest,
-        identifier: LearnedEmbeddings | None,
+        identifier: Identifier | None,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
-        """Sample a validated request; subclasses override this method.
+        """Sample a request; subclasses override this method.
 
         Returns:
             Codes (B, N), where N is the number of codes of an image, and the maximum over all steps of the

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from personalar.generation.base import GenerationRequest, LearnedEmbeddings
+from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.base import GenerationRequest
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
 from personalar.generation.schedule import batch_rows, image_schedule, num_codes, prefill
 from personalar.models.base import Backend
@@ -111,7 +112,7 @@ class Window:
         """Codes (B, N)."""
         return self._codes[:, :-1]
 
-    def passes(self, identifier: LearnedEmbeddings | None) -> Iterator[int]:
+    def passes(self, identifier: Identifier | None) -> Iterator[int]:
         """Decode, and yield the total number of final codes after every forward pass."""
         places, first = self._body.places, [0] * len(self._codes)
         while width := max(span(places, each, self._size) for each in first):

@@ -188,11 +188,6 @@ def test_sharded_weights_are_decoded_plainly() -> None:
     assert not backend.has_fixed_addresses and decoder.captures == 0
 
 
-def test_setting_errors() -> None:
-    with pytest.raises(ValueError, match="bucket=0 must be at least 1 slot"):
-        CompiledDecoder(bucket=0)
-
-
 def test_one_compiled_block_serves_every_layer_length_and_batch() -> None:
     """The compiler is asked a few times, not once for every layer, and the images are those of plain."""
     backend, compiled = make_backend(num_hidden_layers=5), []

@@ -108,19 +108,6 @@ def test_progress_counts_final_codes(tiny_backend: ChameleonBackend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"window": 1}, "window=1 must be at least 2; decoder=plain"),
-        ({"max_batch": 0}, "max_batch=0 must be at least 1"),
-        ({"top_p": 0.0}, "top_p=0.0 must be in"),
-    ],
-)
-def test_setting_errors(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        JacobiDecoder(**change)
-
-
-@pytest.mark.parametrize(
     ("known", "expected"),
     [
         (3, [30, 10, 20, 30]),  # codes 3..6 of rows of four: 10 20 30 | . . . .
