@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -65,9 +64,6 @@ class Generator:
                 images at once: processes that share a sharded network must run the same number of passes.
         """
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
-        self.overlap = backend.device.type == "cuda"  # on a CPU both would compete for the same cores
-        """Decode codes to pictures in a thread while the next codes are sampled."""
-        self._drawing = Lock()
 
     @torch.inference_mode()
     def codes(
@@ -104,10 +100,9 @@ class Generator:
                 **more,
             )
 
-        with self._drawing:
-            smallest = len(ids) if self.batch is None else 1
-            at_once = self._fitting(ids, grid, context)
-            return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
+        smallest = len(ids) if self.batch is None else 1
+        at_once = self._fitting(ids, grid, context)
+        return torch.cat(draw_in_batches(draw, len(ids), at_once, smallest=smallest))
 
     def fitting_batch(
         self, prompts: Sequence[str], *, size: Size | None = None, negative_prompt: str | None = None
@@ -139,7 +134,7 @@ class Generator:
             return self.batch
         length = max(map(len, [*ids, context or []])) + len(self.backend.grammar(*grid))
         rows = 2 if self.decoder.sampling.guided else 1
-        # The image tokenizer runs at the same time and needs its own memory.
+        # The image tokenizer needs memory too, while a decoder may keep its cache for the next batch.
         free = self._free - self.backend.decode_bytes(PICTURES_AT_ONCE, grid)
         return largest_batch(self.batch, self.backend, free=free, rows=rows, length=length)
 
@@ -182,9 +177,8 @@ class Generator:
     ) -> Iterator[Finished]:
         """Sample batches and yield the result of `finish(pairs, pictures)` for each, in order.
 
-        `finish`, which for example writes PNG files, runs in a thread while the next batch is sampled. On a
-        GPU the image tokenizer runs in that thread too, on its own CUDA stream. Results therefore come one
-        batch late.
+        `finish`, which for example writes PNG files, runs in a thread while the next batch is sampled.
+        Results therefore come one batch late.
 
         Args:
             batches: prompts with their seeds.
@@ -198,57 +192,17 @@ class Generator:
             for pairs in batches:
                 prompts, seeds = zip(*pairs, strict=True)
                 codes = self.codes(prompts, seeds, progress, size=size, negative_prompt=negative_prompt)
-                if self.overlap:
-                    drawn = torch.cuda.current_stream().record_event() if codes.is_cuda else None
-                    waiting.append(worker.submit(self._finish_beside, codes, drawn, pairs, finish))
-                else:
-                    waiting.append(worker.submit(finish, pairs, self.pictures(codes)))
-                # One batch may be unfinished: more would keep their codes and pictures in memory.
+                waiting.append(worker.submit(finish, pairs, self.pictures(codes)))
+                # One batch may be unfinished: more would keep their pictures in memory.
                 if len(waiting) > 1:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _finish_beside(
-        self,
-        codes: Tensor,
-        drawn: torch.cuda.Event | None,
-        pairs: Sequence[PromptAndSeed],
-        finish: Callable[[Sequence[PromptAndSeed], list[Image.Image]], Finished],
-    ) -> Finished:
-        """Decode in the worker thread; on a GPU on its own stream, after the event `drawn`."""
-        if drawn is None:
-            return finish(pairs, self._pictures_beside(codes))
-        stream = picture_stream(codes.device)
-        with torch.cuda.stream(stream):
-            stream.wait_event(drawn)
-            # Otherwise the allocator could reuse the memory of `codes` while this stream still reads it.
-            codes.record_stream(stream)
-            return finish(pairs, self._pictures_beside(codes))
-
-    def _pictures_beside(self, codes: Tensor) -> list[Image.Image]:
-        """Decode while the next batch is sampled; without enough memory for both, after it."""
-        try:
-            return self.pictures(codes)
-        except torch.OutOfMemoryError:
-            pass  # retried below, where the exception no longer keeps tensors alive
-        with self._drawing:  # waits until the sampling of the current batch is finished
-            torch.cuda.empty_cache()
-            return self.pictures(codes)
-
     def samples(self, requests: Sequence[Request]) -> list[Sample]:
         """Generate the pictures of `requests`; equal prompts with equal seeds are sampled once."""
         pairs = unique(requests)
         return pair_with_images(requests, pairs, self.images(*zip(*pairs, strict=True)))
-
-
-@cache
-def picture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the CUDA stream for decoding pictures.
-
-    There is one per device, because PyTorch's allocator keeps a separate memory pool for every stream.
-    """
-    return torch.cuda.Stream(device)
 
 
 def _file(request: Request, run_dir: Path) -> Path:

@@ -69,9 +69,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(generator) -> None:
     assert generator.pictures(codes[3:])[1].tobytes() == together[4].tobytes()
 
 
-@pytest.mark.parametrize("overlap", [False, True])
-def test_finishing_runs_beside_the_drawing_and_in_order(generator, monkeypatch, overlap: bool) -> None:
-    monkeypatch.setattr(generator, "overlap", overlap)
+def test_finishing_runs_beside_the_drawing_and_in_order(generator) -> None:
     batches = [[("a cat", 1), ("a dog", 2)], [("a boot", 3)], [("a cat", 4)]]
     threads, counted = set(), []
 
@@ -177,22 +175,6 @@ def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatc
     free = decoding + int(7.5 * token_bytes * length / batching.CACHE_SHARE)
     monkeypatch.setattr(generator_module, "free_bytes", lambda device: free)
     assert images.fitting_batch(["a cat"]) == 7
-
-
-def test_pictures_that_find_no_memory_wait_for_the_drawing(generator, monkeypatch) -> None:
-    whole, tried = generator.pictures, []
-
-    def pictures(codes):
-        tried.append(generator._drawing.locked())
-        if len(tried) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(codes)
-
-    monkeypatch.setattr(generator, "overlap", True)
-    monkeypatch.setattr(generator, "pictures", pictures)
-    made = list(generator.stream([[("a cat", 1)], [("a dog", 2)]], lambda asked, pictures: pictures))
-    assert tried[1] and len(tried) == 3
-    assert made[0][0].tobytes() == generator.images(["a cat"], [1])[0].tobytes()
 
 
 @given(count=st.integers(0, 500), at_once=st.integers(1, 200))

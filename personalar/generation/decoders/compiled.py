@@ -108,7 +108,7 @@ class CompiledDecoder(PlainDecoder):
         torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         # All graphs share a memory pool, because they never run at the same time. "thread_local", because
-        # another thread decodes pictures meanwhile and its allocations must not abort the capture.
+        # calls of other threads, such as NCCL's watchdog in a distributed run, must not abort the capture.
         with torch.cuda.graph(graph, pool=self._pool, stream=side_stream, capture_error_mode="thread_local"):
             run()
         self._pool = graph.pool()
