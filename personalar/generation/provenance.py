@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import conf_dir, group_options
-from personalar.config.fields import check_number, check_seeds
+from personalar.config.fields import check_limits, check_number
 from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
 
@@ -20,7 +21,6 @@ NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
 """Text chunks of a PNG that are required to reproduce it."""
 REPLACED = ("prompts", "prompts_file", "names", "strength", "seeds", "size", "negative_prompt")
 """Settings of `personalar.sample` that come from the picture."""
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def drawing_settings(decoder: dict[str, Any], *, dtype: str, attention: str, device: str) -> dict[str, str]:
@@ -72,12 +72,6 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
             f"like={path} was sampled from another concept ({found['concept']:.40}; concept= is {concept}): "
             "give the concept folders that it was sampled from, in the same order"
         )
-    for name, allowed in (("dtype", DTYPES), ("attention", ("eager", "sdpa"))):
-        if found[name] not in allowed:
-            raise ValueError(
-                f"like={path} has an invalid {name} {found[name]!r:.40}; allowed: {', '.join(allowed)}"
-            )
-    check_seeds([int(found["seed"])])
     return replace(
         config,
         names=[word.strip("[]") for word in found.get("words", "").split()],
@@ -98,7 +92,7 @@ def _strengths(text: str, path: Path) -> list[float]:
         found = [float(number) for number in text.split()]
     except ValueError as error:
         raise ValueError(f"like={path} has a damaged strength: {text!r:.80}") from error
-    (limits,) = [field.metadata["limits"] for field in fields(SampleConfig) if field.name == "strength"]
+    limits = SampleConfig.__dataclass_fields__["strength"].metadata["limits"]
     for number in found:
         check_number(f"like={path}: strength", number, *limits)
     return found
@@ -106,24 +100,26 @@ def _strengths(text: str, path: Path) -> list[float]:
 
 def _decoder(text: str, path: Path) -> DecoderConfig:
     """Return the decoder settings of a PNG; only numbers and the classes in conf/decoder are accepted."""
+    damaged = f"like={path} has a damaged decoder: {text!r:.80}"
     try:
         settings = dict(json.loads(text))
-        target = str(settings.pop("_target_"))
+        target = settings.pop("_target_")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}") from error
+        raise ValueError(damaged) from error
     # Never instantiate a class that a file names, unless it is one of ours.
     names = group_options(conf_dir(), "decoder")
-    ours = {OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")._target_ for name in names}
-    limits = {field.name: field.metadata["limits"] for field in fields(DecoderConfig) if field.metadata}
-    if target not in ours or not set(settings) <= set(limits):
+    if target not in [OmegaConf.load(conf_dir() / "decoder" / f"{name}.yaml")._target_ for name in names]:
         raise ValueError(
             f"like={path} was sampled with a decoder that is not part of personalar ({target!r:.80}): "
             "give its prompt, seed, settings and that decoder on the command line, without like="
         )
-    hints = get_type_hints(DecoderConfig)
-    # The exact types: JSON true would otherwise pass as 1.
-    for name, value in settings.items():
-        if type(value) not in ((int, float) if hints[name] is float else (int,)):
-            raise ValueError(f"like={path} has a damaged decoder: {text!r:.80}")
-        check_number(f"like={path}: decoder.{name}", value, *limits[name])
-    return DecoderConfig(_target_=target, **settings)
+    # Numbers only: OmegaConf would resolve interpolations in text, and `arguments` could name a class.
+    if not all(type(value) in (int, float) for value in settings.values()):
+        raise ValueError(damaged)
+    try:
+        node: Any = OmegaConf.merge(OmegaConf.structured(DecoderConfig), {"_target_": target, **settings})
+        check_limits(settings, node, f"like={path}: decoder.")
+        decoder: Any = OmegaConf.to_object(node)
+    except (OmegaConfBaseException, OverflowError) as error:
+        raise ValueError(damaged) from error
+    return decoder
