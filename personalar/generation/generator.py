@@ -34,6 +34,7 @@ from personalar.generation.requests import (
     Request,
     check_length,
     encode_prompts,
+    names_of,
     pair_with_images,
     unique,
 )
@@ -119,7 +120,7 @@ class Generator:
         """
         if negative_prompt is None:
             return None
-        tokens, words = (self.identifier.tokens, self.identifier.words) if self.identifier else ({}, {})
+        tokens, words = names_of(self.identifier)
         ids = self.backend.negative_prompt(spell(negative_prompt, words), size, tokens)
         check_length(self.backend, negative_prompt, ids)
         return ids

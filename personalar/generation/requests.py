@@ -155,6 +155,11 @@ def shortened(prompt: str) -> str:
     return prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
 
 
+def names_of(learned: Identifier | None) -> tuple[dict[str, int], dict[str, Sequence[str]]]:
+    """Return the tokens and words of the learned tokens; empty if there are none."""
+    return (learned.tokens, learned.words) if learned is not None else ({}, {})
+
+
 def encode_prompts(
     backend: Backend, prompts: Sequence[str], learned: Identifier | None, *, size: Size | None = None
 ) -> list[list[int]]:
@@ -169,7 +174,7 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than the base's context.
     """
-    tokens, words = (learned.tokens, learned.words) if learned is not None else ({}, {})
+    tokens, words = names_of(learned)
     ids = [backend.prompt_ids(spell(prompt, words), size, tokens) for prompt in prompts]
     for prompt, some in zip(prompts, ids, strict=True):
         check_length(backend, prompt, some)
@@ -185,12 +190,12 @@ def check_length(backend: Backend, prompt: str, ids: Sequence[int]) -> None:
         )
 
 
-def unknown_words(
+def words_note(
     base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
-) -> list[str]:
-    """Return the words in `prompts` that the base was not trained on, in order of appearance.
+) -> str | None:
+    """Return a note on the words in `prompts` that the base was not trained on, in order of appearance.
 
-    The result is empty if the base has no list of known words.
+    None if there are none, or if the base has no list of known words.
 
     Args:
         base: a loaded base or its settings.
@@ -198,20 +203,13 @@ def unknown_words(
         names: learned tokens such as [V], which are not counted as words.
     """
     if base.known_words is None:
-        return []
+        return None
     # Learned tokens are removed first: "[V]" would count as the unknown word "V".
     learned = "|".join(re.escape(name) for name in {SUBJECT_TOKEN, *names})
-    words: dict[str, None] = {}  # a dict as an ordered set
+    found: dict[str, None] = {}  # a dict as an ordered set
     for prompt in prompts:
-        words |= dict.fromkeys(WORD.findall(re.sub(learned, " ", prompt)))
-    return [word for word in words if word not in base.known_words]
-
-
-def words_note(
-    base: Backend | ProtocolConfig, prompts: Iterable[str], names: Iterable[str] = ()
-) -> str | None:
-    """Return a note on the words that the base was not trained on, or None; see `unknown_words`."""
-    words = unknown_words(base, prompts, names)
+        found |= dict.fromkeys(WORD.findall(re.sub(learned, " ", prompt)))
+    words = [word for word in found if word not in base.known_words]
     more = f" and {len(words) - MAX_LISTED_WORDS} more" if len(words) > MAX_LISTED_WORDS else ""
     return f"this base was not trained on: {', '.join(words[:MAX_LISTED_WORDS])}{more}" if words else None
 
@@ -240,7 +238,7 @@ def check_prompts(
     ids = encode_prompts(generator.backend, prompts, learned, size=size)
     notes = [length_note(generator.backend, prompts, ids, size)]
     if words:
-        names = [*learned.tokens, *learned.words] if learned is not None else []
-        notes.append(words_note(generator.backend, prompts, names))
+        tokens, spelled = names_of(learned)
+        notes.append(words_note(generator.backend, prompts, [*tokens, *spelled]))
     for note in filter(None, notes):
         say(f"note: {note}")

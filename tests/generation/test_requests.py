@@ -17,7 +17,7 @@ from personalar.data.dreambench import dreambench_prompts
 from personalar.data.prompts import UNRELATED, fill
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.generation.requests import check_prompts, encode_prompts, unknown_words, words_note
+from personalar.generation.requests import check_prompts, encode_prompts, words_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
 from personalar.models.chameleon.sequence_layout import SequenceLayout
@@ -33,28 +33,29 @@ def test_nano_knows_the_words_of_its_world_and_no_others() -> None:
     assert NANO.known_words == list(caption_words())
     rng = np.random.default_rng(0)
     captions = [sample_picture(rng).caption for _ in range(400)]
-    assert unknown_words(NANO, [caption.replace("[W]", "[V]") for caption in captions]) == []
+    assert words_note(NANO, [caption.replace("[W]", "[V]") for caption in captions]) is None
     told = {word for caption in captions for word in caption.split()}
     assert told - {"[V]", "[W]"} >= set(caption_words())
 
 
 def test_the_benchmarks_own_prompts_are_known() -> None:
     prompts = [fill(spec.text, noun) for noun in CLASSES for spec in bench_prompts(noun)]
-    assert unknown_words(NANO, [*prompts, *UNRELATED]) == []
+    assert words_note(NANO, [*prompts, *UNRELATED]) is None
 
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("an astronaut [V] riding a bicycle on the moon", ["astronaut", "riding", "bicycle", "moon"]),
-        ("a photo of [V] duck toy, wearing a red hat", []),
-        ("a two-tone [V] cat [S1] in the Snow; it's a dog's", ["Snow", "it's", "dog's"]),
-        ("雪の中の [V] 3", ["雪の中の", "3"]),
-        ("\x00 {} %s", ["s"]),
+        ("an astronaut [V] riding a bicycle on the moon", "astronaut, riding, bicycle, moon"),
+        ("a photo of [V] duck toy, wearing a red hat", None),
+        ("a two-tone [V] cat [S1] in the Snow; it's a dog's", "Snow, it's, dog's"),
+        ("雪の中の [V] 3", "雪の中の, 3"),
+        ("\x00 {} %s", "s"),
     ],
 )
-def test_unknown_words(prompt: str, words: list[str]) -> None:
-    assert unknown_words(NANO, [prompt, prompt], ["[V]", "[S1]"]) == words
+def test_unknown_words(prompt: str, words: str | None) -> None:
+    note = words_note(NANO, [prompt, prompt], ["[V]", "[S1]"])
+    assert note == (words and f"this base was not trained on: {words}")
 
 
 def test_a_base_that_lists_no_words_says_nothing() -> None:
