@@ -17,22 +17,15 @@ from personalar.config.compose import composed, read_config
 from personalar.config.fields import key_of
 from personalar.core.errors import user_errors
 from personalar.core.process import keep_memory
-from personalar.generation.chosen_concepts import check_words, choose, words_of
-from personalar.generation.drawings import axes, drawings, resolve_like
+from personalar.generation.drawings import axes, resolve_like
 from personalar.generation.pipeline import Concepts, paths_of
 from personalar.generation.sample_files import write_samples
 from personalar.reports.picture_grid import write_grid
 
 
 def sample(config: SampleConfig) -> list[Path]:
-    """Write the pictures, and a grid as one picture and page; return the paths of the pictures.
-
-    Prints a note for every prompt that does not name the subject.
-    """
+    """Write the pictures, and a grid as one picture and page; return the paths of the pictures."""
     config = resolve_like(config)
-    prompts = dict.fromkeys(drawing.prompt for drawing in drawings(config))
-    for note in check_words(list(prompts), words_of(choose(config))):
-        print(note)
     paths = write_samples(config)
     if varied := axes(config.grid):
         for path in write_grid(paths, varied, Path(config.out)):

@@ -24,6 +24,8 @@ class ChosenConcept:
     word: str
     """Its word in prompts, such as "[cat]"."""
     strength: float
+    base: str
+    """Fingerprint of the base that it was learned on."""
     digest: str
     """Hash of concept.json, which contains the hashes of all files: 12 hex digits."""
 
@@ -45,9 +47,11 @@ def choose(config: SampleConfig) -> list[ChosenConcept]:
     for where, own, strength in zip(config.concepts, names, config.strengths, strict=True):
         folder = concept_folder(where)
         record = (folder / "concept.json").read_bytes()
-        name, word = _named(record)
+        name, word, base = _read(record)
         word, digest = f"[{own}]" if own else word, short_hash(record)
-        chosen.append(ChosenConcept(folder=folder, name=name, word=word, strength=strength, digest=digest))
+        chosen.append(
+            ChosenConcept(folder=folder, name=name, word=word, strength=strength, base=base, digest=digest)
+        )
     words = [concept.word for concept in chosen]
     if twice := [word for word in words if words.count(word) > 1]:
         raise ValueError(
@@ -57,13 +61,14 @@ def choose(config: SampleConfig) -> list[ChosenConcept]:
     return chosen
 
 
-def _named(record: bytes) -> tuple[str, str]:
-    """Return the name and the word in a concept.json; one that is damaged is reported when it is loaded."""
-    name, word = "", None
+def _read(record: bytes) -> tuple[str, str, str]:
+    """Return name, word and base of a concept.json; one that is damaged is reported when it is loaded."""
+    name, word, base = "", None, ""
     with suppress(ValueError, TypeError, KeyError):
-        subject = parse_json(record)["subject"]
-        name, word = str(subject["name"]), subject.get("word")
-    return name, str(word or word_of(name))
+        content = parse_json(record)
+        name, word = str(content["subject"]["name"]), content["subject"].get("word")
+        base = str(content["base"]["fingerprint"])
+    return name, str(word or word_of(name)), base
 
 
 def words_of(chosen: Sequence[ChosenConcept]) -> list[str]:

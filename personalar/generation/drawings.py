@@ -138,7 +138,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
     found = [finished(drawing, config) for drawing in found]
     # A picture of a grid can contain a negative prompt that it did not use.
     if config.like is None or "negative_prompt" in varied:
-        check_guidance(found)
+        check_negative((drawing.negative_prompt, drawing.guidance) for drawing in found)
     return found if varied else list(dict.fromkeys(found))
 
 
@@ -194,12 +194,3 @@ def finished(drawing: Drawing, config: SampleConfig) -> Drawing:
         prompt=normalized(prompt),
         negative_prompt=None if negative is None else normalized(negative),
     )
-
-
-def check_guidance(found: Iterable[Drawing]) -> None:
-    """Raise ValueError for a negative prompt that no picture uses, because guidance is off for all."""
-    scales: dict[str | None, list[float]] = {}
-    for drawing in found:
-        scales.setdefault(drawing.negative_prompt, []).append(drawing.guidance)
-    for negative, used in scales.items():
-        check_negative(negative, *used)

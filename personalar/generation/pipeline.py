@@ -21,7 +21,7 @@ from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size
 from personalar.data.prompts import check_text, normalized
-from personalar.generation.chosen_concepts import check_words, choose, words_of
+from personalar.generation.chosen_concepts import ChosenConcept, check_words, choose, words_of
 from personalar.models.loading import obtain_model
 
 if TYPE_CHECKING:
@@ -32,29 +32,28 @@ if TYPE_CHECKING:
 
 Concepts = str | PathLike[str] | Sequence[str | PathLike[str]]
 """One concept or run folder, or several."""
-ELSEWHERE = {
-    "concept": "it is the first argument",
-    "prompts": "pass them to images()",
-    "prompts_file": "pass its lines to images()",
-    "wildcards": "it is available in the command only",
-    "negative_prompt": "pass it to images()",
-    "like": "it is available in the command only",
-    "seeds": "pass them to images()",
-    "num_images": "pass seeds to images()",
-    "grid": "it is available in the command only",
-    "size": "pass it to images()",
-    "out": "save the pictures that images() returns",
-}
-"""Settings of `personalar.sample` that `load` does not accept, and what to use instead."""
+NOT_FOR_LOAD = (
+    "concept", "prompts", "prompts_file", "wildcards", "negative_prompt", "like", "seeds", "num_images",
+    "grid", "size", "out",
+)  # fmt: skip
+"""Settings of `personalar.sample` that `load` does not accept."""
 
 
-def check_negative(negative_prompt: str | None, *scales: float) -> None:
-    """Raise ValueError if no picture can use the negative prompt, as all `scales` turn guidance off."""
-    if negative_prompt is not None:
-        check_text(negative_prompt, "negative_prompt")
-        if set(scales) == {1}:
+def check_negative(pictures: Iterable[tuple[str | None, float]]) -> None:
+    """Raise ValueError for a negative prompt that none of its pictures uses, because guidance is off.
+
+    Args:
+        pictures: negative prompt and guidance scale of each.
+    """
+    scales: dict[str, set[float]] = {}
+    for negative, scale in pictures:
+        if negative is not None:
+            check_text(negative, "negative_prompt")
+            scales.setdefault(negative, set()).add(scale)
+    for negative, used in scales.items():
+        if used == {1}:
             raise ValueError(
-                f"negative_prompt={negative_prompt[:60]!r} has no effect without guidance: set "
+                f"negative_prompt={negative[:60]!r} has no effect without guidance: set "
                 "decoder.cfg_scale above 1, such as 3"
             )
 
@@ -68,29 +67,34 @@ def size_of(size: str | None, layout: ProtocolConfig | Backend) -> Size:
     return layout.square if size is None else read_size(size, layout.sizes)
 
 
-def open_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Generator:
-    """Load the base and the concepts, and return a generator.
+def prepare_generator(
+    config: SampleConfig, chosen: Sequence[ChosenConcept], sizes: Iterable[str | None] = ()
+) -> Generator:
+    """Set the number of threads, load the base and the concepts, and return a generator.
 
     Args:
         config: the settings.
+        chosen: the concepts.
         sizes: sizes of pictures that will be sampled; see `size_of`.
 
     Raises:
         FileNotFoundError: a file of the base or the concept is missing.
         ValueError: a file is damaged, a concept was learned on another base, or two cannot be combined.
     """
+    from personalar.core.process import check_memory, prepare_torch
+
+    check_memory()  # before torch is imported, which itself needs memory
+    prepare_torch(config.trainer.threads)
     import torch
 
     from personalar.concepts.concept import Concept
     from personalar.concepts.together import Part, apply_together, check_together
     from personalar.core.files import base_fingerprint
-    from personalar.core.process import check_memory
     from personalar.generation.generator import Generator
 
     adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     parts = [
-        Part(concept=Concept.load(each.folder), word=each.word, strength=each.strength)
-        for each in choose(config)
+        Part(concept=Concept.load(each.folder), word=each.word, strength=each.strength) for each in chosen
     ]
     check_together(parts, adapters)
     files = obtain_model(config.model, say=print)
@@ -110,15 +114,6 @@ def open_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Ge
         decoder=build("decoder", config.decoder.settings),
         batch=config.model.sampling.batch,
     )
-
-
-def prepare_generator(config: SampleConfig, sizes: Iterable[str | None] = ()) -> Generator:
-    """Set the number of threads, check the free memory, and return `open_generator` of the arguments."""
-    from personalar.core.process import check_memory, prepare_torch
-
-    check_memory()  # before torch is imported, which itself needs memory
-    prepare_torch(config.trainer.threads)
-    return open_generator(config, sizes)
 
 
 class Pipeline:
@@ -169,7 +164,7 @@ class Pipeline:
         pixels = size_of(size, self.generator.backend)
         if negative_prompt is not None:
             negative_prompt = normalized(negative_prompt)
-        check_negative(negative_prompt, self.generator.decoder.sampling.cfg_scale)
+        check_negative([(negative_prompt, self.generator.decoder.sampling.cfg_scale)])
         check_prompts(self.generator, wanted, size=pixels, say=lambda note: warnings.warn(note, stacklevel=4))
         check_seeds(numbers)
         return self.generator.images(wanted, numbers, size=pixels, negative_prompt=negative_prompt)
@@ -178,7 +173,8 @@ class Pipeline:
 def load(concept: Concepts, settings: Sequence[str]) -> Pipeline:
     """Load the concepts of concept or run folders; see `personalar.load`."""
     config = sample_settings(concept, settings)
-    return Pipeline(prepare_generator(config), words_of(choose(config)))
+    chosen = choose(config)
+    return Pipeline(prepare_generator(config, chosen), words_of(chosen))
 
 
 def paths_of(concept: Concepts) -> list[str]:
@@ -198,8 +194,11 @@ def sample_settings(concept: Concepts, settings: Sequence[str]) -> SampleConfig:
         own = key.partition(".")[0]
         if "=" not in setting or setting.startswith(("-", "~")):
             raise ValueError(f"{setting!r} is not a setting: write key=value, such as 'decoder=jacobi'")
-        if own in ELSEWHERE:
-            raise ValueError(f"load does not accept {key}=: {ELSEWHERE[own]}")
+        if own in NOT_FOR_LOAD:
+            raise ValueError(
+                f"load does not accept {key}=: the concept is its first argument; prompts, seeds, size and "
+                "negative_prompt are arguments of images(); all others are for personalar.sample_files"
+            )
     folders = paths_of(concept)
     config = composed("sample", add_base(settings, folders[0]))
     # Assigned and not passed as an override, because Hydra's grammar would parse special characters in it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from personalar.config.commands import SampleConfig
 from personalar.config.plugins import build
 from personalar.core.files import make_folder
 from personalar.core.image_sizes import Size, written
-from personalar.generation.chosen_concepts import ChosenConcept, choose, facts_of
+from personalar.generation.chosen_concepts import ChosenConcept, check_words, choose, facts_of, words_of
 from personalar.generation.drawings import Drawing, drawings
 from personalar.generation.pipeline import prepare_generator, size_of
 
@@ -61,13 +60,16 @@ def free_path(folder: Path, name: str, facts: Mapping[str, str]) -> tuple[Path, 
 def write_samples(config: SampleConfig) -> list[Path]:
     """Sample `drawings(config)` with the concepts of `config` to PNG files; return the path of each.
 
-    A picture that exists already (same metadata) is not sampled again.
+    A picture that exists already (same metadata) is not sampled again. Prints a note for every prompt that
+    does not name the subject.
     """
     from personalar.core.console import Reporter
     from personalar.core.files import sync_files
     from personalar.core.own_files import delete_abandoned
 
-    wanted, reporter = drawings(config), Reporter()
+    wanted, chosen, reporter = drawings(config), choose(config), Reporter()
+    for note in check_words(list(dict.fromkeys(drawing.prompt for drawing in wanted)), words_of(chosen)):
+        print(note)
     delete_abandoned(Path(config.out))
     by_strength: dict[float | None, dict[Drawing, None]] = {}
     for drawing in wanted:
@@ -76,8 +78,8 @@ def write_samples(config: SampleConfig) -> list[Path]:
     # Each strength has its own weights. 1 is the last one, because another can be refused: then no picture is
     # sampled.
     for strength in sorted(by_strength, key=lambda number: number == 1):
-        own = config if strength is None else replace(config, strength=strength)
-        files |= sample_at_one_strength(list(by_strength[strength]), own, reporter)
+        own = chosen if strength is None else [replace(each, strength=strength) for each in chosen]
+        files |= sample_at_one_strength(list(by_strength[strength]), config, own, reporter)
     sync_files()
     for file in (files[drawing] for drawing in dict.fromkeys(wanted)):
         reporter.say(f"{file.path} (already there)" if file.exists else str(file.path))
@@ -85,11 +87,10 @@ def write_samples(config: SampleConfig) -> list[Path]:
 
 
 def sample_at_one_strength(
-    wanted: Sequence[Drawing], config: SampleConfig, reporter: Reporter
+    wanted: Sequence[Drawing], config: SampleConfig, chosen: Sequence[ChosenConcept], reporter: Reporter
 ) -> dict[Drawing, File]:
-    """Load the base with the concepts of `config`, write the pictures, and return their files."""
-    chosen = choose(config)
-    generator = prepare_generator(config, [drawing.size for drawing in wanted])
+    """Load the base with the `chosen` concepts, write the pictures, and return their files."""
+    generator = prepare_generator(config, chosen, [drawing.size for drawing in wanted])
     groups: dict[tuple, list[Drawing]] = {}
     for drawing in wanted:
         groups.setdefault(drawing.settings, []).append(drawing)
@@ -131,10 +132,9 @@ def file_of(
     from personalar.core.png import sample_filename
     from personalar.generation.provenance import drawing_settings
 
-    base = json.loads((chosen[0].folder / "concept.json").read_bytes())["base"]["fingerprint"]
     facts = {
         "size": written(size_of(drawing.size, generator.backend)),
-        "base": f"{config.model.name} {base[:12]}",
+        "base": f"{config.model.name} {chosen[0].base[:12]}",
         **facts_of(chosen, config),
         **drawing_settings(
             drawing.decoder(config.decoder).settings,

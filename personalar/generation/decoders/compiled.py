@@ -199,9 +199,7 @@ class Step:
         self.first_slot = self.codes.new_zeros(1)
         """Cache slot of the first code."""
 
-    def start(
-        self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None
-    ) -> None:
+    def start(self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None) -> None:
         """Begin a batch: run its prompts and sample the first code of every image."""
         self.cache.place(schedule.padded_positions(self.cache.capacity))
         self.seeds.copy_(seed_tensor(list(request.seeds), self.seeds.device))
