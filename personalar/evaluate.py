@@ -29,12 +29,6 @@ from personalar.config.fields import key_of, one_of
 from personalar.core.errors import user_errors
 from personalar.core.process import take_gpu
 
-REPLACED = {
-    "jobs": "-m hydra/launcher=joblib hydra.launcher.n_jobs=N",
-    "launcher": "-m hydra/launcher=NAME (joblib, submitit_local, submitit_slurm)",
-}
-"""Settings of earlier versions, and what replaces them."""
-
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split command-line words into arguments of this command and overrides for its runs.
@@ -46,8 +40,7 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (arguments of this command, overrides for every run). `scorer` is in both.
 
     Raises:
-        ValueError: an unknown task or setting, or one of an earlier version; the message has the allowed
-            ones.
+        ValueError: an unknown task or setting; the message has the allowed ones.
     """
     own_keys = {field.name for field in dataclasses.fields(EvaluateConfig)}
     own: list[str] = []
@@ -59,8 +52,6 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
             one_of("task", word, TASKS)
             own.append(f"task={word}")
             continue
-        if key in REPLACED:
-            raise ValueError(f"{word}: subjects are trained in parallel as jobs of a sweep: {REPLACED[key]}")
         # The benchmark adds subject= to every run, and this one would replace it.
         if key == "subject":
             raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")

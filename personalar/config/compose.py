@@ -33,7 +33,6 @@ from personalar.config.fields import (
     check_names,
     check_parents,
     from_where_typed,
-    inside,
     job_folder,
     key_of,
     read_word,
@@ -296,5 +295,4 @@ def register() -> None:
         "folder_name", lambda path: Path(path).resolve().name if path else "folder", replace=True
     )
     OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)
-    OmegaConf.register_new_resolver("inside", inside, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)

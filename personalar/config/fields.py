@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -191,23 +190,12 @@ def _absolute(value: str, base: Path, *, made: bool = False) -> str:
     return str(base / value) if made or (base / value).exists() else value
 
 
-def inside(path: str) -> str:
-    """Return `path` with each ".." replaced, so that it stays inside the folder that it is joined to."""
-    # A key such as hydra.sweep.subdir=../x would leave the sweep's folder.
-    return "/".join("__" if part == ".." else part for part in str(path).split("/"))
-
-
-def job_folder(overrides: str, sweep_dir: str) -> str:
+def job_folder(overrides: str) -> str:
     """Return the folder name of a sweep job: a short readable part, and a hash of all its overrides.
 
     Args:
         overrides: Hydra's `override_dirname`: "key=value,key=value".
-        sweep_dir: folder of the sweep.
     """
-    # Earlier versions named the folder by the overrides alone; such a sweep can still be resumed. isdir()
-    # is False for a name that is too long.
-    if overrides and os.path.isdir(os.path.join(sweep_dir, inside(overrides))):
-        return inside(overrides)
     # Only the last part of each key and the last component of a path, so that the name stays readable.
     words = []
     for word in overrides.split(","):

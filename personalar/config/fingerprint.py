@@ -31,13 +31,8 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
         part.pop("files")  # patterns; the files themselves have a fingerprint
     for name in ("path", "source"):
         subject.pop(name)
-    if not subject["flip"]:  # records of older runs do not have this key
-        subject.pop("flip")
-    if subject["proxies"] is None:
-        for name in ("proxies", "proxy_share"):
-            subject.pop(name)
-    else:  # which pictures they are is part of the subject's fingerprint
-        subject["proxies"] = True
+    # Which pictures they are is part of the subject's fingerprint.
+    subject["proxies"] = subject["proxies"] is not None
     model["sampling"].pop("batch")  # does not change any picture
     # Numbers of other methods: a version that adds a method must not change the settings of this one.
     used = {stage.numbers for stage in config.method.stages.values()}
@@ -46,14 +41,11 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
     if model["layout"] is not None:
         # Only a note about prompts depends on them.
         model["layout"].pop("known_words")
-    # Pictures depend on it, but records of older runs do not have it.
-    strength = {} if config.samples.strength == 1 else {"strength": config.samples.strength}
-    # Of the trainer's arguments those that change more than rounding; records of older runs do not have them.
+    # Of the trainer's arguments those that change more than rounding.
     numbers = ("precision", "gradient_clip_algorithm")
-    trainer = {name: value for name, value in config.trainer.chosen.items() if name in numbers}
     return {
-        **strength,
-        **({"trainer": trainer} if trainer else {}),
+        "strength": config.samples.strength,
+        "trainer": {name: getattr(config.trainer, name) for name in numbers},
         "model": model,
         "subject": subject,
         "method": asdict(config.method),
@@ -67,7 +59,7 @@ def learning_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _selection(config: RunConfig) -> dict[str, Any]:
-    """Return what the selection of a step depends on; empty without it, as in records of older runs."""
+    """Return what the selection of a step depends on; empty without it."""
     if not config.selection.scorer.scores:
         return {}
     samples = asdict(config.samples)
@@ -87,9 +79,6 @@ def judges_of(scorer: ScorerConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
     judges = asdict(scorer)
     judges.pop("photo_warning")  # it changes messages only
-    for name in ("extra", "url", "subject_crop", "outside"):  # records of older runs do not have these keys
-        if not judges[name]:
-            judges.pop(name)
     return judges
 
 

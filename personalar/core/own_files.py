@@ -28,8 +28,6 @@ PROGRESS_FILE = "progress.json"
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which the unfinished file of a process unknown here counts as abandoned."""
-OLDER_TEMPORARY = re.compile(r"\.(.+\.\d+-\d{9,}|step_\d+\.ckpt\.\d+)\.tmp")
-"""Names of temporary files before they contained the program's name."""
 
 _STAGE = "[a-z][a-z0-9_]{0,39}"
 _FILES = "|".join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))
@@ -114,5 +112,5 @@ def delete_temporaries(root: Path) -> None:
             remove(path)
     for folder in FOLDERS:
         for path in (root / folder).rglob(".*.tmp"):
-            if TEMPORARY.fullmatch(path.name) or OLDER_TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 remove(path)

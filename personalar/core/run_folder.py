@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.files import TEMPORARY, fits, is_whole, read_json, write_text
-from personalar.core.older_runs import modernized
 from personalar.core.own_files import (
     FOLDERS,
     PROGRESS_FILE,
@@ -67,7 +66,7 @@ RECORD = {
     },
     "total_seconds": (float, None),
     "peak_memory_bytes": (float, None),
-    "finished": ({"stages": [str], "pictures": int, "*": object}, None),
+    "finished": ({"stages": [str], "pictures!": int, "*": object}, None),
     "*": object,
 }
 """Schema of run.json, see `files.fits`. Run folders are shared, so the file is checked before use."""
@@ -95,7 +94,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return {"a.b": (old, new)} for every nested setting that differs; None stands for a missing one."""
-    before, after = flatten(modernized(old)), flatten(modernized(new))
+    before, after = flatten(old), flatten(new)
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return {name: (before.get(name), after.get(name)) for name in names}
 

@@ -11,7 +11,6 @@ from personalar.config.command_line import as_value
 from personalar.config.fields import key_of
 from personalar.config.fingerprint import STAGES, learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
-from personalar.core.older_runs import modernized
 from personalar.core.own_files import RECORD_FILE, RESULTS, delete_own
 from personalar.core.run_folder import OtherSettingsError, RunFolder, changes
 from personalar.runs.reuse import copy_files, started_alone
@@ -55,10 +54,7 @@ def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, comma
 
 def _learns_alike(config: RunConfig, folder: RunFolder, first: str) -> bool:
     """Return whether stage `first` has the same settings in the folder's run and in `config`."""
-    try:
-        before = stage_settings(modernized(folder.record["settings"]), first)
-    except KeyError:  # settings of another version
-        return False
+    before = stage_settings(folder.record["settings"], first)
     return before == stage_settings(learning_settings(config), first)
 
 

@@ -32,8 +32,7 @@ def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     if not all(is_whole(folder.path / name) for name in results):
         return False
     pictures = own_pictures(folder)
-    # Records of older runs have no count.
-    return len(pictures) >= finished.get("pictures", 0) and all(map(is_whole_png, pictures))
+    return len(pictures) >= finished["pictures"] and all(map(is_whole_png, pictures))
 
 
 def own_pictures(folder: RunFolder) -> list[Path]:

@@ -10,7 +10,6 @@ from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.files import sync_files, write_atomic
-from personalar.core.older_runs import modernized
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
@@ -51,10 +50,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
     # The same settings on another base would give other embeddings.
     concept.check_base(name=config.model.name, fingerprint=base)
     settings = learning_settings(config)
-    theirs, ours = (
-        stage_settings(modernized(other.record["settings"]), first),
-        stage_settings(settings, first),
-    )
+    theirs, ours = stage_settings(other.record["settings"], first), stage_settings(settings, first)
     changed = differences(theirs, ours) if theirs and ours else ["the method has no first stage"]
     if concept.subject["fingerprint"] != subject.fingerprint:
         changed.append("other photos")

@@ -247,14 +247,12 @@ def test_every_command_checks_the_names() -> None:
         compose_config("benchmark.name=../x", name="evaluate")
 
 
-def test_the_folder_of_a_sweep_job_is_short_stable_and_its_own(tmp_path: Path) -> None:
-    short = job_folder("+subject=cat,model.recipe.stages.transformer.lr=0.001,seed=0", str(tmp_path))
+def test_the_folder_of_a_sweep_job_is_short_stable_and_its_own() -> None:
+    short = job_folder("+subject=cat,model.recipe.stages.transformer.lr=0.001,seed=0")
     assert re.fullmatch(r"subject=cat,lr=0\.001,seed=0-[0-9a-f]{10}", short)
     long = ",".join(f"model.recipe.stages.transformer.parameters_{i}=[a,'{'x' * 50}']" for i in range(90))
-    names = {job_folder(f"{long},seed={seed}", str(tmp_path)) for seed in range(50)}
+    names = {job_folder(f"{long},seed={seed}") for seed in range(50)}
     assert len(names) == 50 and all(len(name.encode()) <= 71 for name in names)
     for strange in ("a=../../b", "subject.path=ü/é ü", "a='<>:|?*\\\n'", "", "+reuse=/etc/passwd"):
-        name = job_folder(strange, str(tmp_path))
+        name = job_folder(strange)
         assert re.fullmatch(r"[A-Za-z0-9_.=,-]+-[0-9a-f]{10}", name), name
-    (tmp_path / "+subject=cat,reuse=a" / "b").mkdir(parents=True)  # as earlier versions named them
-    assert job_folder("+subject=cat,reuse=a/b", str(tmp_path)) == "+subject=cat,reuse=a/b"

@@ -14,7 +14,6 @@ from test_cli import command
 from test_exchange import adapter, concept_on
 from test_personalize import contents, same_result
 
-from personalar.config.fields import inside
 from personalar.core.files import temporary, write_atomic
 from personalar.core.own_files import FOLDERS, OWN, PROGRESS_FILE, RESULTS
 from personalar.core.run_folder import RunFolder
@@ -34,8 +33,6 @@ MINE = (
 PARTIAL = (
     ".run.json.personalar-12-140000000000000.tmp",
     "images/base/.subject_a.png.personalar-12-140000000000000.tmp",
-    "images/base/.subject_a.png.12-140000000000000.tmp",  # as an earlier version called it
-    "stages/embedding/checkpoints/.step_000002.ckpt.12.tmp",
 )
 
 
@@ -170,8 +167,6 @@ def test_no_name_leads_out_of_outputs(tmp_path: Path, setting: str, sweeps: list
 
 
 def test_a_sweep_over_folders_stays_in_its_own(tmp_path: Path) -> None:
-    assert inside("subject.path=../../../x,seed=1") == "subject.path=../__/__/x,seed=1"
-    assert inside("subject.path=/photos/rex") == "subject.path=/photos/rex"
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)
     paths = "subject.path=../../../../x,../../../../y"

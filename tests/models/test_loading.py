@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from personalar.config.compose import conf_dir, group_options
 from personalar.config.fingerprint import learning_settings
 from personalar.config.model_config import PARTS, ModelConfig
-from personalar.core.older_runs import modernized
 from personalar.doctor import model_files, section
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
@@ -328,10 +327,7 @@ def test_an_unknown_family_is_named(name: str) -> None:
         offline_model(model("nano", f"model.family={name}"))
 
 
-def test_old_runs_compare_as_before_there_were_families() -> None:
+def test_the_family_is_not_among_the_settings_of_a_run() -> None:
     words = ("+subject=cat", "model=nano")
     given = learning_settings(compose_config(*words, "model.family=toy_family"))
     assert given == learning_settings(compose_config(*words)) and "family" not in given["model"]
-    large = learning_settings(compose_config("+subject=cat", "model=janus_pro_1b"))
-    hub = large["model"]["hub"] | {"files": ["config.json"]}  # as recorded when there were fewer patterns
-    assert modernized(large | {"model": large["model"] | {"hub": hub}}) == large

@@ -103,7 +103,6 @@ def test_it_is_measured_beside_the_plain_number(tiny_scorer_dir: Path) -> None:
     assert {"dino", "dino_crop", "clip_i_crop"} <= set(lines) and len(lines["dino_crop"]["box"]) == 4
     assert -1 <= lines["dino_crop"]["value"] <= 1
     assert request_of(config)["scorer"]["subject_crop"] is True
-    assert "subject_crop" not in request_of(compose_config("+subject=cat"))["scorer"]
 
 
 def test_a_picture_that_is_the_photo_is_alike(tiny_scorer_dir: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_killed_run_selects_the_same_step(
     assert len(values) == 4 and chosen[0]["step"] == max(values, key=lambda step: values[step])
 
 
-def test_without_it_a_run_has_the_settings_of_older_runs() -> None:
+def test_without_it_its_settings_are_not_among_those_of_a_run() -> None:
     plain, other = (
         compose_config("+subject=cat"),
         compose_config("+subject=cat", "selection.likeness_weight=0.3"),
