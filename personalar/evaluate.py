@@ -47,7 +47,8 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     for_runs: list[str] = []
     for index, word in enumerate(words):
         # Only the first part of a key: a group such as model= also includes model.path=.
-        key, is_flag = key_of(word).split(".")[0], word.startswith("-") or "=" not in word
+        key = key_of(word).split(".")[0]
+        is_flag = word.startswith("-") or ("=" not in word and not word.startswith("~"))
         if index == 0 and is_flag and not word.startswith("-"):
             one_of("task", word, TASKS)
             own.append(f"task={word}")

@@ -87,9 +87,9 @@ def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
         found = allowed.get(name, outer)
         if isinstance(value, Mapping):
             check_limits(value, node[name], f"{prefix}{name}.", found)
-            continue
-        for number in value if isinstance(value, list) else [value]:
-            check_number(f"{prefix}{name}", number, *(found or (-math.inf, math.inf)))
+        elif found:
+            for number in value if isinstance(value, list) else [value]:
+                check_number(f"{prefix}{name}", number, *found)
 
 
 def suggest(value: str, allowed: Iterable[str]) -> str:

@@ -135,6 +135,8 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     ),
     "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
     "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
+    "scorer.subject_crop": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)"),
+    "scorer.outside": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)"),
     "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
     "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
     "model.recipe.identifier.words": (

@@ -301,6 +301,8 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
             ["scorer=none", "scorer.clip_text=prompt"],
             r"clip_text has no effect in this run: it needs a scorer",
         ),
+        (["scorer=none", "scorer.subject_crop=true"], "subject_crop .* needs CLIP and DINO"),
+        (["scorer=none", "scorer.outside=true"], "outside .* needs CLIP and DINO"),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
         (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "it needs optimizer=adamw"),
         (["optimizer.betas=[0.8,0.9]", "model.recipe.betas=[0.9,0.99]"], "optimizer.betas left as it is"),

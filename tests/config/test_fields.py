@@ -215,6 +215,13 @@ def test_a_gpu_that_is_not_there(session) -> None:
         check_devices(trainer)
 
 
+def test_a_number_without_a_declared_range_may_be_infinite() -> None:
+    """An argument of a class of the user's own."""
+    config = compose_config("+subject=cat", "+scorer.extra.mine.most=inf", "+decoder.arguments.least=[-inf,1]")
+    assert config.scorer.extra == {"mine": {"most": math.inf}}
+    assert config.decoder.arguments == {"least": [-math.inf, 1]}
+
+
 BAD = ["../../x", "..", ".", "/abs", "a/b", "a\\b", "a\nb", "a\x00b", "", " ", "n" * 256]
 
 

@@ -224,10 +224,11 @@ def test_mistakes_name_what_is_allowed(overrides: list[str], message: str) -> No
 
 def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     own, for_runs = split_arguments(
-        ["calibrate", "benchmark=nanobench", "model=nano", "scorer.clip=x", "--cfg", "job"]
-    )
+        ["calibrate", "benchmark=nanobench", "model=nano", "~callbacks.subject_scores", "scorer.clip=x", "--cfg",
+         "job"]
+    )  # fmt: skip
     assert own == ["task=calibrate", "benchmark=nanobench", "scorer.clip=x", "--cfg", "job"]
-    assert for_runs == ["model=nano", "scorer.clip=x"]
+    assert for_runs == ["model=nano", "~callbacks.subject_scores", "scorer.clip=x"]
     with pytest.raises(ValueError, match=r"a benchmark has several subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
     with pytest.raises(ValueError, match=r"unknown setting trainer\.thread.*did you mean threads"):
