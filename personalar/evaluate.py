@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,7 +23,7 @@ from omegaconf import DictConfig
 
 from personalar.config.command_line import launch, quote, read_flags
 from personalar.config.commands import TASKS, EvaluateConfig
-from personalar.config.compose import composed, read_config, register
+from personalar.config.compose import composed, read_config
 from personalar.config.fields import key_of, one_of
 from personalar.core.errors import user_errors
 from personalar.core.process import take_gpu
@@ -84,31 +83,30 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
         overrides: settings for every run.
 
     Raises:
-        SystemExit: a user error, failed runs, or a calibration that does not agree.
+        SystemExit: failed runs, or a calibration that does not agree.
     """
-    with user_errors("personalar.evaluate"):
-        if config.task == "calibrate":
-            from personalar.runs.calibration import calibrate
+    if config.task == "calibrate":
+        from personalar.runs.calibration import calibrate
 
-            if not calibrate(config):
-                raise SystemExit(1)
-        elif config.task == "agreement":
-            from personalar.runs.judge_agreement.agreement import agreement
+        if not calibrate(config):
+            raise SystemExit(1)
+    elif config.task == "agreement":
+        from personalar.runs.judge_agreement.agreement import agreement
 
-            agreement(config)
-        else:
-            from personalar.runs.benchmark import plan, run_all, show_results
+        agreement(config)
+    else:
+        from personalar.runs.benchmark import plan, run_all, show_results
 
-            runs = plan(config, overrides)
-            if config.task == "benchmark":
-                run_all(runs)
-            show_results(runs, config)
+        runs = plan(config, overrides)
+        if config.task == "benchmark":
+            run_all(runs)
+        show_results(runs, config)
 
 
 class Task:
     """The task function of Hydra: the whole command, or with -m the runs of one subject.
 
-    It is a class because launchers pickle it, see `__reduce__`.
+    It is a class because launchers pickle it.
     """
 
     def __init__(self, overrides: Sequence[str]) -> None:
@@ -119,23 +117,12 @@ class Task:
         """Do the task of one composed configuration."""
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             with user_errors("personalar.evaluate"):
-                config = read_config(cfg, EvaluateConfig)
-            evaluate(config, self.overrides)
+                evaluate(read_config(cfg, EvaluateConfig), self.overrides)
             return
         from personalar.runs.benchmark import plan, run_all
 
         take_gpu()
         run_all(plan(read_config(cfg, EvaluateConfig), self.overrides))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Register our OmegaConf resolvers when the task is unpickled, see `personalar.run.Job`."""
-        return restore_task, (self.overrides,)
-
-
-def restore_task(overrides: Sequence[str]) -> Task:
-    """Return a task, in a process that has not called `main`."""
-    register()
-    return Task(overrides)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from personalar.config.command_line import as_value, launch
-from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.compose import conf_dir, read_config
 from personalar.config.fields import key_of
 from personalar.config.fingerprint import unread
 from personalar.config.run_config import RunConfig
@@ -93,7 +93,7 @@ def command_words(hydra_config: Any) -> list[str]:
     }
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
     # Of Hydra's own settings only those that change where a run reads or writes.
-    kept = ["hydra.searchpath", "hydra.job.chdir"]
+    kept = ["hydra.searchpath"]
     kept += [] if hydra_config.mode == RunMode.MULTIRUN else ["hydra.run.dir"]
     own = [word for word in hydra_config.overrides.hydra if key_of(word) in kept and word[:2] != "++"]
     if hydra_config.mode == RunMode.MULTIRUN:  # the command of this job alone, in its folder
@@ -101,50 +101,32 @@ def command_words(hydra_config: Any) -> list[str]:
     return ["python", "-m", "personalar.run", *given, *own, *hydra_config.overrides.task]
 
 
-class Job:
-    """The task function of Hydra, called with each composed configuration, here or in a launcher's process.
+def job(cfg: DictConfig) -> Objective:
+    """Do the run of one composed configuration; in a sweep, write an error to a file and continue.
 
-    It is a class because launchers pickle it, see `__reduce__`.
+    It is the task function of Hydra, called in this process or in a launcher's.
     """
-
-    def __call__(self, cfg: DictConfig) -> Objective:
-        """Do the run; in a sweep, write an error to a file and continue."""
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode != RunMode.MULTIRUN:
-            return run_one(cfg)
-        run_dir = Path(hydra_config.runtime.output_dir)
-        learns = searches(hydra_config)
-        # Hydra's sweep folder is relative to the folder where the command was entered.
-        sweep_dir = Path(hydra_config.runtime.cwd, hydra_config.sweep.dir)
-        if global_rank() == 0:
-            note_job(sweep_dir, run_dir, hydra_config.overrides.task)
-        return keep_sweeping(
-            lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Register our OmegaConf resolvers when the job is unpickled.
-
-        A launcher's process composes the configuration before it calls the job, and needs them for that.
-        """
-        return restore_job, ()
-
-
-def restore_job() -> Job:
-    """Return a job, in a process that has not called `main`."""
-    register()
-    return Job()
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return run_one(cfg)
+    run_dir, sweep_dir = Path(hydra_config.runtime.output_dir), Path(hydra_config.sweep.dir)
+    learns = searches(hydra_config)
+    if global_rank() == 0:
+        note_job(sweep_dir, run_dir, hydra_config.overrides.task)
+    return keep_sweeping(
+        lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
+    )
 
 
 def main() -> None:
     """Entry point."""
     end_with_parent()
     keep_memory()
-    # Not __main__.Job: a launcher's process must be able to import the class by its name.
-    from personalar.run import Job
+    # Not __main__.job: a launcher's process must be able to import the function by its name.
+    from personalar.run import job
 
     explain_searches()
-    launch("run", Job())
+    launch("run", job)
     if SweepReport.failed:
         raise SystemExit(
             f"personalar.run: {len(SweepReport.failed)} jobs failed: {', '.join(SweepReport.failed)}"

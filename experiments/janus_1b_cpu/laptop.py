@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lumina_7b_smoke"))
 from checkpoint_1b import write_random
 from smoke import Meter, device_name, make_photos, markdown
 
-from personalar.config.compose import conf_dir, read_config, register
+from personalar.config.compose import conf_dir, read_config
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
@@ -66,7 +66,6 @@ def words(args: argparse.Namespace, *overrides: str) -> list[str]:
 
 def settings(args: argparse.Namespace, *overrides: str) -> RunConfig:
     """Return the configuration of that command."""
-    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return read_config(compose("run", words(args, *overrides)))
 

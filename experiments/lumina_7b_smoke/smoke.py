@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import write_random
 from memory import peak_host_bytes, reset_peak_memory
 
-from personalar.config.compose import conf_dir, group_options, read_config, register
+from personalar.config.compose import conf_dir, group_options, read_config
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
@@ -86,7 +86,6 @@ def settings(args: argparse.Namespace, work: Path, *overrides: str) -> RunConfig
         f"trainer={'gpu' if args.device == 'cuda' else 'cpu'}", *numbers,
         *(TINY if args.size == "tiny" else []), *args.override, *overrides,
     ]  # fmt: skip
-    register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return read_config(compose("run", words))
 

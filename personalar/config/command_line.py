@@ -16,7 +16,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from personalar.config.compose import (
@@ -27,7 +27,6 @@ from personalar.config.compose import (
     group_options,
     groups_of,
     read_config,
-    register,
 )
 from personalar.config.fields import key_of, parse, signed, suggest, with_list
 from personalar.config.model_config import PARTS, is_commit
@@ -98,7 +97,11 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
         args.config_path = os.path.abspath(args.config_path)
         flags += ["--config-path", args.config_path]
     places = {name: getattr(args, name) for name in ("config_name", "config_path", "config_dir")}
-    cfg = composed(command, overrides, **places, multirun=args.multirun)
+    sweeps = args.multirun or "hydra.mode=MULTIRUN" in overrides
+    first, *others = jobs_to_check(overrides) if sweeps else [overrides]
+    cfg = composed(command, first, **places)
+    for job in others:
+        composed(command, job, **places)
     # A saved configuration has no schema and no `hydra:` section.
     if OmegaConf.get_type(cfg) is dict:
         overrides = [*hydra_part(command), *overrides]
@@ -106,6 +109,26 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     if not (args.help or args.hydra_help or args.cfg or args.info):
         check_complete(cfg)
     return [*overrides, *flags]
+
+
+def jobs_to_check(words: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of the first job of a sweep, and of a job for each option that may not exist."""
+    first, others = list(words), []
+    for place, word in enumerate(words):
+        override = parse(word)
+        if override is None or not override.is_sweep_override():
+            continue
+        key, value = override.get_key_element(), override.value()
+        ours = group_options(conf_dir(), override.key_or_group)  # none if the key is no group
+        if isinstance(value, IntervalSweep):
+            values = iter([str(value.start)])
+        elif isinstance(value, Glob):  # which matches only options that exist
+            values = iter(value.filter(ours)[:1] or ours[:1])
+        else:
+            values = override.sweep_string_iterator()
+        first[place] = f"{key}={next(values, None)}"
+        others += [(place, f"{key}={option}") for option in values if option not in ours] if ours else []
+    return [first, *([*first[:place], other, *first[place + 1 :]] for place, other in others)]
 
 
 def hydra_part(command: str) -> list[str]:
@@ -194,5 +217,4 @@ def launch(command: str, job: Callable[[DictConfig], Any]) -> None:
     # These log every request with its address, which can be a signed one that grants access.
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    register()
     hydra.main(config_path=str(conf_dir()), config_name=command, version_base="1.3")(job)()

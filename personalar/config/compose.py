@@ -5,7 +5,6 @@ Hydra's error messages are replaced by ones that name the closest valid name and
 
 from __future__ import annotations
 
-import functools
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -17,8 +16,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -31,11 +28,9 @@ from personalar.config.fields import (
     check_keys,
     check_limits,
     check_names,
-    check_parents,
-    from_where_typed,
     job_folder,
     key_of,
-    read_word,
+    parse,
     signed,
     suggest,
     unknown_setting,
@@ -145,8 +140,6 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
         except errors.OmegaConfBaseException as error:
             raise ValueError(str(error).splitlines()[0]) from error
     check_complete(cfg)
-    if HydraConfig.initialized() and (typed := Path(HydraConfig.get().runtime.cwd)) != Path.cwd():
-        from_where_typed(cfg, typed)
     check_folder_names(cfg)
     # Checked on the composed values, because the dataclasses' own checks run in to_object() only.
     values: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -162,43 +155,35 @@ def composed(
     config_name: str | None = None,
     config_path: str | None = None,
     config_dir: str | None = None,
-    multirun: bool = False,
 ) -> DictConfig:
     """Compose the configuration of personalar.`command`, without running the command.
 
     Args:
         command: see `COMMANDS`.
-        words: overrides. For a sweep the first job is composed, and all options are checked to exist.
-        config_name, config_path, config_dir, multirun: Hydra's flags of these names.
+        words: overrides.
+        config_name, config_path, config_dir: Hydra's flags of these names.
 
     Raises:
         ValueError: Hydra cannot compose it; the message names the closest valid name and what is allowed.
     """
-    register()
+    # Not `hydra.compose`: it fails inside a job of Hydra's, is for one thread, and has no --config-dir.
     version.setbase("1.3")
     setup_globals()
-    words = signed(words) if config_name is None else words
-    words = words if multirun else [with_list(word) for word in words]
+    words = [with_list(word) for word in (signed(words) if config_name is None else words)]
     path = create_config_search_path(config_path or str(conf_dir()))
     if config_dir is not None:
         folder = f"file://{Path(config_dir).absolute()}"
-        # In front of our own conf/, so that a user's option replaces ours of the same name.
         path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
-    loader, name = ConfigLoaderImpl(path), config_name or command
-    overrides = [read_word(words, place) for place in range(len(words))]
-    for override in overrides:
-        override.config_loader = loader  # needed to expand a sweep over glob(*)
     try:
-        cfg = loader.load_configuration(name, first_job(loader, name, overrides), RunMode.RUN)
-        # Without -m a list of values (seed=0,1) is an error; Hydra checks it only when it runs the job.
-        if not multirun and cfg.hydra.mode != RunMode.MULTIRUN:
-            loader.validate_sweep_overrides_legal(overrides, RunMode.RUN, from_shell=True)
-    except (HydraException, errors.OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ValueError(explain(error, command)) from error
-    except AssertionError as error:  # of OmegaConf, for a setting below one that is null
-        plain = [word for word in first_job(loader, name, overrides) if "." not in key_of(word)]
-        check_parents(loader.load_configuration(name, plain, RunMode.RUN), words)
-        raise ValueError(str(error)) from error
+        cfg = ConfigLoaderImpl(path).load_configuration(config_name or command, words, RunMode.RUN)
+    except (HydraException, errors.OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(explain(error, command, words)) from error
+    except AssertionError as error:  # of OmegaConf
+        nested = ", ".join(key for key in map(key_of, words) if "." in key)
+        raise ValueError(
+            f"a setting below one that is null cannot be set (one of {nested}): leave it out, or choose an "
+            "option of its group that has it"
+        ) from error
     with open_dict(cfg):
         del cfg["hydra"]  # Hydra's own settings are not part of our schemas
     values: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -206,29 +191,17 @@ def composed(
     return cfg
 
 
-def first_job(loader: ConfigLoaderImpl, name: str, overrides: Sequence[Override]) -> list[str]:
-    """Return the overrides of a sweep's first job.
-
-    Raises:
-        HydraException: an option of any of its jobs is unknown.
-    """
-    fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
-    job = [str(each.input_line) for each in overrides]
-    for place, override in enumerate(overrides):
-        if not override.is_sweep_override():
-            continue
-        key, value = override.get_key_element(), override.value()
-        values = iter([value.start]) if isinstance(value, IntervalSweep) else override.sweep_string_iterator()
-        job[place] = f"{key}={next(values, None)}"
-        if loader.get_group_options(override.key_or_group, config_name=name, overrides=fixed):
-            # Composing only the defaults list is enough to find an unknown option, and fast.
-            for choice in values:
-                loader.compute_defaults_list(name, [*fixed, f"{key}={choice}"], RunMode.RUN)
-    return job
-
-
-def explain(error: Exception, command: str) -> str:
-    """Translate an error of Hydra into a message with the closest valid name and what is allowed."""
+def explain(error: Exception, command: str, words: Sequence[str]) -> str:
+    """Translate an error of Hydra about `words`: name the closest valid name and what is allowed."""
+    wrong = next((word for word in words if parse(word) is None), None)
+    if wrong is not None and "=" not in wrong:
+        return f"{wrong!r} is not a setting: write key=value; with spaces in the value: 'key=one two'"
+    if wrong is not None:
+        return (
+            f"cannot parse {wrong[:200]}: text with commas, brackets, braces, quotes, = or ~ needs double "
+            f"quotes inside the shell's single quotes: '{key_of(wrong)}=\"a, b\"', or as a list "
+            f"'{key_of(wrong)}=[\"a, b\"]'"
+        )
     # Hydra has no error classes for these cases (no such group, or a setting of its name): match its texts.
     text, cause = str(error), error.__cause__ or error.__context__
     if isinstance(error, MissingConfigException) and error.options:
@@ -277,9 +250,8 @@ def _same_store(memo: dict[int, Any]) -> ConfigStore:
     return ConfigStore.instance()
 
 
-@functools.cache
 def register() -> None:
-    """Register the schema of every group with Hydra, and our resolvers with OmegaConf; once a process."""
+    """Register the schema of every group with Hydra, and our resolvers with OmegaConf."""
     store = ConfigStore.instance()
     # Hydra copies its sources with the whole store for every composition, and 140 times for --help. The store
     # can be shared, because `ConfigStore.load` copies what it returns.
@@ -296,3 +268,7 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver("dreambench_class", dreambench_class, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+# Here, so that it is also done in a launcher's process, which imports the module of the job.
+register()

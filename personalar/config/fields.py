@@ -13,13 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from personalar.core.files import plain_name
@@ -123,18 +122,6 @@ def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") ->
             check_keys(value, node[name], f"{prefix}{name}.")
 
 
-def check_parents(cfg: DictConfig, words: Iterable[str]) -> None:
-    """Raise ValueError if one of `words` sets a value below a setting that is null in `cfg`."""
-    for key in map(key_of, words):
-        parts = key.split(".")
-        for parent in (".".join(parts[:count]) for count in range(1, len(parts))):
-            if OmegaConf.select(cfg, parent, default="") is None:
-                raise ValueError(
-                    f"{key} cannot be set, because {parent} is null: leave it out, or choose another "
-                    f"{parts[0]}=..., which has {parent}"
-                )
-
-
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless the setting `key` has one of the `allowed` values."""
     if value not in allowed:
@@ -157,37 +144,6 @@ def check_folder_names(cfg: DictConfig) -> None:
                 f"without / and \\, at most {LONGEST} bytes, and not . or ..; to choose another folder for a "
                 "run, set hydra.run.dir=DIR"
             )
-
-
-PATHS = (
-    "subject.path", "model.path", "model.vq_path", "reuse", "concept", "out", "prompts_file", "wildcards",
-    "like", "benchmark.path", "ratings", "scorer.clip", "scorer.dino", "selection.scorer.clip",
-    "selection.scorer.dino", "subject.proxies",
-)  # fmt: skip
-"""Settings that contain a path or may contain one."""
-
-
-def from_where_typed(cfg: DictConfig, base: Path) -> None:
-    """Make relative paths absolute with respect to `base`, the folder where the command was entered.
-
-    This is necessary with hydra.job.chdir=true, where Hydra changes the working directory. Hub ids are
-    unchanged.
-    """
-    with open_dict(cfg):
-        for key in PATHS:
-            value = OmegaConf.select(cfg, key, default=None)
-            if isinstance(value, str):
-                OmegaConf.update(cfg, key, _absolute(value, base, made=key == "out"))
-            elif OmegaConf.is_list(value):
-                OmegaConf.update(cfg, key, [_absolute(str(each), base) for each in value])
-
-
-def _absolute(value: str, base: Path, *, made: bool = False) -> str:
-    """Return `value` as a path from `base`, if there is such a path or the command makes it."""
-    if "://" in value or value.startswith("~"):
-        return value
-    # A value that is not an existing path can be a hub id, which must stay as it is.
-    return str(base / value) if made or (base / value).exists() else value
 
 
 def job_folder(overrides: str) -> str:
@@ -262,23 +218,3 @@ def signed(words: Iterable[str]) -> list[str]:
         typed = next((beginning for beginning in WRITTEN if word.startswith(beginning)), "")
         found.append(WRITTEN.get(typed, "") + word.removeprefix(typed))
     return found
-
-
-def read_word(words: Sequence[str], place: int) -> Override:
-    """Parse argument number `place` of `words`.
-
-    Raises:
-        ValueError: it is invalid; the message shows how to write it.
-    """
-    word, before = words[place], words[place - 1] if place else ""
-    if (override := parse(word)) is not None:
-        return override
-    if "=" not in word:
-        # The shell has split a value with spaces: "prompts=a photo" arrives as "prompts=a" and "photo".
-        spaces = f"; a value with spaces needs single quotes: '{before} {word} ...'" if "=" in before else ""
-        raise ValueError(f"{word!r} is not a setting: write key=value{spaces}")
-    raise ValueError(
-        f"cannot parse {word[:200]}: text with commas, brackets, braces, quotes, = or ~ needs double quotes "
-        f"inside the shell's single quotes: '{key_of(word)}=\"a, b\"', or as a list "
-        f"'{key_of(word)}=[\"a, b\"]'"
-    )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest_run import compose_config, composed
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from test_cli import mistake
@@ -24,9 +25,7 @@ from personalar.config.fields import (
     MANY,
     check_folder_names,
     check_keys,
-    from_where_typed,
     job_folder,
-    read_word,
 )
 from personalar.config.model_config import HubFiles, ProtocolConfig
 from personalar.config.run_config import RunConfig
@@ -81,12 +80,12 @@ def answer(*arguments: str) -> str:
             cfg.model[name] = OmegaConf.structured(hub)
     OmegaConf.set_struct(cfg, True)
     try:
-        overrides = [read_word(arguments, place) for place in range(len(arguments))]
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
         ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
         check_keys(OmegaConf.to_container(cfg, resolve=False), cfg)
         read_config(cfg)
     except HydraException as error:
-        return explain(error, "run")
+        return explain(error, "run", arguments)
     except ValueError as error:
         return str(error)
     raise AssertionError(f"{arguments} is taken")
@@ -217,7 +216,9 @@ def test_a_gpu_that_is_not_there(session) -> None:
 
 def test_a_number_without_a_declared_range_may_be_infinite() -> None:
     """An argument of a class of the user's own."""
-    config = compose_config("+subject=cat", "+scorer.extra.mine.most=inf", "+decoder.arguments.least=[-inf,1]")
+    config = compose_config(
+        "+subject=cat", "+scorer.extra.mine.most=inf", "+decoder.arguments.least=[-inf,1]"
+    )
     assert config.scorer.extra == {"mine": {"most": math.inf}}
     assert config.decoder.arguments == {"least": [-math.inf, 1]}
 
@@ -236,15 +237,6 @@ def test_a_name_that_leaves_its_folder_is_refused(knob: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["rex", "my dog", "Été 2026", "a..b", ".hidden", "犬", "a,b=c"])
 def test_usual_names_are_taken(name: str) -> None:
     check_folder_names(OmegaConf.create({"subject": {"name": name}, "model": {"name": "nano"}}))
-
-
-@pytest.mark.parametrize("key", ["subject.proxies", "selection.scorer.clip", "selection.scorer.dino"])
-def test_relative_paths_are_those_of_the_folder_of_the_command(key: str, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    cfg = OmegaConf.create({})
-    OmegaConf.update(cfg, key, "mine")
-    from_where_typed(cfg, tmp_path)
-    assert OmegaConf.select(cfg, key) == str(tmp_path / "mine")
 
 
 def test_every_command_checks_the_names() -> None:

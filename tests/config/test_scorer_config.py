@@ -18,7 +18,7 @@ from personalar.config.compose import composed
 from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
-from personalar.run import Job
+from personalar.run import job
 from personalar.runs.sweep import check_objective, searches
 
 FOLDER = ["+subject=folder", "subject.path=photos", "subject.noun=dog"]
@@ -92,7 +92,7 @@ def test_a_searching_sweepers_job_is_refused_before_it_begins(
         )  # fmt: skip
         monkeypatch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda it=hydra_config: it))
         with pytest.raises(RuntimeError) if sweeper == "OptunaSweeper" else nullcontext():
-            Job()(composed("run", FOLDER))
+            job(composed("run", FOLDER))
         found[sweeper] = (run_dir / "error.txt").read_text()
     assert "what a search by objective=[dino*clip_t] tries would be decided" in found["OptunaSweeper"]
     assert "would be decided" not in found["BasicSweeper"]

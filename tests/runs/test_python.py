@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import lightning as L
@@ -110,22 +109,3 @@ def test_pictures_from_anywhere_are_scored_as_in_a_run(finished_run: Path, tiny_
         assert found[measure] == pytest.approx(sum(values) / len(values), abs=2e-6)
     with pytest.raises(ValueError, match="got 2 pictures, 1 prompts and 1 photos: give one prompt per"):
         personalar.score(pictures[:2], prompts[:1], photos=pictures[:1], noun="cat")
-
-
-def test_relative_paths_are_meant_from_where_the_command_was_typed(
-    settings: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "photos").mkdir()
-    Image.new("RGB", (40, 40), (120, 90, 60)).save(tmp_path / "photos" / "0.png")
-    shutil.copytree(settings[-1].partition("=")[2], tmp_path / "model")
-    words = [
-        "+subject=folder",
-        "subject.path=photos",
-        "subject.noun=dog",
-        "model.path=model",
-        *settings[1:-1],
-    ]
-    words += ["stage=embedding", "hydra.job.chdir=true", "hydra.run.dir=run"]
-    done = command(tmp_path, "personalar.run", *words)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "concept" / "concept.json").is_file()

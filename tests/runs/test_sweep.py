@@ -20,7 +20,7 @@ from test_cli import command
 
 from personalar.config.compose import conf_dir
 from personalar.reports.summary import write_summary
-from personalar.run import Job, command_words
+from personalar.run import command_words
 from personalar.runs.sweep import (
     SearchError,
     SweepReport,
@@ -121,10 +121,6 @@ def test_a_sweep_tells_of_its_own_jobs_alone(
     assert SweepReport.failed == (str(tmp_path / "failed"), str(tmp_path / "old" / "failing_now"))
     lines = (tmp_path / "comparison.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == ["new", "old/done_again"]
-
-
-def test_a_job_travels_to_another_process() -> None:
-    assert isinstance(pickle.loads(pickle.dumps(Job())), Job)
 
 
 def test_the_command_of_a_job_has_its_folder() -> None:
