@@ -33,6 +33,27 @@ LONGEST = 255
 READABLE = 60
 """Bytes of the readable part of a sweep job's folder name, before the hash."""
 
+STAGE = "model.recipe.stages.NAME"
+ENDLESS = f"{STAGE}.steps (a stage is one endless epoch)"
+SET_ELSEWHERE = {
+    "trainer.max_steps": f"{STAGE}.steps",
+    "trainer.min_steps": f"{STAGE}.steps",
+    "trainer.max_epochs": ENDLESS,
+    "trainer.min_epochs": ENDLESS,
+    "trainer.limit_train_batches": ENDLESS,
+    "trainer.overfit_batches": ENDLESS,
+    "trainer.fast_dev_run": "experiment=quick",
+    "trainer.max_time": f"{STAGE}.steps; `timeout -s INT 1h COMMAND` ends a run, which can be resumed",
+    "trainer.accumulate_grad_batches": f"{STAGE}.accumulate",
+    "trainer.gradient_clip_val": f"{STAGE}.gradient_clip",
+    "trainer.val_check_interval": "samples.grid_every_steps",
+    "trainer.check_val_every_n_epoch": "samples.grid_every_steps",
+    "trainer.callbacks": "+callbacks.NAME._target_=my_package.MyCallback",
+    "trainer.logger": "logger=tensorboard or +logger.NAME._target_=my_package.MyLogger",
+    "trainer.default_root_dir": "hydra.run.dir",
+}
+"""Arguments of Lightning's trainer that are set by another setting -> that setting."""
+
 
 def limits(low: float, high: float = MANY) -> dict[str, Any]:
     """Return field metadata with the allowed range [low, high] of a number, or of all numbers in a list."""
@@ -99,6 +120,8 @@ def suggest(value: str, allowed: Iterable[str]) -> str:
 
 def unknown_setting(key: str, names: Iterable[object]) -> str:
     """Return the message for an unknown `key` (a.b.c) whose parent has the settings `names`."""
+    if key in SET_ELSEWHERE:
+        return f"{key} is set by another setting: {SET_ELSEWHERE[key]}"
     parent, _, last = key.rpartition(".")
     known = [str(name) for name in names if name != "hydra"]
     allowed = f"{suggest(last, known)}\nallowed: {', '.join(known) or 'none yet'}"

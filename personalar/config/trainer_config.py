@@ -10,39 +10,17 @@ from omegaconf import MISSING
 from personalar.config.fields import limits, one_of
 
 ACCELERATORS = ("cpu", "gpu", "auto")
-STAGE = "model.recipe.stages.NAME"
-SET_ELSEWHERE = {
-    "max_steps": f"{STAGE}.steps",
-    "min_steps": f"{STAGE}.steps",
-    "max_epochs": f"{STAGE}.steps (a stage is one endless epoch)",
-    "min_epochs": f"{STAGE}.steps (a stage is one endless epoch)",
-    "limit_train_batches": f"{STAGE}.steps (a stage is one endless epoch)",
-    "overfit_batches": f"{STAGE}.steps (a stage is one endless epoch)",
-    "fast_dev_run": "experiment=quick",
-    "max_time": f"{STAGE}.steps; `timeout -s INT 1h COMMAND` ends a run after a time, and it can be resumed",
-    "accumulate_grad_batches": f"{STAGE}.accumulate",
-    "gradient_clip_val": f"{STAGE}.gradient_clip",
-    "val_check_interval": "samples.grid_every_steps",
-    "check_val_every_n_epoch": "samples.grid_every_steps",
-    "callbacks": "+callbacks.NAME._target_=my_package.MyCallback",
-    "logger": "logger=tensorboard or +logger.NAME._target_=my_package.MyLogger",
-    "default_root_dir": "hydra.run.dir",
-}
-"""Arguments of Lightning's trainer that are set by another setting -> that setting."""
 
 
 @dataclass(kw_only=True)
 class LightningArguments:
-    """Arguments that are passed to `lightning.Trainer` as they are; null: its default."""
+    """Arguments that are passed to `lightning.Trainer` as they are; null: its default.
+
+    `fields.SET_ELSEWHERE` has those that another setting determines.
+    """
 
     precision: Any = None
-    fast_dev_run: Any = None
-    max_time: Any = None
-    limit_train_batches: Any = None
     limit_val_batches: Any = None
-    limit_test_batches: Any = None
-    limit_predict_batches: Any = None
-    overfit_batches: Any = None
     num_sanity_val_steps: Any = 0
     log_every_n_steps: Any = 1
     enable_checkpointing: Any = None
@@ -52,8 +30,6 @@ class LightningArguments:
     deterministic: Any = None
     benchmark: Any = None
     inference_mode: Any = None
-    use_distributed_sampler: Any = False
-    """Only false: the data stream itself divides the sequences between processes."""
     profiler: Any = None
     detect_anomaly: Any = None
     barebones: Any = None
@@ -62,29 +38,6 @@ class LightningArguments:
     reload_dataloaders_every_n_epochs: Any = None
     enable_autolog_hparams: Any = None
     model_registry: Any = None
-    max_steps: Any = None
-    min_steps: Any = None
-    max_epochs: Any = None
-    min_epochs: Any = None
-    accumulate_grad_batches: Any = None
-    gradient_clip_val: Any = None
-    val_check_interval: Any = None
-    check_val_every_n_epoch: Any = None
-    callbacks: Any = None
-    logger: Any = None
-    default_root_dir: Any = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for an argument in `SET_ELSEWHERE`, or a second division between processes."""
-        # These are Lightning's own arguments: without this check they would be ignored or conflict.
-        for name, key in SET_ELSEWHERE.items():
-            if (value := getattr(self, name)) is not None:
-                raise ValueError(f"trainer.{name}={value} is set by another setting: {key}")
-        if self.use_distributed_sampler is not False:
-            raise ValueError(
-                f"trainer.use_distributed_sampler={self.use_distributed_sampler}: the only value is false, "
-                "because the sequences are already divided between processes; leave the setting out"
-            )
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -127,7 +80,6 @@ class TrainerConfig(LightningArguments):
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
         # Replaced by the actual device here, so that attention, below, can depend on it.

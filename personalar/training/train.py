@@ -119,6 +119,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=context.folder.path,
+        use_distributed_sampler=False,  # the data stream itself divides the sequences between processes
     )
 
 

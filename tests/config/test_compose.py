@@ -124,11 +124,6 @@ def test_paper_numbers_differ_from_nanos_in_config_only() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.use_distributed_sampler=true", "use_distributed_sampler=True: the only value is false"),
-        ("trainer.limit_train_batches=3", r"limit_train_batches=3 is set by .*\.NAME\.steps \(a stage"),
-        ("trainer.overfit_batches=1", "overfit_batches=1 is set by another setting"),
-        ("trainer.fast_dev_run=true", "fast_dev_run=True is set by another setting: experiment=quick"),
-        ("trainer.max_time=00:01:00:00", "max_time=.* is set by another setting: .*timeout -s INT"),
         ("trainer.devices=2", "trainer=auto runs in one process.*choose trainer=ddp, zero2"),
         ("model.recipe.identifier.init=words", "identifier.init=words needs words"),
         ("model.recipe.identifier.optimizer=adam", "identifier.optimizer='adam'; allowed: direction"),

@@ -96,7 +96,7 @@ def page() -> str:
             parts.append("`_target_` and arguments; see [Extend it](extending.md).\n")
             continue
         if group == "trainer":
-            parts.append("Beside these, every argument of `lightning.Trainer` under its own name.\n")
+            parts.append("Beside these, arguments of `lightning.Trainer` under their own names.\n")
         table = rows(schema, "model.recipe." if group == "model/recipe" else f"{group}.")
         parts += ["| setting | default | allowed | meaning |\n|---|---|---|---|", *table, ""]
     for command, schema in COMMANDS.items():
