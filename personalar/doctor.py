@@ -7,10 +7,8 @@ downloaded and no weight is loaded. The exit code is 0 if a run can start withou
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from personalar.config.command_line import start
@@ -18,20 +16,8 @@ from personalar.config.commands import DoctorConfig
 from personalar.config.model_config import PARTS, ModelConfig
 from personalar.config.trainer_config import TrainerConfig
 from personalar.core.process import available_cores, check_memory, host_bytes, limit_note
+from personalar.core.versions import package_versions
 from personalar.models import loading
-
-PACKAGES: tuple[str, ...] = ("personalar", "torch", "lightning", "transformers", "safetensors", "tokenizers")
-PACKAGES += ("huggingface_hub", "peft", "deepspeed")
-
-
-def versions() -> Iterator[str]:
-    """Yield the versions of Python and of the libraries on which results depend."""
-    yield f"python {platform.python_version()}"
-    for name in PACKAGES:
-        try:
-            yield f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            yield f"{name} not installed"
 
 
 def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
@@ -139,7 +125,7 @@ def section(title: str, findings: Iterator[str]) -> tuple[str, bool]:
 def diagnose(config: DoctorConfig) -> None:
     """Print all sections and the verdict. Raises SystemExit (1) if there is a problem."""
     sections = {
-        "versions": versions(),
+        "versions": (f"{name} {version}" for name, version in package_versions().items()),
         "devices": devices(config.trainer, config.model),
         "model": model_files(config.model),
         "disk": disk(),

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from personalar.config.commands import DoctorConfig
-from personalar.doctor import devices, diagnose, disk, main, model_files, section, versions
+from personalar.core.versions import package_versions
+from personalar.doctor import devices, diagnose, disk, main, model_files, section
 
 
 def settings(*overrides: str) -> DoctorConfig:
@@ -108,8 +109,8 @@ def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("personalar.doctor.PACKAGES", ("nothing-of-that-name",))
-    assert list(versions())[1] == "nothing-of-that-name not installed"
+    monkeypatch.setattr("personalar.core.versions.PACKAGES", ("nothing-of-that-name",))
+    assert package_versions()["nothing-of-that-name"] == "not installed"
 
 
 @pytest.mark.parametrize("where", [".", "outputs"])

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,13 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from personalar import __version__
 from personalar.concepts.adapters.base import Adapter, attach_learned
 from personalar.concepts.adapters.identifier import Identifier, class_row, slide
 from personalar.concepts.adapters.lora import load_lora, merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
 from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
+from personalar.core.versions import package_versions
 from personalar.data.prompts import SUBJECT_TOKEN, subject_names, word_of
 from personalar.models.base import Backend
 
@@ -40,16 +38,6 @@ WITHOUT_WEIGHTS = (
     "method=paper (RUN/stages/embedding/concept)"
 )
 """Advice where a concept replaces tensors of the base."""
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of personalar, Python and the libraries that a result depends on."""
-    names = ("torch", "lightning", "safetensors", "tokenizers", "peft")
-    return {
-        "personalar": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,8 +202,6 @@ class BenchmarkConfig:
     is the table's row for textual inversion."""
     published: dict[str, float] = field(default_factory=dict, metadata=limits(0))
     """Published scores of real photographs for `calibrate`: dino, clip_i, subjects (their number)."""
-    tolerance: float = field(default=0.01, metadata=limits(0, 1))
-    """`calibrate` passes if both scores differ from the published ones by at most this."""
 
     def __post_init__(self) -> None:
         one_of("benchmark.kind", self.kind, BENCHMARKS)

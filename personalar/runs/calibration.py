@@ -40,7 +40,7 @@ def calibrate(config: EvaluateConfig) -> bool:
     if judges.clip is None or judges.dino is None:
         raise ValueError("calibrate needs scorers: scorer=dreambench, or scorer.clip=DIR scorer.dino=DIR")
     row = real_images_row(*load_pair(judges), subjects)
-    passed, sentence = verdict(row, config.benchmark.published, config.benchmark.tolerance)
+    passed, sentence = verdict(row, config.benchmark.published)
     path = Path(config.out) / "calibration.json"
     facts = {"passed": passed, "verdict": sentence, "published": config.benchmark.published, **row}
     # Also after a failure: the file shows the difference.

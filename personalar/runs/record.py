@@ -14,6 +14,7 @@ from personalar.core.files import is_whole, sync_files
 from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, own_files
 from personalar.core.png import is_whole_png
 from personalar.core.run_folder import RunFolder, stage_names
+from personalar.core.versions import package_versions
 from personalar.data.prompts import class_prompt
 from personalar.reports.summary import result_lines
 
@@ -49,7 +50,6 @@ def record_settings(session: RunContext) -> None:
 
 def record_start(session: RunContext, *, command: str) -> None:
     """Write what is known before the first step (settings, versions, scorers), and print the warnings."""
-    from personalar.concepts.concept import package_versions
     from personalar.data.references import save_references
     from personalar.generation.requests import words_note
     from personalar.runs.pictures import all_requests

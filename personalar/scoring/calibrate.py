@@ -18,6 +18,8 @@ from personalar.scoring.metrics import MeanScores
 from personalar.scoring.subject_scorer import names_of
 
 MEASURED = (MEASURES["dino"], MEASURES["clip_i"])
+TOLERANCE = 0.01
+"""Largest absolute difference from a published score that passes."""
 
 
 def real_images_row(
@@ -60,13 +62,12 @@ def _lines(subject: str, values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     return lines
 
 
-def verdict(row: Mapping[str, Any], published: Mapping[str, float], tolerance: float) -> tuple[bool, str]:
+def verdict(row: Mapping[str, Any], published: Mapping[str, float]) -> tuple[bool, str]:
     """Compare `row` (from `real_images_row`) with the published one; return pass or fail, and a message.
 
     Args:
         row: our scores.
         published: "dino", "clip_i" and, optionally, "subjects", their number.
-        tolerance: largest absolute difference that passes.
     """
     wanted = int(published.get("subjects", len(row["subjects"])))
     # A mean over some subjects can differ from the published one without any fault.
@@ -80,6 +81,6 @@ def verdict(row: Mapping[str, Any], published: Mapping[str, float], tolerance: f
         f"{row[measure] - published[measure]:+.3f})"
         for measure in ("dino", "clip_i")
     ]
-    passed = all(abs(row[measure] - published[measure]) <= tolerance for measure in ("dino", "clip_i"))
+    passed = all(abs(row[measure] - published[measure]) <= TOLERANCE for measure in ("dino", "clip_i"))
     advice = "" if passed else "; check checkpoint and preprocessing (scorer.dino_preprocess)"
-    return passed, f"{'PASS' if passed else 'FAIL'}: {', '.join(parts)}, tolerance {tolerance:g}{advice}"
+    return passed, f"{'PASS' if passed else 'FAIL'}: {', '.join(parts)}, tolerance {TOLERANCE:g}{advice}"

@@ -262,11 +262,11 @@ def test_real_images_have_their_closed_form() -> None:
 def test_the_verdict_passes_within_tolerance_and_over_all_subjects_only() -> None:
     published = {"dino": 0.774, "clip_i": 0.885, "subjects": 2}
     row = {"dino": 0.78, "clip_i": 0.88, "subjects": {"cat": {}, "dog": {}}}
-    passed, sentence = verdict(row, published, 0.01)
+    passed, sentence = verdict(row, published)
     assert passed and sentence.startswith("PASS: dino 0.780 (published 0.774, off by +0.006)")
-    passed, sentence = verdict({**row, "dino": 0.70}, published, 0.01)
+    passed, sentence = verdict({**row, "dino": 0.70}, published)
     assert not passed and "FAIL" in sentence and "scorer.dino_preprocess" in sentence
-    passed, sentence = verdict(row, {**published, "subjects": 30}, 1.0)
+    passed, sentence = verdict(row, {**published, "subjects": 30})
     assert not passed and "2 of 30 subjects" in sentence
 
 
