@@ -28,11 +28,10 @@ _TAKEN: list[FileLock] = []
 GROUPS, GROUP_OF = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
-    ("unified", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Files of control groups of version 2, 2 beside 1 ("hybrid"), and 1: folder, limit, usage, and the entry of
-memory.stat that counts reclaimable page cache."""
+"""Files of control groups of version 2 and 1: folder, limit, usage, and the entry of memory.stat that counts
+reclaimable page cache."""
 
 
 def keep_memory() -> bool:
@@ -75,9 +74,8 @@ def _groups(hierarchy: str) -> Iterator[Path]:
     except OSError:  # not Linux
         return
     # A line of /proc/self/cgroup is "number:controllers:path"; version 2 has no controllers there.
-    controller = "" if hierarchy == "unified" else hierarchy
     for _, controllers, name in (line for line in lines if len(line) == 3):
-        if controller in controllers.split(","):
+        if hierarchy in controllers.split(","):
             inner = Path(name.lstrip("/"))
             # A parent's limit counts too. In a container the path is the host's and only "/" exists.
             yield from (GROUPS / hierarchy / group for group in (inner, *inner.parents))
@@ -96,7 +94,7 @@ def _group_limits() -> Iterator[tuple[int, int]]:
 
 def _core_limits() -> Iterator[float]:
     """Yield the limit of cores of each control group of this process (Docker's --cpus)."""
-    for hierarchy in ("", "unified", "cpu"):
+    for hierarchy in ("", "cpu"):
         for where in _groups(hierarchy):
             with suppress(OSError, ValueError):  # no such group, or the limit is "max"
                 if hierarchy == "cpu":
