@@ -42,6 +42,16 @@ class Reporter:
         # Without wrapping and highlighting, so that lines in a log stay whole and greppable.
         self.console = console or Console(soft_wrap=True, highlight=False)
         self.file = file if enabled else None
+        texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
+        columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
+        self.bars = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            speed_estimate_period=PACE_OVER,
+            console=self.console,
+            disable=not self.is_live,
+            transient=True,
+        )
         self._phases: list[Phase] = []
         """Open phases, the innermost last."""
         self._facts: dict[str, Any] = {"phase": "start", "step": 0, "of": 0, "unit": ""}
@@ -67,10 +77,18 @@ class Reporter:
             unit: plural noun, such as "steps".
         """
         phase = Phase(self, name, total, unit)
-        with self._alone(phase), self._watched():
-            self.update()
-            yield phase.advance
-            self._facts = phase.facts()
+        self._phases.append(phase)
+        self.bars.start()  # does nothing inside another phase
+        try:
+            with self._watched():
+                self.update()
+                yield phase.advance
+                self._facts = phase.facts()
+        finally:
+            self._phases.remove(phase)
+            self.bars.remove_task(phase.task.id)
+            if not self._phases:
+                self.bars.stop()
         own = phase.seconds()
         self.booked += own
         note = f", {phase.note}" if phase.note else ""
@@ -120,22 +138,6 @@ class Reporter:
             write_atomic(self.file, text.encode(), sync=state != "running")
 
     @contextmanager
-    def _alone(self, phase: Phase) -> Iterator[None]:
-        """Show the bar of `phase` while the block runs, and hide the bar of the outer phase."""
-        # rich cannot show two live displays at the same time.
-        outer = self._phases[-1] if self._phases else None
-        self._phases.append(phase)
-        if outer is not None:
-            outer.bar.stop()
-        try:
-            with phase.bar:
-                yield
-        finally:
-            self._phases.remove(phase)
-            if outer is not None:
-                outer.bar.start()
-
-    @contextmanager
     def _watched(self) -> Iterator[None]:
         """Update regularly while the outermost phase runs, also during a long step."""
         if len(self._phases) > 1 or not self.enabled:
@@ -162,17 +164,9 @@ class Phase:
 
     def __init__(self, reporter: Reporter, name: str, total: int, unit: str) -> None:
         """Start the clock; arguments as for `Reporter.phase`."""
-        texts = [TextColumn(text) for text in ("{task.description}", "{task.fields[note]}", "eta")]
-        columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn(), texts[2])
-        self.bar = Progress(
-            *columns,
-            TimeRemainingColumn(),
-            speed_estimate_period=PACE_OVER,
-            console=reporter.console,
-            disable=not reporter.is_live,
-            transient=True,
-        )
-        self.bar.add_task(name, total=total, note="")
+        self._bars = reporter.bars
+        self._bars.add_task(name, total=total, note="")
+        self.task = self._bars.tasks[-1]
         self.name, self.unit, self.note = name, unit, ""
         self.loss: float | None = None
         self.earlier = 0
@@ -182,7 +176,7 @@ class Phase:
     @property
     def done(self) -> int:
         """Number of finished units."""
-        return int(self.bar.tasks[0].completed)
+        return int(self.task.completed)
 
     def seconds(self) -> float:
         """Return the seconds of this phase so far, without those of inner phases."""
@@ -196,8 +190,7 @@ class Phase:
         Args:
             earlier: an earlier run finished these units, in none of the seconds of this one.
         """
-        task = self.bar.tasks[0].id
-        self.bar.update(task, advance=count)
+        self._bars.update(self.task.id, advance=count)
         if earlier:
             self.earlier += count
             return
@@ -205,22 +198,21 @@ class Phase:
         if loss is not None:
             self.loss, note = loss, f"loss {loss:.3f}"
         self.note = note or f"{pace:.{1 if pace < 10 else 0}f} {self.unit}/s"
-        self.bar.update(task, note=self.note)
+        self._bars.update(self.task.id, note=self.note)
         self._reporter.update()
 
     def facts(self) -> dict[str, Any]:
         """Return the content of progress.json: `seconds` of this phase, and `eta`, the seconds left."""
-        task = self.bar.tasks[0]
         # JSON has no NaN.
         loss = self.loss if self.loss is not None and math.isfinite(self.loss) else None
         return {
             "phase": self.name,
             "step": self.done,
-            "of": int(task.total or 0),
+            "of": int(self.task.total or 0),
             "unit": self.unit,
             "loss": loss,
             "seconds": round(self.seconds(), 1),
-            "eta": task.time_remaining,
+            "eta": self.task.time_remaining,
         }
 
     def line(self) -> str:

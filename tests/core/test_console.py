@@ -179,8 +179,9 @@ def test_progress_json_says_how_a_run_ended_and_at_which_step(
 def test_a_resumed_phase_is_no_faster_for_what_was_done_before(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(spoken_by.time, "perf_counter", lambda: now[0])
-    phase = Phase(make_reporter(io.StringIO()), "stage", 100, "steps")
-    monkeypatch.setattr(phase.bar, "get_time", lambda: now[0])
+    reporter = make_reporter(io.StringIO())
+    monkeypatch.setattr(reporter.bars, "get_time", lambda: now[0])
+    phase = Phase(reporter, "stage", 100, "steps")
     for steps in (80, 1, 1):
         phase.advance(steps)
         now[0] += 2.0
