@@ -127,7 +127,8 @@ def jobs_to_check(words: Sequence[str]) -> list[list[str]]:
         else:
             values = override.sweep_string_iterator()
         first[place] = f"{key}={next(values, None)}"
-        others += [(place, f"{key}={option}") for option in values if option not in ours] if ours else []
+        if ours:
+            others += [(place, f"{key}={option}") for option in values if option not in ours]
     return [first, *([*first[:place], other, *first[place + 1 :]] for place, other in others)]
 
 
