@@ -122,7 +122,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         "strength": [None if isinstance(config.strength, list) else float(config.strength)],
     }
     if "prompt" in varied:
-        if lines:
+        if lines and config.like is None:  # the prompt of a picture is meant to be replaced
             raise ValueError("the grid has prompts of its own: leave out prompts= and prompts_file=")
         lines = [PromptLine(prompt="")]
     found: list[Drawing] = []
@@ -173,7 +173,7 @@ def check_replaced(line: PromptLine, config: SampleConfig, varied: Iterable[str]
     given = dict(line.options)
     if config.num_images is not None:
         given["num_images"] = config.num_images
-    if config.like is None and config.seeds != [0]:  # the seed of a picture is meant to be replaced
+    if config.like is None and config.seeds != [0]:  # that of a picture is meant to be replaced
         given["seeds"] = config.seeds
     for name, value in given.items():
         axis = "seed" if name in ("seeds", "num_images") else name

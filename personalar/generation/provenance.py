@@ -19,7 +19,16 @@ from personalar.core.png import read_png_metadata
 
 NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
 """Text chunks of a PNG that are required to reproduce it."""
-REPLACED = ("prompts", "prompts_file", "names", "strength", "seeds", "size", "negative_prompt")
+REPLACED = (
+    "prompts",
+    "prompts_file",
+    "names",
+    "strength",
+    "seeds",
+    "num_images",
+    "size",
+    "negative_prompt",
+)
 """Settings of `personalar.sample` that come from the picture."""
 
 

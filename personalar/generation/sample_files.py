@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,11 +76,12 @@ def write_samples(config: SampleConfig) -> list[Path]:
     for drawing in wanted:
         by_strength.setdefault(drawing.strength, {})[drawing] = None
     files: dict[Drawing, File] = {}
+    say = cache(print)  # each note once: several groups and strengths can have the same prompts
     # Each strength has its own weights. 1 is the last one, because another can be refused: then no picture is
     # sampled.
     for strength in sorted(by_strength, key=lambda number: number == 1):
         own = chosen if strength is None else [replace(each, strength=strength) for each in chosen]
-        files |= sample_at_one_strength(list(by_strength[strength]), config, own, reporter)
+        files |= sample_at_one_strength(list(by_strength[strength]), config, own, reporter, say)
     sync_files()
     for file in (files[drawing] for drawing in dict.fromkeys(wanted)):
         reporter.say(f"{file.path} (already there)" if file.exists else str(file.path))
@@ -87,14 +89,22 @@ def write_samples(config: SampleConfig) -> list[Path]:
 
 
 def sample_at_one_strength(
-    wanted: Sequence[Drawing], config: SampleConfig, chosen: Sequence[ChosenConcept], reporter: Reporter
+    wanted: Sequence[Drawing],
+    config: SampleConfig,
+    chosen: Sequence[ChosenConcept],
+    reporter: Reporter,
+    say: Callable[[str], None],
 ) -> dict[Drawing, File]:
-    """Load the base with the `chosen` concepts, write the pictures, and return their files."""
+    """Load the base with the `chosen` concepts, write the pictures, and return their files.
+
+    Args:
+        say: called with each note about a prompt.
+    """
     generator = prepare_generator(config, chosen, [drawing.size for drawing in wanted])
     groups: dict[tuple, list[Drawing]] = {}
     for drawing in wanted:
         groups.setdefault(drawing.settings, []).append(drawing)
-    check_groups(generator, groups.values())
+    check_groups(generator, groups.values(), say)
     files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
     make_folder(
@@ -107,22 +117,21 @@ def sample_at_one_strength(
     return files
 
 
-def check_groups(generator: Generator, groups: Iterable[Sequence[Drawing]]) -> None:
-    """Check all prompts before the first picture is sampled, and print each note once.
+def check_groups(
+    generator: Generator, groups: Iterable[Sequence[Drawing]], say: Callable[[str], None]
+) -> None:
+    """Check all prompts before the first picture is sampled, and call `say` with each note.
 
     Raises:
         ValueError: a prompt is too long, or the base takes no negative prompt.
     """
     from personalar.generation.requests import check_prompts
 
-    notes: dict[str, None] = {}  # a dict as an ordered set: several groups can have the same prompts
     for group in groups:
         size = size_of(group[0].size, generator.backend)
         prompts = [drawing.prompt for drawing in group]
-        check_prompts(generator, prompts, size=size, say=lambda note: notes.update({note: None}))
+        check_prompts(generator, prompts, size=size, say=say)
         generator.context(group[0].negative_prompt, size)
-    for note in notes:
-        print(note)
 
 
 def file_of(

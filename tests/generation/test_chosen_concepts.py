@@ -77,6 +77,16 @@ def test_names_of_ones_own(draw, two: list[Path]) -> None:
         draw(TWO, concepts=f"{two[0]},{two[0]}")
 
 
+def test_a_note_on_a_prompt_is_printed_once_for_all_strengths(
+    two: list[Path], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("personalar.generation.requests.words_note", lambda *_: "an unknown word")
+    words = [f"concept={two[0]}", f"model.path={tiny_model_dir}", f"out={tmp_path}"]
+    words += ["prompts=['a [cat] cat']", "grid.x.strength=[0.5,1]"]
+    assert len(write_samples(compose_config(*words, name="sample"))) == 2
+    assert capsys.readouterr().out.count("an unknown word") == 1
+
+
 def test_python_draws_the_same(draw, two: list[Path], tiny_model_dir: Path) -> None:
     pipeline = personalar.load(two, f"model.path={tiny_model_dir}", "strength=[0.5,1]")
     (picture,) = pipeline.images(["a [cat] cat and a [rex] cat"], [0])

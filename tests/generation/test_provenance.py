@@ -88,10 +88,13 @@ def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_p
     assert again == cells[3] and pixels(again) == before and read_png_metadata(again) == facts[3]
     assert draw(f"like={cells[0]}") == [cells[0]]  # whose negative prompt had no effect
     assert len(draw(f"like={cells[0]}", "grid.x.seed=[4,5]")) == 2
+    other = draw(f"like={cells[3]}", "grid.x.prompt=['a [V] dog','a [V] cat']")
+    assert [read_png_metadata(path)["prompt"] for path in other] == ["a [V] dog", "a [V] cat"]
+    assert other[1] == cells[3]
 
 
 @pytest.mark.parametrize(
-    "given", ["seeds=3", "size=32x32", "negative_prompt=dog", "names=[a]", "strength=1.2"]
+    "given", ["seeds=3", "num_images=4", "size=32x32", "negative_prompt=dog", "names=[a]", "strength=1.2"]
 )
 def test_settings_of_the_picture_are_not_given_beside_it(draw, tmp_path: Path, given: str) -> None:
     name = given.partition("=")[0]
