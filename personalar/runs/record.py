@@ -69,10 +69,16 @@ def record_start(session: RunContext, *, command: str) -> None:
     warnings = [*config.photo_warnings, *noted, *selected, *notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
-    names = session.scorer.names if session.scorer else {}
-    # Lines of other scorers would be averaged with the new ones. All pictures of the run are scored again.
-    if names and session.folder.record.get("scorers", names) != names:
-        (session.folder.path / "scores.jsonl").unlink(missing_ok=True)
+    judged = {}  # empty without scorers, so that the scores of an earlier command keep their meaning
+    if scorer := session.scorer:
+        judged = {
+            "scorers": scorer.names,
+            "measures": [measure.record() for measure in scorer.measures],
+            "bounds": scorer.bounds(),
+        }
+        # Lines of other scorers would be averaged with the new ones: all pictures are scored again.
+        if session.folder.record.get("scorers", scorer.names) != scorer.names:
+            (session.folder.path / "scores.jsonl").unlink(missing_ok=True)
     record_settings(session)
     session.folder.update(
         subject=subject.name,
@@ -88,10 +94,8 @@ def record_start(session: RunContext, *, command: str) -> None:
         started=session.folder.record.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
         versions=package_versions(),
         warnings=warnings,
-        scorers=names,
-        measures=[measure.record() for measure in session.scorer.measures] if session.scorer else [],
         selection=describe_selection(session),
-        bounds=session.scorer.bounds() if session.scorer else {"floor": None, "ceiling": None},
+        **judged,
     )
     session.reporter.say(describe_sampling(session.sampling))
     session.folder.update_stage("base", steps=0, seconds=0.0)

@@ -217,6 +217,20 @@ def test_scores_of_other_scorers_are_not_kept(do_run, finished_run: Path, copied
     assert left == {"a {} on the moon"}
 
 
+def test_a_command_without_scorers_keeps_the_meaning_of_the_scores(
+    do_run, finished_run: Path, copied
+) -> None:
+    copy = copied(finished_run)
+    none = ("scorer=none", "scorer.clip=null", "scorer.dino=null")
+    before = json.loads((copy / "run.json").read_text())
+    assert do_run(copy, "stage=both", *none, "samples.seeds=[0,1]")
+    after = json.loads((copy / "run.json").read_text())
+    for name in ("scorers", "measures", "bounds"):
+        assert before[name] and after[name] == before[name], name
+    stages = [json.loads((run / "summary.json").read_text())["stages"] for run in (finished_run, copy)]
+    assert stages[0]["transformer"]["fidelity"] == stages[1]["transformer"]["fidelity"] is not None
+
+
 def test_a_finished_run_started_again_keeps_its_result(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
