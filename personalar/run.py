@@ -24,10 +24,8 @@ from personalar.runs.sweep import (
     Objective,
     SweepReport,
     check_objective,
-    explain_searches,
     join_sweep,
     keep_sweeping,
-    note_job,
     objective_value,
     searches,
 )
@@ -111,8 +109,6 @@ def job(cfg: DictConfig) -> Objective:
         return run_one(cfg)
     run_dir, sweep_dir = Path(hydra_config.runtime.output_dir), Path(hydra_config.sweep.dir)
     learns = searches(hydra_config)
-    if global_rank() == 0:
-        note_job(sweep_dir, run_dir, hydra_config.overrides.task)
     return keep_sweeping(
         lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
     )
@@ -125,7 +121,6 @@ def main() -> None:
     # Not __main__.job: a launcher's process must be able to import the function by its name.
     from personalar.run import job
 
-    explain_searches()
     launch("run", job)
     if SweepReport.failed:
         raise SystemExit(

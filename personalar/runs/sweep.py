@@ -7,7 +7,6 @@ job whose folder belongs to another run writes `error_<job>.txt` to the folder o
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import traceback
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
@@ -25,36 +23,13 @@ from omegaconf import DictConfig
 from personalar.config.fields import check_folder_names
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
-from personalar.core.errors import raised_by, user_errors
+from personalar.core.errors import user_errors
 from personalar.core.process import global_rank, take_gpu
 from personalar.core.run_lock import HYDRA_FILES, HYDRA_FOLDER, InUseError, check_run_folder, is_empty
 
 Objective = float | tuple[float, ...] | None
 """Value of a job for the sweeper; None in processes above rank zero."""
-ERROR_FILE, JOBS_FILE = "error.txt", "jobs.jsonl"
-
-
-class SearchError(RuntimeError, CompactHydraException):
-    """Ends a search. Hydra prints the message of a CompactHydraException without a traceback."""
-
-
-def explain_searches() -> None:
-    """Give a search without any result a readable error; Optuna raises a ValueError for it."""
-    # Raised after the last job, in Hydra's own code, which has no hook there: so its method is wrapped.
-    multirun = Hydra.multirun
-
-    def explained(self: Hydra, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return multirun(self, *args, **kwargs)
-        except ValueError as error:
-            if raised_by(error) != "optuna":
-                raise
-            raise SearchError(
-                f"personalar.run: the search ended without a result ({error}): if all trials failed, see "
-                f"{ERROR_FILE} in the folder of each; fix the cause and start the same command again"
-            ) from None
-
-    Hydra.multirun = explained  # type: ignore[method-assign]
+ERROR_FILE = "error.txt"
 
 
 def check_devices(trainer: Any, launcher: Any) -> None:
@@ -116,22 +91,11 @@ def objective_value(summary: Mapping[str, Any], names: Sequence[str]) -> Objecti
 
     Returns:
         One number, or one per name; NaN if a measure is missing (scorer=none).
-
-    Raises:
-        ValueError: an unknown measure.
     """
     measures = list(summary["stages"].values())[-1]
-    # Nested values are intervals and categories.
-    known = {name for name, value in measures.items() if not isinstance(value, dict)}
 
     def value(name: str) -> float:
-        factors = [factor.strip() for factor in name.split("*")]
-        unknown = [factor for factor in factors if factor not in known]
-        if unknown:
-            raise ValueError(
-                f"objective: {unknown[0]!r} is not a measure; allowed: {', '.join(sorted(known))}"
-            )
-        found = [measures[factor] for factor in factors]
+        found = [measures.get(factor.strip()) for factor in name.split("*")]
         return math.nan if None in found else math.prod(found)
 
     values = tuple(value(name) for name in names)
@@ -154,7 +118,7 @@ def keep_sweeping(
         sweep_dir: folder for the error if `run_dir` belongs to another run.
 
     Raises:
-        SearchError: the job failed and the sweeper is a search.
+        CompactHydraException: the job failed and the sweeper is a search; Hydra prints its message alone.
     """
     before = marks(run_dir)
     try:
@@ -178,22 +142,8 @@ def keep_sweeping(
         path.write_text(str(error) if known else traceback.format_exc(), encoding="utf-8")
         print(f"FAILED, the sweep continues: {error} ({path})", flush=True)
         if searches:
-            raise SearchError(f"personalar.run: a trial failed: {error} ({path})") from None
+            raise CompactHydraException(f"personalar.run: a trial failed: {error} ({path})") from None
         return math.nan if count == 1 else (math.nan,) * count
-
-
-def note_job(sweep_dir: Path, run_dir: Path, overrides: Sequence[str]) -> None:
-    """Add a line with folder and overrides of a job to `jobs.jsonl` of its sweep, once per folder."""
-    if run_dir.resolve() == sweep_dir.resolve():
-        return
-    table = sweep_dir / JOBS_FILE
-    line = json.dumps({"folder": os.path.relpath(run_dir, sweep_dir), "overrides": list(overrides)}) + "\n"
-    if table.is_file() and line in table.read_text(encoding="utf-8").splitlines(keepends=True):
-        return
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    # One write in append mode: lines of jobs that run in parallel do not mix.
-    with table.open("a", encoding="utf-8") as stream:
-        stream.write(line)
 
 
 def marks(folder: Path) -> dict[Path, int]:

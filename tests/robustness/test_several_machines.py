@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -162,8 +161,7 @@ def test_submitit_starts_a_sharded_run(
     ]
     done = run_command(tmp_path, "personalar.run", "-m", *start, *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = (tmp_path / "sweep" / "jobs.jsonl").read_text().splitlines()
-    run = tmp_path / "sweep" / json.loads(line)["folder"]
+    (run,) = [path.parent for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert RunFolder(run).record["stages"]["transformer"]["processes"] == 2
     assert_same_learning(finished_run, run)
 

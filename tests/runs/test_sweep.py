@@ -22,7 +22,6 @@ from personalar.config.compose import conf_dir
 from personalar.reports.summary import write_summary
 from personalar.run import command_words
 from personalar.runs.sweep import (
-    SearchError,
     SweepReport,
     check_devices,
     join_sweep,
@@ -45,8 +44,6 @@ def test_the_objective_is_a_product_of_measures_of_the_last_stage() -> None:
     assert objective_value(SUMMARY, ["dino", "clip_t"]) == (0.5, 0.4)
     unscored = {"stages": {"base": {"dino": None, "clip_t": None}}}
     assert math.isnan(objective_value(unscored, ["dino*clip_t"]))
-    with pytest.raises(ValueError, match="objective: 'fidelty' is not a measure; allowed: clip_t, dino"):
-        objective_value(SUMMARY, ["fidelty"])
     assert compose_config("+subject=cat").objective == ["dino*clip_t"]
 
 
@@ -64,9 +61,9 @@ def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
 
     keep_sweeping(mistaken, tmp_path / "job", 1)
     assert (tmp_path / "job" / "error.txt").read_text() == "personalar.run: no such folder"
-    with pytest.raises(RuntimeError, match="no such folder"):  # Optuna marks the trial as failed
+    with pytest.raises(CompactHydraException, match="no such folder"):  # Optuna marks the trial as failed
         keep_sweeping(mistaken, tmp_path / "job", 1, searches=True)
-    with pytest.raises(RuntimeError, match=r"a search needs an objective.*choose a scorer"):
+    with pytest.raises(CompactHydraException, match=r"a search needs an objective.*choose a scorer"):
         keep_sweeping(lambda: math.nan, tmp_path / "job", 1, searches=True)
     assert keep_sweeping(lambda: 0.5, tmp_path / "job", 1) == 0.5
     assert not (tmp_path / "job" / "error.txt").exists()
@@ -203,19 +200,13 @@ def test_optuna_is_told_the_objective(tmp_path: Path, tiny_model_dir: Path, tiny
     importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
     reason="pip install personalar[optuna]",
 )
-@pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_a_search_whose_trials_all_fail_ends_in_a_sentence(
-    rate: float, tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
+def test_a_search_ends_at_a_failed_trial_in_a_sentence(
+    tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
 ) -> None:
     done = sweep(
         tmp_path, tiny_model_dir, tiny_scorer_dir, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize",
         "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage=sqlite:///{tmp_path}/x.db",
-        "decoder.temperature=choice(-1.0,-2.0)", f"hydra.sweeper.max_failure_rate={rate}",
+        "decoder.temperature=choice(-1.0,-2.0)", "hydra.sweeper.max_failure_rate=0",
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
-    assert ("a trial failed: " if rate == 0 else "the search ended without a result") in done.stderr
-
-
-def test_what_only_a_search_raises_is_shown_without_a_traceback() -> None:
-    error = pickle.loads(pickle.dumps(SearchError("why")))
-    assert isinstance(error, CompactHydraException) and str(error) == "why"
+    assert "a trial failed: " in done.stderr
