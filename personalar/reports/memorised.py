@@ -21,10 +21,10 @@ def is_memorised(line: Mapping[str, Any], bounds: Mapping[str, Any]) -> bool | N
         line: a line of scores.jsonl.
         bounds: `SubjectScorer.bounds`, from run.json.
     """
-    photos = bounds.get("photos")
-    if not photos or line["scorer"] != "dino" or "nearest" not in line:
+    most = (bounds.get("photos") or {}).get("dino_max")
+    if most is None or line["scorer"] != "dino" or "nearest" not in line:
         return None
-    return bool(line["nearest"] > photos["dino_max"])
+    return bool(line["nearest"] > most)
 
 
 def memorised_share(lines: Iterable[Mapping[str, Any]], bounds: Mapping[str, Any]) -> float | None:

@@ -27,7 +27,8 @@ def test_nearer_to_a_photo_than_the_closest_photos_to_each_other() -> None:
     assert [is_memorised(dino(value), BOUNDS) for value in (0.79, 0.8, 0.81)] == [False, False, True]
     assert is_memorised({"scorer": "clip_t", "nearest": 1.0}, BOUNDS) is None
     assert is_memorised({"scorer": "dino"}, BOUNDS) is None
-    assert is_memorised(dino(1.0), {"photos": None}) is None  # a single photo
+    for photos in (None, {"dino": 0.7, "clip_i": 0.7, "images": 5}):  # a single photo, or a file by hand
+        assert is_memorised(dino(1.0), {"photos": photos}) is None
     assert memorised_share([dino(0.9), dino(0.1), dino(0.2), {"scorer": "clip_t"}], BOUNDS) == 0.333333
     assert memorised_share([dino(1.0)], {}) is None
 
