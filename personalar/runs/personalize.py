@@ -19,6 +19,7 @@ from personalar.config.fields import check_measures, one_of
 from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig, Stage
+from personalar.config.scorer_config import ScorerConfig
 from personalar.core.files import base_fingerprint
 from personalar.core.measures import IN_SUMMARY
 from personalar.core.own_files import PROGRESS_FILE
@@ -182,6 +183,9 @@ def open_session(
     specs = validation_prompts(subject.noun, config.samples, live=subject.live)
     undone = [stage for stage in stages if not folder.has_concept(stage.name)]
     plans = preflight(config, undone, files)  # before the scorers are loaded, which takes seconds
+    scorer = scorers_of(config.scorer, subject, specs, device)
+    selector = scorers_of(config.selection.scorer, subject, specs, device)
+    check_scorers(config, scorer, selector)
     return RunContext(
         config=config,
         subject=subject,
@@ -189,8 +193,8 @@ def open_session(
         folder=folder,
         reporter=Reporter(enabled=global_rank() == 0, file=folder.path / PROGRESS_FILE),
         decoder=build("decoder", config.decoder.settings),
-        scorer=load_judges(config, subject, specs, device),
-        selector=load_selector(config, subject, specs, device),
+        scorer=scorer,
+        selector=selector,
         base={"name": config.model.name, "fingerprint": base},
         model_files=files,
         device=device,
@@ -200,36 +204,24 @@ def open_session(
     )
 
 
-def load_judges(config: RunConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
-    """Return the scorers of the run; None if scores are off, or above rank zero.
+def scorers_of(settings: ScorerConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
+    """Return the scorers of `settings`; None if they are off, or above rank zero."""
+    from personalar.scoring.judges import load_judges
 
-    Raises:
-        ValueError: `objective` uses a measure that no scorer has.
-    """
-    from personalar.scoring import judges
-
-    if global_rank() > 0 or not config.scorer.scores:
+    if global_rank() > 0 or not settings.scores:
         return None
-    found = judges.load_judges(config.scorer, subject, prompts=specs, device=device)
-    check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in found.measures)])
-    return found
+    return load_judges(settings, subject, prompts=specs, device=device)
 
 
-def load_selector(config: RunConfig, subject: Subject, specs: tuple, device: str) -> Judges | None:
-    """Return the scorers that select a step; None if the last one is kept, or above rank zero.
-
-    Raises:
-        ValueError: `selection.measures` contains something that is not a cosine similarity of theirs.
-    """
-    from personalar.scoring import judges
-
-    if global_rank() > 0 or not config.selection.scorer.scores:
-        return None
-    found = judges.load_judges(config.selection.scorer, subject, prompts=specs, device=device)
-    cosines = [m.name for m in found.measures if m.better == "higher" and m.is_scored and m.range == (-1, 1)]
-    for name in config.selection.measures:
-        one_of("selection.measures", name, tuple(cosines))
-    return found
+def check_scorers(config: RunConfig, scorer: Judges | None, selector: Judges | None) -> None:
+    """Raise ValueError if `objective` or `selection.measures` names a measure that their scorers lack."""
+    if scorer is not None:
+        check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in scorer.measures)])
+    if selector is not None:  # a step is selected by cosine similarities alone
+        measures = [m for m in selector.measures if m.better == "higher" and m.is_scored]
+        cosines = tuple(measure.name for measure in measures if measure.range == (-1, 1))
+        for name in config.selection.measures:
+            one_of("selection.measures", name, cosines)
 
 
 def personalize(session: RunContext, stages: Stages, *, command: str) -> None:

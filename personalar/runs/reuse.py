@@ -80,15 +80,8 @@ def started_alone(config: RunConfig) -> bool:
 
 def check_started_alone(config: RunConfig) -> None:
     """Raise ValueError if the folder must be changed while processes of torchrun or srun read it."""
-    if started_alone(config):
-        return
-    if config.overwrite:
+    if (config.overwrite or config.reuse) and not started_alone(config):
         raise ValueError(
-            "overwrite=true cannot be used with torchrun or srun: choose another folder with "
-            "hydra.run.dir=DIR, or delete the run folder first"
-        )
-    if config.reuse:
-        raise ValueError(
-            "reuse=DIR cannot be used with torchrun or srun: train stage 1 in this folder first, with the "
-            "same command and stage=embedding, or start one process with trainer.devices=N"
+            f"{'overwrite=true' if config.overwrite else 'reuse=DIR'} cannot be used with torchrun or srun: "
+            "start one process with trainer.devices=N, or do without it in another folder"
         )
