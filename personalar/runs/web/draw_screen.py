@@ -12,7 +12,7 @@ from personalar.data.prompts import SUBJECT_TOKEN
 from personalar.runs.web import markup
 from personalar.runs.web.jobs import LAST_STAGE, Jobs, stage_concepts
 from personalar.runs.web.learning_screens import EVERY, OWN_BUTTONS, Screens, answered
-from personalar.runs.web.page_commands import AXES, Asked, sample_command
+from personalar.runs.web.page_commands import AXES, sample_command
 
 PROMPTS = f"a photo of {SUBJECT_TOKEN} cat\na {SUBJECT_TOKEN} cat on the beach"
 NO_AXIS = "none"
@@ -54,18 +54,20 @@ def start_drawing(jobs: Jobs, run: str | None, stage: str, *given: Any) -> None:
         raise ValueError("no run yet: learn a subject on the screen Train")
     prompts, seeds, guidance, strength, columns, x, rows, y = given
     axes = {"x": (columns, x), "y": (rows, y)}
-    asked = Asked(
+    concepts = stage_concepts(jobs.folder(run))
+    if stage not in concepts:
+        raise ValueError(f"{run} has no concept of the stage {stage!r:.80}; allowed: {', '.join(concepts)}")
+    out = jobs.pictures(run)
+    command = sample_command(
+        concepts[stage],
+        out,
         prompts=prompts,
         seeds=seeds,
         guidance=guidance,
         strength=strength,
         axes={axis: varied for axis, varied in axes.items() if varied[0] != NO_AXIS},
     )
-    concepts = stage_concepts(jobs.folder(run))
-    if stage not in concepts:
-        raise ValueError(f"{run} has no concept of the stage {stage!r:.80}; allowed: {', '.join(concepts)}")
-    out = jobs.pictures(run)
-    jobs.start(out, sample_command(concepts[stage], out, asked))
+    jobs.start(out, command)
 
 
 def draw_screen(screens: Screens, tab: gr.Tab) -> None:
@@ -103,7 +105,7 @@ def draw_screen(screens: Screens, tab: gr.Tab) -> None:
     gr.on([screens.run.change, tab.select], stages, [screens.run, stage], stage)
     draw.click(answered(lambda *given: start_drawing(jobs, *given)), [screens.run, *fields], None)
     stop.click(answered(lambda run: jobs.stop(jobs.pictures(run or ""))), screens.run, None)
-    gallery.select(metadata, screens.run, facts)
+    gallery.select(answered(metadata), screens.run, facts)
     gr.Timer(EVERY).tick(
         look, [screens.run, seen], [status, gallery, seen], show_progress="hidden", concurrency_limit=None
     )

@@ -162,7 +162,7 @@ def train_screen(screens: Screens) -> None:
 
     def look(run: str | None, seen: str) -> tuple[Any, ...]:
         if not run:
-            return markup.status_panel("", jobs.state(jobs.outputs)), "", "", ""
+            return '<p class="soft">No run yet: choose a subject and press Start.</p>', "", "", ""
         state, panel = jobs.state(jobs.folder(run)), markup.watch_panel(jobs, jobs.folder(run))
         # An unchanged panel is not sent again, otherwise pictures flicker every second.
         shown = f"{run} {hash(panel)}"

@@ -9,16 +9,13 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from personalar.core.files import read_json
 from personalar.core.image_sizes import written
-from personalar.core.measures import BETTER, measures_of
 from personalar.core.run_folder import read_record
 from personalar.data.photos.photo_folder import Photo
 from personalar.data.subject import count_note
 from personalar.reports.charts import line_chart
 from personalar.reports.run_page import read_losses
-from personalar.reports.score_table import cell, heading, score_columns
-from personalar.reports.summary import stage_titles
+from personalar.reports.summary import result_lines
 from personalar.runs.web.jobs import Jobs, State, grids
 
 SERVED = "/runs"
@@ -78,8 +75,6 @@ def verdict_table(photos: Sequence[Photo], noun: str) -> str:
 
 def status_panel(name: str, state: State) -> str:
     """Return phase, progress bar, loss and remaining time of a run."""
-    if not name:
-        return '<p class="soft">No run yet: choose a subject and press Start.</p>'
     facts, words = state.progress, [f"<b>{escape(name)}</b>", escape(STATUS.get(state.status, state.status))]
     bar = ""
     if facts and facts["of"] and state.status != "starting":
@@ -116,26 +111,17 @@ def watch_panel(jobs: Jobs, folder: Path) -> str:
 
 
 def result_panel(jobs: Jobs, folder: Path) -> str:
-    """Return the scores of a finished run, and links to its report and its concept."""
+    """Return the results of a finished run, and links to its report and its concept."""
     try:
-        summary, run = read_json(folder / "summary.json"), read_record(folder / "run.json")
-        stages, titles = summary["stages"], stage_titles(run)
-        columns = score_columns(measures_of(run), stages.values())
+        lines = result_lines(folder)
     except (OSError, ValueError, TypeError, KeyError):
         return '<p class="soft">No result yet: it comes with the end of the run.</p>'
-    rows = []
-    for name, measure in columns.items():
-        title = (
-            f'{escape(heading(measure.title or name))}<br><span class="soft">{BETTER[measure.better]}</span>'
-        )
-        rows.append([title, *(cell(values.get(name), name) for values in stages.values())])
-    notes = "".join(f"<p>note: {escape(note)}</p>" for note in summary.get("notes", []))
     links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []
     if (folder / "concept").is_dir():
         where = quote(folder.relative_to(jobs.outputs).as_posix())
         links.append(f'<a href="{ARCHIVE}?run={where}" download>download the concept</a>')
-    head = ("", *(titles[stage][0] if stage in titles else stage for stage in stages))
-    return table(head, rows) + notes + f'<p class="links">{"".join(links)}</p>'
+    text = escape("\n".join(lines))
+    return f'<pre class="scrolled">{text}</pre><p class="links">{"".join(links)}</p>'
 
 
 def concepts_table(jobs: Jobs) -> str:

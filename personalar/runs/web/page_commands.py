@@ -5,23 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 
 from personalar.config.command_line import as_value, quote
+from personalar.config.commands import VariationConfig
 
 MOST_PICTURES = 400
-AXES = [
-    "prompt",
-    "seed",
-    "guidance",
-    "strength",
-    "top_k",
-    "top_p",
-    "temperature",
-    "negative_prompt",
-    "size",
-]
+AXES = [setting.name for setting in fields(VariationConfig)]
 """Settings that a grid can vary."""
 
 
@@ -47,46 +38,46 @@ def run_command(
     return ["python", "-m", "personalar.run", *subject, *chosen, *settings, where]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """New pictures, as typed on the screen Draw."""
-
-    prompts: str
-    """One per line."""
-    seeds: str
-    """Whole numbers, separated by spaces or commas."""
-    guidance: str = ""
-    """A number; empty for the default of the base."""
-    strength: float = 1.0
-    axes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Of a grid: "x" or "y" -> one of `AXES`, and its values, separated by spaces, commas or line breaks
-    (negative prompts: one per line). Prompts and seeds are those above."""
-
-
-def sample_command(concept: Path, out: Path, asked: Asked) -> list[str]:
+def sample_command(
+    concept: Path,
+    out: Path,
+    *,
+    prompts: str,
+    seeds: str,
+    guidance: str = "",
+    strength: float = 1.0,
+    axes: Mapping[str, tuple[str, str]] | None = None,
+) -> list[str]:
     """Return the command that samples new pictures with `concept` and writes them to `out`.
+
+    Args:
+        prompts: one per line.
+        seeds: whole numbers, separated by spaces or commas.
+        guidance: a number; empty for the default of the base.
+        axes: of a grid: "x" or "y" -> one of `AXES`, and its values, separated by spaces, commas or line
+            breaks (negative prompts: one per line); prompts and seeds are those above.
 
     Raises:
         ValueError: invalid prompts or seeds, twice the same axis, or more than `MOST_PICTURES` pictures.
     """
-    prompts = [quote(line.strip()) for line in asked.prompts.splitlines() if line.strip()]
-    seeds = separated(asked.seeds)
-    if not prompts or not seeds or not all(seed.isdecimal() for seed in seeds):
+    asked, numbers = lines_of(prompts), separated(seeds)
+    if not asked or not numbers or not all(number.isdecimal() for number in numbers):
         raise ValueError("write at least one prompt, and seeds as whole numbers: 0 1 2")
     keys = {"prompt": "prompts", "seed": "seeds"}
-    values = {"prompt": prompts, "seed": [str(int(seed)) for seed in seeds]}
-    names = [name for name, _ in asked.axes.values()]
+    values = {"prompt": asked, "seed": [str(int(number)) for number in numbers]}
+    axes = axes or {}
+    names = [name for name, _ in axes.values()]
     if len(set(names)) < len(names):
         raise ValueError(f"columns and rows both vary {names[0]}: choose two settings")
-    for axis, (name, text) in asked.axes.items():
+    for axis, (name, text) in axes.items():
         keys[name] = f"grid.{axis}.{name}"
         values.setdefault(name, values_of(name, text))
     count = math.prod(map(len, values.values()))
     if count > MOST_PICTURES:
         raise ValueError(f"{count} pictures; allowed: {MOST_PICTURES} at a time")
-    words = [f"concept={as_value(str(concept))}", f"out={as_value(str(out))}", f"strength={asked.strength}"]
-    if asked.guidance.strip():
-        words.append(f"model.sampling.cfg_scale={as_value(asked.guidance.strip())}")
+    words = [f"concept={as_value(str(concept))}", f"out={as_value(str(out))}", f"strength={strength}"]
+    if guidance.strip():
+        words.append(f"model.sampling.cfg_scale={as_value(guidance.strip())}")
     words += [f"{keys[name]}=[{','.join(found)}]" for name, found in values.items()]
     return ["python", "-m", "personalar.sample", *words]
 
@@ -96,10 +87,15 @@ def separated(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of `text` that are not empty as texts for Hydra."""
+    return [quote(line.strip()) for line in text.splitlines() if line.strip()]
+
+
 def values_of(name: str, text: str) -> list[str]:
     """Return the values of a setting as Hydra reads them."""
     if name == "negative_prompt":
-        return [quote(line.strip()) for line in text.splitlines() if line.strip()]
+        return lines_of(text)
     return [as_value(value) for value in separated(text)]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from personalar.config.commands import PushConfig, SampleConfig
 from personalar.config.compose import composed, read_config
-from personalar.runs.web.page_commands import Asked, push_command, run_command, sample_command
+from personalar.runs.web.page_commands import push_command, run_command, sample_command
 
 
 def read(words: list[str]) -> SampleConfig:
@@ -30,8 +30,8 @@ def test_a_run_has_the_settings_of_the_screen(tmp_path: Path) -> None:
 
 def test_pictures_have_the_settings_of_the_screen(tmp_path: Path) -> None:
     prompts = ['a "photo" of [V] cat, {red}', "l'été: 50% \\ $x"]
-    asked = Asked(prompts="\n".join(prompts), seeds="0, 7", guidance=" 2.5 ", strength=0.35)
-    config = read(sample_command(tmp_path, tmp_path / "out", asked))
+    asked = {"prompts": "\n".join(prompts), "seeds": "0, 7", "guidance": " 2.5 ", "strength": 0.35}
+    config = read(sample_command(tmp_path, tmp_path / "out", **asked))
     assert (config.prompts, config.seeds, config.strength) == (prompts, [0, 7], 0.35)
     assert (config.model.sampling.cfg_scale, config.out) == (2.5, str(tmp_path / "out"))
     for wrong in (
@@ -42,13 +42,13 @@ def test_pictures_have_the_settings_of_the_screen(tmp_path: Path) -> None:
         {"prompts": "a cat", "seeds": "0", "axes": {"x": ("top_k", "1 " * 401)}},
     ):
         with pytest.raises(ValueError, match=r"at least one prompt, and seeds as|pictures; allowed: 400"):
-            sample_command(tmp_path, tmp_path / "out", Asked(**wrong))
+            sample_command(tmp_path, tmp_path / "out", **wrong)
 
 
 def test_a_grid_of_any_two_settings(tmp_path: Path) -> None:
     def grid(columns: tuple[str, str], rows: tuple[str, str] | None = None) -> SampleConfig:
         axes = {"x": columns} | ({"y": rows} if rows else {})
-        return read(sample_command(tmp_path, tmp_path, Asked(prompts="a, cat", seeds="0 7", axes=axes)))
+        return read(sample_command(tmp_path, tmp_path, prompts="a, cat", seeds="0 7", axes=axes))
 
     config = grid(("strength", "0.5, 1"), ("seed", "unused"))
     assert (config.grid.x.strength, config.grid.y.seed, config.prompts) == ([0.5, 1.0], [0, 7], ["a, cat"])

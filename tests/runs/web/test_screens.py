@@ -192,7 +192,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.wait_for("finished")
 
         screen.press("[role=tab]", "Result")
-        screen.wait("document.body.innerText.includes('Memorised')")
+        screen.wait("document.body.innerText.includes('memorised')")
         screen.press("[role=tab]", "Draw")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
@@ -210,6 +210,9 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
     """A run of the tiny random base: what the page shows is what the commands write and upload."""
     run = Path(shutil.copytree(finished_run, tmp_path / "outputs" / "nano" / "cat"))
     first = run / "stages" / "embedding" / "concept"
+    drawn = tmp_path / "outputs" / "web" / "pictures" / "nano" / "cat"
+    drawn.mkdir(parents=True)
+    (drawn / "damaged.png").write_bytes(b"\x89PNG")
     with served(tmp_path) as url, open_browser() as page:
         screen = Screen(page, url)
         screen.press("[role=tab]", "Draw")
@@ -227,6 +230,8 @@ def test_strength_and_push(tmp_path: Path, finished_run: Path, hub: Hub) -> None
         assert Image.open(io.BytesIO(shown)).tobytes() == expected.tobytes()
         page.evaluate("document.querySelector('.grid-container button').click()")
         screen.wait("""document.body.innerText.replace(/\\s/g, '').includes('"strength":"0.5"')""")
+        page.evaluate("[...document.querySelectorAll('.thumbnails button')].at(-1).click()")
+        screen.wait("document.body.innerText.includes('is a damaged picture')")
 
         screen.press("[role=tab]", "Result")
         archive = zipfile.ZipFile(io.BytesIO(screen.download('a[href^="/concept.zip"]', "href")))
