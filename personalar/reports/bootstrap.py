@@ -7,7 +7,6 @@ values within each group with replacement (hierarchical bootstrap).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,16 +14,6 @@ DRAWS = 2000
 """Bootstrap samples."""
 Groups = Sequence[Sequence[float]]
 """Values by group, such as the scores of each subject's pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A mean paired difference, its 95 % confidence interval and the two-sided bootstrap p-value."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
 
 
 def group_mean(groups: Groups) -> float | None:
@@ -66,11 +55,15 @@ def interval(groups: Groups) -> tuple[float, float] | None:
     return round(float(low), 6), round(float(high), 6)
 
 
-def difference(pairs: Groups) -> Difference | None:
-    """Test whether the mean of paired differences is zero; None for fewer than two pairs.
+def difference(pairs: Groups) -> dict[str, float] | None:
+    """Test whether the mean of paired differences is zero.
 
     Args:
         pairs: by group, the differences between two runs on the same prompt and seed.
+
+    Returns:
+        "mean", its 95 % confidence interval "low" to "high", and the two-sided bootstrap p-value "p"; None
+        for fewer than two pairs.
     """
     if sum(map(len, pairs)) < 2:
         return None
@@ -82,4 +75,4 @@ def difference(pairs: Groups) -> Difference | None:
     assert mean is not None
     # Adding 1 keeps p above 0, which a finite number of samples cannot show.
     p = min(1.0, 2 * (float(beyond) + 1) / (len(means) + 1))
-    return Difference(mean=mean, low=float(low), high=float(high), p=p)
+    return {"mean": mean, "low": float(low), "high": float(high), "p": p}

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.measures import added, measures_of
-from personalar.reports.bootstrap import Difference, difference, group_mean, interval
+from personalar.core.run_folder import first_few
+from personalar.reports.bootstrap import difference, group_mean, interval
 from personalar.reports.protocol import protocol
 from personalar.reports.summary import DESCRIPTION, fidelity_of, read_run, stage_titles, summarise
 from personalar.scoring.score_file import read_scores
@@ -129,23 +130,6 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def identical(rows: Sequence[Row]) -> list[str]:
-    """Return a note for every row whose scores equal those of an earlier row for every picture."""
-    first: dict[str, str] = {}
-    notes = []
-    for row in rows:
-        found = []
-        for state in row.states:
-            subject = state.run.get("subject")
-            for line in state.lines:
-                found.append((subject, line["prompt"], line["seed"], line["scorer"], line["value"]))
-        key = repr(sorted(found, key=repr))
-        if found and key in first:
-            notes.append(f"{row.title} and {first[key]} are identical: their settings gave the same pictures")
-        first.setdefault(key, row.title)
-    return notes
-
-
 def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
     """Return the states of a run by (stage, kind): the base, the base with a description, and each stage."""
     run, lines = read_run(run_dir), read_scores(run_dir / "scores.jsonl")
@@ -169,19 +153,24 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
     Args:
         run_dirs: run folders.
         root: folder to which titles are relative; None means the path as given.
+
+    Raises:
+        ValueError: no run has a scored or trained stage yet.
     """
     rows = []
-    if len(run_dirs) == 1:
-        for (stage, kind), state in read_states(run_dirs[0]).items():
-            title = stage_titles(state.run)[stage][0] if kind == "subject" else DESCRIPTION
-            rows.append(Row(title=title, states=(state,)))
-        return rows
     for run_dir in run_dirs:
-        last = [state for (_, kind), state in read_states(run_dir).items() if kind == "subject"][-1:]
-        title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
-        # `last` is empty if a run has no scored or trained stage yet; such rows are removed below.
-        rows.append(Row(title=title, states=tuple(last)))
-    return [row for row in rows if row.states]
+        states = read_states(run_dir)
+        if len(run_dirs) == 1:
+            for (stage, kind), state in states.items():
+                title = stage_titles(state.run)[stage][0] if kind == "subject" else DESCRIPTION
+                rows.append(Row(title=title, states=(state,)))
+        elif last := [state for (_, kind), state in states.items() if kind == "subject"][-1:]:
+            title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
+            rows.append(Row(title=title, states=tuple(last)))
+    if not rows:
+        names = first_few([str(run_dir) for run_dir in run_dirs])
+        raise ValueError(f"no run with results in {names}: finish one with python -m personalar.run first")
+    return rows
 
 
 def judged_alike(row: Row, reference: Row, measure: str) -> bool:
@@ -189,7 +178,7 @@ def judged_alike(row: Row, reference: Row, measure: str) -> bool:
     return len(row.judges(measure) | reference.judges(measure)) <= 1
 
 
-def compare_rows(row: Row, reference: Row, measure: str) -> Difference | None:
+def compare_rows(row: Row, reference: Row, measure: str) -> dict[str, float] | None:
     """Return the paired difference `row` minus `reference` over the pictures that both contain.
 
     The result is None if there are fewer than two such pictures, or if the scorers differ.
@@ -244,7 +233,7 @@ def table(rows: Sequence[Row], reference: Row | None = None) -> list[dict[str, A
             record["other_judges"] = [m for m in compared if not judged_alike(row, reference, m)]
             for measure in compared:
                 if found := compare_rows(row, reference, measure):
-                    record["versus"][measure] = vars(found)
+                    record["versus"][measure] = found
         records.append(record)
     return records
 

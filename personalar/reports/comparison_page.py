@@ -24,7 +24,6 @@ from personalar.reports.comparison import (
     Picture,
     Row,
     find_runs,
-    identical,
     pareto_front,
     rows_of_runs,
     table,
@@ -32,8 +31,7 @@ from personalar.reports.comparison import (
 from personalar.reports.comparison_table import as_markdown, columns_of, markdown, verdicts
 from personalar.reports.memorised import copied_photo
 from personalar.reports.picture_grid import draw_grid
-from personalar.reports.run_page import THUMBNAIL_PX, picture_uri, render
-from personalar.reports.score_table import stacked_below
+from personalar.reports.run_page import render
 
 PER_SUBJECT = 6
 """Prompts per subject that the page shows; the table uses all of them."""
@@ -138,10 +136,8 @@ def _board(
     for sample, row, nearest in zip(samples, rows, photos, strict=True):
         found = [(measure, row.pictures(measure.name).get(key)) for measure in measures]
         scores = [(measure, value) for measure, value in found if value is not None]
-        assert sample.path is not None  # it was read from there
-        copied = picture_uri(nearest[key], THUMBNAIL_PX) if key in nearest else None
-        uri = picture_uri(sample.path)
-        cells.append({"uri": uri, "prompt": sample.prompt, "seed": seed, "scores": scores, "copied": copied})
+        facts = {"path": sample.path, "prompt": sample.prompt, "seed": seed}
+        cells.append({**facts, "scores": scores, "copied": nearest.get(key)})
     return {"template": template.replace("{}", f"⟨{subject}⟩"), "seed": seed, "cells": cells}
 
 
@@ -162,7 +158,7 @@ def write_comparison(
         reference: the row that the others are compared with; None means the first.
         notes: further lines for the page, such as attribution, licence or protocol.
     """
-    records, notes = table(rows, reference), [*notes, *map(as_markdown, identical(rows))]
+    records = table(rows, reference)
     measures = measures_of(*(state.run for row in rows for state in row.states))
     under = [measures["dino"], *(measure for measure in added(measures).values() if measure.is_scored)]
     sentences = verdicts(records)
@@ -173,13 +169,11 @@ def write_comparison(
     delete_abandoned(out)
     if shown:
         _picture(shown, [row.title for row in rows], out / "comparison.png")
-    columns = columns_of(records)
     context = {
         "title": title,
         "notes": notes,
         "records": records,
-        "columns": columns,
-        "stacked_below": stacked_below(len(columns)),
+        "columns": columns_of(records),
         "measures": measures,
         "under": under,
         "verdicts": sentences,

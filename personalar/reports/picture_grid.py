@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from personalar.core.files import write_text
 from personalar.core.png import read_png, save_png
 from personalar.core.types import Sample
 from personalar.generation.sample_files import free_path
-from personalar.reports.run_page import picture_uri, render
+from personalar.reports.run_page import render
 
 INK = (28, 30, 36)
 FAINT = (122, 128, 140)
@@ -25,40 +26,15 @@ EMPTY = (238, 239, 242)
 PAPER = (255, 255, 255)
 LARGEST_CELL = 320
 """Pixels of a picture in the grid of `personalar.sample`; smaller pictures keep their size."""
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def _wrap(text: str, font: Font, width_px: int, *, max_lines: int = 3) -> list[str]:
-    """Wrap `text` to at most `max_lines` lines of `width_px` pixels; an ellipsis replaces the rest."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width_px:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], f"{lines[max_lines - 1]} …"]
-    return [_shorten(line, font, width_px) for line in lines]
+def _letters(width_px: int, font_px: int) -> int:
+    """Return about how many letters fit into a line: most are half as wide as the font is high."""
+    return 2 * width_px // font_px
 
 
-def _shorten(line: str, font: Font, width_px: int) -> str:
-    """Truncate a line that is too wide, such as a very long word, with an ellipsis."""
-    if font.getlength(line) <= width_px:
-        return line
-    while line and font.getlength(f"{line}…") > width_px:
-        line = line[:-1]
-    return f"{line}…"
-
-
-def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return one picture with `pictures` below each other, aligned on the left."""
-    size = (max(picture.width for picture in pictures), sum(picture.height for picture in pictures))
-    canvas, top = Image.new("RGB", size, PAPER), 0
-    for picture in pictures:
-        canvas.paste(picture, (0, top))
-        top += picture.height
-    return canvas
+def _shorten(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def draw_grid(
@@ -78,21 +54,8 @@ def draw_grid(
         row_titles: one per row, or none at all; drawn on the left and wrapped to three lines.
         title: drawn above the grid.
         cell_px, gap_px: side of the square cells, and the distance between them, in pixels.
-
-    Raises:
-        ValueError: there is no picture, the rows have different lengths, or a title is missing.
     """
-    if not rows or not rows[0]:
-        raise ValueError("a grid needs at least one picture; got none")
-    columns, lengths = len(rows[0]), sorted({len(row) for row in rows})
-    if len(lengths) != 1:
-        raise ValueError(f"a grid needs rows of equal length; got lengths {lengths}: fill gaps with None")
-    if column_titles and len(column_titles) != columns:
-        raise ValueError(
-            f"got {len(column_titles)} column titles for {columns} columns; give one per column or none"
-        )
-    if row_titles and len(row_titles) != len(rows):
-        raise ValueError(f"got {len(row_titles)} row titles for {len(rows)} rows; give one per row or none")
+    columns = len(rows[0])
     font_px = max(11, cell_px // 11)  # grows with the cells, but stays readable
     font = ImageFont.load_default(font_px)
     title_font = ImageFont.load_default(font_px + 5)
@@ -104,15 +67,19 @@ def draw_grid(
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
-        draw.text((gap_px + 2, gap_px), _shorten(title, title_font, size[0] - 2 * gap_px), INK, title_font)
+        shown = _shorten(title, _letters(size[0] - 2 * gap_px, font_px + 5))
+        draw.text((gap_px + 2, gap_px), shown, INK, title_font)
     for column, text in enumerate(column_titles):
         middle = label_px + gap_px + column * step + cell_px // 2
-        draw.text((middle, title_px + gap_px), _shorten(text, font, cell_px), FAINT, font, anchor="ma")
+        shown = _shorten(text, _letters(cell_px, font_px))
+        draw.text((middle, title_px + gap_px), shown, FAINT, font, anchor="ma")
     for index, row in enumerate(rows):
         top = title_px + header_px + gap_px + index * step
         if row_titles:
-            lines = "\n".join(_wrap(row_titles[index], font, label_px - 3 * gap_px))
-            draw.multiline_text((2 * gap_px, top + cell_px // 2), lines, INK, font, anchor="lm", spacing=3)
+            letters = _letters(label_px - 3 * gap_px, font_px)
+            lines = textwrap.wrap(row_titles[index], letters, max_lines=3, placeholder=" …")
+            left = (2 * gap_px, top + cell_px // 2)
+            draw.multiline_text(left, "\n".join(lines), INK, font, anchor="lm", spacing=3)
         for column, picture in enumerate(row):
             cell = Image.new("RGB", (cell_px, cell_px), EMPTY)
             if picture is not None:
@@ -178,8 +145,7 @@ def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: 
     path, _ = free_path(out, f"grid_{'_'.join(varied)}_{digest}.png", made_of)
     save_png(grid, path, made_of)
     cells = [
-        {"uri": picture_uri(file), "name": file.name, "prompt": facts["prompt"]}
-        for file, (_, facts) in zip(paths, pictures, strict=True)
+        {"path": path, "prompt": facts["prompt"]} for path, (_, facts) in zip(paths, pictures, strict=True)
     ]
     context = {
         "title": title,
@@ -187,7 +153,6 @@ def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: 
         "rows": rows,
         "lines": [cells[start : start + len(columns)] for start in every],
         "common": common,
-        "stacked_below": 0,  # of the shared style sheet; a grid has no table of scores
     }
     write_text(path.with_suffix(".html"), render(context, "grid.html.j2"))
     return [path, path.with_suffix(".html")]

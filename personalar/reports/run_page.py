@@ -41,7 +41,6 @@ from personalar.reports.score_table import (
     percent,
     score_columns,
     score_rows,
-    stacked_below,
 )
 from personalar.reports.summary import read_run, stage_titles, write_summary
 from personalar.scoring.score_file import read_scores
@@ -49,9 +48,8 @@ from personalar.scoring.score_file import read_scores
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-LARGEST_PX, THUMBNAIL_PX = 448, 96
-"""Pixels of the longer side: larger pictures are scaled down in the page. A thumbnail shows a training photo
-beside a picture."""
+LARGEST_PX = 448
+"""Pixels of the longer side: larger pictures are scaled down in the page."""
 
 APART = 0.11
 """Distance of two marks of the fidelity scale whose labels do not overlap."""
@@ -85,7 +83,7 @@ def picture_uri(path: Path, largest: int = LARGEST_PX) -> str:
 
 
 def _scores_by_image(run_dir: Path, run: Mapping[str, Any]) -> dict[tuple, dict[str, Any]]:
-    """Return {(stage, kind, prompt, seed): {scorer: value, "right": bool, "copied": URI of a photo}}."""
+    """Return {(stage, kind, prompt, seed): {scorer: value, "right": bool, "copied": path of a photo}}."""
     found: dict[tuple, dict[str, Any]] = {}
     for line in read_scores(run_dir / "scores.jsonl"):
         entry = found.setdefault((line["stage"], line["kind"], line["prompt"], line["seed"]), {})
@@ -94,7 +92,7 @@ def _scores_by_image(run_dir: Path, run: Mapping[str, Any]) -> dict[tuple, dict[
             if question in line:
                 entry["right"] = line[question]
         if line["kind"] == "subject" and (photo := copied_photo(run_dir, line, run.get("bounds") or {})):
-            entry["copied"] = picture_uri(photo, THUMBNAIL_PX)
+            entry["copied"] = photo
     return found
 
 
@@ -105,7 +103,7 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
     for stage in stage_names(run):
         for path in sample_files(run_dir / "images" / stage):
             try:
-                sample, uri = load_sample(path), picture_uri(path)
+                sample = load_sample(path)
             # One damaged picture must not prevent the report; the page lists it.
             except (OSError, ValueError):
                 unreadable.append(path.relative_to(run_dir).as_posix())
@@ -116,19 +114,19 @@ def read_samples(run_dir: Path, run: Mapping[str, Any]) -> tuple[list[dict[str, 
                     **dict(zip(("stage", "kind", "prompt", "seed"), key, strict=True)),
                     "template": sample.spec.text,
                     "category": sample.spec.category,
-                    "uri": uri,
+                    "path": path,
                     **scores.get(key, {}),
                 }
             )
     return samples, unreadable
 
 
-def read_references(folder: Path) -> dict[str, list[str]]:
-    """Return the photos as data URIs by view ("whole", "cropped", "redrawn"; see data/references.py)."""
+def read_references(folder: Path) -> dict[str, list[Path]]:
+    """Return the paths of the photos by view ("whole", "cropped", "redrawn"; see data/references.py)."""
     views = {"whole": folder, "cropped": folder / "cropped", "redrawn": folder / "redrawn"}
     found = {}
     for view, path in views.items():
-        found[view] = [picture_uri(png) for png in sorted(path.glob("*.png")) if is_whole_png(png)]
+        found[view] = [png for png in sorted(path.glob("*.png")) if is_whole_png(png)]
     return found
 
 
@@ -256,7 +254,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "scored": any(final.get(name) is not None for name in ("dino", *own)),
         "rows": rows,
         "columns": columns,
-        "stacked_below": stacked_below(len(columns) + 2),
         "marks": ruler_marks(summary),
         "memorised": MEANING,
         "references": read_references(run_dir / "references"),
@@ -276,7 +273,7 @@ def templates() -> Environment:
     """Return the environment of reports/templates, which compiles each template once."""
     formats = {"number": number, "percent": percent, "duration": duration, "memory": memory}
     folder = Path(__file__).parent / "templates"
-    return template_environment(folder, escape=True, cell=cell, heading=heading, **formats)
+    return template_environment(folder, escape=True, cell=cell, heading=heading, uri=picture_uri, **formats)
 
 
 def render(context: dict[str, Any], template: str = "report.html.j2") -> str:

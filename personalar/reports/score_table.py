@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from personalar.core.measures import Measure
 from personalar.reports.summary import DESCRIPTION
 
-TITLE_PX, COLUMN_PX, WIDEST_PX = 270, 62, 1280
-"""Approximate width of a table's first column with the page's margins, of another column, and of a screen."""
 SHARES = ("context_accuracy", "accessory_accuracy", "style_accuracy", "memorised")
 """Measures that are shown as percentages."""
-
-
-def stacked_below(columns: int) -> int:
-    """Return the width of a window, in pixels, below which a table with `columns` columns is stacked.
-
-    In a stacked table each row is a block of titled values, so that no column is out of sight. A table that
-    is wider than most screens is always stacked.
-    """
-    needed = TITLE_PX + COLUMN_PX * columns
-    return needed if needed <= WIDEST_PX else 100_000
 
 
 def score_columns(measures: Mapping[str, Measure], values: Iterable[Mapping[str, Any]]) -> dict[str, Measure]:
@@ -81,14 +70,8 @@ def heading(title: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format a wall time, such as "12 min 5 s"; a dash for None."""
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    """Format a wall time, such as "0:12:05"; a dash for None."""
+    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 def memory(size_bytes: float | None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from personalar.concepts.validation import read_record
 from personalar.core.image_sizes import written
@@ -21,7 +22,7 @@ from personalar.data.prompts import class_prompt, prior_prompt, unrelated_prompt
 from personalar.generation.generator import generate_files, have_files
 from personalar.generation.provenance import drawing_settings
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
-from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture, stack
+from personalar.reports.picture_grid import base_pictures, draw_grid, grid_picture
 from personalar.scoring.score_file import merge_scores
 from personalar.training.context import RunContext
 
@@ -73,12 +74,10 @@ def sample(session: RunContext, stage: str, base_samples: list[Sample]) -> list[
     # The grid is the first batch, so that it can be looked at while the others are sampled.
     batches = chunks(requests, session.sampling.sample_batch, first=grid)
     with session.reporter.phase(f"pictures {stage}", len(requests), "images") as advance:
-        # If all pictures exist, the model need not be loaded.
-        generator = (
-            None if have_files(requests, session.folder.path) else session.generator(*session.load(stage))
-        )
-        with closing(generator) if generator is not None else nullcontext():
-            if generator is not None:
+        generator = None
+        with ExitStack() as stack:
+            if not have_files(requests, session.folder.path):  # otherwise the model need not be loaded
+                generator = stack.enter_context(closing(session.generator(*session.load(stage))))
                 prompts = [request.prompt for request in requests]
                 check_prompts(generator, prompts, words=False, say=session.reporter.say)
             files = generate_files(
@@ -171,18 +170,18 @@ def draw_stage_grid(
 
 
 def draw_overview(session: RunContext, samples: Mapping[str, list[Sample]]) -> Path:
-    """Write one picture of the run, the photos above the same prompts at every stage; return its path."""
+    """Write one picture of the run, the same prompts at every stage above the photos; return its path."""
     shown = {}
     for stage, found in samples.items():
         pictures_of_subject = [sample for sample in found if sample.kind == "subject"]
         shown[stage] = pictures_of_subject[: session.config.samples.num_grid_prompts]
-    columns = max(len(found) for found in shown.values())
-    title = f"{session.subject.name} on {session.config.model.name}"
-    photos = draw_grid([session.subject.images[:columns]], row_titles=["photos"], title=title)
     titles = [class_prompt(s.spec.text, session.subject.noun) for s in next(iter(shown.values()))]
-    rows = [[s.image for s in found] for found in shown.values()]
-    pictures = draw_grid(rows, column_titles=titles, row_titles=list(shown))
-    return save_png(stack([photos, pictures]), session.folder.path / "grids" / "overview.png")
+    photos = session.subject.images[: len(titles)]
+    rows: list[list[Image | None]] = [[s.image for s in found] for found in shown.values()]
+    rows.append([*photos, *[None] * (len(titles) - len(photos))])
+    title = f"{session.subject.name} on {session.config.model.name}"
+    grid = draw_grid(rows, column_titles=titles, row_titles=[*shown, "photos"], title=title)
+    return save_png(grid, session.folder.path / "grids" / "overview.png")
 
 
 def score(session: RunContext, stage: str, samples: list[Sample]) -> None:

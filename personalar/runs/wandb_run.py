@@ -17,9 +17,8 @@ from typing import Any
 
 from personalar.core.files import plain_name, read_json
 from personalar.core.measures import measures_of
-from personalar.core.png import read_png_metadata, sample_files
-from personalar.core.run_folder import RunFolder, flatten, stage_names, steps_after
-from personalar.scoring.score_file import read_scores
+from personalar.core.run_folder import RunFolder, flatten, steps_after
+from personalar.reports.run_page import read_samples
 from personalar.training.callbacks.sample_grid import log_grid
 from personalar.training.context import RunContext
 
@@ -97,24 +96,8 @@ def _open(session: RunContext, settings: Mapping[str, Any], *, mode: str | None)
     config = session.config
     theirs["name"] = run_name(settings, session.folder.path)
     theirs["tags"] = [*own_tags(settings), config.model.name, config.method.name, config.subject.name]
-    quiet = {"console": "off", "silent": True, "finish_timeout_raises": True}
-    quiet = {name: value for name, value in quiet.items() if f"WANDB_{name.upper()}" not in os.environ}
-    return wandb.init(
-        **{**mine, **theirs, "mode": mode},
-        settings=wandb.Settings(**{**quiet, **(settings.get("settings") or {})}),
-    )
-
-
-def finish(run: Any, session: RunContext, *, exit_code: int = 0) -> None:
-    """Finish the W&B run; if the network failed, print how to upload the rest."""
-    kept = Path(run.dir).parent
-    try:
-        run.finish(exit_code=exit_code)
-    except TimeoutError:
-        session.reporter.say(
-            "W&B: the upload was not complete within logger.wandb.settings.finish_timeout (no network?); to "
-            f"upload the rest: wandb sync {kept}"
-        )
+    more = wandb.Settings(**(settings.get("settings") or {}))
+    return wandb.init(**{**mine, **theirs, "mode": mode}, settings=more)
 
 
 def log_references(run: Any, folder: RunFolder) -> None:
@@ -126,42 +109,6 @@ def log_references(run: Any, folder: RunFolder) -> None:
     if photos and not folder.record.get("wandb_references"):
         run.log({"references": [wandb.Image(str(path), caption=path.stem) for path in photos]})
         folder.update(wandb_references=True)
-
-
-def sample_rows(run_dir: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row per picture of a run: step, metadata, "image" (its path) and scores (None if missing)."""
-    names = [name for name, measure in measures_of(record).items() if measure.is_scored]
-    scores: dict[tuple[Any, ...], dict[str, float]] = {}
-    for line in read_scores(run_dir / "scores.jsonl"):
-        key = (line["stage"], line["kind"], line["prompt"], line["seed"])
-        scores.setdefault(key, {})[line["scorer"]] = line["value"]
-    rows = []
-    for stage in stage_names(record):
-        for path in sample_files(run_dir / "images" / stage):
-            facts = read_png_metadata(path)
-            key = (facts["stage"], facts["kind"], facts["prompt"], int(facts["seed"]))
-            row: dict[str, Any] = {"step": steps_after(record, stage)}
-            row |= dict(zip(("stage", "kind", "prompt", "seed"), key, strict=True))
-            row["image"] = path
-            values = scores.get(key, {})
-            row |= {name: values.get(name) for name in names}
-            rows.append(row)
-    return rows
-
-
-def send_results(run: Any, session: RunContext) -> None:
-    """Log the results of a finished run; if the network failed, print where they are."""
-    import wandb
-
-    log_means(run, session.folder)
-    try:
-        log_pictures_and_concept(run, session)
-    except wandb.errors.CommError as error:
-        reason = (str(error).splitlines() or ["no answer"])[0]
-        session.reporter.say(
-            f"W&B: the table of pictures and the concept were not uploaded ({reason}); both are in "
-            f"{session.folder.path}: report.html, concept/"
-        )
 
 
 def log_means(run: Any, folder: RunFolder) -> None:
@@ -181,10 +128,12 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
     import wandb
 
     folder = session.folder
-    rows = sample_rows(folder.path, folder.record)
-    table = wandb.Table(columns=list(rows[0]) if rows else [])
-    for row in rows:
-        table.add_data(*{**row, "image": wandb.Image(str(row["image"]))}.values())
+    facts = ("stage", "kind", "prompt", "seed")
+    scores = [name for name, measure in measures_of(folder.record).items() if measure.is_scored]
+    table = wandb.Table(columns=["step", *facts, "image", *scores])
+    for sample in read_samples(folder.path, folder.record)[0]:
+        step, picture = steps_after(folder.record, sample["stage"]), wandb.Image(str(sample["path"]))
+        table.add_data(step, *map(sample.get, facts), picture, *map(sample.get, scores))
     run.log({"pictures": table})
     if (folder.path / "concept").is_dir():
         artifact = wandb.Artifact(
@@ -213,25 +162,26 @@ def dashboard(session: RunContext) -> Iterator[Callable[[str], None]]:
             path = session.folder.path / "grids" / f"{stage}.png"
             if path.is_file():
                 step = steps_after(session.folder.record, stage)
-                with harmless(session):
+                with harmless(session, run):
                     log_grid(run, path, step=step, caption=f"after {stage}")
 
         try:
-            with harmless(session):
+            with harmless(session, run):
                 log_references(run, session.folder)
             yield after
         except BaseException:  # SystemExit after a signal too, so that W&B shows the run as stopped
-            with harmless(session):  # its own error must not replace this one
-                finish(run, session, exit_code=1)
+            with harmless(session, run):  # its own error must not replace this one
+                run.finish(exit_code=1)
             raise
-        with harmless(session):
-            send_results(run, session)
-        with harmless(session):
-            finish(run, session)
+        with harmless(session, run):
+            log_means(run, session.folder)
+            log_pictures_and_concept(run, session)
+        with harmless(session, run):
+            run.finish()
 
 
 @contextmanager
-def harmless(session: RunContext) -> Iterator[None]:
+def harmless(session: RunContext, run: Any) -> Iterator[None]:
     """Print an error of the block and continue: a dashboard must not stop a run."""
     try:
         yield
@@ -239,7 +189,7 @@ def harmless(session: RunContext) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         session.reporter.say(
             f"W&B: some results were not stored there ({reason}); the run is not affected, and everything is "
-            f"in {session.folder.path}"
+            f"in {session.folder.path}; to upload what W&B has kept: wandb sync {Path(run.dir).parent}"
         )
 
 

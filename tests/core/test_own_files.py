@@ -19,7 +19,7 @@ from personalar.core.own_files import FOLDERS, OWN, PROGRESS_FILE, RESULTS
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder
 from personalar.reports.comparison_page import compare_folders
-from personalar.runs.wandb_run import sample_rows
+from personalar.reports.run_page import read_samples
 
 OURS = {"format_version": 1, "settings": {"seed": 0}, "photos": "p"}
 MINE = (
@@ -194,5 +194,5 @@ def test_pictures_of_ones_own_are_not_taken_for_a_runs(finished_run: Path, tmp_p
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
     Image.new("RGB", (8, 8)).save(run_dir / "images" / "transformer" / "mine.png")
     compare_folders([run_dir], tmp_path / "comparison")
-    rows = sample_rows(run_dir, RunFolder(run_dir).record)
-    assert rows and "mine.png" not in {row["image"].name for row in rows}
+    samples, _ = read_samples(run_dir, RunFolder(run_dir).record)
+    assert samples and "mine.png" not in {sample["path"].name for sample in samples}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from personalar.core.png import load_sample, read_png_metadata, sample_filename, save_png, save_sample
 from personalar.core.types import PromptSpec, Sample
-from personalar.reports.picture_grid import draw_grid, stack
+from personalar.reports.picture_grid import draw_grid
 
 RED = Image.new("RGB", (8, 6), "red")
 
@@ -85,25 +85,3 @@ def test_grid_places_pictures_and_leaves_gaps_empty():
         [[RED]], column_titles=["base"], row_titles=["word " * 40 + "x" * 200], title="t" * 300
     )
     assert titled.width > titled.height
-
-
-def test_grids_one_below_the_other():
-    wide, narrow = draw_grid([[RED, RED]], cell_px=40, gap_px=4), draw_grid([[RED]], cell_px=40, gap_px=4)
-    both = stack([narrow, wide])
-    assert both.size == (wide.width, narrow.height + wide.height)
-    assert both.getpixel((wide.width - 24, 24)) == (255, 255, 255)  # nothing beside the narrow one
-    assert both.crop((0, narrow.height, *both.size)).tobytes() == wide.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rows": []}, "at least one picture"),
-        ({"rows": [[RED], [RED, RED]]}, r"rows of equal length; got lengths \[1, 2\]"),
-        ({"rows": [[RED]], "column_titles": ["a", "b"]}, "2 column titles for 1 columns"),
-        ({"rows": [[RED]], "row_titles": ["a", "b"]}, "2 row titles for 1 rows"),
-    ],
-)
-def test_grid_errors(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        draw_grid(**arguments)

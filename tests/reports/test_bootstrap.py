@@ -41,13 +41,13 @@ def test_equal_values_have_no_width_and_one_value_no_interval() -> None:
 def test_a_real_difference_is_told_from_luck() -> None:
     noise = np.random.default_rng(2).normal(0, 0.1, 60)
     better, luck = difference([(noise + 0.06).tolist()]), difference([(noise - noise.mean()).tolist()])
-    assert better.p < 0.01 and better.low > 0
-    assert luck.low < 0 < luck.high and luck.p > 0.5
+    assert better["p"] < 0.01 and better["low"] > 0
+    assert luck["low"] < 0 < luck["high"] and luck["p"] > 0.5
     worse = difference([(-noise - 0.06).tolist()])
-    assert worse.high < 0 and worse.p < 0.01
+    assert worse["high"] < 0 and worse["p"] < 0.01
 
 
 def test_the_false_alarm_rate_is_near_its_name() -> None:
     rng = np.random.default_rng(3)
     found = [difference([rng.normal(0, 1, 40).tolist()]) for _ in range(200)]
-    assert 0.02 < np.mean([one.low > 0 or one.high < 0 for one in found]) < 0.12
+    assert 0.02 < np.mean([one["low"] > 0 or one["high"] < 0 for one in found]) < 0.12

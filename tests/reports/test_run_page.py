@@ -93,7 +93,7 @@ def test_it_shows_what_was_asked_for(finished):
         "noun: cat",
         "2.13.0",
         "package://nano/clip#0123456789ab",
-        "3 min 35 s",
+        "0:03:35",
         "1.3 GB",
     ):
         assert wanted in text, wanted

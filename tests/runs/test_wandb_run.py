@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest_run import compose_config
 from PIL import Image
 
 from personalar.config.compose import composed, conf_dir, read_config
@@ -246,10 +247,7 @@ def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeyp
     words += ["logger=wandb", "logger.wandb.settings.finish_timeout=2", "stage=embedding"]
     do_run(run_dir, *words)
     said = capsys.readouterr().out
-    kept = re.search(
-        r"the upload was not complete within logger\.wandb\.settings\.finish_timeout .*wandb sync (\S+)", said
-    )
-    assert "W&B: the table of pictures and the concept were not uploaded" in said
+    kept = re.search(r"W&B: some results were not stored there .*has kept: wandb sync (\S+)", said)
     assert kept is not None and (run_dir / "report.html").is_file()
     (path,) = Path(kept.group(1)).glob("*.wandb")
     kinds = [record.WhichOneof("record_type") for record in records(path)]
@@ -334,12 +332,15 @@ def test_the_environments_folder_and_console_count(
     monkeypatch.setattr(wandb, "init", lambda **words: asked.update(words))
     session.folder.update(wandb_id="a")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("WANDB_CONSOLE", raising=False)
+    _open(session, compose_config("+subject=cat", "logger=wandb").logger["wandb"], mode="offline")
+    assert asked["dir"] == str(tmp_path / "elsewhere")
+    assert asked["settings"].console == "off" and asked["settings"].silent is True
     monkeypatch.setenv("WANDB_CONSOLE", "wrap")
-    _open(session, {"tags": [], "name": "n"}, mode="offline")
-    assert asked["dir"] == str(tmp_path / "elsewhere") and asked["settings"].console != "off"
     monkeypatch.delenv("WANDB_DIR")
-    _open(session, {"tags": [], "name": "n", "save_dir": "{folder}/mine"}, mode="offline")
-    assert asked["dir"] == session.folder.path / "mine"
+    words = ("+subject=cat", "logger=wandb", "logger.wandb.save_dir='{folder}/mine'")
+    _open(session, compose_config(*words).logger["wandb"], mode="offline")
+    assert asked["dir"] == session.folder.path / "mine" and asked["settings"].console == "wrap"
 
 
 def test_a_failing_end_does_not_replace_ctrl_c(session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,8 +350,8 @@ def test_a_failing_end_does_not_replace_ctrl_c(session, monkeypatch: pytest.Monk
         raise RuntimeError("dashboard on fire")
 
     monkeypatch.setattr(wandb_run, "wandb_settings", lambda logger: {})
-    monkeypatch.setattr(wandb_run, "start", lambda session, settings: None)
-    for name in ("log_references", "finish"):
-        monkeypatch.setattr(wandb_run, name, broken)
+    run = SimpleNamespace(dir="run/files", finish=broken)
+    monkeypatch.setattr(wandb_run, "start", lambda session, settings: run)
+    monkeypatch.setattr(wandb_run, "log_references", broken)
     with pytest.raises(KeyboardInterrupt), wandb_run.dashboard(session):
         raise KeyboardInterrupt

@@ -23,10 +23,9 @@ from personalar.core.measures import Measure, measures_of
 from personalar.reports.comparison import find_runs, rows_of_runs, table
 from personalar.reports.comparison_page import compare_folders
 from personalar.reports.comparison_table import markdown, verdicts
-from personalar.reports.run_page import write_report
+from personalar.reports.run_page import read_samples, write_report
 from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
-from personalar.runs.wandb_run import sample_rows
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.judges import Judges, declared
 from personalar.scoring.score_file import read_scores
@@ -139,9 +138,8 @@ def test_pages_and_tables_are_made_without_the_plugin(
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     for shown in (page, markdown(list(records.values()))):
         assert all(title in shown.lower() for title in ("sharpness", "variety", "words"))
-    rows = sample_rows(root / "judged", json.loads((root / "judged" / "run.json").read_text()))
-    assert list(rows[0])[-5:] == ["dino", "clip_i", "clip_t", "sharpness", "words"]
-    assert all(isinstance(row["sharpness"], float) for row in rows)
+    samples, _ = read_samples(root / "judged", json.loads((root / "judged" / "run.json").read_text()))
+    assert samples and all(isinstance(sample["sharpness"], float) for sample in samples)
 
 
 def test_other_settings_of_a_scorer_make_another_judge(swept: tuple[Path, float]) -> None:
