@@ -17,7 +17,8 @@ from torch import Tensor
 from personalar.config.run_config import Stage
 from personalar.generation.generator import have_files
 from personalar.models.base import Backend
-from personalar.runs.pictures import all_requests
+from personalar.reports.score_table import duration
+from personalar.runs.pictures import all_requests, grid_requests
 from personalar.training.context import RunContext
 
 LARGE_BYTES = 10**9
@@ -28,9 +29,6 @@ TOKENS = 128
 """Tokens of the measured training pass: enough for full speed of the matrix products."""
 ROWS = 2
 """Rows of a sampling pass: with and without the prompt."""
-
-WORTH_SAYING = 1.7
-"""Speedup of float32 from which on a run mentions it."""
 
 
 class _Stop(Exception):
@@ -92,34 +90,22 @@ def training_seconds(backend: Backend, budget: float = BUDGET) -> float:
     return (time.perf_counter() - started) / passed.count * len(backend.blocks) / TOKENS
 
 
-def float32_speedup(backend: Backend) -> float:
-    """Return how many times as fast a matrix product of training is in float32 as in the base's dtype.
-
-    Processors without instructions for bfloat16 emulate it.
-    """
-    weight = max((p.detach() for p in backend.blocks[0].parameters() if p.ndim == 2), key=Tensor.numel)
-    seconds = {}
-    for dtype in (torch.float32, weight.dtype):
-        matrix = weight.to(dtype)
-        tokens = torch.ones(TOKENS, matrix.shape[1], dtype=dtype)
-        tokens @ matrix.T  # warm-up
-        started = time.perf_counter()
-        tokens @ matrix.T
-        seconds[dtype] = time.perf_counter() - started
-    return seconds[weight.dtype] / seconds[torch.float32]
-
-
-def rough(seconds: float) -> str:
-    """Return a rough duration, "40 s", "25 min" or "7.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def grid_seconds(session: RunContext, stage: Stage, steps: int, *, step: float, picture: float) -> float:
+    """Return the seconds of the sample grids in `steps` steps; those beyond their time share are skipped."""
+    samples = session.config.samples
+    if samples.grid_every_steps == 0:
+        return 0.0
+    grids = picture * len(grid_requests(session, stage.name)) * (steps // samples.grid_every_steps)
+    if session.config.selection.scorer.scores or samples.time_share == 1:
+        return grids
+    return min(grids, step * steps * samples.time_share / (1 - samples.time_share))
 
 
 def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[str]:
     """Return lines with the time of a picture, of a step of each stage, and of all that is left to do.
 
-    Pictures are an upper bound, because batches and Jacobi decoding need fewer passes.
+    Pictures are an upper bound, because batches and Jacobi decoding need fewer passes. Their scores, and what
+    is computed from the photos and class images before training, are left out.
     """
     height, width = backend.code_shape()
     picture = sampling_seconds(backend) * len(backend.grammar(height, width))
@@ -127,17 +113,21 @@ def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[st
     prompt = backend.prompt_ids("a photo of a thing")
     tokens = len(prompt) + len(backend.grammar(height, width))
     total, said = 0.0, []
-    folder = session.folder
+    config, folder = session.config, session.folder
     for name in ["base", *(stage.name for stage in stages)]:
         # A resumed run has some of its pictures and steps already.
         total += picture * sum(not have_files([r], folder.path) for r in all_requests(session, name))
+    if any(stage.numbers.replay_ratio for stage in stages) and config.prior.kind != "none":
+        cached = (folder.path / "cache" / "class_codes.safetensors").is_file()
+        total += 0 if cached else picture * config.prior.images
     for stage in stages:
         step = per_token * tokens * stage.numbers.sequences
-        total += step * (stage.numbers.steps - folder.checkpoint_of(stage.name).get("step", 0))
-        said.append(f"a step of stage {stage.name} {rough(step)} (of {stage.numbers.steps} steps)")
+        left = stage.numbers.steps - folder.checkpoint_of(stage.name).get("step", 0)
+        total += step * left + grid_seconds(session, stage, left, step=step, picture=picture)
+        said.append(f"a step of stage {stage.name} {duration(step)} (of {stage.numbers.steps} steps)")
     return [
-        f"time on this CPU, measured: a picture at most {rough(picture)}, {', '.join(said)}",
-        f"in total about {rough(total)}; shorter with fewer steps "
+        f"time on this CPU, measured: a picture at most {duration(picture)}, {', '.join(said)}",
+        f"in total about {duration(total)}; shorter with fewer steps "
         "(model.recipe.stages.NAME.steps) and pictures (samples.prompts, samples.kinds, samples.seeds); "
         "Ctrl-C saves, and the same command resumes",
     ]
@@ -152,9 +142,3 @@ def note_time(session: RunContext, stages: list[Stage]) -> None:
     backend = session.load_base()
     for line in lines(session, undone, backend):
         session.reporter.say(line)
-    speedup = float32_speedup(backend)
-    if speedup > WORTH_SAYING:
-        session.reporter.say(
-            f"model.dtype=float32 would train about {speedup:.0f} times as fast on this CPU, and needs twice "
-            "the memory for the weights"
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 import personalar.runs.time_estimate
 from personalar.core.png import save_sample
 from personalar.core.types import Sample
-from personalar.runs.pictures import all_requests
+from personalar.runs.pictures import all_requests, grid_requests
 from personalar.runs.time_estimate import (
     first_blocks,
-    float32_speedup,
     lines,
-    rough,
     sampling_seconds,
     training_seconds,
 )
@@ -89,51 +86,42 @@ def test_a_large_base_on_a_cpu_says_its_time_first(do_run, tmp_path: Path, capsy
     do_run(tmp_path / "large", "stage=embedding")
     said = capsys.readouterr().out
     assert re.search(
-        r"time on this CPU, measured: a picture at most \d+ s, a step of stage "
-        r"embedding \d+ s \(of 4 steps\)\n"
-        r"in total about \d+ s; .*\n(.*\n)*pictures base: ",
+        r"time on this CPU, measured: a picture at most \d:\d\d:\d\d, a step of stage "
+        r"embedding \d:\d\d:\d\d \(of 4 steps\)\n"
+        r"in total about \d:\d\d:\d\d; .*\n(.*\n)*pictures base: ",
         said,
     )
 
 
-def test_what_a_resumed_run_has_already_is_not_counted(session, tiny_backend, monkeypatch) -> None:
+@pytest.fixture
+def total(session, tiny_backend, monkeypatch):
+    """A function for the expected seconds of stages; a code of a picture and a trained token take 1 s."""
     for name in ("sampling_seconds", "training_seconds"):
         monkeypatch.setattr(personalar.runs.time_estimate, name, lambda backend: 1.0)
-    monkeypatch.setattr(personalar.runs.time_estimate, "rough", lambda seconds: f"{seconds:.0f}")
+    monkeypatch.setattr(personalar.runs.time_estimate, "duration", lambda seconds: f"{seconds:.0f}")
+    return lambda *stages: int(lines(session, list(stages), tiny_backend)[1].split()[3].rstrip(";"))
+
+
+def test_what_a_resumed_run_has_already_is_not_counted(session, total) -> None:
     stage = resolve_stages(session.config.method, session.config.model.recipe)[0]
-
-    def total() -> int:
-        return int(lines(session, [stage], tiny_backend)[1].split()[3].rstrip(";"))
-
-    whole = total()
+    whole = total(stage)
     session.folder.update_stage(stage.name, checkpoint={"step": 3})
-    resumed = total()
+    resumed = total(stage)
     assert whole > resumed > 0
     request = all_requests(session, "base")[0]
     save_sample(Sample(**vars(request), image=Image.new("RGB", (8, 8))), session.folder.path)
-    assert resumed > total() > 0
+    assert resumed > total(stage) > 0
 
 
-def test_a_dtype_that_is_slow_here_is_said(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(personalar.runs.time_estimate, "LARGE_BYTES", 0)
-    for speedup, is_said in ((3.2, True), (1.2, False)):
-        monkeypatch.setattr(personalar.runs.time_estimate, "float32_speedup", lambda backend, x=speedup: x)
-        do_run(tmp_path / str(speedup), "stage=embedding", "model.recipe.stages.embedding.steps=1")
-        said = capsys.readouterr().out
-        assert ("model.dtype=float32 would train about 3 times as fast" in said) is is_said
-
-
-def test_float32_is_compared_with_the_dtype_of_the_base(tiny_backend, monkeypatch) -> None:
-    ticks = iter((0.0, 2.0, 10.0, 15.0))
-    monkeypatch.setattr(
-        personalar.runs.time_estimate, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
-    )
-    bfloat16 = SimpleNamespace(blocks=[copy.deepcopy(tiny_backend.blocks[0]).to(torch.bfloat16)])
-    assert float32_speedup(bfloat16) == 2.5
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(12.4, "12 s"), (89, "89 s"), (600, "10 min"), (6000, "1.7 h")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert rough(seconds) == text
+def test_sample_grids_and_class_images_are_counted(session, total, tiny_backend) -> None:
+    config = session.config
+    config.samples.grid_every_steps, config.prior.kind = 0, "none"
+    stage = resolve_stages(config.method, config.model.recipe)[-1]
+    alone, picture = total(stage), len(tiny_backend.grammar(*tiny_backend.code_shape()))
+    config.samples.grid_every_steps, config.samples.time_share = 1, 1.0
+    grids = total(stage) - alone
+    assert grids == stage.numbers.steps * picture * len(grid_requests(session, stage.name))
+    config.samples.time_share = 0.01
+    assert 0 < total(stage) - alone < grids
+    config.samples.grid_every_steps, config.prior.kind = 0, "distill"
+    assert total(stage) - alone == picture * config.prior.images > 0
