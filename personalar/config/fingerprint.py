@@ -13,7 +13,7 @@ from typing import Any
 from personalar.config.fields import key_of
 from personalar.config.model_config import PARTS
 from personalar.config.run_config import RunConfig, StageMethod
-from personalar.config.scorer_config import ScorerConfig
+from personalar.config.scorer_config import ScorerConfig, identity
 from personalar.config.subject_config import STYLE
 
 
@@ -79,6 +79,7 @@ def judges_of(scorer: ScorerConfig) -> dict[str, Any]:
     """Return the settings that scores depend on."""
     judges = asdict(scorer)
     judges.pop("photo_warning")  # it changes messages only
+    judges["extra"] = {name: identity(settings) for name, settings in scorer.extra.items()}
     return judges
 
 

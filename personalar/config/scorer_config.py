@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,16 @@ from omegaconf import MISSING
 
 from personalar.config.fields import limits, one_of
 from personalar.core.measures import MEASURES
+
+VLM_JUDGE = "personalar.scoring.vlm.vlm_judge.VlmJudge"
+HOW_ASKED = ("parallel", "timeout", "attempts", "wait", "cache")
+"""Arguments of `VlmJudge` on which no score depends."""
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of an entry of `extra` on which its scores depend."""
+    without = HOW_ASKED if settings.get("_target_") == VLM_JUDGE else ()
+    return {name: value for name, value in settings.items() if name not in without}
 
 
 @dataclass(kw_only=True)

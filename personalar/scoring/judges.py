@@ -20,7 +20,7 @@ from typing import Any
 from PIL.Image import Image
 
 from personalar.config.plugins import build
-from personalar.config.scorer_config import ScorerConfig
+from personalar.config.scorer_config import ScorerConfig, identity
 from personalar.config.subject_config import STYLE
 from personalar.core.measures import Measure, check_new
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
@@ -213,7 +213,7 @@ def load_judges(
     if main and config.outside:
         extra["outside"] = Outside(main.dino, subject)
     names = {
-        name: json.dumps(config.extra.get(name, {}) | _version(scorer), sort_keys=True)
+        name: json.dumps(identity(config.extra.get(name, {})) | _version(scorer), sort_keys=True)
         for name, scorer in extra.items()
     }
     return Judges(subject, main, extra, names)

@@ -8,7 +8,9 @@ including cached ones.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +20,10 @@ from typing import Any
 from PIL import Image
 
 from personalar.config.subject_config import STYLE
+from personalar.core.files import read_json, write_atomic
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
 from personalar.scoring.base import Value
-from personalar.scoring.vlm.answers import Answers, default_folder
 from personalar.scoring.vlm.endpoint import Endpoint, Unanswered
 from personalar.scoring.vlm.rubric import (
     LIKENESS,
@@ -68,7 +70,7 @@ class VlmJudge:
         repeats: how often each rating is asked.
         parallel: questions at the same time.
         key_variable: environment variable with the API key.
-        cache: folder for answers; None means ~/.cache/personalar/answers.
+        cache: folder for answers, which several processes can use at the same time.
         request: further fields of each request; null removes one of ours.
         timeout, attempts, wait: see `Endpoint`.
     """
@@ -91,7 +93,7 @@ class VlmJudge:
         repeats: int = 3,
         parallel: int = 8,
         key_variable: str | None = "OPENAI_API_KEY",
-        cache: str | None = None,
+        cache: str = "~/.cache/personalar/answers",
         request: dict[str, Any] | None = None,
         timeout: float = 120.0,
         attempts: int = 5,
@@ -103,7 +105,7 @@ class VlmJudge:
             url, key_variable=key_variable, timeout=timeout, attempts=attempts, wait=wait
         )
         self.model, self.repeats, self.parallel, self.request = model, repeats, parallel, request or {}
-        self.answers = Answers(Path(cache).expanduser() if cache else default_folder())
+        self.cache = Path(cache).expanduser()
         self.silent, self.most_silent = 0, 1
         """Failed questions since the last answer, and the limit; the very first question must be answered."""
 
@@ -156,9 +158,9 @@ class VlmJudge:
             return [first, *pool.map(self._ask, questions[1:])]
 
     def _ask(self, question: Question) -> Answer:
-        key = self.answers.key(self.endpoint.url, question.body, question.repeat)
-        if known := self.answers.get(key):
-            return Answer(**known)
+        file = self._file(question)
+        if known := cached(file):
+            return known
         try:
             if self.silent >= self.most_silent:
                 raise Unanswered("no answer for a while")
@@ -176,8 +178,16 @@ class VlmJudge:
         answer = read_answer(question.measure, found)
         # Only valid answers are stored: an invalid one would fail again in every run.
         if answer.value is not None:
-            self.answers.put(key, {"value": answer.value, "tokens": answer.tokens})
+            kept = {"value": answer.value, "tokens": answer.tokens}
+            write_atomic(file, json.dumps(kept).encode(), sync=False)
         return answer
+
+    def _file(self, question: Question) -> Path:
+        """Return the file of its answer: a hash of server, model, settings, text, pictures and repeat."""
+        asked = json.dumps([self.endpoint.url, question.body, question.repeat], sort_keys=True)
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        # Subfolders, because a folder with 100,000 files is slow.
+        return self.cache / key[:2] / f"{key}.json"
 
     def _values(self, answers: Sequence[tuple[Question, Answer]]) -> dict[str, Value]:
         if not answers:
@@ -191,6 +201,15 @@ class VlmJudge:
         values["vlm_failed"] = {"value": len(reasons) / len(answers), "reasons": reasons}
         values["vlm_tokens"] = float(sum(answer.tokens for _, answer in answers))
         return values
+
+
+def cached(file: Path) -> Answer | None:
+    """Return the answer in a file of the cache; None if it is missing or damaged."""
+    try:
+        found = read_json(file)
+        return Answer(value=float(found["value"]), tokens=int(found["tokens"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_answer(measure: str, found: dict[str, Any]) -> Answer:

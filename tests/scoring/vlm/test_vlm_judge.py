@@ -98,6 +98,30 @@ def test_answers_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert values(judge(other, tmp_path)) == first  # another server: nothing is known of it
 
 
+def test_answers_are_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the pictures of DreamBench++, whatever XDG_CACHE_HOME says."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert VlmJudge("http://127.0.0.1:9/v1", "toy").cache == tmp_path / ".cache/personalar/answers"
+
+
+def test_how_it_is_asked_makes_no_other_judge(tiny_scorer_dir: Path) -> None:
+    words = ["+subject=cat", "scorer=vlm", "scorer.url=http://localhost:8000/v1"]
+    words += ["scorer.extra.vlm.model=toy", "scorer.dino_preprocess=checkpoint"]
+    words += [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
+    faster = [f"+scorer.extra.vlm.{name}=9" for name in ("parallel", "timeout", "attempts", "wait")]
+    faster.append("+scorer.extra.vlm.cache=answers")
+
+    def identity(*more: str) -> tuple[dict, dict]:
+        config = compose_config(*words, *more)
+        judges = load_judges(config.scorer, subject(), prompts=(), device="cpu")
+        return judges.names, request_of(config)["scorer"]
+
+    assert identity(*faster) == identity()
+    for one, other in zip(identity("scorer.extra.vlm.repeats=1"), identity(), strict=True):
+        assert one != other
+
+
 def test_pictures_of_other_kinds_cost_nothing(tmp_path: Path) -> None:
     import dataclasses
 
