@@ -68,7 +68,7 @@ def test_the_view_is_what_the_preprocessing_leaves() -> None:
     assert square.view((512, 512)) == (16 / 256, 16 / 256, 240 / 256, 240 / 256)
     left, top, right, bottom = square.view((1024, 512))
     assert (left, right) == (144 / 512, 368 / 512) and (top, bottom) == (16 / 256, 240 / 256)
-    assert replace(square, shortest_edge=None, crop=None).view((30, 20)) == WHOLE
+    assert ImagePreprocessor(size={"height": 20, "width": 20}).view((30, 20)) == WHOLE
 
 
 @pytest.mark.parametrize(
