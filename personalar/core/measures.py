@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -147,6 +148,22 @@ TAKEN = (
 )  # fmt: skip
 """Other names in lines of scores.jsonl, tables and curves, which a measure must not have."""
 IN_SUMMARY = tuple(name for name, measure in MEASURES.items() if measure.in_summary)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean, rounded to 6 digits; None if there is no value, or one is None or not finite."""
+    found = [math.nan if value is None else float(value) for value in values]
+    result = sum(found) / len(found) if found else math.nan
+    return round(result, 6) if math.isfinite(result) else None
+
+
+def means(lines: Sequence[Mapping[str, Any]], measures: Iterable[Measure]) -> dict[str, float | None]:
+    """Return the mean of each of `measures` over lines of scores.jsonl; None without values."""
+    found = {}
+    for measure in measures:
+        values = [measure.of(line) for line in lines]
+        found[measure.name] = mean(value for value in values if value is not None)
+    return found
 
 
 def check_new(measure: Measure, known: Iterable[str] = ()) -> None:

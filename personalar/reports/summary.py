@@ -6,13 +6,12 @@ docs/evaluation.md documents the files, including `run.json` and `summary.json`.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from personalar.core.files import read_json, write_text
-from personalar.core.measures import Measure, added, measures_of
+from personalar.core.measures import Measure, added, mean, means, measures_of
 from personalar.core.run_folder import read_record, stage_names
 from personalar.reports.bootstrap import interval
 from personalar.reports.memorised import memorised_share
@@ -57,13 +56,6 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return run
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean, rounded to 6 digits; None if there is no value, or one is None or not finite."""
-    found = [math.nan if value is None else float(value) for value in values]
-    result = sum(found) / len(found) if found else math.nan
-    return round(result, 6) if math.isfinite(result) else None
-
-
 def fidelity_of(dino: float | None, bounds: dict[str, Any] | None) -> float | None:
     """Return the fidelity, (dino - floor) / (ceiling - floor).
 
@@ -85,15 +77,6 @@ def _select(lines: Lines, **wanted: str) -> Lines:
 def _value(lines: Lines, scorer: str, **wanted: str) -> float | None:
     """Return the mean of one scorer's values over the lines with the given fields; None without lines."""
     return mean([line["value"] for line in _select(lines, scorer=scorer, **wanted)])
-
-
-def means(lines: Lines, measures: Iterable[Measure]) -> dict[str, float | None]:
-    """Return the mean of each of `measures` over `lines`."""
-    found = {}
-    for measure in measures:
-        values = [measure.of(line) for line in lines]
-        found[measure.name] = mean(value for value in values if value is not None)
-    return found
 
 
 def _measures(lines: Lines, bounds: dict[str, Any] | None, measures: Measures) -> dict[str, Any]:
@@ -178,6 +161,11 @@ def _class_drift(
     return mean(now.values()), drift
 
 
+def stage_notes(run: Mapping[str, Any]) -> list[str]:
+    """Return the notes of all stages in a run.json."""
+    return [stage["note"] for stage in run.get("stages", {}).values() if stage.get("note")]
+
+
 def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
     """Return the content of summary.json.
 
@@ -214,7 +202,7 @@ def summarise(run: dict[str, Any], lines: Lines) -> dict[str, Any]:
         "floor": bounds.get("floor"),
         "photos": bounds.get("photos"),
         "protocol": protocol([run], lines),
-        "notes": [ran["note"] for ran in run.get("stages", {}).values() if ran.get("note")],
+        "notes": stage_notes(run),
         "scorers": run.get("scorers"),
         "total_seconds": run.get("total_seconds"),
         "peak_memory_bytes": run.get("peak_memory_bytes"),

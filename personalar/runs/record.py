@@ -16,7 +16,7 @@ from personalar.core.png import is_whole_png
 from personalar.core.run_folder import RunFolder, stage_names
 from personalar.core.versions import package_versions
 from personalar.data.prompts import class_prompt
-from personalar.reports.summary import result_lines
+from personalar.reports.summary import result_lines, stage_notes
 
 if TYPE_CHECKING:  # torch is loaded with the run
     from personalar.training.context import RunContext
@@ -53,7 +53,6 @@ def record_start(session: RunContext, *, command: str) -> None:
     from personalar.data.references import save_references
     from personalar.generation.requests import words_note
     from personalar.runs.pictures import all_requests
-    from personalar.training.callbacks.learning_check import notes
     from personalar.training.callbacks.step_selection import describe_selection, reported_note
     from personalar.training.memory_fit import describe_sampling
 
@@ -66,7 +65,7 @@ def record_start(session: RunContext, *, command: str) -> None:
     unread = session.scorer.note(sorted(prompts)) if session.scorer else None
     noted = [note for note in (strange, unread) if note]
     selected = [note] if (note := reported_note(session)) else []
-    warnings = [*config.photo_warnings, *noted, *selected, *notes(session.folder.record)]
+    warnings = [*config.photo_warnings, *noted, *selected, *stage_notes(session.folder.record)]
     for warning in warnings:
         session.reporter.say(f"note: {warning}", style="yellow")
     judged = {}  # empty without scorers, so that the scores of an earlier command keep their meaning

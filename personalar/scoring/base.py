@@ -1,4 +1,4 @@
-"""The contract of scorers, as protocols: a scorer needs these methods but no base class.
+"""The contract of scorers, as a protocol: a scorer needs these methods but no base class.
 
 All features are float32, L2-normalised and on the CPU, so a dot product is a cosine similarity in [-1, 1].
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from PIL.Image import Image
 from torch import Tensor
 
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
-from personalar.scoring.image_processor import ImagePreprocessor
 
 Value = float | Mapping[str, Any] | None
 """Score of one picture: a number; a mapping with "value" and further fields for scores.jsonl; or None if the
@@ -40,45 +38,6 @@ class Scorer(Protocol):
                 number of pictures per call.
             subject: the subject with its photos.
         """
-        ...
-
-
-class ImageTextScorer(Protocol):
-    """A model with a common embedding space for pictures and texts (CLIP)."""
-
-    name: str
-    """Checkpoint and hash of its weights; recorded with every result."""
-    preprocessing: str
-    """Description of the preprocessing in one line; recorded with every result."""
-
-    def image_features(self, images: Sequence[Image]) -> Tensor:
-        """Return features (B, D) of RGB pictures."""
-        ...
-
-    def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return features (B, D) of texts."""
-        ...
-
-    def cut_note(self, texts: Sequence[str]) -> str | None:
-        """Return a note if some texts are longer than the model's context, or None."""
-        ...
-
-
-class ImageScorer(Protocol):
-    """A model whose features are similar for pictures of the same object (DINO)."""
-
-    name: str
-    """Checkpoint and hash of its weights; recorded with every result."""
-    preprocessing: str
-    """Description of the preprocessing in one line; recorded with every result."""
-    preprocess: ImagePreprocessor
-
-    def features(self, images: Sequence[Image]) -> Tensor:
-        """Return features (B, D) of RGB pictures."""
-        ...
-
-    def patches(self, images: Sequence[Image]) -> Tensor:
-        """Return the features of all patches of the preprocessed pictures, (B, h, w, D)."""
         ...
 
 

@@ -10,20 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL.Image import Image
-from torch import Tensor
 
-from personalar.core.measures import MEASURES
-from personalar.scoring.base import ImageScorer, ImageTextScorer, mean_similarity, similarity_between
-from personalar.scoring.metrics import MeanScores
+from personalar.core.measures import mean
+from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 from personalar.scoring.subject_scorer import names_of
 
-MEASURED = (MEASURES["dino"], MEASURES["clip_i"])
 TOLERANCE = 0.01
 """Largest absolute difference from a published score that passes."""
 
 
 def real_images_row(
-    clip: ImageTextScorer, dino: ImageScorer, subjects: Mapping[str, Sequence[Image]]
+    clip: ClipScorer, dino: DinoScorer, subjects: Mapping[str, Sequence[Image]]
 ) -> dict[str, Any]:
     """Return the mean DINO and CLIP-I similarity of real photographs of the same subject.
 
@@ -35,31 +34,24 @@ def real_images_row(
         dino: DINO.
         subjects: photos by subject, at least two each.
     """
-    others, with_self, rows = MeanScores(MEASURED), MeanScores(MEASURED), {}
+    rows: dict[str, dict[str, Any]] = {}
+    with_self: dict[str, dict[str, Any]] = {}
     for name, images in subjects.items():
         features = {"dino": dino.features(images), "clip_i": clip.image_features(images)}
-        between = {key: similarity_between(value) for key, value in features.items()}
-        others.update(_lines(name, between))
-        with_self.update(
-            _lines(name, {key: mean_similarity(value, value) for key, value in features.items()})
-        )
-        rows[name] = {key: round(float(value.mean()), 6) for key, value in between.items()}
+        rows[name] = {key: mean(similarity_between(value).tolist()) for key, value in features.items()}
+        with_self[name] = {key: mean(mean_similarity(one, one).tolist()) for key, one in features.items()}
     return {
-        **{key: round(float(value), 6) for key, value in others.compute().items()},
-        "with_self": {key: round(float(value), 6) for key, value in with_self.compute().items()},
+        **_over_subjects(rows),
+        "with_self": _over_subjects(with_self),
         "photos": sum(map(len, subjects.values())),
         "subjects": rows,
         "scorers": names_of(clip, dino),
     }
 
 
-def _lines(subject: str, values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Return score lines as `MeanScores` reads them; the photo's number takes the place of the seed."""
-    lines = []
-    for scorer, found in values.items():
-        for photo, value in enumerate(found.tolist()):
-            lines.append({"subject": subject, "seed": photo, "scorer": scorer, "value": value})
-    return lines
+def _over_subjects(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of the subjects' means, so that a subject with more photos does not weigh more."""
+    return {key: mean(row[key] for row in rows.values()) for key in ("dino", "clip_i")}
 
 
 def verdict(row: Mapping[str, Any], published: Mapping[str, float]) -> tuple[bool, str]:

@@ -22,11 +22,12 @@ from PIL.Image import Image
 from personalar.config.plugins import build
 from personalar.config.scorer_config import ScorerConfig, identity
 from personalar.config.subject_config import STYLE
-from personalar.core.measures import Measure, check_new
+from personalar.core.measures import Measure, check_new, means
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.prompts import without_style
-from personalar.scoring.base import ImageScorer, ImageTextScorer, Scorer
-from personalar.scoring.metrics import MeanScores
+from personalar.scoring.base import Scorer
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 from personalar.scoring.subject_crop import Outside, SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, StyleScores, SubjectScorer, load_pair
 
@@ -186,7 +187,7 @@ def load_judges(
     *,
     prompts: Sequence[PromptSpec],
     device: str,
-    pair: tuple[ImageTextScorer, ImageScorer] | None = None,
+    pair: tuple[ClipScorer, DinoScorer] | None = None,
 ) -> Judges:
     """Create the scorers of `config`.
 
@@ -248,6 +249,5 @@ def score_pictures(
         for number, (image, spec) in enumerate(zip(pictures, specs, strict=True))
     ]
     judges = load_judges(config, subject, prompts=specs, device="cpu")
-    means = MeanScores(judges.measures)
-    means.update(judges.score(samples))
-    return {name: float(value) for name, value in means.compute().items()}
+    found = means(judges.score(samples), judges.measures)
+    return {name: value for name, value in found.items() if value is not None}

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from personalar.core.measures import Measure
 from personalar.core.types import Box, Sample, Subject
-from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_similarity
+from personalar.scoring.base import Value, mean_similarity
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 
 MARGIN = 0.1
 """Share of the longer side of a box that is added to the square around it."""
@@ -36,7 +38,7 @@ class BoxFinder:
         weights: hash of DINO's weights.
     """
 
-    def __init__(self, dino: ImageScorer, subject: Subject) -> None:
+    def __init__(self, dino: DinoScorer, subject: Subject) -> None:
         self.dino, self.weights = dino, dino.name.rpartition("#")[2]
         self.known = subject.boxes or (None,) * len(subject.images)
         self.direction = subject_direction(dino, subject.images, self.known)
@@ -57,7 +59,7 @@ class SubjectCrop:
 
     batch = 64
 
-    def __init__(self, clip: ImageTextScorer, dino: ImageScorer, subject: Subject) -> None:
+    def __init__(self, clip: ClipScorer, dino: DinoScorer, subject: Subject) -> None:
         self.clip, self.dino, self.finder = clip, dino, BoxFinder(dino, subject)
         found = zip(self.finder.known, self.finder.find(subject.images), strict=True)
         self.boxes = [box or hot for box, hot in found]
@@ -99,7 +101,7 @@ class Outside:
     batch = 64
     measures = (Measure(name="outside", title="unchanged outside", range=(0, 1)),)
 
-    def __init__(self, dino: ImageScorer, subject: Subject) -> None:
+    def __init__(self, dino: DinoScorer, subject: Subject) -> None:
         self.finder = BoxFinder(dino, subject)
         self.before: dict[tuple[str, int], Image] = {}
         """Pictures of the base by (prompt template, seed), stored when the base's samples are scored."""
@@ -141,7 +143,7 @@ def unchanged_share(one: Image, other: Image, boxes: Sequence[Box]) -> float | N
     return float(same[outside].float().mean()) if outside.any() else None
 
 
-def subject_direction(dino: ImageScorer, images: Sequence[Image], boxes: Sequence[Box | None]) -> Tensor:
+def subject_direction(dino: DinoScorer, images: Sequence[Image], boxes: Sequence[Box | None]) -> Tensor:
     """Return the direction (D,) from background to subject: the difference of their mean features.
 
     For a photo without a box the class token is used for the subject, and the outermost patches for the

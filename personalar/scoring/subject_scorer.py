@@ -12,19 +12,18 @@ from torch import Tensor
 from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import MEASURES, Measure
 from personalar.core.types import PromptSpec, Sample, Subject
-from personalar.scoring.base import ImageScorer, ImageTextScorer, Value, mean_similarity, similarity_between
+from personalar.scoring.base import Value, mean_similarity, similarity_between
+from personalar.scoring.clip import ClipScorer
+from personalar.scoring.dino import DinoScorer
 
 
-def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ImageTextScorer, ImageScorer]:
+def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ClipScorer, DinoScorer]:
     """Load CLIP and DINO on `device`; see `checkpoints.resolve_folder` for their paths."""
-    from personalar.scoring.clip import ClipScorer
-    from personalar.scoring.dino import DinoScorer
-
     dino = DinoScorer(config.dino or "", device=device, preprocess=config.dino_preprocess)
     return ClipScorer(config.clip or "", device=device), dino
 
 
-def names_of(clip: ImageTextScorer, dino: ImageScorer) -> dict[str, str]:
+def names_of(clip: ClipScorer, dino: DinoScorer) -> dict[str, str]:
     """Return checkpoints and preprocessing as recorded in run.json."""
     return {
         "clip": clip.name,
@@ -57,8 +56,8 @@ class SubjectScorer:
 
     def __init__(
         self,
-        clip: ImageTextScorer,
-        dino: ImageScorer,
+        clip: ClipScorer,
+        dino: DinoScorer,
         subject: Subject,
         *,
         prompts: Sequence[PromptSpec] = (),
@@ -171,7 +170,7 @@ class Diversity:
 
     measures = (MEASURES["diversity"],)
 
-    def __init__(self, dino: ImageScorer) -> None:
+    def __init__(self, dino: DinoScorer) -> None:
         self.dino = dino
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
@@ -189,7 +188,7 @@ class Drift:
 
     measures = (MEASURES["drift"],)
 
-    def __init__(self, clip: ImageTextScorer) -> None:
+    def __init__(self, clip: ClipScorer) -> None:
         self.clip = clip
         self.before: dict[tuple[str, int], Any] = {}
         """Pictures of the base by (prompt, seed), stored when the base's samples are scored."""

@@ -7,7 +7,8 @@ import json
 import pytest
 from synthetic_run import make_run
 
-from personalar.reports.summary import fidelity_of, mean, stage_titles, summarise, write_summary
+from personalar.core.measures import mean
+from personalar.reports.summary import fidelity_of, stage_titles, summarise, write_summary
 from personalar.scoring.score_file import merge_scores
 
 BOUNDS = {"floor": {"dino": 0.5}, "ceiling": {"dino": 0.9}}

@@ -83,8 +83,3 @@ def record(session: RunContext, stage: str, facts: dict[str, Any]) -> None:
     if note and note not in before:  # a resumed run finds it there already
         session.reporter.say(f"note: {note}", style="yellow")
         session.folder.update(warnings=[*before, note])
-
-
-def notes(run: dict[str, Any]) -> list[str]:
-    """Return the notes of all stages in a run.json."""
-    return [stage["note"] for stage in run.get("stages", {}).values() if stage.get("note")]
