@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MOST_KEPT = 8192
-"""Entries of one cache: 25 MB at a feature width of 768."""
-
 
 class FeatureCache:
-    """Computes features in batches and caches them (least recently used entries are dropped).
+    """Computes features in batches and keeps them; 8192 of width 768 need 25 MB.
 
     References, bounds, diversity, drift and repeated prompts need features of the same pictures and texts.
 
@@ -28,26 +24,16 @@ class FeatureCache:
         self, forward: Callable[[Sequence[Any]], Tensor], key: Callable[[Any], Hashable], batch_size: int
     ) -> None:
         self.forward, self.key, self.batch_size = forward, key, batch_size
-        self.known: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self.known: dict[Hashable, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[Any]) -> Tensor:
         """Return features (B, D) of B items; shape (0, 0) without items."""
         keys = [self.key(item) for item in items]
-        # Taken out of the cache first: the new entries below could push them out.
-        found = {key: self.known[key] for key in keys if key in self.known}
-        unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
+        unknown = {key: item for key, item in zip(keys, items, strict=True) if key not in self.known}
         places = list(unknown)
         for start in range(0, len(places), self.batch_size):
             part = places[start : start + self.batch_size]
             rows = self.forward([unknown[key] for key in part])
-            found.update(zip(part, rows, strict=True))
-        self._keep(found)
-        return torch.stack([found[key] for key in keys]) if keys else torch.empty(0, 0)
-
-    def _keep(self, rows: dict[Hashable, Tensor]) -> None:
-        for key, row in rows.items():
-            self.known[key] = row
-            self.known.move_to_end(key)
-        while len(self.known) > MOST_KEPT:
-            self.known.popitem(last=False)
+            self.known.update(zip(part, rows, strict=True))
+        return torch.stack([self.known[key] for key in keys]) if keys else torch.empty(0, 0)

@@ -1,13 +1,11 @@
-"""Features are computed once for the same content, in batches, and forgotten when there are too many."""
+"""Features are computed once for the same content, in batches."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from PIL import Image
 from test_subject_scorer import plain, subject
 
-from personalar.scoring import features
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 from personalar.scoring.features import FeatureCache
@@ -29,14 +27,6 @@ def test_known_content_is_not_computed_again() -> None:
     assert cache([3, 4, 3, 5])[:, 0].tolist() == [3, 4, 3, 5] and calls == [[3, 4], [5]]
     assert cache([5, 6])[:, 0].tolist() == [5, 6] and calls[2:] == [[6]]
     assert cache([]).shape == (0, 0)
-
-
-def test_the_longest_unused_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "MOST_KEPT", 2)
-    cache, calls = counted()
-    for items in ([1, 2], [1], [3], [1], [2]):  # 3 drops 2
-        assert cache(items)[:, 0].tolist() == items
-    assert calls == [[1, 2], [3], [2]]
 
 
 def test_references_are_judged_by_content_once(tiny_scorer_dir, monkeypatch) -> None:
