@@ -61,6 +61,7 @@ RECORD = {
             "v_moved": (float, None),
             "pictures_changed": (float, None),
             "selected": {"step!": int, "value!": float},
+            "checkpoint": {"file!": str, "step!": int, "world!": int, "strategy!": str, "*": object},
             "*": object,
         }
     },

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from personalar.config.command_line import as_value
 from personalar.config.fields import key_of
-from personalar.config.fingerprint import STAGES, learning_settings, stage_settings
+from personalar.config.fingerprint import STAGES, learning_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.own_files import RECORD_FILE, RESULTS, delete_own
 from personalar.core.run_folder import OtherSettingsError, RunFolder, changes
@@ -41,36 +41,21 @@ def claim(config: RunConfig, folder: RunFolder, *, photos: str, base: str, comma
         reason = obstacle(config, folder) if same_inputs else ""
         if reason is None:  # only the number of steps differs, and the stage can continue
             return
-        first = next(iter(config.method.stages))
-        reuse = same_inputs and folder.has_concept(first) and _learns_alike(config, folder, first)
         why = f". It cannot be trained longer: {reason}" if reason else ""
-        reused = f" and reuse stage {first}" if reuse else ""
         raise ValueError(
-            f"{error.found}{why}. Nothing was changed; choose another folder{reused} with\n"
-            f"  {new_command(command, folder.path, reuse=reuse)}\n"
+            f"{error.found}{why}. Nothing was changed; choose another folder with\n"
+            f"  {new_command(command, folder.path)}\n"
             "(overwrite=true deletes all results in this folder)"
         ) from error
 
 
-def _learns_alike(config: RunConfig, folder: RunFolder, first: str) -> bool:
-    """Return whether stage `first` has the same settings in the folder's run and in `config`."""
-    before = stage_settings(folder.record["settings"], first)
-    return before == stage_settings(learning_settings(config), first)
-
-
-def new_command(command: Sequence[str], path: Path, *, reuse: bool) -> str:
-    """Return `command` for the first free folder PATH-2, PATH-3 and so on.
-
-    Args:
-        reuse: add the setting that copies stage 1 from `path`.
-    """
+def new_command(command: Sequence[str], path: Path) -> str:
+    """Return `command` for the first free folder PATH-2, PATH-3 and so on."""
     number = 2
     # The message must contain a command that works, so the folder must be free.
     while (new := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
     words = [word for word in command if key_of(word) not in REPLACED]
-    if reuse:
-        words.append(f"reuse={as_value(str(path))}")
     return shlex.join([*words, f"hydra.run.dir={as_value(str(new))}"])
 
 
@@ -146,10 +131,8 @@ def _stage_obstacle(
 
 def state_of(folder: RunFolder, stage: str) -> Path | None:
     """Return the checkpoint that run.json names for `stage`; None without one."""
-    try:
-        return folder.checkpoints(stage) / folder.checkpoint_of(stage)["file"]
-    except (KeyError, TypeError):
-        return None
+    file = folder.checkpoint_of(stage).get("file")
+    return folder.checkpoints(stage) / file if file else None
 
 
 def is_whole_state(path: Path | None) -> bool:
@@ -198,21 +181,8 @@ def keep_shorter(config: RunConfig, folder: RunFolder) -> str:
 
 def drop_states(config: RunConfig, folder: RunFolder) -> None:
     """Delete the checkpoints of finished stages, except that of the last one if it can be trained longer."""
-    from personalar.training.checkpoint import LARGEST_STATE
-    from personalar.training.stage import depends_on_steps
-
-    for name, stage in config.method.stages.items():
-        if not folder.has_concept(name):
-            continue
-        numbers, state = config.model.recipe.stages[stage.numbers], state_of(folder, name)
-        # The same conditions as in `checkpoint.keeps_end`, for a checkpoint that exists.
-        kept = (
-            name == folder.last_stage
-            and not depends_on_steps(config.scheduler, numbers.schedule)
-            and folder.checkpoint_of(name).get("step") == numbers.steps
-            and state is not None
-            and state.is_file()
-            and state.stat().st_size <= LARGEST_STATE
-        )
-        if not kept:
-            folder.drop_checkpoints(name)
+    for stage in config.method.stages:
+        # Records of older runs do not have "kept"; there only a checkpoint that is kept is left.
+        kept = stage == folder.last_stage and folder.checkpoint_of(stage).get("kept", True)
+        if folder.has_concept(stage) and not kept:
+            folder.drop_checkpoints(stage)

@@ -87,12 +87,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file and renames it when it is complete; reads tensors only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`. Raises OSError if the disk is full or cannot be written."""
+        """Write `checkpoint` to `path`; see `refusal_named` for errors."""
         path = Path(path)
         made = make_folder(path.parent)
         unfinished = temporary(path)
         try:
-            with refusal_named(path), unfinished.open("wb") as stream:
+            with unfinished.open("wb") as stream:
                 torch.save(checkpoint, stream)
             put_in_place(unfinished, path, made=made)
         finally:
@@ -109,25 +109,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
 
 
-def find_checkpoint(
-    folder: RunFolder, stage: str, *, world: int, strategy: str, optimizer: str
-) -> Path | None:
+def find_checkpoint(folder: RunFolder, stage: str, *, world: int, strategy: str) -> Path | None:
     """Return the checkpoint from which `stage` resumes; None if it has none yet.
 
     Args:
         world: number of processes of this run.
         strategy: `trainer.strategy` of this run.
-        optimizer: "adamw" or "adamw8bit", whose states differ.
 
     Raises:
         FileNotFoundError: the checkpoint that run.json names is missing.
-        ValueError: it is of another optimizer, a DeepSpeed checkpoint of another number of processes or
-            strategy, or run.json is damaged.
+        ValueError: it is a DeepSpeed checkpoint of another number of processes or strategy, or is not in
+            the run folder.
     """
-    record = folder.record.get("stages", {}).get(stage, {}).get("checkpoint")
-    if record is None:
+    record = folder.checkpoint_of(stage)
+    if not record:
         return None
-    _check_entry(record, folder.path / "run.json")
+    if not NAME.fullmatch(record["file"]):  # it is joined to a path, so "../x" must not pass
+        where, name = folder.path / "run.json", f"{record['file']!r:.80}"
+        raise ValueError(f"{where} names a checkpoint {name} outside of the run folder: {RESTART_ADVICE}")
     path = folder.checkpoints(stage) / record["file"]
     if not path.exists():
         raise FileNotFoundError(
@@ -142,22 +141,7 @@ def find_checkpoint(
             "trainer.strategy, trainer.devices and trainer.num_nodes as before, or choose a new folder with "
             "hydra.run.dir=DIR"
         )
-    if (before := record.get("optimizer", optimizer)) != optimizer:  # older records do not have it
-        raise ValueError(
-            f"{path} has the optimizer states of {before}, this run those of {optimizer}: set "
-            f"memory.optimizer={before}, or choose a new folder with hydra.run.dir=DIR"
-        )
     return path
-
-
-def _check_entry(record: Any, where: Path) -> None:
-    """Raise ValueError if run.json's entry for a checkpoint is not valid."""
-    kinds = {"file": str, "step": int, "world": int, "strategy": str}
-    if not isinstance(record, dict) or {name: type(record.get(name)) for name in kinds} != kinds:
-        raise ValueError(f"{where} is damaged (checkpoint): {RESTART_ADVICE}")
-    if not NAME.fullmatch(record["file"]):  # it is joined to a path, so "../x" must not pass
-        name = f"{record['file']!r:.80}"
-        raise ValueError(f"{where} names a checkpoint {name} outside of the run folder: {RESTART_ADVICE}")
 
 
 def keeps_end(pl_module: Any) -> bool:
@@ -241,9 +225,9 @@ class StageCheckpoint(Checkpoint):
             return
         self._last_step = trainer.global_step
         self._ending = self._received_by_any(trainer)
-        due = trainer.global_step % self.every == 0
-        if self._ending or due or (trainer.global_step == trainer.max_steps and keeps_end(pl_module)):
-            self.save(trainer, pl_module)
+        kept = trainer.global_step == trainer.max_steps and keeps_end(pl_module)
+        if self._ending or kept or trainer.global_step % self.every == 0:
+            self.save(trainer, pl_module, kept=kept)
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
         """End after a signal, before minutes of sampling.
@@ -272,8 +256,12 @@ class StageCheckpoint(Checkpoint):
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return int(flag)
 
-    def save(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Write a checkpoint, name it in run.json, and delete the older ones; all processes call it."""
+    def save(self, trainer: L.Trainer, pl_module: Any, *, kept: bool) -> None:
+        """Write a checkpoint, name it in run.json, and delete the older ones; all processes call it.
+
+        Args:
+            kept: it stays when the stage is finished (see `longer.drop_states`).
+        """
         folder, stage = pl_module.context.folder, pl_module.stage.name
         path = folder.checkpoints(stage) / f"step_{trainer.global_step:06d}.ckpt"
         if trainer.is_global_zero:
@@ -292,7 +280,7 @@ class StageCheckpoint(Checkpoint):
                 "step": trainer.global_step,
                 "world": trainer.world_size,
                 "strategy": pl_module.context.config.trainer.strategy,
-                "optimizer": pl_module.context.plans[stage].optimizer,
+                "kept": kept,
             },
         )
         for other in path.parent.iterdir():

@@ -164,10 +164,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     """
     config = context.config.trainer
     world = config.devices * config.num_nodes
-    optimizer = context.plans[stage.name].optimizer
-    last = find_checkpoint(
-        context.folder, stage.name, world=world, strategy=config.strategy, optimizer=optimizer
-    )
+    last = find_checkpoint(context.folder, stage.name, world=world, strategy=config.strategy)
     collected, clock = CollectLearned(), StageClock()
     selection = [StepSelection()] if context.config.selection.scorer.scores else []
     chosen = build_all("callbacks", context.config.callbacks, context, stage.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from conftest_run import compose_config
 from test_cli import command
 from test_personalize import contents, same_result
 
@@ -125,6 +126,17 @@ def test_the_state_is_kept_for_the_last_stage_and_where_it_is_small(
     assert not list(run_dir.rglob("*.ckpt"))
 
 
+def test_the_state_of_an_older_run_is_kept(shorter: Path, copied) -> None:
+    """Older versions did not record that a checkpoint is kept."""
+    folder, config = RunFolder(copied(shorter)), compose_config("+subject=cat", *steps(3))
+    entry = folder.checkpoint_of("transformer")
+    for kept, left in ((None, 1), (False, 0)):
+        older = {name: value for name, value in entry.items() if name != "kept"}
+        folder.update_stage("transformer", checkpoint=older if kept is None else {**older, "kept": kept})
+        longer.drop_states(config, folder)
+        assert len(list(folder.path.rglob("*.ckpt"))) == left
+
+
 def refusal(do_run, run_dir: Path, *words: str) -> str:
     before = contents(run_dir, "**/*")
     with pytest.raises(ValueError, match="contains a run with other settings") as refused:
@@ -147,7 +159,6 @@ def test_what_is_not_more_steps_alone_is_refused(
     said = refusal(do_run, shorter, *words)
     assert ("It cannot be trained longer" in said) == (reason is not None)
     assert (reason or "other settings") in said and f"hydra.run.dir={shorter}-2" in said
-    assert "reuse=" not in said  # its only stage is the one that changes
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
@@ -172,7 +183,7 @@ def test_an_earlier_stage_and_a_stage_that_is_not_chosen_are_refused(
     words = [*steps(3, TWO), f"{embedding}.schedule=constant"]
     do_run(run_dir, *words, "scorer=none")
     said = refusal(do_run, run_dir, *words, "scorer=none", f"{embedding}.steps=6")
-    assert "stage transformer has begun after stage embedding" in said and "reuse=" not in said
+    assert "stage transformer has begun after stage embedding" in said
     more = [*words, "scorer=none", f"{TWO[0]}.steps=5"]
     said = refusal(do_run, run_dir, *more, "stage=embedding")
     assert "stage transformer is not among those to train (stage=embedding)" in said
@@ -182,14 +193,13 @@ def test_an_earlier_stage_and_a_stage_that_is_not_chosen_are_refused(
     )
 
 
-def test_the_command_that_is_offered_takes_over_the_finished_stage(do_run, finished_run: Path) -> None:
+def test_the_command_that_is_offered_trains_in_a_new_folder(do_run, finished_run: Path) -> None:
     """The learning rate depends on the steps; the suggested command is run as it is printed."""
     said = refusal(do_run, finished_run, f"{TWO[0]}.steps=5")
     assert "the learning rate of stage transformer depends on its number of steps" in said
     line = next(line for line in said.splitlines() if line.startswith("  python -m personalar.run "))
     words, new = shlex.split(line), Path(f"{finished_run}-2")
-    assert words[-2:] == [f"reuse={finished_run}", f"hydra.run.dir={new}"]
+    assert words[-1] == f"hydra.run.dir={new}"
     done = command(new.parent, *words[2:])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stage embedding: copied from" in done.stdout
     assert RunFolder(new).record["stages"]["transformer"]["steps"] == 5

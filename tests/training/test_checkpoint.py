@@ -173,9 +173,9 @@ def saved(tmp_path: Path) -> RunFolder:
 
 
 def test_the_checkpoint_that_was_written_is_found(saved: RunFolder) -> None:
-    path = find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
+    path = find_checkpoint(saved, "embedding", world=2, strategy="zero2")
     assert path is not None and torch.load(path, weights_only=True)["state_dict"]["x"].sum() == 3
-    assert find_checkpoint(saved, "transformer", world=1, strategy="single", optimizer="adamw") is None
+    assert find_checkpoint(saved, "transformer", world=1, strategy="single") is None
 
 
 def test_a_finished_stage_keeps_no_checkpoint(saved: RunFolder, finished_run: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> Non
         FileNotFoundError,
         match=r"resumes at step 4, is missing: restore it from a copy, or .*new folder .*earlier/ included",
     ):
-        find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
+        find_checkpoint(saved, "embedding", world=2, strategy="zero2")
 
 
 def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
@@ -218,10 +218,11 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
     assert do_run(tmp_path, *words)
 
 
-def test_an_entry_of_before_with_a_digest_is_taken(saved: RunFolder) -> None:
+def test_an_entry_of_before_with_more_in_it_is_taken(saved: RunFolder) -> None:
     record = saved.record["stages"]["embedding"]["checkpoint"]
-    saved.update_stage("embedding", checkpoint={**record, "digest": "0" * 64})
-    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw") is not None
+    saved.update_stage("embedding", checkpoint={**record, "digest": "0" * 64, "optimizer": "adamw"})
+    saved = RunFolder(saved.path)
+    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2") is not None
 
 
 @pytest.mark.parametrize(("world", "strategy"), [(4, "zero2"), (2, "zero3"), (1, "single")])
@@ -229,23 +230,13 @@ def test_deepspeed_resumes_with_the_same_processes_only(saved: RunFolder, world:
     with pytest.raises(
         ValueError, match=rf"saved by 2 processes .*zero2, now there are {world} with {strategy}"
     ):
-        find_checkpoint(saved, "embedding", world=world, strategy=strategy, optimizer="adamw")
-
-
-def test_other_optimizer_states_are_refused(saved: RunFolder) -> None:
-    record = saved.record["stages"]["embedding"]["checkpoint"]
-    saved.update_stage("embedding", checkpoint={**record, "optimizer": "adamw8bit"})
-    with pytest.raises(
-        ValueError, match=r"states of adamw8bit, this run .* adamw: set memory\.optimizer=adamw8bit"
-    ):
-        find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw")
-    assert find_checkpoint(saved, "embedding", world=2, strategy="zero2", optimizer="adamw8bit") is not None
+        find_checkpoint(saved, "embedding", world=world, strategy=strategy)
 
 
 def test_ddp_resumes_with_any_number_of_processes(saved: RunFolder) -> None:
     record = saved.record["stages"]["embedding"]["checkpoint"]
     saved.update_stage("embedding", checkpoint={**record, "strategy": "ddp"})
-    assert find_checkpoint(saved, "embedding", world=1, strategy="single", optimizer="adamw") is not None
+    assert find_checkpoint(saved, "embedding", world=1, strategy="single") is not None
 
 
 def test_a_step_may_have_other_passes_when_it_goes_on(
