@@ -48,6 +48,7 @@ SET_ELSEWHERE = {
     "trainer.gradient_clip_val": f"{STAGE}.gradient_clip",
     "trainer.val_check_interval": "samples.grid_every_steps",
     "trainer.check_val_every_n_epoch": "samples.grid_every_steps",
+    "trainer.limit_val_batches": "samples.grid_every_steps (0: no sample grids)",
     "trainer.callbacks": "+callbacks.NAME._target_=my_package.MyCallback",
     "trainer.logger": "logger=tensorboard or +logger.NAME._target_=my_package.MyLogger",
     "trainer.default_root_dir": "hydra.run.dir",

@@ -20,7 +20,6 @@ class LightningArguments:
     """
 
     precision: Any = None
-    limit_val_batches: Any = None
     num_sanity_val_steps: Any = 0
     log_every_n_steps: Any = 1
     enable_checkpointing: Any = None

@@ -97,7 +97,6 @@ def make_trainer(
     accumulate *= batch // context.plans[stage.name].batch
     # Values that the user may override with trainer.NAME=...; those passed to `build` below are fixed.
     arguments = {
-        "limit_val_batches": 1 if every else 0,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         **config.chosen,
@@ -116,6 +115,7 @@ def make_trainer(
         gradient_clip_val=numbers.gradient_clip,
         val_check_interval=every * accumulate if every else None,  # Lightning counts batches, not steps
         check_val_every_n_epoch=None,
+        limit_val_batches=1 if every else 0,
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=context.folder.path,

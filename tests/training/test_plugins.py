@@ -177,7 +177,6 @@ def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
         (["+callbacks.mine._target_=nowhere.Mine"], r"callbacks\.mine: cannot create nowhere\.Mine"),
         (["+logger.mine._target_=toys.ListLogger"], r"logger\.mine: .*missing 2 required keyword-only"),
         (["+callbacks.mine.x=1"], r"callbacks\.mine=.* names no class: set callbacks\.mine\._target_="),
-        (["optimizer=sgd", "memory.optimizer=adamw"], r"leave out memory\.optimizer"),
     ],
 )
 def test_what_cannot_be_made_is_named(do_run: DoRun, tmp_path: Path, words: list[str], message: str) -> None:
