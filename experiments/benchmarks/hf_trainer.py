@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Theirs(nn.Module):
         weights = select_parameters(self.model, stage.trains.parameters)
         for parameter in weights.values():
             parameter.requires_grad_(True)
-        module.use_weights(weights)
+        module.network = replace(module.network, weights=weights)
 
     def forward(self, ids: Tensor, loss_mask: Tensor, **_: Tensor) -> dict[str, Tensor]:
         """Return {"loss"}."""

@@ -158,7 +158,7 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     ),
     "model.recipe.betas": (
         lambda c: list(c.optimizer.get("betas") or ()) == c.model.recipe.betas,
-        "optimizer=adamw, with optimizer.betas left as it is",
+        "optimizer=adamw or adamw8bit, with optimizer.betas left as it is",
     ),
     "model.recipe.data.crop_scale": (
         lambda c: c.model.recipe.data.crops_per_photo > 0,

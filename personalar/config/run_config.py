@@ -203,13 +203,6 @@ class RunConfig:
                     f"method.stages.{name}.numbers={stage.numbers!r} is not in model.recipe.stages; "
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
-        # 8-bit states exist for AdamW only.
-        target = self.optimizer.get("_target_")
-        if self.memory.optimizer is not None and target != "torch.optim.AdamW":
-            raise ValueError(
-                f"memory.optimizer={self.memory.optimizer} is a variant of AdamW, but the optimizer is "
-                f"{target}: leave out memory.optimizer, or set optimizer=adamw"
-            )
         prior = self.prior
         for stage in self.method.stages.values():
             replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0 and prior.kind != "none"

@@ -106,19 +106,12 @@ def _sees_gpu() -> bool:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """How training is fitted into memory. Except for `optimizer`, results differ by rounding only."""
+    """How training is fitted into memory; results differ by rounding only."""
 
     name: str = MISSING
     gigabytes: float | None = field(default=None, metadata=limits(0.001))
     """Available memory per device in 10^9 bytes; null: all memory of the device."""
     recompute: bool | None = None
     """Activation checkpointing: recompute each block in the backward pass; null: only if necessary."""
-    optimizer: str | None = None
-    """"adamw8bit": the AdamW of bitsandbytes with 8-bit states, which alters the result; null or "adamw":
-    the run's `optimizer`."""
     split_batch: bool = True
     """Split a batch into micro-batches if necessary; an optimizer step sees the same sequences."""
-
-    def __post_init__(self) -> None:
-        if self.optimizer is not None:
-            one_of("memory.optimizer", self.optimizer, ("adamw", "adamw8bit"))

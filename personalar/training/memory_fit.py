@@ -96,7 +96,7 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         image_tokens=shape.answer_tokens if answer else shape.codes,
         choices=shape.network.vocab_size if answer else shape.num_codes,
         recompute=bool(config.memory.recompute),
-        optimizer=config.memory.optimizer or ("adamw8bit" if is_8bit(config) else "adamw"),
+        optimizer="adamw8bit" if is_8bit(config) else "adamw",
         dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
@@ -162,7 +162,7 @@ def alternatives(
     *_, least = variants(work, config)
     quantized = 'pip install "personalar[quantized]"'
     if config.optimizer.get("_target_") == "torch.optim.AdamW":
-        yield f"memory.optimizer=adamw8bit ({quantized})", [replace(least, optimizer="adamw8bit")]
+        yield f"optimizer=adamw8bit ({quantized})", [replace(least, optimizer="adamw8bit")]
     # Every method trains the embeddings first, on the base in 16 bits.
     first = replace(least, patterns=(), lora_rank=0, base_bits=16)
     lora = replace(first, lora_rank=16, lora_every=1)
@@ -189,8 +189,8 @@ def check_libraries(config: RunConfig) -> None:
     """Raise ModuleNotFoundError, with the setting, if a library that a setting needs is not installed."""
     if config.method.base_bits == 4:
         require_bitsandbytes("method.base_bits=4")
-    if config.memory.optimizer == "adamw8bit":
-        require_bitsandbytes("memory.optimizer=adamw8bit")
+    if str(target := config.optimizer.get("_target_")).startswith("bitsandbytes."):
+        require_bitsandbytes(f"optimizer._target_={target}")
 
 
 def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> dict[str, Workload]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -30,12 +30,7 @@ from personalar.models.sharding import ordinary_modules
 from personalar.training.context import RunContext
 from personalar.training.inputs import stage_inputs
 from personalar.training.loss import sequence_loss
-from personalar.training.model_prep import (
-    prepare_blocks,
-    quantize_base,
-    require_bitsandbytes,
-    train_in_float32,
-)
+from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.stage import parameter_groups, select_parameters
 from personalar.training.strategy import shards_weights
 
@@ -124,28 +119,17 @@ def _finished(context: RunContext, stage: Stage, network: Network) -> Network:
     return network
 
 
-def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters of `module`, detached, by name."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def make_optimizer(
-    settings: Mapping[str, Any], groups: list[dict[str, Any]], *, eight_bit: bool = False, mixed: bool = False
-) -> Any:
+def make_optimizer(settings: Mapping[str, Any], groups: list[dict[str, Any]], *, mixed: bool = False) -> Any:
     """Return the optimizer that `settings` describe (`_target_` and arguments).
 
     Args:
         groups: parameter groups with learning rate and weight decay.
-        eight_bit: replace torch's AdamW by the one of bitsandbytes with 8-bit states, to save memory.
         mixed: the Trainer uses mixed precision.
     """
     chosen = dict(settings)
-    if chosen.get("_target_") == "torch.optim.AdamW":
-        if eight_bit:
-            require_bitsandbytes("memory.optimizer=adamw8bit")
-            chosen["_target_"] = "bitsandbytes.optim.AdamW8bit"
-        if eight_bit or mixed:  # Lightning cannot clip for a fused optimizer under mixed precision
-            chosen.pop("fused", None)
+    # Lightning cannot clip for a fused optimizer under mixed precision.
+    if mixed and chosen.get("_target_") == "torch.optim.AdamW":
+        chosen.pop("fused", None)
     return build("optimizer", chosen, params=groups)
 
 
@@ -201,14 +185,6 @@ class PersonalizationModule(L.LightningModule):
         for parameters in self.network.adapters.values():
             trained += parameters.values()
         return trained
-
-    def release(self) -> None:
-        """Free the network after training; the identifier remains."""
-        del self.network, self.transformer
-
-    def use_weights(self, weights: Mapping[str, nn.Parameter]) -> None:
-        """Train `weights` (by name) instead of the parameters of the network."""
-        self.network = replace(self.network, weights=weights)
 
     def batch_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the training loss (scalar) of one batch: `loss.sequence_loss` and adapters' penalties."""
@@ -266,12 +242,8 @@ class PersonalizationModule(L.LightningModule):
         if config.model.recipe.identifier.optimizer == "direction" and not self.stage.trains.changes_network:
             optimizer: Any = Direction(groups, pull=self._pull_to_class())
         else:
-            optimizer = make_optimizer(
-                config.optimizer,
-                groups,
-                eight_bit=self.context.plans[self.stage.name].optimizer == "adamw8bit",
-                mixed="mixed" in str(config.trainer.precision),
-            )
+            mixed = "mixed" in str(config.trainer.precision)
+            optimizer = make_optimizer(config.optimizer, groups, mixed=mixed)
         schedule = fill_in(config.scheduler, steps=numbers.steps, schedule=numbers.schedule)
         scheduler = build("scheduler", schedule, optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -285,5 +257,5 @@ class PersonalizationModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save only the trainable parameters: the frozen base would add 14 GB for a 7B."""
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in trainable_state(self).items()}
-        checkpoint["state_dict"] = state
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {name: tensor.to("cpu", copy=True) for name, tensor in trained.items()}

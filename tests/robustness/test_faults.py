@@ -27,7 +27,7 @@ from test_personalize import contents, same_result
 
 import personalar.training.module
 from personalar.core.errors import user_errors, user_message
-from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO
+from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO, refusal_named
 
 __all__ = ["mistake"]
 
@@ -133,7 +133,7 @@ def save_too_much(path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999))
     try:
-        with user_errors("x"):
+        with user_errors("x"), refusal_named(path):
             AtomicCheckpointIO().save_checkpoint({"a": torch.ones(9999)}, path)
     except SystemExit as stopped:
         print(stopped)
@@ -292,7 +292,7 @@ def test_a_diverged_loss_is_one_sentence(do_run, tmp_path: Path, monkeypatch) ->
     assert not (tmp_path / "run" / "stages" / "embedding" / "concept").exists()
 
 
-@pytest.mark.parametrize("words", [["method=qlora"], ["memory.optimizer=adamw8bit"]])
+@pytest.mark.parametrize("words", [["method=qlora"], ["optimizer=adamw8bit"]])
 def test_a_missing_library_is_told_before_anything_is_learned(
     do_run, tmp_path: Path, words: list[str], monkeypatch
 ) -> None:

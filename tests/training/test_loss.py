@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest_backend import make_backend
+from conftest_run import compose_config
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import PriorConfig, PriorWeights, StageNumbers
@@ -15,13 +16,8 @@ from personalar.data.stream import collate, limit_loss
 from personalar.models.base import TrainingSequence
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.training.loss import distillation_loss, head_loss, sequence_loss
-from personalar.training.model_prep import (
-    prepare_blocks,
-    quantize_base,
-    require_bitsandbytes,
-    train_in_float32,
-)
-from personalar.training.module import make_optimizer
+from personalar.training.memory_fit import check_libraries
+from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.stage import select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
@@ -234,14 +230,13 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        lambda: require_bitsandbytes("memory.optimizer=adamw8bit"),
-        lambda: make_optimizer({"_target_": "torch.optim.AdamW"}, [], eight_bit=True),
+        lambda: check_libraries(compose_config("+subject=cat", "optimizer=adamw8bit")),
         lambda: quantize_base(make_backend().blocks),
     ],
 )
 def test_what_needs_bitsandbytes_says_so(use, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"(optimizer=adamw8bit|base_bits=4) needs bitsandbytes.*\[quantized\]"
+        ModuleNotFoundError, match=r"(\.AdamW8bit|base_bits=4) needs bitsandbytes.*\[quantized\]"
     ):
         use()

@@ -184,7 +184,7 @@ def ways(
 
 
 def test_only_settings_that_can_run_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    eight_bit = 'memory.optimizer=adamw8bit (pip install "personalar[quantized]")'
+    eight_bit = 'optimizer=adamw8bit (pip install "personalar[quantized]")'
     zero2, zero3 = ("trainer=zero2 trainer.devices=2", "trainer=zero3 trainer.devices=2")
     assert ways(monkeypatch) == [zero2, zero3, "trainer=zero3_offload trainer.devices=2"]
     assert ways(monkeypatch, gpus=1) == [eight_bit, "method=lora", "method=embedding_only"]

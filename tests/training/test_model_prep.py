@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import make_backend
+from conftest_run import compose_config
 
+from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.models.chameleon.serialization import save_backend
 from personalar.training.model_prep import prepare_blocks, quantize_base
 from personalar.training.module import make_optimizer
@@ -72,9 +74,8 @@ def test_states_in_8_bits_follow_those_in_32() -> None:
     found = {}
     for name in ("adamw", "adamw8bit"):
         parameter = torch.nn.Parameter(torch.zeros(64, 128))
-        settings = {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.95], "fused": True}
         groups = [{"params": [parameter], "lr": 1e-2}]
-        optimizer = make_optimizer(settings, groups, eight_bit=name == "adamw8bit")
+        optimizer = make_optimizer(compose_config("+subject=cat", f"optimizer={name}").optimizer, groups)
         for _ in range(30):
             optimizer.zero_grad()
             (parameter - goal).square().sum().backward()
@@ -84,6 +85,13 @@ def test_states_in_8_bits_follow_those_in_32() -> None:
     assert state["state1"].dtype == state["state2"].dtype == torch.uint8
     error = (found["adamw8bit"] - found["adamw"]).abs()
     assert error.mean() < 0.1 * found["adamw"].abs().mean()
+
+
+def test_states_in_8_bits_make_another_run() -> None:
+    plain, small = (compose_config("+subject=cat", *more) for more in ([], ["optimizer=adamw8bit"]))
+    assert learning_settings(plain) != learning_settings(small)
+    first = [stage_settings(learning_settings(config), "embedding") for config in (plain, small)]
+    assert first[0] != first[1]  # so `reuse` does not take one for the other
 
 
 def test_four_bits_hold_the_matrices_nearly() -> None:
@@ -111,10 +119,10 @@ def test_four_bits_hold_the_matrices_nearly() -> None:
 
 @pytest.mark.slow
 def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> None:
-    """method=qlora and memory.optimizer=adamw8bit, both stages, on a CPU: it learns and writes an adapter."""
+    """method=qlora and optimizer=adamw8bit, both stages, on a CPU: it learns and writes an adapter."""
     pytest.importorskip("bitsandbytes", reason=QUANTIZED)
     base = save_backend(make_backend(**WIDE), tmp_path / "model", dtype=torch.float32)
-    overrides = ["method=qlora", "memory.optimizer=adamw8bit", "stage=both", f"model.path={base}"]
+    overrides = ["method=qlora", "optimizer=adamw8bit", "stage=both", f"model.path={base}"]
     overrides += ["model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"]
     run_dir = tmp_path / "run"
     do_run(run_dir, *overrides)

@@ -76,7 +76,7 @@ class CollectLearned(L.Callback):
         """Collect the learned tensors; drop network and optimizer."""
         self.parts = learned_parts(pl_module)
         # At the end of `fit` Lightning copies whatever is left to the host's memory, which a 7B may exceed.
-        pl_module.release()
+        del pl_module.network, pl_module.transformer
         # Their states are twice as large as the trained weights.
         trainer.strategy.optimizers = []
 
