@@ -136,9 +136,8 @@ def log_pictures_and_concept(run: Any, session: RunContext) -> None:
         table.add_data(step, *map(sample.get, facts), picture, *map(sample.get, scores))
     run.log({"pictures": table})
     if (folder.path / "concept").is_dir():
-        artifact = wandb.Artifact(
-            plain_name(f"concept-{session.run_name}", longest=128), type="concept", metadata=session.base
-        )
+        name = plain_name(f"concept-{session.config.model.name}-{session.subject.name}", longest=128)
+        artifact = wandb.Artifact(name, type="concept", metadata=session.base)
         artifact.add_dir(str(folder.path / "concept"))
         run.log_artifact(artifact)
 

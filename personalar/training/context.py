@@ -60,11 +60,6 @@ class RunContext:
         return learning_settings(self.config)
 
     @property
-    def run_name(self) -> str:
-        """The name of the run for loggers, "model-subject"."""
-        return f"{self.config.model.name}-{self.subject.name}"
-
-    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the base's weights."""
         return getattr(torch, self.config.model.dtype)
