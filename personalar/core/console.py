@@ -86,9 +86,9 @@ class Reporter:
                 self._facts = phase.facts()
         finally:
             self._phases.remove(phase)
-            self.bars.remove_task(phase.task.id)
             if not self._phases:
-                self.bars.stop()
+                self.bars.stop()  # draws the bar once more
+            self.bars.remove_task(phase.task.id)
         own = phase.seconds()
         self.booked += own
         note = f", {phase.note}" if phase.note else ""
