@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 Size = tuple[int, int]
 MAX_RATIO = 4.0
+LEAST_KEPT = 0.98
+"""If cropping would keep more than this share of a photo, nothing is said to be cut off: sizes are rounded.
+Emu3 stretches such a photo instead."""
 LISTED = 8
 """Maximum number of sizes in a message."""
 
@@ -36,15 +39,8 @@ def bucket_sizes(resolution: int, grid_px: int) -> list[Size]:
     return sizes
 
 
-def area_size(ratio: float, resolution: int, grid_px: int) -> Size:
-    """Return the (width, height) of area about `resolution` ** 2 for width : height, sides rounded (Emu3)."""
-    ratio = min(max(ratio, 1 / MAX_RATIO), MAX_RATIO)
-    width, height = resolution * ratio**0.5, resolution / ratio**0.5
-    return round(width / grid_px) * grid_px, round(height / grid_px) * grid_px
-
-
 def area_sizes(resolution: int, grid_px: int) -> list[Size]:
-    """Return every size that `area_size` gives, widest first."""
+    """Return the sizes of area `resolution` ** 2, with sides rounded to the grid, widest first (Emu3)."""
     side = resolution / grid_px
     shortest, longest = round(side / MAX_RATIO**0.5), round(side * MAX_RATIO**0.5)
     sizes = []
@@ -75,7 +71,7 @@ class Fit:
     size: Size
     """The size of the base."""
     cut: float
-    """Share of the photo's area that is cropped, 0 to 1."""
+    """Share of the photo's area that is cropped, 0 to 1; 0 if it is less than 2 %, see `LEAST_KEPT`."""
     tall: bool
     """Top and bottom are cropped, not left and right."""
     enlarged: float
@@ -86,7 +82,9 @@ def fit(image: Size, sizes: Sequence[Size]) -> Fit:
     """Return how a photo of size `image` fits into the one of `sizes` that crops it least."""
     size = choose_bucket(*image, sizes)
     scales = (size[0] / image[0], size[1] / image[1])
-    return Fit(size=size, cut=1 - kept_share(image, size), tall=scales[0] > scales[1], enlarged=max(scales))
+    kept = kept_share(image, size)
+    cut = 0.0 if kept > LEAST_KEPT else 1 - kept
+    return Fit(size=size, cut=cut, tall=scales[0] > scales[1], enlarged=max(scales))
 
 
 def written(size: Size) -> str:

@@ -19,8 +19,6 @@ from personalar.models.base import Backend
 from personalar.models.image_transforms import fill_size, to_uint8
 
 LARGEST_PX = 512
-LEAST_CUT = 0.005
-"""Share of a photo's area; a smaller crop comes from rounding to whole pixels."""
 
 
 def save_references(folder: Path, photos: Sequence[Image.Image], layout: ProtocolConfig) -> None:
@@ -31,7 +29,7 @@ def save_references(folder: Path, photos: Sequence[Image.Image], layout: Protoco
         photos: RGB images.
         layout: the base's image sizes and how it resizes.
     """
-    cuts = any(fit(photo.size, layout.sizes).cut >= LEAST_CUT for photo in photos)
+    cuts = any(fit(photo.size, layout.sizes).cut > 0 for photo in photos)
     for index, photo in enumerate(photos):
         path = folder / f"{index:02d}.png"
         if not is_whole_png(path):

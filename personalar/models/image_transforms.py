@@ -10,10 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from personalar.core.image_sizes import Size, choose_bucket, kept_share
-
-LEAST_KEPT = 0.98
-"""If cropping kept more than this share of a photo, Emu3 stretches it instead (its sides are rounded)."""
+from personalar.core.image_sizes import LEAST_KEPT, Size, choose_bucket, kept_share
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:

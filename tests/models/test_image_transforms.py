@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personalar.core.image_sizes import MAX_RATIO, area_size, area_sizes, bucket_sizes, choose_bucket
+from personalar.core.image_sizes import MAX_RATIO, Size, area_sizes, bucket_sizes, choose_bucket, fit
 from personalar.models.image_transforms import flatten_alpha, preprocess, to_model_range, to_uint8
 
 GOLDEN = {
@@ -68,13 +68,28 @@ def test_golden_choices(size: tuple[int, int]) -> None:
     assert got == GOLDEN[size]
 
 
+def rounded(ratio: float, resolution: int) -> Size:
+    """The size that BAAI gives a photo of this width / height: each side of the area is rounded by itself."""
+    sides = (resolution * ratio**0.5, resolution / ratio**0.5)
+    return round(sides[0] / 8) * 8, round(sides[1] / 8) * 8
+
+
 @pytest.mark.parametrize(("resolution", "count"), [(720, 271), (512, 193), (40, 17)])
 def test_areas_with_rounded_sides_are_all_that_a_photo_can_get(resolution: int, count: int) -> None:
     sizes = area_sizes(resolution, 8)
     ratios = [MAX_RATIO ** (place / 20000 - 1) for place in range(40001)]
-    assert set(sizes) == {area_size(ratio, resolution, 8) for ratio in ratios}
+    assert set(sizes) == {rounded(ratio, resolution) for ratio in ratios}
     assert len(sizes) == count and (resolution, resolution) in sizes
     assert sizes[0][0] == sizes[-1][1] == 2 * resolution
+
+
+@pytest.mark.parametrize("resolution", [720, 512])
+def test_of_rounded_areas_a_photo_is_never_cropped(resolution: int) -> None:
+    """What is stretched without a crop is not said to be cut off; only beyond 4:1 is something lost."""
+    sizes = area_sizes(resolution, 8)
+    shapes = [(width, 1000) for width in range(250, 4001, 25)]
+    assert {fit(shape, sizes).cut for shape in shapes} == {0}
+    assert fit((5000, 1000), sizes).cut == pytest.approx(0.2)
 
 
 def test_a_shape_of_its_size_is_stretched_and_another_is_cropped() -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from personalar.config.model_config import ProtocolConfig
-from personalar.core.image_sizes import area_size
 from personalar.models.base import Head, Loss
 from personalar.models.emu3.emu3_layout import Emu3Layout
 from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
@@ -50,24 +45,6 @@ class Emu3Backend(LlamaBackend):
         self.reserved_ids, self.pad_id = vocabulary.concept_ids, vocabulary.pad
         # The pieces of words, whose ids come before those of special tokens and image codes.
         self.trained_rows = slice(0, vocabulary.pad)
-
-    def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `self.sizes` (width, height) to which upstream resizes an upright `image`."""
-        layout = self.protocol.config
-        return area_size(image.width / image.height, layout.resolution, layout.grid_px)
-
-    def preprocess(
-        self,
-        image: Image.Image,
-        *,
-        size: tuple[int, int] | None = None,
-        crop: str = "center",
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Scale and crop a photo; see `base.Backend.preprocess`."""
-        # The shape of the upright photo: `fill_size` applies the EXIF rotation too.
-        size = size or self.best_size(ImageOps.exif_transpose(image))
-        return super().preprocess(image, size=size, crop=crop, generator=generator)
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids over which the softmax of `loss` is taken."""

@@ -22,6 +22,8 @@ from conftest_run import compose_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from personalar.core.image_sizes import fit
+from personalar.data.references import save_references
 from personalar.models.emu3 import open_folder
 from personalar.models.emu3.emu3_files import RANKS, VISION_TOKENS, Emu3Files
 from personalar.models.emu3.emu3_vocabulary import PAD, Emu3Vocabulary, code_name, extra
@@ -228,19 +230,22 @@ def test_a_checkpoint_in_bfloat16_keeps_its_image_tokenizer(emu3_dir: Path, tmp_
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_photo_is_resized_to_its_area_without_a_crop(emu3_dir: Path) -> None:
+def test_a_photo_is_resized_to_its_area_without_a_crop(emu3_dir: Path, tmp_path: Path) -> None:
+    """To the size that is also said and shown before the training."""
     layout = replace(LAYOUT, resolution=160)
     base = load(open_folder(emu3_dir, layout=layout))
     photo = Image.effect_noise((403, 301), 60).convert("RGB")
-    assert base.best_size(photo) == (184, 140)
-    expected = torch.tensor(list(photo.resize((184, 140), Image.Resampling.BICUBIC).tobytes()))
+    assert base.best_size(photo) == (184, 136) == fit(photo.size, layout.sizes).size
+    expected = torch.tensor(list(photo.resize((184, 136), Image.Resampling.BICUBIC).tobytes()))
     pixels = (base.preprocess(photo) * 255).round().long()
     assert torch.equal(pixels.permute(1, 2, 0).flatten(), expected)
     assert base.preprocess(photo, size=(160, 160)).shape == (3, 160, 160)  # cropped, as the shape is another
     turned = photo.copy()
     turned.getexif()[0x0112] = 6
     turned.info["exif"] = turned.getexif().tobytes()
-    assert base.preprocess(Image.open(saved(turned))).shape == (3, 184, 140)
+    assert base.preprocess(Image.open(saved(turned))).shape == (3, 184, 136)
+    save_references(tmp_path, [photo], layout)
+    assert not (tmp_path / "cropped").exists()
 
 
 def saved(image: Image.Image) -> Any:
