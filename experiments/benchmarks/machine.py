@@ -129,7 +129,7 @@ def step_bytes(backend: ChameleonBackend, *, batch: int, prompt: int, answer: in
     weights = sum(p.nbytes for p in transformer.parameters())
     weights -= transformer.lm_head.weight.nbytes + transformer.model.embed_tokens.weight.nbytes
     weights += transformer.lm_head.weight[backend.tokenizer.image_rows].nbytes
-    cache = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
+    cache = backend.new_cache(torch.zeros(1, 1, dtype=torch.int64, device=backend.device))
     token = sum(t.nbytes for t in (*cache.keys, *cache.values))
     filled = (prompt + answer / 2) + (answer / 2 if guided else 0)
     return weights + batch * filled * token

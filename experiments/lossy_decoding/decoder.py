@@ -69,16 +69,17 @@ class PackedBackend:
         """Return the attribute of the wrapped backend."""
         return getattr(self._backend, name)
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
+    def new_cache(self, positions: Tensor) -> KVCache:
         """Allocate a quantized cache, without ever allocating an exact one."""
         transformer = self._backend.transformer
         config, weight = transformer.config, transformer.lm_head.weight
-        slots = torch.arange(capacity, device=weight.device)
-        cos, sin = transformer.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
-        like = weight.new_empty(1).expand(len(pad), config.num_key_value_heads, capacity, config.head_dim)
+        rows, slots = positions.shape
+        cos, sin = transformer.rotary(torch.arange(slots, device=weight.device)[None], weight.dtype)
+        like = weight.new_empty(1).expand(rows, config.num_key_value_heads, slots, config.head_dim)
         keys = [LowBits(like, self._form) for _ in self._backend.blocks]
         values = [LowBits(like, self._form) for _ in self._backend.blocks]
-        return PackedCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)  # type: ignore[arg-type]
+        factors = {"cos": cos[0, 0], "sin": sin[0, 0]}
+        return PackedCache(keys=keys, values=values, positions=positions, **factors)  # type: ignore[arg-type]
 
 
 class PackedCache(KVCache):

@@ -38,7 +38,7 @@ def largest_batch(limit: int, backend: Backend, *, free: int, rows: int, length:
         rows: sequences per image; 2 with guidance.
         length: tokens of the longest sequence.
     """
-    token = backend.new_cache(capacity=1, pad=torch.zeros(1, dtype=torch.int64, device=backend.device))
+    token = backend.new_cache(torch.zeros(1, 1, dtype=torch.int64, device=backend.device))
     token_bytes = sum(t.nbytes for t in (*token.keys, *token.values))
     # At least one: if that does not fit either, the error is that of the allocation.
     return max(1, min(limit, int(CACHE_SHARE * free // (token_bytes * rows * length))))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.base import GenerationRequest
-from personalar.models.base import Backend, Cache
+from personalar.models.base import Backend, KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,10 @@ class Schedule:
         """Return the number of tokens that a step feeds."""
         return self.starts[step + 1] - self.starts[step]
 
-    def new_cache(self, backend: Backend, *, multiple: int = 1) -> Cache:
+    def new_cache(self, backend: Backend, *, multiple: int = 1) -> KVCache:
         """Return a KV cache for this batch, with a capacity that is a multiple of `multiple` slots."""
-        rows, slots = self.positions.shape
-        capacity = -(-slots // multiple) * multiple
-        cache = backend.new_cache(capacity=capacity, pad=self.positions.new_zeros(rows))
-        cache.place(self.padded_positions(capacity))
-        return cache
+        capacity = -(-self.positions.shape[1] // multiple) * multiple
+        return backend.new_cache(self.padded_positions(capacity))
 
     def padded_positions(self, capacity: int) -> Tensor:
         """Return `positions`, padded with empty slots to (R, capacity)."""
@@ -126,7 +123,7 @@ def num_codes(backend: Backend) -> int:
 def prefill(
     backend: Backend,
     rows: list[list[int]],
-    cache: Cache,
+    cache: KVCache,
     *,
     identifier: Identifier | None,
     more: Tensor | None = None,

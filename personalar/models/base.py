@@ -10,39 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from personalar.models.dropout import Dropout
+from personalar.models.network.cache import CacheWindow, KVCache, SharedRows
 
 Loss = str
 """The tokens with a loss: "image_tokens" (arXiv 2504.13162), or "answer", every token after the prompt
 (Lumina-mGPT, arXiv 2408.02657)."""
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (..., D) to float32 logits (..., K)."""
-
-
-class Cache(Protocol):
-    """Keys and values of a batch; made by `Backend.new_cache`, advanced by `Backend.forward`."""
-
-    length: int
-    """Slots that are filled; the next token goes to this slot."""
-    keys: list[Tensor]
-    """One tensor per layer."""
-    values: list[Tensor]
-
-    @property
-    def capacity(self) -> int:
-        """Slots per row."""
-
-    def place(self, positions: Tensor) -> None:
-        """Clear the cache and set the position of the token in each slot, (B, L) int64; -1 means empty."""
-
-    def at(self, slots: Tensor, end: int) -> Any:
-        """Return a cache view for a forward pass that writes `slots` and attends to slots below `end`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +163,8 @@ class Backend(Protocol):
     def grammar(self, h: int, w: int) -> Sequence[int | None]:
         """Return the tokens of an image of (h, w) codes in order: fixed ids, and None for a sampled code."""
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> Cache:
-        """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
+    def new_cache(self, positions: Tensor) -> KVCache:
+        """Allocate a cache for tokens at `positions` (B, L) int64; -1 for an empty slot."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to embeddings (B, T, D)."""
@@ -191,18 +172,14 @@ class Backend(Protocol):
     def forward(
         self,
         embeds: Tensor,
-        positions: Tensor | None = None,
-        cache: Cache | None = None,
-        mask: Tensor | None = None,
+        cache: KVCache | CacheWindow | SharedRows | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D) with causal attention.
 
         Args:
-            positions: (B or 1, T) int64; by default 0..T-1, or those after `cache`.
             cache: earlier keys and values; the new ones are added.
-            mask: additive attention mask, instead of the causal one.
             dropout: for a training pass.
             ids: (B, T), for `block_inputs` and `separate_ids`; None leaves them out, as in a step that feeds
                 codes only.

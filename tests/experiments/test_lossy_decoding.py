@@ -50,12 +50,8 @@ def test_a_vector_of_zeros_stays_one(name: str) -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_packed_cache_is_small_and_nearly_exact(name: str, attention: str) -> None:
     exact = make_backend(attention=attention)
-    packed, pad, row = (
-        PackedBackend(exact, name),
-        torch.zeros(1, dtype=torch.int64),
-        torch.arange(10, 22)[None],
-    )
-    cache, other = (backend.new_cache(capacity=12, pad=pad) for backend in (exact, packed))
+    packed, row = PackedBackend(exact, name), torch.arange(10, 22)[None]
+    cache, other = (backend.new_cache(torch.arange(12)[None]) for backend in (exact, packed))
     wanted = exact.forward(exact.embed(row), cache=cache)
     got = torch.cat([packed.forward(packed.embed(row[:, k : k + 1]), cache=other) for k in range(12)], 1)
     assert not torch.equal(got, wanted)
@@ -65,11 +61,11 @@ def test_a_packed_cache_is_small_and_nearly_exact(name: str, attention: str) -> 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_way_of_writing_packs_the_same(name: str) -> None:
-    backend, pad = PackedBackend(make_backend(), name), torch.zeros(2, dtype=torch.int64)
+    backend = PackedBackend(make_backend(), name)
     row = torch.arange(10, 14).expand(2, 4)
     hidden = []
     for slots in (None, torch.arange(4), torch.arange(4).expand(2, 4)):
-        cache = backend.new_cache(capacity=6, pad=pad)
+        cache = backend.new_cache(torch.arange(6).expand(2, -1))
         view = cache if slots is None else cache.at(slots, 4)
         hidden.append(backend.forward(backend.embed(row), cache=view))
     assert all(torch.allclose(hidden[0], other, atol=1e-5) for other in hidden[1:])

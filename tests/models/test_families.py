@@ -140,7 +140,7 @@ def test_cached_steps_are_the_whole_pass(base: Backend) -> None:
     ids = torch.tensor([base.training_sequence("a dog", some_codes(base), loss="image_tokens").ids])
     embeds = base.embed(ids)
     whole = base.forward(embeds)
-    cache = base.new_cache(capacity=ids.shape[1], pad=torch.zeros(1, dtype=torch.int64))
+    cache = base.new_cache(torch.arange(ids.shape[1])[None])
     parts = [base.forward(part, cache=cache) for part in embeds.split([7, *[1] * (ids.shape[1] - 7)], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
     logits = base.image_logits(whole)

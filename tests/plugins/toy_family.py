@@ -145,16 +145,15 @@ class ToyBackend(nn.Module):
     def grammar(self, h: int, w: int) -> list[int | None]:
         return [BEGIN, *[None] * (h * w), END]
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        table, factors = torch.zeros(len(pad), 1, capacity, 2), torch.zeros(1, 1, capacity, 2)
-        return KVCache(keys=[table], values=[table.clone()], cos=factors, sin=factors, pad=pad)
+    def new_cache(self, positions: Tensor) -> KVCache:
+        rows, slots = positions.shape
+        table, factors = torch.zeros(rows, 1, slots, 2), torch.zeros(slots, 2)
+        return KVCache(keys=[table], values=[table.clone()], cos=factors, sin=factors, positions=positions)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.transformer.table(ids)
 
-    def forward(
-        self, embeds: Tensor, positions=None, cache=None, mask=None, dropout=None, ids=None
-    ) -> Tensor:
+    def forward(self, embeds: Tensor, cache=None, dropout=None, ids=None) -> Tensor:
         if cache is not None:
             cache.advance(embeds.shape[1])
         return self.transformer(embeds, ids=ids)

@@ -105,7 +105,8 @@ class Window:
         parts = [gumbel_noise(self._seeds, p, self._num_codes) for p in positions.split(NOISE_AT_ONCE)]
         self._noise = torch.cat(parts, dim=1)
         pad = torch.tensor([self._longest - len(row) for row in self._rows], device=backend.device)
-        self._cache = backend.new_cache(capacity=self._longest + len(self._body.forced), pad=pad)
+        slots = torch.arange(self._longest + len(self._body.forced), device=backend.device)
+        self._cache = backend.new_cache((slots - pad[:, None]).clamp_min(-1))
 
     @property
     def codes(self) -> Tensor:

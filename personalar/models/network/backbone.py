@@ -14,7 +14,7 @@ from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.dropout import Dropout
 from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
-from personalar.models.network.cache import KVCache
+from personalar.models.network.cache import CacheWindow, KVCache, SharedRows
 from personalar.models.network.llama import Llama
 from personalar.models.network.memory_shape import decode_bytes, images_at_once
 from personalar.models.network.vq import VQModel
@@ -171,9 +171,8 @@ class LlamaBackend(nn.Module):
         """Return the tokens of an image of (h, w) codes: fixed ids, and None for a sampled code."""
         return self.protocol.grammar(h, w)
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        """Allocate a cache of `capacity` tokens for rows left-padded by `pad` (B,) slots."""
-        return self.transformer.new_cache(capacity=capacity, pad=pad)
+    def new_cache(self, positions: Tensor) -> KVCache:
+        return self.transformer.new_cache(positions)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) to embeddings (B, T, D)."""
@@ -182,14 +181,12 @@ class LlamaBackend(nn.Module):
     def forward(
         self,
         embeds: Tensor,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        cache: KVCache | CacheWindow | SharedRows | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D); see `Llama.forward`."""
-        return self.transformer(embeds, positions, cache, mask, dropout=dropout, ids=ids)
+        return self.transformer(embeds, cache, dropout, ids)
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids over which the softmax of `loss` is taken."""

@@ -45,22 +45,20 @@ class KVCache:
 
     Args:
         keys, values: one tensor (B, Hkv, L, hd) per layer.
-        cos, sin: rotary factors of every slot, (B, 1, L, hd) or (1, 1, L, hd).
-        pad: number of empty slots on the left of each row, (B,) int64.
+        cos, sin: rotary factors of the positions 0 to L - 1, (L, hd).
+        positions: (B, L) int64, see `place`.
     """
 
     def __init__(
-        self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, pad: Tensor
+        self, *, keys: list[Tensor], values: list[Tensor], cos: Tensor, sin: Tensor, positions: Tensor
     ) -> None:
         self.keys, self.values = keys, values
-        self.cos, self.sin = cos, sin
-        self.pad = pad
-        self.length = 0
-        """Number of slots written so far; the next token goes to this slot."""
-        self._by_position: tuple[Tensor, Tensor] | None = None
+        self._by_position = cos, sin
+        self.cos, self.sin = (factors.new_empty(len(positions), 1, *factors.shape) for factors in (cos, sin))
+        """Rotary factors of every slot, (B, 1, L, hd)."""
         # (B, 1, 1, L): 0 for slots with a token, -inf for empty ones.
-        self._visible = cos.new_zeros(len(pad), 1, 1, self.capacity)
-        self._show(torch.arange(self.capacity, device=pad.device)[None, :] >= pad[:, None])
+        self._visible = cos.new_empty(len(positions), 1, 1, self.capacity)
+        self.place(positions)
 
     @property
     def capacity(self) -> int:
@@ -74,30 +72,18 @@ class KVCache:
 
         Args:
             positions: (B, L) int64; -1 for an empty slot.
-
-        Raises:
-            ValueError: the cache was made with pads. Without them, slot i first has position i.
         """
-        if self.pad.any():
-            raise ValueError(f"a cache with pads {self.pad.tolist()} cannot be placed; make it with pad=0")
-        if self._by_position is None:
-            # Without pads the factors of slot i are those of position i.
-            self._by_position = self.cos[0, 0], self.sin[0, 0]  # (L, hd)
-            # Own factors per row, because rows can have different positions in a slot.
-            self.cos = self.cos[:1].expand(len(positions), -1, -1, -1).clone()
-            self.sin = self.sin[:1].expand(len(positions), -1, -1, -1).clone()
         self.length = 0
-        self._show(positions >= 0)
-        for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
-            table.copy_(factors[positions.clamp_min(0)][:, None])
-
-    def _show(self, real: Tensor) -> None:
+        """Number of slots written so far; the next token goes to this slot."""
+        real = positions >= 0
         self._visible.copy_(_additive(real, self._visible.dtype)[:, None, None, :])
         # From this slot on, every row has at least one token to attend to.
         self._all_see = int(real.int().argmax(1).max())
+        for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
+            table.copy_(factors[positions.clamp_min(0)][:, None])
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of the next `num_tokens` slots, (B or 1, 1, T, hd)."""
+        """Return cos and sin of the next `num_tokens` slots, (B, 1, T, hd)."""
         window = self._window(num_tokens)
         return self.cos[:, :, window], self.sin[:, :, window]
 
@@ -108,7 +94,7 @@ class KVCache:
         # The common case in decoding: a slice, without any kernel.
         if num_tokens == 1 and self.length >= self._all_see:
             return visible
-        slots = torch.arange(end, device=self.pad.device)
+        slots = torch.arange(end, device=self.cos.device)
         rows = slots[self.length :]
         allowed = (slots[None, :] <= rows[:, None]) & (visible == 0)  # (B, 1, T, end)
         # An empty slot may attend to itself. Softmax over nothing is NaN, and spreads to other rows as 0 *
@@ -159,13 +145,12 @@ class CacheWindow:
         self._rows = torch.arange(len(visible), device=slots.device)[:, None]
 
     def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of the slots, (B or 1, 1, T, hd)."""
+        """Return cos and sin of the slots, (B, 1, T, hd)."""
         tables = (self._cache.cos, self._cache.sin)
         if self._slots.ndim == 1:
-            cos, sin = (table.index_select(2, self._slots) for table in tables)  # (B or 1, 1, T, hd)
+            cos, sin = (table.index_select(2, self._slots) for table in tables)
         else:
-            # % len: the table has one row if all rows of the batch share their positions.
-            cos, sin = (table[self._rows % len(table), 0, self._slots][:, None] for table in tables)
+            cos, sin = (table[self._rows, 0, self._slots][:, None] for table in tables)
         return cos, sin
 
     def mask(self, num_tokens: int) -> Tensor:

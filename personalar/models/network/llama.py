@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from personalar.config.fields import limits
 from personalar.models.dropout import Dropout, drop
 from personalar.models.network.attention import attend, separated
-from personalar.models.network.cache import KVCache, Store
+from personalar.models.network.cache import CacheWindow, KVCache, SharedRows, Store
 from personalar.models.network.norms import HeadNorm, RMSNorm
 
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
@@ -225,23 +225,20 @@ class Llama(nn.Module):
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        """Allocate a cache of `capacity` tokens for rows that are left-padded by `pad` (B,) int64 slots."""
+    def new_cache(self, positions: Tensor) -> KVCache:
+        """Allocate a cache for tokens at `positions` (B, L) int64; -1 for an empty slot."""
         config, weight = self.config, self.model.embed_tokens.weight
-        slots = torch.arange(capacity, device=weight.device)
-        # The first token after the padding has position 0.
-        cos, sin = self.rotary((slots - pad[:, None]).clamp_min(0), weight.dtype)
-        shape = (len(pad), config.num_key_value_heads, capacity, config.head_dim)
+        rows, slots = positions.shape
+        cos, sin = self.rotary(torch.arange(slots, device=weight.device)[None], weight.dtype)
+        shape = (rows, config.num_key_value_heads, slots, config.head_dim)
         keys = [weight.new_zeros(shape) for _ in self.model.layers]
         values = [weight.new_zeros(shape) for _ in self.model.layers]
-        return KVCache(keys=keys, values=values, cos=cos, sin=sin, pad=pad)
+        return KVCache(keys=keys, values=values, cos=cos[0, 0], sin=sin[0, 0], positions=positions)
 
     def forward(
         self,
         embeds: Tensor,
-        positions: Tensor | None = None,
-        cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        cache: KVCache | CacheWindow | SharedRows | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
@@ -249,20 +246,17 @@ class Llama(nn.Module):
 
         Args:
             embeds: (B, T, D).
-            positions: (B or 1, T) int64; by default 0..T-1, or those of the cache.
             cache: earlier keys and values; the new ones are written, and the write position moves by T.
-            mask: additive, broadcastable to (B, H, T, S); by default causal, or that of the cache.
             dropout: dropout of the residual branches, for a training pass.
             ids: (B, T), for `block_inputs` and `separate_ids`; None leaves them out.
         """
         num_tokens = embeds.shape[1]
-        if positions is None and cache is not None:
+        if cache is not None:
             # The cache has them for every slot, so nothing is computed per token.
-            rotary = cache.rotary(num_tokens)
+            rotary, mask = cache.rotary(num_tokens), cache.mask(num_tokens)
         else:
-            counted = torch.arange(num_tokens, device=embeds.device)[None]
-            rotary = self.rotary(counted if positions is None else positions, embeds.dtype)
-        mask = cache.mask(num_tokens) if mask is None and cache is not None else mask
+            positions = torch.arange(num_tokens, device=embeds.device)[None]
+            rotary, mask = self.rotary(positions, embeds.dtype), None  # causal
         if ids is not None and len(self.separate_ids) > 1:
             mask = separated(mask, ids, self.separate_ids, dtype=embeds.dtype)
         # Rows and tokens in one dimension: linear layers on (N, D) need no reshape.

@@ -146,9 +146,10 @@ class Toy:
     def grammar(self, h: int, w: int) -> list[int | None]:
         return [BOI, *([None] * w + [NEWLINE]) * h, EOI]
 
-    def new_cache(self, *, capacity: int, pad: Tensor) -> KVCache:
-        zeros = torch.zeros(len(pad), 1, capacity, 1)
-        return KVCache(keys=[zeros], values=[zeros.clone()], cos=zeros, sin=zeros, pad=pad)
+    def new_cache(self, positions: Tensor) -> KVCache:
+        rows, slots = positions.shape
+        table, factors = torch.zeros(rows, 1, slots, 1), torch.zeros(slots, 1)
+        return KVCache(keys=[table], values=[table.clone()], cos=factors, sin=factors, positions=positions)
 
     def embed(self, ids: Tensor) -> Tensor:
         return ids[..., None].float()

@@ -102,7 +102,7 @@ def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[in
     transformer = build(num_key_value_heads=kv_heads, attention=attention)
     short, long = random_ids(1, 9, seed=1), random_ids(1, 12, seed=2)
     padded = torch.cat((torch.cat((torch.full((1, 3), 7), short), dim=1), long))  # (2, 12)
-    cache = transformer.new_cache(capacity=14, pad=torch.tensor([3, 0]))
+    cache = transformer.new_cache((torch.arange(14) - torch.tensor([[3], [0]])).clamp_min(-1))
     chunks = [transformer(transformer.embed(part), cache=cache) for part in padded.split(widths, dim=1)]
     got = torch.cat(chunks, dim=1)
     assert got.isfinite().all()
@@ -112,22 +112,9 @@ def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[in
 
 def test_cache_too_short() -> None:
     transformer = build()
-    cache = transformer.new_cache(capacity=4, pad=torch.tensor([0]))
+    cache = transformer.new_cache(torch.arange(4)[None])
     with pytest.raises(ValueError, match="the cache has a capacity of 4 tokens, got 0 \\+ 5"):
         transformer(transformer.embed(random_ids(1, 5)), cache=cache)
-
-
-def test_positions_and_mask_as_arguments() -> None:
-    transformer = build()
-    embeds = transformer.embed(random_ids(2, 6))
-    positions = torch.arange(6).expand(2, 6)
-    causal = torch.full((6, 6), float("-inf")).triu(1)
-    torch.testing.assert_close(
-        transformer(embeds, positions, mask=causal), transformer(embeds), atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(  # rotary positions are relative
-        transformer(embeds, positions + 11), transformer(embeds), atol=1e-5, rtol=0
-    )
 
 
 def test_eager_and_sdpa_train_alike() -> None:
