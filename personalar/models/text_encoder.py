@@ -35,6 +35,7 @@ class TextEncoder:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocabulary.values()) + 1
         self._names = re.compile(f"(?={names})")  # a lookahead also finds overlapping names
         self._check_spaces()
 

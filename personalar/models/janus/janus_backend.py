@@ -33,23 +33,17 @@ class JanusBackend(LlamaBackend):
         first, number = transformer.config.vocab_size, transformer.config.num_codes
         codes = slice(first, first + number)
         chat = ChatLayout(vocabulary, layout, codes=codes, downsample=vq.config.downsample)
-        super().__init__(transformer=transformer, vq=vq, layout=chat)
         # Rows without a token, because Janus reserves no names for later use.
-        self.reserved_ids: Sequence[int] = vocabulary.unnamed_ids(first)
-        self.pad_id, self.trained_rows = vocabulary.pad, slice(0, vocabulary.named_rows)
+        reserved = vocabulary.unnamed_ids(first)
+        super().__init__(transformer=transformer, vq=vq, layout=chat)
+        self.reserved_ids: Sequence[int] = reserved
+        self.pad_id, self.trained_rows = vocabulary.pad, slice(0, vocabulary.vocab_size)
 
     @property
     def max_tokens(self) -> int:
         """Number of positions that the model was trained with."""
         return min(TRAINED_TOKENS, super().max_tokens)
 
-    def choices(self, loss: Loss) -> slice:
-        """Return the ids of the image codes. Raises ValueError for another loss than "image_tokens"."""
-        if loss != "image_tokens":
-            raise ValueError(f"loss={loss} is not possible: Janus predicts only image codes")
-        return self.protocol.codes
-
     def head(self, loss: Loss) -> Head:
-        """Return the function from hidden states to logits of `choices(loss)`."""
-        self.choices(loss)  # checks `loss`
+        """Return the function from hidden states to logits of the image codes; the only loss is theirs."""
         return self.transformer.head()

@@ -29,8 +29,6 @@ class JanusVocabulary(TextEncoder):
         names = sorted((name for name in added if len(name) > 1), key=len, reverse=True)
         super().__init__(tokenizer, f"(?:{'|'.join(map(re.escape, names)) or '(?!)'})")
         self.bos, self.pad, self.boi = map(self.require, (BOS, PAD, BEGIN_OF_IMAGE))
-        self.named_rows = max(self.vocabulary.values()) + 1
-        """Rows of the embedding table that belong to a token."""
 
     def roles(self, template: str) -> dict[str, int]:
         """Return the ids of the role names in a prompt template."""
@@ -42,9 +40,9 @@ class JanusVocabulary(TextEncoder):
         Raises:
             ValueError: there are none.
         """
-        if self.named_rows >= rows:
+        if self.vocab_size >= rows:
             raise ValueError(
-                f"the tokenizer has {self.named_rows} ids, the model embeds {rows}: no row is left for [V]; "
+                f"the tokenizer has {self.vocab_size} ids, the model embeds {rows}: no row is left for [V]; "
                 "the tokenizer belongs to another model"
             )
-        return range(rows - 1, self.named_rows - 1, -1)
+        return range(rows - 1, self.vocab_size - 1, -1)

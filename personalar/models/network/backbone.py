@@ -24,10 +24,26 @@ from personalar.models.sharding import is_sharded
 class LlamaBackend(nn.Module):
     """Transformer, image tokenizer and layout of one base model; see `base.Backend`.
 
-    Subclasses add `reserved_ids`, `pad_id`, `trained_rows`, `choices` and `head`.
+    Subclasses add `reserved_ids`, `pad_id` and `trained_rows`.
+
+    Raises:
+        ValueError: the tokenizer does not fit the transformer or the image tokenizer.
     """
 
     def __init__(self, *, transformer: Llama, vq: VQModel, layout: ImageLayout) -> None:
+        ids, rows = layout.encoder.vocab_size, transformer.config.vocab_size
+        # Fewer ids than rows are fine: published embedding tables are padded.
+        if ids > rows:
+            raise ValueError(
+                f"the tokenizer has {ids} ids, the model embeds only {rows}: take the tokenizer of the same "
+                "repository"
+            )
+        codes = layout.codes.stop - layout.codes.start
+        if codes != vq.config.num_embeddings:
+            raise ValueError(
+                f"the tokenizer names {codes} image codes, the image tokenizer has "
+                f"{vq.config.num_embeddings}: they belong to different models"
+            )
         super().__init__()
         self.transformer, self.vq, self.protocol = transformer, vq, layout
         self.sizes = layout.config.sizes
@@ -190,11 +206,12 @@ class LlamaBackend(nn.Module):
 
     def choices(self, loss: Loss) -> slice:
         """Return the ids over which the softmax of `loss` is taken."""
-        raise NotImplementedError
+        everything = slice(0, self.transformer.config.vocab_size)
+        return self.protocol.codes if loss == "image_tokens" else everything
 
     def head(self, loss: Loss) -> Head:
         """Return the function from hidden states to logits of `choices(loss)`."""
-        raise NotImplementedError
+        return self.transformer.head(self.choices(loss))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""

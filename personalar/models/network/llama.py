@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, N = B T, D width, H query heads, K key/value heads, h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personalar.config.fields import limits
+from personalar.models.base import Head
 from personalar.models.dropout import Dropout, drop
 from personalar.models.network.attention import attend, separated
 from personalar.models.network.cache import CacheWindow, KVCache, SharedRows, Store
@@ -188,6 +189,9 @@ class Stack(nn.Module):
 
 class Llama(nn.Module):
     """Maps token embeddings to hidden states; subclasses add the head."""
+
+    head: Callable[[slice], Head]
+    """Returns the function from hidden states (..., D) to float32 logits of some ids."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -164,7 +164,7 @@ def test_parts_must_fit(tiny_backend: ChameleonBackend) -> None:
     small = type(config)(**(vars(config) | {"vocab_size": 100}))
     with pytest.raises(ValueError, match="the model embeds only 100"):
         init_backend(transformer=small, vq=vq, **parts)
-    with pytest.raises(ValueError, match="names 64 image codes, the VQ model has 32"):
+    with pytest.raises(ValueError, match="names 64 image codes, the image tokenizer has 32"):
         init_backend(transformer=config, vq=VQConfig(**(vars(vq) | {"num_embeddings": 32})), **parts)
 
 
