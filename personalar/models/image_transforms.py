@@ -44,14 +44,7 @@ def fill_size(
             a crop if that changes the shape by less than 2 %).
         crop: "center" for evaluation, "random" for training as upstream.
         generator: source of the random crop.
-
-    Raises:
-        ValueError: `crop` is unknown, or "random" without a generator.
     """
-    if crop not in ("center", "random"):
-        raise ValueError(f"crop={crop!r} is unknown; use 'center' or 'random'")
-    if crop == "random" and generator is None:
-        raise ValueError("crop='random' needs a torch.Generator, so that the crop can be repeated")
     image = ImageOps.exif_transpose(image)
     if image.mode not in ("RGB", "RGBA"):  # palettes and similar modes cannot be interpolated
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")

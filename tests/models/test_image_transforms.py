@@ -180,13 +180,6 @@ def test_uint8_truncates() -> None:
     ]
 
 
-def test_crop_errors() -> None:
-    with pytest.raises(ValueError, match="crop='left' is unknown"):
-        preprocess(picture(32, 32), sizes=[(32, 32)], crop="left")
-    with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
-        preprocess(picture(32, 32), sizes=[(32, 32)], crop="random")
-
-
 def test_chameleon_resizes_in_one_lanczos_step_after_the_alpha() -> None:
     image = picture(300, 200, "RGBA")
     white = flatten_alpha(image)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from personalar.config.model_config import ProtocolConfig
-from personalar.models.chameleon.model_files import check_layout
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.image_layout import ImageLayout
 
@@ -28,11 +27,10 @@ class SequenceLayout(ImageLayout):
         downsample: side in pixels of the square of one image code; divides `config.grid_px`.
 
     Raises:
-        ValueError: `config` is not a layout of this family, or `downsample` does not divide `grid_px`.
+        ValueError: `downsample` does not divide `grid_px`.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ProtocolConfig, *, downsample: int) -> None:
-        check_layout(config)
         self.tokenizer, self.flat = tokenizer, config.structure == "flat"
         super().__init__(
             encoder=tokenizer,
@@ -54,18 +52,9 @@ class SequenceLayout(ImageLayout):
         return contexts[self.config.unconditional]
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return the ids before the first code: BOI and, unless the structure is flat, two size tokens.
-
-        Raises:
-            ValueError: (h, w) is not a size of this base.
-        """
-        if h % self.codes_per_grid or w % self.codes_per_grid:
-            raise ValueError(
-                f"got {h}x{w} codes (height x width); both must be multiples of {self.codes_per_grid}"
-            )
+        """Return the ids before the first code: BOI and, unless the structure is flat, two size tokens."""
         tokens = self.tokenizer
         if self.flat:
-            self.require_square(h, w)
             return [tokens.boi]
         sizes = (h // self.codes_per_grid, w // self.codes_per_grid)
         return [tokens.boi, *map(tokens.size_id, sizes)]

@@ -66,10 +66,7 @@ class Tokenizer(TextEncoder):
         """Unused ids for identifiers, in order."""
 
     def size_id(self, grids: int) -> int:
-        """Return the size token for a side of `grids` * grid_px pixels; ValueError if there is none."""
-        longest = len(self._size_ids)
-        if not 1 <= grids <= longest:
-            raise ValueError(f"an image side of {grids} grids has no size token; allowed are 1 to {longest}")
+        """Return the size token for a side of `grids` * grid_px pixels."""
         return self._size_ids[grids - 1]
 
 

@@ -38,8 +38,7 @@ class ChatLayout(ImageLayout):
         )
 
     def image_prefix(self, h: int, w: int) -> list[int]:
-        """Return BOI. Raises ValueError for a size other than the only one."""
-        self.require_square(h, w)
+        """Return BOI."""
         return [self.vocabulary.boi]
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:

@@ -136,11 +136,6 @@ def test_codes_out_of_order(tmp_path: Path) -> None:
         Tokenizer.from_file(path)
 
 
-def test_size_errors() -> None:
-    with pytest.raises(ValueError, match="allowed are 1 to 8"):
-        TOKENIZER.size_id(9)
-
-
 def test_vocabulary_too_small() -> None:
     with pytest.raises(ValueError, match="need at least"):
         build_tokenizer(["a"], num_codes=64, max_grids=4, num_concept_ids=4, vocab_size=100)
