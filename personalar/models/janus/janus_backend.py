@@ -41,7 +41,6 @@ class JanusBackend(LlamaBackend):
 
     @property
     def max_tokens(self) -> int:
-        """Number of positions that the model was trained with."""
         return min(TRAINED_TOKENS, super().max_tokens)
 
     def head(self, loss: Loss) -> Head:

@@ -52,7 +52,6 @@ class LlamaBackend(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return self.word_table.device
 
     @property
@@ -62,37 +61,30 @@ class LlamaBackend(nn.Module):
 
     @property
     def square(self) -> tuple[int, int]:
-        """The default image size (width, height) in pixels."""
         return self.protocol.config.square
 
     @property
     def known_words(self) -> list[str] | None:
-        """All words of the training captions; None: unknown."""
         return self.protocol.config.known_words
 
     @property
     def max_tokens(self) -> int:
-        """Number of positions that the model was trained with."""
         return self.transformer.config.max_position_embeddings
 
     @property
     def word_table(self) -> Tensor:
-        """The embedding table (V, D)."""
         return self.transformer.model.embed_tokens.weight
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The layers of the transformer."""
         return self.transformer.model.layers
 
     @property
     def block_inputs(self) -> nn.ModuleList:
-        """Modules that change what a block reads."""
         return self.transformer.block_inputs
 
     @property
     def separate_ids(self) -> list[Sequence[int]]:
-        """Groups of ids whose tokens do not attend to those of another group."""
         return self.transformer.separate_ids
 
     @property
@@ -103,7 +95,6 @@ class LlamaBackend(nn.Module):
 
     @property
     def is_sharded(self) -> bool:
-        """True if the weights are sharded (ZeRO 3)."""
         return any(map(is_sharded, self.transformer.parameters()))
 
     def preprocess(
@@ -114,19 +105,14 @@ class LlamaBackend(nn.Module):
         crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Scale and crop a photo; see `base.Backend.preprocess`."""
         sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
         return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
-        """Return the one of `self.sizes` (width, height) that crops an upright `image` least."""
         return choose_bucket(image.width, image.height, self.sizes)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, 3, H, W)")
         pixels = to_model_range(images.to(self.device))
         # In chunks, because the VQ model needs much memory at full resolution.
         at_once = images_at_once(images.shape[2] * images.shape[3])
@@ -134,64 +120,51 @@ class LlamaBackend(nn.Module):
 
     @torch.no_grad()
     def decode_images(self, codes: Tensor) -> Tensor:
-        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
-        if codes.ndim != 3:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}, expected (B, h, w)")
         at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
         pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
         # From [-1, 1] of the VQ model to [0, 1].
         return (torch.cat(pixels) + 1.0) / 2.0
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
-        """Return the bytes, without weights, that decoding `images` images of (h, w) codes needs."""
         config = self.vq.config
         return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
 
     def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return the codes (h, w) of an image of `size` (width, height), by default of `square`."""
         return self.protocol.code_shape(*(size or self.square))
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of `text`; names of special tokens in it are plain text."""
         return self.protocol.encoder.encode_text(text)
 
     def prompt_ids(
         self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
-        """Return the ids before an image of `size` (width, height); see `ImageLayout.prompt_ids`."""
         return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return the ids before the image in the unconditional context of `prompt` (ids)."""
         return self.protocol.without_prompt(prompt)
 
     def negative_prompt(
         self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
-        """Return the ids before the image in a context of guidance that asks for `text`, to avoid it."""
         return self.protocol.negative_prompt(text, *(size or self.square), tokens)
 
     def training_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return `prompt` and the image of codes (h, w) as one training example."""
         return self.protocol.training_ids(prompt, codes, tokens, loss=loss)
 
     def unconditional_sequence(
         self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the training example of prompt dropout: the image of codes (h, w) without its prompt."""
         return self.protocol.unconditional_ids(prompt, codes, tokens, loss=loss)
 
     def grammar(self, h: int, w: int) -> list[int | None]:
-        """Return the tokens of an image of (h, w) codes: fixed ids, and None for a sampled code."""
         return self.protocol.grammar(h, w)
 
     def new_cache(self, positions: Tensor) -> KVCache:
         return self.transformer.new_cache(positions)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Map ids (B, T) to embeddings (B, T, D)."""
         return self.transformer.embed(ids)
 
     def forward(
@@ -201,18 +174,14 @@ class LlamaBackend(nn.Module):
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
-        """Map embeddings (B, T, D) to hidden states (B, T, D); see `Llama.forward`."""
         return self.transformer(embeds, cache, dropout, ids)
 
     def choices(self, loss: Loss) -> slice:
-        """Return the ids over which the softmax of `loss` is taken."""
         everything = slice(0, self.transformer.config.vocab_size)
         return self.protocol.codes if loss == "image_tokens" else everything
 
     def head(self, loss: Loss) -> Head:
-        """Return the function from hidden states to logits of `choices(loss)`."""
         return self.transformer.head(self.choices(loss))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to float32 logits of the image codes (..., K)."""
         return self.head("image_tokens")(hidden)
