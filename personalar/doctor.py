@@ -75,7 +75,7 @@ def model_files(model: ModelConfig) -> Iterator[str]:
         f"top-k {sampling.top_k}, top-p {sampling.top_p:g}, temperature {sampling.temperature:g}"
     )
     # On meta only sizes, tokenizer and the names and shapes of all tensors are read.
-    files.load(dtype=torch.float32, device="meta", attention="eager")
+    files.load(dtype=torch.float32, device="meta")
 
 
 def photos(config: DoctorConfig) -> Iterator[str]:

@@ -115,7 +115,7 @@ def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
     if own["weights"] == "random_7b":
         return random_7b(dtype=dtype, device=torch.device(device))
     files = obtain_model(config.model, say=print)
-    return load_backend(files, dtype=dtype, device=device, attention=config.trainer.attention)
+    return load_backend(files, dtype=dtype, device=device)
 
 
 def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) -> list[Contender]:

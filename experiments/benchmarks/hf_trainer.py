@@ -49,7 +49,7 @@ class Theirs(nn.Module):
             raise ValueError("transformers' class has no dropout; set model.recipe.dropout=0")
         backend = module.network.backend
         self.model = hf_model(backend)
-        self.model.config._attn_implementation = backend.transformer.config.attention
+        self.model.config._attn_implementation = "sdpa"
         self.model.requires_grad_(False)
         self.identifier = module.identifier
         weights = select_parameters(self.model, stage.trains.parameters)

@@ -107,7 +107,7 @@ def flex(decoder: Changed) -> Iterator[None]:
         yield
 
 
-def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Like `attend`, with flex_attention."""
 
     def masked(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -117,15 +117,18 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eage
     return flex_attention.flex_attention(query, key, value, score_mod=masked, enable_gqa=grouped)
 
 
-def spelled_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+def spelled_out(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Like `attend`, with two matrix products and a softmax."""
-    return attend(query, key, value, mask, eager=True)
+    groups = query.shape[1] // key.shape[1]  # query heads per key head
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = torch.add(mask, query @ key.mT, alpha=query.shape[-1] ** -0.5)  # (B, H, T, S)
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+def sums_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Like `attend`, but with sums for a single query, which the compiler can fuse with other operations."""
     if query.shape[2] > 1:
-        return attend(query, key, value, mask, eager=eager)
+        return attend(query, key, value, mask)
     grouped = query.float().unflatten(1, (key.shape[1], -1))  # (B, K, H / K, 1, hd)
     key, value = key[:, :, None].float(), value[:, :, None].float()  # (B, K, 1, S, hd)
     scores = (grouped * key).sum(-1) * query.shape[-1] ** -0.5 + mask.float()  # (B, K, H / K, S)
@@ -212,9 +215,9 @@ def mask_of_all_slots(window: CacheWindow, num_tokens: int) -> Tensor:
     return visible.masked_fill(slots > window._slots[:, None], float("-inf"))
 
 
-def cut_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, eager: bool) -> Tensor:
+def cut_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Like `attend`, for a mask of all slots."""
-    return attend(query, key, value, mask[..., : key.shape[2]], eager=eager)
+    return attend(query, key, value, mask[..., : key.shape[2]])
 
 
 def tuned(decoder: Changed) -> AbstractContextManager[None]:

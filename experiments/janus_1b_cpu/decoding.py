@@ -62,7 +62,7 @@ def load(args: argparse.Namespace, *, learned: bool) -> tuple[Backend, Identifie
     config = settings(args)
     files = obtain_model(config.model, say=print)
     dtype, device = getattr(torch, args.dtype), torch.device("cpu")
-    backend = files.load(dtype=dtype, device=device, attention=config.trainer.attention)
+    backend = files.load(dtype=dtype, device=device)
     if not learned:
         return backend, None
     stage = args.work / f"run_{args.dtype}" / "stages" / "transformer"

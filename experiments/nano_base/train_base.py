@@ -176,7 +176,7 @@ def arguments() -> argparse.Namespace:
 
 
 def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
-    """The nano's shape; eager attention, whose backward is the faster one on a CPU."""
+    """The nano's shape."""
     return TransformerConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -185,7 +185,6 @@ def base_config(vocab_size: int, width: int, layers: int) -> TransformerConfig:
         num_attention_heads=width // 64,
         num_key_value_heads=width // 64,
         max_position_embeddings=1024,
-        attention="eager",
     )
 
 

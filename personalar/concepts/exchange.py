@@ -112,7 +112,7 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
     model = read_config(composed("export", ["concept=x", "out=x", *settings])).model
     row, lora = read_row(folder / ROW_FILE), read_adapter(folder)
     files = obtain_model(model, say=print)
-    network = files.shape(attention="sdpa", images=1).network
+    network = files.shape(images=1).network
     if row.shape[1] != network.hidden_size:
         raise ValueError(
             f"the embedding has width {row.shape[1]}, the base's embeddings {network.hidden_size}: it was "
@@ -212,7 +212,7 @@ def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFi
     """
     files = obtain_model(model, say=print)
     concept.check_base(name=model.name, fingerprint=base_fingerprint(files.weights()))
-    backend = files.load(dtype=getattr(torch, model.dtype), device="cpu", attention="sdpa")
+    backend = files.load(dtype=getattr(torch, model.dtype), device="cpu")
     identifier = concept.apply(backend)
     table = backend.word_table
     # Programs that read the checkpoint have no identifier module, so its embeddings go into the table.

@@ -63,9 +63,6 @@ class TrainerConfig(LightningArguments):
     """Number of machines; start the same command on each with torchrun or srun."""
     strategy: str = "single"
     """"single" (one process), "ddp", or DeepSpeed's "zero2", "zero3", "zero3_offload" (to host memory)."""
-    attention: str = "sdpa"
-    """"eager" (explicit softmax; its backward pass is much faster on CPU), "sdpa", or "auto" (eager on CPU,
-    sdpa on GPU)."""
     threads: Any = field(default="auto", metadata=limits(1, 4096))
     """Torch threads; auto: OMP_NUM_THREADS if set, else the free cores."""
     compile_blocks: bool = False
@@ -79,13 +76,9 @@ class TrainerConfig(LightningArguments):
         return "cuda" if self.accelerator == "gpu" else self.accelerator
 
     def __post_init__(self) -> None:
-        one_of("trainer.attention", self.attention, ("eager", "sdpa", "auto"))
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
-        # Replaced by the actual device here, so that attention, below, can depend on it.
         if self.accelerator == "auto":
             self.accelerator = "gpu" if _sees_gpu() else "cpu"
-        if self.attention == "auto":
-            self.attention = "eager" if self.accelerator == "cpu" else "sdpa"
         one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))
         if self.strategy == "single" and self.devices * self.num_nodes > 1:
             raise ValueError(

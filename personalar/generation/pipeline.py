@@ -103,11 +103,8 @@ def prepare_generator(
     if config.trainer.torch_device == "cpu":
         check_memory(sum(file.stat().st_size for file in files.weights()))
     parts[0].concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
-    backend = files.load(
-        dtype=getattr(torch, config.model.dtype),
-        device=config.trainer.torch_device,
-        attention=config.trainer.attention,
-    )
+    dtype = getattr(torch, config.model.dtype)
+    backend = files.load(dtype=dtype, device=config.trainer.torch_device)
     return Generator(
         backend=backend,
         identifier=apply_together(parts, backend, adapters),

@@ -17,7 +17,7 @@ from personalar.config.fields import check_limits, check_number
 from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
 
-NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype", "attention")
+NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype")
 """Text chunks of a PNG that are required to reproduce it."""
 REPLACED = (
     "prompts",
@@ -32,19 +32,17 @@ REPLACED = (
 """Settings of `personalar.sample` that come from the picture."""
 
 
-def drawing_settings(decoder: dict[str, Any], *, dtype: str, attention: str, device: str) -> dict[str, str]:
+def drawing_settings(decoder: dict[str, Any], *, dtype: str, device: str) -> dict[str, str]:
     """Return PNG text chunks with the settings of the sampling; equal settings give equal pixels.
 
     Args:
         decoder: the decoder's class and arguments.
         dtype: of the weights, such as "bfloat16".
-        attention: "eager" or "sdpa".
         device: such as "cuda:0"; only its type is stored.
     """
     return {
         "decoder": json.dumps(decoder, sort_keys=True),
         "dtype": dtype,
-        "attention": attention,
         "device": device.partition(":")[0],
         "torch": torch.__version__,
     }
@@ -91,7 +89,6 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         negative_prompt=found.get("negative_prompt"),
         decoder=_decoder(found["decoder"], path),
         model=replace(config.model, dtype=found["dtype"]),
-        trainer=replace(config.trainer, attention=found["attention"]),
     )
 
 

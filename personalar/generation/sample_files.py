@@ -148,7 +148,6 @@ def file_of(
         **drawing_settings(
             drawing.decoder(config.decoder).settings,
             dtype=config.model.dtype,
-            attention=config.trainer.attention,
             device=config.trainer.torch_device,
         ),
     }

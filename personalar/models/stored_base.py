@@ -80,16 +80,15 @@ class ModelFiles(Protocol):
     def weights(self) -> list[Path]:
         """Return all files with tensors; the fingerprint of the base is computed from them."""
 
-    def shape(self, *, attention: str, images: int) -> BaseShape:
+    def shape(self, *, images: int) -> BaseShape:
         """Return the sizes for an estimate of memory; `images` images are decoded together."""
 
-    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Backend:
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Backend:
         """Return the base, frozen and in evaluation mode.
 
         Args:
             dtype: precision of the transformer.
             device: device of all weights; "meta": files are checked and no weight is read.
-            attention: "eager" or "sdpa".
         """
 
     def reserved_ids(self) -> Sequence[int]:
@@ -102,12 +101,7 @@ class ModelFiles(Protocol):
         """Write the whole `backend`, loaded from these files, for other programs; return `folder`."""
 
     def load_sharded(
-        self,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        attention: str,
-        changed: Mapping[str, Tensor],
+        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
     ) -> Backend:
         """Return the base with sharded weights; called within DeepSpeed's sharding context.
 

@@ -126,12 +126,7 @@ def sample_and_score(session: RunContext, stage: str, base_samples: list[Sample]
 def provenance(session: RunContext, stage: str) -> dict[str, str]:
     """Return the PNG metadata about the model and the sampling settings, for all pictures of `stage`."""
     config = session.config
-    texts = drawing_settings(
-        config.decoder.settings,
-        dtype=config.model.dtype,
-        attention=config.trainer.attention,
-        device=session.device,
-    )
+    texts = drawing_settings(config.decoder.settings, dtype=config.model.dtype, device=session.device)
     texts |= {
         "size": written(session.model_files.layout.square),
         "base": f"{session.base['name']} {session.base['fingerprint'][:12]}",

@@ -67,9 +67,7 @@ class RunContext:
     def load_base(self) -> Backend:
         """Return a new backend with the base's weights on `device`."""
         prepare_torch(self.config.trainer.threads)
-        return self.model_files.load(
-            dtype=self.dtype, device=self.device, attention=self.config.trainer.attention
-        )
+        return self.model_files.load(dtype=self.dtype, device=self.device)
 
     def load(self, stage: str) -> tuple[Backend, Identifier | None]:
         """Return a new backend in its state after `stage`, and the identifier (None for "base").

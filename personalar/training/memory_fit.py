@@ -81,7 +81,7 @@ def check_host(config: RunConfig, work: Workload) -> None:
 
 def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
     """Return the workload of `stage` on one device with the settings as they are."""
-    shape = files.shape(attention=config.trainer.attention, images=PICTURES_AT_ONCE)
+    shape = files.shape(images=PICTURES_AT_ONCE)
     world = config.trainer.devices * config.trainer.num_nodes
     answer = config.model.recipe.loss == "answer"
     return Workload(

@@ -98,10 +98,7 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
 def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
     """Return the network with weights sharded by ZeRO 3; call it inside DeepSpeed's sharding context."""
     backend = context.model_files.load_sharded(
-        dtype=context.dtype,
-        device=context.device,
-        attention=context.config.trainer.attention,
-        changed=concept.weights,
+        dtype=context.dtype, device=context.device, changed=concept.weights
     )
     # Modules made in the sharding context are sharded at once, and could then not be filled. These are small,
     # and DeepSpeed shards them with the rest when training starts.

@@ -38,7 +38,7 @@ ENUMERATIONS = {  # of RunConfig; each says what is allowed
     "model.dtype", "model.accelerator", "model.recipe.stages.embedding.schedule", "model.recipe.data.crop",
     "model.recipe.loss", "model.recipe.identifier.optimizer", "model.recipe.identifier.further",
     "model.recipe.identifier.init", "subject.kind", "trainer.accelerator", "trainer.strategy",
-    "trainer.attention", "scorer.dino_preprocess", "scorer.clip_text",
+    "scorer.dino_preprocess", "scorer.clip_text",
     "samples.prompt_set", "trainer.threads",
 }  # fmt: skip
 

@@ -47,9 +47,8 @@ def test_a_vector_of_zeros_stays_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_packed_cache_is_small_and_nearly_exact(name: str, attention: str) -> None:
-    exact = make_backend(attention=attention)
+def test_a_packed_cache_is_small_and_nearly_exact(name: str) -> None:
+    exact = make_backend()
     packed, row = PackedBackend(exact, name), torch.arange(10, 22)[None]
     cache, other = (backend.new_cache(torch.arange(12)[None]) for backend in (exact, packed))
     wanted = exact.forward(exact.embed(row), cache=cache)

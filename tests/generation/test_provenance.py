@@ -72,6 +72,14 @@ def test_a_picture_is_drawn_again_from_its_file_alone(draw, tmp_path: Path) -> N
     assert again == first and pixels(again) == drawn and read_png_metadata(again) == facts
 
 
+def test_a_picture_that_names_the_kind_of_attention_is_drawn_again(draw, tmp_path: Path) -> None:
+    """There were two, with equal results up to rounding."""
+    (first,) = draw(PROMPT)
+    with Image.open(first) as image:
+        older = save_png(image, tmp_path / "older.png", read_png_metadata(first) | {"attention": "eager"})
+    assert draw(f"like={older}") == [first]
+
+
 def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_path: Path) -> None:
     words = ("negative_prompt=a  dog", "grid.x.guidance=[1,3]", "grid.y.seed=[4,5]")
     cells = draw(PROMPT, *words)

@@ -54,7 +54,7 @@ class Case:
     open: Callable[[Path], ModelFiles]
 
     def load(self, folder: Path | None = None) -> Backend:
-        return self.open(folder or self.folder).load(dtype=torch.float32, device="cpu", attention="eager")
+        return self.open(folder or self.folder).load(dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(scope="module", params=["lumina", "anole", "janus", "emu3"])
@@ -248,7 +248,7 @@ def test_an_adapter_goes_out_and_comes_back(case: Case, base: Backend) -> None:
 
 def test_memory_is_estimated_from_the_very_network(case: Case, base: Backend) -> None:
     files = case.open(case.folder)
-    shape = files.shape(attention="eager", images=2)
+    shape = files.shape(images=2)
     with torch.device("meta"):
         network = shape.network.build()
     named = {name: tensor.shape for name, tensor in network.named_parameters()}
@@ -272,9 +272,7 @@ def test_sharded_loading_reads_the_same_weights_and_takes_changed_ones(
     changed = {
         name: torch.full_like(t, 0.5) for name, t in expected.items() if name.endswith("1.mlp.up_proj.weight")
     }
-    loaded = case.open(case.folder).load_sharded(
-        dtype=torch.float32, device="cpu", attention="eager", changed=changed
-    )
+    loaded = case.open(case.folder).load_sharded(dtype=torch.float32, device="cpu", changed=changed)
     found = loaded.transformer.state_dict()
     assert len(changed) == 1 and found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in (expected | changed).items())
@@ -295,7 +293,7 @@ def test_the_doctor_reads_no_weight_and_finds_what_does_not_fit(
     case: Case, base: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names and shapes of all tensors are checked, and the text tokenizer before them."""
-    on_meta = {"dtype": torch.float32, "device": "meta", "attention": "eager"}
+    on_meta = {"dtype": torch.float32, "device": "meta"}
     folder = copy_of(case.folder, tmp_path)
     checked = case.open(folder).load(**on_meta).state_dict()
     assert checked.keys() == base.state_dict().keys() and all(t.is_meta for t in checked.values())

@@ -308,7 +308,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 def test_another_family_is_one_package_and_one_setting(toy: ModelConfig) -> None:
     files = obtain_model(toy, say=pytest.fail)
     assert f"transformer: {toy.path}" in list(model_files(toy))
-    backend = files.load(dtype=torch.float32, device="cpu", attention="eager")
+    backend = files.load(dtype=torch.float32, device="cpu")
     prompts = [backend.prompt_ids(text) for text in ("a cat", "a dog in the snow")]
     how = {"prompts": prompts, "grid": backend.code_shape(), "seeds": [0, 1]}
     drawn = PlainDecoder(cfg_scale=2.0)(backend, **how)

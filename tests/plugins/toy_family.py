@@ -182,13 +182,13 @@ class ToyFiles:
     def weights(self) -> list[Path]:
         return [self.folder / "toy.safetensors"]
 
-    def shape(self, *, attention: str, images: int) -> BaseShape:
+    def shape(self, *, images: int) -> BaseShape:
         return BaseShape(
             network=ToyShape(), codes=SIDE**2, answer_tokens=SIDE**2 + 2, num_codes=CODES,
             vq_bytes=0, decode_bytes=images * 32 * 32 * 12,
         )  # fmt: skip
 
-    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ToyBackend:
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> ToyBackend:
         network = ToyShape().build()
         network.load_state_dict(load_file(self.weights()[0]))
         return ToyBackend(network).eval().requires_grad_(False)

@@ -32,7 +32,7 @@ WORD, WEIGHTS, LORA, JOINT = (
     f"model.recipe.stages.{name}.steps=10" for name in ("embedding", "transformer", "lora", "joint")
 )
 TWO = [WORD, WEIGHTS, *SHORT]
-ZERO2 = ["trainer=zero2", "trainer.accelerator=cpu", "trainer.attention=eager"]
+ZERO2 = ["trainer=zero2", "trainer.accelerator=cpu"]
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:

@@ -51,7 +51,7 @@ def test_two_interrupted_processes_equal_one_whole_run(
     Both processes sample the same number of pictures of a grid, whatever its size.
     """
     overrides = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
-    overrides += ["trainer.accelerator=cpu", "trainer.attention=eager", "trainer.checkpoint_every_steps=100"]
+    overrides += ["trainer.accelerator=cpu", "trainer.checkpoint_every_steps=100"]
     overrides += ['samples.prompts=["a photo of a {}","a {} on the beach","a {} in the snow"]']
     run_dir = tmp_path / "run"
     run_together(
@@ -84,7 +84,7 @@ def test_a_step_of_several_passes_has_the_mean_gradient(
     passes += ["model.recipe.dropout=0.2"]
     do_run(tmp_path / "one", *passes)
     words = dict(word.split("=", 1) for word in [*QUICK, f"model.path={tiny_model_dir}", *passes])
-    words |= {"trainer": strategy, "trainer.accelerator": "cpu", "trainer.attention": "eager"}
+    words |= {"trainer": strategy, "trainer.accelerator": "cpu"}
     run_together(tmp_path / "two", "+subject=cat", *(f"{name}={value}" for name, value in words.items()))
     norms = [curve(tmp_path / name, "embedding", "watch/gradient_norm") for name in ("one", "two")]
     assert len(norms[0]) == 2 and norms[1] == pytest.approx(norms[0], rel=1e-2)
@@ -111,7 +111,7 @@ def test_a_logger_that_fails_after_learning_costs_nothing_with_two_processes(
 ) -> None:
     """A logger fails on rank zero only, at the end of each stage."""
     words = ["+subject=cat", *QUICK, f"model.path={tiny_model_dir}", "scorer=none", f"trainer={strategy}"]
-    words += ["trainer.accelerator=cpu", "trainer.attention=eager"]
+    words += ["trainer.accelerator=cpu"]
     mine = '+logger.mine={_target_: toys.Forgetful, file: "{folder}/list.txt", name: "{stage}"}'
     said = run_together(tmp_path / "run", *words, mine, work=run_with_plugins)
     for stage in ("embedding", "transformer"):

@@ -20,7 +20,7 @@ __all__ = ["small_disk"]
 def overrides_of(model: Path, trainer: str) -> list[str]:
     words = ["+subject=cat", *QUICK, f"model.path={model}", "scorer=none", f"trainer={trainer}"]
     words += ["samples.prompts=['a {}']", "samples.kinds=[subject]", "samples.grid_every_steps=0"]
-    return [*words, "trainer.accelerator=cpu", "trainer.attention=eager"]
+    return [*words, "trainer.accelerator=cpu"]
 
 
 @pytest.mark.parametrize("trainer", ["ddp", "zero2"])

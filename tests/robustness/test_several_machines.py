@@ -53,7 +53,6 @@ def test_two_machines_learn_what_one_process_learns(
     words += [f"trainer={strategy}"]
     words += [
         "trainer.accelerator=cpu",
-        "trainer.attention=eager",
         "trainer.devices=1",
         "trainer.num_nodes=2",
     ]
@@ -153,7 +152,6 @@ def test_submitit_starts_a_sharded_run(
     words += [
         "trainer=zero2",
         "trainer.accelerator=cpu",
-        "trainer.attention=eager",
         "samples.prompts=['a {}']",
         "samples.kinds=[subject]",
         "samples.grid_every_steps=0",

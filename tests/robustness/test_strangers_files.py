@@ -115,9 +115,9 @@ def test_any_value_anywhere_in_a_model_folder(
     for junk in [*JUNK, 2**70, "9" * 99]:
         for place in at:
             (folder / file).write_text(json.dumps(changed(record, place, junk)))
-            readable = tells(lambda: open_folder(folder).shape(attention="sdpa", images=1))
+            readable = tells(lambda: open_folder(folder).shape(images=1))
             if readable or not place:  # the same numbers are refused in the same way
-                tells(lambda: open_folder(folder).load(dtype=torch.float32, device="cpu", attention="sdpa"))
+                tells(lambda: open_folder(folder).load(dtype=torch.float32, device="cpu"))
 
 
 ODD = {
@@ -139,7 +139,7 @@ def test_deep_and_odd_json(
     for path in (folder / "base" / "config.json", folder / "protocol.json", run_dir / "run.json"):
         path.write_text(text)
     tells(lambda: open_folder(folder))
-    tells(lambda: open_folder(folder, layout=ProtocolConfig()).shape(attention="sdpa", images=1))
+    tells(lambda: open_folder(folder, layout=ProtocolConfig()).shape(images=1))
     tells(lambda: RunFolder(run_dir))
     tells(lambda: compare_folders([run_dir], tmp_path / "out"))
     (tmp_path / "preprocessor_config.json").write_text(text)
@@ -166,7 +166,7 @@ def test_numbers_that_no_model_has(name: str, tiny_model_dir: Path, tmp_path: Pa
     path = folder / "base" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: LARGE[name]}))
     with pytest.raises(ValueError, match=f"config.json: {name}={LARGE[name]} is out of range; allowed: 1 to"):
-        open_folder(folder).shape(attention="sdpa", images=1)
+        open_folder(folder).shape(images=1)
     path = folder / "vq" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_multiplier": [1] * 10**5}))
     with pytest.raises(ValueError, match="100000 values of channel_multiplier; allowed: 16"):
@@ -192,7 +192,7 @@ def test_an_error_in_a_config_names_the_file(
     config = {name: old for name, old in json.loads(path.read_text()).items() if not name.startswith("rope")}
     path.write_text(json.dumps(config | value))
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}") as stopped:
-        open_folder(folder).shape(attention="sdpa", images=1)
+        open_folder(folder).shape(images=1)
     assert str(stopped.value).count("config.json") == 1
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,24 +74,24 @@ class ChameleonFiles:
         """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
-    def shape(self, *, attention: str, images: int) -> BaseShape:
+    def shape(self, *, images: int) -> BaseShape:
         """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.chameleon.transformer import TransformerConfig
         from personalar.models.chameleon.vq_checkpoint import vq_config
         from personalar.models.network.memory_shape import shape_of
 
-        parse = partial(TransformerConfig.from_hf, attention=attention)
-        network, vq = read_config(self.base / "config.json", parse), vq_config(self.vq)
+        network = read_config(self.base / "config.json", TransformerConfig.from_hf)
+        vq = vq_config(self.vq)
         side = self.layout.resolution // vq.downsample
         # BOI, EOI and SEP, and in rows two sizes and a NEWLINE per row of codes.
         answer = side * side + 3 + (side + 2 if self.layout.structure == "rows" else 0)
         return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
-    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> ChameleonBackend:
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> ChameleonBackend:
         """Return the base; see `serialization.load_backend`."""
         from personalar.models.chameleon.serialization import load_backend
 
-        return load_backend(self, dtype=dtype, device=device, attention=attention)
+        return load_backend(self, dtype=dtype, device=device)
 
     def reserved_ids(self) -> Sequence[int]:
         """Return the ids that no text uses, without reading weights."""
@@ -115,17 +114,12 @@ class ChameleonFiles:
         return export_backend(backend, folder, dtype=dtype, norm_rows=rows)
 
     def load_sharded(
-        self,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        attention: str,
-        changed: Mapping[str, Tensor],
+        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
     ) -> ChameleonBackend:
         """Return the base sharded by DeepSpeed; see `serialization.load_sharded_backend`."""
         from personalar.models.chameleon.serialization import load_sharded_backend
 
-        return load_sharded_backend(self, dtype=dtype, device=device, attention=attention, changed=changed)
+        return load_sharded_backend(self, dtype=dtype, device=device, changed=changed)
 
 
 def open_folder(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +37,6 @@ def load_backend(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    attention: str = "sdpa",
     transformer: ChameleonTransformer | None = None,
 ) -> ChameleonBackend:
     """Read a model; it is frozen and in evaluation mode.
@@ -47,7 +45,6 @@ def load_backend(
         where: a model folder, or the result of `open_folder`.
         dtype: precision of the transformer; the VQ model stays float32.
         device: device of all weights.
-        attention: "eager" or "sdpa", see `LlamaConfig`.
         transformer: a transformer to use as it is, without reading its weights.
 
     Raises:
@@ -66,7 +63,7 @@ def load_backend(
     tokenizer.check_ids(files.layout.ids | codes)
     network = transformer
     if network is None:
-        numbers = read_config(config, partial(TransformerConfig.from_hf, attention=attention))
+        numbers = read_config(config, TransformerConfig.from_hf)
         # On meta, so that the weights are not allocated twice.
         with torch.device("meta"):
             network = ChameleonTransformer(numbers)
@@ -86,7 +83,6 @@ def load_sharded_backend(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    attention: str,
     changed: Mapping[str, Tensor],
 ) -> ChameleonBackend:
     """Read a model within DeepSpeed's sharding context, one tensor at a time.
@@ -94,17 +90,15 @@ def load_sharded_backend(
     Layers are sharded when they are created, so a process needs memory only for its share and one tensor.
 
     Args:
-        files, dtype, device, attention: as for `load_backend`.
+        files, dtype, device: as for `load_backend`.
         changed: weights by name that replace those of the files (from an earlier stage).
     """
-    parse = partial(TransformerConfig.from_hf, attention=attention)
+    numbers = read_config(files.base / "config.json", TransformerConfig.from_hf)
     # Not on meta: within DeepSpeed's context each layer is sharded when it is created.
-    transformer = ChameleonTransformer(read_config(files.base / "config.json", parse))
+    transformer = ChameleonTransformer(numbers)
     # The image tokenizer is small and runs on every rank by itself, so it is not sharded.
     with ordinary_modules():
-        backend = load_backend(
-            files, dtype=dtype, device=device, attention=attention, transformer=transformer
-        )
+        backend = load_backend(files, dtype=dtype, device=device, transformer=transformer)
     tensors, shapes = network_tensors(files, transformer)
     fill_sharded(
         transformer,

@@ -25,7 +25,7 @@ class TransformerConfig(LlamaConfig):
     max_position_embeddings: int = field(default=4096, metadata=limits(1, 2**24))
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read the JSON of transformers' `ChameleonConfig`; missing keys get the values of the 7B.
 
         Raises:
@@ -38,7 +38,7 @@ class TransformerConfig(LlamaConfig):
             )
         if config.get("tie_word_embeddings", False):
             raise ValueError("config.json has tie_word_embeddings=True; Chameleon needs it False")
-        return super().from_hf(config, attention=attention)
+        return super().from_hf(config)
 
     def build(self) -> ChameleonTransformer:
         """Return a transformer of this shape, on torch's default device."""
@@ -46,7 +46,7 @@ class TransformerConfig(LlamaConfig):
 
     def to_hf(self) -> dict[str, Any]:
         """Return the JSON that transformers' `ChameleonConfig` and `from_hf` read."""
-        names = [f.name for f in fields(self) if f.name not in ("rope_theta", "attention")]
+        names = [f.name for f in fields(self) if f.name != "rope_theta"]
         # transformers 5 expects rope_theta inside of rope_parameters.
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
         values = {name: getattr(self, name) for name in names}

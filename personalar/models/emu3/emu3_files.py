@@ -56,12 +56,12 @@ class Emu3Files(PublishedFiles):
         """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
-    def shape(self, *, attention: str, images: int) -> BaseShape:
+    def shape(self, *, images: int) -> BaseShape:
         """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.emu3.emu3_weights import network_numbers, vq_numbers
         from personalar.models.network.memory_shape import shape_of
 
-        network, vq = network_numbers(self.base, attention=attention), vq_numbers(self.vq)
+        network, vq = network_numbers(self.base), vq_numbers(self.vq)
         side = self.layout.resolution // vq.downsample
         # The size is written in digits, each of which is one token.
         answer = 2 + len(f"{side}*{side}") + side * (side + 1) + 3  # BOI, size, IMG; rows; EOF, EOI, EOS
@@ -84,14 +84,14 @@ class Emu3Files(PublishedFiles):
 
         return network_name(stored)
 
-    def build(self, attention: str) -> LanguageModel:
+    def build(self) -> LanguageModel:
         """Return the transformer without weights, on torch's default device."""
         from personalar.models.emu3.emu3_weights import network_numbers
 
-        return network_numbers(self.base, attention=attention).build()
+        return network_numbers(self.base).build()
 
     def tensors(
-        self, attention: str, *, dtype: torch.dtype, device: torch.device
+        self, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
         """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
         from personalar.models.tensor_files import read_shapes, read_tensors

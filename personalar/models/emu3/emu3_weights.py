@@ -52,7 +52,7 @@ class Emu3Config(LlamaConfig):
     max_position_embeddings: int = field(default=9216, metadata=limits(1, 2**24))
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read a config.json of BAAI or transformers; missing keys get the values of Emu3-Gen.
 
         Raises:
@@ -67,7 +67,7 @@ class Emu3Config(LlamaConfig):
         if config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
             raise ValueError("config.json has tie_word_embeddings=true; Emu3 needs it false")
         # LlamaConfig's default is the number of heads, but Emu3 has grouped queries.
-        return super().from_hf({"num_key_value_heads": cls.num_key_value_heads, **text}, attention=attention)
+        return super().from_hf({"num_key_value_heads": cls.num_key_value_heads, **text})
 
     def build(self) -> LanguageModel:
         """Return a transformer of this shape, on torch's default device."""
@@ -111,9 +111,9 @@ def vq_numbers(folder: Path) -> OneFrameVQConfig:
     return read_config(folder / "config.json", parse)
 
 
-def network_numbers(folder: Path, *, attention: str = "sdpa") -> Emu3Config:
+def network_numbers(folder: Path) -> Emu3Config:
     """Return the sizes of the transformer in `folder`, without reading tensors."""
-    return read_config(folder / "config.json", partial(Emu3Config.from_hf, attention=attention))
+    return read_config(folder / "config.json", Emu3Config.from_hf)
 
 
 def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:

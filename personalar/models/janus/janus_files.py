@@ -49,11 +49,11 @@ class JanusFiles(PublishedFiles):
         """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.base, "text tokenizer": self.tokenizer}
 
-    def shape(self, *, attention: str, images: int) -> BaseShape:
+    def shape(self, *, images: int) -> BaseShape:
         """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.network.memory_shape import shape_of
 
-        network, vq = self._numbers(attention)
+        network, vq = self._numbers()
         side = self.layout.resolution // vq.downsample
         # BOI and the codes.
         return shape_of(network, vq, codes=(side, side), answer_tokens=1 + side * side, images=images)
@@ -62,7 +62,7 @@ class JanusFiles(PublishedFiles):
         """Return the ids that no text uses, without reading weights."""
         from personalar.models.janus.vocabulary import JanusVocabulary
 
-        return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self._numbers("sdpa")[0].vocab_size)
+        return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self._numbers()[0].vocab_size)
 
     def network_name(self, stored: str) -> str | None:
         """Return the transformer's name of a stored tensor; None if it belongs to another part."""
@@ -70,12 +70,12 @@ class JanusFiles(PublishedFiles):
 
         return network_name(stored)
 
-    def build(self, attention: str) -> JanusTransformer:
+    def build(self) -> JanusTransformer:
         """Return the transformer without weights, on torch's default device."""
-        return self._numbers(attention)[0].build()
+        return self._numbers()[0].build()
 
     def tensors(
-        self, attention: str, *, dtype: torch.dtype, device: torch.device
+        self, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
         """Return the (name, tensor) pairs of the transformer, and their shapes by name.
 
@@ -83,7 +83,7 @@ class JanusFiles(PublishedFiles):
         """
         from personalar.models.janus.janus_weights import network_tensors
 
-        return network_tensors(self.base, self._numbers(attention)[0], dtype=dtype, device=device)
+        return network_tensors(self.base, self._numbers()[0], dtype=dtype, device=device)
 
     def backend(self, transformer: Any, device: torch.device) -> JanusBackend:
         """Return the base with a `transformer` whose weights are loaded afterwards."""
@@ -93,14 +93,13 @@ class JanusFiles(PublishedFiles):
 
         vocabulary = JanusVocabulary.from_file(self.tokenizer)
         vocabulary.check_ids(self.layout.ids)
-        vq = load_vq(self.base, self._numbers("sdpa")[1], device=device)
+        vq = load_vq(self.base, self._numbers()[1], device=device)
         return JanusBackend(transformer=transformer, vq=vq, vocabulary=vocabulary, layout=self.layout)
 
-    def _numbers(self, attention: str) -> tuple[JanusConfig, VQConfig]:
+    def _numbers(self) -> tuple[JanusConfig, VQConfig]:
         from personalar.models.janus.janus_weights import read_numbers
 
-        path = self.base / "config.json"
-        return read_numbers(path, resolution=self.layout.resolution, attention=attention)
+        return read_numbers(self.base / "config.json", resolution=self.layout.resolution)
 
 
 def open_folder(

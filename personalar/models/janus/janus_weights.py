@@ -94,18 +94,17 @@ def vq_name(stored: str, *, levels: int) -> str | None:
     return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", name)
 
 
-def read_numbers(path: Path, *, resolution: int, attention: str = "sdpa") -> tuple[JanusConfig, VQConfig]:
+def read_numbers(path: Path, *, resolution: int) -> tuple[JanusConfig, VQConfig]:
     """Read the sizes from a config.json; missing keys get the defaults of its format.
 
     Args:
         resolution: side of the images in pixels.
-        attention: "eager" or "sdpa".
 
     Raises:
         ValueError: another family, or an unsupported option.
     """
     vq = read_config(path, partial(vq_numbers, resolution=resolution))
-    return read_config(path, partial(network_numbers, vq=vq, attention=attention)), vq
+    return read_config(path, partial(network_numbers, vq=vq)), vq
 
 
 def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
@@ -121,7 +120,7 @@ def vq_numbers(config: Mapping[str, Any], *, resolution: int) -> VQConfig:
     return VQConfig.from_hf({**numbers, "resolution": resolution, "attn_resolutions": [lowest]})
 
 
-def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) -> JanusConfig:
+def network_numbers(config: Mapping[str, Any], *, vq: VQConfig) -> JanusConfig:
     """Return the sizes of the transformer in the JSON of a config.json; ValueError for other families."""
     kind = config.get("model_type")
     if kind not in FORMATS:
@@ -137,7 +136,7 @@ def network_numbers(config: Mapping[str, Any], *, vq: VQConfig, attention: str) 
         "code_dim": vq.embed_dim,
         "head_size": head.get("image_token_embed", width),
     }
-    return JanusConfig.from_hf({**(config.get(FORMATS[kind]) or {}), **own}, attention=attention)
+    return JanusConfig.from_hf({**(config.get(FORMATS[kind]) or {}), **own})
 
 
 def network_tensors(

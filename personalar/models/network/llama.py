@@ -43,13 +43,9 @@ class LlamaConfig:
     swin_norm: bool = False
     """Normalise the outputs of attention and MLP (Chameleon 34B), and not their inputs."""
     max_position_embeddings: int = field(default=2048, metadata=limits(1, 2**24))
-    attention: str = "sdpa"
-    """Implementation of attention, "eager" or "sdpa". The backward pass of eager is much faster on a CPU."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""
-        if self.attention not in ("eager", "sdpa"):
-            raise ValueError(f"attention={self.attention!r} is unknown; use 'eager' or 'sdpa'")
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be "
@@ -67,7 +63,7 @@ class LlamaConfig:
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any], *, attention: str = "sdpa") -> Self:
+    def from_hf(cls, config: Mapping[str, Any]) -> Self:
         """Read the JSON of a transformers config; missing keys get the defaults of this class.
 
         Raises:
@@ -75,12 +71,12 @@ class LlamaConfig:
         """
         # transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling.
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        names = [f.name for f in fields(cls) if f.name not in ("rope_theta", "attention")]
+        names = [f.name for f in fields(cls) if f.name != "rope_theta"]
         values = {name: config[name] for name in names if config.get(name) is not None}
         # As in transformers: without this key every query head has its own key head.
         values.setdefault("num_key_value_heads", values.get("num_attention_heads", cls.num_attention_heads))
         theta = config.get("rope_theta") or rope.get("rope_theta") or cls.rope_theta
-        numbers = cls(**values, rope_theta=theta, attention=attention)
+        numbers = cls(**values, rope_theta=theta)
         for name, got, allowed in (
             ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
             ("hidden_act", config.get("hidden_act", "silu"), "silu"),
@@ -106,7 +102,6 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.eager = config.attention == "eager"
         kv_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
@@ -131,7 +126,7 @@ class Attention(nn.Module):
         query, key = turned.tensor_split((query.shape[1],), dim=1)
         if store is not None:
             key, value = store.write(key, value)
-        out = attend(query, key, value, mask, eager=self.eager)  # (B, H, T, hd)
+        out = attend(query, key, value, mask)  # (B, H, T, hd)
         return self.o_proj(out.transpose(1, 2).reshape(x.shape))
 
 

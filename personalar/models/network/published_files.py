@@ -29,7 +29,7 @@ class PublishedFiles:
     """The text tokenizer."""
     layout: ProtocolConfig
 
-    def load(self, *, dtype: torch.dtype, device: torch.device | str, attention: str) -> Any:
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """Return the base, frozen and in evaluation mode; the image tokenizer is in float32.
 
         Each tensor is cast to `dtype` when it is read, so float32 files need no second copy in memory.
@@ -41,22 +41,17 @@ class PublishedFiles:
 
         device = torch.device(device)
         with torch.device("meta"):
-            transformer = self.build(attention)
+            transformer = self.build()
         # Before the weights, so that a wrong tokenizer is an error before 34 GB are read.
         backend = self.backend(transformer, device)
-        tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
+        tensors, shapes = self.tensors(dtype=dtype, device=device)
         # published=True: the other parts of the checkpoint are unknown here.
         fill(transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, device=device)
         use_fast_linears(transformer)
         return backend.eval().requires_grad_(False)
 
     def load_sharded(
-        self,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        attention: str,
-        changed: Mapping[str, Tensor],
+        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
     ) -> Any:
         """Return the base with sharded weights; call it within DeepSpeed's sharding context.
 
@@ -69,10 +64,10 @@ class PublishedFiles:
         from personalar.models.tensor_files import fill_sharded
 
         device = torch.device(device)
-        transformer = self.build(attention)
+        transformer = self.build()
         with ordinary_modules():  # Janus computes the embeddings of codes with a module
             backend = self.backend(transformer, device)
-            tensors, shapes = self.tensors(attention, dtype=dtype, device=device)
+            tensors, shapes = self.tensors(dtype=dtype, device=device)
         fill_sharded(
             transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, changed=changed
         )
@@ -130,12 +125,12 @@ class PublishedFiles:
         """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         raise NotImplementedError
 
-    def build(self, attention: str) -> nn.Module:
+    def build(self) -> nn.Module:
         """Return the transformer without weights, on torch's default device."""
         raise NotImplementedError
 
     def tensors(
-        self, attention: str, *, dtype: torch.dtype, device: torch.device
+        self, *, dtype: torch.dtype, device: torch.device
     ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
         """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
         raise NotImplementedError

@@ -50,7 +50,7 @@ def test_gumbel_equals_plain_token_for_token(
 
 
 def test_gumbel_equals_plain_for_other_architectures() -> None:
-    backend = make_backend(7, num_key_value_heads=1, attention="eager")
+    backend = make_backend(7, num_key_value_heads=1)
     ids = prompts(backend, *TEXTS[:2])
     plain = PlainDecoder(cfg_scale=3.0)(backend, ids, (2, 6), [1, 2])
     for max_batch in (1, 2):

@@ -78,7 +78,7 @@ def test_what_is_needed_of_vqgan_is_all_there(
 def one_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """Reading weights that nobody holds alone, by one process without DeepSpeed."""
     monkeypatch.setattr(serialization, "ordinary_modules", nullcontext)
-    return {"dtype": torch.float32, "device": "cpu", "attention": "eager", "changed": {}}
+    return {"dtype": torch.float32, "device": "cpu", "changed": {}}
 
 
 def test_sharded_weights_are_read_as_tolerantly(

@@ -26,21 +26,15 @@ def random_ids(batch: int, num_tokens: int, seed: int = 5) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, num_tokens), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["eager", "sdpa"])
-def attention(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.mark.parametrize("swin_norm", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_equals_transformers(swin_norm: bool, kv_heads: int, attention: str) -> None:
+def test_equals_transformers(swin_norm: bool, kv_heads: int) -> None:
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
     ours = build(
         swin_norm=swin_norm,
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
-        attention=attention,
         rope_theta=5000.0,
     )
     vq = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
@@ -91,15 +85,10 @@ def test_config_errors(change: dict[str, object], message: str) -> None:
         TransformerConfig.from_hf(numbers | change)
 
 
-def test_unknown_attention() -> None:
-    with pytest.raises(ValueError, match="use 'eager' or 'sdpa'"):
-        TransformerConfig(attention="flash")
-
-
 @pytest.mark.parametrize("kv_heads", [2, 1])
 @pytest.mark.parametrize("widths", [[5, 1, 1, 2, 1, 2], [1, 1, 1, 1, 8]])
-def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[int], attention: str) -> None:
-    transformer = build(num_key_value_heads=kv_heads, attention=attention)
+def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[int]) -> None:
+    transformer = build(num_key_value_heads=kv_heads)
     short, long = random_ids(1, 9, seed=1), random_ids(1, 12, seed=2)
     padded = torch.cat((torch.cat((torch.full((1, 3), 7), short), dim=1), long))  # (2, 12)
     cache = transformer.new_cache((torch.arange(14) - torch.tensor([[3], [0]])).clamp_min(-1))
@@ -110,18 +99,9 @@ def test_cached_equals_uncached_with_left_padding(kv_heads: int, widths: list[in
     torch.testing.assert_close(got[1:], transformer(transformer.embed(long)), atol=1e-5, rtol=0)
 
 
-def test_eager_and_sdpa_train_alike() -> None:
-    gradients = []
-    for attention in ("eager", "sdpa"):
-        transformer = build(attention=attention).requires_grad_(True)
-        transformer(transformer.embed(random_ids(2, 7))).square().sum().backward()
-        gradients.append(transformer.model.layers[0].self_attn.q_proj.weight.grad)
-    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("dtype", "attention"), [(torch.float32, "sdpa"), (torch.bfloat16, "eager")])
-def test_traces_as_one_graph(dtype: torch.dtype, attention: str) -> None:
-    transformer = build(attention=attention).to(dtype).requires_grad_(True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_traces_as_one_graph(dtype: torch.dtype) -> None:
+    transformer = build().to(dtype).requires_grad_(True)
     embeds = transformer.embed(random_ids(2, 8)).detach()
     compiled = torch.compile(transformer, fullgraph=True, backend="aot_eager")
     tolerance = 1e-5 if dtype == torch.float32 else 0.1

@@ -33,7 +33,7 @@ from personalar.models.loading import offline_model
 
 
 def load(files: Emu3Files, dtype: torch.dtype = torch.float32) -> Any:
-    return files.load(dtype=dtype, device="cpu", attention="eager")
+    return files.load(dtype=dtype, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -251,7 +251,7 @@ def test_an_adapter_is_loaded_by_peft_on_transformers_class(emu3_files: Any, tmp
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    ours = emu3_files.load(dtype=torch.float32, device="cpu", attention="eager")
+    ours = emu3_files.load(dtype=torch.float32, device="cpu")
     for parameter in inject_lora(ours.transformer, rank=2, generator=seeded()).values():
         parameter.copy_(torch.randn(parameter.shape, generator=seeded()))
     exported = to_transformers(lora_files(ours.transformer), stack=PEFT_BASE.stack)

@@ -32,7 +32,7 @@ from personalar.models.network.vq import VQModel
 
 
 def load(files: JanusFiles, dtype: torch.dtype = torch.float32) -> Any:
-    return files.load(dtype=dtype, device="cpu", attention="eager")
+    return files.load(dtype=dtype, device="cpu")
 
 
 def test_every_published_set_of_names_loads_to_the_same_base(
@@ -177,4 +177,4 @@ def test_a_checkpoint_goes_back_under_the_names_of_the_base(
 
 def test_a_janus_folder_is_not_a_chameleon(janus_dir: Path) -> None:
     with pytest.raises(ValueError, match="model_type='janus', which is not a Chameleon: choose the model="):
-        chameleon.open_folder(janus_dir, layout=LUMINA).shape(attention="sdpa", images=1)
+        chameleon.open_folder(janus_dir, layout=LUMINA).shape(images=1)

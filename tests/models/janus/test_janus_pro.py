@@ -44,7 +44,7 @@ GREEDY = {"cfg_scale": 5.0, "temperature": 0.0}
 
 
 def load(files: JanusFiles, dtype: torch.dtype = torch.float32) -> Any:
-    return files.load(dtype=dtype, device="cpu", attention="eager")
+    return files.load(dtype=dtype, device="cpu")
 
 
 def hf_rows(backend: Any, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:

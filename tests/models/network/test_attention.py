@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from personalar.models.network.attention import attend, separated
@@ -42,12 +41,11 @@ def test_a_cache_adds_earlier_keys() -> None:
     assert torch.equal(mask[..., :2], before[..., :2])
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_attention_with_the_mask_is_that_of_each_concept_alone(eager: bool) -> None:
+def test_attention_with_the_mask_is_that_of_each_concept_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 4, 8, generator=generator)
     ids = torch.tensor([[A, B, A_IMAGE, B_IMAGE]])
-    found = attend(query, key, value, separated(None, ids, GROUPS, dtype=torch.float32), eager=eager)
+    found = attend(query, key, value, separated(None, ids, GROUPS, dtype=torch.float32))
     for places in ([0, 2], [1, 3]):
-        alone = attend(*(part[:, :, places] for part in (query, key, value)), None, eager=eager)
+        alone = attend(*(part[:, :, places] for part in (query, key, value)), None)
         torch.testing.assert_close(found[:, :, places], alone)

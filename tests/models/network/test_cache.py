@@ -9,9 +9,9 @@ from conftest_backend import make_backend
 TOKENS = 9
 
 
-@pytest.fixture(scope="module", params=["sdpa", "eager"])
-def backend(request: pytest.FixtureRequest):
-    return make_backend(attention=request.param, num_key_value_heads=1)
+@pytest.fixture(scope="module")
+def backend():
+    return make_backend(num_key_value_heads=1)
 
 
 @pytest.fixture(scope="module")
