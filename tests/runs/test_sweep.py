@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
