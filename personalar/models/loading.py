@@ -10,7 +10,7 @@ import importlib
 import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -201,11 +201,8 @@ def obstacle(parts: list[Part]) -> str | None:
 def missing_bytes(hub: HubFiles) -> float:
     """Return the size of `hub` without what an interrupted download has stored in the cache."""
     repo = cache_folder() / repo_folder_name(repo_id=hub.repo, repo_type="model")
-    files = list(repo.glob("blobs/*.incomplete"))
-    with suppress(errors.LocalEntryNotFoundError):  # no file is complete
-        files += _snapshot(hub, local_files_only=True).rglob("*")
-    # st_blocks, because an unfinished file can be sparse.
-    stored = sum(512 * file.stat().st_blocks for file in files if file.is_file())
+    # Finished and unfinished files. st_blocks, because an unfinished file can be sparse.
+    stored = sum(512 * file.stat().st_blocks for file in repo.glob("blobs/*"))
     return max(0, 1e9 * hub.gigabytes - stored)
 
 

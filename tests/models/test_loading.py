@@ -173,6 +173,16 @@ def test_an_interrupted_download_goes_on_if_the_rest_fits(hub: Hub, monkeypatch)
     assert not obtain_model(config, say=lambda text: None).missing()
 
 
+def test_finished_files_of_an_interrupted_download_count_too(hub: Hub, monkeypatch) -> None:
+    """The hub's library knows then what the repository contains, and gives no folder for a part of it."""
+    config = model("lumina_mgpt_7b_768", "model.hub.gigabytes=0.002", "model.vq_hub.gigabytes=0")
+    finished, other, *_ = obtain_model(config, say=lambda text: None).weights()
+    finished.resolve().write_bytes(bytes(1_000_000))
+    other.unlink()
+    monkeypatch.setattr(FREE, lambda folder: 1_500_000)
+    assert not obtain_model(config, say=lambda text: None).missing()
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
