@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from personalar.models.dropout import Dropout
-from personalar.models.network.cache import CacheWindow, KVCache, SharedRows
+from personalar.models.network.cache import CacheWindow, KVCache
 
 Loss = str
 """The tokens with a loss: "image_tokens" (arXiv 2504.13162), or "answer", every token after the prompt
@@ -172,7 +172,7 @@ class Backend(Protocol):
     def forward(
         self,
         embeds: Tensor,
-        cache: KVCache | CacheWindow | SharedRows | None = None,
+        cache: KVCache | CacheWindow | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:

@@ -14,7 +14,7 @@ from personalar.models.base import Head, Loss, TrainingSequence
 from personalar.models.dropout import Dropout
 from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
-from personalar.models.network.cache import CacheWindow, KVCache, SharedRows
+from personalar.models.network.cache import CacheWindow, KVCache
 from personalar.models.network.llama import Llama
 from personalar.models.network.memory_shape import decode_bytes, images_at_once
 from personalar.models.network.vq import VQModel
@@ -170,7 +170,7 @@ class LlamaBackend(nn.Module):
     def forward(
         self,
         embeds: Tensor,
-        cache: KVCache | CacheWindow | SharedRows | None = None,
+        cache: KVCache | CacheWindow | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:

@@ -19,7 +19,7 @@ from personalar.config.fields import limits
 from personalar.models.base import Head
 from personalar.models.dropout import Dropout, drop
 from personalar.models.network.attention import attend, separated
-from personalar.models.network.cache import CacheWindow, KVCache, SharedRows, Store
+from personalar.models.network.cache import CacheWindow, KVCache, Store
 from personalar.models.network.norms import HeadNorm, RMSNorm
 
 Rotary = tuple[Tensor, Tensor]  # cos and signed sin, (B or 1, 1, T, hd)
@@ -237,7 +237,7 @@ class Llama(nn.Module):
     def forward(
         self,
         embeds: Tensor,
-        cache: KVCache | CacheWindow | SharedRows | None = None,
+        cache: KVCache | CacheWindow | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
