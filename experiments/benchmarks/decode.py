@@ -50,7 +50,6 @@ from personalar.core.png import save_png
 from personalar.core.process import keep_memory, prepare_torch
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.serialization import load_backend
 from personalar.models.loading import obtain_model
 
 PROMPT = "a photo of a cat in the snow"
@@ -115,7 +114,7 @@ def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
     if own["weights"] == "random_7b":
         return random_7b(dtype=dtype, device=torch.device(device))
     files = obtain_model(config.model, say=print)
-    return load_backend(files, dtype=dtype, device=device)
+    return files.load(dtype=dtype, device=device)
 
 
 def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) -> list[Contender]:

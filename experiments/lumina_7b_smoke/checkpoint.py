@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
+from personalar.core.files import write_text
+from personalar.models.chameleon.serialization import hf_config
 from personalar.models.chameleon.tokenizer import Tokenizer, chameleon_names, train_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.checkpoint_folder import write_json
 from personalar.models.network.vq import VQConfig, VQModel
+from personalar.models.tensor_files import write_shards
 
 TEXTS = ["Generate an image of 512x512 according to the following prompt:\na photo of a dog"]
 TINY_VQ = VQConfig(
@@ -26,14 +29,6 @@ TINY = TransformerConfig(
     num_key_value_heads=2,
 )  # fmt: skip
 SIZES = {"7b": (TransformerConfig(), VQConfig()), "tiny": (TINY, TINY_VQ)}
-YAML = """model:
-  params:
-    embed_dim: {embed_dim}
-    n_embed: {num_embeddings}
-    ddconfig: {{double_z: false, z_channels: {latent_channels}, resolution: {resolution}, in_channels: 3,
-      out_ch: 3, ch: {base_channels}, ch_mult: {multiplier}, num_res_blocks: {num_res_blocks},
-      attn_resolutions: [], dropout: 0.0}}
-"""
 
 
 def random_tensors(network: nn.Module, *, device: str, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -48,19 +43,28 @@ def random_tensors(network: nn.Module, *, device: str, seed: int = 0) -> Iterato
 def write_random(folder: Path, size: str, *, device: str, shard_bytes: int = 5_000_000_000) -> Path:
     """Write `folder`/base in the format of Alpha-VLLM, and `folder`/vq with vqgan.ckpt; return `folder`."""
     transformer, vq = SIZES[size]
-    tokenizer = small_tokenizer()
     with torch.device("meta"):
         network = ChameleonTransformer(transformer)
-    write_checkpoint(
-        folder / "base",
-        config=hf_config(transformer, tokenizer, vq, dtype=torch.bfloat16),
-        tokenizer=tokenizer,
-        tensors=random_tensors(network, device=device),
-        dtype=torch.bfloat16,
-        shard_bytes=shard_bytes,
-    )
+    tensors = random_tensors(network, device=device)
+    write_base(folder / "base", transformer, vq, tensors, dtype=torch.bfloat16, shard_bytes=shard_bytes)
     write_vqgan(folder / "vq", vq, device=device)
     return folder
+
+
+def write_base(
+    folder: Path,
+    transformer: TransformerConfig,
+    vq: VQConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    shard_bytes: int,
+) -> None:
+    """Write config.json, tokenizer.json, and `tensors` in shards."""
+    tokenizer = small_tokenizer()
+    write_json(folder / "config.json", hf_config(transformer, tokenizer, vq, dtype=dtype))
+    write_text(folder / "tokenizer.json", tokenizer.to_json())
+    write_shards(folder, tensors, dtype=dtype, shard_bytes=shard_bytes)
 
 
 def small_tokenizer() -> Tokenizer:
@@ -70,11 +74,10 @@ def small_tokenizer() -> Tokenizer:
 
 
 def write_vqgan(folder: Path, config: VQConfig, *, device: str) -> None:
-    """Write vqgan.ckpt and vqgan.yaml of a random image tokenizer."""
+    """Write vqgan.ckpt of a random image tokenizer, and a config.json with its sizes."""
     with torch.device("meta"):
         network = VQModel(config)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.cpu() for name, tensor in random_tensors(network, device=device)}
     torch.save({"state_dict": state}, folder / "vqgan.ckpt")
-    numbers = vars(config) | {"multiplier": list(config.channel_multiplier)}
-    (folder / "vqgan.yaml").write_text(YAML.format(**numbers))
+    write_json(folder / "config.json", config.to_hf())

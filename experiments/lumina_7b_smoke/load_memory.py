@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint import TINY_VQ, random_tensors, small_tokenizer, write_random, write_vqgan
+from checkpoint import TINY_VQ, random_tensors, write_base, write_random, write_vqgan
 from memory import peak_host_bytes, reset_peak_memory
 
 from personalar.config.model_config import ProtocolConfig
-from personalar.models.chameleon.checkpoint_export import hf_config, write_checkpoint
-from personalar.models.chameleon.model_files import open_folder, weight_files
-from personalar.models.chameleon.serialization import load_backend
+from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
+from personalar.models.checkpoint_folder import weight_files
 
 
 def write(work: Path, *, width: int, layers: int, vocab: int, shard_bytes: int) -> None:
@@ -34,11 +33,8 @@ def write(work: Path, *, width: int, layers: int, vocab: int, shard_bytes: int) 
     )  # fmt: skip
     with torch.device("meta"):
         transformer = ChameleonTransformer(config)
-    tokenizer = small_tokenizer()
-    write_checkpoint(
-        work / "base", config=hf_config(config, tokenizer, TINY_VQ, dtype=torch.float16), tokenizer=tokenizer,
-        tensors=random_tensors(transformer, device="cpu"), dtype=torch.float16, shard_bytes=shard_bytes,
-    )  # fmt: skip
+    tensors = random_tensors(transformer, device="cpu")
+    write_base(work / "base", config, TINY_VQ, tensors, dtype=torch.float16, shard_bytes=shard_bytes)
     write_vqgan(work / "vq", TINY_VQ, device="cpu")
 
 
@@ -51,11 +47,12 @@ def load(work: Path, dtype: str) -> int:
         open_folder(folder / "base", vq=folder / "vq", layout=ProtocolConfig(resolution=64))
         for folder in (work, work / "first")
     )
-    load_backend(first, dtype=getattr(torch, dtype))
+    how = {"dtype": getattr(torch, dtype), "device": "cpu"}
+    first.load(**how)
     reset_peak_memory(cuda=False)
     before = peak_host_bytes()
-    backend = load_backend(files, dtype=getattr(torch, dtype))
-    assert backend.dtype == getattr(torch, dtype)
+    backend = files.load(**how)
+    assert backend.dtype == how["dtype"]
     return peak_host_bytes() - before
 
 

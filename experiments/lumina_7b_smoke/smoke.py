@@ -30,7 +30,6 @@ from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.data.codes import encode_photos
 from personalar.models.chameleon.model_files import ChameleonFiles
-from personalar.models.chameleon.serialization import load_backend
 from personalar.runs.personalize import prepare
 from personalar.runs.pictures import grid_requests
 from personalar.training.context import RunContext
@@ -119,7 +118,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all steps; return one row per step."""
     work, meter = args.work.resolve(), Meter(args.device)
     args.photos = args.photos or make_photos(work / "photos")
-    if not (work / "checkpoint" / "vq" / "vqgan.yaml").is_file():
+    if not (work / "checkpoint" / "vq" / "vqgan.ckpt").is_file():
         with meter.step("write a random checkpoint"):
             write_random(work / "checkpoint", args.size, device=args.device)
     prepared = prepare(settings(args, work, "overwrite=true"), work / "run")
@@ -128,7 +127,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     files: ChameleonFiles = session.model_files
     with meter.step("load it") as row:
         dtype = getattr(torch, session.config.model.dtype)
-        backend = load_backend(files, dtype=dtype, device=args.device)
+        backend = files.load(dtype=dtype, device=args.device)
         row["weights_gb"] = round(sum(file.stat().st_size for file in files.weights()) / 1e9, 2)
     with meter.step("encode five photos") as row:
         photos, data = session.subject.images, session.config.model.recipe.data

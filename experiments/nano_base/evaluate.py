@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models.chameleon.serialization import load_backend
+from personalar.models.chameleon.model_files import open_folder
 from personalar.nano.world.album import Picture, sample_pair
 from personalar.nano.world.album import draw as draw_picture
 from personalar.nano.world.captions import article, place, wearing
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    backend = load_backend(args.model)
+    backend = open_folder(args.model).load(dtype=torch.float32, device="cpu")
     judge, dino = Judge(ClipScorer(args.model / "clip")), DinoScorer(args.model / "dino")
     results = {
         "tokenizer": tokenizer_quality(backend, np.random.default_rng(101), args.pictures),

@@ -23,7 +23,7 @@ from personalar.data.prompts import sample_prompt
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
-from personalar.models.chameleon.serialization import load_backend
+from personalar.models.chameleon.model_files import open_folder
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import identity_vector
 from personalar.nano.world.subjects import rendered_subject, subject_instance
@@ -44,7 +44,8 @@ def rows_alone(run: Path, threads: int, *, true_parameters: bool) -> dict:
     config = OmegaConf.load(run / ".hydra" / "config.yaml")
     facts = json.loads((run / "summary.json").read_text())
     concept = replace(Concept.load(run / "concept"), weights={}, lora={})
-    backend = load_backend(package_path("package://nano"))
+    files = open_folder(package_path("package://nano"))
+    backend = files.load(dtype=torch.float32, device="cpu")
     identifier = concept.apply(backend)
     noun, individual = config.subject.noun, config.subject.get("seed", 0)
     if true_parameters:

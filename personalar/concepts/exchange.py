@@ -79,7 +79,7 @@ def write_export(
     paths = [out / name for name in contents]
     if learned is not None:
         backend, files = learned
-        form = files.checkpoint_form(backend)
+        form = files.checkpoint_form
         print(f"{CHECKPOINT}: {form}")
         dtype = getattr(torch, model.dtype)
         paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from personalar.models.base import Backend, Loss
 
-
-class NetworkShape(Protocol):
-    """The sizes of a transformer, available before any weight is read; a frozen dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of blocks."""
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """Number of key/value heads."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding table."""
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per head."""
-
-    def build(self) -> Any:
-        """Return the transformer, on torch's default device.
-
-        It has `blocks` and `head(rows)`. A call with embeddings (B, T, D) and `dropout=` returns hidden
-        states (B, T, D). The memory of a training pass is estimated from such a call on meta.
-        """
+NetworkShape = Any
+"""A frozen dataclass like `LlamaConfig`, with `hidden_size`, `num_hidden_layers`, `num_key_value_heads`,
+`vocab_size` and `head_dim`. `build()` returns the transformer, on torch's default device: it has `blocks` and
+`head(rows)`, and maps embeddings (B, T, D), with `dropout=`, to hidden states (B, T, D)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +41,8 @@ class ModelFiles(Protocol):
     """Sizes and sequence layout of the base; see `config/model_config.py`."""
     losses: Sequence[Loss]
     """The losses with which the base can be trained."""
+    checkpoint_form: str
+    """In words, the format that `write_checkpoint` writes."""
 
     def missing(self) -> list[str]:
         """Return the paths of the missing files."""
@@ -94,17 +67,5 @@ class ModelFiles(Protocol):
     def reserved_ids(self) -> Sequence[int]:
         """Return the ids that no text uses, without reading weights."""
 
-    def checkpoint_form(self, backend: Backend) -> str:
-        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
-
     def write_checkpoint(self, backend: Backend, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write the whole `backend`, loaded from these files, for other programs; return `folder`."""
-
-    def load_sharded(
-        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
-    ) -> Backend:
-        """Return the base with sharded weights; called within DeepSpeed's sharding context.
-
-        Args:
-            changed: weights by name that replace those of the files (from an earlier stage).
-        """

@@ -1,15 +1,14 @@
 """Strict, streamed reading of weights into modules, and atomic writing of safetensors.
 
 A missing tensor or a wrong shape raises an error that names the tensor, before any tensor is read. Nothing is
-re-initialised silently. Tensors are read one at a time, so a large model needs its memory only once.
-`pytorch_model*.bin` is read with `weights_only=True`, so no code in it is run.
+re-initialised silently. Files are memory-mapped and tensors are cast one at a time, so a large model needs
+its memory only once. `pytorch_model*.bin` is read with `weights_only=True`, so no code in it is run.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -22,7 +21,6 @@ from personalar.core.files import put_in_place, temporary, write_atomic
 from personalar.core.process import global_rank
 from personalar.core.run_folder import first_few
 from personalar.models.checkpoint_folder import INDEX, WEIGHTS, weight_files, write_json
-from personalar.models.sharding import assign
 
 Rename = Callable[[str], str | None]
 """Maps the name of a tensor in a file to its name in the module; None: it is not read."""
@@ -86,21 +84,17 @@ def write_shards(
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def read_shapes(folder: Path, rename: Rename = str) -> dict[str, torch.Size]:
-    """Return the shapes of the tensors that `read_tensors` yields, from the headers of the files."""
-    files = weight_files(folder)
-    return {name: shape for file in files for name, shape, _ in _entries(file, rename)}
-
-
 def read_tensors(folder: Path, rename: Rename = str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of the weights in a folder, file by file; `rename` gives the names.
+    """Yield (name, memory-mapped tensor) of the weights in a folder, file by file; `rename` gives the names.
 
     Raises:
         ValueError: a file is damaged, or contains objects other than tensors.
     """
     for file in weight_files(folder):
-        for name, _, get in _entries(file, rename):
-            yield name, get()
+        stored = _safetensors(file) if file.suffix == ".safetensors" else read_pickle(file).items()
+        for name, tensor in stored:
+            if (ours := rename(name)) is not None:
+                yield ours, tensor
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -127,33 +121,19 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _entries(file: Path, rename: Rename) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
-    """Yield (name, shape, function that reads the tensor) for every tensor of a file that `rename` keeps."""
-    if file.suffix != ".safetensors":
-        for stored, tensor in read_pickle(file).items():
-            if (name := rename(stored)) is not None:
-                # Memory-mapped, so reading it again costs no memory.
-                yield name, tensor.shape, partial(torch.Tensor.detach, tensor)
-        return
+def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
-            for stored in opened.keys():  # noqa: SIM118 (not a dict)
-                if (name := rename(stored)) is not None:
-                    shape = torch.Size(opened.get_slice(stored).get_shape())
-                    yield name, shape, partial(opened.get_tensor, stored)
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, opened.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a complete safetensors file ({error}); copy it again") from error
 
 
-def expected_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Return the gathered shape of every parameter of `module`, which may be sharded."""
-    return {name: torch.Size(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
-
-
 def check_fit(
-    expected: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size], *, where: Path, published: bool
+    expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], *, where: Path, published: bool
 ) -> None:
-    """Compare the `shapes` in a file with the `expected` ones.
+    """Compare the shapes of `tensors` with the `expected` ones.
 
     Args:
         where: file or folder, for messages.
@@ -162,14 +142,14 @@ def check_fit(
     Raises:
         ValueError: tensors are missing, have another shape or, unless `published`, are unknown.
     """
-    unknown = [name for name in shapes if name not in expected]
+    unknown = [name for name in tensors if name not in expected]
     problems = {
-        "missing": [name for name in expected if name not in shapes],
+        "missing": [name for name in expected if name not in tensors],
         "unexpected": unknown,
         "of another shape": [
-            f"{name} {list(shape)} instead of {list(expected[name])}"
-            for name, shape in shapes.items()
-            if name in expected and shape != expected[name]
+            f"{name} {list(tensor.shape)} instead of {list(expected[name])}"
+            for name, tensor in tensors.items()
+            if name in expected and tensor.shape != expected[name]
         ],
     }
     # Published files contain more than is needed; in our own format an unknown tensor is a mistake.
@@ -193,65 +173,32 @@ def check_fit(
 
 def fill(
     module: nn.Module,
-    tensors: Iterable[tuple[str, Tensor]],
-    shapes: Mapping[str, torch.Size],
+    tensors: dict[str, Tensor],
     *,
     where: Path,
     published: bool,
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Load `tensors` into `module`, which is on meta; each is cast and moved when it is read.
+    """Load `tensors` into `module`, which is on meta; they are cast and moved one at a time.
 
-    With `device` meta, none is read: only the names and shapes are checked.
+    With `device` meta, only the names and shapes are checked.
 
     Args:
-        tensors: (name, tensor) pairs, read one at a time.
-        shapes: their shapes by name.
+        tensors: tensors by name; they are removed, so that each is freed when it has been cast.
         where, published: see `check_fit`.
 
     Raises:
         ValueError: see `check_fit`; no tensor is read then.
     """
-    expected = expected_shapes(module)
-    check_fit(expected, shapes, where=where, published=published)
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    check_fit(expected, tensors, where=where, published=published)
     if device.type == "meta":
         return
     state = {}
-    for name, tensor in tensors:
+    for name in list(tensors):
+        tensor = tensors.pop(name)
         if name in expected:
             state[name] = tensor.to(device, dtype)
     # assign, because parameters on meta have no storage to copy into.
     module.load_state_dict(state, strict=True, assign=True)
-
-
-def fill_sharded(
-    module: nn.Module,
-    tensors: Iterable[tuple[str, Tensor]],
-    shapes: Mapping[str, torch.Size],
-    *,
-    where: Path,
-    published: bool,
-    dtype: torch.dtype,
-    changed: Mapping[str, Tensor],
-) -> None:
-    """Load `tensors` into `module`, which DeepSpeed has sharded; other arguments as for `fill`.
-
-    Args:
-        changed: weights by name that replace those of `tensors` (from an earlier stage).
-
-    Raises:
-        ValueError: see `check_fit`; or a changed weight has another shape.
-    """
-    parameters, expected = dict(module.named_parameters()), expected_shapes(module)
-    check_fit(expected, shapes, where=where, published=published)
-    for name, tensor in tensors:
-        if name not in parameters:
-            continue
-        tensor = changed.get(name, tensor).to(dtype)
-        if tensor.shape != expected[name]:
-            raise ValueError(
-                f"{name} was learned with shape {list(tensor.shape)}, {where} has {list(expected[name])}: "
-                "use the base on which it was learned"
-            )
-        assign(parameters[name], tensor)

@@ -26,13 +26,11 @@ from personalar.data.prompts import subject_names
 from personalar.data.stream import photo_sequences
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
-from personalar.models.sharding import ordinary_modules
 from personalar.training.context import RunContext
 from personalar.training.inputs import stage_inputs
 from personalar.training.loss import sequence_loss
 from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
 from personalar.training.stage import parameter_groups, select_parameters
-from personalar.training.strategy import shards_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,27 +90,8 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
         adapters=adapters,
         penalties=[made[name].penalty for name in adapters],
     )
-    return _finished(context, stage, network)
-
-
-def build_sharded_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
-    """Return the network with weights sharded by ZeRO 3; call it inside DeepSpeed's sharding context."""
-    backend = context.model_files.load_sharded(
-        dtype=context.dtype, device=context.device, changed=concept.weights
-    )
-    # Modules made in the sharding context are sharded at once, and could then not be filled. These are small,
-    # and DeepSpeed shards them with the rest when training starts.
-    with ordinary_modules():
-        identifier = concept.identifier(backend).to(context.device)
-        weights = choose_weights(backend.transformer, stage, seed=context.config.seed)
-    network = Network(backend=backend, identifier=identifier, weights=weights, adapters={})
-    return _finished(context, stage, network)
-
-
-def _finished(context: RunContext, stage: Stage, network: Network) -> Network:
-    """Prepare the blocks with the settings that fit into memory; return `network`."""
     plan, compiled = context.plans[stage.name], context.config.trainer.compile_blocks
-    prepare_blocks(network.backend.blocks, recompute=plan.recompute, compiled=compiled)
+    prepare_blocks(backend.blocks, recompute=plan.recompute, compiled=compiled)
     return network
 
 
@@ -158,12 +137,11 @@ class PersonalizationModule(L.LightningModule):
         """Losses of the micro-batches of this optimizer step so far."""
 
     def configure_model(self) -> None:
-        """Build the network, sharded under ZeRO 3, and freeze what the stage does not train."""
+        """Build the network, and freeze what the stage does not train."""
         if hasattr(self, "network"):  # Lightning calls this hook more than once
             return
-        sharded = self._trainer is not None and shards_weights(self.trainer.strategy)
-        make = build_sharded_network if sharded else build_network
-        self.set_network(make(self.context, self.stage, stage_inputs(self.context, self.stage).concept))
+        concept = stage_inputs(self.context, self.stage).concept
+        self.set_network(build_network(self.context, self.stage, concept))
 
     def set_network(self, network: Network) -> None:
         """Use `network`, and make only the parameters that the stage trains require gradients."""

@@ -6,6 +6,8 @@ Most of this module makes DeepSpeed's ZeRO run on CPUs (gloo) too, so that it ca
 from __future__ import annotations
 
 import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -52,6 +54,11 @@ class ZeroStrategy(DeepSpeedStrategy):
         communication.build_shm_op = lambda: None
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None]:
+        """Create the network whole: DeepSpeed shards it when training starts (ZeRO 3)."""
+        yield
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint folder of DeepSpeed. Raises ValueError, with a fix, if it is damaged."""
@@ -148,8 +155,3 @@ def free_deepspeed(strategy: _Base) -> None:
         for cell in getattr(method, "__closure__", None) or ():
             if hasattr(cell.cell_contents, "cache_clear"):
                 cell.cell_contents.cache_clear()
-
-
-def shards_weights(strategy: _Base) -> bool:
-    """Return whether `strategy` shards the weights (ZeRO 3)."""
-    return isinstance(strategy, ZeroStrategy) and strategy.zero_stage_3

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest_backend import load_backend
 
 from personalar.concepts.concept import Concept
 from personalar.core.files import base_fingerprint
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
-from personalar.models.chameleon.serialization import load_backend
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

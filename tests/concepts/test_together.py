@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest_backend import load_backend
 from naive import NaiveDecoder
 from test_compiled import Uncompiled
 from test_exchange import adapter
@@ -21,7 +22,6 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.base import Backend
-from personalar.models.chameleon.serialization import load_backend
 
 QKV = "model.layers.0.self_attn.q_proj.weight"
 

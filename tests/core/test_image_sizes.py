@@ -173,7 +173,7 @@ def test_the_command_draws_the_size_that_it_is_given(concept, tmp_path: Path, mo
 
 
 def test_a_wrong_size_is_said_before_the_weights_are_read(concept, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("personalar.models.chameleon.serialization.load_backend", None)
+    monkeypatch.setattr("personalar.models.chameleon.model_files.ChameleonFiles.load", None)
     words = [f"concept={concept[0]}", f'prompts=["{PROMPT}"]', *concept[1:], "size=64x64"]
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(

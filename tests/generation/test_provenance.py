@@ -148,7 +148,6 @@ def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"seed": "9" * 40}, "does not contain the settings to reproduce it"),
         ({"seed": "9" * 19}, "seeds=9999999999999999999 is out of range"),
         ({"dtype": "int8"}, r"invalid value model\.dtype='int8'"),
-        ({"attention": "x"}, r"invalid value trainer\.attention='x'"),
         ({"seed": "x"}, "does not contain the settings to reproduce it"),
         ({"concept": "0" * 12}, "sampled from another concept"),
         ({"size": None}, r"\(missing: size\)"),

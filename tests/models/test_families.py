@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,8 @@ from personalar.config.recipe import QKV
 from personalar.data.stream import collate
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models import chameleon, emu3, janus, sharding
+from personalar.models import chameleon, emu3, janus
 from personalar.models.base import Backend
-from personalar.models.chameleon import serialization
 from personalar.models.checkpoint_folder import weight_files
 from personalar.models.stored_base import ModelFiles
 from personalar.training.loss import sequence_loss
@@ -262,23 +260,6 @@ def test_memory_is_estimated_from_the_very_network(case: Case, base: Backend) ->
     assert network.head(slice(0, shape.num_codes)) is not None and "transformer" in files.parts()
 
 
-def test_sharded_loading_reads_the_same_weights_and_takes_changed_ones(
-    case: Case, base: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In one process, where nothing is sharded and DeepSpeed has no context to leave."""
-    for module in (sharding, serialization):
-        monkeypatch.setattr(module, "ordinary_modules", nullcontext)
-    expected = {name: tensor.clone() for name, tensor in base.transformer.state_dict().items()}
-    changed = {
-        name: torch.full_like(t, 0.5) for name, t in expected.items() if name.endswith("1.mlp.up_proj.weight")
-    }
-    loaded = case.open(case.folder).load_sharded(dtype=torch.float32, device="cpu", changed=changed)
-    found = loaded.transformer.state_dict()
-    assert len(changed) == 1 and found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in (expected | changed).items())
-    assert not loaded.training and not any(p.requires_grad for p in loaded.transformer.parameters())
-
-
 def test_a_missing_tensor_is_named(case: Case, tmp_path: Path) -> None:
     folder = copy_of(case.folder, tmp_path)
     for file in weight_files(folder):
@@ -319,7 +300,7 @@ def test_a_checkpoint_goes_out_and_comes_back(case: Case, tmp_path: Path) -> Non
         base.word_table[base.reserved_ids[0]] = 7.0
         base.blocks[0].self_attn.q_proj.weight.add_(1.0)
     files = case.open(case.folder)
-    assert files.checkpoint_form(base)
+    assert files.checkpoint_form
     out = files.write_checkpoint(base, tmp_path / "out", dtype=torch.float32)
     again = case.load(out).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in base.state_dict().items())

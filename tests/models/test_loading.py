@@ -56,7 +56,7 @@ def test_missing_files_are_described_before_anything(tmp_path: Path, monkeypatch
         "transformer: config.json, tokenizer.json, *.safetensors",
         "https://huggingface.co/Alpha-VLLM/Lumina-mGPT-7B-768 (revision 9624463a82ea",
         "about 14.1 GB",
-        "image tokenizer: original_tokenizers/vqgan.ckpt, original_tokenizers/vqgan.yaml",
+        "image tokenizer: original_tokenizers/vqgan.ckpt\n",
         "https://huggingface.co/Alpha-VLLM/Chameleon_7B_mGPT",
         "licence to accept there: Chameleon Research License",
         f"they are stored in {tmp_path / 'hub'} (HF_HOME changes it), with ",

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest_backend import load_backend
 from PIL import Image
 
 from personalar.config.compose import package_path
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.serialization import load_backend
 from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS

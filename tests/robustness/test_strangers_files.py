@@ -21,7 +21,7 @@ from personalar.core.files import LARGEST_JSON
 from personalar.core.png import read_png
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder, read_layout
-from personalar.models.chameleon.vq_checkpoint import read_checkpoint, read_numbers
+from personalar.models.chameleon.vq_checkpoint import read_checkpoint
 from personalar.reports.comparison_page import compare_folders
 from personalar.reports.comparison_table import as_markdown
 from personalar.reports.run_page import write_report
@@ -210,39 +210,6 @@ def test_nothing_in_a_layout_is_resolved(tmp_path: Path, monkeypatch: pytest.Mon
     assert read_layout(path).known_words == ["${oc.env:SECRET_KEY}"]
     path.write_text(json.dumps({"resolution": 65536, "grid_px": 1}))
     tells(lambda: read_layout(path), "allowed: up to 256 times layout.grid_px")
-
-
-def vqgan(numbers: str) -> str:
-    return f"model: {{params: {{embed_dim: 8, n_embed: 64, ddconfig: {numbers}}}}}"
-
-
-YAML = {
-    "aliases": "a: &a [x, x, x, x, x, x, x, x, x]\n"
-    + "".join(
-        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
-    ),
-    "a tag": vqgan("!!python/object/apply:os.system ['touch exploded']"),
-    "deep": vqgan("[" * 20_000),
-    "a milliard of levels": vqgan("{num_res_blocks: 1000000000}"),
-    "text for a number": vqgan("{ch: many}"),
-    "the environment": vqgan("{ch: '${oc.env:HOME}'}"),
-    "large": "#" * (2 << 20),
-    "a list": "[]",
-    "nothing": "",
-    "no text": "\0\1",
-}
-
-
-@pytest.mark.parametrize("what", YAML)
-def test_yaml_of_a_stranger(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "vqgan.yaml"
-    path.write_text(YAML[what])
-    started = time.process_time()
-    with pytest.raises(ValueError, match="is not a VQGAN description") as stopped:
-        read_numbers(path)
-    one_sentence(stopped.value)
-    assert time.process_time() - started < QUICK and not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 99, b"PK\3\4" + bytes(99), b"\x80\2}q\0.", b"\x80\2K\1."])

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest_backend import load_backend
 from conftest_run import compose_config
-from test_concept import make
 
 from personalar.concepts.adapters.direction import Direction
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import StageNumbers
 from personalar.config.run_config import Stage, StageMethod
 from personalar.data.stream import collate
-from personalar.models.chameleon.serialization import load_backend
 from personalar.training.loss import sequence_loss
-from personalar.training.module import Network, PersonalizationModule, build_sharded_network
+from personalar.training.module import Network, PersonalizationModule
 from personalar.training.stage import select_parameters
 
 QKV = ["model.layers.*.self_attn.[qkv]_proj.weight"]
@@ -138,23 +135,3 @@ def test_a_checkpoint_holds_what_trains_and_loads_safely(backend, identifier, tm
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert not trained.strict_loading
-
-
-def test_a_sharded_network_reads_all_embeddings_of_the_subject(
-    backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("personalar.training.module.ordinary_modules", nullcontext)
-    tokens = dict(zip(["[V]", "[V:2]", "[S1]"], backend.tokenizer.concept_ids, strict=False))
-    concept = make(tokens=tokens, rows=torch.zeros(3, 32))
-    context: Any = SimpleNamespace(
-        config=compose_config("+subject=cat"),
-        plans={"embedding": SimpleNamespace(recompute=False)},
-        model_files=SimpleNamespace(load_sharded=lambda **_: backend),
-        dtype=torch.float32,
-        device="cpu",
-    )
-    stage = Stage(
-        name="embedding", trains=StageMethod(numbers="x"), numbers=StageNumbers(steps=1, batch=2, lr=1)
-    )
-    words = build_sharded_network(context, stage, concept).identifier.words
-    assert list(words["[V]"]) == list(words[concept.word]) == ["[V]", "[V:2]"]

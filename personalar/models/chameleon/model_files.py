@@ -14,24 +14,26 @@ another folder too. The layout is a setting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from personalar.config.fields import one_of
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.files import fits
-from personalar.models.checkpoint_folder import read_config, read_json, shard_names, weight_files
+from personalar.models.checkpoint_folder import read_config, read_json, write_json
+from personalar.models.network.published_files import PublishedFiles
 
 if TYPE_CHECKING:  # torch is loaded with the model
     import torch
     from torch import Tensor
 
     from personalar.models.chameleon.backend import ChameleonBackend
+    from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
     from personalar.models.stored_base import BaseShape
 
-VQ_CHECKPOINT, VQ_NUMBERS = "vqgan.ckpt", "vqgan.yaml"
+VQ_CHECKPOINT = "vqgan.ckpt"
 LAYOUT = {"grid_px": int, "resolution": int, "ids": {"*": int}, "known_words": ([str], None)}
 """Schema of protocol.json, see `files.fits`; all other values are text. `${...}` in them is not resolved."""
 VQ_PREFIX = "model.vqmodel."
@@ -40,86 +42,99 @@ VQ_FOLDERS = ("vq", "original_tokenizers", "tokenizer", ".")  # places in upstre
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChameleonFiles:
-    """Paths of the parts of one model; see `stored_base.ModelFiles`."""
+class ChameleonFiles(PublishedFiles):
+    """Paths of the parts of one model; see `stored_base.ModelFiles`.
 
-    base: Path
-    """Folder of config.json and the transformer's safetensors."""
-    tokenizer: Path
-    """The tokenizer.json."""
-    vq: Path
-    """Folder of the image tokenizer: vqgan.ckpt, or config.json and safetensors; may be `base`."""
-    layout: ProtocolConfig
-    published: bool
-    """Whether `base` is a Hugging Face checkpoint. Unknown tensors in it are ignored."""
+    `vq` is a folder with vqgan.ckpt, or with config.json and safetensors.
+    """
+
     losses = ("image_tokens", "answer")
+    checkpoint_form = (
+        "safetensors with a query and a key norm for every head, which transformers' "
+        "ChameleonForConditionalGeneration and Lumina-mGPT's own code read; the image tokenizer is in vq/"
+    )
 
-    def missing(self) -> list[str]:
-        """Return the paths of the missing files."""
-        needed = [self.base / "config.json", self.tokenizer]
-        needed += [self.base / name for name in shard_names(self.base)]
-        # vqgan.ckpt is complete by itself: its yaml has defaults.
-        if self.vq != self.base and not (self.vq / VQ_CHECKPOINT).is_file():
-            needed += [self.vq / name for name in ("config.json", *shard_names(self.vq))]
-        return [str(file) for file in needed if not file.is_file()]
-
-    def weights(self) -> list[Path]:
-        """Return all files with tensors, those of the transformer first."""
-        files = weight_files(self.base)
-        if (self.vq / VQ_CHECKPOINT).is_file():
-            return [*files, self.vq / VQ_CHECKPOINT]
-        return files if self.vq == self.base else [*files, *weight_files(self.vq)]
-
-    def parts(self) -> dict[str, Path]:
-        """Return {part in plain words: its path}."""
-        return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
+    def files_of(self, folder: Path) -> list[Path]:
+        """Return the files that `folder` should contain; vqgan.ckpt needs no others."""
+        checkpoint = folder / VQ_CHECKPOINT
+        if not checkpoint.is_file():
+            return super().files_of(folder)
+        return [*super().files_of(folder), checkpoint] if folder == self.base else [checkpoint]
 
     def shape(self, *, images: int) -> BaseShape:
-        """Return the sizes for an estimate of memory; `images` images are decoded together."""
-        from personalar.models.chameleon.transformer import TransformerConfig
         from personalar.models.chameleon.vq_checkpoint import vq_config
         from personalar.models.network.memory_shape import shape_of
 
-        network = read_config(self.base / "config.json", TransformerConfig.from_hf)
-        vq = vq_config(self.vq)
+        network, vq = self._numbers(), vq_config(self.vq)
         side = self.layout.resolution // vq.downsample
         # BOI, EOI and SEP, and in rows two sizes and a NEWLINE per row of codes.
         answer = side * side + 3 + (side + 2 if self.layout.structure == "rows" else 0)
         return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
-    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> ChameleonBackend:
-        """Return the base; see `serialization.load_backend`."""
-        from personalar.models.chameleon.serialization import load_backend
-
-        return load_backend(self, dtype=dtype, device=device)
-
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses, without reading weights."""
         from personalar.models.chameleon.tokenizer import Tokenizer
 
         return Tokenizer.from_file(self.tokenizer).concept_ids
 
-    def checkpoint_form(self, backend: ChameleonBackend) -> str:
-        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
-        from personalar.models.chameleon.checkpoint_export import norm_words, shared_norm_rows
-
-        of_base, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
-        return norm_words(of_base, rows, backend.transformer.config)
-
     def write_checkpoint(self, backend: ChameleonBackend, folder: Path, *, dtype: torch.dtype) -> Path:
-        """Write the whole `backend`, loaded from these files, for other programs; return `folder`."""
-        from personalar.models.chameleon.checkpoint_export import export_backend, shared_norm_rows
+        """Write the whole `backend`; with protocol.json and vq/ the folder can be used as `model.path`."""
+        import torch
 
-        _, rows = shared_norm_rows(self.base, backend.transformer.state_dict())
-        return export_backend(backend, folder, dtype=dtype, norm_rows=rows)
+        from personalar.models.tensor_files import write_tensors
 
-    def load_sharded(
-        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
-    ) -> ChameleonBackend:
-        """Return the base sharded by DeepSpeed; see `serialization.load_sharded_backend`."""
-        from personalar.models.chameleon.serialization import load_sharded_backend
+        write_json(folder / "protocol.json", asdict(self.layout))
+        write_json(folder / "vq" / "config.json", backend.vq.config.to_hf())
+        write_tensors(folder / "vq", backend.vq.state_dict(), dtype=torch.float32)
+        return super().write_checkpoint(backend, folder, dtype=dtype)
 
-        return load_sharded_backend(self, dtype=dtype, device=device, changed=changed)
+    def exported_config(self, backend: ChameleonBackend, dtype: torch.dtype) -> dict[str, Any]:
+        from personalar.models.chameleon.serialization import hf_config
+
+        return hf_config(backend.transformer.config, backend.tokenizer, backend.vq.config, dtype=dtype)
+
+    def exported_tensors(self, backend: ChameleonBackend, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor) of the transformer in `dtype`, and of the image encoder in float32."""
+        for name, tensor in backend.transformer.state_dict().items():
+            yield name, tensor.to(dtype)
+        # transformers' class has an encoder but no decoder, and initialises missing tensors at random.
+        for name, tensor in backend.vq.state_dict().items():
+            if "decoder." not in name:
+                yield VQ_PREFIX + name, tensor
+
+    def network_name(self, stored: str) -> str | None:
+        return None if stored.startswith(VQ_PREFIX) else stored
+
+    def build(self) -> ChameleonTransformer:
+        return self._numbers().build()
+
+    def tensors(
+        self, transformer: ChameleonTransformer, *, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the transformer by name, with query and key norms for every head."""
+        from personalar.models.chameleon.transformer import expand_norm
+
+        stored = super().tensors(transformer, dtype=dtype, device=device)
+        return {name: expand_norm(name, tensor, transformer.config) for name, tensor in stored.items()}
+
+    def backend(self, transformer: ChameleonTransformer, device: torch.device) -> ChameleonBackend:
+        from personalar.models.chameleon.backend import ChameleonBackend
+        from personalar.models.chameleon.tokenizer import Tokenizer
+        from personalar.models.chameleon.vq_checkpoint import load_vq
+
+        tokenizer, config = Tokenizer.from_file(self.tokenizer), self.base / "config.json"
+        names = read_json(config).get("vocabulary_map") or {}
+        if not fits(names, {"*": int}):
+            raise ValueError(f"{config} is damaged (vocabulary_map): copy it again")
+        # A tokenizer with the image codes at other ids would load, and decode to wrong pictures.
+        codes = {n: i for n, i in names.items() if n.startswith("IMGIMG")}
+        tokenizer.check_ids(self.layout.ids | codes)
+        vq = load_vq(self.vq, device=device)
+        return ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=self.layout)
+
+    def _numbers(self) -> TransformerConfig:
+        from personalar.models.chameleon.transformer import TransformerConfig
+
+        return read_config(self.base / "config.json", TransformerConfig.from_hf)
 
 
 def open_folder(
@@ -171,11 +186,6 @@ def check_layout(config: ProtocolConfig) -> None:
     one_of("layout.resize", config.resize, ("halving", "lanczos"))
     if config.structure == "flat" and config.buckets != "square":
         raise ValueError("layout.structure=flat has no size tokens: it needs layout.buckets=square")
-
-
-def network_name(stored: str) -> str | None:
-    """Return the transformer's name of a stored tensor; None if it belongs to the image tokenizer."""
-    return None if stored.startswith(VQ_PREFIX) else stored
 
 
 def vq_name(stored: str) -> str | None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
+from torch import Tensor
+
 from personalar.config.fields import limits
 from personalar.models.network.language_model import LanguageModel
 from personalar.models.network.llama import LlamaConfig
@@ -57,3 +59,21 @@ class ChameleonTransformer(LanguageModel):
     """Maps token embeddings to hidden states and logits."""
 
     config: TransformerConfig
+
+
+def expand_norm(name: str, tensor: Tensor, config: TransformerConfig) -> Tensor:
+    """Return a query or key norm with one row per head; any other tensor is returned unchanged.
+
+    Lumina-mGPT's files have one row per model-parallel shard, (1, head_dim) or (2, head_dim).
+    """
+    if ".q_norm." in name:
+        heads = config.num_attention_heads
+    elif ".k_norm." in name:
+        heads = config.num_key_value_heads
+    else:
+        return tensor
+    # Any other number of rows is an error, which `check_fit` reports.
+    if tensor.ndim != 2 or not len(tensor) or heads % len(tensor):
+        return tensor
+    # Interleaved, because the heads of one shard follow each other.
+    return tensor.repeat_interleave(heads // len(tensor), dim=0)

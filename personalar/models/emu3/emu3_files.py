@@ -9,19 +9,17 @@ The layout is a setting, because no file contains it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalar.config.fields import one_of
 from personalar.config.model_config import ProtocolConfig
-from personalar.models.checkpoint_folder import shard_names, weight_files
 from personalar.models.network.published_files import PublishedFiles
 
 if TYPE_CHECKING:  # torch is loaded with the model
     import torch
-    from torch import Tensor
 
     from personalar.models.emu3.emu3_backend import Emu3Backend
     from personalar.models.network.language_model import LanguageModel
@@ -38,26 +36,9 @@ class Emu3Files(PublishedFiles):
     `tokenizer` is a tokenizer.json, or an emu3.tiktoken with emu3_vision_tokens.txt in the same folder.
     """
 
-    vq: Path
-    """Folder of the image tokenizer; `base` in transformers' format."""
     losses = ("image_tokens", "answer")
 
-    def missing(self) -> list[str]:
-        """Return the paths of the missing files."""
-        folders = dict.fromkeys((self.base, self.vq))
-        needed = [folder / name for folder in folders for name in ("config.json", *shard_names(folder))]
-        return [str(file) for file in [*needed, *self.tokenizer_files()] if not file.is_file()]
-
-    def weights(self) -> list[Path]:
-        """Return all files with tensors, those of the transformer first."""
-        return [file for folder in dict.fromkeys((self.base, self.vq)) for file in weight_files(folder)]
-
-    def parts(self) -> dict[str, Path]:
-        """Return {part in plain words: its path}."""
-        return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
-
     def shape(self, *, images: int) -> BaseShape:
-        """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.emu3.emu3_weights import network_numbers, vq_numbers
         from personalar.models.network.memory_shape import shape_of
 
@@ -68,38 +49,25 @@ class Emu3Files(PublishedFiles):
         return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses, without reading weights."""
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
 
         return Emu3Vocabulary.from_file(self.tokenizer).concept_ids
 
     def tokenizer_files(self) -> list[Path]:
-        """Return the files of the text tokenizer."""
         names = [] if self.tokenizer.suffix == ".json" else [self.tokenizer.with_name(VISION_TOKENS)]
         return [self.tokenizer, *names]
 
     def network_name(self, stored: str) -> str | None:
-        """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         from personalar.models.emu3.emu3_weights import network_name
 
         return network_name(stored)
 
     def build(self) -> LanguageModel:
-        """Return the transformer without weights, on torch's default device."""
         from personalar.models.emu3.emu3_weights import network_numbers
 
         return network_numbers(self.base).build()
 
-    def tensors(
-        self, *, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
-        from personalar.models.tensor_files import read_shapes, read_tensors
-
-        return read_tensors(self.base, self.network_name), read_shapes(self.base, self.network_name)
-
     def backend(self, transformer: Any, device: torch.device) -> Emu3Backend:
-        """Return the base with a `transformer` whose weights are loaded afterwards."""
         from personalar.models.emu3.emu3_backend import Emu3Backend
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
         from personalar.models.emu3.emu3_weights import load_vq

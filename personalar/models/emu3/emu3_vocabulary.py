@@ -7,12 +7,12 @@ ignored: transformers' files of Emu3 contain that of GPT-2, which encodes "close
 from __future__ import annotations
 
 import base64
-import binascii
 from pathlib import Path
 from typing import Self
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from personalar.models.emu3.emu3_files import RANKS, VISION_TOKENS
 from personalar.models.text_encoder import TextEncoder
@@ -75,69 +75,32 @@ class Emu3Vocabulary(TextEncoder):
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read a tiktoken file, which has a piece in base64 and its rank on every line.
-
-    Returns:
-        {piece: rank}. The rank is also the id.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is missing or damaged.
-    """
+    """Return {piece: id} of a tiktoken file, which has a piece in base64 and its rank on every line."""
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}; a model folder needs {RANKS} or tokenizer.json")
     try:
         lines = (line.split() for line in path.read_bytes().splitlines() if line)
         # validate: without it damaged characters are skipped silently.
-        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
-    except (ValueError, binascii.Error) as error:
+        return {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
+    except ValueError as error:
         raise ValueError(f"{path} is not a tiktoken file ({error}): copy it again") from error
-    if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([b]) not in ranks for b in range(256)):
-        raise ValueError(f"{path} does not have every byte and every rank from 0: copy it again")
-    return ranks
 
 
 def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.Tokenizer:
     """Return the tokenizer of BAAI's two files; the ids of special tokens follow those of the pieces."""
-    letters = byte_letters()
-
-    def written(piece: bytes) -> str:
-        return "".join(letters[byte] for byte in piece)
-
-    pairs = [last_merge(piece, ranks) for piece in sorted(ranks, key=ranks.__getitem__) if len(piece) > 1]
-    # In the order of ranks, which is the order in which BPE applies merges.
-    merges = [(written(left), written(right)) for left, right in pairs]
-    vocabulary = {written(piece): rank for piece, rank in ranks.items()}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+    letters = bytes_to_unicode()
+    pieces = {"".join(letters[byte] for byte in piece): rank for piece, rank in ranks.items()}
+    # A tiktoken file has no merges. As in transformers, every split of a piece into two others is one, in the
+    # order of ranks, which is the order in which BPE applies them.
+    merges: list[tuple[str, str]] = []
+    for piece in sorted(pieces, key=pieces.__getitem__):
+        splits = ((piece[:end], piece[end:]) for end in range(1, len(piece)))
+        known = [(left, right) for left, right in splits if left in pieces and right in pieces]
+        merges += sorted(known, key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+    tokenizer = tokenizers.Tokenizer(models.BPE(pieces, merges))
     tokenizer.decoder = decoders.ByteLevel()
     names = [PAD, "<|im_start|>", "<|im_end|>", *map(extra, range(EXTRAS))]
     names += [name.strip() for name in vision_tokens if name.strip()]
     # In this order they get the ids after the pieces, as in BAAI's tokenizer.
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
     return tokenizer
-
-
-def last_merge(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """Return the two parts that BPE merges last to get `piece`.
-
-    tiktoken files contain ranks only, but tokenizer.json needs the merges. As in BPE, the pair with the
-    lowest rank is merged until two parts are left.
-
-    Raises:
-        ValueError: the piece cannot be built from pieces of lower rank.
-    """
-    parts = [bytes([byte]) for byte in piece]
-    while len(parts) > 2:
-        pairs = [parts[i] + parts[i + 1] for i in range(len(parts) - 1)]
-        best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
-        if ranks.get(pairs[best], len(ranks)) >= ranks[piece]:
-            raise ValueError(f"{RANKS} is damaged: no merges lead to {piece!r}; copy it again")
-        parts[best : best + 2] = [pairs[best]]
-    return parts[0], parts[1]
-
-
-def byte_letters() -> list[str]:
-    """Return the character that byte-level BPE writes for each byte (GPT-2's table)."""
-    # Printable bytes stand for themselves; the others get characters from 256 on.
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

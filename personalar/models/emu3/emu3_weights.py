@@ -6,35 +6,34 @@ The names that transformers writes differ from those of its class in memory; bot
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from personalar.config.fields import limits
 from personalar.models.checkpoint_folder import read_config
 from personalar.models.emu3.one_frame_vq import OneFrameVQ, OneFrameVQConfig
 from personalar.models.network.language_model import LanguageModel
 from personalar.models.network.llama import LlamaConfig
-from personalar.models.tensor_files import fill, read_shapes, read_tensors
+from personalar.models.tensor_files import fill, read_tensors
 
 PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
 """Prefix in transformers' files -> prefix in this package, which is that of BAAI."""
 VQ_PREFIXES = ("vqmodel.", "model.vqmodel.")
 VQ_NAMES = {
-    r"\bdown_block\.down\.": "down.",
-    r"\bup_block\.up\.": "up.",
-    r"\bmiddle_block\.attn_norm\.": "mid.attn_1.norm.",
-    r"\bmiddle_block\.": "mid.",
-    r"\battn_norms\.(\d+)\.": r"attn.\1.norm.",
-    r"\b([qkv])_proj\.": r"\1.",
-    r"\bout_proj\.": "proj_out.",
+    r"^encoder\.down\.": "encoder.down_block.down.",
+    r"^decoder\.up\.": "decoder.up_block.up.",
+    r"\bmid\.attn_1\.norm\.": "middle_block.attn_norm.",
+    r"\bmid\.": "middle_block.",
+    r"\battn\.(\d+)\.norm\.": r"attn_norms.\1.",
+    r"\b([qkv])\.": r"\1_proj.",
+    r"\bproj_out\.": "out_proj.",
 }
-"""Part of a name in transformers' image tokenizer (pattern) -> part in this package."""
+"""Part of a name in BAAI's image tokenizer (pattern) -> part in transformers', which are the names here."""
 VQ_NUMBERS = {"codebook_size": "num_embeddings", "z_channels": "latent_channels", "ch": "base_channels",
               "ch_mult": "channel_multiplier", "double_z": "double_latent"}  # fmt: skip
 """Name in the image tokenizer's config.json -> name in `OneFrameVQConfig`, where they differ."""
@@ -91,8 +90,7 @@ def vq_name(stored: str, *, bare: bool) -> str | None:
         bare: the folder contains only the image tokenizer, so names have no prefix.
     """
     prefix = next((prefix for prefix in VQ_PREFIXES if stored.startswith(prefix)), "")
-    # A counter of batch norm, which has no effect in evaluation.
-    if not (prefix or bare) or stored.endswith(".num_batches_tracked"):
+    if not (prefix or bare):
         return None
     name = stored.removeprefix(prefix)
     # In order: specific patterns come before general ones.
@@ -118,24 +116,17 @@ def network_numbers(folder: Path) -> Emu3Config:
 
 def load_vq(folder: Path, *, bare: bool, device: torch.device) -> OneFrameVQ:
     """Return the image tokenizer in `folder`, in float32. Raises ValueError if it is missing or damaged."""
-    rename = partial(vq_name, bare=bare)
-
-    def as_convolution(name: str, shape: torch.Size) -> torch.Size:
-        # Attention has linear layers in transformers' files, but 1x1 convolutions in BAAI's.
-        flat = len(shape) == 2 and ".attn" in name
-        return torch.Size((*shape, 1, 1)) if flat else shape
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_tensors(folder, rename):
-            yield name, tensor.reshape(as_convolution(name, tensor.shape))
-
-    shapes = {name: as_convolution(name, shape) for name, shape in read_shapes(folder, rename).items()}
-    if not shapes:
+    tensors = dict(read_tensors(folder, partial(vq_name, bare=bare)))
+    if not tensors:
         raise ValueError(
             f"{folder} contains no image tokenizer ({VQ_PREFIXES[0]}*), which BAAI publishes separately: "
             "set model.vq_path to a copy of BAAI/Emu3-VisionTokenizer"
         )
+    for name, tensor in tensors.items():
+        # Attention has 1x1 convolutions in BAAI's files, but linear layers in transformers'.
+        if tensor.ndim == 4 and "_proj." in name:
+            tensors[name] = tensor.flatten(1)
     with torch.device("meta"):
         vq = vq_numbers(folder).build()
-    fill(vq, tensors(), shapes, where=folder, published=True, dtype=torch.float32, device=device)
+    fill(vq, tensors, where=folder, published=True, dtype=torch.float32, device=device)
     return vq

@@ -9,14 +9,13 @@ The image tokenizer is part of the weights. The layout is a setting, because no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalar.config.fields import one_of
 from personalar.config.model_config import ProtocolConfig
-from personalar.models.checkpoint_folder import shard_names, weight_files
 from personalar.models.network.published_files import PublishedFiles
 
 if TYPE_CHECKING:  # torch is loaded with the model
@@ -35,22 +34,7 @@ class JanusFiles(PublishedFiles):
 
     losses = ("image_tokens",)
 
-    def missing(self) -> list[str]:
-        """Return the paths of the missing files."""
-        needed = [self.base / "config.json", self.tokenizer]
-        needed += [self.base / name for name in shard_names(self.base)]
-        return [str(file) for file in needed if not file.is_file()]
-
-    def weights(self) -> list[Path]:
-        """Return all files with tensors."""
-        return weight_files(self.base)
-
-    def parts(self) -> dict[str, Path]:
-        """Return {part in plain words: its path}."""
-        return {"transformer": self.base, "image tokenizer": self.base, "text tokenizer": self.tokenizer}
-
     def shape(self, *, images: int) -> BaseShape:
-        """Return the sizes for an estimate of memory; `images` images are decoded together."""
         from personalar.models.network.memory_shape import shape_of
 
         network, vq = self._numbers()
@@ -59,34 +43,27 @@ class JanusFiles(PublishedFiles):
         return shape_of(network, vq, codes=(side, side), answer_tokens=1 + side * side, images=images)
 
     def reserved_ids(self) -> Sequence[int]:
-        """Return the ids that no text uses, without reading weights."""
         from personalar.models.janus.vocabulary import JanusVocabulary
 
         return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self._numbers()[0].vocab_size)
 
     def network_name(self, stored: str) -> str | None:
-        """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         from personalar.models.janus.janus_weights import network_name
 
         return network_name(stored)
 
     def build(self) -> JanusTransformer:
-        """Return the transformer without weights, on torch's default device."""
         return self._numbers()[0].build()
 
     def tensors(
-        self, *, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the (name, tensor) pairs of the transformer, and their shapes by name.
-
-        The embeddings of the image codes are among them. They are computed, see `CodeEmbedder`.
-        """
+        self, transformer: JanusTransformer, *, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return the tensors of the transformer by name; the embeddings of codes are computed."""
         from personalar.models.janus.janus_weights import network_tensors
 
-        return network_tensors(self.base, self._numbers()[0], dtype=dtype, device=device)
+        return network_tensors(self.base, transformer.config, dtype=dtype, device=device)
 
     def backend(self, transformer: Any, device: torch.device) -> JanusBackend:
-        """Return the base with a `transformer` whose weights are loaded afterwards."""
         from personalar.models.janus.janus_backend import JanusBackend
         from personalar.models.janus.janus_weights import load_vq
         from personalar.models.janus.vocabulary import JanusVocabulary
@@ -136,4 +113,4 @@ def open_folder(
     one_of("layout.structure", layout.structure, ("flat",))
     one_of("layout.unconditional", layout.unconditional, ("pad",))
     one_of("layout.resize", layout.resize, ("cover",))
-    return JanusFiles(base=path, tokenizer=tokenizer or path / "tokenizer.json", layout=layout)
+    return JanusFiles(base=path, vq=path, tokenizer=tokenizer or path / "tokenizer.json", layout=layout)

@@ -7,9 +7,8 @@ aligner), and the text head.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from personalar.models.checkpoint_folder import read_config
 from personalar.models.janus.janus_network import CodeEmbedder, JanusConfig
 from personalar.models.network.vq import VQConfig, VQModel
-from personalar.models.tensor_files import fill, read_shapes, read_tensors
+from personalar.models.tensor_files import fill, read_tensors
 
 FORMATS = {"janus": "text_config", "multi_modality": "language_config"}
 """`model_type` in config.json (of transformers, of DeepSeek) -> its section for the language model."""
@@ -141,27 +140,25 @@ def network_numbers(config: Mapping[str, Any], *, vq: VQConfig) -> JanusConfig:
 
 def network_tensors(
     folder: Path, config: JanusConfig, *, dtype: torch.dtype, device: torch.device
-) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-    """Return the (name, tensor) pairs of a `JanusTransformer`, and their shapes by name.
+) -> dict[str, Tensor]:
+    """Return the tensors of a `JanusTransformer` by name.
 
     The embeddings of codes are computed here, on `device` and in `dtype`.
 
     Raises:
         ValueError: the checkpoint has no image head, or a tensor for the embeddings has the wrong shape.
     """
-    shapes = read_shapes(folder, network_name)
-    if not any(name.startswith(HEAD) for name in shapes):
+    tensors = dict(read_tensors(folder, network_name))
+    if not any(name.startswith(HEAD) for name in tensors):
         raise ValueError(
             f"{folder} contains no image head (gen_head.* or model.generation_head.*), so it can read "
             "images but not generate them: take a whole Janus-Pro checkpoint"
         )
     with torch.device("meta"):
         embedder = CodeEmbedder(config)
-    parts, part_shapes = read_tensors(folder, embedder_name), read_shapes(folder, embedder_name)
-    fill(embedder, parts, part_shapes, where=folder, published=False, dtype=dtype, device=device)
-    table = {"code_table.weight": embedder()}
-    tensors = chain(read_tensors(folder, network_name), table.items())
-    return tensors, shapes | {name: tensor.shape for name, tensor in table.items()}
+    parts = dict(read_tensors(folder, embedder_name))
+    fill(embedder, parts, where=folder, published=False, dtype=dtype, device=device)
+    return tensors | {"code_table.weight": embedder()}
 
 
 def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
@@ -174,14 +171,11 @@ def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
     def rename(stored: str) -> str | None:
         return vq_name(stored, levels=len(config.channel_multiplier))
 
-    def normalised() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_tensors(folder, rename):
-            rows = name == "quantize.embedding.weight"
-            # In float32, like the whole image tokenizer; bfloat16 would round the lengths.
-            yield name, F.normalize(tensor.float(), dim=-1) if rows else tensor
-
     with torch.device("meta"):
         vq = VQModel(config)
-    shapes = read_shapes(folder, rename)
-    fill(vq, normalised(), shapes, where=folder, published=True, dtype=torch.float32, device=device)
+    tensors, codebook = dict(read_tensors(folder, rename)), "quantize.embedding.weight"
+    if codebook in tensors:
+        # In float32, like the whole image tokenizer; bfloat16 would round the lengths.
+        tensors[codebook] = F.normalize(tensors[codebook].float(), dim=-1)
+    fill(vq, tensors, where=folder, published=True, dtype=torch.float32, device=device)
     return vq

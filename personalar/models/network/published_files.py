@@ -1,4 +1,4 @@
-"""Loading, sharded loading and export of published checkpoints; Emu3 and Janus share it.
+"""Loading and export of checkpoints in the published formats, for all families.
 
 A family implements the methods at the end of `PublishedFiles`. torch is imported inside of functions, because
 this module is imported to locate files, before the model is loaded.
@@ -7,12 +7,13 @@ this module is imported to locate files, before the model is loaded.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalar.config.model_config import ProtocolConfig
+from personalar.models.checkpoint_folder import INDEX, OLD_INDEX, read_json, shard_names, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,35 @@ class PublishedFiles:
     """Folder of config.json and the transformer's weights."""
     tokenizer: Path
     """The text tokenizer."""
+    vq: Path
+    """Folder of the image tokenizer; `base` if it is part of the checkpoint."""
     layout: ProtocolConfig
+    published: bool = True
+    """Whether unknown tensors are ignored with a warning; in this package's own format they are an error."""
+    checkpoint_form = (
+        "safetensors with the tensor names of the base, and its JSON and tokenizer files; its code and an "
+        "image tokenizer in a folder of its own are not copied"
+    )
+
+    def missing(self) -> list[str]:
+        """Return the paths of the missing files."""
+        files = [*self._files(), *self.tokenizer_files()]
+        return [str(file) for file in files if not file.is_file()]
+
+    def weights(self) -> list[Path]:
+        """Return all files with tensors, those of the transformer first."""
+        return [file for file in self._files() if file.suffix != ".json"]
+
+    def parts(self) -> dict[str, Path]:
+        """Return {part in plain words: its path}."""
+        return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
+
+    def _files(self) -> list[Path]:
+        return [file for folder in dict.fromkeys((self.base, self.vq)) for file in self.files_of(folder)]
+
+    def files_of(self, folder: Path) -> list[Path]:
+        """Return the config.json and the weight files that `folder` should contain; they may be missing."""
+        return [folder / name for name in ("config.json", *shard_names(folder))]
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """Return the base, frozen and in evaluation mode; the image tokenizer is in float32.
@@ -44,41 +73,10 @@ class PublishedFiles:
             transformer = self.build()
         # Before the weights, so that a wrong tokenizer is an error before 34 GB are read.
         backend = self.backend(transformer, device)
-        tensors, shapes = self.tensors(dtype=dtype, device=device)
-        # published=True: the other parts of the checkpoint are unknown here.
-        fill(transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, device=device)
+        tensors = self.tensors(transformer, dtype=dtype, device=device)
+        fill(transformer, tensors, where=self.base, published=self.published, dtype=dtype, device=device)
         use_fast_linears(transformer)
         return backend.eval().requires_grad_(False)
-
-    def load_sharded(
-        self, *, dtype: torch.dtype, device: torch.device | str, changed: Mapping[str, Tensor]
-    ) -> Any:
-        """Return the base with sharded weights; call it within DeepSpeed's sharding context.
-
-        Args:
-            changed: weights by name that replace those of the files (from an earlier stage).
-        """
-        import torch
-
-        from personalar.models.sharding import ordinary_modules
-        from personalar.models.tensor_files import fill_sharded
-
-        device = torch.device(device)
-        transformer = self.build()
-        with ordinary_modules():  # Janus computes the embeddings of codes with a module
-            backend = self.backend(transformer, device)
-            tensors, shapes = self.tensors(dtype=dtype, device=device)
-        fill_sharded(
-            transformer, tensors, shapes, where=self.base, published=True, dtype=dtype, changed=changed
-        )
-        return backend.eval().requires_grad_(False)
-
-    def checkpoint_form(self, backend: Any) -> str:
-        """Return a message with the format that `write_checkpoint` writes, and the programs that read it."""
-        return (
-            "safetensors with the tensor names of the base, and its JSON and tokenizer files; its code and "
-            "an image tokenizer in a folder of its own are not copied"
-        )
 
     def write_checkpoint(self, backend: Any, folder: Path, *, dtype: torch.dtype) -> Path:
         """Write the tensors of the base with the learned weights, and its JSON and tokenizer files.
@@ -88,7 +86,6 @@ class PublishedFiles:
         Args:
             dtype: precision of the transformer; other parts keep that of the base.
         """
-        from personalar.models.checkpoint_folder import INDEX, OLD_INDEX, read_json, write_json
         from personalar.models.tensor_files import write_shards
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +100,15 @@ class PublishedFiles:
                 section.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch.")
             )
             section.update(written)
-        write_json(folder / "config.json", config)
-        write_shards(folder, self._merged(backend, dtype))
+        write_json(folder / "config.json", config | self.exported_config(backend, dtype))
+        write_shards(folder, self.exported_tensors(backend, dtype))
         return folder
 
-    def _merged(self, backend: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def exported_config(self, backend: Any, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the values of an exported config.json that replace those of the base."""
+        return {}
+
+    def exported_tensors(self, backend: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Yield (stored name, tensor) of the base; the transformer's are those of `backend`, in `dtype`."""
         from personalar.models.tensor_files import read_tensors
 
@@ -129,12 +130,12 @@ class PublishedFiles:
         """Return the transformer without weights, on torch's default device."""
         raise NotImplementedError
 
-    def tensors(
-        self, *, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Iterator[tuple[str, Tensor]], dict[str, torch.Size]]:
-        """Return the (name, tensor) pairs of the transformer, and their shapes by name."""
-        raise NotImplementedError
+    def tensors(self, transformer: Any, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors of the `transformer` that `build` returned, by name."""
+        from personalar.models.tensor_files import read_tensors
 
-    def backend(self, transformer: nn.Module, device: torch.device) -> Any:
+        return dict(read_tensors(self.base, self.network_name))
+
+    def backend(self, transformer: Any, device: torch.device) -> Any:
         """Return the base with a `transformer` whose weights are loaded afterwards."""
         raise NotImplementedError

@@ -102,10 +102,10 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h, w); `maps` are further inputs of the norms (see `SpatialNorm`)."""
-        hidden = self.conv1(F.silu(self.norm1(x, *maps)))
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden, *maps))))
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, h, w) to (B, out, h, w)."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
         return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -117,9 +117,9 @@ class AttnBlock(nn.Module):
         self.norm = group_norm(channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        hidden = self.norm(x, *maps)  # (B, C, h, w)
+        hidden = self.norm(x)  # (B, C, h, w)
         query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
         weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
         return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))  # (B, C, h, w)
@@ -160,12 +160,12 @@ class Level(nn.Module):
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
-    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, h, w) to (B, out, h', w')."""
         for i, block in enumerate(self.block):
-            x = block(x, *maps)
+            x = block(x)
             if self.attn:
-                x = self.attn[i](x, *maps)
+                x = self.attn[i](x)
         for step in (self.downsample, self.upsample):
             x = x if step is None else step(x)
         return x
@@ -180,10 +180,10 @@ class Middle(nn.Module):
         self.attn_1 = AttnBlock(channels) if attention else None
         self.block_2 = ResBlock(channels, channels, dropout)
 
-    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        x = self.block_1(x, *maps)
-        return self.block_2(x if self.attn_1 is None else self.attn_1(x, *maps), *maps)
+        x = self.block_1(x)
+        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
 
 
 class Encoder(nn.Module):
@@ -229,12 +229,12 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, *maps: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, latent_channels, h, w) to (B, in_channels, H/p, W/p)."""
-        x = self.mid(self.conv_in(x), *maps)
+        x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
-            x = level(x, *maps)
-        return self.conv_out(F.silu(self.norm_out(x, *maps)))
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Codebook(nn.Module):
@@ -274,13 +274,17 @@ class VQModel(nn.Module):
                 fan_in = 1 if name.startswith("quantize") else parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5)
 
-    def encode_latents(self, pixels: Tensor) -> Tensor:
-        """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, D, h, w); ValueError for other sides."""
+    def check_sides(self, pixels: Tensor) -> None:
+        """Raise ValueError unless the sides of `pixels` are multiples of `downsample`."""
         if pixels.shape[-1] % self.config.downsample or pixels.shape[-2] % self.config.downsample:
             raise ValueError(
                 f"got an image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; both must be multiples of "
                 f"{self.config.downsample}: crop or resize it first"
             )
+
+    def encode_latents(self, pixels: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) in [-1, 1] to latents (B, D, h, w); ValueError for other sides."""
+        self.check_sides(pixels)
         return self.quant_conv(self.encoder(F.pixel_unshuffle(pixels, self.config.patch_size)))
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest_backend import make_backend
+from conftest_backend import load_backend, make_backend
 from test_compiled import Taped
 from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
@@ -16,7 +16,7 @@ from personalar.core.errors import user_message
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.serialization import load_backend, save_backend
+from personalar.models.chameleon.serialization import save_backend
 
 NAN, INFINITY = float("nan"), float("inf")
 DECODERS: dict[str, Callable[..., PlainDecoder]] = {

@@ -7,19 +7,19 @@ The authors' code is stood for by its rules: the defaults of its config class, w
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
-from conftest_backend import make_backend, sharpen
+from conftest_backend import load_backend, make_backend, sharpen
 from conftest_upstream import (
     ANOLE,
     LUMINA,
     NUMBERS,
     VQ_NUMBERS,
+    is_norm,
     lumina_backend,
     lumina_tokenizer,
     save_anole,
@@ -27,13 +27,11 @@ from conftest_upstream import (
 )
 from PIL import Image
 from test_exchange import concept_on, export
-from test_upstream import is_norm
 from torch import Tensor
 
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.checkpoint_export import export_backend, norm_words, vocabulary_map
 from personalar.models.chameleon.model_files import open_folder
-from personalar.models.chameleon.serialization import init_backend, load_backend, save_backend
+from personalar.models.chameleon.serialization import init_backend, save_backend, vocabulary_map
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import TransformerConfig
 
@@ -75,48 +73,23 @@ def authors_logits(folder: Path, ids: Tensor) -> Tensor:
     return logits
 
 
-def backend_of(shards: int, **numbers: object) -> ChameleonBackend:
-    """A random Lumina model whose norms differ between `shards` groups of heads."""
+def exported(backend: ChameleonBackend, folder: Path) -> Path:
+    """Save `backend` as a base, and return the checkpoint that is exported from it."""
+    files = open_folder(save_backend(backend, folder / "base", dtype=torch.float32))
+    return files.write_checkpoint(backend, folder / "out", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"rope_theta": 500.0, "swin_norm": True, "rms_norm_eps": 0.1}])
+def test_the_authors_code_computes_our_logits(numbers: dict[str, object], tmp_path: Path) -> None:
     tokenizer = lumina_tokenizer()
     shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **(NUMBERS | numbers))
     backend = init_backend(transformer=shape, vq=VQ_NUMBERS, tokenizer=tokenizer, protocol=LUMINA, seed=0)
-    sharpen(backend, 0)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, norm in backend.transformer.named_parameters():
-            if is_norm(name):
-                rows = torch.randn(shards, norm.shape[1], generator=generator) + 1.0
-                norm.copy_(rows.repeat_interleave(len(norm) // shards, dim=0))
-    return backend.requires_grad_(False)
-
-
-@pytest.mark.parametrize(
-    ("shards", "norm_rows", "numbers"),
-    [
-        (1, 1, {}),
-        (2, 2, {}),
-        (4, None, {}),  # a norm of its own for every head
-        (1, 1, {"rope_theta": 500.0, "swin_norm": True, "rms_norm_eps": 0.1}),
-        (2, 2, {"rope_theta": 500.0, "num_key_value_heads": 2}),
-    ],
-)
-def test_the_authors_code_computes_our_logits(
-    shards: int, norm_rows: int | None, numbers: dict[str, object], tmp_path: Path
-) -> None:
-    backend = backend_of(shards, **numbers)
-    export_backend(backend, tmp_path, dtype=torch.float32, norm_rows=norm_rows)
+    sharpen(backend, 0)  # every head gets norms of its own
+    backend.requires_grad_(False)
     ids = torch.tensor([backend.protocol.training_ids("a red cat", torch.arange(16).view(4, 4)).ids])
     ours = backend.transformer.logits(backend(backend.embed(ids)))
-    torch.testing.assert_close(authors_logits(tmp_path, ids), ours, atol=1e-4, rtol=1e-4)
-
-
-def test_norms_of_fewer_key_heads_fit_transformers_alone() -> None:
-    shape = TransformerConfig(vocab_size=9, **(NUMBERS | {"num_key_value_heads": 2}))
-    assert "Lumina-mGPT's own code does not: heads that shared a norm" in norm_words(1, None, shape)
-    assert "Lumina" not in norm_words(None, None, shape)
-    assert norm_words(1, None, replace(shape, num_key_value_heads=4)).endswith(
-        "; so does Lumina-mGPT's own code"
-    )
+    theirs = authors_logits(exported(backend, tmp_path), ids)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
 def renamed(folder: Path, name: str) -> Path:
@@ -160,9 +133,8 @@ def test_transformers_takes_a_picture(model: str, name: str, vqgan_dir: Path, tm
 
 
 def test_a_reply_in_words_ends_where_either_family_ends_it(tmp_path: Path) -> None:
-    backend = lumina_backend()
-    export_backend(backend, tmp_path, dtype=torch.float32, norm_rows=1)
-    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [2, 8710]
+    folder = exported(lumina_backend(), tmp_path)
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [2, 8710]
 
 
 def test_a_small_vocabulary_has_no_placeholder_and_none_is_invented(tmp_path: Path) -> None:
@@ -173,10 +145,7 @@ def test_a_small_vocabulary_has_no_placeholder_and_none_is_invented(tmp_path: Pa
     assert backend.tokenizer.image is None
     names = vocabulary_map(backend.tokenizer)
     assert "<image>" not in names and names["IMGIMGGDZ"] == backend.code_offset + 63
-    for folder in (
-        save_backend(backend, tmp_path / "saved", dtype=torch.float32) / "base",
-        export_backend(backend, tmp_path / "out", dtype=torch.float32, norm_rows=None),
-    ):
+    for folder in (exported(backend, tmp_path), tmp_path / "base" / "base"):
         assert json.loads((folder / "config.json").read_text())["vocabulary_map"] == names
         assert ChameleonForConditionalGeneration.from_pretrained(folder).config.image_token_id is None
 

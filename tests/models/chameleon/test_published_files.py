@@ -6,16 +6,14 @@ What this program writes itself stays strict: `test_backend.py::test_wrong_tenso
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from conftest_backend import load_backend
 from conftest_upstream import ANOLE, LUMINA, lumina_backend, replace_tensors, save_anole, tensors_of
 
-from personalar.models.chameleon import serialization
 from personalar.models.chameleon.model_files import open_folder
-from personalar.models.chameleon.serialization import load_backend
 from personalar.models.chameleon.vq_checkpoint import load_vq
 from personalar.models.tensor_files import SHOWN
 
@@ -72,33 +70,6 @@ def test_what_is_needed_of_vqgan_is_all_there(
         torch.save({"state_dict": kept}, folder / "vqgan.ckpt")
         with pytest.raises(ValueError, match=f"1 {damage}: {name}"):
             load_vq(folder, device=torch.device("cpu"))
-
-
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Reading weights that nobody holds alone, by one process without DeepSpeed."""
-    monkeypatch.setattr(serialization, "ordinary_modules", nullcontext)
-    return {"dtype": torch.float32, "device": "cpu", "changed": {}}
-
-
-def test_sharded_weights_are_read_as_tolerantly(
-    one_process, lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
-) -> None:
-    files = open_folder(with_buffers(lumina_dir, tmp_path / "base"), vq=vqgan_dir, layout=LUMINA)
-    with pytest.warns(UserWarning, match=r"which are ignored: model\.layers\.0\.self_attn\.rotary"):
-        backend = serialization.load_sharded_backend(files, **one_process)
-    ours = lumina_backend().transformer.state_dict()
-    assert all(torch.equal(t, ours[name]) for name, t in backend.transformer.state_dict().items())
-
-
-def test_sharded_weights_are_read_as_strictly(
-    one_process, lumina_dir: Path, vqgan_dir: Path, tmp_path: Path
-) -> None:
-    folder = with_buffers(lumina_dir, tmp_path / "base")
-    tensors = {name: t for name, t in tensors_of(folder).items() if name != "model.norm.weight"}
-    replace_tensors(folder, tensors | {"lm_head.weight": torch.zeros(5, 64)})
-    with pytest.raises(ValueError, match=r"1 missing: model\.norm\.weight; .*lm_head\.weight \[5, 64\]"):
-        serialization.load_sharded_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA), **one_process)
 
 
 def test_a_missing_image_tokenizer_is_told_before_the_weights_are_read(

@@ -8,24 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest_backend import load_backend
 from conftest_upstream import (
     ANOLE,
     LUMINA,
+    is_norm,
     lumina_backend,
     lumina_tokenizer,
     replace_tensors,
     save_anole,
-    save_vqgan,
     tensors_of,
 )
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.checkpoint_export import export_transformer, shared_norm_rows
 from personalar.models.chameleon.model_files import ChameleonFiles, open_folder
-from personalar.models.chameleon.norm_rows import collapse_norms
-from personalar.models.chameleon.serialization import load_backend
-from personalar.models.chameleon.vq_checkpoint import read_numbers
+from personalar.models.chameleon.vq_checkpoint import vq_config
 from personalar.models.network.vq import VQConfig
 
 PROMPT = "a red cat in the snow"
@@ -60,10 +58,6 @@ def transformers_twin(folder: Path, rows: list[int]):
     assert not report.unexpected_keys
     assert all(name.startswith("model.vqmodel.") for name in report.missing_keys)
     return theirs
-
-
-def is_norm(name: str) -> bool:
-    return "q_norm." in name or "k_norm." in name
 
 
 def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_dir: Path) -> None:
@@ -111,20 +105,6 @@ def test_heads_of_one_shard_share_its_row(two_rows_dir: Path, vqgan_dir: Path) -
     assert (got - turns).abs().max() > 0.01  # the other way to repeat them is another model
 
 
-def test_the_rows_of_two_shards_are_written_as_they_were_read(
-    two_rows_dir: Path, vqgan_dir: Path, tmp_path: Path
-) -> None:
-    ours = load_backend(open_folder(two_rows_dir, vq=vqgan_dir, layout=LUMINA))
-    assert shared_norm_rows(two_rows_dir, ours.transformer.state_dict()) == (2, 2)
-    parts = {"tokenizer": ours.tokenizer, "vq": ours.vq.config, "dtype": torch.float32}
-    export_transformer(ours.transformer, tmp_path / "again", norm_rows=2, **parts)
-    stored, again = tensors_of(two_rows_dir), tensors_of(tmp_path / "again")
-    assert stored.keys() == again.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
-    with pytest.raises(ValueError, match="differs between heads"):
-        export_transformer(ours.transformer, tmp_path / "one", norm_rows=1, **parts)
-
-
 def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(
     lumina: ChameleonBackend, lumina_dir: Path
 ) -> None:
@@ -163,7 +143,8 @@ def test_every_part_is_found_wherever_upstream_keeps_it(
     assert open_folder(lumina_dir, vq=vqgan_dir.parent, layout=LUMINA).vq == vqgan_dir
     for place in ("original_tokenizers", "tokenizer", "."):
         folder = Path(shutil.copytree(lumina_dir, tmp_path / place.replace(".", "top")))
-        shutil.copytree(vqgan_dir, folder / place, dirs_exist_ok=True)
+        (folder / place).mkdir(exist_ok=True)
+        shutil.copyfile(vqgan_dir / "vqgan.ckpt", folder / place / "vqgan.ckpt")
         files = open_folder(folder, layout=LUMINA)
         assert files.vq == folder / place and not files.missing()
     assert [file.suffix for file in files.weights()] == [".safetensors"] * 3 + [".ckpt"]
@@ -207,40 +188,10 @@ def test_norms_of_another_number_are_refused_not_reinitialised(
         load_backend(open_folder(folder, vq=vqgan_dir, layout=LUMINA))
 
 
-def test_export_collapses_the_norms_and_reloads(lumina: ChameleonBackend, tmp_path: Path) -> None:
-    parts = {"tokenizer": lumina.tokenizer, "vq": lumina.vq.config, "dtype": torch.float32}
-    export_transformer(lumina.transformer, tmp_path / "lumina", **parts)
-    export_transformer(lumina.transformer, tmp_path / "hf", norm_rows=None, **parts)
-    name = "model.layers.0.self_attn.q_norm.bias"
-    assert tensors_of(tmp_path / "lumina")[name].shape == (1, 16)
-    assert tensors_of(tmp_path / "hf")[name].shape == (4, 16)
-    save_vqgan(tmp_path / "lumina", lumina.vq)
-    again = load_backend(open_folder(tmp_path / "lumina", layout=LUMINA))
-    assert all(torch.equal(t, lumina.state_dict()[n]) for n, t in again.state_dict().items())
-
-
-def test_norms_that_differ_between_heads_cannot_be_collapsed() -> None:
-    name = "model.layers.0.self_attn.q_norm.weight"
-    paired = torch.tensor([[1.0], [1.0], [2.0], [2.0]])
-    assert collapse_norms({name: paired}, rows=2)[name].tolist() == [[1.0], [2.0]]
-    with pytest.raises(ValueError, match="differs between heads"):
-        collapse_norms({name: paired}, rows=1)
-    with pytest.raises(ValueError, match="has 4 heads, which cannot be stored in 3 rows"):
-        collapse_norms({name: paired}, rows=3)
-
-
-def test_vqgan_yaml_and_its_defaults(vqgan_dir: Path, tmp_path: Path) -> None:
-    assert read_numbers(vqgan_dir / "vqgan.yaml") == lumina_backend().vq.config
-    assert read_numbers(tmp_path / "vqgan.yaml") == VQConfig()
-    (tmp_path / "vqgan.yaml").write_text("model: {params: {embed_dim: 8}}")
-    with pytest.raises(ValueError, match=r"is not a VQGAN description .*needs model\.params with ddconfig"):
-        read_numbers(tmp_path / "vqgan.yaml")
-    for line, message in (("double_z: true", "double_latent=true"), ("out_ch: 1", "only 3 colours")):
-        text = (vqgan_dir / "vqgan.yaml").read_text()
-        key = line.split(":")[0]
-        (tmp_path / "vqgan.yaml").write_text(text.replace(f"{key}: false", line).replace(f"{key}: 3", line))
-        with pytest.raises(ValueError, match=message):
-            read_numbers(tmp_path / "vqgan.yaml")
+def test_a_vqgan_checkpoint_alone_has_the_sizes_of_metas(vqgan_dir: Path, tmp_path: Path) -> None:
+    assert vq_config(vqgan_dir) == lumina_backend().vq.config
+    shutil.copyfile(vqgan_dir / "vqgan.ckpt", tmp_path / "vqgan.ckpt")
+    assert vq_config(tmp_path) == VQConfig()
 
 
 class Gadget:

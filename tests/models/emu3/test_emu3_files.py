@@ -75,12 +75,11 @@ def test_numbers_of_the_published_model() -> None:
         network, vq = numbers.build(), OneFrameVQConfig().build()
 
     def millions(part: torch.nn.Module) -> float:
-        return round(sum(p.numel() for n, p in part.named_parameters() if "running" not in n) / 1e6, 2)
+        return round(sum(parameter.numel() for parameter in part.parameters()) / 1e6, 2)
 
     assert millions(network) == 8492.01
     assert (millions(vq), millions(vq.encoder), millions(vq.decoder)) == (270.74, 109.49, 161.12)
-    counters = sum(name.endswith("running_mean") for name, _ in vq.named_parameters())
-    assert len(list(vq.parameters())) + counters == 495  # a counter beside the statistics of every norm
+    assert len(vq.state_dict()) == 495
 
 
 def changed(folder: Path, tmp_path: Path, change: Callable[[dict], object], part: str = "") -> Emu3Files:
@@ -150,21 +149,10 @@ def test_codes_must_be_one_block(tmp_path: Path) -> None:
         Emu3Vocabulary.from_file(file)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: "no base64!\n" + text, "is not a tiktoken file"),
-        (lambda text: text.partition("\n")[2], "does not have every byte and every rank from 0"),
-        (lambda text: text + "YSByZWQgY2F0IGlzIGhlcmU= 305\n", "no merges lead to b'a red cat is here'"),
-    ],
-)
-def test_a_damaged_list_of_ranks_is_refused(
-    change: Callable[[str], str], message: str, original: Path, tmp_path: Path
-) -> None:
-    for name in (RANKS, VISION_TOKENS):
-        shutil.copyfile(original / name, tmp_path / name)
-    (tmp_path / RANKS).write_text(change((tmp_path / RANKS).read_text()))
-    with pytest.raises(ValueError, match=message):
+def test_a_damaged_list_of_ranks_is_refused(original: Path, tmp_path: Path) -> None:
+    (tmp_path / RANKS).write_text("no base64!\n" + (original / RANKS).read_text())
+    shutil.copyfile(original / VISION_TOKENS, tmp_path / VISION_TOKENS)
+    with pytest.raises(ValueError, match="is not a tiktoken file"):
         Emu3Vocabulary.from_file(tmp_path / RANKS)
 
 

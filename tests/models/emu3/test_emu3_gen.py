@@ -15,6 +15,7 @@ from conftest_run import compose_config
 from test_compiled import Taped
 from tokenizers import AddedToken, decoders, models
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from personalar.concepts.adapters.lora import inject_lora, lora_files
 from personalar.concepts.adapters.peft_names import to_transformers
@@ -29,7 +30,6 @@ from personalar.models.emu3.emu3_vocabulary import (
     IMAGE,
     PAD,
     Emu3Vocabulary,
-    byte_letters,
     code_name,
     extra,
 )
@@ -169,7 +169,7 @@ def published() -> Emu3Vocabulary:
     """The published ids of the special tokens and of a few words; words alone, others by merges."""
     free = (index for index in range(150000, 151643) if index not in WORDS.values())
     merges = [(piece[:end], piece[end]) for piece in JOINED for end in range(1, len(piece))]
-    helpers = dict.fromkeys([*byte_letters(), *(left + right for left, right in merges)])
+    helpers = dict.fromkeys([*bytes_to_unicode().values(), *(left + right for left, right in merges)])
     pieces = {name: next(free) for name in helpers if name not in WORDS} | WORDS
     names = [PAD, "<|im_start|>", "<|im_end|>", *map(extra, range(205)), IMAGE, BEGIN_OF_IMAGE, END_OF_IMAGE]
     special = {name: 151643 + place for place, name in enumerate([*names, *map(code_name, range(8))])}
