@@ -95,7 +95,7 @@ def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Pa
     found = {photo.path: photo for photo in photos}
     for path, (kind, of) in beside.items():
         try:
-            found[of] = with_companion(found[of], kind, path)
+            found[of] = with_companion(found.get(of), kind, path)
             found[path] = Photo(path=path, notes=(f"{kind} of {of.name}",), kind=kind)
         except Unusable as reason:
             found[path] = Photo(path=path, notes=(f"{kind} of {of.name}, not used: {reason}",))
@@ -105,9 +105,9 @@ def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Pa
     return [found[path] for path in sorted(found)]
 
 
-def with_companion(photo: Photo, kind: str, path: Path) -> Photo:
+def with_companion(photo: Photo | None, kind: str, path: Path) -> Photo:
     """Return `photo` with the mask or caption in `path`; raises Unusable if it cannot be used."""
-    if photo.image is None:
+    if photo is None or photo.image is None:  # None: a caption of a mask that is read later
         raise Unusable("the photo is skipped")
     if getattr(photo, kind) is not None:
         raise Unusable("the photo has another one")

@@ -68,6 +68,17 @@ def test_a_named_pipe_and_a_huge_file_are_not_read_as_captions(tmp_path: Path) -
     tracemalloc.stop()
 
 
+def test_a_caption_that_comes_before_its_mask_is_skipped(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "a.webp", lossless=True)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 32))
+    mask.save(tmp_path / "a_mask.webp", lossless=True)
+    (tmp_path / "a_mask.txt").write_text("a dog")
+    photo, caption, used = inspect_folder(tmp_path)
+    assert photo.mask is not None and photo.caption is None and used.verdict == "mask"
+    assert caption.notes == ("caption of a_mask.webp, not used: the photo is skipped",)
+
+
 @pytest.mark.parametrize("second", ["copy", "damaged"])
 def test_of_two_files_of_one_name_the_used_one_has_the_caption(tmp_path: Path, second: str) -> None:
     picture = Image.effect_noise((64, 64), 50).convert("RGB")
