@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, ImageStat
+from PIL import Image, ImageStat
 
 from personalar.core.image_sizes import Size, written
 from personalar.core.types import Box
-from personalar.data.photos.photo_file import Unusable, intact_content, read_header, read_pixels, refusals
+from personalar.data.photos.photo_file import Unusable, read_photo
 
 WHITE = 128
 """Smallest value, of 0 to 255, that belongs to the subject in a mask or an alpha channel."""
@@ -25,7 +25,7 @@ def read_mask(path: Path, size: Size) -> Image.Image:
     Raises:
         Unusable: the file cannot be read, has another shape than the photo, or is all black or all white.
     """
-    drawn, _ = read_pixels(path, read_header(path))
+    drawn = read_photo(path).image
     first, second = drawn.width / drawn.height, size[0] / size[1]
     if abs(first / second - 1) > SAME_SHAPE:
         raise Unusable(f"its shape {written(drawn.size)} is not that of the photo, {written(size)}")
@@ -39,17 +39,11 @@ def read_mask(path: Path, size: Size) -> Image.Image:
     return mask
 
 
-def alpha_mask(path: Path, size: Size) -> Image.Image | None:
-    """Return what is not transparent in a photo, as `read_mask`; None if it is all or nothing."""
-    try:
-        with refusals(path), Image.open(intact_content(path)) as image:
-            if not image.has_transparency_data:
-                return None
-            # Rotated like the photo, see `read_pixels`.
-            alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    except Unusable:
+def alpha_mask(alpha: Image.Image | None) -> Image.Image | None:
+    """Return what is not transparent, as `read_mask`; None if it is all or nothing."""
+    if alpha is None:
         return None
-    mask = black_and_white(alpha, size)
+    mask = black_and_white(alpha, alpha.size)
     return mask if 0 < covered(mask) < 1 else None
 
 

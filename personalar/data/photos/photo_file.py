@@ -1,4 +1,4 @@
-"""Read one photo: its header first, within limits, then its pixels at the size to keep.
+"""Read one photo within limits, at the size to keep.
 
 The format is detected from the content, not from the file's name. A file that cannot be used raises
 `Unusable` with the reason. The others are rotated upright (EXIF), composited on white if transparent, and
@@ -7,7 +7,6 @@ converted to 8-bit sRGB; each change is returned as a note.
 
 from __future__ import annotations
 
-import io
 import stat
 import threading
 import warnings
@@ -20,14 +19,8 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from personalar.core.image_sizes import Size, written
-from personalar.data.photos.photo_damage import (
-    PNG_HEAD,
-    file_notes,
-    jpeg_facts,
-    pixel_notes,
-    without_damaged_chunks,
-)
-from personalar.data.photos.photo_depth import DEEP, on_white, plain_mode, to_8_bits, to_srgb
+from personalar.data.photos.photo_damage import pixel_notes
+from personalar.data.photos.photo_depth import SIXTEEN_BITS, on_white, plain_mode, to_8_bits, to_srgb
 
 # Pillow warns of large pictures and odd metadata; our own limits replace these warnings. Not with
 # `warnings.catch_warnings`, which is not safe in threads.
@@ -39,8 +32,6 @@ MOST_PIXELS = 100_000_000
 """Pixels of the largest picture that is opened."""
 MOST_BYTES = 400_000_000
 """Bytes of the largest file that is opened: `MOST_PIXELS` of uncompressed RGBA."""
-MOST_WORK = 10 * MOST_PIXELS
-"""Pixels times scans of a JPEG, about ten seconds of decoding: each scan is a pass over the picture."""
 MOST_KEPT = 16_000_000
 """Larger pictures are scaled down to this number of pixels (more than any base generates), one at a time."""
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
@@ -57,7 +48,8 @@ SUFFIXES = {
 }
 """Pillow's names of the supported formats, with their usual file suffixes."""
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-_TIFF_HEADS = (b"II*\0", b"MM\0*")
+_HEADS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x89PNG": "PNG"}
+_UNSUPPORTED = "a damaged or unsupported {}: save it again with 8 or 16 bits per channel"
 _ORIENTATION = 0x0112  # EXIF tag; its values 2 to 8 are undone by these transforms
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,20 +68,15 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
-    """Format and size of a picture, from its header."""
+class Pixels:
+    """A decoded picture."""
 
-    kind: str
-    """Pillow's name of the format."""
-    size: Size
-    """(width, height) in pixels."""
-    several: bool
-    """True if the file contains more than one frame; only the first is used."""
-
-    @property
-    def pixels(self) -> int:
-        """Width times height."""
-        return self.size[0] * self.size[1]
+    image: Image.Image
+    """RGB."""
+    alpha: Image.Image | None
+    """Its transparency before it was composited on white, of the same size; None if it has none."""
+    notes: tuple[str, ...]
+    """Every change to the picture, and signs of damage."""
 
 
 def check_entry(path: Path) -> None:
@@ -141,112 +128,79 @@ def _open(stream: IO[bytes]) -> Image.Image:
     return Image.open(stream, formats=[name for name in SUFFIXES if name in Image.OPEN])
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a picture without decoding pixels.
+def read_photo(path: Path, most: int = MOST_KEPT) -> Pixels:
+    """Decode a picture to 8-bit sRGB.
+
+    Args:
+        path: the file.
+        most: the picture is scaled down to at most this number of pixels.
 
     Raises:
         Unusable: not a picture, damaged, or outside the limits of this module.
     """
     check_entry(path)
-    with refusals(path), path.open("rb") as stream:
-        try:
-            with _open(stream) as image:
-                several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
-                header = Header(kind=image.format or "", size=image.size, several=several)
-        except UnidentifiedImageError:
-            stream.seek(0)
-            if stream.read(8) != PNG_HEAD:
-                raise
-            # Pillow rejects a PNG with damaged text.
-            with _open(intact_content(path)) as image:
-                header = Header(kind="PNG", size=image.size, several=False)
-    if header.pixels > MOST_PIXELS:
-        raise Unusable(
-            f"too large: {written(header.size)} pixels (allowed: {MOST_PIXELS // 10**6} megapixels): "
-            "scale it down"
-        )
-    if min(header.size) < SMALLEST_SIDE:
-        raise Unusable(f"too small: {written(header.size)} pixels, each side needs {SMALLEST_SIDE}")
-    return header
-
-
-def intact_content(path: Path) -> io.BytesIO:
-    """Return the content of a file; that of a PNG without damaged ancillary chunks."""
-    data = path.read_bytes()
-    return io.BytesIO(without_damaged_chunks(data) if data.startswith(PNG_HEAD) else data)
-
-
-def read_pixels(path: Path, header: Header, most: int = MOST_KEPT) -> tuple[Image.Image, tuple[str, ...]]:
-    """Decode a picture to 8-bit sRGB.
-
-    Args:
-        path: the file.
-        header: its header, from `read_header`.
-        most: the picture is scaled down to at most this number of pixels.
-
-    Returns:
-        The RGB picture, and notes on every change to it and every sign of damage.
-
-    Raises:
-        Unusable: the file cannot be decoded.
-    """
-    # One large picture at a time: four decoded side by side would need gigabytes of memory.
-    with refusals(path), _one_large if header.pixels > MOST_KEPT else nullcontext():
-        notes = []
-        if path.suffix.lower() not in SUFFIXES[header.kind]:
-            notes.append(f"is a {header.kind} file despite its suffix")
-        if header.several:
+    with refusals(path), path.open("rb") as stream, _open(stream) as image:
+        _check_size(image.size)
+        notes, kind = [], image.format or ""
+        if path.suffix.lower() not in SUFFIXES[kind]:
+            notes.append(f"is a {kind} file despite its suffix")
+        if getattr(image, "is_animated", False) and kind != "MPO":
             notes.append("has several frames, only the first is used")
-        data = path.read_bytes()
-        if header.kind in ("JPEG", "MPO"):
-            _check_scans(data, header)
-        whole = without_damaged_chunks(data) if header.kind == "PNG" else data
-        if len(whole) < len(data):
-            notes.append("damaged metadata was ignored")
-        rgb, changes = _decode(io.BytesIO(whole), header, most)
-        return rgb, (*notes, *changes, *file_notes(data, header.kind), *pixel_notes(rgb))
+        # One large picture at a time: four decoded side by side would need gigabytes of memory.
+        with _one_large if image.width * image.height > MOST_KEPT else nullcontext():
+            rgb, alpha = _decode(image, most, notes)
+        return Pixels(image=rgb, alpha=alpha, notes=(*notes, *pixel_notes(rgb)))
 
 
-def _check_scans(data: bytes, header: Header) -> None:
-    scans = jpeg_facts(data).scans
-    if scans * header.pixels > MOST_WORK:
+def _check_size(size: Size) -> None:
+    if size[0] * size[1] > MOST_PIXELS:
         raise Unusable(
-            f"a JPEG with {scans} scans takes too long to decode (allowed at this size: "
-            f"{MOST_WORK // header.pixels}): save it again"
+            f"too large: {written(size)} pixels (allowed: {MOST_PIXELS // 10**6} megapixels): scale it down"
         )
+    if min(size) < SMALLEST_SIDE:
+        raise Unusable(f"too small: {written(size)} pixels, each side needs {SMALLEST_SIDE}")
 
 
-def _decode(stream: IO[bytes], header: Header, most: int) -> tuple[Image.Image, list[str]]:
-    """Return the picture upright, in 8-bit sRGB and composited on white, and notes on the changes."""
-    notes: list[str] = []
-    with _open(stream) as image:
-        # The smallest whole factor that brings the picture down to `most` pixels.
-        times = next(n for n in range(1, MOST_PIXELS) if header.pixels <= most * n * n)
-        if times > 1:
-            # JPEG can decode at a reduced size; for other formats draft() does nothing.
-            image.draft(None, (image.width // times, image.height // times))
-        # Read before load(), which rotates a TIFF and removes the orientation tag.
-        profile, orientation = image.info.get("icc_profile"), _orientation(image)
+def _decode(image: Image.Image, most: int, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """Return an opened picture upright, in 8-bit sRGB and composited on white, and its alpha channel.
+
+    A note on each change is added to `notes`.
+    """
+    whole = width, height = image.size
+    # The smallest whole factor that brings the picture down to `most` pixels.
+    times = next(n for n in range(1, MOST_PIXELS) if width * height <= most * n * n)
+    if times > 1:
+        # JPEG can decode at a reduced size; for other formats draft() does nothing.
+        image.draft(None, (width // times, height // times))
+    profile = image.info.get("icc_profile")
+    # Tags are read after the pixels: of a PNG they can come behind them. But load() rotates a TIFF and removes
+    # the orientation tag.
+    if image.format != "TIFF":
         image.load()
-        sixteen, picture = image.mode in DEEP[:4], image
-        if times > 1:
-            width, height = header.size
-            size = (-(-width // times), -(-height // times))
-            picture = plain_mode(image)
-            picture = picture.resize(size, Image.Resampling.BICUBIC) if picture.size != size else picture
-            notes.append(f"scaled down from {written(header.size)}")
-        if orientation in _UPRIGHT:
-            notes.append("rotated upright")
-            if image.format != "TIFF":  # load() has already rotated a TIFF
-                picture = picture.transpose(_UPRIGHT[orientation])
-        if picture.mode in DEEP:
-            picture, scale = to_8_bits(picture, sixteen=sixteen)
-            notes.append(scale)
-        if picture.has_transparency_data:
-            picture = on_white(picture)
-            notes.append("transparency replaced by white")
-        rgb, note = to_srgb(picture, profile)
-        return rgb, [*notes, note] if note else notes
+    orientation = _orientation(image)
+    image.load()
+    if image.mode in ("I", "F"):  # values without a fixed range
+        raise Unusable(_UNSUPPORTED.format(image.format))
+    picture = image
+    if image.mode in SIXTEEN_BITS:
+        picture = to_8_bits(image)
+        notes.append("converted to 8 bits")
+    if times > 1:
+        size = (-(-width // times), -(-height // times))
+        picture = plain_mode(picture)
+        picture = picture.resize(size, Image.Resampling.BICUBIC) if picture.size != size else picture
+        notes.append(f"scaled down from {written(whole)}")
+    if orientation in _UPRIGHT:
+        notes.append("rotated upright")
+        if image.format != "TIFF":  # load() has already rotated a TIFF
+            picture = picture.transpose(_UPRIGHT[orientation])
+    alpha = None
+    if picture.has_transparency_data:
+        picture, alpha = on_white(picture)
+        notes.append("transparency replaced by white")
+    rgb, note = to_srgb(picture, profile)
+    notes += [note] if note else []
+    return rgb, alpha
 
 
 def _orientation(image: Image.Image) -> int:
@@ -262,6 +216,6 @@ def _what_else(path: Path) -> str:
         head = file.read(32)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and "HEIF" not in Image.OPEN:
         return 'HEIC needs one more package: pip install "personalar[heic]"'
-    if head[:4] in _TIFF_HEADS:
-        return "a damaged or unsupported TIFF: save it again with 8 or 16 bits per channel"
+    if kind := _HEADS.get(head[:4]):
+        return _UNSUPPORTED.format(kind)
     return f"not a picture (allowed: {', '.join(name for name in SUFFIXES if name != 'MPO')})"

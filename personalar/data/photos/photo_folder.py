@@ -1,7 +1,6 @@
 """Read a folder of photos and decide for every entry whether it is used, before any model is loaded.
 
-All headers are read first. Their number then determines the size at which the pictures are decoded, so that
-all of them fit into memory.
+The number of pictures determines the size at which they are decoded, so that all of them fit into memory.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from PIL import Image
 from personalar.core.errors import printable
 from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
-from personalar.data.photos.companions import companions, read_caption
+from personalar.data.photos.companions import PICTURE_SUFFIXES, companions, read_caption
 from personalar.data.photos.masks import alpha_mask, covered, read_mask
-from personalar.data.photos.photo_file import MOST_KEPT, Header, Unusable, read_header, read_pixels
+from personalar.data.photos.photo_file import MOST_KEPT, Unusable, read_photo
 
 NEAR_BITS = 3
 """Two photos look alike if their 64-bit difference hashes differ in at most this many bits."""
@@ -40,6 +39,8 @@ class Photo:
     """Share of the area, 0 to 1, that cropping to the base's image size removes; None without a base."""
     mask: Image.Image | None = None
     """Grey picture of the size of `image`, 255 on the subject and 0 elsewhere; None: unknown."""
+    alpha: Image.Image | None = None
+    """The same from its transparency, which counts if there is no mask beside it."""
     caption: str | None = None
     """Text of its caption."""
     kind: str | None = None
@@ -55,16 +56,17 @@ def inspect_folder(folder: Path, setting: str = "subject.path") -> list[Photo]:
     """Read every entry of `folder`, sorted by name, without its subfolders.
 
     Args:
-        folder: the folder that the user gave with `setting`.
+        folder: what the user gave with `setting`; it can also be a single picture.
         setting: for error messages.
 
     Raises:
         FileNotFoundError: the folder is missing.
         PermissionError: the folder cannot be listed.
     """
-    if not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"{setting}={folder} {what}: give a folder with pictures of one thing")
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{setting}={folder} does not exist: give a folder with pictures of one thing"
+        )
     try:
         from pillow_heif import register_heif_opener  # the extra [heic]
 
@@ -72,13 +74,13 @@ def inspect_folder(folder: Path, setting: str = "subject.path") -> list[Photo]:
     except ImportError:
         pass  # HEIC photos are then skipped, with a note that names the package
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding and hashing release the GIL
-        entries = sorted(folder.iterdir())
+        entries = sorted(folder.iterdir()) if folder.is_dir() else [folder]
         beside = companions(entries)
         entries = [path for path in entries if path not in beside]
-        headers = list(pool.map(look_at, entries))
-        count = sum(isinstance(header, Header) for header in headers)
+        # The content decides what is a picture: a file without a suffix can be one.
+        count = sum(path.suffix.lower() in (*PICTURE_SUFFIXES, "") for path in entries)
         most = min(MOST_KEPT, max(LEAST_KEPT, ALL_KEPT // max(1, count)))
-        photos = list(pool.map(lambda path, header: open_photo(path, header, most), entries, headers))
+        photos = list(pool.map(lambda path: open_photo(path, most), entries))
         photos = mark_duplicates(photos, list(pool.map(_image_hashes, photos)))
     # Of x.jpg and x.png, which can be copies of one picture, x.txt belongs to the one that is used.
     beside |= companions([*(photo.path for photo in photos if photo.image is not None), *beside])
@@ -101,7 +103,7 @@ def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Pa
             found[path] = Photo(path=path, notes=(f"{kind} of {of.name}, not used: {reason}",))
     for path, photo in found.items():
         if photo.image is not None and photo.mask is None:
-            found[path] = limited(photo, alpha_mask(path, photo.image.size), "what is not transparent")
+            found[path] = limited(photo, photo.alpha, "what is not transparent")
     return [found[path] for path in sorted(found)]
 
 
@@ -124,34 +126,18 @@ def limited(photo: Photo, mask: Image.Image | None, source: str) -> Photo:
     return replace(photo, mask=mask, notes=(*photo.notes, note))
 
 
-def look_at(path: Path) -> Header | str:
-    """Return the header of a picture, or the reason why the entry cannot be used."""
-    try:
-        return read_header(path)
-    except Unusable as reason:
-        return str(reason)
-
-
-def open_photo(path: Path, header: Header | str, most: int = MOST_KEPT) -> Photo:
-    """Decode one entry.
+def open_photo(path: Path, most: int = MOST_KEPT) -> Photo:
+    """Decode one entry; a file that cannot be used is a photo without an image.
 
     Args:
         path: the file.
-        header: its header, or the reason to skip it (see `look_at`).
         most: the picture is scaled down to at most this number of pixels.
     """
-    if isinstance(header, str):
-        return Photo(path=path, notes=(header,))
     try:
-        image, notes = read_pixels(path, header, most)
+        pixels = read_photo(path, most)
     except Unusable as reason:
         return Photo(path=path, notes=(str(reason),))
-    return Photo(path=path, notes=notes, image=image)
-
-
-def inspect_file(path: Path) -> Photo:
-    """Return the verdict on one entry; never raises for the content of the file."""
-    return open_photo(path, look_at(path))
+    return Photo(path=path, notes=pixels.notes, image=pixels.image, alpha=alpha_mask(pixels.alpha))
 
 
 def print_table(photos: Iterable[Photo]) -> None:

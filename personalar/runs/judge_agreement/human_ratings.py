@@ -13,7 +13,7 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import Measure
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.dreambench_plus import ATTRIBUTION, RatedPicture, read_ratings
-from personalar.data.photos.photo_folder import inspect_file
+from personalar.data.photos.photo_folder import open_photo
 from personalar.reports.agreement_statistics import auc, bootstrap_interval, fitted, krippendorff_alpha
 from personalar.runs.judge_agreement.agreement import Cell, Table, judged
 from personalar.scoring.judges import load_judges
@@ -81,7 +81,7 @@ def _sample(number: int, picture: RatedPicture) -> Sample:
 
 def open_picture(path: Path) -> Image.Image:
     """Return a picture in RGB. Raises ValueError if it cannot be used."""
-    photo = inspect_file(path)
+    photo = open_photo(path)
     if photo.image is None:
         raise ValueError(f"{path} cannot be used: {'; '.join(photo.notes)}")
     return photo.image

@@ -14,13 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from personalar.data.photos.photo_folder import (
-    difference_hash,
-    inspect_folder,
-    look_at,
-    open_photo,
-    print_table,
-)
+from personalar.data.photos.photo_folder import difference_hash, inspect_folder, open_photo, print_table
 from personalar.data.subject import read_folder
 
 
@@ -39,7 +33,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def verdict(tmp_path: Path, name: str, data: bytes):
     path = tmp_path / name
     path.write_bytes(data)
-    return open_photo(path, look_at(path))
+    return open_photo(path)
 
 
 def distance(image: Image.Image, other: Image.Image) -> float:
@@ -242,7 +236,7 @@ def test_no_permission(tmp_path, monkeypatch):
 
     picture().save(tmp_path / "a.png")
     monkeypatch.setattr(Path, "open", refuse)
-    photo = open_photo(tmp_path / "a.png", look_at(tmp_path / "a.png"))
+    photo = open_photo(tmp_path / "a.png")
     assert photo.notes == ("no permission to read it",)
 
 
@@ -273,7 +267,7 @@ def test_names_in_any_script(tmp_path, capsys):
     ("make", "message"),
     [
         (lambda folder: None, "does not exist: give a folder with pictures of one thing"),
-        (lambda folder: folder.write_text(""), "is a file, not a folder"),
+        (lambda folder: folder.write_text(""), r"contains no usable photo \(photos: empty file\)"),
         (lambda folder: folder.mkdir(), r"contains no usable photo \(it is empty\): put 3 to 6 photos"),
         (
             lambda folder: (folder.mkdir(), (folder / "x.txt").write_text("word")),
@@ -285,6 +279,12 @@ def test_a_folder_that_cannot_be_used(tmp_path, make, message):
     make(tmp_path / "photos")
     with pytest.raises(FileNotFoundError, match=message):
         read_folder(tmp_path / "photos")
+
+
+def test_one_picture_can_stand_for_a_folder(tmp_path):
+    for seed, name in enumerate(("a.png", "b.png")):
+        picture(seed).save(tmp_path / name)
+    assert [photo.path.name for photo in read_folder(tmp_path / "b.png")] == ["b.png"]
 
 
 def test_one_process_of_a_run_shows_the_table(tmp_path, monkeypatch, capsys):
