@@ -173,8 +173,8 @@ def _decode(image: Image.Image, most: int, notes: list[str]) -> tuple[Image.Imag
         # JPEG can decode at a reduced size; for other formats draft() does nothing.
         image.draft(None, (width // times, height // times))
     profile = image.info.get("icc_profile")
-    # Tags are read after the pixels: of a PNG they can come behind them. But load() rotates a TIFF and removes
-    # the orientation tag.
+    # Tags are read after the pixels, because those of a PNG can come behind them. But the load() of a TIFF
+    # rotates it and removes the orientation tag.
     if image.format != "TIFF":
         image.load()
     orientation = _orientation(image)
