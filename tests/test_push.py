@@ -123,6 +123,13 @@ def test_a_repository_of_something_else_is_left_as_it_is(hub: Hub, command: Comm
     assert files(hub) == theirs
 
 
+def test_a_private_repository_is_not_called_public(hub: Hub, command: Command, tmp_path: Path) -> None:
+    make().save(tmp_path / "cat")
+    command("push", "cat", REPO)
+    refused = "personalar.push: repo=me/my-cat exists and is private: make it public on its page"
+    assert command("push", "cat", REPO, "private=false").startswith(refused)
+
+
 def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Command, tmp_path: Path) -> None:
     make().save(tmp_path / "cat")
     assert "(public, visible to everybody)" in command("push", "cat", REPO, "private=false")
@@ -136,10 +143,10 @@ def test_a_public_repository_is_written_only_if_asked_for(hub: Hub, command: Com
     [
         (["push", "nowhere", REPO], "concept=nowhere contains no concept.json: give a concept folder"),
         (["push", "cat", "repo=my-cat"], "repo=my-cat is not the name of a repository: write repo="),
-        (["push", "cat", "repo=you/cat"], "repo=you/cat: the hub refuses your token: use one that may read"),
+        (["push", "cat", "repo=you/cat"], "repo=you/cat is refused: your token may not read it, or not"),
         (["sample", "concept=hub://cat", "prompts=[a]"], "is not an address: write hub://OWNER/NAME[@"),
-        (["sample", "concept=hub://me/none", "prompts=[a]"], "hub://me/none does not exist, or is private"),
-        (["export", "concept=hub://me/other@v9", "out=x"], "hub://me/other@v9: there is no such branch, tag"),
+        (["sample", "concept=hub://me/none", "prompts=[a]"], "hub://me/none does not exist, or you may"),
+        (["export", "concept=hub://me/other@v9", "out=x"], "hub://me/other@v9 has no such branch, tag"),
         (["export", "concept=hub://me/other", "out=x"], "hub://me/other contains no concept.json: give a"),
     ],
 )  # fmt: skip
@@ -163,7 +170,7 @@ def test_without_token_or_network_nothing_is_uploaded(
     assert command("push", "cat", REPO, "dry_run=true").endswith(f"note: {no_token}\n")
     assert command("push", "cat", REPO) == f"personalar.push: {no_token}"
     invisible = command("export", "concept=hub://me/my-cat", "out=x")
-    assert "hub://me/my-cat does not exist, or is private and not visible to you" in invisible
+    assert "hub://me/my-cat does not exist, or you may not see it" in invisible
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it" in command("push", "cat", REPO)
     assert "hub://me/my-cat is not on this machine" in command("export", "concept=hub://me/my-cat", "out=x")

@@ -7,21 +7,19 @@ are downloaded, safetensors and JSON; `Concept.load` checks them like those of a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import errors
 
 from personalar.config.command_line import as_value
 from personalar.config.fields import parse
+from personalar.core.errors import hub_errors
 from personalar.core.own_files import LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 SCHEME = "hub://"
 ADDRESS = re.compile(r"hub://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 FILES = [RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES, "adapters/*.safetensors"]
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def concept_folder(where: str) -> Path:
@@ -53,7 +51,7 @@ def local_concept(where: str) -> str:
     if found is None:
         raise ValueError(f"concept={where} is not an address: write hub://OWNER/NAME[@REVISION]")
     repo, revision = found.groups()
-    with hub_errors(where):
+    with hub_errors(where, "give a folder"):
         folder = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=FILES)
     if not (Path(folder) / RECORD_FILE).is_file():
         raise FileNotFoundError(
@@ -78,44 +76,3 @@ def with_local_concept(words: Sequence[str]) -> list[str]:
             else:
                 local[place] = f"concept={as_value(local_concept(str(chosen)))}"
     return local
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn a refusal by the hub within the block into an error with one sentence.
-
-    Args:
-        what: the repository, for the message.
-
-    Raises:
-        FileNotFoundError: no such repository or revision, or no network.
-        ValueError: the token is missing, invalid or not sufficient.
-    """
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{what} asks for its conditions to be accepted: accept them on its page, then {LOGIN}"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{what} does not exist, or is private and not visible to you: check the name, or {LOGIN}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{what}: there is no such branch, tag or commit: see the repository's page, or leave out @..."
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{what} is not on this machine, and the hub cannot be reached: connect to the network, unset "
-            "HF_HUB_OFFLINE if it is set, or give a folder"
-        ) from error
-    except errors.HFValidationError as error:
-        raise ValueError(f"{what}: {error}") from error
-    except errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise ValueError(
-                f"{what}: the hub refuses your token: use one that may read this repository, or write "
-                f"to it for an upload; {LOGIN}"
-            ) from error
-        raise FileNotFoundError(f"{what}: the hub answered {str(error).splitlines()[0]}") from error

@@ -15,8 +15,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import disable_progress_bars
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.concept_source import LOGIN, SCHEME, hub_errors
+from personalar.concepts.concept_source import SCHEME
 from personalar.concepts.model_card import concept_files, model_card
+from personalar.core.errors import LOGIN, hub_errors
 from personalar.core.own_files import ADAPTER_FILE, CARD_FILE, LORA_FILES, PICTURES, RECORD_FILE, WEIGHTS_FILE
 from personalar.core.png import SAMPLE_NAME
 
@@ -72,20 +73,24 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
 
     Raises:
         FileNotFoundError: the hub refuses the repository.
-        ValueError: no token, no network, or the repository exists and is public although `private` is true,
-            or contains files, but no concept.
+        ValueError: no token, no network, or the repository exists and is not as `private` says, or contains
+            files, but no concept.
     """
     if reason := obstacle():
         raise ValueError(reason)
     if not sys.stderr.isatty():
         disable_progress_bars()  # they would fill a log with lines
     hub = HfApi()
-    with hub_errors(f"repo={repo}"):
+    with hub_errors(f"repo={repo}", "choose another repository"):
         hub.create_repo(repo, private=private, exist_ok=True)
         there = hub.model_info(repo)
         if private and not there.private:
             raise ValueError(
                 f"repo={repo} exists and everybody can see it: add private=false, or choose another name"
+            )
+        if there.private and not private:  # the hub leaves an existing repository as it is
+            raise ValueError(
+                f"repo={repo} exists and is private: make it public on its page, or leave out private=false"
             )
         present = {file.rfilename for file in there.siblings or []}
         others = sorted(present - {".gitattributes"})  # the hub creates this one

@@ -20,6 +20,8 @@ OURS = ("personalar", "omegaconf", "hydra")
 """Packages whose ValueErrors are messages for the user; those of other packages are bugs."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over quota, file too large for the disk
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+CONNECT = "connect to the network, and unset HF_HUB_OFFLINE if it is set"
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
 """Packages whose errors mean that the network failed."""
 OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
@@ -120,6 +122,41 @@ def is_network(error: BaseException) -> bool:
     # By name, because the library differs between versions of the hub's client, and may not be loaded yet.
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, ConnectionError | TimeoutError) or library in NETWORK
+
+
+@contextmanager
+def hub_errors(what: str, advice: str) -> Iterator[None]:
+    """Turn an error of the Hugging Face hub in the block into one sentence.
+
+    Args:
+        what: the repository, for the message.
+        advice: what else the user can do; ends the message.
+
+    Raises:
+        FileNotFoundError: the hub refuses the repository, or cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    reasons: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, f"asks you to accept its conditions: accept them there, then {LOGIN}"),
+        (errors.RepositoryNotFoundError, f"does not exist, or you may not see it: check it, or {LOGIN}"),
+        (errors.RevisionNotFoundError, "has no such branch, tag or commit: choose another revision"),
+        (errors.LocalEntryNotFoundError, f"is not on this machine, and the hub cannot be reached: {CONNECT}"),
+        (errors.HFValidationError, "is no name of a repository"),
+    ]
+    try:
+        yield
+    except Exception as error:
+        reason = next((reason for kind, reason in reasons if isinstance(error, kind)), None)
+        if reason is None and isinstance(error, errors.HfHubHTTPError):
+            refused = error.response is not None and error.response.status_code in (401, 403)
+            token = f"your token may not read it, or not write to it for an upload: use another, or {LOGIN}"
+            reason = f"is refused: {token if refused else str(error).splitlines()[0]}"
+        elif reason is None and is_network(error):
+            reason = f"cannot be reached: {user_message(error)}"
+        if reason is None:
+            raise
+        raise FileNotFoundError(f"{what} {reason}; or {advice}") from error
 
 
 def user_message(error: BaseException) -> str | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import PARTS, HubFiles, ModelConfig, is_commit
-from personalar.core.errors import is_network, user_message
+from personalar.core.errors import hub_errors
 from personalar.models.checkpoint_folder import OLD_WEIGHTS, WEIGHTS, PeftBase, shard_names
 
 if TYPE_CHECKING:  # torch is loaded with the model
@@ -273,25 +273,10 @@ def _snapshot(hub: HubFiles, *, local_files_only: bool = False) -> Path:
     return Path(found)
 
 
-@contextmanager
-def _explained(part: Part) -> Iterator[None]:
+def _explained(part: Part) -> AbstractContextManager[None]:
     """Turn an error of the hub in the block into a FileNotFoundError with a fix."""
-    hub = part.hub
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{page(hub)} requires that you accept its licence ({hub.licence}): accept it there, then log "
-            "in with `hf auth login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{page(hub)} has no revision {hub.revision}; choose another, such as "
-            f"model.{part.key}.revision=main"
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"{page(hub)} could not be read ({str(error).splitlines()[0]})") from error
-    except Exception as error:
-        if not is_network(error):
-            raise
-        raise FileNotFoundError(f"{page(hub)}: {user_message(error)}") from error
+    hub, key = part.hub, f"model.{part.key}"
+    return hub_errors(
+        f"{page(hub)} ({hub.licence}; revision {hub.revision})",
+        f"set {key}.revision=COMMIT, {key}.repo=OWNER/NAME, or model.path=DIR to a folder with all files",
+    )

@@ -7,6 +7,8 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from personalar.core.errors import hub_errors
+
 PACKAGE = "package://"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -43,29 +45,15 @@ def resolve_folder(where: str | Path) -> Path:
 def _from_hub(text: str) -> Path:
     """Download config, tokenizer and weights of a hub model, or find them in the local cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, revision = text.partition("@")
-    small = ["*.json", "*.txt"]
-    try:
-        folder = Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[0]])
-        )
+    with hub_errors(f"{text} (https://huggingface.co/{name})", "give a folder with these files instead"):
         # Old repositories have a pickle file only; transformers reads it with weights_only=True.
-        if not (folder / WEIGHT_FILES[0]).is_file():
-            folder = Path(
-                snapshot_download(name, revision=revision or None, allow_patterns=[*small, WEIGHT_FILES[1]])
-            )
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{text} is on the Hugging Face hub, but requires that you accept its licence: accept it at "
-            f"https://huggingface.co/{name}, then log in with `hf auth login`"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise FileNotFoundError(
-            f"could not fetch {text} from the Hugging Face hub, and it is not in the local cache; "
-            "check the name and the network, or use scorer=nano, which ships with the package"
-        ) from error
+        for weights in WEIGHT_FILES:
+            wanted = ["*.json", "*.txt", weights]
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+            if (folder / weights).is_file():
+                break
     return folder
 
 

@@ -216,17 +216,21 @@ def test_only_the_missing_part_is_downloaded(hub: Hub, vqgan_dir: Path) -> None:
 def hub_error(kind: type[Exception]) -> Exception:
     error = kind.__new__(kind)
     Exception.__init__(error, "refused by the server")
+    error.response = None
     return error
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (errors.GatedRepoError, r"accept its licence \(.*log in with `hf auth login`"),
-        (errors.RevisionNotFoundError, r"has no revision main.*model\.vq_hub\.revision=main"),
-        (errors.HfHubHTTPError, r"could not be read \(refused by the server\)"),
-        (errors.LocalEntryNotFoundError, "could not be read"),
-        (ConnectionError, r"/Lumina-mGPT-7B-768: the network failed|/Chameleon_7B_mGPT: the network failed"),
+        (errors.GatedRepoError, r"accept its conditions: .*log in with `hf auth login`"),
+        (errors.RevisionNotFoundError, r"revision main\) has no such branch.*set model\.vq_hub\.revision="),
+        (errors.HfHubHTTPError, r"is refused: refused by the server; or set .*model\.path="),
+        (errors.LocalEntryNotFoundError, "and the hub cannot be reached"),
+        (
+            ConnectionError,
+            r"/(Lumina-mGPT-7B-768|Chameleon_7B_mGPT) .* reached: the network failed",
+        ),
     ],
 )
 def test_what_the_hub_can_answer(
