@@ -84,7 +84,7 @@ class SubjectConfig:
     seed: int = field(default=0, metadata=SEED)
     """Which instance of the class is rendered."""
     path: str | None = None
-    """Folder of photos with kind=folder or kind=style."""
+    """Folder of photos, or one picture, with kind=folder or kind=style."""
     flip: bool = False
     """Also train on mirrored photos; not for subjects with writing, or whose two sides differ."""
     proxies: str | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from personalar.config.subject_config import DREAMBENCH_CLASSES as SUBJECTS
@@ -21,8 +20,6 @@ ATTRIBUTION = (
     "(DreamBooth, CVPR 2023), github.com/google/dreambooth, Creative Commons Attribution 4.0\n"
     f"International (CC BY 4.0); photographers and the licence of each picture: {CREDITS_FILE}"
 )
-LIVE_CLASSES = ("cat", "dog")
-"""Classes that are evaluated with the prompts for live subjects."""
 
 # The phrases are those of the published prompt list, in its order, so that a prompt's number is comparable.
 _PLACES = (
@@ -42,20 +39,6 @@ _ACCESSORIES = (
     "in a police outfit", "wearing pink glasses", "wearing a yellow shirt", "in a purple wizard outfit",
 )  # fmt: skip
 _PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchSubject:
-    """One subject of a DreamBench folder."""
-
-    name: str
-    noun: str
-    folder: Path
-
-    @property
-    def live(self) -> bool:
-        """True for the nine cats and dogs, which have their own list of prompts."""
-        return self.noun in LIVE_CLASSES
 
 
 def dreambench_prompts(*, live: bool) -> tuple[PromptSpec, ...]:
@@ -89,8 +72,8 @@ def dataset_folder(path: Path) -> Path:
     )
 
 
-def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[BenchSubject, ...]:
-    """Return the subjects in the published order.
+def find_subjects(path: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    """Return the folder of each subject, by its name, in the published order.
 
     Args:
         path: the data set, see `dataset_folder`.
@@ -112,8 +95,5 @@ def find_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[Bench
             f"{folder} does not contain {', '.join(missing)}: clone the whole data set, or remove them "
             "from benchmark.subjects"
         )
-    return tuple(
-        BenchSubject(name=name, noun=noun, folder=folder / name)
-        for name, noun in SUBJECTS.items()
-        if (names is None or name in names) and (folder / name).is_dir()
-    )
+    wanted = SUBJECTS if names is None else [name for name in SUBJECTS if name in names]
+    return {name: folder / name for name in wanted if (folder / name).is_dir()}

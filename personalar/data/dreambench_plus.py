@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalar.config.command_line import quote
+from personalar.core.errors import hub_errors
 from personalar.core.files import read_json
-from personalar.core.types import Subject
 from personalar.data.photos.companions import PICTURE_SUFFIXES
-from personalar.data.photos.photo_folder import inspect_file
 
 PAGE = "https://github.com/yuangpeng/dreambench_plus"
 ATTRIBUTION = (
@@ -36,8 +35,8 @@ ATTRIBUTION = (
 UNPACKED = f"unpack the data of {PAGE} there"
 REPOSITORY, ARCHIVE = "yuangpeng/dreambench_plus", "data.zip"
 """Data set on the Hugging Face hub, and its file with pictures and captions."""
-MEMBER = re.compile(r"data/((?:images|captions)(?:/\w+)+\.(?:jpe?g|png|txt))", re.ASCII)
-"""Files of the archive that are unpacked; no other paths, such as those with ".."."""
+MEMBERS = ("data/images/", "data/captions/")
+"""Folders of the archive that are unpacked."""
 LIVE = ("animal", "human")
 SUBJECT = re.compile(r".+?_\d+_(?P<noun>.+)")
 
@@ -94,16 +93,10 @@ def fetch_plus(revision: str) -> Path:
         FileNotFoundError: they are not in the local cache and cannot be downloaded.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    page = f"https://huggingface.co/datasets/{REPOSITORY} (revision {revision})"
+    with hub_errors(page, f"set benchmark.path=DIR and {UNPACKED}"):
         found = huggingface_hub.hf_hub_download(REPOSITORY, ARCHIVE, repo_type="dataset", revision=revision)
-    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise FileNotFoundError(
-            f"benchmark=dreambench_plus: https://huggingface.co/datasets/{REPOSITORY} (revision {revision}) "
-            "could not be downloaded and is not in the local cache: check the network and "
-            f"benchmark.revision, or set benchmark.path=DIR and {UNPACKED}"
-        ) from error
     commit = Path(found).parent.name
     folder = Path("~/.cache/personalar").expanduser() / f"dreambench_plus-{commit}"
     print(f"DreamBench++: {REPOSITORY} at commit {commit}, in {folder}")
@@ -117,11 +110,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Write pictures and captions of the zip file `archive` into the new folder `folder`."""
     # Unpacked beside its place, so that the folder is complete whenever it exists.
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside, zipfile.ZipFile(archive) as opened:
-        for name in opened.namelist():
-            if inside := MEMBER.fullmatch(name):
-                path = Path(beside) / "data" / inside[1]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(opened.read(name))
+        opened.extractall(beside, [name for name in opened.namelist() if name.startswith(MEMBERS)])
         try:
             (Path(beside) / "data").rename(folder)
         except OSError:
@@ -161,32 +150,14 @@ def find_plus_subjects(path: Path, names: Sequence[str] | None = None) -> tuple[
 
 def plus_overrides(subject: PlusSubject) -> tuple[str, ...]:
     """Return the overrides of personalar.run for a subject and its prompts."""
-    source = {
-        "_target_": "personalar.data.dreambench_plus.read_plus_subject",
-        "image": str(subject.image.resolve()),
-        "noun": subject.noun,
-        "name": subject.name,
-    }
     return (
         "+subject=folder",
+        f"subject.path={quote(subject.image.resolve())}",
         f"subject.noun={quote(subject.noun)}",
         f"subject.name={quote(subject.name)}",
-        *(f"+subject.source.{key}={quote(value)}" for key, value in source.items()),
-        f"+subject.source.live={str(subject.live).lower()}",
+        f"subject.live={str(subject.live).lower()}",
         f"samples.prompts=[{','.join(quote(prompt) for prompt in subject.prompts)}]",
     )
-
-
-def read_plus_subject(image: str, noun: str, name: str, *, live: bool) -> Subject:
-    """Return the subject with one picture; used by `subject.source`.
-
-    Raises:
-        ValueError: the picture cannot be used.
-    """
-    photo = inspect_file(Path(image))
-    if photo.image is None:
-        raise ValueError(f"{image} cannot be used ({'; '.join(photo.notes)}): {UNPACKED}")
-    return Subject(name=name, noun=noun, images=(photo.image,), live=live)
 
 
 def read_ratings(path: Path) -> list[RatedPicture]:

@@ -92,14 +92,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
         assert benchmark.path is not None
         found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
         common = ("+subject=dreambench", "samples.prompt_set=dreambench")
-        return {
-            subject.name: (
-                *common,
-                f"subject.path={quote(subject.folder.resolve())}",
-                f"subject.live={str(subject.live).lower()}",
-            )
-            for subject in found
-        }
+        return {name: (*common, f"subject.path={quote(folder.resolve())}") for name, folder in found.items()}
     if benchmark.kind == "dreambench_plus":
         folder = Path(benchmark.path).expanduser() if benchmark.path else fetch_plus(benchmark.revision)
         chosen = find_plus_subjects(folder, benchmark.subjects)

@@ -24,9 +24,10 @@ def read_photographs(config: EvaluateConfig) -> dict[str, Sequence]:
         raise ValueError("calibrate needs photographs with published values: use benchmark=dreambench")
     print(ATTRIBUTION)
     opened: dict[str, Sequence] = {}
-    for subject in find_subjects(Path(config.benchmark.path or ".").expanduser(), config.benchmark.subjects):
-        print(f"\n{subject.name}", flush=True)
-        opened[subject.name] = [photo.image for photo in read_folder(subject.folder)]
+    path = Path(config.benchmark.path or ".").expanduser()
+    for name, folder in find_subjects(path, config.benchmark.subjects).items():
+        print(f"\n{name}", flush=True)
+        opened[name] = [photo.image for photo in read_folder(folder)]
     return opened
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from personalar.config.run_config import SamplesConfig
 from personalar.data.dreambench import SUBJECTS, dreambench_prompts, find_subjects
+from personalar.data.prompts import is_live
 from personalar.data.subject import validation_prompts
 
 
 def test_the_published_counts() -> None:
     assert len(SUBJECTS) == 30 and len(set(SUBJECTS.values())) == 15
-    assert sum(noun in ("cat", "dog") for noun in SUBJECTS.values()) == 9
+    assert [noun for noun in SUBJECTS.values() if is_live(noun)] == ["cat"] * 2 + ["dog"] * 7
     for live, counts in ((True, (10, 10, 5)), (False, (20, 0, 5))):
         prompts = dreambench_prompts(live=live)
         found = Counter(prompt.category for prompt in prompts)
@@ -39,13 +40,9 @@ def make_folder(folder: Path, *names: str) -> Path:
 
 def test_subjects_of_a_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "dataset", "dog6", "cat2", "vase", "notes")
-    found = find_subjects(tmp_path)
-    assert [(s.name, s.noun, s.live) for s in found] == [
-        ("cat2", "cat", True),
-        ("dog6", "dog", True),
-        ("vase", "vase", False),
-    ]
-    assert [s.name for s in find_subjects(tmp_path / "dataset", ["vase"])] == ["vase"]
+    folders = {name: tmp_path / "dataset" / name for name in ("cat2", "dog6", "vase")}
+    assert list(find_subjects(tmp_path).items()) == list(folders.items())
+    assert find_subjects(tmp_path / "dataset", ["vase"]) == {"vase": folders["vase"]}
     with pytest.raises(
         ValueError, match=r"^benchmark\.subjects: 'dog4' is not in DreamBench; allowed: backpack"
     ):
