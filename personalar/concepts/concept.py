@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from personalar.concepts.adapters.base import Adapter, attach_learned
 from personalar.concepts.adapters.identifier import Identifier, class_row, slide
-from personalar.concepts.adapters.lora import load_lora, merge_lora
+from personalar.concepts.adapters.lora import merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
 from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
@@ -194,12 +194,13 @@ class Concept:
         """
         self.check_strength(strength)
         parameters = dict(backend.transformer.named_parameters())
-        _check_shapes(self.weights, parameters)
-        width = backend.word_table.shape[1]
-        if self.rows.shape[1] != width:
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        # All before the first change: a concept that is refused changes nothing.
+        wrong = [name for name, tensor in self.weights.items() if shapes.get(name) != tensor.shape]
+        if wrong or self.rows.shape[1] != backend.word_table.shape[1]:
             raise ValueError(
-                f"the concept's embeddings have width {self.rows.shape[1]}, the base's {width}: it was "
-                "learned on another base"
+                f"this base has no {', '.join(wrong[:3]) or 'embeddings'} of the shape in the concept, which "
+                "was learned on another architecture"
             )
         foreign = {name: index for name, index in self.tokens.items() if index not in backend.reserved_ids}
         if foreign:  # replacing the embedding of a word or an image code would change every image
@@ -212,8 +213,7 @@ class Concept:
                 parameters[name].copy_(tensor)
         if self.lora:
             files = {Path(name).name: data for name, data in self.lora.items()}
-            load_lora(backend.transformer, files, strength=strength)
-            merge_lora(backend.transformer)
+            merge_lora(backend.transformer, files, strength=strength)
         identifier = self.identifier(backend, strength)
         found = attach_learned(adapters or {}, self.adapters, backend, identifier)
         if attached is not None:
@@ -230,21 +230,6 @@ class Concept:
             rows[subject] = slide(word, rows[subject], strength)
         words = dict.fromkeys((SUBJECT_TOKEN, self.word), names)
         return Identifier(tokens=self.tokens, rows=rows, words=words).to(backend.device)
-
-
-def _check_shapes(weights: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, tensor in weights.items():
-        if name not in parameters:
-            raise ValueError(
-                f"the concept changes {name}, which the base does not have: it was learned on another "
-                "architecture"
-            )
-        if tensor.shape != parameters[name].shape:
-            expected = tuple(parameters[name].shape)
-            raise ValueError(
-                f"the concept's {name} has shape {tuple(tensor.shape)}, the base's has {expected}: it was "
-                "learned on another architecture"
-            )
 
 
 def _read_checked(folder: Path, name: str, digest: str) -> bytes:

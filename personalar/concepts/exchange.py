@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from personalar.concepts.adapters.identifier import assign_tokens
-from personalar.concepts.adapters.lora import load_lora, name_base
+from personalar.concepts.adapters.lora import merge_lora, name_base
 from personalar.concepts.adapters.peft_names import from_transformers, to_transformers
 from personalar.concepts.concept import Concept
 from personalar.concepts.model_card import is_card, origin, plain, write_card
@@ -122,7 +122,7 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
         lora = from_transformers(lora, stack=target.stack) if (target := peft_base(model)) else lora
         # On the meta device the network has shapes but no storage: enough to check the adapter.
         with torch.device("meta"):
-            load_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
+            merge_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
         subject={"name": name, "noun": noun, "fingerprint": content_hash(folder / ROW_FILE)},
@@ -149,7 +149,7 @@ def read_adapter(folder: Path) -> dict[str, bytes]:
             "removed if there is no adapter"
         )
     files = {name: (folder / name).read_bytes() for name in LORA_FILES}
-    # A damaged config is reported by `load_lora`, which checks every field.
+    # A damaged config is reported by `merge_lora`, which checks every field.
     with suppress(ValueError, AttributeError):
         # Undo the export's change, so that export and import give back the same bytes.
         files[LORA_CONFIG] = name_base(files[LORA_CONFIG], base=None)

@@ -60,14 +60,22 @@ def test_apply_changes_the_named_weights_only(tiny_model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("concept", "message"),
     [
-        (make(weights={"model.nothing": torch.zeros(1)}), "model.nothing, which the base does not have"),
-        (make(weights={NAME: torch.zeros(3, 3)}), r"has shape \(3, 3\), the base's has \(32, 32\)"),
-        (make(width=8, weights={}), "embeddings have width 8, the base's 32"),
+        (
+            make(weights={NAME: torch.ones(32, 32), "model.nothing": torch.zeros(1)}),
+            "this base has no model.nothing of the shape",
+        ),
+        (make(weights={NAME: torch.zeros(3, 3)}), f"this base has no {NAME} of the shape"),
+        (make(width=8, weights={}), "this base has no embeddings of the shape"),
     ],
 )
-def test_another_architecture_is_refused(tiny_backend, concept: Concept, message: str) -> None:
+def test_another_architecture_is_refused_and_changes_nothing(
+    tiny_model_dir: Path, concept: Concept, message: str
+) -> None:
+    backend = load_backend(tiny_model_dir)
+    before = {name: value.clone() for name, value in backend.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        concept.apply(tiny_backend)
+        concept.apply(backend)
+    assert all(torch.equal(value, before[name]) for name, value in backend.state_dict().items())
 
 
 def test_another_base_is_refused() -> None:

@@ -23,7 +23,6 @@ from personalar.concepts.adapters.context_vectors import ContextVectors
 from personalar.concepts.adapters.identifier import Identifier, random_rows
 from personalar.concepts.adapters.lora import (
     inject_lora,
-    load_lora,
     lora_files,
     merge_lora,
 )
@@ -238,8 +237,7 @@ def test_an_adapter_goes_out_and_comes_back(case: Case, base: Backend) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
     stack = case.family.PEFT_BASE.stack
     published = to_transformers(lora_files(adapted.transformer), stack=stack)
-    load_lora(again.transformer, from_transformers(published, stack=stack))
-    merge_lora(again.transformer)
+    merge_lora(again.transformer, from_transformers(published, stack=stack))
     assert (base.forward(embeds) - again.forward(embeds)).abs().max() > 1e-3
     torch.testing.assert_close(again.forward(embeds), adapted.forward(embeds), rtol=1e-3, atol=1e-3)
 

@@ -23,7 +23,7 @@ from test_concept import make
 from test_exchange import adapter, export
 
 import personalar
-from personalar.concepts.adapters.lora import load_lora
+from personalar.concepts.adapters.lora import merge_lora
 from personalar.concepts.concept import Concept
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.own_files import RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
@@ -231,9 +231,9 @@ def test_a_pickle_in_the_place_of_tensors(
     for data in (pickle.dumps(Bomb(bomb)), torch_pickle(Bomb(bomb), tmp_path)):
         (whole / name).write_bytes(data)
         rehash(whole)
-        with pytest.raises(ValueError, match=r"not a safetensors file|adapter is damaged"):
+        with pytest.raises(ValueError, match="not a safetensors file"):
             concept = Concept.load(whole)
-            load_lora(tiny_backend.transformer, {n.rpartition("/")[2]: d for n, d in concept.lora.items()})
+            merge_lora(tiny_backend.transformer, {n.rpartition("/")[2]: d for n, d in concept.lora.items()})
         assert not bomb.exists()
 
 
@@ -246,10 +246,8 @@ def torch_pickle(value: object, folder: Path) -> bytes:
     "changes",
     [
         {"r": 10**12}, {"r": 0}, {"r": "2"}, {"r": None}, {"lora_alpha": "x"}, {"lora_alpha": float("inf")},
-        {"target_modules": "(a+)+$"}, {"target_modules": []}, {"target_modules": [[]]},
-        {"target_modules": ["lm_head"]}, {"layers_to_transform": [99]}, {"layers_to_transform": ["0"]},
-        {"layers_pattern": "(x+)+"}, {"use_rslora": "yes"}, {"peft_type": "LOHA"}, {"use_dora": True},
-        {"bias": "all"},
+        {"r": True}, {"lora_alpha": 10**400}, {"r": 10**400, "use_rslora": True}, {"use_rslora": "yes"},
+        {"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"},
     ],
     ids=str,
 )  # fmt: skip
@@ -257,11 +255,9 @@ def test_numbers_of_an_adapter(tiny_backend, changes: dict[str, object]) -> None
     files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
     config = json.loads(files["adapter_config.json"])
     files["adapter_config.json"] = json.dumps(config | changes).encode()
-    before = [name for name, _ in tiny_backend.transformer.named_parameters()]
     with pytest.raises(ValueError, match="adapter") as stopped:
-        load_lora(tiny_backend.transformer, files)
+        merge_lora(tiny_backend.transformer, files)
     one_sentence(stopped.value)
-    assert [name for name, _ in tiny_backend.transformer.named_parameters()] == before
 
 
 def test_an_adapter_of_nan(tiny_backend) -> None:
@@ -270,8 +266,8 @@ def test_an_adapter_of_nan(tiny_backend) -> None:
     files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
     tensors = load(files["adapter_model.safetensors"])
     tensors[min(tensors)].fill_(float("nan"))
-    with pytest.raises(ValueError, match="contains NaN, infinity or integers"):
-        load_lora(tiny_backend.transformer, files | {"adapter_model.safetensors": save(tensors)})
+    with pytest.raises(ValueError, match="contains NaN or infinity"):
+        merge_lora(tiny_backend.transformer, files | {"adapter_model.safetensors": save(tensors)})
 
 
 def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -> None:

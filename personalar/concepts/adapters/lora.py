@@ -1,4 +1,4 @@
-"""LoRA on the transformer's projections, with PEFT and in PEFT's file format (arXiv 2504.13162, Table 3).
+"""LoRA on projections: trained with PEFT, and in PEFT's file format (arXiv 2504.13162, Table 3).
 
 A concept contains the adapter under our names of modules; `peft_names` gives it those of the base's
 class in transformers, on which `PeftModel.from_pretrained` loads it.
@@ -7,70 +7,62 @@ class in transformers, on which `PeftModel.from_pretrained` loads it.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from personalar.core.files import parse_json
+from personalar.concepts.validation import read_tensors
+from personalar.core.files import fits, parse_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CONFIG_SCHEMA = {"r!": int, "lora_alpha!": float, "use_rslora": (bool, None)}
+MOST_ALPHA = 1e6
+"""A larger alpha could overflow the weights."""
 NOT_READ = ("rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens", "use_qalora")
 """Settings of PEFT that change what the stored matrices mean."""
 PREFIX = "base_model.model."  # what PEFT puts in front of parameter names in its files
 
 
 def inject_lora(
-    transformer: nn.Module,
-    *,
-    rank: int,
-    every_n_layers: int = 1,
-    alpha: float | None = None,
-    targets: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
-    generator: torch.Generator,
+    transformer: nn.Module, *, rank: int, every_n_layers: int = 1, generator: torch.Generator
 ) -> dict[str, nn.Parameter]:
-    """Add float32 LoRA matrices to `transformer`, in place, and freeze everything else.
+    """Add float32 LoRA matrices to q, k and v of `transformer`, in place, and freeze everything else.
 
-    B starts at zero, so the outputs do not change.
+    B starts at zero, so the outputs do not change. The output of the matrices is not scaled: alpha = rank.
 
     Args:
-        transformer: the network.
+        transformer: the network, without LoRA matrices.
         rank: rank of the matrices, at least 1.
         every_n_layers: adapt layers 0, N, 2N, ...
-        alpha: the adapter's output is scaled by alpha / rank; None means alpha = rank.
-        targets: projections to adapt, some of `PROJECTIONS`.
         generator: source of the initial values of A.
 
     Returns:
         The trainable parameters by name.
-
-    Raises:
-        ValueError: a number is too small, or a target is unknown.
     """
-    if rank < 1 or every_n_layers < 1:
-        raise ValueError(f"lora rank={rank} and every_n_layers={every_n_layers} must be at least 1")
-    unknown = sorted(set(targets) - set(PROJECTIONS))
-    if unknown or not targets:
-        raise ValueError(
-            f"lora targets={unknown or list(targets)} are unknown; allowed: {', '.join(PROJECTIONS)}"
-        )
+    from peft import LoraConfig, inject_adapter_in_model
+
     shape: Any = transformer.config
-    config = {
-        "r": rank,
-        "lora_alpha": rank if alpha is None else alpha,
-        "target_modules": list(targets),
-        "layers_to_transform": list(range(0, shape.num_hidden_layers, every_n_layers)),
-        "layers_pattern": "layers",
-    }
-    parameters = _inject(transformer, config)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=["q_proj", "k_proj", "v_proj"],
+        layers_to_transform=list(range(0, shape.num_hidden_layers, every_n_layers)),
+        layers_pattern="layers",
+    )
+    device = next(transformer.parameters()).device
+    # PEFT draws initial values of its own from the global generator, whose state must not change.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, transformer)
+    parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
     for name, parameter in parameters.items():
+        # PEFT uses the base's dtype; in bfloat16 small updates would be rounded away.
+        parameter.data = parameter.data.to(device, torch.float32)
         if ".lora_A." in name:
             # PEFT's own initialization (Kaiming uniform with a = sqrt(5)), but from our seeded generator.
             bound = parameter.shape[1] ** -0.5
@@ -80,26 +72,18 @@ def inject_lora(
     return parameters
 
 
-def has_lora(transformer: nn.Module) -> bool:
-    """Return True if `transformer` contains LoRA matrices."""
-    return any(".lora_A." in name for name, _ in transformer.named_parameters())
-
-
 def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None = None) -> dict[str, bytes]:
     """Return the contents of PEFT's two adapter files by file name.
 
     Args:
         transformer: the network with the adapter.
         values: the adapter's tensors by parameter name; None means those in `transformer`.
-
-    Raises:
-        ValueError: `transformer` has no adapter.
     """
-    if not has_lora(transformer):
-        raise ValueError("the transformer has no adapter to save: call inject_lora first")
     if values is None:
         values = {name: p.detach() for name, p in transformer.named_parameters() if ".lora_" in name}
-    tensors = {_saved_name(name): tensor.cpu().contiguous() for name, tensor in values.items()}
+    # PEFT's files leave out the name of the adapter, "default".
+    saved = {name: f"{PREFIX}{name.replace('.default.', '.')}" for name in values}
+    tensors = {saved[name]: tensor.cpu().contiguous() for name, tensor in values.items()}
     peft_configs: Any = transformer.peft_config
     with tempfile.TemporaryDirectory() as folder:  # PEFT can write its config to a folder only
         peft_configs["default"].save_pretrained(folder)
@@ -139,28 +123,52 @@ def config_bytes(config: Mapping[str, Any]) -> bytes:
     return json.dumps(config, indent=2, sort_keys=True).encode()
 
 
-def load_lora(
-    transformer: nn.Module, files: Mapping[str, bytes], *, strength: float = 1.0
-) -> dict[str, nn.Parameter]:
-    """Load a saved adapter into `transformer`, in place, and return its parameters by name.
+def merge_lora(transformer: nn.Module, files: Mapping[str, bytes], *, strength: float = 1.0) -> None:
+    """Add a saved adapter to the weights of `transformer`, in place.
 
     Args:
-        transformer: the network, without an adapter.
+        transformer: the network.
         files: contents of PEFT's two files by file name; they may come from a stranger.
         strength: factor of the adapter's output.
 
     Raises:
-        ValueError: a file is missing or damaged, or the adapter does not match the architecture.
+        ValueError: a file is missing or damaged, or the adapter does not match the architecture; the weights
+            are unchanged.
     """
-    missing = sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files))
-    if missing:
+    if missing := sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files)):
         raise ValueError(f"the adapter folder does not contain {', '.join(missing)}: copy it again")
+    config = _read_config(files[CONFIG_FILE])
+    left = read_tensors(Path("lora") / WEIGHTS_FILE, files[WEIGHTS_FILE])
+    rank, pairs, wrong = config["r"], [], []
+    for name, weight in transformer.named_parameters():
+        key = f"{PREFIX}{name.removesuffix('.weight')}.lora_"
+        pair = [left.pop(f"{key}{part}.weight") for part in "AB" if f"{key}{part}.weight" in left]
+        shapes = [tuple(tensor.shape) for tensor in pair]
+        if weight.ndim == 2 and shapes == [(rank, weight.shape[1]), (weight.shape[0], rank)]:
+            pairs.append((weight, *pair))
+        elif pair:
+            wrong.append(name)
+    if left or wrong or not pairs:
+        found = ", ".join([*wrong, *left]) or "it is empty"
+        raise ValueError(f"the adapter is for another architecture; mismatches: {found:.500}")
+    scale = strength * config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    with torch.no_grad():
+        for changed, a, b in pairs:
+            change = b.to(changed.device, torch.float32) @ a.to(changed.device, torch.float32)
+            changed.add_(change * scale)
+
+
+def _read_config(data: bytes) -> dict[str, Any]:
+    """Return the settings of an adapter. Raises ValueError unless it is plain LoRA of one rank and alpha."""
     try:
-        saved = from_safetensors(files[WEIGHTS_FILE])
-        config: dict[str, Any] = parse_json(files[CONFIG_FILE])
-        kept = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        config: dict[str, Any] = parse_json(data)
+    except ValueError as error:
         raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
+    if not fits(config, CONFIG_SCHEMA) or config["r"] < 1 or not abs(config["lora_alpha"]) < MOST_ALPHA:
+        raise ValueError(
+            f"the adapter's {CONFIG_FILE} is damaged: r must be an integer from 1, and lora_alpha a number; "
+            "save it again"
+        )
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(
             "the adapter is not plain LoRA and cannot be loaded; expected peft_type LORA, no DoRA, no bias"
@@ -170,88 +178,4 @@ def load_lora(
             f"the adapter sets {', '.join(found)}, which cannot be loaded; expected plain LoRA with one rank "
             "and one alpha for all layers: train it again without"
         )
-    # Only these keys reach PEFT: others could make it import or download something.
-    optional = ("layers_to_transform", "layers_pattern", "use_rslora")
-    kept |= {key: config[key] for key in optional if config.get(key)}
-    _check_adapter(kept, saved, transformer)
-    parameters = _inject(transformer, kept | {"lora_alpha": strength * kept["lora_alpha"]})
-    expected = {_saved_name(name): parameter for name, parameter in parameters.items()}
-    wrong = sorted(set(saved) ^ set(expected))
-    wrong += [name for name in set(saved) & set(expected) if saved[name].shape != expected[name].shape]
-    if wrong:
-        remove_lora(transformer)  # leave the network as it was
-        raise ValueError(f"the adapter is for another architecture; mismatches: {', '.join(wrong)}")
-    for name, parameter in expected.items():
-        parameter.data.copy_(saved[name])
-    return parameters
-
-
-def merge_lora(transformer: nn.Module) -> None:
-    """Add the adapters to the weights and remove them, so that plain layers and parameter names remain."""
-    for module in _adapted(transformer).values():
-        module.merge()
-    remove_lora(transformer)
-
-
-def remove_lora(transformer: nn.Module) -> None:
-    """Remove the adapters, in place; the weights stay as they are."""
-    for name, module in _adapted(transformer).items():
-        # Replace each PEFT layer by the plain layer inside it.
-        parent, _, child = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), child, module.get_base_layer())
-    if hasattr(transformer, "peft_config"):
-        del transformer.peft_config
-
-
-def _check_adapter(
-    config: Mapping[str, Any], saved: Mapping[str, torch.Tensor], transformer: nn.Module
-) -> None:
-    """Raise ValueError for values that must not reach PEFT, such as a rank that would fill the memory."""
-    shape: Any = transformer.config
-    depth, width = shape.num_hidden_layers, shape.hidden_size
-    rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    layers = config.get("layers_to_transform", [])
-    # type() and not isinstance(): True is an instance of int.
-    valid = {
-        "r": type(rank) is int and 1 <= rank <= width,
-        "lora_alpha": type(alpha) in (int, float) and abs(alpha) < 1e6,
-        "target_modules": bool(targets) and _all(targets, lambda name: name in PROJECTIONS),
-        "layers_to_transform": _all(layers, lambda layer: type(layer) is int and 0 <= layer < depth),
-        "layers_pattern": config.get("layers_pattern", "layers") in ("layers", ["layers"]),
-        "use_rslora": config.get("use_rslora", True) is True,
-    }
-    if wrong := [f"{key}={config[key]!r:.80}" for key, good in valid.items() if not good]:
-        raise ValueError(f"the adapter is for another architecture; mismatches: {', '.join(wrong)}")
-    for name, tensor in saved.items():
-        if not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
-            raise ValueError(f"the adapter's {name} contains NaN, infinity or integers: train it again")
-
-
-def _all(values: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list) and all(map(is_valid, values))
-
-
-def _saved_name(name: str) -> str:
-    return f"{PREFIX}{name.replace('.default.', '.')}"
-
-
-def _inject(transformer: nn.Module, config: Mapping[str, Any]) -> dict[str, nn.Parameter]:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if has_lora(transformer):
-        raise ValueError("the transformer already has an adapter: merge_lora or remove_lora first")
-    device = next(transformer.parameters()).device
-    # PEFT draws initial values of its own from the global generator, whose state must not change.
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(LoraConfig(**config), transformer)
-    parameters = {name: p for name, p in transformer.named_parameters() if ".lora_" in name}
-    for parameter in parameters.values():
-        # PEFT uses the base's dtype; in bfloat16 small updates would be rounded away.
-        parameter.data = parameter.data.to(device, torch.float32)
-    return parameters
-
-
-def _adapted(transformer: nn.Module) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}
+    return config

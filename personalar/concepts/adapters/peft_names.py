@@ -46,7 +46,7 @@ def to_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, byte
 
 
 def from_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, bytes]:
-    """Return an adapter's files with our names of modules; the inverse of `to_transformers`.
+    """Return an adapter's files with our names of tensors, which are all that `merge_lora` reads.
 
     Raises:
         ValueError: a file is damaged, or the adapter also changes another network of the class.
@@ -59,12 +59,6 @@ def from_transformers(files: Mapping[str, bytes], *, stack: str) -> dict[str, by
         raise ValueError(
             f"the adapter changes {foreign[0] if foreign else 'nothing'}; allowed: layers below {stack}"
         )
-    places = {match.groups() for name in tensors if (match := _PLACE.search(name))}
-    config |= {
-        "target_modules": sorted({target for _, target in places}),
-        "layers_to_transform": sorted({int(layer) for layer, _ in places}),
-        "layers_pattern": "layers",
-    }
     return _joined(files, _moved(tensors, stack, _STACK), config)
 
 

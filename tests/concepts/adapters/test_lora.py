@@ -1,4 +1,4 @@
-"""LoRA: nothing changes at first, merging changes nothing, and PEFT reads what is written."""
+"""LoRA: nothing changes at first, and merging gives the weights that PEFT gives."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ import torch
 from conftest_backend import make_backend
 from safetensors.torch import load, save
 
-from personalar.concepts.adapters.lora import (
-    has_lora,
-    inject_lora,
-    load_lora,
-    lora_files,
-    merge_lora,
-    remove_lora,
-)
+from personalar.concepts.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, inject_lora, lora_files, merge_lora
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.transformer import ChameleonTransformer
 
@@ -61,31 +54,38 @@ def test_seeded_and_global_state_untouched() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_merge_keeps_outputs_and_names() -> None:
-    plain = make_backend().transformer
-    backend, _ = adapted()
-    expected = hidden(backend.transformer)
-    assert not torch.allclose(expected, hidden(plain), atol=1e-2)
-    merge_lora(backend.transformer)
-    torch.testing.assert_close(hidden(backend.transformer), expected, atol=1e-4, rtol=1e-4)
-    assert set(backend.transformer.state_dict()) == set(plain.state_dict())
-    assert not has_lora(backend.transformer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("strength", "rslora"), [(1.0, False), (0.7, False), (1.0, True)])
+def test_merged_weights_equal_those_of_peft(dtype: torch.dtype, strength: float, rslora: bool) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    files = lora_files(adapted()[0].transformer)
+    settings = json.loads(files[CONFIG_FILE]) | {"lora_alpha": 5, "use_rslora": rslora}
+    ours, theirs = make_backend().transformer.to(dtype), make_backend().transformer.to(dtype)
+    merge_lora(ours, files | {CONFIG_FILE: json.dumps(settings).encode()}, strength=strength)
+    kept = {key: settings[key] for key in ("r", "target_modules", "layers_to_transform", "use_rslora")}
+    inject_adapter_in_model(LoraConfig(**kept, lora_alpha=strength * 5, layers_pattern="layers"), theirs)
+    saved = load(files[WEIGHTS_FILE])
+    for name, parameter in theirs.named_parameters():
+        if ".lora_" in name:
+            parameter.data = saved[f"base_model.model.{name.replace('.default.', '.')}"]
+    for module in theirs.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+    expected = {name.replace(".base_layer.", "."): tensor for name, tensor in theirs.state_dict().items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
 
 
-def test_remove_restores_the_base() -> None:
-    backend, _ = adapted()
-    remove_lora(backend.transformer)
-    assert torch.equal(hidden(backend.transformer), hidden(make_backend().transformer))
-
-
-def test_files_round_trip() -> None:
-    backend, parameters = adapted()
+def test_a_merged_network_has_the_outputs_of_the_trained_one() -> None:
+    backend, fresh = adapted()[0], make_backend()
+    names = set(fresh.transformer.state_dict())
     files = lora_files(backend.transformer)
     assert files == lora_files(backend.transformer)
-    fresh = make_backend()
-    loaded = load_lora(fresh.transformer, files)
-    assert all(torch.equal(parameters[name], loaded[name]) for name in parameters)
-    assert torch.equal(hidden(fresh.transformer), hidden(backend.transformer))
+    assert not torch.allclose(hidden(backend.transformer), hidden(fresh.transformer), atol=1e-2)
+    merge_lora(fresh.transformer, files)
+    torch.testing.assert_close(hidden(fresh.transformer), hidden(backend.transformer), atol=1e-4, rtol=1e-4)
+    assert set(fresh.transformer.state_dict()) == names
 
 
 def test_half_precision_base_has_float32_adapters() -> None:
@@ -95,41 +95,34 @@ def test_half_precision_base_has_float32_adapters() -> None:
     assert hidden(transformer).dtype == torch.bfloat16
 
 
-def test_injection_errors() -> None:
-    generator = torch.Generator()
-    transformer = make_backend().transformer
-    with pytest.raises(ValueError, match="must be at least 1"):
-        inject_lora(transformer, rank=0, generator=generator)
-    with pytest.raises(ValueError, match=r"lora targets=\['x_proj'\] are unknown"):
-        inject_lora(transformer, rank=1, targets=["x_proj"], generator=generator)
-    with pytest.raises(ValueError, match="no adapter to save"):
-        lora_files(transformer)
-    inject_lora(transformer, rank=1, generator=generator)
-    with pytest.raises(ValueError, match="already has an adapter"):
-        inject_lora(transformer, rank=1, generator=generator)
+def refused(files: dict[str, bytes], message: str, **shape: int) -> None:
+    transformer = make_backend(**shape).transformer
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        merge_lora(transformer, files)
+    after = transformer.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_loading_errors() -> None:
+def test_an_adapter_that_does_not_fit_changes_nothing() -> None:
     files = lora_files(adapted()[0].transformer)
-    transformer = make_backend().transformer
-    weights, config = "adapter_model.safetensors", "adapter_config.json"
-    with pytest.raises(ValueError, match=rf"does not contain {config}"):
-        load_lora(transformer, {weights: files[weights]})
-    with pytest.raises(ValueError, match="the adapter is damaged"):
-        load_lora(transformer, files | {weights: files[weights][:50]})
-    with pytest.raises(ValueError, match="not plain LoRA"):
-        load_lora(
-            transformer, files | {config: json.dumps(json.loads(files[config]) | {"use_dora": True}).encode()}
-        )
-    for key, value in {"alpha_pattern": {"q_proj": 32}, "rank_pattern": {"k_proj": 3}}.items():
-        other = json.dumps(json.loads(files[config]) | {key: value}).encode()
-        with pytest.raises(ValueError, match=rf"the adapter sets {key}, which cannot be loaded; expected"):
-            load_lora(transformer, files | {config: other})
-    tensors = load(files[weights])
-    tensors["extra"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="another architecture; mismatches: extra"):
-        load_lora(transformer, files | {weights: save(tensors)})
-    assert not has_lora(transformer)
-    narrow = make_backend(num_hidden_layers=1).transformer
-    with pytest.raises(ValueError, match="mismatches"):
-        load_lora(narrow, files)
+    settings = json.loads(files[CONFIG_FILE])
+    refused({WEIGHTS_FILE: files[WEIGHTS_FILE]}, f"does not contain {CONFIG_FILE}")
+    refused(files | {WEIGHTS_FILE: files[WEIGHTS_FILE][:50]}, "is not a safetensors file")
+    refused(files | {CONFIG_FILE: b"{"}, "the adapter is damaged")
+    for key, value, message in (
+        ("use_dora", True, "not plain LoRA"),
+        ("alpha_pattern", {"q_proj": 32}, "the adapter sets alpha_pattern, which cannot be loaded; expected"),
+        ("rank_pattern", {"k_proj": 3}, "the adapter sets rank_pattern, which cannot be loaded; expected"),
+        ("r", 4, "another architecture; mismatches: model.layers.0.self_attn.q_proj.weight"),
+    ):
+        refused(files | {CONFIG_FILE: json.dumps(settings | {key: value}).encode()}, message)
+    tensors = load(files[WEIGHTS_FILE])
+    norm = "base_model.model.model.norm"
+    pair = {f"{norm}.lora_A.weight": torch.zeros(3, 32), f"{norm}.lora_B.weight": torch.zeros(32, 3)}
+    for extra, name in (({"extra": torch.zeros(1)}, "extra"), (pair, "model.norm.weight")):
+        refused(files | {WEIGHTS_FILE: save(tensors | extra)}, f"another architecture; mismatches: {name}")
+    del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
+    refused(files | {WEIGHTS_FILE: save(tensors)}, "mismatches: model.layers.1.self_attn.v_proj.weight")
+    refused(files | {WEIGHTS_FILE: save({})}, "mismatches: it is empty")
+    refused(files, "mismatches", num_hidden_layers=1)
