@@ -44,16 +44,6 @@ UNRELATED = (
 """Prompts of other things, to measure how much the training changed the rest of the model."""
 
 
-def check_text(text: str, setting: str) -> None:
-    """Raise ValueError unless `text` can be encoded as UTF-8; `setting` is its name for the message."""
-    for position, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            raise ValueError(
-                f"{setting}={text[:60]!r}: character {position + 1} (U+{ord(character):04X}) is half of a "
-                "surrogate pair and cannot be encoded; type the text again in UTF-8"
-            )
-
-
 def normalized(prompt: str) -> str:
     """Return `prompt` in Unicode NFC with single spaces and without leading or trailing whitespace.
 
@@ -190,12 +180,11 @@ def plain_prompts(texts: list[str]) -> tuple[PromptSpec, ...]:
     """Return the prompts of `samples.prompts`.
 
     Raises:
-        ValueError: the list is empty, or a prompt has no "{}" for the subject or cannot be encoded.
+        ValueError: the list is empty, or a prompt has no "{}" for the subject.
     """
     if not texts:
         raise ValueError("samples.prompts=[] is empty: give a prompt such as 'a {} in the snow'")
     for text in texts:
-        check_text(text, "samples.prompts")
         if "{}" not in text:
             raise ValueError(
                 f"samples.prompts: {text!r} has no {{}} for the subject: write 'a {{}} in the snow'"

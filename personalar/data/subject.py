@@ -21,7 +21,7 @@ from personalar.data.dreambench import dreambench_prompts
 from personalar.data.photos.companions import caption_template
 from personalar.data.photos.masks import mask_box
 from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table
-from personalar.data.prompts import check_text, is_live, plain_prompts, training_prompt
+from personalar.data.prompts import is_live, plain_prompts, training_prompt
 from personalar.data.proxies import read_proxies
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def _check_words(config: SubjectConfig) -> None:
     for key, text in (("noun", config.noun), ("name", config.name), ("description", config.description)):
         if text is None:
             continue
-        check_text(text, f"subject.{key}")
         if not text.strip() or len(text) > LONGEST or not text.isprintable():
             raise ValueError(
                 f"subject.{key}={text[:60]!r} must be one line of 1 to {LONGEST} printable characters"

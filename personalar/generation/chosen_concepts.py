@@ -11,7 +11,7 @@ from pathlib import Path
 from personalar.concepts.concept_source import concept_folder
 from personalar.config.commands import SampleConfig
 from personalar.core.files import parse_json
-from personalar.data.prompts import SUBJECT_TOKEN, check_text, word_of
+from personalar.data.prompts import SUBJECT_TOKEN, word_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
     """Return a note for every prompt that contains none of `words`, the words of the concepts.
 
     Raises:
-        ValueError: there is no prompt, one is empty or cannot be encoded, or [V] could be several concepts.
+        ValueError: there is no prompt, one is empty, or [V] could be several concepts.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
@@ -100,7 +100,6 @@ def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
         )
     notes, first = [], words[0]
     for prompt in prompts:
-        check_text(prompt, "prompts")
         if SUBJECT_TOKEN in prompt and SUBJECT_TOKEN not in words:
             raise ValueError(
                 f"{prompt!r:.80} contains {SUBJECT_TOKEN}, which could be any of the concepts: write "

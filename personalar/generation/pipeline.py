@@ -20,7 +20,7 @@ from personalar.config.fields import check_seeds
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size
-from personalar.data.prompts import check_text, normalized
+from personalar.data.prompts import normalized
 from personalar.generation.chosen_concepts import ChosenConcept, check_words, choose, words_of
 from personalar.models.loading import obtain_model
 
@@ -48,7 +48,6 @@ def check_negative(pictures: Iterable[tuple[str | None, float]]) -> None:
     scales: dict[str, set[float]] = {}
     for negative, scale in pictures:
         if negative is not None:
-            check_text(negative, "negative_prompt")
             scales.setdefault(negative, set()).add(scale)
     for negative, used in scales.items():
         if used == {1}:

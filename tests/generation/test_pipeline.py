@@ -111,7 +111,7 @@ def test_a_prompt_without_the_subject_is_noted(cat: Pipeline) -> None:
         (["a [V] cat"], [0, 1], r"1 prompts and 2 seeds: .*repeat the prompt, as in images\(\[prompt\] \* 4"),
         ([], [], "give at least one prompt"),
         ([" "], [0], "give at least one prompt"),
-        (["a \ud800 [V]"], [0], "is half of a surrogate pair"),
+        (["a \ud800 [V]"], [0], "is not valid text .*: enter it again in UTF-8"),
         (["a [V] cat"], [-1], "seeds=-1 is out of range"),
         (["a [V] cat" * 500], [0], "tokens including its template, but this base reads"),
     ],

@@ -31,17 +31,8 @@ class Identifier(nn.Module):
             tokens: name -> reserved token id, K entries.
             rows: initial embeddings (K, D) in the order of `tokens`.
             words: words of prompts that stand for other names, or for several; see `data.prompts.spell`.
-
-        Raises:
-            ValueError: `rows` does not have this shape, or two names share an id.
         """
         super().__init__()
-        if rows.ndim != 2 or len(rows) != len(tokens):
-            raise ValueError(
-                f"the identifier's rows have shape {tuple(rows.shape)}; expected ({len(tokens)}, width)"
-            )
-        if len(set(tokens.values())) != len(tokens):
-            raise ValueError(f"two identifier names have the same token id: {dict(tokens)}")
         self.tokens, self.words = dict(tokens), dict(words or {})
         self.rows = nn.Parameter(rows.detach().clone())
         # Not persistent: the ids depend on the base's vocabulary and are no result of the training.
@@ -100,14 +91,7 @@ def word_row(table: Tensor, word_ids: Sequence[Sequence[int]]) -> Tensor:
     Args:
         table: embedding table (V, D).
         word_ids: token ids of each word.
-
-    Raises:
-        ValueError: there is no word, or a word has no token.
     """
-    if not word_ids or not all(word_ids):
-        raise ValueError(
-            "identifier.init=words needs at least one word: model.recipe.identifier.words=[orange,striped]"
-        )
     vocabulary = table.detach().float()
     return torch.stack([vocabulary[list(ids)].mean(0) for ids in word_ids]).mean(0, keepdim=True)
 

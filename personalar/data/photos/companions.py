@@ -8,7 +8,7 @@ from pathlib import Path
 
 from personalar.config.subject_config import IN_STYLE, STYLE
 from personalar.data.photos.photo_file import SUFFIXES, Unusable, check_entry, refusals
-from personalar.data.prompts import SUBJECT_TOKEN, check_text, normalized
+from personalar.data.prompts import SUBJECT_TOKEN, normalized
 
 PICTURE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -53,10 +53,9 @@ def read_caption(path: Path) -> str:
             # -sig, because editors on Windows write a byte-order mark.
             with path.open(encoding="utf-8-sig") as stream:
                 written = stream.read(LONGEST_CAPTION + 1)  # not all of a huge file
-            text = normalized(written)
-            check_text(text, path.name)
         except ValueError as error:
             raise Unusable("it is not UTF-8 text") from error
+    text = normalized(written)
     if not text:
         raise Unusable("it is empty")
     if len(written) > LONGEST_CAPTION or not text.isprintable():
