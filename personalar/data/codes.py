@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,22 +184,16 @@ def cached_tensors(path: Path, key: object, make: Callable[[], list[Tensor]]) ->
     """Return the tensors cached at `path`, or call `make` and cache its result.
 
     Args:
-        path: safetensors file; a missing, outdated or damaged file is written again.
+        path: safetensors file; a missing, outdated or truncated file is written again.
         key: JSON-serializable description of everything that determines the tensors.
         make: computes the tensors.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as stored:
-        packed = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
-        # Older versions stored the key alone; newer files add a hash of the tensors to detect damage.
-        if (stored.metadata() or {}).get("key") in (digest, f"{digest} {_hash(packed)}"):
-            return list(packed.values())
+        if (stored.metadata() or {}).get("key") == digest:
+            return [stored.get_tensor(name) for name in sorted(stored.keys())]
     tensors = make()
     # Zero-padded names keep the photos' order, because the loader above sorts the names as text.
     packed = {f"{index:05d}": tensor.contiguous() for index, tensor in enumerate(tensors)}
-    write_atomic(path, save(packed, metadata={"key": f"{digest} {_hash(packed)}"}))
+    write_atomic(path, save(packed, metadata={"key": digest}))
     return tensors
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(save(dict(tensors))).hexdigest()

@@ -6,20 +6,24 @@ references and memorisation use the photos only.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from personalar.config.recipe import DataNumbers
 from personalar.config.subject_config import SubjectConfig
-from personalar.core.errors import printable
-from personalar.core.png import DAMAGED
 from personalar.core.process import global_rank
-from personalar.data.photos.photo_folder import Photo, inspect_folder
+from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table, usable
 
-MOST_LISTED = 20
-"""Number of refused entries that are listed."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from personalar.core.console import Reporter
+    from personalar.models.base import Backend
 
 
 def read_proxies(config: SubjectConfig) -> tuple[Image.Image, ...]:
@@ -40,34 +44,42 @@ def read_proxies(config: SubjectConfig) -> tuple[Image.Image, ...]:
             "inside it: put the generated pictures into a folder of their own"
         )
     entries = [without_grid(entry) for entry in inspect_folder(folder, "subject.proxies")]
-    images = tuple(entry.image for entry in entries if entry.image is not None)
-    refused = [reason(entry) for entry in entries if entry.image is None]
-    if not images:
-        seen = ", ".join(refused[:5]) or "it is empty"
-        raise FileNotFoundError(
-            f"subject.proxies={folder} contains no usable picture ({seen}): put generated pictures of "
-            "the subject there, or leave the setting out"
-        )
+    advice = "put generated pictures of the subject there, or leave the setting out"
+    used = usable(entries, f"subject.proxies={folder}", advice)
     if global_rank() == 0:  # every process reads the proxies, only the first prints
-        print(f"proxies: {len(images)} read from {folder}, {len(refused)} refused")
-        more = [f"and {len(refused) - MOST_LISTED} more"] if len(refused) > MOST_LISTED else []
-        for line in [*refused[:MOST_LISTED], *more]:
-            print(f"  {printable(line)}")
-    return images
+        print(f"proxies: {len(used)} read from {folder}, {len(entries) - len(used)} refused")
+        if refused := [entry for entry in entries if entry.image is None]:
+            print_table(refused)
+    return tuple(entry.image for entry in used if entry.image is not None)
 
 
 def without_grid(entry: Photo) -> Photo:
     """Return `entry`, but refused if it is a grid that `personalar.sample` has made of its pictures."""
-    if entry.image is None:  # also: opening a named pipe would block
-        return entry
-    # Pillow reads the text chunks before the pixels, so nothing is decoded again.
-    with suppress(*DAMAGED), Image.open(entry.path, formats=["PNG"]) as image:
-        if {"grid", "files"} <= image.info.keys():  # see `picture_grid.write_grid`
-            return replace(entry, image=None, notes=("a grid of several pictures",))
+    if entry.image is not None and fnmatch(entry.path.name, "grid_*.png"):  # see `picture_grid.write_grid`
+        return replace(entry, image=None, notes=("a grid of several pictures",))
     return entry
 
 
-def reason(entry: Photo) -> str:
-    """Return "name: reason" for a refused entry."""
-    kind = f", but a {entry.kind} of a proxy is not read" if entry.kind else ""
-    return f"{entry.path.name}: {'; '.join(entry.notes)}{kind}"
+def proxy_codes(
+    load: Callable[[], Backend],
+    proxies: Sequence[Image.Image],
+    *,
+    cache: Path,
+    key: object,
+    reporter: Reporter,
+) -> list[Tensor]:
+    """Return the codes (1, h, w) of each proxy, without random crops; empty without proxies.
+
+    Args:
+        load: returns the base; called only if the codes are not cached.
+        cache: folder of the cached codes.
+        key: everything that determines the codes; see `codes.cached_tensors`.
+    """
+    # These load torch, which reading the pictures does not need.
+    from personalar.data.codes import cached_codes, encode_photos
+
+    def make() -> list[Tensor]:
+        with reporter.phase("codes of the proxies", len(proxies), "proxies") as advance:
+            return encode_photos(load(), proxies, DataNumbers(), seed=0, progress=advance)
+
+    return cached_codes(cache / "proxy_codes.safetensors", key, make) if proxies else []

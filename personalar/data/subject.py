@@ -20,7 +20,7 @@ from personalar.core.types import PromptSpec, Subject, image_fingerprint
 from personalar.data.dreambench import dreambench_prompts
 from personalar.data.photos.companions import caption_template
 from personalar.data.photos.masks import mask_box
-from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table
+from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table, usable
 from personalar.data.prompts import is_live, plain_prompts, training_prompt
 from personalar.data.proxies import read_proxies
 
@@ -97,21 +97,15 @@ def read_folder(folder: Path, sizes: Sequence[Size] | None = None, noun: str = "
         FileNotFoundError: the folder is missing, or contains no usable photo.
     """
     photos = inspect_folder(folder)
-    usable = tuple(photo for photo in photos if photo.image is not None)
-    if not usable:
-        seen = [f"{photo.path.name}: {'; '.join(photo.notes)}" for photo in photos[:5]]
-        more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
-        raise FileNotFoundError(
-            f"subject.path={folder} contains no usable photo ({', '.join(seen + more) or 'it is empty'}): "
-            f"put {wanted(noun)} there, as JPEG, PNG, WebP or TIFF"
-        )
+    advice = f"put {wanted(noun)} there, as JPEG, PNG, WebP or TIFF"
+    used = tuple(usable(photos, f"subject.path={folder}", advice))
     if global_rank() > 0:  # every process reads the photos, only the first prints the table
-        return usable
+        return used
     shown = photos if sizes is None else [fitted(photo, sizes) for photo in photos]
     print_table([captioned(photo, noun) for photo in shown] if noun else shown)
-    if (note := count_note(len(usable), noun)) is not None:
+    if (note := count_note(len(used), noun)) is not None:
         print(f"note: {note}")
-    return usable
+    return used
 
 
 def _check_words(config: SubjectConfig) -> None:

@@ -32,7 +32,7 @@ from personalar.core.run_folder import changes
 from personalar.data.class_images import class_logits, class_prompts
 from personalar.data.codes import cached_codes, cached_tensors, encode_photos, stream_seed, subject_codes
 from personalar.data.prompts import SUBJECT_TOKEN, image_token_names, row_names, training_prompt
-from personalar.data.proxy_codes import proxy_codes
+from personalar.data.proxies import proxy_codes
 from personalar.data.references import save_redrawn
 from personalar.data.stream import Replay, collate, limit_loss
 from personalar.models.base import Backend, TrainingSequence

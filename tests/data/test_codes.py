@@ -26,6 +26,8 @@ def test_codes_are_computed_once_per_key(tmp_path: Path) -> None:
     again = cached_codes(path, ["a", 1], make)
     assert [t.tolist() for t in again] == [t.tolist() for t in first] and again[0].dtype == torch.int64
     assert cached_codes(path, ["a", 2], make)[0].item() == 2 and len(calls) == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    assert cached_codes(path, ["a", 2], make)[0].item() == 3
 
 
 def test_crops_and_copies(tiny_backend) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from conftest_backend import make_backend
 from conftest_run import compose_config
 from PIL import Image
 
+from personalar.config.recipe import DataNumbers
 from personalar.config.subject_config import SubjectConfig
+from personalar.core.console import Reporter
 from personalar.core.png import save_png
 from personalar.core.types import Subject
-from personalar.data.proxies import MOST_LISTED
+from personalar.data.codes import encode_photos
+from personalar.data.proxies import proxy_codes
 from personalar.data.subject import load_subject
+from personalar.models.base import Backend
 
 
 def pictures(folder: Path, *values: int) -> Path:
@@ -55,18 +61,15 @@ def test_what_is_no_proxy_is_named(photos: Path, tmp_path: Path, capsys) -> None
     assert len(load(photos, made).proxies) == 3
     said = capsys.readouterr().out
     assert "proxies: 3 read from" in said and "5 refused" in said
+    told = " ".join(said.split())
     for line in (
-        "grid_seed_0123.png: a grid of several pictures",
-        "grid.html: not a picture",
-        "020.txt: caption of 020.png, but a caption of a proxy is not read",
-        "broken.png: damaged",
-        "copy.png: the same picture as 010.png",
+        "grid_seed_0123.png - skipped a grid of several pictures",
+        "grid.html - skipped not a picture",
+        "020.txt - caption caption of 020.png",
+        "broken.png - skipped damaged",
+        "copy.png - skipped the same picture as 010.png",
     ):
-        assert f"  {line}" in said
-    for index in range(MOST_LISTED):
-        (made / f"{index}.json").write_text("{}")
-    load(photos, made)
-    assert "  and 5 more\n" in capsys.readouterr().out
+        assert line in told
 
 
 def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
@@ -88,3 +91,23 @@ def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
 def test_a_subject_of_ones_own_takes_no_folder() -> None:
     with pytest.raises(ValueError, match=r"subject\.proxies=made is not used .* subject\.source returns"):
         compose_config("+subject=cat", "subject.proxies=made", "+subject.source._target_=mine.red")
+
+
+def test_the_codes_of_proxies_are_cached(tmp_path: Path) -> None:
+    backend, pictures = make_backend(buckets="aspect"), [Image.linear_gradient("L").convert("RGB")] * 2
+    pictures.append(pictures[0].resize((300, 100)))
+    reporter, loaded = Reporter(enabled=False), []
+
+    def codes() -> list[torch.Tensor]:
+        def load() -> Backend:
+            loaded.append(1)
+            return backend
+
+        return proxy_codes(load, pictures, cache=tmp_path, key="k", reporter=reporter)
+
+    expected = encode_photos(backend, pictures, DataNumbers(), seed=0)
+    for _ in range(2):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(codes(), expected, strict=True))
+    assert loaded == [1] and expected[2].shape != expected[0].shape
+    pictures.clear()
+    assert codes() == []

@@ -389,7 +389,7 @@ def test_the_pictures_of_a_finished_run_are_proxies_of_the_next(
     assert do_run(run_dir, *words)
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(
-        r"proxies: \d read from .*refused .*grid_seed_\w+\.png: a grid of several pictures", said
+        r"proxies: \d read from .*refused .*grid_seed_\w+\.png - skipped a grid of several pictures", said
     )
     count = len(load_subject(compose_config("+subject=cat", *words[:3]).subject).proxies)
     assert 1 < count <= 6 and f"5 photos and {count} proxies, learned on nano" in said

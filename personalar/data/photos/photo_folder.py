@@ -87,6 +87,27 @@ def inspect_folder(folder: Path, setting: str = "subject.path") -> list[Photo]:
     return with_companions(photos, beside)
 
 
+def usable(photos: Sequence[Photo], setting: str, advice: str) -> list[Photo]:
+    """Return those of `photos` that can be used.
+
+    Args:
+        photos: the entries of a folder.
+        setting: the setting of the folder with its value, for the message.
+        advice: what the folder should contain.
+
+    Raises:
+        FileNotFoundError: none can be used.
+    """
+    used = [photo for photo in photos if photo.image is not None]
+    if not used:
+        seen = [f"{photo.path.name}: {'; '.join(photo.notes)}" for photo in photos[:5]]
+        more = [f"and {len(photos) - 5} more"] if len(photos) > 5 else []
+        raise FileNotFoundError(
+            f"{setting} contains no usable picture ({', '.join(seen + more) or 'it is empty'}): {advice}"
+        )
+    return used
+
+
 def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Path]]) -> list[Photo]:
     """Return all entries, sorted by name, with the masks and captions of the photos.
 

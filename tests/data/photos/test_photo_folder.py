@@ -267,11 +267,11 @@ def test_names_in_any_script(tmp_path, capsys):
     ("make", "message"),
     [
         (lambda folder: None, "does not exist: give a folder with pictures of one thing"),
-        (lambda folder: folder.write_text(""), r"contains no usable photo \(photos: empty file\)"),
-        (lambda folder: folder.mkdir(), r"contains no usable photo \(it is empty\): put 3 to 6 photos"),
+        (lambda folder: folder.write_text(""), r"contains no usable picture \(photos: empty file\)"),
+        (lambda folder: folder.mkdir(), r"contains no usable picture \(it is empty\): put 3 to 6 photos"),
         (
             lambda folder: (folder.mkdir(), (folder / "x.txt").write_text("word")),
-            r"contains no usable photo \(x.txt: not a picture",
+            r"contains no usable picture \(x.txt: not a picture",
         ),
     ],
 )
