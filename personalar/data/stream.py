@@ -121,7 +121,7 @@ class SequenceStream(IterableDataset):
 
     def sequence(self, number: int) -> TrainingSequence:
         """Return sequence `number` of the stage."""
-        generator = self._generator(number)
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
         step, slot = divmod(number, self.stage.numbers.batch)
         # The first `num_subject` sequences of a batch show the subject, the rest are replayed.
         # The key seeds the residual dropout: the mask is the same in any micro-batch and after a resume.
@@ -142,24 +142,6 @@ class SequenceStream(IterableDataset):
     def _made(self, prompt: str, codes: Tensor, *, dropped: bool) -> TrainingSequence:
         make = self.backend.unconditional_sequence if dropped else self.backend.training_sequence
         return make(spell(prompt, self.words), codes, self.tokens, loss=self.loss)
-
-    def pictures(self, step: int) -> list[str]:
-        """Return the files of the photos in optimizer step `step`; "proxies", "class images" for others."""
-        each = self.stage.numbers.sequences
-        seen = set()
-        for number in range(step * each, (step + 1) * each):
-            batch, slot = divmod(number, self.stage.numbers.batch)
-            if slot >= self.num_subject:
-                seen.add("class images")
-            elif self._is_proxy(batch * self.num_subject + slot):
-                seen.add("proxies")
-            else:  # the same first draw as in `_subject`
-                photo = int(uniform(self._generator(number), 0, len(self.photo_codes)))
-                seen.add(f"references/{photo:02d}.png")
-        return sorted(seen)
-
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(stream_seed(self.seed, self.stage.name, number))
 
     def _is_proxy(self, number: int) -> bool:
         """Return whether sequence `number` of the subject shows a proxy: evenly spread, not drawn."""

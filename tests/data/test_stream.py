@@ -174,14 +174,6 @@ def test_logits_to_distill_from_belong_to_the_context_of_the_image(tiny_backend)
     assert torch.equal(batch["frozen"], torch.cat([sequences[3].frozen, sequences[7].frozen]))
 
 
-def test_pictures_of_a_step_are_those_of_its_sequences(tiny_backend) -> None:
-    made = stream(tiny_backend)
-    for step in range(5):
-        seen = {code for n in range(4) for code in codes_of(made.sequence(4 * step + n), tiny_backend)}
-        names = {1: "references/00.png", 2: "references/01.png", 9: "class images"}
-        assert made.pictures(step) == sorted(names[code] for code in seen)
-
-
 def test_processes_see_each_sequence_once(tiny_backend) -> None:
     whole = stream(tiny_backend)
     parts = [stream(tiny_backend), stream(tiny_backend)]
@@ -239,7 +231,6 @@ def test_proxies_alone_are_photos_without_their_tokens(tiny_backend) -> None:
     made = stream(tiny_backend, data=data, stage=with_tokens, proxy_codes=proxies, proxy_share=1.0)
     sequences = [made.sequence(number) for number in range(40)]
     assert sequences == [expected.sequence(number) for number in range(40)]
-    assert made.pictures(0) == ["class images", "proxies"]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
@@ -258,9 +249,6 @@ def test_proxies_have_their_share_and_the_photos_keep_their_tokens(tiny_backend,
         assert code == 9 or made.tokens["[V]"] in sequence.ids
     assert counts["proxies"] == int(120 * share) == 120 - counts["photos"]
     assert counts["tokens"] == counts["photos"] // 2
-    for step in range(5):
-        seen = {code for n in range(4) for code in codes_of(made.sequence(4 * step + n), tiny_backend)}
-        assert ("proxies" in made.pictures(step)) == any(code >= 20 for code in seen)
 
 
 def test_a_share_without_proxies_changes_nothing(tiny_backend) -> None:

@@ -285,7 +285,7 @@ def test_a_diverged_loss_is_one_sentence(do_run, tmp_path: Path, monkeypatch) ->
 
     monkeypatch.setattr(personalar.training.module, "sequence_loss", breaks)
     said = fails(do_run, tmp_path / "run", r"the loss is nan at step 3 of stage embedding")
-    for told_too in ('"identifier": ', "references/0", "last good checkpoint: step_000002.ckpt"):
+    for told_too in ('"identifier": ', "last good checkpoint: step_000002.ckpt"):
         assert told_too in said  # what led to it, and where to go on from
     stage = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["embedding"]
     assert stage["checkpoint"]["step"] == 2

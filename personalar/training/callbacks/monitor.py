@@ -133,23 +133,19 @@ class FiniteLoss(L.Callback):
         """Check the loss of every batch.
 
         Raises:
-            FloatingPointError: it is not finite; the message has step, training images, learning rates and
-                the last checkpoint.
+            FloatingPointError: it is not finite; the message has step, learning rates and last checkpoint.
         """
         # This waits for the device at every batch; the logger needs the value anyway.
         value = float(loss.detach())
         if math.isfinite(value):
             return
         rates = {group.get("name", "all"): group["lr"] for group in trainer.optimizers[0].param_groups}
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        stream = data.make_stream(pl_module.network.backend)
-        pictures = stream.pictures(trainer.global_step)
         saved = pl_module.context.folder.checkpoint_of(pl_module.stage.name).get("file", "none yet")
         raise FloatingPointError(
             f"the loss is {value} at step {trainer.global_step} of stage {pl_module.stage.name}; "
-            f"learning rates {json.dumps(rates)}; pictures {', '.join(pictures)}; "
-            f"last good checkpoint: {saved}. Lower the rates (model.recipe.stages.*.lr and identifier_lr) "
-            "and run in another folder: the same settings would stop at the same step"
+            f"learning rates {json.dumps(rates)}; last good checkpoint: {saved}. Lower the rates "
+            "(model.recipe.stages.*.lr and identifier_lr) and run in another folder: the same settings would "
+            "stop at the same step"
         )
 
 
