@@ -26,7 +26,7 @@ from personalar.concepts.validation import read_tensors
 from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import base_fingerprint, content_hash, write_atomic
-from personalar.core.own_files import CARD_FILE, LORA_FILES, delete_abandoned
+from personalar.core.own_files import CARD_FILE, LORA_FILES, RECORD_FILE, delete_abandoned
 from personalar.data.prompts import SUBJECT_TOKEN, row_names
 from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, peft_base, pin
@@ -84,7 +84,11 @@ def write_export(
         dtype = getattr(torch, model.dtype)
         paths.append(files.write_checkpoint(backend, out / CHECKPOINT, dtype=dtype))
     elif concept.weights:
-        print(missing_weights_note(concept, model))
+        print(
+            f"note: stage 2 also changed {len(concept.weights)} tensors of the transformer, which these "
+            "files do not contain; to export the whole model, add checkpoint=true with the base "
+            f"model={plain(concept.base['name'])}"
+        )
     # The card lists the hashes of the files, so it is written last.
     listed = sorted(file for path in paths for file in (path, *path.rglob("*")) if file.is_file())
     card = write_card(concept, out, files=listed, exported=True, checkpoint=form, scores=scores)
@@ -187,20 +191,18 @@ def check_out(out: Path, *, lora: bool, checkpoint: bool) -> None:
         lora: whether the export will write lora/.
         checkpoint: whether the export will write checkpoint/.
     """
-    if (out / "concept.json").exists():
-        raise ValueError(
-            f"out={out} is a concept folder, whose files an export would overwrite: choose another folder"
-        )
-    if (out / CARD_FILE).exists() and not is_card(out / CARD_FILE):
-        raise ValueError(
-            f"out={out} contains a {CARD_FILE} that was not written by an export: choose another folder"
-        )
-    for name, written in (("lora", lora), (CHECKPOINT, checkpoint)):
-        if (out / name).exists() and not written:
-            raise ValueError(
-                f"out={out} contains {name}/ of an earlier export, which this export does not write: choose "
-                "another folder, or remove it"
-            )
+    for name, may_be, reason in (
+        (RECORD_FILE, False, "of a concept, whose files an export would overwrite"),
+        (
+            CARD_FILE,
+            (out / CARD_FILE).exists() and is_card(out / CARD_FILE),
+            "that was not written by an export",
+        ),
+        ("lora", lora, "of an earlier export, which this export does not write"),
+        (CHECKPOINT, checkpoint, "of an earlier export, which this export does not write"),
+    ):
+        if (out / name).exists() and not may_be:
+            raise ValueError(f"out={out} contains {name} {reason}: choose another folder, or remove it")
 
 
 def read_learned(concept: Concept, model: ModelConfig) -> tuple[Backend, ModelFiles]:
@@ -253,12 +255,3 @@ def named_adapter(concept: Concept, model: ModelConfig) -> dict[str, bytes]:
         return lora
     named = name_base(lora[LORA_CONFIG], base=base, class_name=target.class_name, revision=revision)
     return {**lora, LORA_CONFIG: named}
-
-
-def missing_weights_note(concept: Concept, model: ModelConfig) -> str:
-    """Return a note that the changed weights are not exported, and how to export them."""
-    where = "" if local_base(concept, model) else f" with the base model={plain(concept.base['name'])}"
-    return (
-        f"note: stage 2 also changed {len(concept.weights)} tensors of the transformer, which these files do "
-        f"not contain; to export the whole model, add checkpoint=true{where}"
-    )

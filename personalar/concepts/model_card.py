@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData
 
 from personalar.concepts.concept import Concept
 from personalar.concepts.validation import read_record
-from personalar.config.subject_config import IN_STYLE, STYLE
+from personalar.config.subject_config import STYLE
 from personalar.core.files import content_hash, template_environment, write_atomic
 from personalar.core.own_files import CARD_FILE, PICTURES, RECORD_FILE
 from personalar.core.png import read_png_metadata, sample_files
@@ -32,8 +32,6 @@ from personalar.data.prompts import (
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PLACES = ("in the snow", "on the beach")
-"""Places in the example prompts of a card without pictures."""
 DEFAULT_BASE, OWN_LICENCE = "nano", "apache-2.0"
 """The base that is part of this package, and its licence."""
 
@@ -43,17 +41,12 @@ def plain(value: Any, most: int = 120) -> str:
     return re.sub(r"[^\w .,;+()/-]", " ", str(value))[:most].strip() or "unknown"
 
 
-def _model(concept: Concept) -> dict[str, Any]:
-    model = concept.config.get("model")
-    return model if isinstance(model, dict) else {}
-
-
 def origin(concept: Concept) -> tuple[str | None, str]:
     """Return the hub id of the base, or None, and its licence in one line."""
-    model = _model(concept)
+    model = concept.config.get("model", {})
     hub = model.get("hub")
-    if isinstance(hub, dict) and re.fullmatch(r"[\w.-]+/[\w.-]+", str(hub.get("repo"))):
-        return str(hub["repo"]), plain(hub.get("licence"))
+    if hub and re.fullmatch(r"[\w.-]+/[\w.-]+", hub["repo"]):
+        return hub["repo"], plain(hub.get("licence"))
     if str(model.get("path")).startswith("package://"):
         return None, OWN_LICENCE
     return None, "that of the base (not recorded in this concept)"
@@ -61,17 +54,11 @@ def origin(concept: Concept) -> tuple[str | None, str]:
 
 def instance_prompt(concept: Concept) -> str:
     """Return the first training prompt, such as "a photo of [V] dog"."""
-    data = _model(concept)
-    # The config comes from concept.json and may have any form, so every level is checked.
-    for name in ("recipe", "data"):
-        inner = data.get(name)
-        data = inner if isinstance(inner, dict) else {}
-    templates = data.get("templates")
-    noun = str(concept.subject["noun"])
+    data = concept.config.get("model", {}).get("recipe", {}).get("data", {})
+    noun = concept.subject["noun"]
     usual = STYLE_TEMPLATE if noun == STYLE else "a photo of {}"
-    template = str(templates[0]) if isinstance(templates, list) and templates else usual
-    with_class = bool(data.get("class_name", True))
-    return prompt_words(training_prompt(template, noun, class_name=with_class))
+    template = (data.get("templates") or [usual])[0]
+    return prompt_words(training_prompt(template, noun, class_name=data.get("class_name", True)))
 
 
 def prompt_words(prompt: str) -> str:
@@ -80,21 +67,15 @@ def prompt_words(prompt: str) -> str:
     return f" {SUBJECT_TOKEN} ".join(parts).strip()
 
 
-def placed(prompt: str, place: str) -> str:
-    """Return a training prompt with a place: at the end, or before the style."""
-    thing, style, word = prompt.partition(f" {IN_STYLE.partition('{}')[0]}")
-    return f"{thing} {place}{style}{word}"
-
-
-def widget(concept: Concept, folder: Path) -> list[dict[str, Any]]:
-    """Return the hub's `widget` entries: prompts, with the pictures in `folder` if there are any."""
+def widget(folder: Path) -> list[dict[str, Any]] | None:
+    """Return the hub's `widget` entries, the pictures in `folder` with their prompts; None without any."""
     shown = []
     for path in sorted((folder / PICTURES).glob("*.png")):
         prompt = read_png_metadata(path).get("prompt")
         # Only plain file names become links.
         if prompt is not None and re.fullmatch(r"[\w.-]+", path.name):
             shown.append({"text": prompt_words(prompt), "output": {"url": f"{PICTURES}/{path.name}"}})
-    return shown or [{"text": placed(instance_prompt(concept), place)} for place in PLACES]
+    return shown or None
 
 
 def head(concept: Concept, folder: Path) -> str:
@@ -114,17 +95,17 @@ def head(concept: Concept, folder: Path) -> str:
         base_model_relation=repo and "adapter",
         inference=False,
         instance_prompt=instance_prompt(concept),
-        widget=widget(concept, folder),
+        widget=widget(folder),
     ).to_yaml()
 
 
 def base_arguments(concept: Concept, *, exported_checkpoint: bool) -> list[str]:
     """Return the command-line arguments that select the base of the concept; none for the default base."""
-    name, path = plain(concept.base["name"]), _model(concept).get("path")
+    name, path = plain(concept.base["name"]), concept.config.get("model", {}).get("path")
     words = [] if name == DEFAULT_BASE else [f"model={name}"]
     if exported_checkpoint:
         return [*words, "model.path=DIR/checkpoint"]
-    foreign = path and not str(path).startswith("package://")
+    foreign = path and not path.startswith("package://")
     return [*words, "model.path=BASE"] if foreign else words
 
 
@@ -164,21 +145,21 @@ def model_card(
     """
     repository, licence = origin(concept)
     subject = subject_names(concept.tokens)
-    method, whole = concept.config.get("method"), checkpoint is not None
+    whole = checkpoint is not None
     return card_template().render(
         head=head(concept, folder),
         concept=concept,
         short=plain(concept.base["fingerprint"])[:12],
         repository=repository,
         licence=licence,
-        method=method.get("name") if isinstance(method, dict) else None,
+        method=concept.config.get("method", {}).get("name"),
         exported=exported,
         checkpoint=checkpoint,
         scores=scores or {},
         photos=sum(name.startswith("[S") for name in concept.tokens),
         subject_ids=[concept.tokens[name] for name in subject],
         names=list(concept.tokens) if whole or not exported else subject,
-        example=prompt_words(example_prompt(str(concept.subject["noun"]))),
+        example=prompt_words(example_prompt(concept.subject["noun"])),
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from personalar.core.files import read_json
+from personalar.core.files import fits, read_json
 from personalar.core.own_files import ADAPTER_FILE, LORA_FILES, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
 
 FORMAT_VERSION = 2
@@ -23,8 +23,22 @@ NAME = re.compile(r"\[(V:[2-9]|V:[1-9]\d{1,2}|[A-Z]\d{0,4})\]")
 WORD = re.compile(r"\[[A-Za-z0-9_.-]{1,80}\]")
 """Names of learned tokens, and words of concepts. Without brackets they could match part of any prompt."""
 ALLOWED = "[V], [V:2], or a capital letter with or without a number, such as [I] and [S1]"
-FACTS = {"base": {"name", "fingerprint"}, "subject": {"name", "noun", "fingerprint"}}
-"""Required text fields of concept.json."""
+SCHEMA = {
+    "base": {"name!": str, "fingerprint!": str, "*": str},
+    "subject": {"name!": str, "noun!": str, "fingerprint!": str, "*": str},
+    "stage": str,
+    "identifier": {"[V]!": int, "*": int},
+    "files": {f"{ROWS_FILE}!": str, "*": str},
+    "config": {
+        "model": {
+            "path": (str, None),
+            "hub": ({"repo!": str, "licence": (str, None), "revision": (str, None)}, None),
+            "recipe": {"data": {"templates": [str], "class_name": bool}},
+        },
+        "method": {"name": str},
+    },
+}
+"""Required fields of concept.json and their schemas, see `core.files.fits`; those of config are optional."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -56,42 +70,26 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def _problem(record: Mapping[str, Any]) -> str | None:
     """Return a description of the first invalid field of a record, or None."""
-    missing = {*FACTS, "stage", "identifier", "config", "files"} - set(record)
-    if missing:
-        return f"{sorted(missing)} is missing"
-    for fact, names in FACTS.items():
-        if not _is_text_dict(record[fact]) or not names <= set(record[fact]):
-            return f"{fact} must contain the strings {', '.join(sorted(names))}"
+    for name, schema in SCHEMA.items():
+        if not fits(record.get(name), schema):
+            return f"{name} is missing, or is not as personalar writes it"
     if not WORD.fullmatch(record["subject"].get("word", "[V]")):
         return f"subject has the word {record['subject']['word']!r:.40}; expected one such as [cat]"
-    if not isinstance(record["stage"], str) or not isinstance(record["config"], dict):
-        return "stage must be a string and config an object"
     # The names become paths below the folder: only known ones, so that none leads out of it.
-    allowed = {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}
-    files = set(record["files"]) if _is_text_dict(record["files"]) else set()
-    if ROWS_FILE not in files:
-        return f"{ROWS_FILE} is missing from files"
-    for name in sorted(files - allowed):
+    for name in sorted(set(record["files"]) - {ROWS_FILE, WEIGHTS_FILE, *LORA_FILES}):
         if not ADAPTER_FILE.fullmatch(name):
             return f"files contains {name!r:.80}, which is not a file of a concept"
     return _identifier_problem(record["identifier"])
 
 
-def _identifier_problem(tokens: Any) -> str | None:
-    if not isinstance(tokens, dict) or "[V]" not in tokens:
-        return "identifier must contain [V]"
+def _identifier_problem(tokens: Mapping[str, int]) -> str | None:
     if strange := [name for name in tokens if not NAME.fullmatch(name)]:
         return f"identifier contains {strange[0]!r:.40}; allowed: {ALLOWED}"
-    # type() and not isinstance(): True and False are instances of int.
-    if not all(type(index) is int and index >= 0 for index in tokens.values()):
+    if min(tokens.values()) < 0:
         return "identifier must map names to token ids, integers from 0"
     if len(set(tokens.values())) != len(tokens):
         return "identifier maps two names to the same id"
     return None
-
-
-def _is_text_dict(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def read_tensors(path: Path, data: bytes) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from test_concept import make
 from test_exchange import adapter, export
 
 from personalar.concepts.concept import Concept
-from personalar.concepts.model_card import PLACES, concept_files, model_card, write_card
+from personalar.concepts.model_card import concept_files, model_card, write_card
 from personalar.config.fingerprint import concept_settings
 from personalar.core.own_files import CARD_FILE, PICTURES
 from personalar.core.png import read_png_metadata, save_png
@@ -107,9 +107,9 @@ def test_the_cards_of_a_run_and_of_its_export_show_its_scores_and_memorisation(
     assert "## Scores" not in model_card(make(), tmp_path)
 
 
-def test_without_pictures_the_head_suggests_prompts(tmp_path: Path) -> None:
+def test_without_pictures_the_head_has_a_prompt(tmp_path: Path) -> None:
     head, _ = parts(model_card(make(), tmp_path))
-    assert head["widget"] == [{"text": f"a photo of [V] cat {place}"} for place in PLACES]
+    assert head["instance_prompt"] == "a photo of [V] cat" and "widget" not in head
     data = {"class_name": False, "templates": ["a rendering of {}"]}
     alone = make(config={"model": {"recipe": {"data": data}}})
     assert parts(model_card(alone, tmp_path))[0]["instance_prompt"] == "a rendering of [V]"
@@ -119,7 +119,6 @@ def test_a_style_without_a_recipe_has_prompts_of_a_style(tmp_path: Path) -> None
     style = make(subject={"name": "ink", "noun": "style", "fingerprint": "f"})
     head, _ = parts(model_card(style, tmp_path))
     assert head["instance_prompt"] == "a painting in the style of [V]"
-    assert head["widget"][0] == {"text": "a painting in the snow in the style of [V]"}
 
 
 def test_an_export_shows_the_pictures_that_lie_beside_it(tmp_path: Path) -> None:
@@ -220,12 +219,12 @@ def test_a_strangers_facts_are_words(evil: str, tmp_path: Path) -> None:
                 "recipe": {"data": {"templates": [evil]}},
             },
             "seed": evil,
-            "method": evil,
+            "method": {"name": evil},
         },
     )
     head, body = parts(model_card(concept, tmp_path))
     assert head["license"] == "other" and "base_model" not in head
-    assert "<" not in head["instance_prompt"] and "\n" not in head["widget"][0]["text"]
+    assert "<" not in head["instance_prompt"] and "\n" not in head["instance_prompt"]
     exported = model_card(concept, tmp_path, exported=True)
     for sign in ("<script", "](", "\n---", "{base}", "\x00", "` `"):
         assert sign not in body and sign not in exported.split("---\n", 2)[2]

@@ -58,7 +58,7 @@ def mistake(
     ("name", "arguments", "message"),
     [
         ("run", ["+subject=cta"], "did you mean cat?"),
-        ("run", ["+subject=folder", "subject.path=.", "subject.noun=dog"], "contains no usable photo"),
+        ("run", ["+subject=folder", "subject.path=.", "subject.noun=dog"], "contains no usable picture"),
         ("run", ["+subject=cat", "model.path=nowhere"], "no model folder at nowhere"),
         ("sample", ["concept=nowhere", "prompts=[a]"], "concept=nowhere contains no concept.json"),
         ("sample", ["prompts=[a]"], "no value for concept"),
@@ -75,7 +75,7 @@ def test_mistakes_end_in_one_sentence_at_once(
 def test_a_folder_with_odd_signs_is_given_in_quotes(mistake: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "my dog (1), at sea").mkdir()
     where = ["+subject=folder", 'subject.path="my dog (1), at sea"', "subject.noun=dog"]
-    assert "subject.path=my dog (1), at sea contains no usable photo" in mistake("run", *where)
+    assert "subject.path=my dog (1), at sea contains no usable picture" in mistake("run", *where)
 
 
 def test_a_benchmark_composes_its_runs_beside_its_own_configuration(mistake: Callable[..., str]) -> None:
@@ -92,7 +92,7 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = new_process(tmp_path, "timeit", "-n1", "-r1", f"exec({code!r})")
-    assert "contains no usable photo" in done.stdout and "heavy\n" in done.stdout, done.stderr
+    assert "contains no usable picture" in done.stdout and "heavy\n" in done.stdout, done.stderr
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
 
 
@@ -126,7 +126,7 @@ def test_what_a_command_refuses_itself_is_one_sentence_too(tmp_path: Path) -> No
     make().save(tmp_path / "concept")  # its own file is called "__main__" then
     done = command(tmp_path, "personalar.export", "concept=concept", "out=concept")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.startswith("personalar.export: out=concept is a concept folder")
+    assert done.stderr.startswith("personalar.export: out=concept contains concept.json of a concept")
 
 
 def test_one_command_for_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
