@@ -12,7 +12,6 @@ from typing import Self
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from personalar.models.emu3.emu3_files import RANKS, VISION_TOKENS
 from personalar.models.text_encoder import TextEncoder
@@ -88,6 +87,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def from_ranks(ranks: dict[bytes, int], vision_tokens: list[str]) -> tokenizers.Tokenizer:
     """Return the tokenizer of BAAI's two files; the ids of special tokens follow those of the pieces."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     letters = bytes_to_unicode()
     pieces = {"".join(letters[byte] for byte in piece): rank for piece, rank in ranks.items()}
     # A tiktoken file has no merges. As in transformers, every split of a piece into two others is one, in the

@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from personalar.config.fields import limits
 from personalar.models.network.vq import Codebook, VQConfig, VQModel
@@ -58,6 +57,8 @@ class OneFrameVQ(VQModel):
     """Encodes images to codes and decodes them, with the layers of transformers' `Emu3VQVAE`."""
 
     def __init__(self, config: OneFrameVQConfig) -> None:
+        from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
         nn.Module.__init__(self)
         self.config, self.frames = config, config.temporal_downsample_factor
         theirs = Emu3VQVAE(

@@ -157,8 +157,8 @@ class Level(nn.Module):
         widths = [width_in] + [width] * blocks
         self.block = nn.ModuleList(ResBlock(a, b, config.dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(width) for _ in self.block if config.has_attention(index))
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
+        self.downsample: nn.Module = nn.Identity()
+        self.upsample: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, h, w) to (B, out, h', w')."""
@@ -166,9 +166,7 @@ class Level(nn.Module):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
-        for step in (self.downsample, self.upsample):
-            x = x if step is None else step(x)
-        return x
+        return self.upsample(self.downsample(x))
 
 
 class Middle(nn.Module):
@@ -177,13 +175,12 @@ class Middle(nn.Module):
     def __init__(self, channels: int, *, attention: bool, dropout: float) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else None
+        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
         self.block_2 = ResBlock(channels, channels, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        x = self.block_1(x)
-        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Encoder(nn.Module):
@@ -193,7 +190,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.channels
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down = nn.Sequential()
         for i, (width_in, width) in enumerate(zip((config.base_channels, *widths), widths, strict=False)):
             level = Level(config, i, width_in, width, blocks=config.num_res_blocks)
             if i < len(widths) - 1:
@@ -205,10 +202,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H/p, W/p) to (B, latent_channels, h, w)."""
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.mid(self.down(self.conv_in(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
