@@ -11,6 +11,8 @@ from personalar.reports.summary import DESCRIPTION
 
 SHARES = ("context_accuracy", "accessory_accuracy", "style_accuracy", "memorised")
 """Measures that are shown as percentages."""
+MOST_SECONDS = 1e9
+"""Longest wall time that is shown; a damaged file can contain a number that `timedelta` refuses."""
 
 
 def score_columns(measures: Mapping[str, Measure], values: Iterable[Mapping[str, Any]]) -> dict[str, Measure]:
@@ -71,7 +73,9 @@ def heading(title: str) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format a wall time, such as "0:12:05"; a dash for None."""
-    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
+    if seconds is None or abs(seconds) > MOST_SECONDS:
+        return "–"
+    return str(timedelta(seconds=round(seconds)))
 
 
 def memory(size_bytes: float | None) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest_run import compose_config
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from PIL import Image
 
@@ -91,7 +92,7 @@ def test_a_searching_sweepers_job_is_refused_before_it_begins(
             launcher=SimpleNamespace(_target_="x.BasicLauncher"), overrides=SimpleNamespace(task=[]),
         )  # fmt: skip
         monkeypatch.setattr(personalar.run, "HydraConfig", SimpleNamespace(get=lambda it=hydra_config: it))
-        with pytest.raises(RuntimeError) if sweeper == "OptunaSweeper" else nullcontext():
+        with pytest.raises(CompactHydraException) if sweeper == "OptunaSweeper" else nullcontext():
             job(composed("run", FOLDER))
         found[sweeper] = (run_dir / "error.txt").read_text()
     assert "what a search by objective=[dino*clip_t] tries would be decided" in found["OptunaSweeper"]

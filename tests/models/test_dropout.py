@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def test_only_training_passes_drop(
     forward, seen = ChameleonTransformer.forward, []
 
     def spy(self: ChameleonTransformer, *args: object, **kwargs: object) -> torch.Tensor:
-        seen.append((torch.is_grad_enabled(), kwargs.get("dropout") is not None))
+        given = inspect.signature(forward).bind(self, *args, **kwargs).arguments
+        seen.append((torch.is_grad_enabled(), given.get("dropout") is not None))
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(ChameleonTransformer, "forward", spy)

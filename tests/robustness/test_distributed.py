@@ -65,7 +65,7 @@ def test_two_interrupted_processes_equal_one_whole_run(
         with pytest.raises(
             ValueError, match=rf"saved by 2 processes with trainer.strategy={strategy}, now there are 1"
         ):
-            find_checkpoint(folder, "transformer", world=1, strategy=strategy, optimizer="adamw")
+            find_checkpoint(folder, "transformer", world=1, strategy=strategy)
     run_together(run_dir, *overrides, work=run_and_look)
     assert_same_learning(finished_run, run_dir)
 

@@ -169,8 +169,7 @@ def test_it_judges_alone_and_a_run_is_finished_when_it_has(
     assert table(rows_of_runs([run_dir]))[-1]["images"] == stage["images"]
 
 
-def test_runs_from_before_stay_finished() -> None:
-    assert "extra" not in request_of(compose_config("+subject=cat"))["scorer"]
+def test_the_arguments_of_a_scorer_are_part_of_what_is_asked_for() -> None:
     assert request_of(compose_config("+subject=cat", *TOY))["scorer"]["extra"]["toy"]["scale"] == 2
 
 

@@ -201,4 +201,5 @@ def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, tmp_path: Path
     )
     do_run(tmp_path / "full", "stage=embedding", *LOOK)
     rows = [Concept.load(tmp_path / name / "concept").rows for name in ("half", "full")]
-    assert not torch.equal(*rows) and torch.allclose(*rows, atol=0.2)
+    half, full = (row.flatten() for row in rows)
+    assert not torch.equal(half, full) and torch.cosine_similarity(half, full, dim=0) > 0.9

@@ -99,7 +99,6 @@ def test_without_it_its_settings_are_not_among_those_of_a_run() -> None:
             ["samples.grid_every_steps=0"],
             r"grid_every_steps=0 gives none in a stage of 45 steps; allowed: 1 to 45",
         ),
-        (["trainer.limit_val_batches=0"], r"set by another setting: samples\.grid_every_steps"),
         (["samples.grid_every_steps=61"], r"grid_every_steps=61 gives none in a stage of 45 steps"),
         (["selection.measures=[dino]"], r"give two, one of likeness and one of prompt following"),
         (["selection.likeness_weight=2"], r"likeness_weight=2.* out of range; allowed: 0 to 1"),
