@@ -321,7 +321,10 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
             ["samples.kinds=[subject]", "subject.description=red cat"],
             r"description .* needs samples\.kinds=\[subject,description\]",
         ),
-        (["model.recipe.identifier.further=kmeans"], r"it needs model\.recipe\.identifier\.rows above 1"),
+        (
+            ["model.recipe.identifier.rows=1", "model.recipe.identifier.further=kmeans"],
+            r"it needs model\.recipe\.identifier\.rows above 1",
+        ),
         (["model.recipe.identifier.pull=0.1"], r"it needs model\.recipe\.identifier\.optimizer=direction"),
         (
             ["method=joint", "model.recipe.identifier.optimizer=direction"],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import compose_config
-from PIL import Image
+from PIL import Image, ImageChops
 
 from personalar.concepts.concept import Concept
 from personalar.core.types import image_fingerprint
@@ -130,7 +130,9 @@ def test_context_vectors_are_trained_on_a_frozen_base_and_drawn_with(
     assert base and [path.read_bytes()[-2000:] for path in base] == [p.read_bytes()[-2000:] for p in learned]
     drawn = personalar.load(str(tmp_path), f"model.path={tiny_model_dir}").images(["a [V] cat"], [0])
     (before,) = (tmp_path / "images" / "context").glob("subject*")
-    assert drawn[0].tobytes() == Image.open(before).convert("RGB").tobytes()
+    # One level: the run decodes several pictures together, which rounds differently.
+    extremes = ImageChops.difference(drawn[0], Image.open(before).convert("RGB")).getextrema()
+    assert max(high for _, high in extremes) <= 1
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
