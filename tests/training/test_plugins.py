@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_run import compose_config
-from PIL import Image, ImageChops
+from PIL import Image
 
 from personalar.concepts.concept import Concept
 from personalar.core.types import image_fingerprint
@@ -128,11 +128,11 @@ def test_context_vectors_are_trained_on_a_frozen_base_and_drawn_with(
     # The pictures of prompts without [V] are the base's, and a new process draws those with it.
     base, learned = (list((tmp_path / "images" / stage).glob("prior*")) for stage in ("base", "context"))
     assert base and [path.read_bytes()[-2000:] for path in base] == [p.read_bytes()[-2000:] for p in learned]
-    drawn = personalar.load(str(tmp_path), f"model.path={tiny_model_dir}").images(["a [V] cat"], [0])
+    # As many threads as in the run, because sums are rounded differently with another number.
+    pipe = personalar.load(str(tmp_path), f"model.path={tiny_model_dir}", "trainer.threads=1")
+    drawn = pipe.images(["a [V] cat"], [0])
     (before,) = (tmp_path / "images" / "context").glob("subject*")
-    # One level: the run decodes several pictures together, which rounds differently.
-    extremes = ImageChops.difference(drawn[0], Image.open(before).convert("RGB")).getextrema()
-    assert max(high for _, high in extremes) <= 1
+    assert drawn[0].tobytes() == Image.open(before).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -203,5 +203,4 @@ def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, tmp_path: Path
     )
     do_run(tmp_path / "full", "stage=embedding", *LOOK)
     rows = [Concept.load(tmp_path / name / "concept").rows for name in ("half", "full")]
-    half, full = (row.flatten() for row in rows)
-    assert not torch.equal(half, full) and torch.cosine_similarity(half, full, dim=0) > 0.9
+    assert not torch.equal(*rows) and torch.allclose(*rows, atol=0.05)
