@@ -166,7 +166,7 @@ def composed(
     Raises:
         ValueError: Hydra cannot compose it; the message names the closest valid name and what is allowed.
     """
-    # Not `hydra.compose`: it fails inside a job of Hydra's, is for one thread, and has no --config-dir.
+    # Not `hydra.compose`: it fails inside a Hydra job, is not safe with threads, and has no --config-dir.
     version.setbase("1.3")
     setup_globals()
     words = [with_list(word) for word in (signed(words) if config_name is None else words)]
