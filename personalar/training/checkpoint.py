@@ -201,21 +201,22 @@ class StageCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Convert the checkpoint's counts of batches to the accumulation of this run; resume with its grid.
 
-        A run that resumes with another number of processes, or with less memory, has another number of
-        batches per optimizer step. With the old counts Lightning would step in the middle of an accumulation.
+        With another number of processes, or less memory, an optimizer step has another number of batches. With
+        the old counts Lightning would step in the middle of an accumulation.
         """
         loops = checkpoint["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         for counts in (progress["current"], progress["total"]):
-            more = done - counts["processed"]
-            counts |= {name: counts[name] + more for name in ("ready", "started", "processed", "completed")}
-        # A checkpoint is saved before the grid of its step, which Lightning would take for done.
+            # Lightning completes the last batch; it had already done so at a checkpoint after a grid.
+            counts |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        # The checkpoint was written before the sample grid of its step, but Lightning's counters say that the
+        # validation is complete. Mark it as interrupted, so that the grid is sampled first.
         every = pl_module.context.config.samples.grid_every_steps
-        if every and trainer.limit_val_batches and checkpoint["global_step"] % every == 0:
+        if every and checkpoint["global_step"] % every == 0:
             validation = loops["epoch_loop.val_loop.batch_progress"]
             for counts in (validation["current"], validation["total"]):
-                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # interrupted
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             # Lightning adds 1 to the step of its logs both before and after this validation.
             loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
@@ -224,7 +225,21 @@ class StageCheckpoint(Checkpoint):
         if trainer.global_step == self._last_step:  # in an accumulation: a checkpoint has no gradients
             return
         self._last_step = trainer.global_step
-        self._ending = self._received_by_any(trainer)
+        if not self._makes_last_grid(trainer, pl_module):
+            self._ending = self._received_by_any(trainer)
+            self._save_if_due(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Save the last step after its grid: Lightning makes no grid if it resumes after the last step."""
+        if self._makes_last_grid(trainer, pl_module):
+            self._save_if_due(trainer, pl_module)
+
+    def _makes_last_grid(self, trainer: L.Trainer, pl_module: Any) -> bool:
+        """Return whether this step is the last one, and a grid follows it."""
+        step, every = trainer.global_step, pl_module.context.config.samples.grid_every_steps
+        return bool(step == trainer.max_steps and trainer.limit_val_batches and step % every == 0)
+
+    def _save_if_due(self, trainer: L.Trainer, pl_module: Any) -> None:
         kept = trainer.global_step == trainer.max_steps and keeps_end(pl_module)
         if self._ending or kept or trainer.global_step % self.every == 0:
             self.save(trainer, pl_module, kept=kept)
@@ -240,8 +255,8 @@ class StageCheckpoint(Checkpoint):
 
     def end_if_signalled(self, trainer: L.Trainer) -> None:
         """End after a signal in the last step or its grid; call it after the concept is written."""
-        if received := self._received_by_any(trainer):
-            raise SystemExit(128 + received if trainer.is_global_zero else 0)
+        self._ending = self._received_by_any(trainer)
+        self.on_validation_start(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """End after a signal if no sampling follows the step."""
@@ -273,16 +288,9 @@ class StageCheckpoint(Checkpoint):
             return
         # A single file was synced when it was written; DeepSpeed's folder and the loggers' files were not.
         sync_files(*([path] if path.is_dir() else []), folder.path / "logs" / stage)
-        folder.update_stage(
-            stage,
-            checkpoint={
-                "file": path.name,
-                "step": trainer.global_step,
-                "world": trainer.world_size,
-                "strategy": pl_module.context.config.trainer.strategy,
-                "kept": kept,
-            },
-        )
+        strategy, step = pl_module.context.config.trainer.strategy, trainer.global_step
+        facts = {"file": path.name, "step": step, "world": trainer.world_size, "strategy": strategy}
+        folder.update_stage(stage, checkpoint={**facts, "kept": kept})
         for other in path.parent.iterdir():
             if other != path and NAME.fullmatch(other.name):
                 remove(other)

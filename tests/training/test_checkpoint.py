@@ -262,6 +262,16 @@ def test_a_step_may_have_other_passes_when_it_goes_on(
     assert len(told) == 2 and told[0] == told[1]
 
 
+def test_the_grid_of_the_last_step_does_not_shift_the_curves_of_a_longer_run(do_run, tmp_path: Path) -> None:
+    words = ["stage=embedding", "scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=2"]
+    words += ["model.recipe.stages.embedding.schedule=constant", "samples.time_share=1"]
+    do_run(tmp_path / "longer", *words)
+    for name in ("longer", "whole"):
+        do_run(tmp_path / name, *words, "model.recipe.stages.embedding.steps=6")
+    curves = [curve(tmp_path / name, "train/loss") for name in ("longer", "whole")]
+    assert curves[0] == curves[1] and len(curves[0]) == 6
+
+
 def test_pictures_without_their_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images" / "base").mkdir(parents=True)
     RunFolder(tmp_path).claim(

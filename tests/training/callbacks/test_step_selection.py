@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,9 +55,11 @@ def test_the_result_is_that_of_a_run_which_ends_at_the_best_step(
     assert "looks ({" in summary["protocol"] and not summary["stages"]["base"]["selected_step"]
 
 
-def test_a_killed_run_selects_the_same_step(
-    do_run: DoRun, tmp_path: Path, tiny_scorer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+@pytest.mark.parametrize(("step", "how"), [(2, "killed"), (4, "killed"), (4, "SIGTERM")])
+def test_a_stopped_run_selects_the_same_step(
+    do_run: DoRun, tmp_path: Path, tiny_scorer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys, in_pass,
+    step: int, how: str,
+) -> None:  # fmt: skip
     judges = [f"selection.scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
     words = ("stage=embedding", "scorer@selection.scorer=nano", *judges, "samples.grid_every_steps=1")
     do_run(tmp_path / "whole", *words)
@@ -65,18 +69,21 @@ def test_a_killed_run_selects_the_same_step(
 
     def save_and_die(self, trainer, pl_module, *, kept: bool) -> None:
         save(self, trainer, pl_module, kept=kept)
-        if trainer.global_step == 2:
+        if trainer.global_step == step:
             raise RuntimeError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(StageCheckpoint, "save", save_and_die)
+    with monkeypatch.context() as patch, pytest.raises((RuntimeError, SystemExit), match=r"killed|143"):
+        if how == "killed":
+            patch.setattr(StageCheckpoint, "save", save_and_die)
+        else:
+            in_pass(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         do_run(tmp_path / "killed", *words)
     do_run(tmp_path / "killed", *words)
     assert torch.equal(rows(tmp_path / "whole"), rows(tmp_path / "killed"))
     chosen = [RunFolder(tmp_path / name).selected("embedding") for name in ("whole", "killed")]
     assert chosen[0] == chosen[1]
     values = curve(tmp_path / "whole", "val/selection")
-    assert curve(tmp_path / "killed", "val/selection") == values  # also of step 2, from which it resumes
+    assert curve(tmp_path / "killed", "val/selection") == values  # also of the step at which it stopped
     grids = [{path.name for path in (tmp_path / name / "grids").iterdir()} for name in ("whole", "killed")]
     assert grids[0] == grids[1]
     assert len(values) == 4 and chosen[0]["step"] == max(values, key=lambda step: values[step])
