@@ -223,7 +223,7 @@ class Concept:
     def identifier(self, backend: Backend, strength: float = 1.0) -> Identifier:
         """Return the learned embeddings as a module on the device of `backend`; see `apply`."""
         names = subject_names(self.tokens)
-        rows = self.rows.to(backend.device, copy=True)
+        rows = self.rows.to(backend.device, torch.float32, copy=True)  # the next stage trains them
         if strength != 1:
             subject = [list(self.tokens).index(name) for name in names]
             word = class_row(backend, self.subject["noun"]).to(rows)

@@ -170,6 +170,10 @@ def user_message(error: BaseException) -> str | None:
     is_user_error = isinstance(error, ValueError | FloatingPointError | ModuleNotFoundError)
     if is_user_error and raised_by(error) in OURS:
         return str(error)
+    # Lightning's messages about callbacks; by name, because it may not be loaded.
+    early = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned")
+    if early or type(error).__name__ == "MisconfigurationException":
+        return str(error)
     # fork raises OSError with EAGAIN; Python's threading raises a RuntimeError with this text.
     if "can't start new thread" in str(error) or getattr(error, "errno", None) == errno.EAGAIN:
         return (

@@ -90,7 +90,7 @@ class Generator:
         def draw(part: slice) -> Tensor:
             some = ids[part]
             # Decoders of users need this argument only for a negative prompt.
-            more = {} if context is None else {"contexts": [context] * len(some)}
+            more = {} if context is None else {"contexts": [self._with_endings(context, one) for one in some]}
             return self.decoder(
                 self.backend,
                 some,
@@ -124,6 +124,11 @@ class Generator:
         ids = self.backend.negative_prompt(spell(negative_prompt, words), size, tokens)
         check_length(self.backend, negative_prompt, ids)
         return ids
+
+    def _with_endings(self, context: list[int], prompt: list[int]) -> list[int]:
+        """Return `context` with those endings of `prompt` that an unconditional context keeps."""
+        kept = self.backend.kept_endings - set(context)
+        return [*context, *(index for index in prompt if index in kept)]
 
     def _ids(self, prompts: Sequence[str], size: Size | None = None) -> list[list[int]]:
         return encode_prompts(self.backend, prompts, self.identifier, size=size)

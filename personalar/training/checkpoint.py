@@ -201,8 +201,8 @@ class StageCheckpoint(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Convert the checkpoint's counts of batches to the accumulation of this run; resume with its grid.
 
-        With another number of processes, or less memory, an optimizer step has another number of batches. With
-        the old counts Lightning would step in the middle of an accumulation.
+        With another number of processes, or less memory, an optimizer step has another number of batches.
+        With the old counts Lightning would step in the middle of an accumulation.
         """
         loops = checkpoint["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]

@@ -31,7 +31,10 @@ def _cross_entropy(hidden: Tensor, targets: Tensor, shares: Tensor, *, head: Hea
 
 
 def _divergence(hidden: Tensor, frozen: Tensor, shares: Tensor, *, head: Head) -> Tensor:
-    """Return the weighted sum of KL(frozen || model) of hidden states (N, D) with frozen logits (N, K)."""
+    """Return the weighted sum of KL(frozen || model) of hidden states (N, D) with frozen logits (N, K).
+
+    ARBooth (ICCV 2025) samples new images for it in every step; here they are sampled once.
+    """
     ours, theirs = head(hidden).log_softmax(-1), frozen.float().log_softmax(-1)
     return (F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * shares).sum()
 
@@ -78,31 +81,6 @@ def head_loss(
     """
     rows = max(1, logits_at_once // num_choices)
     return _in_chunks(partial(_cross_entropy, head=head, z_loss=z_loss), hidden, targets, shares, rows)
-
-
-def distillation_loss(
-    hidden: Tensor,
-    head: Head,
-    frozen: Tensor,
-    *,
-    shares: Tensor | None = None,
-    logits_at_once: int = LOGITS_AT_ONCE,
-) -> Tensor:
-    """Return the weighted sum of KL(frozen || model) over image codes.
-
-    ARBooth (ICCV 2025) samples new images for it in every step; here they are sampled once.
-
-    Args:
-        hidden: states (N, D) of the model.
-        head: maps them to logits of the image codes (N, K).
-        frozen: logits (N, K) of the frozen base, any float dtype.
-        shares: weight of each state (N,); None: their mean.
-
-    Returns:
-        A scalar.
-    """
-    rows = max(1, logits_at_once // frozen.shape[-1])
-    return _in_chunks(partial(_divergence, head=head), hidden, frozen, shares, rows)
 
 
 def sequence_loss(
@@ -174,8 +152,10 @@ def _weighted(
         return _predict(backend, hidden, next_ids, chosen, shares, loss, z_loss)
 
     def distill(chosen: Tensor) -> Tensor:
-        head = backend.head("image_tokens")
-        return distillation_loss(hidden[chosen], head, batch["frozen"], shares=shares[chosen])
+        loss, frozen = partial(_divergence, head=backend.head("image_tokens")), batch["frozen"]
+        return _in_chunks(
+            loss, hidden[chosen], frozen, shares[chosen], max(1, LOGITS_AT_ONCE // frozen.shape[1])
+        )
 
     total = torch.zeros((), device=hidden.device)
     for chosen, weight, term in (

@@ -69,6 +69,10 @@ class ZeroStrategy(DeepSpeedStrategy):
 class ZeroPrecision(DeepSpeedPrecision):
     """Lightning's DeepSpeedPrecision, corrected for gradient accumulation: a step has the mean gradient."""
 
+    def convert_input(self, data: Any) -> Any:
+        """Return a batch unchanged: its only floats, logits of the base, need more bits than bfloat16."""
+        return data
+
     def backward(self, tensor: Tensor, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Run the backward pass without scaling the loss."""
         # Lightning has already divided the loss by the number of micro-batches; DeepSpeed would do it again.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from personalar.concepts.concept import Concept
@@ -116,7 +116,8 @@ def make_trainer(
         val_check_interval=every * accumulate if every else None,  # Lightning counts batches, not steps
         check_val_every_n_epoch=None,
         limit_val_batches=1 if every else 0,
-        callbacks=callbacks,
+        # Lightning refuses this one without a logger.
+        callbacks=[c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor)],
         logger=loggers,
         default_root_dir=context.folder.path,
         use_distributed_sampler=False,  # the data stream itself divides the sequences between processes

@@ -47,6 +47,12 @@ def test_saving_again_leaves_no_stale_weights(tmp_path: Path) -> None:
     assert not (tmp_path / WEIGHTS_FILE).exists() and not Concept.load(tmp_path).weights
 
 
+def test_rows_of_a_sharded_stage_are_trained_in_float32(tiny_model_dir: Path) -> None:
+    concept = make(rows=torch.randn(2, 32).bfloat16(), weights={})  # as DeepSpeed has them
+    rows = concept.apply(load_backend(tiny_model_dir)).rows
+    assert rows.dtype == torch.float32 and torch.equal(rows, concept.rows.float())
+
+
 def test_apply_changes_the_named_weights_only(tiny_model_dir: Path) -> None:
     backend = load_backend(tiny_model_dir)
     before = {name: value.clone() for name, value in backend.state_dict().items()}

@@ -181,6 +181,7 @@ def test_decoders_draw_the_codes_of_the_naive_one_with_context_vectors(case: Cas
     vectors = ContextVectors(place=place).attach(base, identifier=rows, generator=generator)
     for parameter in vectors.values():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    assert base.negative_prompt("a [V] dog", tokens=rows.tokens)[-1] == rows.tokens["[I]"]
     ids = [*(base.prompt_ids(text, tokens=rows.tokens) for text in TEXTS), *other]
     arguments = (base, ids, grid, [1, 2, 3], rows)
     naive = NaiveDecoder(**sampling)(*arguments)

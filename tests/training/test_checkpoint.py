@@ -197,7 +197,7 @@ def test_a_missing_checkpoint_is_an_error_not_a_restart(saved: RunFolder) -> Non
 
 
 def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
-    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def dies(*args: object) -> None:
         raise RuntimeError("killed")
@@ -216,6 +216,7 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_restart(
     assert said.endswith(RESTART_ADVICE)
     path.write_bytes(whole)
     assert do_run(tmp_path, *words)
+    assert "stage embedding: the last 0 of 4 steps in" in capsys.readouterr().out
 
 
 def test_an_entry_of_before_with_more_in_it_is_taken(saved: RunFolder) -> None:

@@ -12,6 +12,7 @@ from conftest_run import compose_config
 from PIL import Image
 
 from personalar.concepts.concept import Concept
+from personalar.core.errors import user_errors
 from personalar.core.types import image_fingerprint
 from personalar.data.subject import load_subject
 
@@ -171,6 +172,21 @@ def test_a_subject(do_run: DoRun, tmp_path: Path) -> None:
     assert subject.fingerprint == image_fingerprint(subject.images)
     masked = [load_subject(compose_config(*words, f"+subject.source.mask={k}").subject) for k in (150, 255)]
     assert len({made.fingerprint for made in (subject, *masked)}) == 3
+
+
+def test_a_run_without_a_logger(do_run: DoRun, tmp_path: Path) -> None:
+    do_run(tmp_path, "stage=embedding", *LOOK, "~logger.csv")
+    assert not (tmp_path / "logs").exists() and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("EarlyStopping", "conditioned on metric `no/such`"), ("ModelCheckpoint", "monitor='no/such'")],
+)
+def test_lightnings_own_messages_are_told(do_run: DoRun, tmp_path: Path, name: str, message: str) -> None:
+    chosen = f"+callbacks.mine={{_target_: lightning.pytorch.callbacks.{name}, monitor: no/such}}"
+    with pytest.raises(SystemExit, match=message), user_errors("personalar.run"):
+        do_run(tmp_path, "stage=embedding", "scorer=none", "samples.grid_every_steps=1", chosen)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
-from personalar.models.image_layout import ImageLayout, split
+from personalar.models.image_layout import ImageLayout, split, with_endings
 
 
 class Emu3Layout(ImageLayout):
@@ -57,7 +57,7 @@ class Emu3Layout(ImageLayout):
         ids = [self.vocabulary.bos]
         for piece in split(text, concept_tokens or {}):
             ids += [piece] if isinstance(piece, int) else self.vocabulary.encode_text(piece)
-        return ids
+        return with_endings(ids, self.endings)
 
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return BOS, without the negative prompt of sampling."""

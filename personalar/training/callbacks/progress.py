@@ -42,6 +42,11 @@ class StageProgress(ProgressBar):
         self._last_step = trainer.global_step
         self._advance(1, loss=float(trainer.callback_metrics["train/loss"]))
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
+        """Count the steps of a stage that was resumed after its last step, which has no `on_train_start`."""
+        if not self._last_step:
+            self._advance(trainer.global_step, earlier=True)
+
     def teardown(self, trainer: L.Trainer, pl_module: PersonalizationModule, stage: str) -> None:
         """Close the bar and print the summary line."""
         self._phase.close()

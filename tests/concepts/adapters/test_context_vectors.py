@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from personalar.concepts.adapters.context_vectors import ContextVectors
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.generation.generator import Generator
 from personalar.models.base import Backend
 
 PROMPT = "a red [V] cat"
@@ -101,6 +102,14 @@ def test_the_unconditional_context_has_it_if_asked(place: str, kept: bool) -> No
     codes = torch.zeros(4, 4, dtype=torch.int64)
     dropped = adapted.unconditional_sequence(PROMPT, codes, rows.tokens, loss="image_tokens")
     assert (rows.tokens["[I]"] in dropped.ids) == kept
+
+    def decoder(*_: object, contexts: list[list[int]], **__: object) -> Tensor:
+        negative = plain.prompt_ids("a dog")
+        assert contexts == [[*negative, *ending], negative]
+        return torch.zeros(2, 4, 4)
+
+    generator = Generator(backend=adapted, decoder=decoder, identifier=rows, batch=None)
+    generator.codes([PROMPT, "a cat"], [0, 1], negative_prompt="a dog")
 
 
 def prepared(**arguments: object) -> tuple[Backend, Identifier, ContextVectors, dict[str, nn.Parameter]]:
