@@ -152,10 +152,9 @@ def _weighted(
         return _predict(backend, hidden, next_ids, chosen, shares, loss, z_loss)
 
     def distill(chosen: Tensor) -> Tensor:
-        loss, frozen = partial(_divergence, head=backend.head("image_tokens")), batch["frozen"]
-        return _in_chunks(
-            loss, hidden[chosen], frozen, shares[chosen], max(1, LOGITS_AT_ONCE // frozen.shape[1])
-        )
+        divergence = partial(_divergence, head=backend.head("image_tokens"))
+        rows = max(1, LOGITS_AT_ONCE // batch["frozen"].shape[1])
+        return _in_chunks(divergence, hidden[chosen], batch["frozen"], shares[chosen], rows)
 
     total = torch.zeros((), device=hidden.device)
     for chosen, weight, term in (

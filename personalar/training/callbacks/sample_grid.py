@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from personalar.core.png import save_png
 from personalar.core.run_folder import steps_before
-from personalar.core.types import Sample
 from personalar.reports.picture_grid import base_pictures, grid_picture
 
 if TYPE_CHECKING:
@@ -23,30 +22,21 @@ def log_grid(run: Any, path: Path, *, step: int, caption: str) -> None:
     import wandb
 
     # With a step of its own: W&B's global step only increases, and the curves use it too.
-
     run.log({"samples": wandb.Image(str(path), caption=caption), "samples_step": step})
 
 
 class SampleGrid(L.Callback):
     """Writes `grids/{stage}_{step}.png` after each validation, and logs it to TensorBoard and W&B."""
 
-    def __init__(self) -> None:
-        self._samples: list[Sample] = []
-
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Collect the samples of a batch (`outputs` of the validation step)."""
-        self._samples += outputs
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Draw and write the grid of this step; only rank zero writes."""
-        samples, self._samples = self._samples, []
-        if not samples or not trainer.is_global_zero:
+        """Draw and write the grid: `outputs`, the samples of the only batch. Only rank zero writes."""
+        if not trainer.is_global_zero:
             return
         folder, base = pl_module.context.folder, base_pictures(pl_module.base_samples)
-        stage, step = samples[0].stage, trainer.global_step
-        picture = grid_picture(samples, base, label=f"step {step}", title=f"{stage}, step {step}")
+        stage, step = pl_module.stage.name, trainer.global_step
+        picture = grid_picture(outputs, base, label=f"step {step}", title=f"{stage}, step {step}")
         path = save_png(picture, folder.path / "grids" / f"{stage}_{step:05d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -54,24 +54,17 @@ class StepSelection(L.Callback):
     Every process has all pictures of a grid, but only rank zero has scorers; it broadcasts the score.
     """
 
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Score the subject's samples of a batch."""
-        if (selector := pl_module.context.selector) is not None:
-            self.lines += selector.score([sample for sample in outputs if sample.kind == "subject"])
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Log the score of this step as `val/selection`, and keep the step if it is the best one.
+        """Log the score of the grid (`outputs`) as `val/selection`, and keep the step if it is the best one.
 
         Raises:
             ValueError: the scorers have no value for the pictures.
         """
-        lines, self.lines = self.lines, []
         context, stage, settings = pl_module.context, pl_module.stage.name, pl_module.context.config.selection
+        subject = [sample for sample in outputs if sample.kind == "subject"]
+        lines = [] if context.selector is None else context.selector.score(subject)
         found = combined(lines, settings.likeness_weight, settings.measures)
         value = trainer.strategy.broadcast(found.get("harmonic"))
         if value is None:
@@ -79,7 +72,7 @@ class StepSelection(L.Callback):
                 f"selection.measures=[{','.join(settings.measures)}]: the scorers gave no value for the "
                 "sample grid; choose other measures of selection.scorer"
             )
-        pl_module.log("val/selection", value)
+        pl_module.log("val/selection", value, batch_size=1)
         best = trainer.strategy.broadcast(context.folder.selected(stage))
         if best and best["value"] >= value:
             return

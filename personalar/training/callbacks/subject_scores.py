@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -65,31 +63,20 @@ class SubjectScores(L.Callback):
     def __init__(self, likeness_weight: float = 0.5) -> None:
         """Set the weight of likeness in `val/harmonic`, 0 to 1."""
         self.likeness_weight = likeness_weight
-        self.lines: list[dict[str, Any]] = []
-        # Not synchronised between processes: rank zero has all pictures, the others none.
-        self.means: dict[str, MeanMetric] = defaultdict(partial(MeanMetric, sync_on_compute=False))
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PersonalizationModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
-        """Score the subject's samples of a batch."""
-        if (scorer := pl_module.context.scorer) is None:
-            return
-        lines = scorer.score([sample for sample in outputs if sample.kind == "subject"])
-        self.lines += lines
-        for line in lines:
-            for measure in scorer.measures:
-                if (value := measure.of(line)) is not None:
-                    self.means[measure.name].update(value)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
-        """Compute the means, broadcast and log them."""
+        """Score the subject's samples of the grid (`outputs`), and log the means."""
         if not pl_module.context.config.scorer.scores:
             return
-        values = {measure: float(mean.compute()) for measure, mean in self.means.items()}
-        values |= combined(self.lines, self.likeness_weight)
-        self.lines.clear()
-        self.means.clear()
+        values: dict[str, float] = {}
+        if (scorer := pl_module.context.scorer) is not None:
+            lines = scorer.score([sample for sample in outputs if sample.kind == "subject"])
+            for measure in scorer.measures:
+                if found := [value for line in lines if (value := measure.of(line)) is not None]:
+                    values[measure.name] = float(MeanMetric()(found))
+            values |= combined(lines, self.likeness_weight)
         # All processes log the same values, because callbacks such as EarlyStopping act on them.
         shared = trainer.strategy.broadcast(values)
-        pl_module.log_dict({f"val/{measure}": value for measure, value in shared.items()})
+        pl_module.log_dict({f"val/{measure}": value for measure, value in shared.items()}, batch_size=1)
