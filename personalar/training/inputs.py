@@ -61,8 +61,7 @@ def start_identifier(
     numbers: IdentifierNumbers,
     *,
     prompt: str,
-    photos: Sequence[Tensor],
-    kept: Sequence[Tensor] | None = None,
+    photos: Sequence[tuple[Tensor, Tensor]],
     generator: torch.Generator,
     reporter: Reporter,
     more: Sequence[str] = (),
@@ -72,8 +71,7 @@ def start_identifier(
     Args:
         numbers: settings `model.recipe.identifier`.
         prompt: a training prompt with [V] and without per-image tokens, for init="nearest".
-        photos: codes (h, w) of each photo.
-        kept: which of these codes are on the subject, (h, w), for "nearest" and "kmeans"; None: all.
+        photos: for each photo its codes (h, w), and which of them are on the subject (h, w).
         generator: for random embeddings.
         more: names of further tokens, whose embeddings are random.
     """
@@ -84,15 +82,17 @@ def start_identifier(
     rows = random_rows(table[backend.trained_rows], len(names), generator=generator)
     if numbers.init == "nearest":
         known = table[list(backend.reserved_ids)]
-        rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, kept=kept, reporter=reporter)
+        rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
     if numbers.init == "words":
         words = [backend.encode_text(f" {word}") for word in numbers.words]
         rows[:1] = word_row(table, words)
     if numbers.further == "kmeans" and numbers.rows > 1:
-        parts = [photo[on > 0] for photo, on in zip(photos, kept, strict=True)] if kept else photos
+        parts = [codes[on_subject > 0] for codes, on_subject in photos]
         rows[1 : numbers.rows] = photo_rows(backend, parts, numbers.rows - 1, generator=generator)
     if numbers.optimizer == "direction":
-        # It keeps the norms. A mean of words is shorter than a word; [V] from the table has a valid norm.
+        # This optimizer never changes a norm, so every row must start with the mean norm of words. A mean of
+        # several words would be too short. With init=nearest, [V] is a row of the table and keeps its own
+        # norm.
         scaled = F.normalize(rows, dim=1) * word_norms(backend).mean()
         rows = torch.cat((rows[:1], scaled[1:])) if numbers.init == "nearest" else scaled
     return Identifier(tokens=tokens, rows=rows)
@@ -104,8 +104,7 @@ def nearest_row(
     rows: Tensor,
     *,
     prompt: str,
-    photos: Sequence[Tensor],
-    kept: Sequence[Tensor] | None = None,
+    photos: Sequence[tuple[Tensor, Tensor]],
     reporter: Reporter,
 ) -> Tensor:
     """Return the embedding (1, D) that, used for [V] in `prompt`, has the lowest loss on the photos.
@@ -116,14 +115,13 @@ def nearest_row(
 
     Args:
         rows: candidates (K, D).
-        photos: codes (h, w) of each photo.
-        kept: which of these codes are on the subject, (h, w); None: all.
+        photos: see `start_identifier`.
     """
     tokens = {SUBJECT_TOKEN: backend.reserved_ids[0]}
     limit = partial(limit_loss, codes=backend.choices("image_tokens"))
     sequences = [
         limit(backend.training_sequence(prompt, codes, tokens, loss="image_tokens"), on_subject)
-        for codes, on_subject in zip(photos, kept or map(torch.ones_like, photos), strict=True)
+        for codes, on_subject in photos
     ]
 
     def loss(row: Tensor, some: Sequence[TrainingSequence]) -> float:
@@ -146,15 +144,17 @@ def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
     """Return new embeddings for [V] and for one token per photo, with the settings of the run."""
     recipe, noun = session.config.model.recipe, session.subject.noun
     codes = photo_codes(session, load)
-    on_subject = masked_codes(session, codes, load)
-    # The last view is uncropped, but the crop to the base's image size may have cut the subject off.
-    views = [int(each.flatten(1).any(1).nonzero()[-1]) for each in on_subject or map(torch.ones_like, codes)]
+    on_subject = masked_codes(session, codes, load) or map(torch.ones_like, codes)
+    photos = []
+    for each, on in zip(codes, on_subject, strict=True):
+        # The last view is uncropped, but the crop to the base's image size may have cut the subject off.
+        view = on.flatten(1).any(1).nonzero()[-1, 0]
+        photos.append((each[view], on[view]))
     return start_identifier(
         load(),
         recipe.identifier,
         prompt=training_prompt(recipe.data.templates[0], noun, class_name=recipe.data.class_name),
-        photos=[each[view] for each, view in zip(codes, views, strict=True)],
-        kept=on_subject and [each[view] for each, view in zip(on_subject, views, strict=True)],
+        photos=photos,
         generator=torch.Generator().manual_seed(stream_seed(session.config.seed, "identifier")),
         reporter=session.reporter,
         more=[name for adapter in session.make_adapters().values() for name in adapter.tokens],

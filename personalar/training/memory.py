@@ -37,7 +37,7 @@ PROJECTIONS = "model.layers.*_proj.weight"
 LIVE_PARAMETERS = 10**9
 """Upper bound on parameters that DeepSpeed gathers at once (the default of stage3_max_live_parameters)."""
 OFFLOADED = 10**12
-"""Number of shards that stands for "offloaded": the part that stays on the device rounds to 0."""
+"""Used as the number of shards for weights in host memory: dividing by it gives 0 bytes on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,11 +227,13 @@ def estimate(work: Workload) -> dict[str, int]:
     rows = work.identifier_rows * work.shape.hidden_size
     small = matrices * (width - NF4_BYTES) if work.base_bits == 4 else 0
     weights, gradients, states = work.shards
-    # The measured peak includes gradients and the logits of one chunk; they are listed as items of their own.
+    # The peak was measured as one number. Gradients and the logits of one chunk are listed apart and
+    # subtracted from it, so that the items add up to the measured peak.
     observed = observe_pass(work)
     own_gradients = trained * FLOAT32
     logits = min(work.batch * work.image_tokens * work.choices, LOGITS_AT_ONCE) * FLOAT32
     activations = max(observed - own_gradients, 0)
+    logits = min(logits, activations)
     base = int(frozen * width - small) // weights
     # ZeRO 3 gathers the weights of some blocks ahead of their use, in full and on every device.
     gathered = min(frozen + trained, LIVE_PARAMETERS) * width if weights > 1 else 0
@@ -241,9 +243,8 @@ def estimate(work: Workload) -> dict[str, int]:
         "trained weights": (trained + rows) * FLOAT32 // weights,
         "gradients": (own_gradients + rows * FLOAT32) // gradients,
         "optimizer states": (trained + rows) * STATE_BYTES[work.optimizer] // states,
-        # Of the two parts of the peak, so that the items add up to what was measured.
-        "logits": min(logits, activations),
-        "activations": activations - min(logits, activations),
+        "logits": logits,
+        "activations": activations - logits,
         "other networks": work.extra,
     }
 

@@ -150,10 +150,10 @@ def on_more_devices(config: RunConfig, stage: Stage, files: ModelFiles) -> Itera
 def alternatives(
     config: RunConfig, stage: Stage, files: ModelFiles
 ) -> Iterator[tuple[str, Sequence[Workload]]]:
-    """Yield settings that need less memory than `stage` with `config`, and what they make of the stages.
+    """Yield (setting, workloads), smallest change first.
 
-    They are ordered by how much they change: first the same method with less speed, then more devices, then
-    other optimizer states, then other methods.
+    The setting, for a command line, needs less memory than `stage` with `config`; the workloads are those of
+    each stage that the run would then have.
     """
     work = workload(config, stage, files)
     yield "memory.recompute=null memory.split_batch=true", [replace(work, batch=1, recompute=True)]

@@ -186,7 +186,7 @@ class PersonalizationModule(L.LightningModule):
             self._losses.clear()
         return loss
 
-    def validation_step(  # type: ignore[override]  # Lightning passes on to callbacks whatever it returns
+    def validation_step(  # type: ignore[override]  # Lightning gives the value to the callbacks, of any type
         self, batch: Tensor, batch_idx: int
     ) -> list[Sample]:
         """Sample the pictures with the indices in `batch` (B,); return those of all processes, in order."""

@@ -37,7 +37,8 @@ def resolve_stages(method: MethodConfig, recipe: RecipeConfig) -> tuple[Stage, .
 def _check_after_lora(stages: list[Stage]) -> None:
     """Raise ValueError if the last stage trains weights or LoRA, and an earlier one trained LoRA."""
     by_name = {stage.name: stage for stage in stages}
-    # Only the stages on the way to its start count; branches of a method do not see each other's weights.
+    # Only stages that this one starts from, directly or indirectly, matter. Other stages' weights are not
+    # part of it.
     last, stage = stages[-1], by_name.get(stages[-1].start)
     while stage is not None:
         if stage.trains.lora.rank and (last.trains.parameters or last.trains.lora.rank):

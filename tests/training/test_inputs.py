@@ -175,8 +175,9 @@ def test_a_start_is_sought_in_the_last_view_that_shows_the_subject(
     for found, view in (([masks], 1), (None, 2)):
         monkeypatch.setattr(preparation, "masked_codes", lambda *_, found=found: found)
         preparation.new_identifier(session, lambda: None)
-        assert torch.equal(asked["photos"][0], codes[view])
-        assert asked["kept"] is None if found is None else torch.equal(asked["kept"][0], masks[1])
+        ((shown, kept),) = asked["photos"]
+        assert torch.equal(shown, codes[view])
+        assert torch.equal(kept, torch.ones_like(shown) if found is None else masks[1])
 
 
 SILENT = Reporter(enabled=False)
@@ -187,10 +188,14 @@ def photos() -> list[torch.Tensor]:
     return [torch.randint(0, 16, (4, 4), generator=generator) for _ in range(2)]
 
 
+def unmasked() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(codes, torch.ones_like(codes)) for codes in photos()]
+
+
 def start(backend, **numbers) -> Identifier:
     generator = torch.Generator().manual_seed(0)
     return start_identifier(
-        backend, IdentifierNumbers(**numbers), prompt="a [V] cat", photos=photos(), generator=generator,
+        backend, IdentifierNumbers(**numbers), prompt="a [V] cat", photos=unmasked(), generator=generator,
         reporter=SILENT,
     )  # fmt: skip
 
@@ -216,7 +221,7 @@ def test_the_nearest_row_has_the_least_loss_of_the_eighth_that_suits_the_first_p
     assert best != on_first.index(min(on_first))  # the other photo matters
     said = io.StringIO()
     reporter = Reporter(console=Console(file=said, soft_wrap=True))
-    found = nearest_row(tiny_backend, rows, prompt=prompt, photos=photos(), reporter=reporter)
+    found = nearest_row(tiny_backend, rows, prompt=prompt, photos=unmasked(), reporter=reporter)
     assert torch.equal(found, rows[best][None])
     assert said.getvalue().startswith("start of [V]: 40 names tried in ")
     assert said.getvalue().endswith(f"lowest loss {on_all[best]:.3f}\n")

@@ -29,8 +29,9 @@ class Direction(Optimizer):
         Args:
             params: parameters (K, D), or groups of them.
             lr: angle of a step in radians.
-            pull: (K, D), subtracted from the gradient with respect to the row's unit vector: a small multiple
-                of the unit vector that the row is pulled to.
+            pull: pull towards a word: strength times the word's unit vector, one row per embedding (K, D),
+                zero for rows without a pull. It is subtracted from the gradient with respect to the row's
+                unit vector.
         """
         super().__init__(params, {"lr": lr})
         self.pull = pull  # not in the parameter groups, which are written to checkpoints

@@ -113,9 +113,10 @@ def word_norms(backend: Backend) -> Tensor:
 def slide(word: Tensor, rows: Tensor, strength: float) -> Tensor:
     """Return embeddings (n, D) between `word` (1, D), at strength 0, and `rows` (n, D), at 1, or beyond.
 
-    Between them the direction turns at a constant rate and the norm changes linearly: on a straight line the
-    longer one determines the direction almost everywhere. Beyond, turning on would leave the subject, so it
-    is the straight line. Measurements: experiments/LOG.md.
+    From strength 0 to 1 the direction rotates evenly from the word to the row, and the norm changes linearly.
+    (A straight line between vectors of very different lengths would have the direction of the longer one
+    almost everywhere.) Above 1 the straight line through both is extended, because rotating further would
+    leave the subject. Measurements: experiments/LOG.md.
     """
     if strength == 0 or strength >= 1:
         return torch.lerp(word, rows, strength)

@@ -46,7 +46,7 @@ class StepWatch(L.Callback):
         if not is_sharded(backend.word_table):
             norms = word_norms(backend)
             self._norms = float(norms.min()), float(norms.mean()), float(norms.max())
-            # A later stage starts where the earlier one has left the range and printed the note.
+            # If [V] is outside the range at the start of a stage, an earlier stage has printed the note.
             self._noted = self._start is not None and not self._is_usual(float(self._start.norm()))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PersonalizationModule) -> None:
