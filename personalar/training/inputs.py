@@ -267,15 +267,6 @@ def first_concept(session: RunContext, load: LoadBase) -> Concept:
     return concept
 
 
-def start_concept(session: RunContext, start: str, load: LoadBase) -> Concept:
-    """Return the concept of stage `start`; for "base" the one with untrained embeddings."""
-    if start == "base":
-        return first_concept(session, load)
-    concept = Concept.load(session.folder.concept(start))
-    concept.check_base(**session.base)
-    return concept
-
-
 def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
     """Return the inputs of `stage`, computed once; those of the previous stage are freed."""
     if context.inputs.get(stage.name) is None:
@@ -287,7 +278,11 @@ def stage_inputs(context: RunContext, stage: Stage) -> StageInputs:
 def prepare(session: RunContext, stage: Stage) -> StageInputs:
     """Compute the inputs of `stage`, or read them from the run folder."""
     load = cache(lambda: session.load("base")[0])  # the base is loaded at most once, and only if needed
-    concept = start_concept(session, stage.start, load)
+    if stage.start == "base":
+        concept = first_concept(session, load)
+    else:
+        concept = Concept.load(session.folder.concept(stage.start))
+        concept.check_base(**session.base)
     codes = photo_codes(session, load)
     proxies, folder, key = session.subject.proxies, session.folder.path / "cache", codes_key(session)
     return StageInputs(

@@ -96,18 +96,14 @@ def workload(config: RunConfig, stage: Stage, files: ModelFiles) -> Workload:
         image_tokens=shape.answer_tokens if answer else shape.codes,
         choices=shape.network.vocab_size if answer else shape.num_codes,
         recompute=bool(config.memory.recompute),
-        optimizer="adamw8bit" if is_8bit(config) else "adamw",
+        # Any optimizer without 8-bit states is estimated like AdamW.
+        optimizer="adamw8bit" if "8bit" in str(config.optimizer.get("_target_")) else "adamw",
         dropout=config.model.recipe.dropout,
         shards=shards(config.trainer.strategy, world),
         sample_batch=config.model.sampling.batch,
         extra=shape.vq_bytes,
         pictures=shape.decode_bytes,
     )
-
-
-def is_8bit(config: RunConfig) -> bool:
-    """Return whether the configured optimizer has 8-bit states; any other is estimated like AdamW."""
-    return "8bit" in str(config.optimizer.get("_target_"))
 
 
 def variants(work: Workload, config: RunConfig) -> Iterator[Workload]:

@@ -47,15 +47,6 @@ class Network:
     """Terms of the loss that adapters add; see `Adapter.penalty`."""
 
 
-def choose_weights(transformer: nn.Module, stage: Stage, *, seed: int) -> dict[str, nn.Parameter]:
-    """Return the transformer's parameters that `stage` trains, by name. Inserts LoRA if the stage uses it."""
-    lora = stage.trains.lora
-    if lora.rank == 0:
-        return select_parameters(transformer, stage.trains.parameters)
-    generator = torch.Generator().manual_seed(stream_seed(seed, "lora"))
-    return inject_lora(transformer, rank=lora.rank, every_n_layers=lora.every_n_layers, generator=generator)
-
-
 def build_network(context: RunContext, stage: Stage, concept: Concept) -> Network:
     """Return the base with `concept` applied, and with the parameters that `stage` trains."""
     # The order matters: LoRA of an earlier stage is merged before quantization, LoRA of this stage is
@@ -66,7 +57,12 @@ def build_network(context: RunContext, stage: Stage, concept: Concept) -> Networ
     identifier = concept.apply(backend, made, learned)
     if context.plans[stage.name].base_bits == 4:
         quantize_base(backend.blocks)
-    weights = choose_weights(backend.transformer, stage, seed=context.config.seed)
+    if rank := stage.trains.lora.rank:
+        generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "lora"))
+        every = stage.trains.lora.every_n_layers
+        weights = inject_lora(backend.transformer, rank=rank, every_n_layers=every, generator=generator)
+    else:
+        weights = select_parameters(backend.transformer, stage.trains.parameters)
     adapters = {}
     for name in stage.trains.adapters:
         generator = torch.Generator().manual_seed(stream_seed(context.config.seed, "adapter", name))

@@ -38,27 +38,23 @@ def learned_parts(pl_module: PersonalizationModule) -> dict[str, Any]:
     return {**parts, "weights": {}, "lora": {f"lora/{name}": data for name, data in files.items()}}
 
 
-def with_earlier(parts: dict[str, Any], start: Concept) -> dict[str, Any]:
-    """Return `parts`, completed by what the concept `start` contains and the stage did not train."""
-    return {
-        "rows": parts["rows"],
-        "weights": {**start.weights, **parts["weights"]},
-        "lora": parts["lora"] or start.lora,  # one or the other: see stage._check_after_lora
-        "adapters": {**start.adapters, **parts["adapters"]},
-    }
-
-
 def learned_concept(
     context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]
 ) -> Concept:
-    """Return the concept of `stage`.
+    """Return the concept of `stage`, with what its start contains and it did not train.
 
     Args:
         parts: see `learned_parts`.
         tokens: ids of [V] and the per-image tokens by name.
     """
+    start = stage_inputs(context, stage).concept
     return context.new_concept(
-        stage.name, tokens=tokens, **with_earlier(parts, stage_inputs(context, stage).concept)
+        stage.name,
+        tokens=tokens,
+        rows=parts["rows"],
+        weights={**start.weights, **parts["weights"]},
+        lora=parts["lora"] or start.lora,  # one or the other: see stage._check_after_lora
+        adapters={**start.adapters, **parts["adapters"]},
     )
 
 
