@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from personalar.concepts.concept_source import concept_folder, with_local_concept
+from personalar.concepts.concept_source import concept_folder, with_concept
 from personalar.config.command_line import start
 from personalar.config.commands import ExportConfig
 from personalar.core.errors import user_errors
@@ -28,7 +28,7 @@ def export(config: ExportConfig) -> None:
 def main() -> None:
     """Entry point."""
     with user_errors("personalar.export"):
-        sys.argv[1:] = with_local_concept(sys.argv[1:])
+        sys.argv[1:] = with_concept(sys.argv[1:])
     start("export", export)
 
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from personalar.concepts.concept_source import with_local_concept
-from personalar.config.command_line import add_base, start
+from personalar.concepts.concept_source import base_settings, with_concept
+from personalar.config.command_line import start
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import key_of
@@ -41,7 +41,7 @@ def sample_files(
         if key_of(word) in ("concept", "prompts", "seeds"):
             raise ValueError(f"{word[:80]}: pass it as an argument, sample_files(concept, prompts, seeds)")
     folders = paths_of(concept)
-    cfg = composed("sample", add_base(settings, folders[0]))
+    cfg = composed("sample", [*settings, *base_settings(folders[0], settings)])
     cfg.concept, cfg.prompts, cfg.seeds = folders, list(prompts), list(seeds)
     return sample(read_config(cfg))
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Entry point."""
     keep_memory()
     with user_errors("personalar.sample"):
-        sys.argv[1:] = with_local_concept(sys.argv[1:])
+        sys.argv[1:] = with_concept(sys.argv[1:])
     start("sample", sample)
 
 

@@ -10,8 +10,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
@@ -25,13 +24,10 @@ from personalar.config.compose import (
     composed,
     conf_dir,
     group_options,
-    groups_of,
     read_config,
 )
-from personalar.config.fields import key_of, parse, signed, suggest, with_list
-from personalar.config.model_config import PARTS, is_commit
+from personalar.config.fields import in_hydra_form, parse, suggest, with_list
 from personalar.core.errors import user_errors
-from personalar.core.files import read_json
 from personalar.core.run_folder import flatten
 
 
@@ -68,7 +64,7 @@ def read_flags(words: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 def prepare(command: str, words: Sequence[str]) -> list[str]:
-    """Return the arguments for Hydra: overrides (with "+subject=" and the concept's base), then flags.
+    """Return the arguments for Hydra: overrides (with "+subject="), then flags.
 
     Args:
         command: such as "run"; see `COMMANDS`.
@@ -81,9 +77,7 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
     # Hydra completes unfinished words, which must not be checked.
     if args.shell_completion:
         return list(words)
-    overrides = args.overrides if args.config_name else signed(args.overrides)
-    if "model" in groups_of(COMMANDS[command]):
-        overrides = add_base(overrides)
+    overrides = args.overrides if args.config_name else in_hydra_form(args.overrides)
     if args.multirun and (args.cfg or args.info):
         flag = "--cfg" if args.cfg else "--info"
         raise ValueError(f"{flag} shows the configuration of one run: leave out -m and give single values")
@@ -112,14 +106,17 @@ def prepare(command: str, words: Sequence[str]) -> list[str]:
 
 
 def jobs_to_check(words: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of the first job of a sweep, and of a job for each option that may not exist."""
+    """Return the overrides of those jobs of a sweep that are composed in advance.
+
+    The first job, and one for each swept option of a group that is not among ours, and so may not exist.
+    """
     first, others = list(words), []
     for place, word in enumerate(words):
         override = parse(word)
         if override is None or not override.is_sweep_override():
             continue
         key, value = override.get_key_element(), override.value()
-        ours = group_options(conf_dir(), override.key_or_group)  # none if the key is no group
+        ours = group_options(conf_dir(), override.key_or_group)  # empty if the key is no group
         if isinstance(value, IntervalSweep):
             values = iter([str(value.start)])
         elif isinstance(value, Glob):  # which matches only options that exist
@@ -138,66 +135,6 @@ def hydra_part(command: str) -> list[str]:
     own.pop("help")
     settings = {key: "null" if value is None else quote(value) for key, value in flatten(own).items()}
     return ["hydra/job_logging=stdout", *(f"++hydra.{key}={value}" for key, value in settings.items())]
-
-
-def add_base(arguments: Sequence[str], concept: str | None = None) -> list[str]:
-    """Return `arguments`, with `model=` taken from the concept if they do not contain it.
-
-    A folder without a concept adds nothing; the error is raised when it is opened.
-
-    Args:
-        arguments: overrides.
-        concept: the concept folder; None means the last `concept=` in `arguments`, the first of a list.
-    """
-    keys = set(map(key_of, arguments))
-    given = [parse(argument) for argument in arguments if argument.startswith("concept=")]
-    if concept is None and given and given[-1] is not None and not given[-1].is_sweep_override():
-        value = given[-1].value()
-        concept = str(value[0] if isinstance(value, list) and value else value)
-    if "model" in keys or concept is None:
-        return list(arguments)
-    words = base_arguments(Path(concept).expanduser())
-    # The user chose other files: take only the name of the model from the concept.
-    if {"model.path", "model.hub.repo"} & keys:
-        words = words[:1]
-    return [*arguments, *(word for word in words if key_of(word) not in keys)]
-
-
-def base_arguments(folder: Path) -> list[str]:
-    """Return the overrides that select the base of the concept or run in `folder`, `model=NAME` first.
-
-    A local base is selected by its folder, a base from the hub by its commit.
-    """
-    # A concept folder, or the folder of a run.
-    record = _read(folder / "concept.json") or _read(folder / "concept/concept.json")
-    name = _within(record, "base", "name")
-    if name not in group_options(conf_dir(), "model"):
-        return []
-    words, model = [f"model={name}"], _within(record, "config", "model")
-    for key in ("path", "vq_path"):
-        where = _within(model, key)
-        # A concept from another machine contains a path that does not exist here.
-        if isinstance(where, str) and Path(where).is_dir():
-            words.append(f"model.{key}={quote(Path(where).absolute())}")
-    # A branch can have changed since the training; only a commit identifies the same files.
-    for key in PARTS:
-        revision = _within(model, key, "revision")
-        if isinstance(revision, str) and is_commit(revision) and _within(model, "path") is None:
-            words.append(f"model.{key}.revision={revision}")
-    return words
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
-
-
-def _within(tree: Any, *keys: str) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def start(command: str, work: Callable[[Any], object]) -> None:

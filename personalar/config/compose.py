@@ -28,10 +28,10 @@ from personalar.config.fields import (
     check_keys,
     check_limits,
     check_names,
+    in_hydra_form,
     job_folder,
     key_of,
     parse,
-    signed,
     suggest,
     unknown_setting,
     with_list,
@@ -169,7 +169,7 @@ def composed(
     # Not `hydra.compose`: it fails inside a Hydra job, is not safe with threads, and has no --config-dir.
     version.setbase("1.3")
     setup_globals()
-    words = [with_list(word) for word in (signed(words) if config_name is None else words)]
+    words = [with_list(word) for word in (in_hydra_form(words) if config_name is None else words)]
     path = create_config_search_path(config_path or str(conf_dir()))
     if config_dir is not None:
         folder = f"file://{Path(config_dir).absolute()}"

@@ -227,18 +227,19 @@ def with_list(word: str) -> str:
     return f"{key_of(word)}=[{','.join(map(str, numbers))}]"
 
 
-WRITTEN = {
+HYDRA_FORM = {
     "subject=": "+subject=",
     "+experiment=": "experiment=",
     "selection.scorer=": "scorer@selection.scorer=",
 }
-"""Beginning of a setting -> the same as Hydra requires it."""
+"""Prefixes that users may type -> what Hydra needs: `subject=` is not in the defaults list, so Hydra wants
+`+subject=`."""
 
 
-def signed(words: Iterable[str]) -> list[str]:
-    """Return settings as Hydra requires them, see `WRITTEN`."""
+def in_hydra_form(words: Iterable[str]) -> list[str]:
+    """Return settings as Hydra needs them, see `HYDRA_FORM`."""
     found = []
     for word in words:
-        typed = next((beginning for beginning in WRITTEN if word.startswith(beginning)), "")
-        found.append(WRITTEN.get(typed, "") + word.removeprefix(typed))
+        prefix = next((prefix for prefix in HYDRA_FORM if word.startswith(prefix)), "")
+        found.append(HYDRA_FORM.get(prefix, "") + word.removeprefix(prefix))
     return found

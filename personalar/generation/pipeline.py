@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
-from personalar.concepts.concept_source import local_concept
-from personalar.config.command_line import add_base
+from personalar.concepts.concept_source import base_settings, local_concept
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_seeds
@@ -196,7 +195,7 @@ def sample_settings(concept: Concepts, settings: Sequence[str]) -> SampleConfig:
                 "negative_prompt are arguments of images(); all others are for personalar.sample_files"
             )
     folders = paths_of(concept)
-    config = composed("sample", add_base(settings, folders[0]))
+    config = composed("sample", [*settings, *base_settings(folders[0], settings)])
     # Assigned and not passed as an override, because Hydra's grammar would parse special characters in it.
     config.concept, config.prompts = folders, []
     return read_config(config)
