@@ -1,4 +1,4 @@
-"""Expected time of a run of a large base on a CPU, from a measurement of some seconds before it starts.
+"""Expected time of a run of a large base on a CPU, from a short measurement before it starts.
 
 The passes of training and sampling run through a few blocks of the network only, and the result is scaled to
 all of them. Small bases are not measured: their whole run takes minutes.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ from personalar.training.context import RunContext
 
 LARGE_BYTES = 10**9
 """Weights of a base from which on a CPU run is worth a measurement."""
-BUDGET = 5.0
-"""Seconds for each of the two passes. A pass ends after the block in which they are used up."""
+BLOCKS = 2
+"""Blocks that a measured pass runs through: all blocks of a base take about the same time."""
 TOKENS = 128
 """Tokens of the measured training pass: enough for full speed of the matrix products."""
 ROWS = 2
@@ -35,28 +34,19 @@ class _Stop(Exception):
     """Ends a forward pass early."""
 
 
-@dataclass
-class _Passed:
-    """The blocks that a pass has run through."""
-
-    count: int = 0
-    hidden: Tensor | None = None
-
-
 @contextmanager
-def first_blocks(backend: Backend, seconds: float, limit: int | None = None) -> Iterator[_Passed]:
-    """End the forward pass in the body after `limit` blocks, or after the block that exceeds `seconds`."""
-    passed, started = _Passed(), time.perf_counter()
+def first_blocks(backend: Backend) -> Iterator[list[Tensor]]:
+    """End the forward pass in the body after `BLOCKS` blocks; yield the list of their outputs."""
+    outputs: list[Tensor] = []
 
     def after(module: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
-        passed.count += 1
-        passed.hidden = output
-        if passed.count == limit or time.perf_counter() - started > seconds:
+        outputs.append(output)
+        if len(outputs) == BLOCKS:
             raise _Stop
 
     hooks = [block.register_forward_hook(after) for block in backend.blocks]
     try:
-        yield passed
+        yield outputs
     except _Stop:
         pass
     finally:
@@ -64,30 +54,41 @@ def first_blocks(backend: Backend, seconds: float, limit: int | None = None) -> 
             hook.remove()
 
 
-def sampling_seconds(backend: Backend, budget: float = BUDGET) -> float:
+def sampling_seconds(backend: Backend) -> float:
     """Return the seconds of one sampling pass: one token for each of two rows, through all blocks."""
     embeds = backend.embed(torch.full((ROWS, 1), backend.pad_id, device=backend.device))
-    with torch.no_grad():
-        # The first pass reads the weights from the disk, so only the second one is timed.
-        with first_blocks(backend, budget / 2) as warm:
-            backend.forward(embeds)
+    for _ in range(2):  # the first pass reads the weights from the disk, so the second one counts
         started = time.perf_counter()
-        with first_blocks(backend, budget / 2, warm.count) as passed:
+        with torch.no_grad(), first_blocks(backend) as outputs:
             backend.forward(embeds)
-        return (time.perf_counter() - started) / passed.count * len(backend.blocks)
+    return (time.perf_counter() - started) / len(outputs) * len(backend.blocks)
 
 
-def training_seconds(backend: Backend, budget: float = BUDGET) -> float:
+def training_seconds(backend: Backend) -> float:
     """Return the seconds per token of a forward and backward pass through all blocks."""
     ids = torch.full((1, TOKENS), backend.pad_id, device=backend.device)
     # The weights are frozen, so without a gradient of the embeddings there would be no backward pass.
     embeds = backend.embed(ids).detach().requires_grad_()
     started = time.perf_counter()
-    with torch.enable_grad(), first_blocks(backend, budget / 3) as passed:  # backward takes twice as long
+    with torch.enable_grad(), first_blocks(backend) as outputs:
         backend.forward(embeds)
-    assert passed.hidden is not None
-    passed.hidden.float().sum().backward()
-    return (time.perf_counter() - started) / passed.count * len(backend.blocks) / TOKENS
+    outputs[-1].float().sum().backward()
+    return (time.perf_counter() - started) / len(outputs) * len(backend.blocks) / TOKENS
+
+
+def pictures_left(session: RunContext, stage: str) -> int:
+    """Return how many pictures of `stage` are still to be sampled.
+
+    Requests with the same prompt and seed are sampled once, and `pictures.unchanged` copies what a stage that
+    learns nothing but embeddings does not change.
+    """
+    requests = all_requests(session, stage)
+    names = list(session.config.method.stages)
+    so_far = names[: names.index(stage) + 1] if stage != "base" else []
+    if so_far and not any(session.config.method.stages[name].changes_network for name in so_far):
+        requests = [request for request in requests if request.kind == "subject"]
+    missing = [request for request in requests if not have_files([request], session.folder.path)]
+    return len({(request.prompt, request.seed) for request in missing})
 
 
 def grid_seconds(session: RunContext, stage: Stage, steps: int, *, step: float, picture: float) -> float:
@@ -116,7 +117,7 @@ def lines(session: RunContext, stages: list[Stage], backend: Backend) -> list[st
     config, folder = session.config, session.folder
     for name in ["base", *(stage.name for stage in stages)]:
         # A resumed run has some of its pictures and steps already.
-        total += picture * sum(not have_files([r], folder.path) for r in all_requests(session, name))
+        total += picture * pictures_left(session, name)
     if any(stage.numbers.replay_ratio for stage in stages) and config.prior.kind != "none":
         cached = (folder.path / "cache" / "class_codes.safetensors").is_file()
         total += 0 if cached else picture * config.prior.images

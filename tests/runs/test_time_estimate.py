@@ -18,6 +18,7 @@ from personalar.runs.pictures import all_requests, grid_requests
 from personalar.runs.time_estimate import (
     first_blocks,
     lines,
+    pictures_left,
     sampling_seconds,
     training_seconds,
 )
@@ -53,26 +54,26 @@ class Slow(nn.Module):
         self.clock.now += 2
 
 
-def test_a_pass_is_scaled_from_the_blocks_within_the_budget(monkeypatch) -> None:
+def test_a_pass_is_scaled_from_two_blocks(monkeypatch) -> None:
     clock = Clock()
     monkeypatch.setattr(personalar.runs.time_estimate, "time", clock)
     blocks = nn.ModuleList(Slow(clock) for _ in range(BLOCKS))
     backend = SimpleNamespace(
         blocks=blocks, device="cpu", pad_id=0, embed=nn.Embedding(1, 4), forward=nn.Sequential(*blocks)
     )
-    assert sampling_seconds(backend, budget=10) == BLOCKS * 1
-    assert clock.now == 12  # twice the six blocks after which half of the budget is exceeded
-    per_token = training_seconds(backend, budget=9)
+    assert sampling_seconds(backend) == BLOCKS * 1
+    assert clock.now == 2 * 2  # the first pass warms up
+    per_token = training_seconds(backend)
     assert per_token * personalar.runs.time_estimate.TOKENS == pytest.approx(BLOCKS * 3)
-    assert clock.now == 12 + 4 * 3
+    assert clock.now == 2 * 2 + 2 * 3
 
 
 def test_the_network_is_unchanged_afterwards(tiny_backend) -> None:
     embeds = tiny_backend.embed(torch.arange(6)[None])
     before = tiny_backend.forward(embeds)
-    with first_blocks(tiny_backend, 60.0, 1) as passed:
+    with first_blocks(tiny_backend) as outputs:
         tiny_backend.forward(embeds)
-    assert passed.count == 1
+    assert len(outputs) == 2
     sampling_seconds(tiny_backend)
     training_seconds(tiny_backend)
     assert torch.equal(tiny_backend.forward(embeds), before)
@@ -109,8 +110,18 @@ def test_what_a_resumed_run_has_already_is_not_counted(session, total) -> None:
     resumed = total(stage)
     assert whole > resumed > 0
     request = all_requests(session, "base")[0]
-    save_sample(Sample(**vars(request), image=Image.new("RGB", (8, 8))), session.folder.path)
+    for one in (each for each in all_requests(session, "base") if each.prompt == request.prompt):
+        save_sample(Sample(**vars(one), image=Image.new("RGB", (8, 8))), session.folder.path)
     assert resumed > total(stage) > 0
+
+
+def test_only_pictures_that_are_drawn_are_counted(session) -> None:
+    """The run of the fixture has the kinds subject, class and description; its stage 1 learns embeddings."""
+    kinds = {stage: [r.kind for r in all_requests(session, stage)] for stage in ("base", "embedding")}
+    base, subject = kinds["base"], kinds["embedding"].count("subject")
+    assert pictures_left(session, "base") == len(base) - base.count("class")  # the same prompts and seeds
+    assert pictures_left(session, "embedding") == subject < len(kinds["embedding"])
+    assert pictures_left(session, "transformer") == len(kinds["embedding"])
 
 
 def test_sample_grids_and_class_images_are_counted(session, total, tiny_backend) -> None:
