@@ -116,7 +116,7 @@ def section(title: str, findings: Iterator[str]) -> tuple[str, bool]:
     lines, ready = [title], True
     try:
         lines.extend(findings)  # what was yielded before an error stays in the list
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         lines.extend(f"PROBLEM: {error}".splitlines())
         ready = False
     return "\n  ".join(lines), ready

@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,7 +26,7 @@ from omegaconf import DictConfig
 from personalar.config.command_line import launch, quote, read_flags
 from personalar.config.commands import TASKS, EvaluateConfig
 from personalar.config.compose import composed, read_config
-from personalar.config.fields import key_of, one_of
+from personalar.config.fields import key_of, one_of, parse
 from personalar.core.errors import user_errors
 from personalar.core.process import take_gpu
 
@@ -39,8 +41,9 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (arguments of this command, overrides for every run). `scorer` is in both.
 
     Raises:
-        ValueError: an unknown task or setting; the message has the allowed ones.
+        ValueError: an unknown task or setting, or one that the benchmark determines.
     """
+    flags, _ = read_flags(words)
     own_keys = {field.name for field in dataclasses.fields(EvaluateConfig)}
     own: list[str] = []
     for_runs: list[str] = []
@@ -55,13 +58,29 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
         # The benchmark adds subject= to every run, and this one would replace it.
         if key == "subject":
             raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")
+        if key_of(word) in ("samples.seeds", "samples.kinds"):
+            raise ValueError(
+                f"{word}: a benchmark samples all kinds, and the seeds of protocol=paper (one image per "
+                "prompt) or protocol=dreambooth (four): leave the setting out"
+            )
         mine = is_flag or key in own_keys or key.startswith("hydra")
         if mine:
             own.append(word)
         if not mine or key == "scorer":
             for_runs.append(word)
+    for_runs += search_path(words, flags.config_dir)
     composed("run", for_runs)  # raises an error for a wrong setting now, not in the first run
     return own, for_runs
+
+
+def search_path(words: Sequence[str], config_dir: str | None) -> list[str]:
+    """Return the override with which the runs also find the user's own options; empty without a folder."""
+    folders = [f"file://{Path(config_dir).absolute()}"] if config_dir else []
+    for word in words:
+        if key_of(word) == "hydra.searchpath" and (override := parse(word)) is not None:
+            value: Any = override.value()
+            folders += value if isinstance(value, list) else [value]
+    return [f"hydra.searchpath=[{','.join(map(quote, folders))}]"] if folders else []
 
 
 def parallel(own: Sequence[str], config: EvaluateConfig, subjects: Sequence[str]) -> list[str]:
@@ -140,7 +159,7 @@ def main() -> None:
     from personalar.runs.benchmark import plan, show_results
 
     with user_errors("personalar.evaluate"):
-        config = read_config(composed("evaluate", flags.overrides))
+        config = read_config(composed("evaluate", flags.overrides, config_dir=flags.config_dir))
         runs = plan(config, overrides)
         sys.argv[1:] = parallel(sys.argv[1:], config, list(dict.fromkeys(run.subject for run in runs)))
     launch("evaluate", Task(overrides))

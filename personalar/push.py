@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from personalar.concepts.concept_source import concept_folder
 from personalar.config.command_line import as_value, start
@@ -39,7 +40,7 @@ def push(config: PushConfig) -> None:
 def named(words: Sequence[str]) -> list[str]:
     """Return the words of a command line with a first word that is a folder written as concept=FOLDER."""
     first = words[0] if words else "-"
-    if first.startswith("-") or "=" in first:
+    if first.startswith("-") or ("=" in first and not Path(first).exists()):  # a sweep's folder has "="
         return list(words)
     return [f"concept={as_value(first)}", *words[1:]]
 

@@ -124,7 +124,7 @@ def main() -> None:
     launch("run", job)
     if SweepReport.failed:
         raise SystemExit(
-            f"personalar.run: {len(SweepReport.failed)} jobs failed: {', '.join(SweepReport.failed)}"
+            f"personalar.run: failed jobs ({len(SweepReport.failed)}): {', '.join(SweepReport.failed)}"
         )
 
 

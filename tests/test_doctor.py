@@ -126,6 +126,9 @@ def test_a_folder_that_cannot_be_written(where: str, tmp_path: Path, monkeypatch
         return write(dir=dir)
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    assert section("disk", (refused(dir=Path(where)) for _ in "x")) == (
+        "disk\n  PROBLEM: [Errno 13] Permission denied", False
+    )  # fmt: skip
     text, well = section("disk", disk())
     place = (tmp_path / where).resolve()
     assert not well and f"PROBLEM: {place} cannot be written (Permission denied): change its" in text

@@ -58,6 +58,8 @@ def test_a_run_is_pushed_and_read_back(
              (finished_run / "concept").rglob("*") if path.is_file()}  # fmt: skip
     listed_names = {line.split()[0] for line in listed.splitlines() if line.endswith(" MB")}
     assert set(files(hub)) == names == listed_names
+    shutil.copytree(run, tmp_path / "subject=cat,seed=0")  # as in a sweep
+    assert "from subject=cat,seed=0/concept:" in command("push", "subject=cat,seed=0", REPO, "dry_run=true")
     assert files(hub)["README.md"].decode() in listed
     assert b"sample concept=hub://me/my-cat " in files(hub)["README.md"]
     for name in names - {"README.md"}:

@@ -198,8 +198,8 @@ class BenchmarkConfig:
     subjects: list[str] | None = None
     """Names of subjects; null: all that are found in `path`."""
     methods: list[str] = field(default_factory=lambda: ["two_stage", "one_stage", "dreambooth", "lora"])
-    """Names in conf/experiment/paper or conf/method. The others are compared with the first, whose stage 1
-    is the table's row for textual inversion."""
+    """Options of `experiment=paper/` or of `method`, also your own. The others are compared with the first,
+    whose stage 1 is the table's row for textual inversion."""
     published: dict[str, float] = field(default_factory=dict, metadata=limits(0))
     """Published scores of real photographs for `calibrate`: dino, clip_i, subjects (their number)."""
 
@@ -242,10 +242,6 @@ class EvaluateConfig:
     scorer: ScorerConfig = MISSING
     protocol: str = "paper"
     """"paper" (one image per prompt) or "dreambooth" (four)."""
-    kinds: list[str] = field(
-        default_factory=lambda: ["subject", "class", "description", "prior", "unrelated"]
-    )
-    """Kinds of samples; see samples.kinds."""
     ratings: str | None = None
     """Folder of human ratings in the format of DreamBench++; task=agreement only."""
     out: str = "outputs/${benchmark.name}"

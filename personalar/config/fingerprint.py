@@ -103,7 +103,8 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     return {
         **others,
         "model": {**model, "recipe": mine},
-        "method": {"stage": chosen, "base_bits": method["base_bits"]},
+        # Only LoRA stages have quantized weights, see `training.memory_fit`.
+        "method": {"stage": chosen, "base_bits": method["base_bits"] if chosen["lora"]["rank"] else 16},
     }
 
 
@@ -127,6 +128,10 @@ def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bo
     return same and set(request["stages"]) <= set(finished["stages"])
 
 
+def _is_default_of(name: str) -> Callable[[RunConfig], bool]:
+    return lambda c: getattr(c.prior, name) == getattr(c.model.recipe.data, f"replay_{name}")
+
+
 STAGES = "model.recipe.stages"
 READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "samples.prior_images": (lambda c: "prior" in c.samples.kinds, "samples.kinds=[subject,prior]"),
@@ -134,10 +139,11 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
         "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
     ),
-    "scorer.clip_text": (lambda c: c.scorer.scores, "a scorer"),
-    "scorer.dino_preprocess": (lambda c: c.scorer.scores, "a scorer"),
-    "scorer.subject_crop": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)"),
-    "scorer.outside": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)"),
+    **{
+        f"scorer.{name}": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)")
+        for name in ("clip_text", "dino_preprocess", "subject_crop", "outside")
+    },
+    "selection.scorer.*": (lambda c: c.selection.scorer.scores, "selection.scorer other than none"),
     "selection.measures": (lambda c: c.selection.scorer.scores, "selection.scorer"),
     "selection.likeness_weight": (lambda c: c.scorer.scores or c.selection.scorer.scores, "a scorer"),
     "model.recipe.identifier.words": (
@@ -181,6 +187,14 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
             "model.recipe.data.replay_*",
         )
     },
+    **{
+        f"model.recipe.data.replay_{name}": (
+            _is_default_of(name),
+            f"prior.{name} left as it is: set prior.{name}",
+        )
+        for name in ("weight", "images", "prompts", "prompts_live", "prompt_dropout")
+    },
+    "samples.prompt_set": (lambda c: c.samples.prompts is None, "samples.prompts=null (not for a style)"),
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
     "subject.description": (
@@ -191,7 +205,7 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     "subject.proxy_share": (lambda c: c.subject.proxies is not None, "subject.proxies"),
     **{
         key: (lambda c: c.subject.noun != STYLE, "a subject with a class, which a style does not have")
-        for key in ("subject.live", "samples.prompt_set", "model.recipe.data.class_name")
+        for key in ("subject.live", "model.recipe.data.class_name")
     },
 }
 """Setting (fnmatch pattern) -> condition under which a run uses it, and the condition in words."""
@@ -211,7 +225,7 @@ IN_STAGE: dict[str, tuple[Callable[[RunConfig, StageMethod], bool], str]] = {
 def check_read(config: RunConfig, words: Sequence[str]) -> None:
     """Raise ValueError if one of the overrides `words` has no effect in this run, started from Python."""
     for word in words:
-        if key_of(word).startswith(("hydra.", "hydra/")):
+        if key_of(word).startswith(("hydra.", "hydra/")) and key_of(word) != "hydra.searchpath":
             raise ValueError(f"{word} is for the command line: leave it out; for a folder pass folder=DIR")
     if found := unread(config, words):
         raise ValueError(found)

@@ -1,12 +1,13 @@
-"""Settings of a base model: its weights, image sizes, sampling defaults and recipe. Values: conf/model."""
+"""Settings of a base model (conf/model) and of the decoder that samples from it (conf/decoder)."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from string import Formatter
+from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import II, MISSING
 
 from personalar.config.fields import limits, one_of
 from personalar.config.recipe import RecipeConfig
@@ -36,9 +37,9 @@ class ProtocolConfig:
     """"rows": sizes before the image, and a token after each row of codes (Lumina-mGPT, Emu3); "flat": the
     codes alone, of one square size (Chameleon, Anole, Janus). A family supports only some values."""
     unconditional: str = "image"
-    """Tokens before the image in the unconditional context of guidance: "image" (none, Lumina-mGPT),
-    "separator" (the prompt's last token, as the SJD code has it), "bos" (Chameleon), "pad" (BOS, and a pad
-    for each further token of the prompt: Janus) or "negative" (`negative_prompt`: Emu3)."""
+    """What replaces the prompt in the unconditional context of guidance: "image" (nothing: Lumina-mGPT),
+    "separator" (the prompt's last token, as in the code of SJD), "bos" (BOS: Chameleon), "pad" (BOS, then
+    padding up to the length of the prompt: Janus) or "negative" (`negative_prompt`: Emu3)."""
     negative_prompt: str = ""
     """Text of the unconditional context with unconditional=negative."""
     resize: str = "halving"
@@ -55,6 +56,11 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for invalid values or combinations."""
         one_of("layout.buckets", self.buckets, ("square", *SHAPES))
+        if self.negative_prompt and self.unconditional != "negative":
+            raise ValueError(
+                f"layout.negative_prompt has no effect with layout.unconditional={self.unconditional}, only "
+                "with negative: leave it out"
+            )
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"
@@ -177,3 +183,49 @@ class ModelConfig:
         one_of("model.accelerator", self.accelerator, ACCELERATORS)
         if self.path is None and self.hub is None:
             raise ValueError(f"model={self.name} has neither path nor hub: set model.path=DIR")
+
+
+@dataclass(kw_only=True)
+class DecoderConfig:
+    """The decoder: its class and arguments; null for arguments that it does not have."""
+
+    _target_: str = MISSING
+    """Class of the decoder."""
+    cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
+    """Classifier-free guidance scale; 1: off."""
+    top_k: int = field(default=II("model.sampling.top_k"), metadata=limits(0))
+    """Sample from the k most likely codes; 0: off."""
+    top_p: float = field(default=II("model.sampling.top_p"), metadata=limits(1e-6, 1))
+    """Sample from the fewest most likely codes that together reach this probability; 1: off."""
+    temperature: float = field(default=II("model.sampling.temperature"), metadata=limits(0, 1000))
+    """Divides the logits; 0: always the most likely code."""
+    window: int | None = field(default=None, metadata=limits(2))
+    """decoder=jacobi: codes checked per forward pass."""
+    max_batch: int | None = field(default=None, metadata=limits(1))
+    """decoder=jacobi: largest batch that is decoded speculatively; see docs/sampling.md."""
+    bucket: int | None = field(default=None, metadata=limits(1))
+    """decoder=compiled: cache lengths are rounded up to a multiple of this number of slots."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of a user-defined decoder."""
+
+    def __post_init__(self) -> None:
+        if not self._target_.startswith("personalar.generation.decoders."):
+            return  # a user's decoder checks its own arguments
+        own = {"JacobiDecoder": ("window", "max_batch"), "CompiledDecoder": ("bucket",)}
+        for target, names in own.items():
+            for name in names:
+                value, mine = getattr(self, name), self._target_.endswith(target)
+                if mine and value is None:
+                    raise ValueError(f"decoder.{name}=null: {target} needs a number; leave out the setting")
+                if value is not None and not mine:
+                    raise ValueError(
+                        f"decoder.{name}={value} is not an argument of {self._target_.split('.')[-1]}, only "
+                        f"of {target}; choose another decoder=..."
+                    )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`_target_` and arguments for `hydra.utils.instantiate`."""
+        named = asdict(self)
+        further = named.pop("arguments")
+        return {name: value for name, value in named.items() if value is not None} | further

@@ -7,7 +7,44 @@ passed to this module, because a `_target_` can execute any code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from personalar.config.run_config import RunConfig
+
+
+def check_names_class(key: str, settings: Any) -> None:
+    """Raise ValueError unless the value of the setting `key` is a mapping with a `_target_`."""
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("_target_"), str):
+        raise ValueError(f"{key}={settings!r} names no class: set {key}._target_=my_package.MyClass")
+
+
+def check_class(key: str, settings: Any) -> None:
+    """Import the class in `settings`, without an object of it. Raises ValueError as `build` does."""
+    from hydra.utils import get_object
+
+    check_names_class(key, settings)
+    try:
+        get_object(settings["_target_"])
+    except (ImportError, ValueError) as error:
+        raise ValueError(_cannot_create(key, settings["_target_"], error)) from error
+
+
+def check_classes(config: RunConfig) -> None:
+    """Import the classes that training needs. Raises ValueError for an entry without one, or a wrong one."""
+    named: dict[str, Any] = {"optimizer": config.optimizer, "scheduler": config.scheduler}
+    adapters = {f"method.stages.{name}.adapters": s.adapters for name, s in config.method.stages.items()}
+    for group, chosen in {"callbacks": config.callbacks, "logger": config.logger, **adapters}.items():
+        named |= {f"{group}.{name}": value for name, value in chosen.items() if value is not None}
+    for key, settings in named.items():
+        check_class(key, settings)
+
+
+def _cannot_create(key: str, target: str, error: BaseException) -> str:
+    return (
+        f"{key}: cannot create {target} ({' '.join(str(error).split())[:300]}): check that Python can import "
+        "the class (its folder is in PYTHONPATH) and that it accepts these arguments"
+    )
 
 
 def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
@@ -25,17 +62,12 @@ def build(key: str, settings: Mapping[str, Any], **arguments: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    if not isinstance(settings, Mapping) or "_target_" not in settings:
-        raise ValueError(f"{key}={settings!r} names no class: set {key}._target_=my_package.MyClass")
+    check_names_class(key, settings)
     try:
         # _convert_: classes of other libraries expect plain lists and dicts, not OmegaConf containers.
         return instantiate(dict(settings), _convert_="all", **arguments)
     except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(
-            f"{key}: cannot create {settings['_target_']} ({reason}): check that Python can import the class "
-            "(its folder is in PYTHONPATH) and that it accepts these arguments"
-        ) from error
+        raise ValueError(_cannot_create(key, settings["_target_"], error.__cause__ or error)) from error
 
 
 def fill_in(settings: Any, **values: Any) -> Any:

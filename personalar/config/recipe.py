@@ -153,7 +153,8 @@ class PriorConfig:
     """"replay" (predict their codes), "distill" (stay close to the frozen base's distribution of their
     codes), "both" (half of each), or "none" (no class images)."""
     weight: float | None = field(default=II("model.recipe.data.replay_weight"), metadata=limits(0, 1000))
-    """Loss = mean over the photos + weight * mean over the class images; null: the mean over the batch."""
+    """Weight of class images: loss = mean over the photos + weight * mean over the class images. null: the
+    mean over the whole batch, in which a class image counts like a photo."""
     append: str = ""
     """A learned token that ends the prompts of class images in training, such as "[I]"; empty: none."""
     images: int = field(default=II("model.recipe.data.replay_images"), metadata=limits(0))

@@ -6,13 +6,13 @@ The YAML files in `conf/` contain named sets of these values. A key that is not 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import II, MISSING
+from omegaconf import MISSING
 
 from personalar.config.fields import SEED, limits, one_of
-from personalar.config.model_config import ModelConfig
+from personalar.config.model_config import DecoderConfig, ModelConfig
 from personalar.config.recipe import PriorConfig, StageNumbers
 from personalar.config.scorer_config import ScorerConfig, SelectionConfig
 from personalar.config.subject_config import STYLE, SamplesConfig, SubjectConfig, check_style_prompts
@@ -55,7 +55,8 @@ class StageMethod:
     lora: LoraConfig = field(default_factory=LoraConfig)
     """LoRA to train instead of `parameters`."""
     adapters: dict[str, Any] = field(default_factory=dict)
-    """Adapters to train, by any name: `_target_` of an `adapters.base.Adapter`, and its arguments."""
+    """Adapters to train, by name (lower-case letters, digits, _): `_target_` of an `adapters.base.Adapter`,
+    and its arguments."""
 
     @property
     def changes_network(self) -> bool:
@@ -95,6 +96,8 @@ class MethodConfig:
     """Stages by name; they run in this order."""
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"method={self.name} has no stages: set method.stages.NAME.numbers=...")
         # A stage can start from the base or from a stage before it.
         earlier = ["base"]
         for name, stage in self.stages.items():
@@ -106,6 +109,7 @@ class MethodConfig:
             if stage.start is not None:
                 one_of(f"method.stages.{name}.start", stage.start, tuple(earlier))
             earlier.append(name)
+        self._check_adapters()
         if self.base_bits not in (4, 16):
             raise ValueError(f"invalid value method.base_bits={self.base_bits}; allowed: 4, 16")
         # Quantized weights have no gradient.
@@ -113,53 +117,26 @@ class MethodConfig:
             raise ValueError(
                 "method.base_bits=4 freezes the base's weights: set lora.rank instead of parameters"
             )
+        if self.base_bits == 4 and not any(stage.lora.rank for stage in self.stages.values()):
+            raise ValueError(
+                "method.base_bits=4 has no effect without a LoRA stage: choose method=qlora, or leave it out"
+            )
 
-
-@dataclass(kw_only=True)
-class DecoderConfig:
-    """The decoder: its class and arguments; null for arguments that it does not have."""
-
-    _target_: str = MISSING
-    """Class of the decoder."""
-    cfg_scale: float = field(default=II("model.sampling.cfg_scale"), metadata=limits(0, 1000))
-    """Classifier-free guidance scale; 1: off."""
-    top_k: int = field(default=II("model.sampling.top_k"), metadata=limits(0))
-    """Sample from the k most likely codes; 0: off."""
-    top_p: float = field(default=II("model.sampling.top_p"), metadata=limits(1e-6, 1))
-    """Sample from the fewest most likely codes that together reach this probability; 1: off."""
-    temperature: float = field(default=II("model.sampling.temperature"), metadata=limits(0, 1000))
-    """Divides the logits; 0: always the most likely code."""
-    window: int | None = field(default=None, metadata=limits(2))
-    """decoder=jacobi: codes checked per forward pass."""
-    max_batch: int | None = field(default=None, metadata=limits(1))
-    """decoder=jacobi: largest batch that is decoded speculatively; see docs/sampling.md."""
-    bucket: int | None = field(default=None, metadata=limits(1))
-    """decoder=compiled: cache lengths are rounded up to a multiple of this number of slots."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of a user-defined decoder; may also contain `_target_`."""
-
-    def __post_init__(self) -> None:
-        if not self.settings["_target_"].startswith("personalar.generation.decoders."):
-            return  # a user's decoder checks its own arguments
-        own = {"JacobiDecoder": ("window", "max_batch"), "CompiledDecoder": ("bucket",)}
-        for target, names in own.items():
-            for name in names:
-                value, mine = getattr(self, name), self._target_.endswith(target)
-                if mine and value is None:
-                    raise ValueError(f"decoder.{name}=null: {target} needs a number; leave out the setting")
-                if value is not None and not mine:
+    def _check_adapters(self) -> None:
+        known: dict[str, Any] = {}
+        for stage, method in self.stages.items():
+            for name, settings in method.adapters.items():
+                key = f"method.stages.{stage}.adapters.{name}"
+                if not STAGE_NAME.fullmatch(name):  # the concept has a file of this name
                     raise ValueError(
-                        f"decoder.{name}={value} is not an argument of {self._target_.split('.')[-1]}, only "
-                        f"of {target}; choose another decoder=..."
+                        f"{key}: invalid name; allowed: up to 40 lower-case letters, digits and _, a letter "
+                        "first"
                     )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """`_target_` and arguments for `hydra.utils.instantiate`."""
-        named = asdict(self)
-        from_outside = named.pop("arguments")
-        # `arguments` comes last, so that it can also replace `_target_`.
-        return {name: value for name, value in named.items() if value is not None} | from_outside
+                if known.setdefault(name, settings) != settings:  # one object is used in all stages
+                    raise ValueError(
+                        f"{key}={settings} differs from the adapter {name} of an earlier stage: use the same "
+                        "settings, or another name"
+                    )
 
 
 @dataclass(kw_only=True)
@@ -204,9 +181,8 @@ class RunConfig:
                     f"allowed: {', '.join(self.model.recipe.stages)}"
                 )
         prior = self.prior
-        for stage in self.method.stages.values():
-            replays = self.model.recipe.stages[stage.numbers].replay_ratio > 0 and prior.kind != "none"
-            if replays and not (prior.images and (prior.prompts or prior.prompts_live)):
+        for name, stage in self.method.stages.items():
+            if self._replays(name) and not (prior.images and (prior.prompts or prior.prompts_live)):
                 raise ValueError(
                     f"model.recipe.stages.{stage.numbers}.replay_ratio is above 0 without class images: set "
                     "prior.images and prior.prompts, or prior.kind=none"
@@ -239,7 +215,18 @@ class RunConfig:
     def _check_strategy(self) -> None:
         """Raise ValueError if `trainer.strategy` cannot divide what a selected stage trains."""
         strategy, optimizer = self.trainer.strategy, self.model.recipe.identifier.optimizer
-        if optimizer and strategy.startswith("zero"):
+        sharded = strategy.startswith("zero")
+        if sharded and self.trainer.precision is not None:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} has no effect with trainer.strategy={strategy}: "
+                "the precision follows model.dtype with DeepSpeed: leave it out"
+            )
+        if sharded and self.model.dtype == "float16":
+            raise ValueError(
+                f"model.dtype=float16 cannot be used with trainer.strategy={strategy}; allowed: bfloat16, "
+                "float32"
+            )
+        if optimizer and sharded:
             raise ValueError(
                 f"model.recipe.identifier.optimizer={optimizer} needs whole embeddings, which "
                 f"trainer.strategy={strategy} shards: use trainer=gpu or trainer=ddp"
@@ -279,8 +266,11 @@ class RunConfig:
     @property
     def has_prior(self) -> bool:
         """True if a selected stage trains on class images."""
-        numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
-        return self.prior.kind != "none" and any(each.replay_ratio > 0 for each in numbers)
+        return any(map(self._replays, self.selected))
+
+    def _replays(self, stage: str) -> bool:
+        numbers = self.model.recipe.stages[self.method.stages[stage].numbers]
+        return numbers.replay_ratio > 0 and self.prior.kind != "none"
 
     @property
     def photo_warnings(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from personalar.config.fields import limits, one_of
+from personalar.config.plugins import check_names_class
 from personalar.core.measures import MEASURES
 
 VLM_JUDGE = "personalar.scoring.vlm.vlm_judge.VlmJudge"
@@ -51,6 +52,13 @@ class ScorerConfig:
     def __post_init__(self) -> None:
         one_of("scorer.dino_preprocess", self.dino_preprocess, ("checkpoint", "resize256_crop224"))
         one_of("scorer.clip_text", self.clip_text, ("class", "prompt"))
+        if bool(self.clip) != bool(self.dino):
+            raise ValueError(
+                f"scorer.clip={self.clip} scorer.dino={self.dino}: the two are used together: set both, or "
+                "neither"
+            )
+        for name, settings in self.extra.items():
+            check_names_class(f"scorer.extra.{name}", settings)
 
     @property
     def scores(self) -> bool:
@@ -85,8 +93,8 @@ class ScorerConfig:
         key = choice.partition("=")[0]
         ways = [choice, *([otherwise] if otherwise else [])]
         raise ValueError(
-            f"{what} would be decided by scorers that were not trained on photographs ({key}={self.name}): "
-            f"choose {', '.join(ways)}, or your own scorers ({key}.clip=DIR {key}.dino=DIR "
+            f"{key}={self.name} was trained on rendered pictures, so its scores of photographs mean nothing; "
+            f"{what} needs others: {', '.join(ways)}, or your own scorers ({key}.clip=DIR {key}.dino=DIR "
             f"{key}.photo_warning=null)"
         )
 
@@ -96,8 +104,8 @@ class SelectionConfig:
     """Which step of a stage is kept: the last one, or the best one of those with a sample grid."""
 
     scorer: ScorerConfig = field(default_factory=lambda: ScorerConfig(name="none"))
-    """Scorers that select the step, an option of `scorer`; none: the last step is kept. The reported scores
-    favour the selected step if they come from the same scorers."""
+    """An option of `scorer` whose scores select the step; none: the last step is kept. Choose others than
+    for `scorer`: reported scores of the same scorers would be too high, because they selected the step."""
     measures: list[str] = field(default_factory=lambda: ["dino", "clip_t"])
     """Two measures of `scorer`, likeness and prompt following; both are cosine similarities."""
     likeness_weight: float = field(default=0.5, metadata=limits(0, 1))
@@ -130,7 +138,9 @@ class SelectionConfig:
                 f"samples.grid_every_steps={every} gives none in a stage of {fewest_steps} steps; allowed: 1 "
                 f"to {fewest_steps}"
             )
-        self.scorer.check_decides("the kept step", photographs=photographs, choice="selection.scorer=modern")
+        self.scorer.check_decides(
+            "the selection of a step", photographs=photographs, choice="selection.scorer=modern"
+        )
 
 
 def judged(objective: Iterable[str]) -> list[str]:

@@ -37,6 +37,8 @@ ATTRIBUTIONS = {"dreambench": ATTRIBUTION, "dreambench_plus": dreambench_plus.AT
 """Printed, and in the notes of the comparison, by the kind of the benchmark."""
 FIRST = "embedding"
 """Name of stage 1, which several methods have in common."""
+KINDS = ("subject", "class", "description", "prior", "unrelated")
+"""Kinds of samples, see `samples.kinds`."""
 TITLES = {
     ("two_stage", "embedding"): "textual inversion (stage 1)",
     ("two_stage", "transformer"): "two stages",
@@ -69,17 +71,10 @@ class BenchRun:
 
 
 def method_overrides(method: str) -> tuple[str, ...]:
-    """Return the overrides that select `method`. Raises ValueError if it is unknown."""
-    # An experiment comes first: it is the method of the paper's table with all its settings.
-    conf = conf_dir()
-    experiments = [name for name in group_options(conf, "experiment") if name.startswith("paper/")]
-    if f"paper/{method}" in experiments:
+    """Return the overrides that select `method`, an experiment of the paper or an option of `method`."""
+    if f"paper/{method}" in group_options(conf_dir(), "experiment"):
         return (f"experiment=paper/{method}",)
-    if method in group_options(conf, "method"):
-        return (f"method={method}",)
-    known = [*[name.removeprefix("paper/") for name in experiments], *group_options(conf, "method")]
-    allowed = ", ".join(dict.fromkeys(known))  # without duplicates: some names are in both groups
-    raise ValueError(f"benchmark.methods: unknown {method!r}; allowed: {allowed}")
+    return (f"method={method}",)
 
 
 def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
@@ -91,8 +86,10 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
     if benchmark.kind == "dreambench":
         assert benchmark.path is not None
         found = find_subjects(Path(benchmark.path).expanduser(), benchmark.subjects)
-        common = ("+subject=dreambench", "samples.prompt_set=dreambench")
-        return {name: (*common, f"subject.path={quote(folder.resolve())}") for name, folder in found.items()}
+        return {
+            name: ("+subject=dreambench", f"subject.path={quote(folder.resolve())}")
+            for name, folder in found.items()
+        }
     if benchmark.kind == "dreambench_plus":
         folder = Path(benchmark.path).expanduser() if benchmark.path else fetch_plus(benchmark.revision)
         chosen = find_plus_subjects(folder, benchmark.subjects)
@@ -108,7 +105,7 @@ def subject_overrides(benchmark: BenchmarkConfig) -> dict[str, tuple[str, ...]]:
 def plan(config: EvaluateConfig, extra: Sequence[str] = ()) -> list[BenchRun]:
     """Return all runs, subject by subject with the methods in order; `extra` are overrides for all."""
     seeds = ",".join(str(seed) for seed in range(PROTOCOLS[config.protocol]))
-    common = [f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(config.kinds)}]"]
+    common = [f"samples.seeds=[{seeds}]", f"samples.kinds=[{','.join(KINDS)}]"]
     if config.scorer.judges:
         common.append("scorer.outside=true")
     methods = {method: method_overrides(method) for method in config.benchmark.methods}

@@ -66,7 +66,8 @@ def obstacle(config: RunConfig, folder: RunFolder) -> str | None:
     has begun. Sets `folder.longer` if that stage is finished.
 
     Returns:
-        The reason; "" if other settings differ, which need no further explanation; None without an obstacle.
+        None: the run can continue. "": settings other than steps differ; the caller lists them. Otherwise:
+        the reason why this change of steps is impossible.
     """
     changed = changes(folder.record["settings"], learning_settings(config))
     begun = [name for name in config.method.stages if has_begun(folder, name)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_measures, one_of
 from personalar.config.fingerprint import check_read
-from personalar.config.plugins import build
+from personalar.config.plugins import build, check_classes
 from personalar.config.run_config import RunConfig, Stage
 from personalar.config.scorer_config import ScorerConfig
 from personalar.core.files import base_fingerprint
@@ -30,7 +31,7 @@ from personalar.core.types import Subject
 from personalar.data.subject import load_subject, validation_prompts
 from personalar.models.loading import obtain_model, offline_model, pin
 from personalar.reports.summary import result_lines
-from personalar.runs.record import finish, is_finished, record_end, record_settings, record_start, timed
+from personalar.runs.record import finish, is_finished, record_end, record_settings, record_start
 
 if TYPE_CHECKING:
     from personalar.models.stored_base import ModelFiles
@@ -46,7 +47,7 @@ def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -
     check_read(config, settings)
     # The same default as hydra.run.dir in conf/run.yaml, which does not apply without Hydra's main function.
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
-    return config, where.absolute()
+    return config, where.expanduser().absolute()
 
 
 def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
@@ -104,8 +105,8 @@ def prepare(
 
     stages = selected_stages(config, folder)
     if global_rank() == 0 and is_finished(config, folder):
-        print(f"already finished; overwrite=true starts again\nreport: {run_dir / 'report.html'}")
-        print("\n".join(result_lines(run_dir)))
+        told = ["already finished; overwrite=true starts again", f"report: {run_dir / 'report.html'}"]
+        print("\n".join([*told, *result_lines(run_dir)]))
         return None
     session = open_session(config, subject, folder, files, stages, base=base, started=started)
     if folder.longer is not None:
@@ -120,11 +121,11 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
 
     `config.model` is changed to the exact commits of the files, so that run.json records them.
     """
-    # First the files on this machine, then the photos, then the download: a bad photo is reported before
-    # 14 GB are downloaded.
+    # The download of 14 GB comes last, so that a bad photo is reported before.
     found = offline_model(config.model)
     layout = found.layout if found else config.model.layout
     subject = load_subject(config.subject, layout.sizes if layout else None)
+    check_classes(config)
     files = found or obtain_model(config.model, say=print)
     config.model = pin(config.model)
     return subject, files
@@ -235,9 +236,16 @@ def personalize(session: RunContext, stages: Stages, *, command: str) -> None:
         follow(session, stages)
         return
     record_start(session, command=command)
-    with session.reporter.recorded(), timed(session):
-        learn(session, stages)
-        record_end(session)  # last: without this entry the run counts as unfinished and resumes
+    from personalar.runs.pictures import note_cost
+
+    with session.reporter.recorded():
+        try:
+            learn(session, stages)
+            record_end(session)  # last: without this entry the run counts as unfinished and resumes
+        except BaseException:
+            with suppress(OSError):  # such as a full disk, which must not replace the error
+                note_cost(session)  # the resumed run adds its own time
+            raise
 
 
 def learn(session: RunContext, stages: Stages) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,18 +108,6 @@ def finish(session: RunContext) -> None:
     session.reporter.say(f"report: {write_report(session.folder.path)}")
     for line in result_lines(session.folder.path):
         session.reporter.say(line)
-
-
-@contextmanager
-def timed(session: RunContext) -> Iterator[None]:
-    """Write the time so far to run.json if the block is interrupted: the resumed run adds its own."""
-    from personalar.runs.pictures import note_cost
-
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        note_cost(session)
-        raise
 
 
 def record_end(session: RunContext) -> None:

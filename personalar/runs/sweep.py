@@ -76,7 +76,7 @@ def check_objective(config: RunConfig) -> None:
     """Raise ValueError if a search would be decided by scorers that were not trained on such pictures."""
     if names := judged(config.objective):
         config.scorer.check_decides(
-            f"what a search by objective=[{','.join(names)}] tries",
+            f"a search by objective=[{','.join(names)}]",
             photographs=config.subject.photographs,
             otherwise="a sweep without hydra/sweeper=..., which tries all listed values",
         )
@@ -131,8 +131,8 @@ def keep_sweeping(
     except (Exception, SystemExit) as error:
         # `user_errors` turns user errors into SystemExit with the message; for bugs the traceback is needed.
         known = isinstance(error, SystemExit)
-        # The folder is this job's if it is new, or if the job was accepted, which writes .hydra again.
-        # Otherwise it belongs to another run, where an error file would be wrong.
+        # The error file belongs into this job's own folder: one that is new, or whose .hydra was written
+        # again because the job was accepted. Another folder contains another run.
         alone = is_empty(run_dir, ERROR_FILE) and not isinstance(error.__context__, InUseError)
         own = alone or marks(run_dir) != before
         path = run_dir / ERROR_FILE

@@ -91,14 +91,18 @@ def test_a_dreambench_subject_knows_its_class() -> None:
     assert (subject.name, subject.noun, subject.kind) == ("wolf_plushie", "stuffed animal", "folder")
 
 
+def test_a_benchmark_of_dreambench_takes_prompts_of_its_own() -> None:
+    words = ["+subject=dreambench", "subject.path=data/dog2", "samples.prompts=['a {}']"]
+    assert unread(config := compose_config(*words), words) is None
+    assert config.samples.prompt_set == "dreambench"
+
+
 def test_the_papers_experiments_differ_as_its_tables_do() -> None:
     def stages(name: str):
         config = compose_config("+subject=cat", f"experiment=paper/{name}")
         return config, config.method.stages
 
-    assert compose_config("+subject=cat", "experiment=paper/embedding_only").selected == ["embedding"]
     assert not stages("without_class_name")[0].model.recipe.data.class_name
-    assert stages("lora")[1]["transformer"].lora.rank == 16
     assert (
         list(stages("one_stage")[1]) == ["transformer"] and stages("one_stage")[1]["transformer"].identifier
     )
@@ -290,8 +294,22 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         ),
         (
             ["scorer=none", "scorer.clip_text=prompt"],
-            r"clip_text has no effect in this run: it needs a scorer",
+            r"clip_text has no effect in this run: it needs CLIP and DINO",
         ),
+        (
+            ["scorer=none", "+scorer.extra.a._target_=x.Y", "scorer.dino_preprocess=checkpoint"],
+            "dino_preprocess .* needs CLIP and DINO",
+        ),
+        (
+            ["selection.scorer.outside=true"],
+            r"needs selection\.scorer other than none",
+        ),
+        (["samples.prompts=['a {}']", "samples.prompt_set=dreambench"], r"needs samples\.prompts=null"),
+        (
+            ["prior.images=5", "model.recipe.data.replay_images=9"],
+            r"replay_images .* it needs prior\.images left as it is: set prior\.images",
+        ),
+        (["method=dcoar", "model.recipe.data.replay_weight=2"], r"set prior\.weight"),
         (["scorer=none", "scorer.subject_crop=true"], "subject_crop .* needs CLIP and DINO"),
         (["scorer=none", "scorer.outside=true"], "outside .* needs CLIP and DINO"),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
@@ -445,6 +463,6 @@ def test_a_style_refuses_what_needs_a_class_or_a_place(words: list[str], message
 
 
 def test_settings_of_a_class_have_no_effect_on_a_style() -> None:
-    for word in ("subject.live=true", "samples.prompt_set=dreambench", "model.recipe.data.class_name=true"):
+    for word in ("subject.live=true", "model.recipe.data.class_name=true"):
         said = unread(compose_config(*STYLE, word), [*STYLE, word])
         assert said is not None and "has no effect in this run: it needs a subject with a class" in said

@@ -32,6 +32,7 @@ from personalar.config.run_config import RunConfig
 from personalar.core.measures import IN_SUMMARY
 
 __all__ = ["mistake"]
+ADAPTERS = "method.stages.embedding.adapters"
 KEYS = {"model.recipe.stages": "embedding", "method.stages": "transformer"}
 """A key of each mapping, to reach what lies in it."""
 ENUMERATIONS = {  # of RunConfig; each says what is allowed
@@ -164,6 +165,28 @@ def test_a_word_that_is_not_known(knob: str) -> None:
     [
         (["method.base_bits=4"], "set lora.rank instead of parameters"),
         (["method.base_bits=8"], "allowed: 4, 16"),
+        (["method.stages.transformer.parameters=[]", "method.base_bits=4"], "no effect without a LoRA stage"),
+        (["~method.stages.embedding", "~method.stages.transformer"], "method=paper has no stages"),
+        ([f"+{ADAPTERS}.Mine._target_=x.Y"], r"adapters\.Mine: invalid name; allowed: up to 40 lower-case"),
+        (
+            [
+                f"+{ADAPTERS}.a._target_=x.Y",
+                f"+{ADAPTERS.replace('embedding', 'transformer')}.a._target_=x.Z",
+            ],
+            r"transformer\.adapters\.a=.* differs from the adapter a of an earlier stage: use the same",
+        ),
+        (
+            ["trainer.strategy=zero2", "trainer.precision=16-mixed"],
+            "precision follows model.dtype with DeepSpeed: leave it out",
+        ),
+        (["trainer.strategy=zero3", "model.dtype=float16"], "float16 cannot be used with .*=zero3; allowed"),
+        (
+            ["model.layout.negative_prompt=ugly"],
+            "negative_prompt has no effect with .*=image, only",
+        ),
+        (["scorer.dino=null"], r"scorer\.dino=None: the two are used together: set both, or neither"),
+        (["selection.scorer.clip=x"], r"scorer\.clip=x .* are used together"),
+        (["+scorer.extra.a=3"], r"scorer\.extra\.a=3 names no class: set scorer\.extra\.a\._target_="),
         (["model.recipe.data.crops_per_photo=0", "model.recipe.data.copies_per_photo=0"], "copies_per_photo"),
         (["model.recipe.betas=[0.9]"], r"betas=\[0.9\] must be 2 numbers"),
         (["samples.seeds=[]"], "at least one seed"),
@@ -216,10 +239,8 @@ def test_a_gpu_that_is_not_there(session) -> None:
 
 def test_a_number_without_a_declared_range_may_be_infinite() -> None:
     """An argument of a class of the user's own."""
-    config = compose_config(
-        "+subject=cat", "+scorer.extra.mine.most=inf", "+decoder.arguments.least=[-inf,1]"
-    )
-    assert config.scorer.extra == {"mine": {"most": math.inf}}
+    config = compose_config("+subject=cat", "+callbacks.mine.most=inf", "+decoder.arguments.least=[-inf,1]")
+    assert config.callbacks["mine"] == {"most": math.inf}
     assert config.decoder.arguments == {"least": [-math.inf, 1]}
 
 

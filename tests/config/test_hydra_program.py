@@ -121,7 +121,7 @@ def test_two_jobs_in_one_folder(words: list[str], tmp_path: Path) -> None:
     """The second wants another seed than the run that is there: its reason is kept elsewhere."""
     where = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
     done = command(tmp_path, "personalar.run", *words, *where, "seed=0,1", "--multirun")
-    assert done.returncode == 1 and "1 jobs failed: sweep/error_1.txt" in done.stderr, done.stderr
+    assert done.returncode == 1 and "failed jobs (1): sweep/error_1.txt" in done.stderr, done.stderr
     good = tmp_path / "sweep" / "same"
     assert (good / "summary.json").is_file() and not list(good.rglob("error*.txt"))
     assert OmegaConf.load(good / ".hydra/config.yaml").seed == 0
@@ -134,7 +134,7 @@ def test_two_jobs_in_one_folder_at_the_same_time(words: list[str], tmp_path: Pat
     where = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = command(tmp_path, "personalar.run", *words, *where, *launcher, "seed=0,1", "-m")
-    assert done.returncode == 1 and "1 jobs failed: sweep/error_" in done.stderr, done.stderr
+    assert done.returncode == 1 and "failed jobs (1): sweep/error_" in done.stderr, done.stderr
     good = tmp_path / "sweep" / "same"
     assert (good / "summary.json").is_file() and not list(good.rglob("error*.txt"))
     (reason,) = [path.read_text() for path in (tmp_path / "sweep").glob("error_*.txt")]

@@ -171,7 +171,7 @@ def test_a_sweep_over_folders_stays_in_its_own(tmp_path: Path) -> None:
     here.mkdir(parents=True)
     paths = "subject.path=../../../../x,../../../../y"
     said = command(here, "personalar.run", "-m", "+subject=folder", paths, "subject.noun=dog")
-    assert said.returncode == 1 and "2 jobs failed" in said.stderr
+    assert said.returncode == 1 and "failed jobs (2)" in said.stderr
     assert list((tmp_path / "a").iterdir()) == [here] and [path.name for path in here.iterdir()] == ["sweeps"]
     assert len(list((here / "sweeps" / "nano").rglob("error.txt"))) == 2
 

@@ -49,7 +49,7 @@ def test_people_and_a_judge_that_agrees(tmp_path: Path, capsys) -> None:
     make_ratings(tmp_path / "data", {"ann": mine, "bob": other})
     evaluate(config(f"ratings={tmp_path / 'data'}", f"out={tmp_path / 'out'}", *BLIND), [])
     said = capsys.readouterr().out
-    table = json.loads((tmp_path / "out" / "agreement.json").read_text())["table"]
+    table = json.loads((tmp_path / "out" / "agreement_ratings.json").read_text())["table"]
     assert list(table) == ["dark", "letters", "people, likeness", "people, following"]
     assert table["dark"]["AUC"]["value"] == 1 and table["dark"]["AUC"]["pictures"] == 9
     assert 0 < table["dark"]["alpha"]["value"] < 1
@@ -119,7 +119,7 @@ def test_what_it_needs(words: tuple[str, ...], message: str) -> None:
 
 
 def test_settings_that_contradict() -> None:
-    with pytest.raises(ValueError, match="agreement with people would be decided by scorers that"):
+    with pytest.raises(ValueError, match="an agreement with people needs others: scorer=dreambench"):
         config("ratings=/nowhere", "scorer=nano")
     with pytest.raises(ValueError, match="ratings=/x is read by task=agreement alone"):
         compose_config("ratings=/x", "benchmark=nanobench", name="evaluate")

@@ -152,7 +152,7 @@ def test_dreambench_from_a_folder_shows_whose_photographs_they_are(
     photos = make_photos(tmp_path / "it's here" / "dataset", "dog6", "wolf_plushie")
     settings = config(
         "benchmark=dreambench", f"benchmark.path={quote(photos.parent)}", "benchmark.methods=[two_stage]",
-        "kinds=[subject]", KNOWS, f"out={tmp_path / 'out'}",
+        KNOWS, f"out={tmp_path / 'out'}",
     )  # fmt: skip
     with pytest.raises(FileNotFoundError, match="no finished run"):
         evaluate(settings, ["stage=transformer"])  # without a stage 1
@@ -197,8 +197,7 @@ def test_both_protocols_and_the_order_of_runs() -> None:
     [
         (
             ["benchmark.methods=[x]"],
-            "benchmark.methods: unknown 'x'; allowed: dreambooth, embedding_only, lora, one_stage, "
-            "two_stage, without_class_name, dcoar, full, joint, paper, qlora$",
+            r"unknown option method='x'\nallowed: dcoar, embedding_only, full, joint, lora, paper, qlora$",
         ),
         (["benchmark.methods=[]"], "name at least one"),
         (["benchmark.subjects=[]"], r"benchmark\.subjects is empty: name at least one"),
@@ -208,12 +207,12 @@ def test_both_protocols_and_the_order_of_runs() -> None:
         (["benchmark=dreambench"], r"needs benchmark\.path=DIR.*git clone"),
         (
             ["benchmark=dreambench", "benchmark.path=photos"],
-            r"would be decided by scorers that were not trained on photographs \(scorer=nano\): "
-            r"choose scorer=dreambench, scorer=none \(no scores\), or your own scorers \(",
+            r"^scorer=nano was trained on rendered pictures, so its scores .* mean nothing; "
+            r"benchmark=dreambench needs others: scorer=dreambench, scorer=none \(no scores\), or your own",
         ),
         (
             ["task=calibrate", "benchmark=dreambench", "benchmark.path=photos"],
-            r"choose scorer=dreambench, or your own scorers",
+            r"needs others: scorer=dreambench, or your own scorers",
         ),
     ],
 )
@@ -230,8 +229,25 @@ def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     assert for_runs == ["model=nano", "~callbacks.checkpoint", "scorer.clip=x"]
     with pytest.raises(ValueError, match=r"a benchmark has several subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
+    for word in ("samples.seeds=[7]", "+samples.kinds=[subject]"):
+        with pytest.raises(ValueError, match=r"samples all kinds, and the seeds of protocol=paper"):
+            split_arguments([word])
     with pytest.raises(ValueError, match=r"unknown setting trainer\.thread.*did you mean threads"):
         split_arguments(["benchmark=nanobench", "trainer.thread=1"])
+
+
+def test_the_users_own_options_reach_the_runs(tmp_path: Path) -> None:
+    """With --config-dir and with hydra.searchpath, also together."""
+    own = {name: tmp_path / name for name in ("one", "two")}
+    for name, folder in own.items():
+        (folder / "method").mkdir(parents=True)
+        yaml = f"defaults: [method_schema]\nname: {name}\nstages: {{embedding: {{numbers: embedding}}}}\n"
+        (folder / "method" / f"{name}.yaml").write_text(yaml)
+    search = f"hydra.searchpath=[file://{own['two']}]"
+    mine, for_runs = split_arguments(["--config-dir", str(own["one"]), search, "seed=1"])
+    assert mine == ["--config-dir", str(own["one"]), search] and for_runs[0] == "seed=1"
+    runs = plan(config("benchmark.methods=[one,two]", "benchmark.subjects=[cat]"), for_runs)
+    assert [compose_config(*run.overrides).method.name for run in runs] == ["one", "two"]
 
 
 def test_the_base_is_shared_but_a_begun_run_is_left_alone(tmp_path: Path) -> None:

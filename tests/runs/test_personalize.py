@@ -183,6 +183,41 @@ def test_a_run_that_dies_at_its_report_is_not_finished(
     assert do_run(run_dir, "stage=embedding") and (run_dir / "report.html").is_file()
 
 
+def test_the_time_until_a_crash_counts(session: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = Mock(side_effect=RuntimeError("out of memory"))
+    monkeypatch.setattr(personalar.runs.personalize, "learn", crash)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        personalar.runs.personalize.personalize(session, [], command="test")
+    assert session.folder.record["total_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "+logger.mine.save_dir=x",
+            r"logger\.mine={'save_dir': 'x'} names no class: set logger\.mine\._target_=",
+        ),
+        ("+logger.mine=csv", "logger.mine='csv' names no class"),
+        ("logger.csv=3", "logger.csv=3 names no class"),
+        ("~scheduler", "scheduler={} names no class"),
+        (
+            "optimizer._target_=torch.optim.Adamm",
+            r"optimizer: cannot create torch\.optim\.Adamm .*PYTHONPATH",
+        ),
+        ("+callbacks.mine._target_=nowhere.Mine", r"callbacks\.mine: cannot create nowhere\.Mine"),
+        ("+method.stages.embedding.adapters.a._target_=x.Y", r"embedding\.adapters\.a: cannot create x\.Y"),
+    ],
+)
+def test_a_wrong_class_is_told_before_a_download(
+    word: str, message: str, do_run, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(personalar.runs.personalize, "offline_model", lambda model: None)
+    monkeypatch.setattr(personalar.runs.personalize, "obtain_model", Mock(side_effect=AssertionError))
+    with pytest.raises(ValueError, match=message):
+        do_run(tmp_path / "run", word)
+
+
 def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Path, tmp_path: Path) -> None:
     """Do what the message about a damaged file recommends."""
     copy = shutil.copytree(finished_run, tmp_path / "copy")

@@ -16,6 +16,7 @@ import personalar
 from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.core.run_lock import locked
+from personalar.runs.personalize import from_settings
 
 LOOK = ("scorer=none", "samples.kinds=[subject]", "samples.grid_every_steps=0")
 
@@ -89,6 +90,8 @@ def test_mistakes_are_those_of_the_command() -> None:
         personalar.personalize("subject=catt")
     with pytest.raises(ValueError, match=r"hydra\.run\.dir=x is for the command line: .* folder=DIR"):
         personalar.personalize("subject=cat", "hydra.run.dir=x")
+    own, folder = from_settings(["subject=cat", f"hydra.searchpath=[file://{Path.cwd()}]"], "~/runs/cat")
+    assert (own.subject.name, folder) == ("cat", Path.home() / "runs/cat")
     with pytest.raises(ValueError, match=r"prompts=\[a\]: pass it as an argument, sample_files\("):
         personalar.sample_files("outputs", ["a [V] cat"], [0], "prompts=[a]")
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

@@ -12,7 +12,7 @@ import pytest
 from conftest_run import compose_config
 from PIL import Image
 
-from personalar.runs.benchmark import BenchRun, first_stage, share
+from personalar.runs.benchmark import BenchRun, first_stage, method_overrides, share
 from personalar.runs.reuse import check_started_alone
 
 LORA = "method=lora"
@@ -96,8 +96,8 @@ def test_processes_started_outside_cannot_take_over(monkeypatch) -> None:
 
 def test_a_benchmark_learns_the_word_once(tmp_path: Path) -> None:
     names = ("two_stage", "lora", "embedding_only", "without_class_name", "one_stage")
-    starts = {name: first_stage(("+subject=cat", f"experiment=paper/{name}")) for name in names}
-    assert starts["two_stage"] == starts["lora"] == starts["embedding_only"]
+    starts = {name: first_stage(("+subject=cat", *method_overrides(name))) for name in (*names, "qlora")}
+    assert starts["two_stage"] == starts["lora"] == starts["embedding_only"] == starts["qlora"]
     assert starts["without_class_name"] not in (None, starts["two_stage"]) and starts["one_stage"] is None
     runs = {
         name: BenchRun(

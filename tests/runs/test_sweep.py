@@ -174,7 +174,7 @@ def test_submitit_and_a_failing_job(tmp_path: Path, tiny_model_dir: Path, tiny_s
         "hydra.launcher.timeout_min=5", "decoder.temperature=-1,1", "hydra.sweep.subdir=${hydra.job.num}",
         "objective=[dino,clip_t]",
     )  # fmt: skip
-    assert done.returncode == 1 and "1 jobs failed" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 1 and "failed jobs (1)" in done.stderr, done.stderr[-3000:]
     assert (tmp_path / "sweep" / "0" / "error.txt").is_file()
     assert (tmp_path / "sweep" / "1" / "summary.json").is_file()
     assert "comparison.html" in done.stdout

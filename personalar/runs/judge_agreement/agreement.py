@@ -1,6 +1,6 @@
 """Agreement of the scorers with human ratings, or with planted faults in the rendered world.
 
-OUT/agreement.json    the numbers with intervals
+OUT/agreement.json    the numbers with intervals; with ratings OUT/agreement_ratings.json
 OUT/agreement.md      the table
 """
 
@@ -40,9 +40,10 @@ def agreement(config: EvaluateConfig) -> Table:
     else:
         raise ValueError("agreement needs ratings=DIR, or the rendered subjects of benchmark=nanobench")
     out, text = Path(config.out), f"{as_table(table)}\n\n{note}\n"
-    write_text(out / "agreement.json", json.dumps({"note": note, "table": table}, indent=1) + "\n")
-    write_text(out / "agreement.md", text)
-    print(f"{text}written: {out / 'agreement.md'}")
+    stem = "agreement_ratings" if config.ratings else "agreement"  # both can be in one folder
+    write_text(out / f"{stem}.json", json.dumps({"note": note, "table": table}, indent=1) + "\n")
+    write_text(out / f"{stem}.md", text)
+    print(f"{text}written: {out / stem}.md")
     return table
 
 

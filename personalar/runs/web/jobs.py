@@ -72,8 +72,9 @@ class Jobs:
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the most recently changed first."""
-        # outputs/BASE/SUBJECT, or outputs/NAME for a folder that was chosen by hand.
-        found = {path.parent for deep in ("*", "*/*") for path in self.outputs.glob(f"{deep}/run.json")}
+        # outputs/BASE/SUBJECT, outputs/BENCHMARK/METHOD/SUBJECT, or a folder that was chosen by hand.
+        levels = ("*", "*/*", "*/*/*")
+        found = {path.parent for deep in levels for path in self.outputs.glob(f"{deep}/run.json")}
         found |= set(self._children)  # also runs that have not written run.json yet
         # A set of photos named "run" has a file run.json too.
         found = {folder for folder in found if not folder.is_relative_to(self.own)}
@@ -98,7 +99,7 @@ class Jobs:
         return self.own / "pictures" / self.folder(name).relative_to(self.outputs)
 
     def pushes(self, name: str) -> Path:
-        """Return the path that stands for the uploads of a run; only its log exists, and no folder."""
+        """Return a path for `start` and `state` of the uploads of a run; only its log is written."""
         return self.own / "pushes" / self.folder(name).relative_to(self.outputs)
 
     def log(self, folder: Path) -> Path:
@@ -184,14 +185,10 @@ class Jobs:
 
     def command(self, folder: Path) -> list[str] | None:
         """Return the command of `folder` from run.json, otherwise the last one in its log."""
-        found: list[str] = []
-        with suppress(OSError):
-            lines = self.log(folder).read_text(errors="replace").splitlines()
-            found = [line[2:] for line in lines if line.startswith("$ ")]
+        found = [self.output(folder)[0]]
         with suppress(OSError, ValueError):
-            found.append(read_record(folder / "run.json").get("command") or "")
-        # The last one first; run.json was added last.
-        for text in reversed(found):
+            found.insert(0, read_record(folder / "run.json").get("command") or "")
+        for text in found:
             with suppress(ValueError):  # quotes without an end
                 words = shlex.split(text)
                 if words[:3] == ["python", "-m", "personalar.run"]:

@@ -28,7 +28,7 @@ STATUS = {
     "running": "running",
     "finished": "finished",
     "stopped": "stopped; Resume goes on from here",
-    "failed": "failed; the log says why",
+    "failed": "failed; see the log",
     "killed": "ended without saving; Resume goes on from the last checkpoint",
 }
 

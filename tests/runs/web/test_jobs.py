@@ -89,7 +89,7 @@ def test_the_command_that_goes_on_is_that_of_the_run_or_of_its_log(tmp_path: Pat
         jobs.resume(folder)
     log = jobs.log(folder)
     log.parent.mkdir(parents=True)
-    log.write_text("$ python -m personalar.run subject=cat hydra.run.dir=x\nerror\n$ rm -r .\n")
+    log.write_text("$ python -m personalar.run subject=cat hydra.run.dir=x\nerror\n")
     assert jobs.command(folder) == [
         "python",
         "-m",
@@ -109,6 +109,12 @@ def test_a_set_of_photos_named_run_is_no_run(tmp_path: Path) -> None:
     (jobs.own / "photos").mkdir(parents=True)
     (jobs.own / "photos" / "run.json").write_text("{}")
     assert jobs.runs() == []
+
+
+def test_runs_of_a_benchmark_are_found(tmp_path: Path) -> None:
+    (tmp_path / "nanobench/lora/cat").mkdir(parents=True)
+    (tmp_path / "nanobench/lora/cat/run.json").write_text("{}")
+    assert Jobs(tmp_path).runs() == ["nanobench/lora/cat"]
 
 
 def test_the_output_of_the_last_command(tmp_path: Path) -> None:
