@@ -24,7 +24,7 @@ LUMINA_PROMPT = "Generate an image of {width}x{height} according to the followin
 
 @dataclass(kw_only=True)
 class ProtocolConfig:
-    """Image sizes and token layout of a base model."""
+    """Image sizes and token sequence of a base model."""
 
     grid_px: int = field(default=32, metadata=limits(1, 4096))
     """Pixels per unit of a size token."""
