@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock
 
 from personalar.config.compose import package_path
@@ -150,7 +149,7 @@ def cached(hub: HubFiles) -> Path | None:
     """Return the folder in the cache with all files of `hub`, or None; the network is not used."""
     try:
         folder = _snapshot(hub, local_files_only=True)
-    except errors.LocalEntryNotFoundError:
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     has_weights = any(name.endswith((".safetensors", ".bin")) for name in hub.files)
@@ -200,9 +199,11 @@ def obstacle(parts: list[Part]) -> str | None:
 
 def missing_bytes(hub: HubFiles) -> float:
     """Return the size of `hub` without what an interrupted download has stored in the cache."""
-    repo = cache_folder() / repo_folder_name(repo_id=hub.repo, repo_type="model")
-    # Finished and unfinished files. st_blocks, because an unfinished file can be sparse.
-    stored = sum(512 * file.stat().st_blocks for file in repo.glob("blobs/*"))
+    repo = cache_folder() / f"models--{hub.repo.replace('/', '--')}"  # also for a mistyped name
+    # Finished and unfinished files. In blocks of 512 bytes, because an unfinished file can be sparse; Windows
+    # has no st_blocks.
+    found = [file.stat() for file in repo.glob("blobs/*")]
+    stored = sum(512 * getattr(stat, "st_blocks", -(-stat.st_size // 512)) for stat in found)
     return max(0, 1e9 * hub.gigabytes - stored)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -26,7 +27,15 @@ from personalar.config.model_config import PARTS, ModelConfig
 from personalar.doctor import model_files, section
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
-from personalar.models.loading import cache_folder, free_bytes, hub_parts, obtain_model, offline_model, pin
+from personalar.models.loading import (
+    cache_folder,
+    free_bytes,
+    hub_parts,
+    missing_bytes,
+    obtain_model,
+    offline_model,
+    pin,
+)
 
 NAMES = [name for name in group_options(conf_dir(), "model") if name != "nano"]
 FREE = "personalar.models.loading.free_bytes"
@@ -170,6 +179,10 @@ def test_an_interrupted_download_goes_on_if_the_rest_fits(hub: Hub, monkeypatch)
     blobs = cache_folder() / "models--Alpha-VLLM--Lumina-mGPT-7B-768" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "a.incomplete").write_bytes(bytes(1_000_000))
+    with monkeypatch.context() as windows:
+        without_blocks = SimpleNamespace(st_mode=blobs.stat().st_mode, st_size=1_000_000)
+        windows.setattr(Path, "stat", lambda path, **how: without_blocks)
+        assert missing_bytes(config.hub) == 2_000_000 - 1_000_448  # rounded up to blocks
     assert not obtain_model(config, say=lambda text: None).missing()
 
 
@@ -200,6 +213,12 @@ def test_a_wrong_setting_is_an_error_before_the_download(
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             work()
     assert not hub.files_asked_for
+
+
+@pytest.mark.parametrize("repo", ["a/b/c", "https://huggingface.co/GAIR/Anole-7b-v0.1"])
+def test_a_mistyped_repository_is_named(hub: Hub, repo: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{repo} .*is no name of a repository.*model\.hub\.repo="):
+        obtain_model(model("anole_7b", f"model.hub.repo='{repo}'"), say=pytest.fail)
 
 
 def test_only_the_missing_part_is_downloaded(hub: Hub, vqgan_dir: Path) -> None:
