@@ -59,7 +59,7 @@ def view_pixels(
 
     Args:
         backend: the base, which fits a view to one of its sizes.
-        photo: any size and mode. The geometry depends only on its size, so a mask of the same size has the
+        photo: any size. The geometry depends only on its size, so a mask of the same size has the
             same views.
         data: number of crops and copies. Copies that are equal, because of crop="center", are returned once.
         flip: mirror the photo first.

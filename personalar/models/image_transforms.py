@@ -7,23 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from personalar.core.image_sizes import LEAST_KEPT, Size, choose_bucket, kept_share
-
-
-def flatten_alpha(image: Image.Image) -> Image.Image:
-    """Return RGB with transparency blended on white, truncated to 8 bits as in Lumina-mGPT."""
-    if image.mode == "RGB":
-        return image
-    rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
-    alpha = rgba[..., 3:] / 255.0
-    # An opaque picture must keep its bits, without the rounding of a blend.
-    if alpha.min() == 1.0:
-        return image.convert("RGB")
-    # astype truncates. PIL's own blending rounds, and gives other codes.
-    return Image.fromarray(((1.0 - alpha) * 255.0 + alpha * rgba[..., :3]).astype(np.uint8))
 
 
 def fill_size(
@@ -37,7 +24,7 @@ def fill_size(
     """Scale `image` so that it fills the best of `sizes`, and crop the rest; return RGB.
 
     Args:
-        image: any mode and size; the EXIF orientation is applied.
+        image: upright and without transparency, of any size.
         sizes: allowed (width, height) in pixels.
         resize: "halving" (Lumina-mGPT: a box filter halves the sides while possible, then one bicubic step),
             "lanczos" (Chameleon), "cover" (bicubic: Janus) or "area" (Emu3: as "cover", but stretched without
@@ -45,16 +32,10 @@ def fill_size(
         crop: "center" for evaluation, "random" for training as upstream.
         generator: source of the random crop.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode not in ("RGB", "RGBA"):  # palettes and similar modes cannot be interpolated
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image = image.convert("RGB")
     width, height = choose_bucket(image.width, image.height, sizes)
-    last_step = Image.Resampling.BICUBIC
-    # Lumina-mGPT removes transparency after the resize, the other families before it.
-    if resize != "halving":
-        image = flatten_alpha(image)
-        last_step = Image.Resampling.LANCZOS if resize == "lanczos" else last_step
-    else:
+    last_step = Image.Resampling.LANCZOS if resize == "lanczos" else Image.Resampling.BICUBIC
+    if resize == "halving":
         while image.width >= 2 * width and image.height >= 2 * height:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if resize == "area" and kept_share(image.size, (width, height)) > LEAST_KEPT:
@@ -66,7 +47,7 @@ def fill_size(
     left, top = spare[0] // 2, spare[1] // 2
     if crop == "random":
         left, top = (int(torch.randint(room + 1, (), generator=generator)) for room in spare)
-    return flatten_alpha(image.crop((left, top, left + width, top + height)))
+    return image.crop((left, top, left + width, top + height))
 
 
 def preprocess(image: Image.Image, **how: Any) -> Tensor:

@@ -1,8 +1,6 @@
-"""Photographs to pixels: Lumina's buckets with their golden choices, crops, transparency and exact levels."""
+"""Photographs to pixels: Lumina's buckets with their golden choices, crops and exact levels."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 from PIL import Image
 
 from personalar.core.image_sizes import MAX_RATIO, Size, area_sizes, bucket_sizes, choose_bucket, fit
-from personalar.models.image_transforms import flatten_alpha, preprocess, to_model_range, to_uint8
+from personalar.models.image_transforms import preprocess, to_model_range, to_uint8
 
 GOLDEN = {
     (1024, 1024): ((512, 512), (768, 768), (1024, 1024)),
@@ -30,9 +28,9 @@ SIZES_512 = """
 """
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 4), dtype=np.uint8)
-    return Image.fromarray(values).convert(mode)
+def picture(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
 
 
 @pytest.mark.parametrize(("resolution", "count"), [(512, 49), (768, 73), (1024, 97)])
@@ -137,33 +135,6 @@ def test_center_crop_is_central() -> None:
     assert np.array_equal(level(preprocess(image, sizes=[(32, 32)])), level_of(image, 8))
 
 
-def test_transparency_is_white_and_truncated() -> None:
-    image = Image.new("RGBA", (32, 32), (10, 200, 30, 0))
-    assert preprocess(image, sizes=[(32, 32)]).unique().tolist() == [1.0]
-    image.putalpha(100)
-    a = 100 / 255
-    expected = [int((1 - a) * 255 + a * channel) for channel in (10, 200, 30)]
-    assert level(preprocess(image, sizes=[(32, 32)]))[:, 0, 0].tolist() == expected
-    image.putalpha(255)
-    assert level(preprocess(image, sizes=[(32, 32)]))[:, 0, 0].tolist() == [10, 200, 30]
-
-
-def test_exif_orientation_is_applied() -> None:
-    image = picture(64, 32)
-    image.getexif()[274] = 6
-    assert (
-        preprocess(image, sizes=bucket_sizes(128, 32)).shape[1]
-        > preprocess(picture(64, 32), sizes=bucket_sizes(128, 32)).shape[1]
-    )
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA"])
-def test_every_mode_gives_rgb(mode: str) -> None:
-    got = preprocess(picture(40, 40, mode), sizes=[(32, 32)])
-    assert got.shape == (3, 32, 32) and got.dtype == torch.float32
-    assert got.min() >= 0 and got.max() <= 1
-
-
 def test_levels_are_bit_exact() -> None:
     levels = np.arange(256)
     images = torch.from_numpy(levels / 255.0).float()
@@ -180,27 +151,8 @@ def test_uint8_truncates() -> None:
     ]
 
 
-def test_chameleon_resizes_in_one_lanczos_step_after_the_alpha() -> None:
-    image = picture(300, 200, "RGBA")
-    white = flatten_alpha(image)
-    expected = white.resize((96, 64), Image.Resampling.LANCZOS).crop((16, 0, 80, 64))
+def test_chameleon_resizes_in_one_lanczos_step() -> None:
+    image = picture(300, 200)
+    expected = image.resize((96, 64), Image.Resampling.LANCZOS).crop((16, 0, 80, 64))
     got = preprocess(image, sizes=[(64, 64)], resize="lanczos")
     assert np.array_equal(level(got), np.asarray(expected).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("mode", ["P", "1", "CMYK"])
-def test_where_upstream_resizes_in_the_files_own_mode_we_differ_as_documented(mode: str) -> None:
-    """The remedy that docs/own_photos.md names, RGB, gives upstream's pixels."""
-
-    def upstream(image: Image.Image) -> np.ndarray:
-        resized = image.resize((64, 64), Image.Resampling.BICUBIC)
-        return np.asarray(resized.convert("RGB")).transpose(2, 0, 1)
-
-    image = picture(100, 100).convert(mode)
-    ours = level(preprocess(image, sizes=[(64, 64)]))
-    assert np.array_equal(ours, upstream(image.convert("RGB")))
-    assert not np.array_equal(ours, upstream(image))
-    for guide in ("own_photos", "compatibility"):
-        page = Path(__file__).parents[2] / "docs" / f"{guide}.md"
-        text = " ".join(page.read_text(encoding="utf-8").split())
-        assert all(word in text for word in ("palette", "1-bit", "CMYK photos"))
