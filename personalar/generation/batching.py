@@ -12,8 +12,6 @@ from personalar.models.base import Backend
 
 CACHE_SHARE = 0.9
 """Share of the free memory for the KV cache; the rest is for activations, masks and noise."""
-PICTURES_AT_ONCE = 4
-"""Images that the image tokenizer decodes at once."""
 ImagesDone = Callable[[int], None]
 """Called with the number of images sampled since the last call."""
 Result = TypeVar("Result")

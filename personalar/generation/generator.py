@@ -22,13 +22,7 @@ from personalar.core.png import is_whole_png, load_sample, sample_filename, save
 from personalar.core.types import Sample
 from personalar.data.prompts import spell
 from personalar.generation.base import Decoder
-from personalar.generation.batching import (
-    PICTURES_AT_ONCE,
-    ImagesDone,
-    draw_in_batches,
-    free_bytes,
-    largest_batch,
-)
+from personalar.generation.batching import ImagesDone, draw_in_batches, free_bytes, largest_batch
 from personalar.generation.requests import (
     PromptAndSeed,
     Request,
@@ -38,7 +32,7 @@ from personalar.generation.requests import (
     pair_with_images,
     unique,
 )
-from personalar.models.base import Backend
+from personalar.models.base import PICTURES_AT_ONCE, Backend
 from personalar.models.image_transforms import to_uint8
 
 Finished = TypeVar("Finished")
@@ -54,6 +48,7 @@ class Generator:
         decoder: Decoder,
         identifier: Identifier | None = None,
         batch: int | None = 16,
+        layout: str = "",
     ) -> None:
         """Create a generator.
 
@@ -63,8 +58,10 @@ class Generator:
             identifier: learned embeddings, or None for the base alone.
             batch: upper bound on images per batch; reduced to what fits into memory. None samples all
                 images at once: processes that share a sharded network must run the same number of passes.
+            layout: hash of the base's layout, for the metadata of pictures.
         """
         self.backend, self.decoder, self.identifier, self.batch = backend, decoder, identifier, batch
+        self.layout = layout
 
     @torch.inference_mode()
     def codes(
@@ -155,18 +152,12 @@ class Generator:
 
     @torch.inference_mode()
     def pictures(self, codes: Tensor) -> list[Image.Image]:
-        """Decode codes (B, h, w) to RGB pictures with the image tokenizer.
-
-        Every batch has exactly `PICTURES_AT_ONCE` images; the last one is padded. Convolutions differ in the
-        last bit between batch sizes, and conversion to uint8 can make that visible.
-        """
-        missing = -len(codes) % PICTURES_AT_ONCE
-        padded = torch.cat((codes, codes[-1:].expand(missing, -1, -1)))
+        """Decode codes (B, h, w) to RGB pictures with the image tokenizer."""
         pictures = []
-        for part in padded.split(PICTURES_AT_ONCE):
+        for part in codes.split(PICTURES_AT_ONCE):  # so that the pixels of few exist as float32
             pixels = to_uint8(self.backend.decode_images(part)).cpu().numpy()
             pictures += [Image.fromarray(array) for array in pixels]
-        return pictures[: len(codes)]
+        return pictures
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int], **how: Any) -> list[Image.Image]:
         """Sample and decode one picture per prompt and seed; `how` as for `codes`."""

@@ -131,8 +131,8 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_codes: int) -> Tensor:
     codes = torch.arange(num_codes, device=seeds.device)
     place = mix(mix(seeds[:, None]) + positions)  # (B, P)
     drawn = bits(place[:, :, None], codes)  # (B, P, K)
-    # In place, because these are the largest tensors of a step. Float32 has the finest resolution near 0, and
-    # -log(-log1p(-u)) is large for u near 0: the tail, which decides rare codes, keeps its precision.
+    # -log(-log1p(-u)), not -log(-log(u)): large noise then comes from u near 0, where float32 is most
+    # precise; near 1 its steps are too coarse for rare, large values. In place, to save memory.
     uniform = drawn.float().add_(0.5).mul_(2.0**-32).clamp_max_(1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 

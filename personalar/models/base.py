@@ -22,6 +22,8 @@ from personalar.models.network.cache import CacheWindow, KVCache
 Loss = str
 """The tokens with a loss: "image_tokens" (arXiv 2504.13162), or "answer", every token after the prompt
 (Lumina-mGPT, arXiv 2408.02657)."""
+PICTURES_AT_ONCE = 4
+"""Images that are decoded together, or fewer if a base's image tokenizer needs too much memory for them."""
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states (..., D) to float32 logits (..., K)."""
 
@@ -75,9 +77,10 @@ class Backend(Protocol):
     separate_ids: list[Sequence[int]]
     """Groups of ids; tokens of one group do not attend to those of another. Adapters add theirs."""
     endings: dict[int, int]
-    """Id -> id that every prompt with it ends in, directly before the image; adapters add theirs."""
+    """If a prompt contains a key of this dict, the value is appended as its last token (D-CoAR: [V] -> [I]).
+    Adapters add entries."""
     kept_endings: set[int]
-    """Those endings that the unconditional context keeps."""
+    """The values of `endings` that also end the unconditional context."""
     has_fixed_addresses: bool
     """True if every call of `forward` reads each weight at the same address, as CUDA graphs need."""
     is_sharded: bool
@@ -103,7 +106,7 @@ class Backend(Protocol):
         """Map images (B, 3, H, W) in [0, 1] to codes (B, h, w) int64."""
 
     def decode_images(self, codes: Tensor) -> Tensor:
-        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]."""
+        """Map codes (B, h, w) to images (B, 3, H, W) in [0, 1]; each has the same bits in any batch."""
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
         """Return the bytes, without weights, that decoding `images` images of (h, w) codes needs."""

@@ -41,7 +41,7 @@ class ImageLayout:
     endings: dict[int, int] = field(default_factory=dict)
     """Id -> id that every prompt with it ends in."""
     kept_endings: set[int] = field(default_factory=set)
-    """Those endings that the unconditional context keeps."""
+    """The values of `endings` that also end the unconditional context."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if the sizes do not fit together."""
@@ -72,7 +72,12 @@ class ImageLayout:
         return self.unconditional_prompt(prompt)
 
     def without_prompt(self, prompt: Sequence[int], *, training: bool = False) -> list[int]:
-        """Return the unconditional context of `prompt`, or what training leaves of it, with its endings."""
+        """Return the context without a prompt, followed by the kept endings of `prompt`.
+
+        Args:
+            prompt: the ids of the prompt.
+            training: return the context that prompt dropout uses.
+        """
         kept = [index for index in prompt if index in self.kept_endings]
         others = [index for index in prompt if index not in self.kept_endings]
         return [*(self.dropped_prompt if training else self.unconditional_prompt)(others), *kept]
@@ -153,7 +158,7 @@ class ImageLayout:
 
 
 def with_endings(ids: Sequence[int], endings: Mapping[int, int]) -> list[int]:
-    """Return `ids` with the endings of its ids, and those that it contains already, once each at the end."""
+    """Move every value of `endings` that `ids` contains or requires to the end, once each."""
     added = [endings[index] for index in ids if index in endings]
     last = dict.fromkeys(index for index in [*ids, *added] if index in endings.values())
     return [*(index for index in ids if index not in last), *last]

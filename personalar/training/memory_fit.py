@@ -10,7 +10,7 @@ import torch
 
 from personalar.config.run_config import RunConfig, Stage, TrainerConfig
 from personalar.core.process import host_bytes, limit_note
-from personalar.generation.batching import PICTURES_AT_ONCE
+from personalar.models.base import PICTURES_AT_ONCE
 from personalar.models.stored_base import ModelFiles
 from personalar.training.memory import OFFLOADED, Workload, estimate, peak, sampling_bytes
 from personalar.training.model_prep import require_bitsandbytes

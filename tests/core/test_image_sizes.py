@@ -24,6 +24,7 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
 from personalar.generation.requests import encode_prompts, length_note
+from personalar.models.base import PICTURES_AT_ONCE
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import open_folder
 from personalar.models.chameleon.serialization import save_backend
@@ -125,7 +126,7 @@ def test_what_fits_depends_on_the_size(several: ChameleonBackend, monkeypatch) -
     for width, height in SIZES:
         grid = (height // 8, width // 8)
         (prompt,) = encode_prompts(several, ["a cat"], None, size=(width, height))
-        rest = free - several.decode_bytes(batching.PICTURES_AT_ONCE, grid)
+        rest = free - several.decode_bytes(PICTURES_AT_ONCE, grid)
         tokens = len(prompt) + len(several.grammar(*grid))
         fits[width, height] = images.fitting_batch(["a cat"], size=(width, height))
         assert fits[width, height] == int(batching.CACHE_SHARE * rest // (token_bytes * tokens))

@@ -19,6 +19,8 @@ from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
+from personalar.models.base import PICTURES_AT_ONCE
+from personalar.models.network import memory_shape
 
 SPECS = (
     PromptSpec(text="a photo of a {}", category="plain"),
@@ -61,12 +63,17 @@ def test_equal_prompts_and_seeds_are_sampled_once(generator, monkeypatch) -> Non
     assert samples[0].image.size == (32, 32)
 
 
-def test_a_picture_is_the_same_alone_and_in_any_batch(generator) -> None:
+@pytest.mark.parametrize("pixels", [2**20, 2 * 32**2, 1])  # the image tokenizer decodes 4, 2 and 1 at once
+def test_a_picture_is_the_same_alone_and_in_any_batch(generator, monkeypatch, pixels: int) -> None:
+    monkeypatch.setattr(memory_shape, "PIXELS_AT_ONCE", pixels)
+    decode, sizes = generator.backend.vq.decode, set()
+    monkeypatch.setattr(generator.backend.vq, "decode", lambda c: sizes.add(len(c)) or decode(c))
     codes = generator.codes(["a cat"] * 6, range(6))
     together = generator.pictures(codes)
     for i in range(6):
         assert generator.pictures(codes[i : i + 1])[0].tobytes() == together[i].tobytes()
     assert generator.pictures(codes[3:])[1].tobytes() == together[4].tobytes()
+    assert sizes == {min(4, max(1, pixels // 32**2))}
 
 
 def test_finishing_runs_beside_the_drawing_and_in_order(generator) -> None:
@@ -169,7 +176,7 @@ def test_processes_that_share_a_network_run_equally_many_passes(session, tiny_ba
 
 def test_memory_is_kept_for_turning_codes_into_pictures(tiny_backend, monkeypatch) -> None:
     images = Generator(backend=tiny_backend, decoder=PlainDecoder(), batch=64)
-    decoding = tiny_backend.decode_bytes(batching.PICTURES_AT_ONCE, tiny_backend.code_shape(None))
+    decoding = tiny_backend.decode_bytes(PICTURES_AT_ONCE, tiny_backend.code_shape(None))
     token_bytes = 2 * 2 * 32 * 4
     length = len(images._ids(["a cat"])[0]) + len(tiny_backend.grammar(*tiny_backend.code_shape(None)))
     free = decoding + int(7.5 * token_bytes * length / batching.CACHE_SHARE)

@@ -120,7 +120,7 @@ class CompiledDecoder(PlainDecoder):
         # Rounded up, so that prompts of similar length share a cache and its graphs.
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
         # A graph contains addresses: another model, or a reloaded one, needs new graphs.
-        weights = tuple(p.data_ptr() for p in backend.parameters())  # type: ignore[attr-defined]
+        weights = tuple(p.data_ptr() for p in backend.transformer.parameters())
         key = (len(schedule.rows), len(schedule.forced), schedule.num_steps, slots, weights)
         if self._buffers is None or key != self._key:
             self.forget()

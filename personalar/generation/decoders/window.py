@@ -220,7 +220,8 @@ def count_final(draws: Tensor, drafts: Tensor, drafted: Tensor) -> Tensor:
     Args:
         draws: (B, W), codes sampled with the drafts as context.
         drafts: (B, W), codes that were fed.
-        drafted: (B, W) bool, whether a later token of the pass has seen this draft.
+        drafted: (B, W), true if this draft was an input of the pass, so that the logits after it depend on
+            it.
     """
     # cumprod() is 1 up to the first difference and 0 after it.
     same = (draws == drafts) & drafted

@@ -113,7 +113,7 @@ def open_folder(
         raise ValueError("layout.unconditional=negative needs layout.negative_prompt; or choose bos")
     # BAAI publishes the image tokenizer in a repository of its own; `vq` is where a copy of it is looked for.
     apart = path / "vq"
-    # BAAI's files by default, which an error then names: `model.hub` is BAAI's repository.
+    # Without a tokenizer.json, expect BAAI's emu3.tiktoken, so that the error about a missing file names it.
     converted = (path / "tokenizer.json").is_file() and not (path / RANKS).is_file()
     return Emu3Files(
         base=path,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from personalar.core.image_sizes import choose_bucket
-from personalar.models.base import Head, Loss, TrainingSequence
+from personalar.models.base import PICTURES_AT_ONCE, Head, Loss, TrainingSequence
 from personalar.models.dropout import Dropout
 from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
@@ -120,10 +120,13 @@ class LlamaBackend(nn.Module):
 
     @torch.no_grad()
     def decode_images(self, codes: Tensor) -> Tensor:
-        at_once = images_at_once(codes[0].numel() * self.vq.config.downsample**2)
-        pixels = [self.vq.decode(chunk) for chunk in codes.to(self.device).split(at_once)]
+        at_once = min(PICTURES_AT_ONCE, images_at_once(codes[0].numel() * self.vq.config.downsample**2))
+        # All batches have one size: convolutions differ in the last bit between sizes, and conversion to
+        # uint8 can make that visible.
+        padded = torch.cat((codes, codes[-1:].expand(-len(codes) % at_once, -1, -1)))
+        pixels = [self.vq.decode(chunk) for chunk in padded.to(self.device).split(at_once)]
         # From [-1, 1] of the VQ model to [0, 1].
-        return (torch.cat(pixels) + 1.0) / 2.0
+        return (torch.cat(pixels)[: len(codes)] + 1.0) / 2.0
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
         config = self.vq.config
