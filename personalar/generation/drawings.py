@@ -122,7 +122,8 @@ def drawings(config: SampleConfig) -> list[Drawing]:
         "strength": [None if isinstance(config.strength, list) else float(config.strength)],
     }
     if "prompt" in varied:
-        if lines and config.like is None:  # the prompt of a picture is meant to be replaced
+        # With like=, grid.*.prompt replaces the picture's prompt.
+        if lines and config.like is None:
             raise ValueError("the grid has prompts of its own: leave out prompts= and prompts_file=")
         lines = [PromptLine(prompt="")]
     found: list[Drawing] = []
@@ -136,7 +137,7 @@ def drawings(config: SampleConfig) -> list[Drawing]:
             values = {name: fixed for name, fixed in values.items() if name not in varied} | varied
         found += [Drawing(**dict(zip(values, each, strict=True))) for each in product(*values.values())]
     found = [finished(drawing, config) for drawing in found]
-    # A picture of a grid can contain a negative prompt that it did not use.
+    # With like=, the picture may record a negative prompt although its guidance was off; that is no error.
     if config.like is None or "negative_prompt" in varied:
         check_negative((drawing.negative_prompt, drawing.guidance) for drawing in found)
     return found if varied else list(dict.fromkeys(found))

@@ -89,6 +89,7 @@ def prepare_generator(
     from personalar.concepts.together import Part, apply_together, check_together
     from personalar.core.files import base_fingerprint
     from personalar.generation.generator import Generator
+    from personalar.generation.provenance import layout_hash
 
     adapters = {name: build(f"adapters.{name}", settings) for name, settings in config.adapters.items()}
     parts = [
@@ -108,6 +109,7 @@ def prepare_generator(
         identifier=apply_together(parts, backend, adapters),
         decoder=build("decoder", config.decoder.settings),
         batch=config.model.sampling.batch,
+        layout=layout_hash(files.layout),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import conf_dir, group_options
 from personalar.config.fields import check_limits, check_number
+from personalar.config.model_config import ProtocolConfig
 from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
 
@@ -22,6 +24,7 @@ NEEDED = ("prompt", "seed", "size", "concept", "decoder", "dtype")
 REPLACED = (
     "prompts",
     "prompts_file",
+    "wildcards",
     "names",
     "strength",
     "seeds",
@@ -48,6 +51,22 @@ def drawing_settings(decoder: dict[str, Any], *, dtype: str, device: str) -> dic
     }
 
 
+def layout_hash(layout: ProtocolConfig) -> str:
+    """Return a hash of all settings in a base's layout that can change a picture: 12 hex digits."""
+    settings = {name: value for name, value in asdict(layout).items() if name != "known_words"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_layout(config: SampleConfig, layout: str) -> None:
+    """Raise ValueError if the picture `like` was sampled with another layout than the hash `layout`."""
+    # Older pictures contain no layout.
+    if config.like and read_png_metadata(Path(config.like).expanduser()).get("layout", layout) != layout:
+        raise ValueError(
+            f"like={config.like} was sampled with other values of model.layout: give the same ones "
+            "(model.layout.NAME=...), or the files of the base that it was sampled from"
+        )
+
+
 def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
     """Return `config` with the prompt, seed, size and sampling settings of a PNG file.
 
@@ -60,7 +79,8 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         concept: hashes of the concepts in `config`; see `chosen_concepts.facts_of`.
 
     Raises:
-        ValueError: a text chunk is missing or invalid, or the picture shows another concept.
+        ValueError: a text chunk is missing or invalid, the picture shows another concept, or a setting
+            has no effect beside `like`.
     """
     usual = SampleConfig(concept=config.concept)
     if given := [name for name in REPLACED if getattr(config, name) != getattr(usual, name)]:
@@ -79,6 +99,14 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
             f"like={path} was sampled from another concept ({found['concept']:.40}; concept= is {concept}): "
             "give the concept folders that it was sampled from, in the same order"
         )
+    decoder = _decoder(found["decoder"], path)
+    for name in ("cfg_scale", "top_k", "top_p", "temperature"):
+        value = getattr(config.decoder, name)
+        if value not in (getattr(config.model.sampling, name), getattr(decoder, name)):
+            axis = "guidance" if name == "cfg_scale" else name
+            raise ValueError(
+                f"decoder.{name}={value} has no effect with like=: vary it with grid.x.{axis}=[{value}]"
+            )
     return replace(
         config,
         names=[word.strip("[]") for word in found.get("words", "").split()],
@@ -87,7 +115,7 @@ def like(config: SampleConfig, path: Path, *, concept: str) -> SampleConfig:
         seeds=[int(found["seed"])],
         size=found["size"],
         negative_prompt=found.get("negative_prompt"),
-        decoder=_decoder(found["decoder"], path),
+        decoder=decoder,
         model=replace(config.model, dtype=found["dtype"]),
     )
 

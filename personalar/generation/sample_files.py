@@ -100,16 +100,18 @@ def sample_at_one_strength(
     Args:
         say: called with each note about a prompt.
     """
+    from personalar.generation.provenance import check_layout
+
     generator = prepare_generator(config, chosen, [drawing.size for drawing in wanted])
+    check_layout(config, generator.layout)
     groups: dict[tuple, list[Drawing]] = {}
     for drawing in wanted:
         groups.setdefault(drawing.settings, []).append(drawing)
     check_groups(generator, groups.values(), say)
     files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
-    make_folder(
-        Path(config.out)
-    )  # before sampling, which takes much longer than to notice that it is unusable
+    # Before sampling, so that a folder that cannot be written is an error at once.
+    make_folder(Path(config.out))
     with reporter.phase("pictures", missing, "images") as advance:
         for group in groups.values():
             left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}
@@ -144,6 +146,7 @@ def file_of(
     facts = {
         "size": written(size_of(drawing.size, generator.backend)),
         "base": f"{config.model.name} {chosen[0].base[:12]}",
+        "layout": generator.layout,
         **facts_of(chosen, config),
         **drawing_settings(
             drawing.decoder(config.decoder).settings,

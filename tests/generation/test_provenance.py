@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,21 @@ def draw(finished_run: Path, tiny_model_dir: Path, tmp_path: Path):
     return sample
 
 
+@pytest.fixture
+def other_layout(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """The same base with another unconditional context."""
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    file = folder / "protocol.json"
+    file.write_text(file.read_text().replace('"unconditional": "image"', '"unconditional": "bos"'))
+    return folder
+
+
 def pixels(path: Path) -> bytes:
     with Image.open(path) as image:
         return image.tobytes()
 
 
-def test_what_changes_a_picture_changes_its_name_and_its_facts(draw) -> None:
+def test_what_changes_a_picture_changes_its_name_and_its_facts(draw, other_layout: Path) -> None:
     found = [
         draw(PROMPT, *words)[0]
         for words in (
@@ -42,6 +53,7 @@ def test_what_changes_a_picture_changes_its_name_and_its_facts(draw) -> None:
             ["decoder=jacobi"],
             ["model.dtype=bfloat16"],
             ["seeds=[1]"],
+            [f"model.path={other_layout}"],
         )
     ]
     assert len({*found}) == len(found) == len({repr(read_png_metadata(path)) for path in found})
@@ -80,6 +92,26 @@ def test_a_picture_that_names_the_kind_of_attention_is_drawn_again(draw, tmp_pat
     assert draw(f"like={older}") == [first]
 
 
+def test_a_picture_is_drawn_again_in_its_own_layout(draw, other_layout: Path, tmp_path: Path) -> None:
+    (first,) = draw(PROMPT)
+    with pytest.raises(ValueError, match=r"sampled with other values of model\.layout"):
+        draw(f"like={first}", f"model.path={other_layout}")
+    facts = read_png_metadata(first)
+    del facts["layout"]  # older pictures have none
+    with Image.open(first) as image:
+        older = save_png(image, tmp_path / "older.png", facts)
+    assert draw(f"like={older}") == [first]
+
+
+def test_sampling_parameters_beside_like_are_those_of_the_picture_or_refused(draw) -> None:
+    (first,) = draw(PROMPT, "decoder.top_k=5", "decoder.cfg_scale=4")
+    assert draw(f"like={first}", "decoder.top_k=5") == [first]
+    for setting, axis in (("cfg_scale=3.0", "guidance=[3.0]"), ("top_k=6", "top_k=[6]")):
+        message = f"decoder.{setting} has no effect with like=: vary it with grid.x.{axis}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            draw(f"like={first}", f"decoder.{setting}")
+
+
 def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_path: Path) -> None:
     words = ("negative_prompt=a  dog", "grid.x.guidance=[1,3]", "grid.y.seed=[4,5]")
     cells = draw(PROMPT, *words)
@@ -102,7 +134,16 @@ def test_a_grid_and_a_negative_prompt_are_drawn_again_from_each_file(draw, tmp_p
 
 
 @pytest.mark.parametrize(
-    "given", ["seeds=3", "num_images=4", "size=32x32", "negative_prompt=dog", "names=[a]", "strength=1.2"]
+    "given",
+    [
+        "seeds=3",
+        "num_images=4",
+        "size=32x32",
+        "negative_prompt=dog",
+        "names=[a]",
+        "strength=1.2",
+        "wildcards=x",
+    ],
 )
 def test_settings_of_the_picture_are_not_given_beside_it(draw, tmp_path: Path, given: str) -> None:
     name = given.partition("=")[0]
