@@ -52,9 +52,15 @@ def origin(concept: Concept) -> tuple[str | None, str]:
     return None, "that of the base (not recorded in this concept)"
 
 
+def data_settings(concept: Concept) -> dict[str, Any]:
+    """Return the settings model.recipe.data of its run; empty if they are unknown."""
+    found: dict[str, Any] = concept.config.get("model", {}).get("recipe", {}).get("data", {})
+    return found
+
+
 def instance_prompt(concept: Concept) -> str:
     """Return the first training prompt, such as "a photo of [V] dog"."""
-    data = concept.config.get("model", {}).get("recipe", {}).get("data", {})
+    data = data_settings(concept)
     noun = concept.subject["noun"]
     usual = STYLE_TEMPLATE if noun == STYLE else "a photo of {}"
     template = (data.get("templates") or [usual])[0]
@@ -146,6 +152,7 @@ def model_card(
     repository, licence = origin(concept)
     subject = subject_names(concept.tokens)
     whole = checkpoint is not None
+    class_name = data_settings(concept).get("class_name", True)
     return card_template().render(
         head=head(concept, folder),
         concept=concept,
@@ -159,7 +166,7 @@ def model_card(
         photos=sum(name.startswith("[S") for name in concept.tokens),
         subject_ids=[concept.tokens[name] for name in subject],
         names=list(concept.tokens) if whole or not exported else subject,
-        example=prompt_words(example_prompt(concept.subject["noun"])),
+        example=prompt_words(example_prompt(concept.subject["noun"], class_name=class_name)),
         base_arguments=base_arguments(concept, exported_checkpoint=whole and not concept.lora),
         files=[(path.relative_to(folder).as_posix(), content_hash(path)) for path in files],
     )

@@ -59,7 +59,8 @@ class Reporter:
         self._said = self._written = time.perf_counter()
         self._lock = threading.Lock()
         self.booked = 0.0
-        """Seconds of all finished phases. Time of an inner phase does not count for the outer one."""
+        """Sum of the seconds of all finished phases. An outer phase subtracts what was added during it, so
+        that no second is counted twice."""
 
     def say(self, message: str, *, style: str | None = None) -> None:
         """Print one line (markup is not interpreted)."""

@@ -25,9 +25,10 @@ LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "socket")
 """Packages whose errors mean that the network failed."""
 OCCUPIED = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
-GOES_ON = "what was finished is kept, and the same command goes on from there"
+GOES_ON = "finished results are kept; repeat the command to continue"
 RESUMABLE = ("personalar.run", "personalar.evaluate", "personalar.sample")
-"""Commands of which `GOES_ON` is true; the others start again."""
+"""Commands that resume when they are repeated. Messages of the others say "repeat the command" instead of
+`GOES_ON`."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Atomic file writes, which survive a kill or a power cut, and size-limited reading of JSON.
 
-A file is on disk once `os.fsync` has returned for the file and for its folder. Syncing is slow, so pictures
-and other files that can be made again are not synced when they are written, but before the next file that
-is. A record therefore never names a file that a power cut could leave empty.
+A file is on disk once `os.fsync` has returned for the file and for its folder. Syncing is slow. Files
+that can be made again (pictures) are therefore written without a sync. The next write with `sync=True` first
+syncs all of them, so a record on disk never names a file that is not.
 """
 
 from __future__ import annotations

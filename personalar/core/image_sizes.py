@@ -13,8 +13,8 @@ from dataclasses import dataclass
 Size = tuple[int, int]
 MAX_RATIO = 4.0
 LEAST_KEPT = 0.98
-"""If cropping would keep more than this share of a photo, nothing is said to be cut off: sizes are rounded.
-Emu3 stretches such a photo instead."""
+"""A crop that keeps more than this share is reported as no crop: it comes from rounding the size to the grid.
+(Emu3 resizes such a photo without cropping.)"""
 LISTED = 8
 """Maximum number of sizes in a message."""
 

@@ -11,7 +11,10 @@ from typing import Any, get_args
 from personalar.core.types import SampleKind
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "same": "best as on the base"}
-READS = {"class": "reads the prompt with the class for [V]", "prompt": "reads the very prompt"}
+READS = {
+    "class": "the scorer gets the prompt with the class instead of [V]",
+    "prompt": "the scorer gets the prompt unchanged",
+}
 DECLARED = ("name", "title", "better", "range", "reads", "kind", "judges")
 """Fields that run.json stores for each measure of a run."""
 
@@ -48,6 +51,7 @@ class Measure:
     """It is in summary.json, so it can be used in an objective."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "range", tuple(self.range))  # hashable, also from a list
         for field, allowed in (("better", BETTER), ("reads", (None, *READS)), ("kind", get_args(SampleKind))):
             value = getattr(self, field)
             if value not in allowed:
@@ -69,7 +73,8 @@ class Measure:
         # A line of scores.jsonl has the value of one scorer, and facts of other measures in further fields.
         if self.field is None or (self.field == "value" and line["scorer"] != self.name):
             return None
-        return float(line[self.field]) if self.field in line else None
+        value = line.get(self.field)
+        return None if value is None else float(value)
 
     @property
     def has_interval(self) -> bool:
@@ -182,8 +187,8 @@ def measures_of(*runs: Mapping[str, Any]) -> dict[str, Measure]:
     try:
         for entry in (entry for run in runs for entry in run.get("measures") or ()):
             # JSON has no tuples, but the dataclass must be hashable.
-            pairs = {"range": tuple(entry["range"]), "judges": tuple(map(str, entry["judges"]))}
-            measure = Measure(**{name: entry[name] for name in DECLARED} | pairs)
+            judges = {"judges": tuple(map(str, entry["judges"]))}
+            measure = Measure(**{name: entry[name] for name in DECLARED} | judges)
             if measure.name not in found:
                 check_new(measure)
             # If runs declare a measure differently, the first declaration counts.

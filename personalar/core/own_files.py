@@ -27,7 +27,8 @@ PICTURE_FOLDERS = ("images", "grids", "concept", "references")
 PROGRESS_FILE = "progress.json"
 RESULTS = ("scores.jsonl", "summary.json", "report.html")
 ABANDONED_AFTER = 3600.0
-"""Seconds without a write after which the unfinished file of a process unknown here counts as abandoned."""
+"""An unfinished file whose process does not exist on this machine may belong to another machine. It is
+deleted after this many seconds without a write."""
 
 _STAGE = "[a-z][a-z0-9_]{0,39}"
 _FILES = "|".join(map(re.escape, (RECORD_FILE, ROWS_FILE, WEIGHTS_FILE, *LORA_FILES)))

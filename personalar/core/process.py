@@ -20,7 +20,8 @@ from personalar.core.files import plain_name
 
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 ENDS_WITH_STDIN = "PERSONALAR_ENDS_WITH_STDIN"
-"""Environment variable for a child process whose standard input is a pipe that its parent keeps open."""
+"""A parent sets this variable for a child process that must end with it. The child ends when its standard
+input, a pipe held open by the parent, is closed (`end_with_parent`)."""
 PROGRAM_BYTES = 400_000_000
 """Memory of Python with torch and Lightning, before any weight is loaded."""
 _TAKEN: list[FileLock] = []

@@ -114,11 +114,10 @@ def without_style(prompt: str, word: str) -> str:
     return re.sub(rf",?\s*{phrase}", "", prompt).strip(" ,")
 
 
-def example_prompt(noun: str) -> str:
-    """Return a prompt to try a concept of this class with, or a style."""
-    if noun == STYLE:
-        return f"a cat in the snow {IN_STYLE}".replace("{}", SUBJECT_TOKEN)
-    return f"a photo of {SUBJECT_TOKEN} {noun} in the snow"
+def example_prompt(noun: str, *, class_name: bool = True) -> str:
+    """Return a prompt to try a concept of this class with, or a style; see `subject_phrase`."""
+    template = f"a cat in the snow {IN_STYLE}" if noun == STYLE else "a photo of {} in the snow"
+    return template.replace("{}", subject_phrase(noun, class_name=class_name))
 
 
 def training_prompt(

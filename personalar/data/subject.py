@@ -131,7 +131,7 @@ def load_subject(config: SubjectConfig, sizes: Sequence[Size] | None = None) -> 
         ValueError: a setting is missing or invalid.
     """
     _check_words(config)
-    # Before the kinds: a user's own function replaces them.
+    # `subject.source` is used instead of `subject.kind`, so it is tested first.
     if config.source:
         made: Subject = build("subject.source", config.source)
         found = fingerprint_of(made.images, made.masks, made.captions, made.proxies)
@@ -189,7 +189,7 @@ def fingerprint_of(
     return found
 
 
-def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) -> tuple[PromptSpec, ...]:
+def validation_prompts(noun: str, config: SamplesConfig, *, live: bool) -> tuple[PromptSpec, ...]:
     """Return `samples.prompts` or, without it, the prompts of `samples.prompt_set` for the class `noun`."""
     if config.prompts is not None:
         return plain_prompts(config.prompts)
@@ -197,4 +197,4 @@ def validation_prompts(noun: str, config: SamplesConfig, *, live: bool = False) 
         return dreambench_prompts(live=live)
     from personalar.nano.world.prompt_set import bench_prompts
 
-    return tuple(bench_prompts(noun))
+    return bench_prompts(noun, live=live)

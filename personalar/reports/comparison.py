@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from personalar.core.measures import added, measures_of
-from personalar.core.run_folder import first_few
+from personalar.core.run_folder import first_few, stage_names
 from personalar.reports.bootstrap import difference, group_mean, interval
 from personalar.reports.protocol import protocol
 from personalar.reports.summary import DESCRIPTION, fidelity_of, read_run, stage_titles, summarise
@@ -148,7 +148,9 @@ def read_states(run_dir: Path) -> dict[tuple[str, str], State]:
 
 
 def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row]:
-    """Return one row per run, for its last stage; for a single run, one row per stage.
+    """Return one row per run, for its last finished stage; for a single run, one row per stage.
+
+    The title names the stage if it is not the last one of the method.
 
     Args:
         run_dirs: run folders.
@@ -166,6 +168,8 @@ def rows_of_runs(run_dirs: Sequence[Path], root: Path | None = None) -> list[Row
                 rows.append(Row(title=title, states=(state,)))
         elif last := [state for (_, kind), state in states.items() if kind == "subject"][-1:]:
             title = run_dir.relative_to(root).as_posix() if root else run_dir.as_posix()
+            if last[0].stage != stage_names(last[0].run)[-1]:
+                title += f" ({last[0].stage})"
             rows.append(Row(title=title, states=tuple(last)))
     if not rows:
         names = first_few([str(run_dir) for run_dir in run_dirs])

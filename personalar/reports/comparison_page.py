@@ -85,13 +85,14 @@ def side_by_side(rows: Sequence[Row]) -> list[tuple[Picture, list[Sample]]]:
 def marks_of(records: Sequence[dict[str, Any]]) -> tuple[list[Mark], str]:
     """Return the points of the Pareto plot, and the title of its y axis.
 
-    The y axis is fidelity, or DINO if some row has no fidelity. Rows with other scorers than the reference
-    are left out, because their values are not comparable.
+    The y axis is fidelity, or DINO if some row with DINO has no fidelity. Rows with other scorers than the
+    reference are left out, because their values are not comparable.
     """
     # Values of other scorers have another scale and cannot share the axes.
     records = [record for record in records if not record["other_judges"]]
-    likeness = "fidelity" if all(record["fidelity"] is not None for record in records) else "dino"
-    known = [r for r in records if r[likeness] is not None and r["clip_t"] is not None]
+    scored = [record for record in records if record["dino"] is not None]
+    likeness = "fidelity" if all(record["fidelity"] is not None for record in scored) else "dino"
+    known = [r for r in scored if r[likeness] is not None and r["clip_t"] is not None]
     front = pareto_front((r["clip_t"], r[likeness]) for r in known)
     marks = []
     for r in known:

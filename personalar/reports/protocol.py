@@ -1,4 +1,4 @@
-"""The protocol of a table in one paragraph: what was drawn, who judged, and what the means are over.
+"""The protocol of a table in one paragraph: what was drawn, which scorers, and what the means are over.
 
 Scores of the same method differ by .07 between papers, since pictures per prompt, prompts, checkpoints and
 crops differ; a table without them supports no claim.
@@ -38,9 +38,9 @@ def protocol(runs: Iterable[Mapping[str, Any]], lines: Iterable[Mapping[str, Any
     parts += sorted({run["selection"] for run in runs if run.get("selection")})
     others = sorted({name for scorers in known for name in scorers if name not in JUDGES})
     if others:
-        parts.append(f"other judges: {', '.join(others)}")
+        parts.append(f"other scorers: {', '.join(others)}")
     crop = ", and the subject's box where a column says so" if "subject_crop" in others else ""
-    parts.append(f"judged: the whole picture{crop}")
+    parts.append(f"scored: the whole picture{crop}")
     return "Protocol: " + "; ".join([*filter(None, parts), MEANS])
 
 

@@ -206,7 +206,9 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
     near = Path(os.path.relpath(run_dir))
     shown = run_dir if near.parts[:1] == ("..",) else near
     concept = shlex.quote(f"concept={as_value(str(shown / 'concept'))}")
-    prompts = shlex.quote(f'prompts=["{example_prompt(run.get("noun") or "subject")}"]')
+    data = (run.get("settings") or {}).get("model", {}).get("recipe", {}).get("data") or {}
+    example = example_prompt(run.get("noun") or "subject", class_name=data.get("class_name", True))
+    prompts = shlex.quote(f'prompts=["{example}"]')
     text = f"python -m personalar.sample {concept} {prompts} {shlex.quote('seeds=[0,1,2,3]')}"
     commands = [{"why": "Generate new pictures", "text": text}]
     left = [name for name in stage_names(run) if name not in stages]

@@ -213,18 +213,22 @@ def scores_of_concept(folder: Path, stage: str) -> dict[str, float]:
     """Return the scores of a concept in its run folder, by title; empty if it is not in one.
 
     Args:
-        folder: the concept, RUN/concept or RUN/stages/STAGE/concept.
+        folder: the concept: RUN/concept, RUN/stages/STAGE/concept or RUN/earlier/STAGE_STEPS/concept.
         stage: the stage that learned it.
 
     Raises:
         ValueError: the run's files are damaged.
     """
-    found = folder.resolve().parents
-    runs = [path for path in found[:3] if (path / "run.json").is_file()]
-    if not runs:
+    # Padded, because a folder at the root of the disk has one parent only.
+    parent, above, top = [*folder.resolve().parents, folder, folder][:3]
+    inside = above.name in ("stages", "earlier") and (top / "run.json").is_file()
+    run_dir = top if inside else parent
+    if not (run_dir / "run.json").is_file():
         return {}
-    run = read_run(runs[0])
-    values = summarise(run, read_scores(runs[0] / "scores.jsonl"))["stages"].get(stage, {})
+    # The results of fewer steps are beside their concept; those in the run folder are of more steps.
+    scored = parent if inside and above.name == "earlier" else run_dir
+    run = read_run(run_dir)
+    values = summarise(run, read_scores(scored / "scores.jsonl"))["stages"].get(stage, {})
     shown = {name: measure.title for name, measure in measures_of(run).items() if measure.title}
     shown.pop("seconds")
     return {title: values[name] for name, title in shown.items() if values.get(name) is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from personalar.config.fingerprint import covers, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.files import is_whole, sync_files
-from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, own_files
+from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, delete_own, own_files
 from personalar.core.png import is_whole_png
 from personalar.core.run_folder import RunFolder, stage_names
 from personalar.core.versions import package_versions
@@ -41,6 +41,8 @@ def own_pictures(folder: RunFolder) -> list[Path]:
 
 def record_settings(session: RunContext) -> None:
     """Write what identifies the run, so that the same settings are accepted in its folder."""
+    if session.folder.record.get("photos", session.subject.fingerprint) != session.subject.fingerprint:
+        delete_own(session.folder.path, "references")
     session.folder.update(
         settings=session.settings, photos=session.subject.fingerprint, base=session.base["fingerprint"]
     )

@@ -24,13 +24,15 @@ from personalar.config.scorer_config import ScorerConfig, identity
 from personalar.config.subject_config import STYLE
 from personalar.core.measures import Measure, check_new, means
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
-from personalar.data.prompts import without_style
+from personalar.data.photos.photo_depth import on_white
+from personalar.data.prompts import fill, without_style
 from personalar.scoring.base import Scorer
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 from personalar.scoring.subject_crop import Outside, SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, StyleScores, SubjectScorer, load_pair
 
+TAKEN = "scorer.extra.{name}: the name {name} is already used; choose another"
 _IMAGE_TOKEN = re.compile(r"\s*\[S\d+\]")
 
 
@@ -42,7 +44,7 @@ def class_text(prompt: str, noun: str) -> str:
     if noun == STYLE:  # "a dog in the style of [V]" asks for a dog
         prompt = without_style(prompt, "[V]")
     # The longer form first: replacing [V] alone would give "cat cat".
-    named = prompt.replace(f"[V] {noun}", noun).replace("[V]", noun)
+    named = fill(prompt.replace(f"[V] {noun}", "{}").replace("[V]", "{}"), noun)
     return _IMAGE_TOKEN.sub("", named).strip()
 
 
@@ -73,7 +75,7 @@ class Judges:
         self.measures: list[Measure] = [measure for scorer in own for measure in scorer.measures]
         for name, scorer in extra.items():
             if main and name in main.names:
-                raise ValueError(f"scorer.extra.{name}: the name {name} is already used; choose another")
+                raise ValueError(TAKEN.format(name=name))
             self.measures += declared(name, scorer, self.measures)
 
     def bounds(self) -> dict[str, Any]:
@@ -207,17 +209,26 @@ def load_judges(
         main = SubjectScorer(clip, dino, subject, prompts=prompts, text=config.clip_text)
     # After CLIP and DINO: a missing checkpoint is reported first, and a user's scorer may be slow.
     extra = {name: build(f"scorer.extra.{name}", settings) for name, settings in config.extra.items()}
+    ours: dict[str, Scorer] = {}
     if main and subject.noun == STYLE:
-        extra["style"] = StyleScores(main)
+        ours["style"] = StyleScores(main)
     if main and config.subject_crop:
-        extra["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
+        ours["subject_crop"] = SubjectCrop(main.clip, main.dino, subject)
     if main and config.outside:
-        extra["outside"] = Outside(main.dino, subject)
+        ours["outside"] = Outside(main.dino, subject)
+    for name in ours.keys() & extra.keys():
+        raise ValueError(TAKEN.format(name=name))
+    extra |= ours
     names = {
         name: json.dumps(identity(config.extra.get(name, {})) | _version(scorer), sort_keys=True)
         for name, scorer in extra.items()
     }
     return Judges(subject, main, extra, names)
+
+
+def opaque(image: Image) -> Image:
+    """Return `image` in RGB, on white where it is transparent."""
+    return (on_white(image)[0] if image.has_transparency_data else image).convert("RGB")
 
 
 def _version(scorer: Scorer) -> dict[str, str]:
@@ -239,14 +250,14 @@ def score_pictures(
             f"got {len(pictures)} pictures, {len(prompts)} prompts and {len(photos)} photos: give one prompt "
             "per picture, and at least one of each"
         )
-    images = tuple(photo.convert("RGB") for photo in photos)
+    images = tuple(opaque(photo) for photo in photos)
     subject = Subject(
         name="given", noun=noun, images=images, live=False, fingerprint=image_fingerprint(images)
     )
     specs = [PromptSpec(text=prompt, category="plain") for prompt in prompts]
     samples = [
         Sample(stage="given", prompt=spec.text, kind="subject", seed=number, spec=spec, image=image)
-        for number, (image, spec) in enumerate(zip(pictures, specs, strict=True))
+        for number, (image, spec) in enumerate(zip(map(opaque, pictures), specs, strict=True))
     ]
     judges = load_judges(config, subject, prompts=specs, device="cpu")
     found = means(judges.score(samples), judges.measures)

@@ -44,7 +44,9 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
             line = parse_json(text[:LARGEST_LINE])
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a score ({error}); {ANEW}") from error
-        if not fits(line, LINE) or not {*KEY, "value"} <= set(line):
+        # The comparison is false for NaN too.
+        valid = fits(line, LINE) and {*KEY, "value"} <= set(line)
+        if not valid or not abs(line["value"]) < 1e300:
             raise ValueError(
                 f"{path}, line {number}: not a score; required: {', '.join((*KEY, 'value'))}; {ANEW}"
             )

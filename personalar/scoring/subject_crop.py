@@ -182,12 +182,10 @@ def heat_box(heat: Tensor, view: Box) -> Box:
     height, width = heat.shape
     rows, columns = hot.any(dim=1).nonzero().flatten().tolist(), hot.any(dim=0).nonzero().flatten().tolist()
     across, down = view[2] - view[0], view[3] - view[1]
-    return (
-        view[0] + across * columns[0] / width,
-        view[1] + down * rows[0] / height,
-        view[0] + across * (columns[-1] + 1) / width,
-        view[1] + down * (rows[-1] + 1) / height,
-    )
+    left, right = (view[0] + across * end / width for end in (columns[0], columns[-1] + 1))
+    top, bottom = (view[1] + down * end / height for end in (rows[0], rows[-1] + 1))
+    # The view, and so the box, can extend beyond the picture.
+    return max(0.0, left), max(0.0, top), min(1.0, right), min(1.0, bottom)
 
 
 def crop(image: Image, box: Box) -> Image:

@@ -142,10 +142,9 @@ class SubjectScorer:
             rivals = [spec for spec in specs if spec.category == "recontext" and spec.context is not None]
             answers["context_top1"] = self._closest(image, rivals, "context") == prompt.context
         if prompt.category == "accessory" and prompt.accessory is not None:
-            rivals = [spec for spec in specs if spec.accessory is not None]
             # "No accessory" competes too: a picture without any must not be right by chance. Not with the
             # words of the plain prompts, because "a photo of" alone makes CLIP prefer them for photos.
-            rivals += [BARE] if any(spec.category == "plain" for spec in specs) else []
+            rivals = [*(spec for spec in specs if spec.accessory is not None), BARE]
             found = self._closest(image, rivals, "accessory", "colour")
             answers["accessory_top1"] = found == (prompt.accessory, prompt.colour)
         if prompt.style is not None:

@@ -113,7 +113,8 @@ def test_without_pictures_the_head_has_a_prompt(tmp_path: Path) -> None:
     assert head["instance_prompt"] == "a photo of [V] cat" and "widget" not in head
     data = {"class_name": False, "templates": ["a rendering of {}"]}
     alone = make(config={"model": {"recipe": {"data": data}}})
-    assert parts(model_card(alone, tmp_path))[0]["instance_prompt"] == "a rendering of [V]"
+    head, body = parts(model_card(alone, tmp_path))
+    assert head["instance_prompt"] == "a rendering of [V]" and "a photo of [V] in the snow" in body
 
 
 def test_a_style_without_a_recipe_has_prompts_of_a_style(tmp_path: Path) -> None:

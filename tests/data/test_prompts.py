@@ -97,13 +97,14 @@ def test_articles(text: str, phrase: str, result: str) -> None:
 
 
 def test_prompts_from_the_configuration() -> None:
-    assert validation_prompts("cat", SamplesConfig(prompts=["a {}"])) == plain_prompts(["a {}"])
+    assert validation_prompts("cat", SamplesConfig(prompts=["a {}"]), live=True) == plain_prompts(["a {}"])
     with pytest.raises(ValueError, match=r"no \{\} for the subject: write 'a \{\} in the snow'"):
         plain_prompts(["a cat"])
 
 
 def test_benchmark_prompts_fit_any_noun() -> None:
-    cat, sofa = (validation_prompts(noun, SamplesConfig()) for noun in ("cat", "sofa"))
+    nouns = {"corgi dog": True, "sofa": False}
+    cat, sofa = (validation_prompts(noun, SamplesConfig(), live=live) for noun, live in nouns.items())
     assert len(cat) > len(sofa) >= 12
     assert {"recontext", "accessory"} <= {spec.category for spec in cat}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from PIL import Image
 
 from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import fit
+from personalar.core.run_folder import RunFolder
+from personalar.core.types import image_fingerprint
 from personalar.data.references import save_redrawn, save_references
 from personalar.data.subject import read_folder
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.image_transforms import fill_size, to_uint8
+from personalar.runs.record import record_settings
 
 LUMINA, SQUARE = ProtocolConfig(resolution=512), ProtocolConfig(resolution=512, buckets="square")
 SMALL = ProtocolConfig(grid_px=16, resolution=32, buckets="square")
@@ -125,6 +129,18 @@ def test_the_pictures_of_what_a_base_sees(tmp_path: Path, tiny_backend: Chameleo
 def test_photos_that_lose_nothing_are_not_shown_twice(tmp_path: Path) -> None:
     save_references(tmp_path, [gradient(64, 64), gradient(96, 96)], SMALL)
     assert [path.name for path in sorted(tmp_path.rglob("*.png"))] == ["00.png", "01.png"]
+
+
+def test_other_photos_replace_those_of_a_refused_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    session = SimpleNamespace(folder=folder, settings={}, base={"fingerprint": "b"})
+    for photos in ([gradient(64, 64), gradient(96, 96)], [noise(80, 80)], [noise(80, 80)]):
+        session.subject = SimpleNamespace(fingerprint=image_fingerprint(photos))
+        record_settings(session)
+        save_references(tmp_path / "references", photos, SMALL)
+        assert [path.name for path in sorted((tmp_path / "references").iterdir())] == [
+            f"{index:02d}.png" for index in range(len(photos))
+        ]
 
 
 def test_a_run_shows_what_the_base_sees(do_run: Callable[..., bool], tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_a_row_for_each_run_in_its_last_stage(two_runs: Path) -> None:
     assert "| better | 1 | 12 | " in markdown([better, plain])
 
 
+def test_a_run_without_its_last_stage_is_titled_so(two_runs: Path, tmp_path: Path) -> None:
+    failed = make_run(tmp_path / "failed", stages=("base",))
+    assert [row.title for row in rows_of_runs([two_runs / "plain", failed])] == [
+        (two_runs / "plain").as_posix(), f"{failed.as_posix()} (base)"
+    ]  # fmt: skip
+
+
 def test_a_single_run_compares_its_stages(two_runs: Path) -> None:
     rows = rows_of_runs(find_runs(two_runs / "plain"))
     assert [row.title for row in rows] == [
@@ -145,6 +152,12 @@ def test_page_and_terminal_say_that_judges_differ(rejudged: Path, tmp_path: Path
     for text in (capsys.readouterr().out, *pages):
         assert "not compared, because the pictures were scored by other scorers" in text and "p=" not in text
         assert "(other scorers)" in text
+
+
+def test_an_unscored_row_leaves_the_plot_of_the_others(two_runs: Path, tmp_path: Path) -> None:
+    silent = make_run(tmp_path / "silent", scored=False)
+    marks, title = marks_of(table(rows_of_runs([two_runs / "plain", two_runs / "better", silent])))
+    assert title == "fidelity" and len(marks) == 2
 
 
 def test_the_pareto_front() -> None:

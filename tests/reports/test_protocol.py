@@ -1,4 +1,4 @@
-"""The protocol of a table: what was drawn, who judged, what the means are over."""
+"""The protocol of a table: what was drawn, which scorers, what the means are over."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_everything_that_a_reviewer_asks_for_is_in_it() -> None:
     assert protocol([{"scorers": SCORERS}], lines) == (
         "Protocol: 2 prompts, 1 to 2 pictures for each and stage (seeds 0, 1); CLIP openai/clip@3d#0123; "
         "CLIP preprocessing shorter side 224; CLIP-T reads the prompt with the class for [V]; DINO "
-        "facebook/dino#4567; DINO preprocessing centre crop 224x224; judged: the whole picture; means over "
+        "facebook/dino#4567; DINO preprocessing centre crop 224x224; scored: the whole picture; means over "
         "references, then pictures, then subjects"
     )
     more = {"scorers": {**SCORERS, "clip_text": "prompt", "subject_crop": "{}", "vlm": "{}"}}
     found = protocol([{"scorers": SCORERS}, more], lines)
     assert "CLIP-T reads the prompt with the class for [V] or the prompt as it is" in found
-    assert "other judges: subject_crop, vlm" in found and "the subject's box where a column says so" in found
-    assert protocol([{"scorers": SCORERS}], []) == ""  # nothing was judged
+    assert "other scorers: subject_crop, vlm" in found and "the subject's box where a column says so" in found
+    assert protocol([{"scorers": SCORERS}], []) == ""  # nothing was scored
 
 
 def test_it_is_under_every_table(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_it_is_under_every_table(tmp_path: Path) -> None:
     silent = make_run(tmp_path / "silent", scored=False)
     compare_folders([silent], tmp_path / "silent out")
     pages = [write_report(silent), *(tmp_path / "silent out").glob("comparison.*d")]
-    assert len(pages) == 2 and not any("judged:" in page.read_text(encoding="utf-8") for page in pages)
-    assert not any("judged:" in text for text in result_lines(silent))
+    assert len(pages) == 2 and not any("scored:" in page.read_text(encoding="utf-8") for page in pages)
+    assert not any("scored:" in text for text in result_lines(silent))

@@ -147,6 +147,11 @@ def test_the_next_stage_keeps_the_other_settings(tmp_path):
     assert len(next_commands(tmp_path, run, ["base"])) == 2
 
 
+def test_without_a_class_name_the_command_has_none(tmp_path):
+    run = {"noun": "cat", "settings": {"model": {"recipe": {"data": {"class_name": False}}}}}
+    assert "a photo of [V] in the snow" in next_commands(tmp_path, run, [])[0]["text"]
+
+
 def test_a_method_of_one_stage_is_not_told_to_go_on(tmp_path):
     run_dir = make_run(tmp_path / "run", stages=("base", "embedding"))
     run = json.loads((run_dir / "run.json").read_text())

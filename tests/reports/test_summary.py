@@ -8,7 +8,13 @@ import pytest
 from synthetic_run import make_run
 
 from personalar.core.measures import mean
-from personalar.reports.summary import fidelity_of, stage_titles, summarise, write_summary
+from personalar.reports.summary import (
+    fidelity_of,
+    scores_of_concept,
+    stage_titles,
+    summarise,
+    write_summary,
+)
 from personalar.scoring.score_file import merge_scores
 
 BOUNDS = {"floor": {"dino": 0.5}, "ceiling": {"dino": 0.9}}
@@ -167,6 +173,17 @@ def test_the_file_has_the_promised_schema(tmp_path):
     fidelities = [stage["fidelity"] for stage in summary["stages"].values()]
     assert fidelities == sorted(fidelities) and summary["description"]["fidelity"] < fidelities[1]
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+
+
+def test_scores_of_fewer_steps_are_those_beside_their_concept(tmp_path):
+    run = make_run(tmp_path / "earlier" / "run")
+    now = scores_of_concept(run / "concept", "embedding")
+    assert now["DINO"] > 0.6 and scores_of_concept(run / "stages/embedding/concept", "embedding") == now
+    concept = run / "earlier" / "embedding_120" / "concept"
+    concept.mkdir(parents=True)
+    merge_scores(concept.parent / "scores.jsonl", [line("embedding", "subject", 0.1)])
+    assert scores_of_concept(concept, "embedding")["DINO"] == 0.1
+    assert scores_of_concept(run / "mine" / "more" / "concept", "embedding") == {}
 
 
 def test_photographs_keep_raw_values_and_have_no_fidelity(tmp_path):

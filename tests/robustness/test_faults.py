@@ -86,7 +86,7 @@ def test_a_disk_that_is_full_again_and_again(
     record_property("inputs", len(said))
     assert len(said) >= 3
     for line in said:
-        assert re.search(r"could not be written \(No space left on device\): what was finished is kept", line)
+        assert re.search(r"could not be written \(No space left on device\): finished results are kept", line)
     same_result(finished_run, run_dir)
 
 
@@ -119,7 +119,7 @@ def test_a_write_that_fails_once_costs_nothing(
 
     monkeypatch.setattr(os, "replace", full)
     for count in range(1, len(PLACES) + 1):
-        said = fails(do_run, run_dir, r"could not be written .*same command goes on")
+        said = fails(do_run, run_dir, r"could not be written .*repeat the command to continue")
         assert len(failed) == count and failed[-1] in said
         kept = assert_finished_stays(kept, run_dir)
         assert not list(run_dir.rglob(".*.tmp"))
@@ -259,7 +259,7 @@ def test_a_network_lost_in_a_download_is_one_sentence(monkeypatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lost)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lost)
     monkeypatch.setattr("personalar.models.loading.free_bytes", lambda folder: 10**12)
-    lost_once = r"network failed \(The read operation timed out\).*same command"
+    lost_once = r"network failed \(The read operation timed out\).*repeat the command"
     with pytest.raises(SystemExit, match=lost_once), user_errors("personalar.run"):
         obtain_model(model(), say=lambda text: None)
 
@@ -316,11 +316,14 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "", "a"), "a could not be written .*goes on from there once there is space"),
+        (
+            OSError(errno.ENOSPC, "", "a"),
+            "a could not be written .*repeat the command to continue once there is space",
+        ),
         (OSError(errno.EDQUOT, "", "a"), "a could not be written"),
         (PermissionError(errno.EACCES, "", "a"), r"a cannot be written or read \(Permission denied\)"),
         (FileExistsError(errno.EEXIST, "", "a"), r"a is in the way \(File exists\): move it, or choose"),
-        (OSError(errno.EIO, "", "a"), r"a: Input/output error; what was finished is kept"),
+        (OSError(errno.EIO, "", "a"), r"a: Input/output error; finished results are kept"),
         (ConnectionResetError("reset by peer"), r"the network failed \(reset by peer\)"),
         (FileNotFoundError("concept=x holds none"), "^concept=x holds none$"),
         (MemoryError(), r"not enough memory \(all memory is in use\).*memory\.gigabytes=N"),

@@ -15,11 +15,11 @@ import pytest
 from conftest_run import compose_config, composed
 from hydra.types import RunMode
 from PIL import Image
-from test_subject_scorer import SNOW, judges, plain, sample, subject
+from test_subject_scorer import SNOW, judges, picture, plain, sample, subject
 
 import personalar.run
 from personalar.config.fingerprint import request_of
-from personalar.core.measures import Measure, measures_of
+from personalar.core.measures import MEASURES, Measure, measures_of
 from personalar.reports.comparison import find_runs, rows_of_runs, table
 from personalar.reports.comparison_page import compare_folders
 from personalar.reports.comparison_table import markdown, verdicts
@@ -27,7 +27,7 @@ from personalar.reports.run_page import read_samples, write_report
 from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
 from personalar.scoring.clip import ClipScorer
-from personalar.scoring.judges import Judges, declared
+from personalar.scoring.judges import Judges, declared, load_judges, score_pictures
 from personalar.scoring.score_file import read_scores
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,10 @@ def test_pages_and_tables_are_made_without_the_plugin(
     text = write_report(root / "judged").read_text(encoding="utf-8")
     head = text.partition("<thead>")[2].partition("</thead>")[0]
     assert '<th title="higher is better; from 0">Sharpness</th>' in head and ">Variety</th>" in head
-    assert "<dt>words</dt><dd>lower is better; reads the prompt with the class for [V]</dd>" in text
+    assert (
+        "<dt>words</dt><dd>lower is better; the scorer gets the prompt with the class instead of [V]</dd>"
+        in text
+    )
     assert '<span title="sharpness: higher is better; from 0">' in text
     assert ">Sharpness</th>" not in write_report(root / "without").read_text(encoding="utf-8")
     assert result_lines(root / "judged")[0].split()[-4:] == ["sharpness", "variety", "words", "seconds"]
@@ -215,6 +218,21 @@ def test_a_name_that_is_taken(name: str) -> None:
         judged(Mistaken({}), name="clip")
 
 
+def test_a_scorer_with_the_name_of_one_of_ours_is_refused(toy: None) -> None:
+    words = ("+scorer.extra.outside._target_=toy_scorer.Sharpness", "scorer.outside=true")
+    config = compose_config("+subject=cat", *words).scorer
+    with pytest.raises(ValueError, match=r"scorer\.extra\.outside: the name outside is already used"):
+        load_judges(config, subject(images=(picture(0), picture(1))), prompts=(), device="cpu")
+
+
+def test_transparent_parts_are_white_in_photos_and_pictures() -> None:
+    """Black is hidden under them: read as it is, it would be compared with white."""
+    hidden, white = Image.new("RGBA", (64, 64), (0, 0, 0, 0)), Image.new("RGB", (64, 64), "white")
+    words = {"photos": [hidden], "noun": "cat", "config": compose_config("+subject=cat").scorer}
+    found = score_pictures([white, hidden], ["a [V] cat", "a [V] cat"], **words)
+    assert found["dino"] == pytest.approx(1, abs=1e-5)
+
+
 def test_a_picture_may_have_no_value_and_a_line_more_facts() -> None:
     assert [line["scorer"] for line in judged(Mistaken({"mine": [None]}))] == ["dino", "clip_i", "clip_t"]
     line = judged(Mistaken({"mine": [{"value": 0.12345678, "face": "left"}]}))[-1]
@@ -237,6 +255,11 @@ def test_a_picture_may_have_no_value_and_a_line_more_facts() -> None:
 def test_a_measure_that_cannot_be(facts: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Measure(**{"name": "mine", "title": "mine", **facts})
+
+
+def test_a_measure_can_be_hashed_and_a_score_of_others_can_be_null() -> None:
+    assert hash(Measure(name="mine", range=[-1, 1])) == hash(Measure(name="mine", range=(-1, 1)))
+    assert MEASURES["context_accuracy"].of({"scorer": "clip_t", "context_top1": None}) is None
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from personalar.data.subject import load_subject
 from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import thing_box
-from personalar.nano.world.subjects import obeying, subject_instance
+from personalar.nano.world.subjects import scene_for_prompt, subject_instance
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, load_judges
 from personalar.scoring.subject_crop import Outside, SubjectCrop, crop, heat_box, unchanged_share
@@ -48,7 +48,7 @@ def test_heat_finds_the_thing_in_unseen_views(known: bool) -> None:
         owner = load_subject(compose_config(f"+subject={noun}").subject)
         judge = SubjectCrop(clip, dino, owner if known else replace(owner, boxes=()))
         rng = np.random.default_rng(0)
-        scenes = [obeying(subject_instance(noun, 0), spec, rng) for spec in bench_prompts(noun)]
+        scenes = [scene_for_prompt(subject_instance(noun, 0), spec, rng) for spec in bench_prompts(noun)]
         boxes = judge.finder.find([draw(Picture(scenes=(scene,))) for scene in scenes])
         found += [overlap(box, thing_box(scene)) for box, scene in zip(boxes, scenes, strict=True)]
     assert np.mean(found) > 0.6 and np.mean(np.array(found) > 0.5) > 0.85
@@ -61,6 +61,7 @@ def test_hot_patches_become_a_box_of_the_picture() -> None:
     assert heat_box(heat, WHOLE) == (0.25, 0.25, 0.75, 0.75)
     assert heat_box(heat, (0.5, 0.0, 1.0, 1.0)) == (0.625, 0.25, 0.875, 0.75)
     assert heat_box(torch.zeros(2, 2), WHOLE) == WHOLE
+    assert heat_box(torch.zeros(2, 2), (-0.4, -0.4, 1.4, 1.4)) == WHOLE  # a crop larger than the picture
 
 
 def test_the_view_is_what_the_preprocessing_leaves() -> None:
@@ -120,7 +121,8 @@ def test_a_change_outside_of_the_subject_is_seen_and_one_inside_is_not() -> None
     pictures = []
     for number, spec in enumerate(bench_prompts("cat")[:4]):
         scenes = [
-            obeying(subject_instance("cat", seed), spec, np.random.default_rng(number)) for seed in (0, 5)
+            scene_for_prompt(subject_instance("cat", seed), spec, np.random.default_rng(number))
+            for seed in (0, 5)
         ]
         one, other = (draw(Picture(scenes=(scene,))) for scene in scenes)
         assert unchanged_share(one, other, [thing_box(scene) for scene in scenes]) > 0.99

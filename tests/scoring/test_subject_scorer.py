@@ -16,6 +16,7 @@ from conftest_scoring import SCORER_PX, make_tiny_clip, make_tiny_dinov2, make_t
 from PIL import Image
 
 from personalar.core.types import PromptSpec, Sample, Subject
+from personalar.data.prompts import sample_prompt
 from personalar.scoring.base import similarity_between
 from personalar.scoring.checkpoints import resolve_folder
 from personalar.scoring.clip import ClipScorer
@@ -221,7 +222,7 @@ def test_score_lines_hold_the_closed_form_values():
 
 
 def test_a_picture_without_the_accessory_is_not_obedient_by_chance():
-    scorer = judges(prompts=(RED_HAT, BARE))
+    scorer = judges(prompts=(RED_HAT,))
     bare, hat = scorer.score([sample(RED_HAT, plain(0, 0, 5)), sample(RED_HAT, plain(3, 4, 0))])[2::3]
     assert bare["accessory_top1"] is False and hat["accessory_top1"] is True
 
@@ -264,6 +265,13 @@ def test_scoring_the_references_themselves(tiny_scorer_dir):
 )
 def test_clip_reads_the_class_for_the_identifier(prompt, text):
     assert class_text(prompt, "cat") == text
+
+
+@pytest.mark.parametrize("class_name", [True, False])
+def test_clip_reads_the_same_on_the_base_and_after_a_stage(class_name):
+    words = {"kind": "subject", "noun": "elephant", "description": None, "class_name": class_name}
+    base, learned = (sample_prompt(SNOW, learned=learned, **words) for learned in (False, True))
+    assert class_text(base, "elephant") == class_text(learned, "elephant") == "an elephant in the snow"
 
 
 def test_a_style_is_scored_by_likeness_and_text_together_and_by_what_leaks():
@@ -346,7 +354,12 @@ def test_scores_of_the_same_image_replace_each_other(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["scores.jsonl"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "base"}', '{"stage": "base", "value": "x"}', "3"])
+NAN = '{"stage": "base", "kind": "subject", "prompt": "a", "seed": 0, "scorer": "dino", "value": NaN}'
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"stage": "base"}', '{"stage": "base", "value": "x"}', NAN, "3"]
+)
 def test_a_damaged_score_file_names_the_line(text, tmp_path):
     (tmp_path / "scores.jsonl").write_text(text + "\n")
     with pytest.raises(

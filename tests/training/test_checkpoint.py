@@ -128,7 +128,7 @@ def test_ctrl_c_elsewhere_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
         raise KeyboardInterrupt
     assert interrupted.value.code == EXIT_INTERRUPTED
     assert capsys.readouterr().err == (
-        "personalar.run: interrupted; what was finished is kept, and the same command goes on from there\n"
+        "personalar.run: interrupted; finished results are kept; repeat the command to continue\n"
     )
 
 

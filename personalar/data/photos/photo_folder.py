@@ -16,14 +16,15 @@ from PIL import Image
 from personalar.core.errors import printable
 from personalar.core.image_sizes import written
 from personalar.core.types import image_fingerprint
-from personalar.data.photos.companions import PICTURE_SUFFIXES, companions, read_caption
+from personalar.data.photos.companions import MASK, PICTURE_SUFFIXES, companions, read_caption
 from personalar.data.photos.masks import alpha_mask, covered, read_mask
 from personalar.data.photos.photo_file import MOST_KEPT, Unusable, read_photo
 
 NEAR_BITS = 3
 """Two photos look alike if their 64-bit difference hashes differ in at most this many bits."""
 ALL_KEPT, LEAST_KEPT = 400_000_000, 1024 * 1024
-"""Pixels kept of all photos together (1.2 GB of RGB), and the least that is kept of each: a usual proxy."""
+"""Largest number of pixels kept of all photos together (1.2 GB of RGB). With very many photos each still
+keeps `LEAST_KEPT` pixels, the size of a typical generated picture (1024 x 1024)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,10 @@ def with_companions(photos: Sequence[Photo], beside: Mapping[Path, tuple[str, Pa
         except Unusable as reason:
             found[path] = Photo(path=path, notes=(f"{kind} of {of.name}, not used: {reason}",))
     for path, photo in found.items():
-        if photo.image is not None and photo.mask is None:
-            found[path] = limited(photo, photo.alpha, "what is not transparent")
+        if photo.image is not None and MASK.fullmatch(path.stem.lower()):
+            note = "named like a mask, but without its photo: used as a photo"
+            photo = replace(photo, notes=(*photo.notes, note))
+        found[path] = photo if photo.mask else limited(photo, photo.alpha, "what is not transparent")
     return [found[path] for path in sorted(found)]
 
 

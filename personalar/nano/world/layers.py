@@ -8,7 +8,7 @@ import numpy as np
 from personalar.nano.world.contexts import paint
 from personalar.nano.world.objects.skin import surface_colour
 from personalar.nano.world.objects.solids import cast
-from personalar.nano.world.scene import Scene, cast_shadow, light, stand
+from personalar.nano.world.scene import Scene, cast_shadow, light, place_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ def layers(scenes: tuple[Scene, ...], size: int) -> Layers:
     photo, lit = albedo, np.ones((size, size, 1), np.float32)
     solid = np.full((size, size), -1)
     thing = np.full((size, size), -1)
-    standing = [stand(scene, size) for scene in scenes]
-    for each in standing:
+    placed = [place_object(scene, size) for scene in scenes]
+    for each in placed:
         photo, lit = (cast_shadow(image, each, scenes[0].context == "water") for image in (photo, lit))
     lit = lit[..., 0]
-    before = [0, *accumulate(len(each.solids) for each in standing)]
+    before = [0, *accumulate(len(each.solids) for each in placed)]
     for which in sorted(range(len(scenes)), key=lambda i: scenes[i].shift[1]):
-        scene, each = scenes[which], standing[which]
+        scene, each = scenes[which], placed[which]
         hits = cast(each.solids, view=each.view, scale=each.scale, centre=each.centre, size=size)
         for number in np.unique(hits.solid[hits.solid >= 0]):
             where = hits.solid == number
@@ -50,7 +50,8 @@ def layers(scenes: tuple[Scene, ...], size: int) -> Layers:
             # In object space, so that a pattern turns with the object.
             colour = surface_colour(scene.instance.skin, material, hits.position[where], each.worn)
             bright, shine = light(scene, material, hits.normal[where])
-            # Not from the arrays of the layers, whose rounding would change the photo.
+            # From `colour` and `bright` in full precision; `albedo` and `lit` are float32, and their rounding
+            # would change the pixels.
             photo[where] = colour * bright[:, None] + shine[:, None]
             albedo[where], lit[where] = colour, bright
             solid[where], thing[where] = before[which] + number, which

@@ -17,8 +17,13 @@ _WORN = (
 _COLOURS = ("red", "purple")
 
 
-def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
-    """Return all prompts for a class: 20, or 26 with accessories; "{}" is replaced by the subject."""
+def bench_prompts(noun: str, *, live: bool | None = None) -> tuple[PromptSpec, ...]:
+    """Return all prompts for a class; "{}" is replaced by the subject.
+
+    Args:
+        noun: the class.
+        live: an animal or a person: 26 prompts, with accessories; else 20. None: as this world draws it.
+    """
     plain = (
         PromptSpec(text="a photo of a {}", category="plain"),
         PromptSpec(text="a picture of a {}", category="plain"),
@@ -31,7 +36,7 @@ def bench_prompts(noun: str) -> tuple[PromptSpec, ...]:
         PromptSpec(
             text=f"a {{}}{wearing((kind, colour))}", category="accessory", accessory=kind, colour=colour
         )
-        for kind, colour in (_WORN if noun in HEADS else ())
+        for kind, colour in (_WORN if (noun in HEADS if live is None else live) else ())
     )
     changes = tuple(
         PromptSpec(text=f"a {colour} {{}}", category="property", colour=colour) for colour in _COLOURS

@@ -97,7 +97,7 @@ def _frame(solids, view, size, scene):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class PlacedObject:
     """The object of a scene and its accessory as solids, with the camera; see `solids.cast`."""
 
     solids: list[Solid]
@@ -108,7 +108,7 @@ class Standing:
     worn: tuple[float, float, float]
 
 
-def stand(scene: Scene, size: int) -> Standing:
+def place_object(scene: Scene, size: int) -> PlacedObject:
     """Return the solids and the camera of a scene for a picture of size x size pixels."""
     proportions = np.asarray(scene.instance.proportions)
     solids = SHAPES[scene.instance.noun](proportions)
@@ -120,7 +120,7 @@ def stand(scene: Scene, size: int) -> Standing:
         kind, colour = scene.worn
         solids = solids + accessory(kind, HEADS[scene.instance.noun](proportions))
         worn = COLOURS[colour]
-    return Standing(solids=solids, view=view, scale=scale, centre=centre, reach=reach, worn=worn)
+    return PlacedObject(solids=solids, view=view, scale=scale, centre=centre, reach=reach, worn=worn)
 
 
 def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def light(scene: Scene, material: str, normal: np.ndarray) -> tuple[np.ndarray, 
     return lit, gloss * np.maximum(normal @ half, 0) ** (14 if scene.shiny else 24)
 
 
-def cast_shadow(image: np.ndarray, thing: Standing, floating: bool) -> np.ndarray:
+def cast_shadow(image: np.ndarray, thing: PlacedObject, floating: bool) -> np.ndarray:
     """Darken an ellipse on the floor around the object's origin; weaker if the object floats on water."""
     size = image.shape[0]
     ys, xs = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -158,7 +158,7 @@ def _shrink(image: np.ndarray) -> np.ndarray:
 
 def thing_box(scene: Scene, size: int = SIZE) -> Box:
     """Return the bounding box of the object and its accessory, as fractions of the picture."""
-    thing = stand(scene, size)
+    thing = place_object(scene, size)
     hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=size)
     rows, columns = (np.flatnonzero((hits.solid >= 0).any(axis=axis)) for axis in (1, 0))
     return (

@@ -53,7 +53,7 @@ def subject_instance(noun: str, seed: int) -> Instance:
     return sample_instance(noun, np.random.default_rng([seed, 1]))
 
 
-def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
+def scene_for_prompt(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> Scene:
     """Return a random view of the individual that matches a prompt of `bench_prompts`, but for its style."""
     worn = (spec.accessory, spec.colour) if spec.accessory and spec.colour else None
     if spec.category == "property" and spec.colour:
@@ -62,7 +62,7 @@ def obeying(instance: Instance, spec: PromptSpec, rng: np.random.Generator) -> S
 
 
 def _drawn(instance: Instance, spec: PromptSpec, rng: np.random.Generator, size: int) -> Image.Image:
-    return draw(Picture(scenes=(obeying(instance, spec, rng),), style=spec.style), size)
+    return draw(Picture(scenes=(scene_for_prompt(instance, spec, rng),), style=spec.style), size)
 
 
 def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:

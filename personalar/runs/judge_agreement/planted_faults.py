@@ -92,7 +92,7 @@ def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
     from personalar.nano.world.album import Picture, draw
     from personalar.nano.world.faults import FAULTS
     from personalar.nano.world.prompt_set import bench_prompts
-    from personalar.nano.world.subjects import obeying, subject_instance
+    from personalar.nano.world.subjects import scene_for_prompt, subject_instance
 
     subject = load_subject(settings)
     instance, samples = subject_instance(subject.noun, settings.seed), []
@@ -100,7 +100,7 @@ def planted_views(settings: SubjectConfig) -> tuple[list[Sample], Subject]:
     for number, spec in enumerate(specs):
         # One stream per prompt: a new fault must not change the views of other prompts.
         rng = np.random.default_rng([settings.seed, 4, number])
-        scene, prompt = obeying(instance, spec, rng), spec.text.replace("{}", f"[V] {subject.noun}")
+        scene, prompt = scene_for_prompt(instance, spec, rng), spec.text.replace("{}", f"[V] {subject.noun}")
         image = draw(Picture(scenes=(scene,)))
         right = Sample(stage=RIGHT, prompt=prompt, kind="subject", seed=number, spec=spec, image=image)
         samples.append(right)

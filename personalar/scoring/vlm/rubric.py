@@ -51,7 +51,7 @@ YES = 'Does this picture show "{text}"? Answer with one word, yes or no.'
 VERSION = hashlib.sha256("\0".join((LIKENESS, LIKENESS_OF_STYLE, PROMPT, YES)).encode()).hexdigest()[:12]
 ALLOWED = ("0", "1", "2", "3", "4")
 SCORE = re.compile(
-    r"score(?:[*\s]*[(\[][^()\[\]]{0,20}[)\]])?[^\w-]{0,6}"  # with its range, as in "Score (0-4): 3"
+    r"(?:score|rating)(?:\s+is)?(?:[*\s]*[(\[][^()\[\]]{0,20}[)\]])?[^\w-]{0,6}"  # as in "Score (0-4): 3"
     r"([0-9.,]+)(?![0-9.,]|\s*[-–]\s*[0-9])"  # not the start of a range
     r"(?:\s*(?:/|(?:out )?of)\s*([0-9]+))?",
     re.IGNORECASE,
@@ -62,7 +62,7 @@ LEAST_ANSWERED = 0.5
 
 
 def rating(text: str) -> int | None:
-    """Parse a rating: the last number after "Score", or the whole text; None if it is not 0, 1, 2, 3 or 4."""
+    """Parse a rating: the last number after "score" or "rating", or the whole text; None if not 0 to 4."""
     # Some models answer with the number only.
     bare = re.fullmatch(r"\s*([0-9.]+)\s*", text)
     found = SCORE.findall(text)

@@ -106,8 +106,9 @@ class VlmJudge:
         )
         self.model, self.repeats, self.parallel, self.request = model, repeats, parallel, request or {}
         self.cache = Path(cache).expanduser()
-        self.silent, self.most_silent = 0, 1
-        """Failed questions since the last answer, and the limit; the very first question must be answered."""
+        self.failures_in_a_row, self.most_failures = 0, 1
+        """The run stops after `most_failures` failed questions in a row. That is 1 until the first answer
+        (so a wrong URL is found at once), then `MOST_SILENT`."""
 
     def score(self, samples: Sequence[Sample], subject: Subject) -> dict[str, list[Value]]:
         """Return the values of each sample; None for kinds that are not in `JUDGED`.
@@ -152,7 +153,7 @@ class VlmJudge:
         """Ask all questions; the first one alone, so that a wrong setting is found before many are paid."""
         if not questions:
             return []
-        # While no question was answered, one failure stops the run (see `most_silent`).
+        # While no question was answered, one failure stops the run (see `most_failures`).
         first = self._ask(questions[0])
         with ThreadPoolExecutor(self.parallel) as pool:
             return [first, *pool.map(self._ask, questions[1:])]
@@ -162,19 +163,19 @@ class VlmJudge:
         if known := cached(file):
             return known
         try:
-            if self.silent >= self.most_silent:
+            if self.failures_in_a_row >= self.most_failures:
                 raise Unanswered("no answer for a while")
             found = self.endpoint.ask(question.body)
         except Unanswered as error:
-            self.silent += 1
-            if self.silent >= self.most_silent:
+            self.failures_in_a_row += 1
+            if self.failures_in_a_row >= self.most_failures:
                 raise ValueError(
                     f"scorer.url={self.endpoint.url} gives no answer ({error}): start the server, check the "
                     f"URL (it ends with /v1), the model's name and the key in {self.endpoint.key_variable}; "
                     "answers that were given are kept"
                 ) from error
             return Answer(value=None, failed=str(error))
-        self.silent, self.most_silent = 0, MOST_SILENT
+        self.failures_in_a_row, self.most_failures = 0, MOST_SILENT
         answer = read_answer(question.measure, found)
         # Only valid answers are stored: an invalid one would fail again in every run.
         if answer.value is not None:

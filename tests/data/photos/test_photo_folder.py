@@ -367,6 +367,7 @@ def test_masks_and_captions_beside_a_photo_are_named(tmp_path: Path, capsys) -> 
             other = ", not used: the photo has another one" if found[name].verdict == "skipped" else ""
             assert found[name].notes == (f"{kind} of {photo}{other}",)
     assert "not a picture" in found["notes.txt"].notes[0]
+    assert found["c_mask.png"].notes == ("named like a mask, but without its photo: used as a photo",)
     assert len(read_folder(tmp_path, noun="dog")) == len(photos)
     shown = " ".join(capsys.readouterr().out.split())
     assert (

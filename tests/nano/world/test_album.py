@@ -11,7 +11,14 @@ from personalar.nano.world.contexts import CONTEXTS, paint
 from personalar.nano.world.layers import layers
 from personalar.nano.world.objects.skin import surface_colour
 from personalar.nano.world.objects.solids import cast
-from personalar.nano.world.scene import ACCESSORIES, cast_shadow, light, sample_instance, sample_scene, stand
+from personalar.nano.world.scene import (
+    ACCESSORIES,
+    cast_shadow,
+    light,
+    place_object,
+    sample_instance,
+    sample_scene,
+)
 from personalar.nano.world.styles import STYLES
 
 
@@ -28,7 +35,7 @@ def pixels(picture: Picture, size: int = 64) -> np.ndarray:
 def test_a_photo_of_one_thing_is_what_it_always_was(context):
     """Bit by bit, without layers: a run refuses photos that differ from those it has started with."""
     one = scene("bear", seed=9, context=context, shiny=True, worn=("hat", "red"))
-    each = stand(one, 128)
+    each = place_object(one, 128)
     image = cast_shadow(paint(context, np.random.default_rng(one.seed), 128), each, context == "water")
     hits = cast(each.solids, view=each.view, scale=each.scale, centre=each.centre, size=128)
     for number in np.unique(hits.solid[hits.solid >= 0]):

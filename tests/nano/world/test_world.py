@@ -22,7 +22,7 @@ from personalar.nano.world.scene import (
     sample_scene,
 )
 from personalar.nano.world.styles import STYLES
-from personalar.nano.world.subjects import obeying, rendered_subject, subject_instance, twins
+from personalar.nano.world.subjects import rendered_subject, scene_for_prompt, subject_instance, twins
 
 
 def pixels(scene, size=48) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_views_for_the_bounds_do_what_the_prompts_ask(noun):
     rng, instance = np.random.default_rng(0), subject_instance(noun, 1)
     assert {spec.style for spec in bench_prompts(noun)} == {None, *STYLES}
     for spec in bench_prompts(noun):
-        scene = obeying(instance, spec, rng)
+        scene = scene_for_prompt(instance, spec, rng)
         assert scene.context == spec.context
         assert scene.worn == ((spec.accessory, spec.colour) if spec.accessory else None)
         recolours = spec.category == "property" and spec.colour

@@ -272,6 +272,7 @@ def test_fields_of_a_request_can_be_changed(tmp_path: Path) -> None:
         ("Score: 10", None), ("5", None), ("I rate it 3", None), ("", None), ("Score: ٣", None),
         ("Score (0-4): 3", 3), ("**Score** [out of 4]: 2", 2), ("Score (3)", 3), ("Score 0-4: 3", None),
         ("Score 10-4", None), ("Score: 4 out of 10", None), ("Score: 4 out of 4", 4), ("Score: 3 of 4.", 3),
+        ("The score is 3", 3), ("Rating: 3", 3), ("The rating is **2**.", 2), ("Rating: 9", None),
         ("Score: 3.0", 3), ("Score: 3.0/4", 3), ("2.0", 2), ("3.5", None), ("Score: 3 - a detail", 3),
     ],
 )  # fmt: skip
