@@ -90,22 +90,12 @@ def refusable(run_dir: Path, *, leads: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if leads:
-            remove_empty_run(run_dir)
+        # .hydra/ is written after the checks only (see output_subdir in conf/run.yaml).
+        if leads and run_dir.resolve() != Path.cwd() and [p.name for p in run_dir.iterdir()] == [LOCK_FILE]:
+            with suppress(OSError):  # another process wrote there in the meantime, or it must not be deleted
+                (run_dir / LOCK_FILE).unlink()
+                run_dir.rmdir()
         raise
-
-
-def remove_empty_run(run_dir: Path) -> None:
-    """Delete `run_dir` if it contains only Hydra's files and the lock, and is not the working directory."""
-    hydra = run_dir / HYDRA_FOLDER
-    if run_dir.resolve() == Path.cwd() or not is_empty(run_dir):
-        return
-    with suppress(OSError):  # another process wrote there in the meantime, or it must not be deleted
-        for path in (*(hydra / name for name in HYDRA_FILES), run_dir / LOCK_FILE):
-            path.unlink(missing_ok=True)
-        if hydra.is_dir():
-            hydra.rmdir()
-        run_dir.rmdir()
 
 
 def is_empty(run_dir: Path, *more: str) -> bool:

@@ -32,9 +32,9 @@ from personalar.runs.benchmark import (
     subject_overrides,
     write_results,
 )
+from personalar.runs.calibration import real_images_row, verdict
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
-from personalar.scoring.calibrate import real_images_row, verdict
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 
