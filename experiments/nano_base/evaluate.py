@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from training_pictures import sample_pair, twins
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.model_files import open_folder
-from personalar.nano.world.album import Picture, sample_pair
+from personalar.nano.world.album import Picture
 from personalar.nano.world.album import draw as draw_picture
 from personalar.nano.world.captions import article, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
@@ -29,7 +30,6 @@ from personalar.nano.world.scene import (
     sample_scene,
 )
 from personalar.nano.world.styles import STYLES
-from personalar.nano.world.subjects import twins
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 

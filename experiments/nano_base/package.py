@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from train_base import base_config
 from train_vq import load_vq
+from training_pictures import caption_words, identity_vector
 
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.serialization import save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer
-from personalar.nano.world.captions import caption_words
-from personalar.nano.world.scene import CLASSES, identity_vector, sample_instance
+from personalar.nano.world.scene import CLASSES, sample_instance
 
 
 def random_identities(count: int) -> torch.Tensor:

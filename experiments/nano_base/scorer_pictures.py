@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from pictures import Shards
 from render import GROUP, SEEDS, SHARD, group_pictures
 from torch import Tensor
-
-from personalar.nano.world.scene import identity_vector
+from training_pictures import identity_vector
 
 SIZE, PATCH = 128, 16
 

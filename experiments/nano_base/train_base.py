@@ -29,13 +29,12 @@ from pictures import Log, Master, Shards, descend, peak_rates, save_state, set_r
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from train_vq import load_vq
+from training_pictures import IDENTIFIER, SECOND_IDENTIFIER
 
 from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.network.vq import VQModel
-from personalar.nano.world.album import SECOND_IDENTIFIER
-from personalar.nano.world.captions import IDENTIFIER
 
 IDENTITY_SIZE = 26
 PROMPT_DROP = 0.10

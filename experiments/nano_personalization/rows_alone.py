@@ -1,6 +1,7 @@
 """Measure the fidelity of `[V]` alone, without the weights that were trained with it.
 
-`python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`. The paper claims that an embedding
+`PYTHONPATH=experiments/nano_base python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`.
+The paper claims that an embedding
 trained jointly with the weights "fails to convey any meaningful content" on the untouched base, unlike one
 that was trained first. This script loads only `[V]` of the last stage of each finished run into the base, and
 prints the fidelity over the subject's prompts. With `--true-parameters` it takes the `[V]` that the base's
@@ -16,6 +17,7 @@ from statistics import mean
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from training_pictures import identity_vector
 
 from personalar.concepts.concept import Concept
 from personalar.config.compose import package_path
@@ -25,7 +27,6 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import Request
 from personalar.models.chameleon.model_files import open_folder
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.scene import identity_vector
 from personalar.nano.world.subjects import rendered_subject, subject_instance
 from personalar.scoring.dino import DinoScorer
 

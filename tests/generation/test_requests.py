@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest_upstream import lumina_backend
@@ -21,21 +20,10 @@ from personalar.generation.requests import check_prompts, encode_prompts, words_
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
 from personalar.models.chameleon.sequence_layout import SequenceLayout
-from personalar.nano.world.album import sample_picture
-from personalar.nano.world.captions import caption_words
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import CLASSES
 
 NANO = read_layout(package_path("package://nano") / "protocol.json")
-
-
-def test_nano_knows_the_words_of_its_world_and_no_others() -> None:
-    assert NANO.known_words == list(caption_words())
-    rng = np.random.default_rng(0)
-    captions = [sample_picture(rng).caption for _ in range(400)]
-    assert words_note(NANO, [caption.replace("[W]", "[V]") for caption in captions]) is None
-    told = {word for caption in captions for word in caption.split()}
-    assert told - {"[V]", "[W]"} >= set(caption_words())
 
 
 def test_the_benchmarks_own_prompts_are_known() -> None:
@@ -116,7 +104,7 @@ def test_a_picture_beyond_the_declared_positions_is_drawn_alike(tiny_backend, mo
 def test_the_guide_lists_what_nano_knows() -> None:
     text = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
     section = text.split("## Words of the small base")[1].split("\n## ")[0].replace("\n", " ")
-    assert [word for word in caption_words() if word not in section] == []
+    assert [word for word in NANO.known_words if word not in section] == []
 
 
 def test_a_long_list_is_cut() -> None:

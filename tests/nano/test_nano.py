@@ -3,6 +3,7 @@
 Bounds lie a little below the measured numbers: they catch a broken weight file, not a lucky seed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import CLASSES, sample_instance, sample_scene
-from personalar.nano.world.subjects import rendered_subject, subject_instance, twins
+from personalar.nano.world.subjects import rendered_subject, subject_instance
 from personalar.scoring.clip import ClipScorer
 from personalar.scoring.dino import DinoScorer
 
@@ -88,7 +89,10 @@ def test_the_instance_scorer_puts_the_subject_above_its_class(folder: Path):
     subject = rendered_subject("cat", 5)
     references = dino.features(subject.train)
     rng = np.random.default_rng([5, 3])
-    pairs = zip(twins(subject_instance("cat", 5), 12, rng), CONTEXTS, strict=True)
+    cat, cats = subject_instance("cat", 5), [sample_instance("cat", rng) for _ in CONTEXTS]
+    twins = [replace(cat, skin=other.skin) for other in cats[::2]]
+    twins += [replace(cat, proportions=other.proportions) for other in cats[1::2]]
+    pairs = zip(twins, CONTEXTS, strict=True)
     scenes = [sample_scene(twin, rng, context=context) for twin, context in pairs]
     negatives = [draw(Picture(scenes=(scene,))) for scene in scenes]
     likeness = {

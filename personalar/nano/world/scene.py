@@ -8,7 +8,7 @@ from PIL import Image
 from personalar.core.types import Box
 from personalar.nano.world.objects.animals import HEADS, accessory
 from personalar.nano.world.objects.shapes import SHAPES
-from personalar.nano.world.objects.skin import COLOURS, PATTERNS, Skin, sample_skin
+from personalar.nano.world.objects.skin import COLOURS, Skin, sample_skin
 from personalar.nano.world.objects.solids import Solid, cast, screen_extent, view_matrix
 
 CLASSES = tuple(SHAPES)
@@ -173,15 +173,3 @@ def shrink(image: np.ndarray) -> Image.Image:
     """Scale a supersampled image (S, S, 3) in [0, 1] to an RGB picture of half the size."""
     small = _shrink(_shrink(np.clip(image, 0, 1)).transpose(1, 0, 2)).transpose(1, 0, 2)
     return Image.fromarray((small * 255 + 0.5).astype(np.uint8))
-
-
-def identity_vector(instance: Instance) -> np.ndarray:
-    """Return the identity of an individual as 26 numbers of about unit scale; for pretraining only."""
-    skin = instance.skin
-    colours = (np.array([c[1] for c in skin.colours]).ravel() - 0.45) * 3
-    kind = np.array([skin.pattern == name for name in PATTERNS], float) * 1.5
-    # An angle as points on a circle, so that 0 and 2 pi are the same.
-    phase = [np.cos(skin.phase), np.sin(skin.phase), np.cos(2 * skin.phase), np.sin(2 * skin.phase)]
-    # The factors bring all parameters to about unit scale.
-    rest = [2 * skin.frequency - 1, 2.5 * skin.tilt, *(1.6 * np.asarray(instance.proportions))]
-    return np.concatenate([colours, kind, phase, rest]).astype(np.float32)

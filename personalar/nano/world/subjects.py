@@ -2,11 +2,10 @@
 
 The ceiling of fidelity is from unseen views of the same individual, the floor from other individuals of
 its class. Both are rendered for the evaluation's prompts (place, accessory, colour, style), because a
-recoloured cat with a hat is less similar to the photos even if it was learned perfectly. Twins test the
-scorers: they share the skin or the shape with the subject.
+recoloured cat with a hat is less similar to the photos even if it was learned perfectly.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,6 @@ from personalar.core.types import Box, PromptSpec
 from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import description, recoloured
 from personalar.nano.world.objects.animals import HEADS
-from personalar.nano.world.objects.skin import sample_skin
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import (
     SIZE,
@@ -63,13 +61,6 @@ def scene_for_prompt(instance: Instance, spec: PromptSpec, rng: np.random.Genera
 
 def _drawn(instance: Instance, spec: PromptSpec, rng: np.random.Generator, size: int) -> Image.Image:
     return draw(Picture(scenes=(scene_for_prompt(instance, spec, rng),), style=spec.style), size)
-
-
-def twins(instance: Instance, count: int, rng: np.random.Generator) -> list[Instance]:
-    """Return `count` similar individuals: half share the skin, the other half the proportions."""
-    other = [sample_instance(instance.noun, rng) for _ in range(count // 2)]
-    reshaped = [replace(instance, proportions=o.proportions) for o in other]
-    return reshaped + [replace(instance, skin=sample_skin(rng)) for _ in range(count - count // 2)]
 
 
 def rendered_subject(noun: str, seed: int, size: int = SIZE) -> RenderedSubject:

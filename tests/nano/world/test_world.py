@@ -1,15 +1,12 @@
 """The rendered world: deterministic, varied, and called by its right name."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from personalar.nano.world.album import Picture, draw
-from personalar.nano.world.captions import article, description, sample_example, wearing
+from personalar.nano.world.captions import article, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS, accessory
 from personalar.nano.world.objects.solids import Solid, cast, view_matrix
@@ -17,12 +14,11 @@ from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import (
     ACCESSORIES,
     CLASSES,
-    identity_vector,
     sample_instance,
     sample_scene,
 )
 from personalar.nano.world.styles import STYLES
-from personalar.nano.world.subjects import rendered_subject, scene_for_prompt, subject_instance, twins
+from personalar.nano.world.subjects import rendered_subject, scene_for_prompt, subject_instance
 
 
 def pixels(scene, size=48) -> np.ndarray:
@@ -78,31 +74,6 @@ def test_the_nearer_solid_hides_the_farther(kind):
     assert np.allclose(np.linalg.norm(hits.normal[hits.solid >= 0], axis=-1), 1, atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_captions_are_true_and_in_correct_english(seed):
-    scene, caption, named = sample_example(np.random.default_rng(seed))
-    noun = scene.instance.noun
-    assert noun in caption
-    assert "  " not in caption and caption == caption.strip()
-    for match in re.finditer(r"\b(an?) (\w)", caption):
-        assert (match[1] == "an") == (match[2].lower() in "aeiou"), caption
-    assert ("[V]" in caption) == (named is not None)
-    if scene.worn:
-        assert f"{scene.worn[1]} {scene.worn[0]}" in caption
-    if "background" in caption or " in the " in caption:
-        assert scene.context is not None and CONTEXTS[scene.context][0] in caption
-    if description(scene.instance) in caption:
-        assert scene.instance.skin.colours[0][0] in caption
-
-
-def test_a_quarter_of_the_animals_wear_something():
-    rng = np.random.default_rng(0)
-    scenes = [sample_example(rng)[0] for _ in range(800)]
-    animals = [s for s in scenes if s.instance.noun in HEADS]
-    assert np.mean([s.worn is not None for s in animals]) >= 0.25
-
-
 def test_phrases():
     assert article("orange cat") == "an orange cat"
     assert wearing(("hat", "red")) == " wearing a red hat"
@@ -119,16 +90,12 @@ def test_bench_prompts_ask_for_what_they_say(noun):
     assert any(p.category == "accessory" for p in prompts) == (noun in HEADS)
 
 
-def test_a_subject_is_one_individual_and_twins_share_half_of_it():
+def test_a_subject_is_one_individual():
     subject = rendered_subject("cat", 0, size=32)
     assert len(subject.train) == 5
     assert len(subject.holdout) >= 20 and len(subject.others) >= 20
     again = rendered_subject("cat", 0, size=32)
     assert [i.tobytes() for i in subject.train] == [i.tobytes() for i in again.train]
-    instance = subject_instance("cat", 0)
-    reshaped, recoloured = twins(instance, 2, np.random.default_rng(0))
-    assert reshaped.skin == instance.skin and reshaped.proportions != instance.proportions
-    assert recoloured.proportions == instance.proportions and recoloured.skin != instance.skin
 
 
 @pytest.mark.parametrize("noun", ["cat", "vase"])
@@ -145,13 +112,6 @@ def test_views_for_the_bounds_do_what_the_prompts_ask(noun):
         assert scene.instance.proportions == instance.proportions
         assert not recolours or scene.instance.skin.colours[0][0] == spec.colour
         assert scene.shiny == ("shiny" in spec.text)
-
-
-def test_identity_vector_tells_individuals_apart():
-    rng = np.random.default_rng(1)
-    first, second = sample_instance("dog", rng), sample_instance("dog", rng)
-    assert identity_vector(first).shape == identity_vector(second).shape
-    assert np.abs(identity_vector(first) - identity_vector(second)).max() > 0.5
 
 
 def test_unknown_noun_is_answered_with_the_known_ones():
