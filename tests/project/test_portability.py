@@ -11,9 +11,8 @@ from personalar.__main__ import COMMANDS
 PROGRAM = Path(__file__).parents[1] / "fixtures" / "other_system.py"
 
 
-def test_imports_and_help_on_macos_and_windows(tmp_path: Path) -> None:
+def test_imports_and_help_on_windows(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(PROGRAM)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "darwin: " in done.stdout and "win32: " in done.stdout
     for command in COMMANDS:
-        assert done.stdout.count(f"python -m personalar.{command} ") >= 2, command
+        assert f"python -m personalar.{command} " in done.stdout, command

@@ -23,7 +23,7 @@ def overrides_of(model: Path, trainer: str) -> list[str]:
     return [*words, "trainer.accelerator=cpu"]
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "zero2"])
+@pytest.mark.parametrize("trainer", [pytest.param("ddp", marks=pytest.mark.slow), "zero2"])
 def test_a_process_that_dies(trainer: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path) -> None:
     """The remaining process must not wait forever."""
     overrides, run_dir = overrides_of(tiny_model_dir, trainer), tmp_path / "run"

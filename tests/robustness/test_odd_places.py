@@ -48,9 +48,8 @@ def test_a_closed_pipe(finished_run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_of_another_encoding(encoding: str, finished_run: Path, tmp_path: Path) -> None:
-    out, said = shell(f"$compare {finished_run} --out out", tmp_path, PYTHONIOENCODING=encoding)
+def test_a_terminal_of_another_encoding(finished_run: Path, tmp_path: Path) -> None:
+    out, said = shell(f"$compare {finished_run} --out out", tmp_path, PYTHONIOENCODING="ascii")
     assert not said and "| After stage 1 |" in out and "page: out/comparison.html" in out
 
 

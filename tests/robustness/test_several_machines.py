@@ -45,7 +45,9 @@ def photos_of(run_dir: Path) -> list[str]:
     return ["+subject=folder", f"subject.path={run_dir / 'references'}", "subject.noun=cat"]
 
 
-@pytest.mark.parametrize(("launcher", "strategy"), [(torchrun, "ddp"), (srun, "zero2")])
+@pytest.mark.parametrize(
+    ("launcher", "strategy"), [(torchrun, "ddp"), pytest.param(srun, "zero2", marks=pytest.mark.slow)]
+)
 def test_two_machines_learn_what_one_process_learns(
     launcher, strategy: str, tiny_model_dir: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from personalar.runs.personalize import is_finished
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.score_file import read_scores
 
-JUNK = [None, True, -1, 1e300, "x", [1], {}, {"x": 1}, {"x": {"y": []}}]
+JUNK = [None, 1e300, "x", [1], {"x": {"y": []}}]
 QUICK = 5.0  # of processor time, which neighbours do not take
 """Seconds within which a file must be read or rejected; a hostile one took 40."""
 
@@ -111,8 +111,8 @@ def test_any_value_anywhere_in_a_model_folder(
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     record = json.loads((folder / file).read_text())
     at = [place for place in places(record, 2) if place[:1] != ("vocabulary_map",) or len(place) < 2]
-    record_property("inputs", len(JUNK) * len(at))
-    for junk in [*JUNK, 2**70, "9" * 99]:
+    record_property("inputs", 6 * len(at))
+    for junk in [None, -1, 1e300, 2**70, "9" * 99, [1]]:
         for place in at:
             (folder / file).write_text(json.dumps(changed(record, place, junk)))
             readable = tells(lambda: open_folder(folder).shape(images=1))

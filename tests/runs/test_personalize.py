@@ -350,10 +350,7 @@ def test_lora_leaves_an_adapter_and_joint_is_one_stage(do_run, tmp_path: Path) -
     assert list(summary["stages"]) == ["base", "transformer"]
 
 
-@pytest.mark.parametrize("method", ["paper", "lora"])
-def test_one_network_at_a_time_is_in_memory(
-    do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_one_network_at_a_time_is_in_memory(do_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage's network is freed before the next phase loads the base, not at some later collection."""
     load, alive, found = ChameleonFiles.load, weakref.WeakSet(), []
 
@@ -367,7 +364,7 @@ def test_one_network_at_a_time_is_in_memory(
     gc.collect()
     gc.disable()
     try:
-        do_run(tmp_path / "run", f"method={method}")
+        do_run(tmp_path / "run")
     finally:
         gc.enable()
     assert len(found) >= 5 and set(found) == {0} and not alive

@@ -231,6 +231,7 @@ class LeavingServer(ThreadingHTTPServer):
         self.server_close()
 
 
+@pytest.mark.slow
 def test_a_network_lost_in_mid_run_costs_nothing(do_run, tmp_path: Path, monkeypatch, capsys) -> None:
     import wandb
 
