@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 from test_cli import ROOT, command
 from test_sweep import TINY
 
-from personalar.run import command_words
-
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> list[str]:
@@ -71,15 +69,6 @@ def test_a_saved_configuration_gives_the_same_result(finished: Path, tmp_path: P
     assert third.returncode == 0 and "already finished" in third.stdout, third.stderr
 
 
-def test_a_saved_configuration_is_found_by_the_other_flag_too(finished: Path, tmp_path: Path) -> None:
-    saved = os.path.relpath(finished / ".hydra", tmp_path)
-    found = shown(tmp_path, "-cn", "config", "-cp", saved, "-c", "all")
-    hydra = found.pop("hydra") | {"overrides": {"hydra": [], "task": []}}
-    words = command_words(OmegaConf.create(hydra))
-    assert words[3:] == ["--config-path", str(finished / ".hydra"), "--config-name", "config"]
-    assert found == OmegaConf.to_container(OmegaConf.load(finished / ".hydra/config.yaml"), resolve=False)
-
-
 def test_a_saved_configuration_is_checked_too(finished: Path, tmp_path: Path) -> None:
     saved = ["--config-dir", str(finished / ".hydra"), "--config-name", "config"]
     for wrong, message in (
@@ -129,18 +118,6 @@ def test_two_jobs_in_one_folder(words: list[str], tmp_path: Path) -> None:
     assert "page: sweep/comparison.html" in done.stdout
 
 
-def test_two_jobs_in_one_folder_at_the_same_time(words: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install personalar[joblib]")
-    where = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = command(tmp_path, "personalar.run", *words, *where, *launcher, "seed=0,1", "-m")
-    assert done.returncode == 1 and "failed jobs (1): sweep/error_" in done.stderr, done.stderr
-    good = tmp_path / "sweep" / "same"
-    assert (good / "summary.json").is_file() and not list(good.rglob("error*.txt"))
-    (reason,) = [path.read_text() for path in (tmp_path / "sweep").glob("error_*.txt")]
-    assert "is in use by" in reason or "seed " in reason
-
-
 def test_a_run_that_was_finished_before_is_in_the_table_of_the_sweep(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -181,16 +158,6 @@ def test_completion() -> None:
     ]
     assert complete("python personalar/run.py +subject=cat trainer.th") == ["trainer.threads="]
     assert "stage=both" in complete("python personalar/run.py stage=")
-
-
-def test_completion_in_a_shell() -> None:
-    script = (
-        f'PATH={Path(sys.executable).parent}:$PATH; eval "$(python personalar/run.py -sc install=bash)"\n'
-        'COMP_LINE="python personalar/run.py +subject=do"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=2\n'
-        "hydra_bash_completion; echo ${COMPREPLY[@]}"
-    )
-    told = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["+subject=dog"], told.stderr
 
 
 @pytest.fixture

@@ -164,7 +164,6 @@ def test_shaping_always_leaves_the_best(values: list[float], k: int, p: float, t
     logits = torch.tensor([values])
     shaped = Sampling(top_k=k, top_p=p, temperature=temperature).shape(logits)
     assert shaped[0, logits.argmax()].isfinite()
-    assert shaped.isfinite().sum() >= 1
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.95])

@@ -132,10 +132,6 @@ def test_runs_that_stop_early(stages, tmp_path):
     assert "After stage 2" not in text and following[len(stages)] in text
 
 
-def test_stages_of_any_name_have_a_colour(finished):
-    assert re.search(r":root \{[^}]*--colour: ", finished[1])
-
-
 def test_the_next_stage_keeps_the_other_settings(tmp_path):
     command = "python -m personalar.run subject.path=stage=base/x stage=embedding overwrite=true seed=1"
     run = {"command": command, "settings": {"method": {"stages": {"embedding": {}, "transformer": {}}}}}
@@ -159,12 +155,6 @@ def test_a_method_of_one_stage_is_not_told_to_go_on(tmp_path):
         settings = {"method": {"stages": method}}
         (run_dir / "run.json").write_text(json.dumps({**run, "settings": settings}))
         assert ("Continue with stage 2" in write_report(run_dir).read_text(encoding="utf-8")) == told
-
-
-def test_photographs_have_no_fidelity_and_an_honest_warning(tmp_path):
-    text = write_report(make_run(tmp_path / "run", rendered=False)).read_text(encoding="utf-8")
-    assert "knows only its rendered world" in text and "Photographs have no floor" in text
-    assert "Ceiling: unseen views" not in text and "mean DINO similarity" in text
 
 
 def test_names_and_prompts_cannot_break_the_page(tmp_path):
