@@ -63,9 +63,10 @@ def test_equal_prompts_and_seeds_are_sampled_once(generator, monkeypatch) -> Non
     assert samples[0].image.size == (32, 32)
 
 
-@pytest.mark.parametrize("pixels", [2**20, 2 * 32**2, 1])  # the image tokenizer decodes 4, 2 and 1 at once
-def test_a_picture_is_the_same_alone_and_in_any_batch(generator, monkeypatch, pixels: int) -> None:
-    monkeypatch.setattr(memory_shape, "PIXELS_AT_ONCE", pixels)
+@pytest.mark.parametrize("at_once", [4, 2, 1])
+def test_a_picture_is_the_same_alone_and_in_any_batch(generator, monkeypatch, at_once: int) -> None:
+    one = memory_shape.decode_bytes(generator.backend.vq.config, 1, 32**2)
+    monkeypatch.setattr(memory_shape, "BYTES_AT_ONCE", at_once * one)
     decode, sizes = generator.backend.vq.decode, set()
     monkeypatch.setattr(generator.backend.vq, "decode", lambda c: sizes.add(len(c)) or decode(c))
     codes = generator.codes(["a cat"] * 6, range(6))
@@ -73,7 +74,7 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(generator, monkeypatch, pi
     for i in range(6):
         assert generator.pictures(codes[i : i + 1])[0].tobytes() == together[i].tobytes()
     assert generator.pictures(codes[3:])[1].tobytes() == together[4].tobytes()
-    assert sizes == {min(4, max(1, pixels // 32**2))}
+    assert sizes == {at_once}
 
 
 def test_finishing_runs_beside_the_drawing_and_in_order(generator) -> None:

@@ -35,6 +35,7 @@ class OneFrameVQConfig(VQConfig):
     """Levels whose blocks have attention; 0 is full resolution. (Side lengths in `VQConfig`.)"""
     temporal_downsample_factor: int = field(default=4, metadata=limits(1, 64))
     """Frames per map of codes; a power of 2."""
+    decode_maps = 10
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""

@@ -115,12 +115,13 @@ class LlamaBackend(nn.Module):
     def encode_images(self, images: Tensor) -> Tensor:
         pixels = to_model_range(images.to(self.device))
         # In chunks, because the VQ model needs much memory at full resolution.
-        at_once = images_at_once(images.shape[2] * images.shape[3])
+        at_once = images_at_once(self.vq.config, images.shape[2] * images.shape[3])
         return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
 
     @torch.no_grad()
     def decode_images(self, codes: Tensor) -> Tensor:
-        at_once = min(PICTURES_AT_ONCE, images_at_once(codes[0].numel() * self.vq.config.downsample**2))
+        config = self.vq.config
+        at_once = min(PICTURES_AT_ONCE, images_at_once(config, codes[0].numel() * config.downsample**2))
         # All batches have one size: convolutions differ in the last bit between sizes, and conversion to
         # uint8 can make that visible.
         padded = torch.cat((codes, codes[-1:].expand(-len(codes) % at_once, -1, -1)))

@@ -7,25 +7,27 @@ import torch
 from personalar.models.network.vq import VQConfig
 from personalar.models.stored_base import BaseShape, NetworkShape
 
-PIXELS_AT_ONCE = 2**20
-"""Pixels of the images that the VQ model processes together: four of 512x512, which need 2.7 GB."""
+BYTES_AT_ONCE = 2 * 10**9
+"""Memory for the images that the VQ model processes together: four of 512x512 with Chameleon's."""
 FLOAT32 = 4  # bytes
 
 
-def images_at_once(pixels: int) -> int:
+def images_at_once(vq: VQConfig, pixels: int) -> int:
     """Return the number of images of `pixels` pixels each that the VQ model processes together."""
-    return max(1, PIXELS_AT_ONCE // pixels)
+    return max(1, BYTES_AT_ONCE // _maps_bytes(vq, pixels))
 
 
 def decode_bytes(vq: VQConfig, images: int, pixels: int) -> int:
     """Return an estimate of the bytes for decoding `images` images of `pixels` pixels each, without weights.
 
-    Five maps at full resolution exist at the same time: the input of a block and its intermediate results.
     The workspaces of libraries are not included.
     """
-    together = min(images, images_at_once(pixels)) * pixels
+    return min(images, images_at_once(vq, pixels)) * _maps_bytes(vq, pixels)
+
+
+def _maps_bytes(vq: VQConfig, pixels: int) -> int:
     # Folding patches reduces the number of positions at full resolution.
-    return 5 * FLOAT32 * vq.channels[0] * together // vq.patch_size**2
+    return vq.decode_maps * FLOAT32 * vq.channels[0] * pixels // vq.patch_size**2
 
 
 def shape_of(

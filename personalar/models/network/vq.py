@@ -1,15 +1,14 @@
 """The VQGAN image tokenizer (taming-transformers, arXiv 2012.09841): encoder, codebook and decoder.
 
-Parameter names are those of upstream. The encoder equals transformers' `ChameleonVQVAE`, the decoder that of
-Janus. One addition: `patch_size` folds patches of pixels into channels, for speed on a CPU (default 1).
+Parameter names are those of upstream. The encoder is that of transformers' Chameleon, the decoder that of
+Janus. One addition: `patch_size` folds patches of pixels into channels, for speed on a CPU.
 Shapes: pixels (B, 3, H, W) in [-1, 1]; codes (B, h, w) with h = H / downsample; latents (B, embed_dim, h, w).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -37,6 +36,10 @@ class VQConfig:
     dropout: float = field(default=0.0, metadata=limits(0.0, 1.0))
     attn_type: str | None = "vanilla"
     patch_size: int = field(default=1, metadata=limits(1, 64))
+    # No settings: the first is read by transformers' encoder, the other is measured.
+    double_latent = False
+    decode_maps = 3
+    """Maps at full resolution that decoding needs at the same time."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""
@@ -59,14 +62,14 @@ class VQConfig:
         return self.patch_size * 2 ** (len(self.channel_multiplier) - 1)
 
     @property
+    def out_channels(self) -> int:
+        """Channels that the decoder returns."""
+        return self.in_channels
+
+    @property
     def channels(self) -> tuple[int, ...]:
         """Channels per level, from full resolution to the lowest."""
         return tuple(self.base_channels * m for m in self.channel_multiplier)
-
-    def has_attention(self, level: int) -> bool:
-        """Return whether the blocks of `level` (0 = full resolution) have attention."""
-        side = self.resolution // self.patch_size >> level
-        return self.attn_type == "vanilla" and side in self.attn_resolutions
 
     def build(self) -> VQModel:
         """Return an image tokenizer of this shape, on torch's default device."""
@@ -86,149 +89,38 @@ class VQConfig:
         return {"model_type": "chameleon_vqgan", "double_latent": False, **asdict(self)}
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
-
-
-class ResBlock(nn.Module):
-    """Residual block: norm, SiLU and 3x3 convolution, twice."""
-
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h, w)."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
-        return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
-
-
-class AttnBlock(nn.Module):
-    """Single-head attention over all positions, with 1x1 convolutions as projections."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, C, h, w)."""
-        hidden = self.norm(x)  # (B, C, h, w)
-        query, key, value = (conv(hidden).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
-        weights = (query @ key.transpose(1, 2) * x.shape[1] ** -0.5).softmax(-1)  # (B, hw, hw)
-        return x + self.proj_out((weights @ value).transpose(1, 2).reshape(x.shape))  # (B, C, h, w)
-
-
-class Downsample(nn.Module):
-    """Halves the sides by a strided convolution, padded only on the right and at the bottom."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, C, h/2, w/2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # torch pads both sides equally, upstream does not
-
-
-class Upsample(nn.Module):
-    """Doubles the sides by nearest-neighbour interpolation and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, C, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
-    """The blocks of one resolution, followed by the change to the next resolution, if there is one."""
-
-    def __init__(self, config: VQConfig, index: int, width_in: int, width: int, *, blocks: int) -> None:
-        super().__init__()
-        widths = [width_in] + [width] * blocks
-        self.block = nn.ModuleList(ResBlock(a, b, config.dropout) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width) for _ in self.block if config.has_attention(index))
-        self.downsample: nn.Module = nn.Identity()
-        self.upsample: nn.Module = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, h, w) to (B, out, h', w')."""
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return self.upsample(self.downsample(x))
-
-
-class Middle(nn.Module):
-    """The blocks at the lowest resolution."""
-
-    def __init__(self, channels: int, *, attention: bool, dropout: float) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
-        self.block_2 = ResBlock(channels, channels, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, C, h, w)."""
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Encoder(nn.Module):
-    """Maps folded pixels to latents before `quant_conv`."""
-
-    def __init__(self, config: VQConfig) -> None:
-        super().__init__()
-        widths = config.channels
-        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
-        self.down = nn.Sequential()
-        for i, (width_in, width) in enumerate(zip((config.base_channels, *widths), widths, strict=False)):
-            level = Level(config, i, width_in, width, blocks=config.num_res_blocks)
-            if i < len(widths) - 1:
-                level.downsample = Downsample(width)
-            self.down.append(level)
-        self.mid = Middle(widths[-1], attention=config.attn_type == "vanilla", dropout=config.dropout)
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H/p, W/p) to (B, latent_channels, h, w)."""
-        x = self.mid(self.down(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
 class Decoder(nn.Module):
-    """Maps latents after `post_quant_conv` to folded pixels, with one more block per level than `Encoder`."""
+    """Maps latents after `post_quant_conv` to folded pixels; Janus' decoder with the names of taming.
 
-    def __init__(self, config: VQConfig) -> None:
+    `up[0]` is full resolution, although it is applied last.
+
+    Args:
+        attention: for every level, from full resolution on, whether its blocks have attention.
+    """
+
+    def __init__(self, config: VQConfig, attention: list[bool]) -> None:
+        from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock, JanusVQVAEDecoder
+
         super().__init__()
-        widths = config.channels
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], attention=config.attn_type == "vanilla", dropout=config.dropout)
-        levels = []
-        for i, (width_in, width) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True)):
-            level = Level(config, i, width_in, width, blocks=config.num_res_blocks + 1)
-            if i > 0:
-                level.upsample = Upsample(width)
-            levels.append(level)
-        self.up = nn.ModuleList(levels)  # index 0 is full resolution, although it is applied last
-        self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        theirs = JanusVQVAEDecoder(config)
+        self.conv_in, self.mid = theirs.conv_in, theirs.mid
+        if config.attn_type != "vanilla":
+            self.mid.attn_1 = nn.Identity()
+        self.up: Any = nn.ModuleList(reversed(theirs.up))
+        for level, has in zip(reversed(theirs.up), attention, strict=True):
+            blocks = level.block if has else ()
+            level.attn = nn.ModuleList(JanusVQVAEAttnBlock(block.out_channels) for block in blocks)
+        self.norm_out, self.conv_out = theirs.norm_out, theirs.conv_out
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, latent_channels, h, w) to (B, in_channels, H/p, W/p)."""
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
-            x = level(x)
+            for i, block in enumerate(level.block):
+                x = block(x)
+                x = level.attn[i](x) if len(level.attn) else x
+            if hasattr(level, "upsample"):
+                x = level.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -251,10 +143,15 @@ class VQModel(nn.Module):
     """Encodes images to codes and decodes them."""
 
     def __init__(self, config: VQConfig) -> None:
+        from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoder
+
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        # Its attention is set by the sides of its input, which are those after the patches are folded.
+        folded = replace(config, resolution=config.resolution // config.patch_size)
+        encoder = ChameleonVQVAEEncoder(folded)
+        self.encoder: nn.Module = encoder
+        self.decoder: nn.Module = Decoder(config, [len(level.attn) > 0 for level in encoder.down])
         self.quantize = Codebook(config)
         self.quant_conv: nn.Module = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv: nn.Module = nn.Conv2d(config.embed_dim, config.latent_channels, 1)

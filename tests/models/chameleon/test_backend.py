@@ -53,7 +53,7 @@ def test_codes_and_images_round_trip(tiny_backend: ChameleonBackend) -> None:
 def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = tiny_backend.encode_images(images(3))
     decoded = tiny_backend.decode_images(codes)
-    monkeypatch.setattr("personalar.models.network.memory_shape.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("personalar.models.network.memory_shape.BYTES_AT_ONCE", 1)
     assert torch.equal(tiny_backend.encode_images(images(3)), codes)
     torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
 
