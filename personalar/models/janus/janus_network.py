@@ -1,17 +1,16 @@
 """The Janus transformer: a Llama with an embedding table and a head for image codes, and no text head.
 
 Published checkpoints embed an image code by a narrow table and an MLP. Both are frozen here, so the
-embeddings of all codes are computed once, when the model is loaded (`CodeEmbedder`). Ids from `vocab_size` on
-are image codes.
-Shapes: B batch, T tokens, D width, K image codes.
+embeddings of all codes are computed once, when the model is loaded. Ids from `vocab_size` on are image codes.
+Shapes: B batch, T tokens, D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from personalar.config.fields import limits
@@ -34,46 +33,16 @@ class JanusConfig(LlamaConfig):
         """Return a transformer of this shape, on torch's default device."""
         return JanusTransformer(self)
 
+    def mlp_config(self, width: int) -> Any:
+        """Return transformers' configuration of the image head or the aligner; `width` is that of its layers."""
+        from transformers import JanusVQVAEConfig
 
-class ImageHead(nn.Module):
-    """The MLP from hidden states to logits of image codes."""
-
-    def __init__(self, config: JanusConfig) -> None:
-        super().__init__()
-        self.proj_out = nn.Linear(config.hidden_size, config.head_size)
-        self.vision_head = nn.Linear(config.head_size, config.num_codes)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (..., D) to logits (..., K)."""
-        return self.vision_head(F.gelu(self.proj_out(hidden)))
-
-
-class Aligner(nn.Module):
-    """The MLP from a row of the narrow table to an embedding; parameter names of transformers."""
-
-    def __init__(self, code_dim: int, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(code_dim, width)
-        self.hidden_layers = nn.ModuleList([nn.Linear(width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (K, code_dim) to (K, D)."""
-        return self.hidden_layers[0](F.gelu(self.fc1(x)))
-
-
-class CodeEmbedder(nn.Module):
-    """The published computation of the embeddings of codes: a narrow table and an MLP."""
-
-    def __init__(self, config: JanusConfig) -> None:
-        super().__init__()
-        self.generation_embeddings = nn.Embedding(config.num_codes, config.code_dim)
-        self.generation_aligner = Aligner(config.code_dim, config.hidden_size)
-
-    @torch.no_grad()
-    def forward(self) -> Tensor:
-        """Return the embeddings of all codes (K, D), in the precision of the weights."""
-        # In their precision, and not in float32, because upstream rounds after every layer too.
-        return self.generation_aligner(self.generation_embeddings.weight)
+        return JanusVQVAEConfig(
+            embed_dim=self.code_dim,
+            num_embeddings=self.num_codes,
+            projection_dim=width,
+            image_token_embed_dim=self.hidden_size,
+        )
 
 
 class JanusTransformer(Llama):
@@ -82,10 +51,12 @@ class JanusTransformer(Llama):
     config: JanusConfig
 
     def __init__(self, config: JanusConfig) -> None:
+        from transformers.models.janus.modeling_janus import JanusVQVAEHead
+
         super().__init__(config)
         # Filled by `janus_weights.network_tensors`; no file contains it.
         self.code_table = nn.Embedding(config.num_codes, config.hidden_size)
-        self.generation_head = ImageHead(config)
+        self.generation_head = JanusVQVAEHead(config.mlp_config(config.head_size))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Map ids (B, T) of words and codes to embeddings (B, T, D)."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from personalar.models.checkpoint_folder import read_config
-from personalar.models.janus.janus_network import CodeEmbedder, JanusConfig
+from personalar.models.janus.janus_network import JanusConfig
 from personalar.models.network.vq import VQConfig, VQModel
 from personalar.models.tensor_files import fill, read_tensors
 
@@ -56,7 +56,7 @@ HEAD = "generation_head."
 
 
 def our_name(stored: str) -> str | None:
-    """Return the name of a tensor in `JanusTransformer` or `CodeEmbedder`; None if it is in neither."""
+    """Return the name of a tensor in `JanusTransformer` or its code embedder; None if it is in neither."""
     if stored.startswith((*UNREAD, *VQ_PREFIXES)):
         return None
     for theirs, ours in PREFIXES.items():
@@ -71,7 +71,7 @@ def network_name(stored: str) -> str | None:
 
 
 def embedder_name(stored: str) -> str | None:
-    """Return the name of a stored tensor in `CodeEmbedder`; None if it is not there."""
+    """Return the name of a stored tensor in the code embedder; None if it is not there."""
     name = our_name(stored)
     return name if name and name.startswith(("generation_embeddings.", "generation_aligner.")) else None
 
@@ -148,17 +148,24 @@ def network_tensors(
     Raises:
         ValueError: the checkpoint has no image head, or a tensor for the embeddings has the wrong shape.
     """
+    from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP
+
     tensors = dict(read_tensors(folder, network_name))
     if not any(name.startswith(HEAD) for name in tensors):
         raise ValueError(
             f"{folder} contains no image head (gen_head.* or model.generation_head.*), so it can read "
             "images but not generate them: take a whole Janus-Pro checkpoint"
         )
+    # The published computation of the embeddings of codes: a narrow table and an MLP.
     with torch.device("meta"):
-        embedder = CodeEmbedder(config)
+        table = nn.Embedding(config.num_codes, config.code_dim)
+        aligner = JanusVQVAEAlignerMLP(config.mlp_config(config.hidden_size))
+        embedder = nn.ModuleDict({"generation_embeddings": table, "generation_aligner": aligner})
     parts = dict(read_tensors(folder, embedder_name))
     fill(embedder, parts, where=folder, published=False, dtype=dtype, device=device)
-    return tensors | {"code_table.weight": embedder()}
+    # In the precision of the weights, and not in float32, because upstream rounds after every layer too.
+    with torch.no_grad():
+        return tensors | {"code_table.weight": aligner(table.weight)}
 
 
 def load_vq(folder: Path, config: VQConfig, *, device: torch.device) -> VQModel:
