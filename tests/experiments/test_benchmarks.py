@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import __main__ as command
 from benchmarks import decode, train
-from benchmarks.baseline import BASELINES, Baseline, hf_model
+from benchmarks.baseline import BASELINES, Baseline
 from benchmarks.hf_trainer import Ours, Theirs
 from benchmarks.machine import copy_bandwidth, step_bytes
-from benchmarks.random_weights import random_backend
-from conftest_backend import TINY_TRANSFORMER, TINY_VQ
 from test_module import QKV, backend, batch, identifier, module
 from test_sampling import GRID, TEXTS, prompts
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import ProtocolConfig
-from personalar.models.chameleon.transformer import TransformerConfig
 from personalar.training.stage import select_parameters
 
 __all__ = ["backend", "batch", "identifier"]
@@ -52,22 +46,6 @@ def test_the_static_baseline_draws_the_same_images(
     static = Baseline(tiny_backend, Sampling(**settings), static=True)
     plain = PlainDecoder(**settings)(tiny_backend, ids, GRID, [1, 2])
     assert torch.equal(static(tiny_backend, ids, GRID, [1, 2]), plain)
-
-
-@pytest.mark.parametrize("settings", [{"cfg_scale": 3.0, "top_p": 0.9}, {"top_k": 20}])
-def test_the_generate_baseline_draws_legal_images(
-    tiny_backend: ChameleonBackend, settings: dict[str, float]
-) -> None:
-    ids = prompts(tiny_backend, TEXTS[0], TEXTS[0])
-    codes = Baseline(tiny_backend, Sampling(**settings), static=False)(tiny_backend, ids, GRID, [1, 2])
-    assert codes.shape == (2, *GRID) and codes.min() >= 0 and codes.max() < 64
-    assert not torch.equal(codes[0], codes[1])
-
-
-def test_the_baseline_shares_the_weights(tiny_backend: ChameleonBackend) -> None:
-    theirs = hf_model(tiny_backend)
-    assert theirs.lm_head.weight.data_ptr() == tiny_backend.transformer.lm_head.weight.data_ptr()
-    assert not any(p.is_meta for p in [*theirs.parameters(), *theirs.buffers()])
 
 
 def test_bytes_of_a_step_are_counted_by_hand(tiny_backend: ChameleonBackend) -> None:
@@ -115,20 +93,6 @@ def test_a_contender_that_fails_is_a_row_and_not_the_end(
     assert "| transformers static, batched CFG | 2 | out of memory |" in decode.table(rows)
     alone = decode.run(*decode.read_settings([*words, "baselines=none"]))["rows"]
     assert [row["decoder"] for row in alone] == ["plain"] and "| - | - |" in decode.table(alone)
-
-
-def test_random_weights_make_a_whole_model() -> None:
-    made = random_backend(
-        TransformerConfig(vocab_size=600, **TINY_TRANSFORMER),
-        TINY_VQ,
-        ProtocolConfig(grid_px=16, resolution=32, buckets="square"),
-        dtype=torch.bfloat16,
-        device=torch.device("cpu"),
-    )
-    assert made.dtype == torch.bfloat16 and made.vq.post_quant_conv.weight.dtype == torch.float32
-    codes = PlainDecoder(cfg_scale=4.0, top_k=20)(made, prompts(made, TEXTS[0]), GRID, [1])
-    assert len(codes.unique()) > 4
-    assert made.decode_images(codes).shape == (1, 3, 32, 32)
 
 
 def test_transformers_own_class_computes_the_same_loss_and_gradients(backend, identifier, batch) -> None:
@@ -190,15 +154,3 @@ def test_train_compares_in_one_run(
 def test_mistakes_name_what_is_allowed(words: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=re.escape(message)):
         command.main(words)
-
-
-def test_help_measures_nothing() -> None:
-    for words in (["--help"], ["decode", "-h"]):
-        done = subprocess.run(
-            [sys.executable, "experiments/benchmarks", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "python experiments/benchmarks decode" in done.stdout and "batch=1,16" in done.stdout

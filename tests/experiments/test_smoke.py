@@ -42,13 +42,6 @@ def test_the_whole_way_at_tiny_size(smoke, tmp_path: Path) -> None:
     assert len(concepts) >= 2
 
 
-def test_a_decoder_that_refuses_says_why(smoke) -> None:
-    meter = smoke.Meter("cpu")
-    with meter.step("x") as row:
-        row["refused"] = "no GPU"
-    assert "refused no GPU" in smoke.markdown(meter.rows, "t")
-
-
 def test_the_full_size_has_the_published_numbers(smoke) -> None:
     from checkpoint import SIZES
 

@@ -1,6 +1,12 @@
-"""The speculative plug-in: draws of plain's distribution, whatever the batch; planted faults must show."""
+"""The speculative plug-in: draws of plain's distribution, whatever the batch; planted faults must show.
+
+The distribution over whole images of a toy is known exactly: the next code depends on the two tokens before
+it and on whether there is a prompt, so drafts are often wrong.
+"""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -11,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speculative import rules, window
 from speculative.decoder import SpeculativeDecoder
-from test_jacobi import count_forwards, p_value
+from test_jacobi import count_forwards
 from test_sampling import GRID, TEXTS, prompts
 from torch import Tensor
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
+from personalar.models.network.cache import KVCache
 
 
 def test_a_configuration_loads_it() -> None:
@@ -64,6 +71,89 @@ def test_what_first_drafts_copy(init: str, known: int, expected: list[int]) -> N
     index = torch.tensor([[3, 4, 5, 6]])
     found = rules.draft_source(init, torch.tensor([known]), index, 4)
     assert found[0].tolist() == expected
+
+
+CODES, TOY_GRID = 3, (2, 3)
+NEWLINE, BOI, EOI, PROMPT = CODES, CODES + 1, CODES + 2, CODES + 3
+
+
+class Toy:
+    """A backend whose next code depends on the two tokens before it, and on the prompt."""
+
+    device = torch.device("cpu")
+    code_offset = 0
+
+    def __init__(self, spread: float) -> None:
+        generator = torch.Generator().manual_seed(5)
+        shape = (2, CODES + 4, CODES + 4, CODES)  # prompt or not, token before, token, next code
+        self.table = torch.randn(shape, generator=generator) * spread
+
+    def unconditional_prompt(self, prompt: list[int]) -> list[int]:
+        return []
+
+    def grammar(self, h: int, w: int) -> list[int | None]:
+        return [BOI, *([None] * w + [NEWLINE]) * h, EOI]
+
+    def new_cache(self, positions: Tensor) -> KVCache:
+        rows, slots = positions.shape
+        table, factors = torch.zeros(rows, 1, slots, 1), torch.zeros(slots, 1)
+        return KVCache(keys=[table], values=[table.clone()], cos=factors, sin=factors, positions=positions)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return ids[..., None].float()
+
+    def forward(self, embeds: Tensor, cache: KVCache, ids: Tensor | None = None) -> Tensor:
+        num_tokens = embeds.shape[1]
+        mask = cache.mask(num_tokens)[:, 0].expand(-1, num_tokens, -1)  # (R, T, end)
+        stored, _ = cache.store(0, num_tokens).write(embeds[:, None], embeds[:, None])
+        cache.advance(num_tokens)
+        slots = torch.where(mask == 0, torch.arange(mask.shape[-1]), -1).amax(-1)  # where each token lies
+        seen = stored[:, 0, :, 0]
+        before = seen.gather(1, (slots - 1).clamp_min(0))
+        return torch.stack((seen[:, :1].expand_as(before), before, seen.gather(1, slots)), dim=-1)
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        if hidden.shape[-1] == 1:  # only the number of codes is asked for
+            return hidden.expand(*hidden.shape[:-1], CODES)
+        first, before, last = hidden.long().unbind(-1)
+        return self.table[(first == PROMPT).long(), before, last]
+
+    def exact(self, sampling: Sampling) -> Tensor:
+        """Return the probability of every image, (CODES ** 6,)."""
+        h, w = TOY_GRID
+        probabilities = []
+        for image in product(range(CODES), repeat=h * w):
+            before, last, p = PROMPT, BOI, 1.0
+            for i, code in enumerate(image):
+                if i and i % w == 0:
+                    before, last = last, NEWLINE
+                logits = torch.stack((self.table[1, before, last], self.table[0, before, last]))
+                if i == 0:  # without a prompt, padding stands before BOI
+                    logits[1] = self.table[0, BOI, BOI]
+                law = sampling.probabilities(sampling.guide(logits if sampling.guided else logits[:1]))[0]
+                p *= law[code].item()
+                before, last = last, code
+            probabilities.append(p)
+        return torch.tensor(probabilities, dtype=torch.float64)
+
+
+def p_value(decoder: SpeculativeDecoder, *, spread: float, draws: int = 12_000) -> float:
+    """Return the chi-square p-value of `draws` images; 0 if one of them is impossible."""
+    toy = Toy(spread)
+    codes = decoder(toy, [[PROMPT]] * draws, TOY_GRID, list(range(draws))).flatten(1)
+    outcome = (codes * CODES ** torch.arange(5, -1, -1)).sum(1)
+    counts = torch.bincount(outcome, minlength=CODES**6).double()
+    expected = toy.exact(decoder.sampling) * draws
+    assert expected.sum().item() == pytest.approx(draws, rel=1e-4)
+    if counts[expected == 0].any():
+        return 0.0
+    rare = expected < 5
+    counts = torch.cat((counts[~rare], counts[rare].sum()[None]))
+    expected = torch.cat((expected[~rare], expected[rare].sum()[None]))
+    kept = expected > 0
+    chi_square = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    freedom = torch.tensor((kept.sum().item() - 1) / 2, dtype=torch.float64)
+    return torch.special.gammaincc(freedom, chi_square / 2).item()
 
 
 @pytest.mark.parametrize("kind", rules.COUPLINGS)

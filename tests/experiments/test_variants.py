@@ -13,7 +13,6 @@ from tape import Tape
 from test_sampling import GRID, TEXTS, prompts
 
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.generation.sampling import gumbel_noise, keep_top_k, seed_tensor
 from personalar.models.chameleon.backend import ChameleonBackend
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "decode_h200"
@@ -88,13 +87,6 @@ def test_each_change_is_in_force_and_gone_afterwards(tiny_backend: ChameleonBack
         assert changed == acts.get(name, set()), name
     assert [getattr(owner, name) for owner, name in owners] == before
     assert Changed("bucket64", as_python=True).bucket == 64 and set(NAMES) == set(CHANGES)
-
-
-def test_the_table_of_noise_and_the_other_search_give_the_same_bits() -> None:
-    seeds, positions = seed_tensor([1, -5], torch.device("cpu")), torch.arange(3)
-    assert torch.equal(changes.table_noise(seeds, positions, 99), gumbel_noise(seeds, positions, 99))
-    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many are equal
-    assert all(torch.equal(changes.kth_of_logits(logits, k), keep_top_k(logits, k)) for k in (1, 9, 50, 60))
 
 
 def test_what_fails_or_comes_too_late_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,21 +61,6 @@ def module(
     return made
 
 
-def test_loss_is_the_cross_entropy_of_image_codes(backend, identifier, batch) -> None:
-    loss = sequence_loss(backend, identifier, batch, loss="image_tokens", z_loss=0.0)
-    ids = batch["ids"]
-    logits = backend.transformer.logits(backend.transformer(identifier(ids, backend.embed(ids))))
-    rows = backend.tokenizer.image_rows
-    losses = [
-        F.cross_entropy(logits[b, t - 1, rows], ids[b, t] - rows.start)
-        for b in range(2)
-        for t in range(1, ids.shape[1])
-        if rows.start <= ids[b, t] < rows.stop
-    ]
-    assert len(losses) == 32
-    assert torch.allclose(loss, torch.stack(losses).mean(), atol=1e-5)
-
-
 def test_answer_loss_and_z_loss(backend, identifier) -> None:
     codes = torch.arange(16).view(4, 4)
     sequence = backend.protocol.training_ids("a [V] cat", codes, identifier.tokens, loss="answer")

@@ -12,7 +12,7 @@ import torch
 from conftest_backend import make_backend
 from naive import NaiveDecoder
 from tape import Tape
-from test_sampling import GRID, SETTINGS, TEXTS, Rows, prompts
+from test_sampling import GRID, SETTINGS, TEXTS, prompts
 from torch._inductor.compile_fx import compile_fx
 
 from personalar.concepts.adapters.context_vectors import ContextVectors
@@ -93,14 +93,6 @@ def test_graphs_hold_for_other_prompts_seeds_and_weights() -> None:
     assert decoder.captures == captures and decoder._buffers is buffers
     other = make_backend(3)  # the same weights elsewhere: graphs of the old ones must not be used
     assert torch.equal(decoder(other, ids, GRID, [1, 2]), again) and decoder._buffers is not buffers
-
-
-def test_identifier_and_progress(tiny_backend: ChameleonBackend) -> None:
-    ids, rows = prompts(tiny_backend, TEXTS[1]), Rows(tiny_backend, 0.5)
-    calls: list[tuple[int, int]] = []
-    codes = Taped()(tiny_backend, ids, GRID, [1], identifier=rows, progress=lambda *call: calls.append(call))
-    assert torch.equal(codes, PlainDecoder()(tiny_backend, ids, GRID, [1], identifier=rows))
-    assert calls[-1] == (16, 16)
 
 
 def test_context_vectors_are_in_the_prefill_alone() -> None:

@@ -1,4 +1,4 @@
-"""A model whose logits are no numbers ends in a sentence, whatever the decoder; forbidden codes do not."""
+"""What holds of every decoder: identifier, progress, and an error where logits are no numbers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import load_backend, make_backend
+from naive import NaiveDecoder
 from test_compiled import Taped
-from test_sampling import GRID, TEXTS, prompts
+from test_sampling import GRID, TEXTS, Rows, prompts
 from torch import Tensor
 
 from personalar.core.errors import user_message
@@ -25,6 +26,20 @@ DECODERS: dict[str, Callable[..., PlainDecoder]] = {
     "jacobi": lambda **sampling: JacobiDecoder(window=4, max_batch=2, **sampling),
 }
 SAMPLINGS = [{}, {"cfg_scale": 3.0, "top_k": 20}, {"top_p": 0.9}, {"temperature": 0.0}]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_identifier_acts_and_progress_counts_the_codes(name: str, tiny_backend: ChameleonBackend) -> None:
+    """With and without guidance, whose unconditional rows have no identifier."""
+    ids, rows, other = prompts(tiny_backend, *TEXTS[:2]), Rows(tiny_backend, 0.5), Rows(tiny_backend, -0.5)
+    for sampling in ({}, {"cfg_scale": 2.0}):
+        calls: list[tuple[int, int]] = []
+        decoder, arguments = DECODERS[name](**sampling), (tiny_backend, ids, GRID, [1, 2])
+        codes = decoder(*arguments, identifier=rows, progress=lambda *call, to=calls: to.append(call))
+        assert torch.equal(codes, NaiveDecoder(**sampling)(*arguments, identifier=rows))
+        assert not torch.equal(codes, decoder(*arguments, identifier=other))
+        assert calls[-1] == (32, 32) and calls == sorted(calls)
+        assert name != "jacobi" or len(set(calls)) > 2
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest_backend import CAPTIONS, IMAGE_PX, load_backend, make_backend, make_tokenizer
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,30 +39,12 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], None]) -> Non
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
-def test_codes_and_images_round_trip(tiny_backend: ChameleonBackend) -> None:
-    codes = tiny_backend.encode_images(images(3))
-    assert codes.shape == (3, 4, 4) and codes.dtype == torch.int64
-    assert codes.unique().numel() > 4
-    decoded = tiny_backend.decode_images(codes)
-    assert decoded.shape == (3, 3, IMAGE_PX, IMAGE_PX)
-    assert decoded.min() >= 0 and decoded.max() <= 1
-    assert torch.equal(tiny_backend.encode_images(images(3)[1:2]), codes[1:2])
-
-
 def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = tiny_backend.encode_images(images(3))
     decoded = tiny_backend.decode_images(codes)
     monkeypatch.setattr("personalar.models.network.memory_shape.BYTES_AT_ONCE", 1)
     assert torch.equal(tiny_backend.encode_images(images(3)), codes)
     torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
-
-
-def test_preprocess_knows_its_sizes(tiny_backend: ChameleonBackend) -> None:
-    assert tiny_backend.sizes == [(IMAGE_PX, IMAGE_PX)]
-    photo = Image.new("RGB", (50, 70), (255, 0, 0))
-    assert tiny_backend.preprocess(photo).shape == (3, IMAGE_PX, IMAGE_PX)
-    assert make_backend(buckets="aspect").preprocess(photo).shape == (3, 32, 32)
-    assert make_backend(buckets="aspect").preprocess(photo.resize((100, 30))).shape == (3, 16, 48)
 
 
 def test_loaded_equals_saved(tiny_backend: ChameleonBackend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest_backend import NUM_CODES, decode_text, make_tokenizer, parse_image
+from conftest_backend import NUM_CODES, make_tokenizer, parse_image
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -86,11 +86,6 @@ def test_concept_tokens_are_inserted() -> None:
     before, after = PROTOCOL.prompt_ids("a ", 32, 32)[:-1], TOKENIZER.encode_text(" cat ")
     assert ids == [*before, v, *after, s10, *TOKENIZER.encode_text(" "), s1, TOKENIZER.sep]
     assert v not in PROTOCOL.prompt_ids("a [V] cat", 32, 32)
-
-
-def test_braces_in_a_prompt_are_text() -> None:
-    text = decode_text(TOKENIZER, PROTOCOL.prompt_ids("a {width} {} cat", 32, 32))
-    assert text == "Generate an image of 32x32 according to the following prompt:\na {width} {} cat"
 
 
 def test_masks() -> None:

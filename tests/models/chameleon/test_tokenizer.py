@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 from conftest_backend import NUM_CODES, decode_text, is_special, make_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 
 from personalar.models.chameleon.tokenizer import (
     Tokenizer,
@@ -51,14 +49,6 @@ def test_special_ids_in_order() -> None:
     assert (t.eoi, t.boi, t.sep, t.newline) == (start, start + 1, start + 2, start + 3)
     assert [t.size_id(n) for n in range(1, 9)] == list(range(start + 4, start + 12))
     assert t.concept_ids == tuple(range(start + 12, start + 24))
-
-
-@given(st.lists(st.one_of(st.sampled_from(SPECIAL_NAMES), st.text(max_size=6)), max_size=8).map("".join))
-def test_text_never_yields_special_ids_and_survives(text: str) -> None:
-    text = text.encode(errors="replace").decode()
-    ids = TOKENIZER.encode_text(text)
-    assert not any(is_special(TOKENIZER, index) for index in ids)
-    assert decode_text(TOKENIZER, ids) == text
 
 
 def test_every_name_in_the_vocabulary_is_neutralised() -> None:

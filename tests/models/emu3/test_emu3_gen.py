@@ -19,7 +19,6 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from personalar.concepts.adapters.lora import inject_lora, lora_files
 from personalar.concepts.adapters.peft_names import to_transformers
-from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import cfg_combine, keep_top_k
 from personalar.models.emu3 import PEFT_BASE
@@ -93,16 +92,6 @@ def test_greedy_ids_are_those_of_transformers_for_prompts_of_mixed_length(
     assert codes.unique().numel() > 4
     for drawn, text in zip(codes, TEXTS, strict=True):
         assert torch.equal(drawn, hf_codes(emu3_backend, text, *GRID))
-
-
-@pytest.mark.parametrize("window", [2, 4, 8, 16])
-def test_jacobi_draws_the_codes_of_plain_decoding(window: int, emu3_backend: Any) -> None:
-    """Prompts of three lengths, and pictures of three sizes."""
-    prompts, sampling = [emu3_backend.prompt_ids(text) for text in TEXTS], {"cfg_scale": 3.0, "top_k": 20}
-    plain, jacobi = PlainDecoder(**sampling), JacobiDecoder(window=window, max_batch=3, **sampling)
-    for grid in ((4, 4), (3, 5), (5, 3)):
-        codes = plain(emu3_backend, prompts, grid, [1, 2, 3])
-        assert torch.equal(jacobi(emu3_backend, prompts, grid, [1, 2, 3]), codes)
 
 
 def test_the_guided_law_is_that_of_upstreams_order() -> None:

@@ -29,7 +29,6 @@ from personalar.concepts.adapters.lora import (
 )
 from personalar.concepts.adapters.peft_names import from_transformers, to_transformers
 from personalar.data.stream import collate
-from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.image_transforms import to_model_range
 from personalar.models.janus import PEFT_BASE
@@ -93,14 +92,6 @@ def test_greedy_ids_are_those_of_transformers_for_prompts_of_mixed_length(
     codes = decoder(janus_backend, prompts, (4, 4), [1, 2, 3])
     assert codes.unique().numel() > 4
     assert torch.equal(codes.flatten(1), hf_codes(janus_backend, TEXTS))
-
-
-@pytest.mark.parametrize("window", [2, 4, 8, 16])
-def test_jacobi_draws_the_codes_of_plain_decoding(window: int, janus_backend: Any) -> None:
-    prompts, sampling = [janus_backend.prompt_ids(text) for text in TEXTS], {"cfg_scale": 5.0, "top_k": 20}
-    plain = PlainDecoder(**sampling)(janus_backend, prompts, (4, 4), [1, 2, 3])
-    jacobi = JacobiDecoder(window=window, max_batch=3, **sampling)
-    assert torch.equal(jacobi(janus_backend, prompts, (4, 4), [1, 2, 3]), plain)
 
 
 @torch.no_grad()
