@@ -89,13 +89,6 @@ def test_a_run_json_of_another_program_gives_no_right_to_delete(tmp_path: Path, 
     assert (tmp_path / "images" / "mine.jpg").is_file() and (tmp_path / "run.json").is_file()
 
 
-def test_what_is_no_record_is_not_to_be_deleted(tmp_path: Path) -> None:
-    write(tmp_path, "run.json")
-    with pytest.raises(ValueError, match=r"is damaged .*choose another folder") as refused:
-        RunFolder(tmp_path)
-    assert "delete" not in str(refused.value)
-
-
 def test_what_a_benchmark_brings_along_is_no_stranger(tmp_path: Path) -> None:
     """Also if it was killed while it copied."""
     brought = ("images/base/a.png", "references/redrawn/00.png", "cache/photo_codes.safetensors")

@@ -20,14 +20,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_killed_in, run_once
 from test_checkpoint import ended
 from test_cli import mistake
 from test_personalize import contents, same_result
 
 import personalar.training.module
 from personalar.core.errors import user_errors, user_message
-from personalar.training.checkpoint import EXIT_TERMINATED, AtomicCheckpointIO, refusal_named
+from personalar.training.checkpoint import AtomicCheckpointIO, refusal_named
 
 __all__ = ["mistake"]
 
@@ -100,6 +99,7 @@ PLACES = {
     "summary": "summary.json",
     "report": "report.html",
     "photo codes": "cache/photo_codes.safetensors",
+    "checkpoint": "stages/embedding/checkpoints/step_000002.ckpt",
 }
 
 
@@ -177,35 +177,6 @@ def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk:
     remount(small_disk, "rw")
     do_run(small_disk / "run", "stage=both")
     same_result(finished_run, small_disk / "run")
-
-
-KILLS = [
-    ("sampling", 2, "SIGKILL"),
-    ("embedding", 2, "SIGKILL"),
-    ("embedding", 2, "SIGTERM"),
-    ("sampling", 1, "SIGTERM"),
-    ("scoring", 1, "SIGKILL"),
-    ("scoring", 2, "SIGTERM"),
-    ("transformer", 2, "SIGKILL"),
-    ("transformer", 2, "SIGTERM"),
-]
-"""(process, event in that process, signal), one after the other in one run folder."""
-if "PERSONALAR_KILLS" not in os.environ:  # `make chaos` makes them all
-    KILLS = KILLS[1::3]
-
-
-def test_kills_in_every_phase(
-    run_overrides: list[str], finished_run: Path, tmp_path: Path, record_property
-) -> None:
-    """Kills in one run folder, each in a given phase; a killed run leaves no lock behind."""
-    record_property("inputs", len(KILLS))
-    run_dir, log, kept = tmp_path / "run", tmp_path / "log", {}
-    for place, count, name in KILLS:
-        code = ended(run_killed_in, run_dir, run_overrides, place, count, name, log=log)
-        assert code in (-9, -15, 255, EXIT_TERMINATED), f"{name} in {place}: {code}\n{log.read_text()}"
-        kept = assert_finished_stays(kept, run_dir)
-    assert ended(run_once, run_dir, run_overrides, log=log) == 0, log.read_text()
-    same_result(finished_run, run_dir)
 
 
 def test_a_clock_set_back_decides_nothing(

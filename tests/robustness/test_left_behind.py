@@ -12,16 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest_run import compose_config
-from processes import run_interrupted, run_once
-from test_checkpoint import ended
 from test_concept import make
 from test_exchange import adapter, export
-from test_personalize import same_result
 
 from personalar.core.files import TEMPORARY, temporary, write_atomic
 from personalar.core.own_files import delete_abandoned
 from personalar.core.process import ENDS_WITH_STDIN
-from personalar.core.run_folder import RunFolder
 from personalar.generation.sample_files import write_samples
 from personalar.models import tensor_files
 from personalar.reports.comparison_page import compare_folders
@@ -144,30 +140,3 @@ def test_a_child_that_ends_by_itself_is_as_before(tmp_path: Path, monkeypatch: p
     for name, answer in (("true", True), ("false", False)):
         monkeypatch.setattr("personalar.runs.benchmark.sys.executable", f"/bin/{name}")
         assert execute(["x"], tmp_path / "log") is answer
-
-
-def test_a_closed_terminal_saves_as_sigterm_does(
-    finished_run: Path, run_overrides: list[str], tmp_path: Path
-) -> None:
-    run_dir, log = tmp_path / "run", tmp_path / "log"
-    rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
-    assert ended(run_with_hangup, run_dir, rare, log=log) == 129, log.read_text()
-    assert RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]["step"] == 3
-    assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
-    same_result(finished_run, run_dir)
-
-
-def test_nohup_goes_on(finished_run: Path, run_overrides: list[str], tmp_path: Path) -> None:
-    run_dir, log = tmp_path / "run", tmp_path / "log"
-    assert ended(run_without_hangup, run_dir, run_overrides, log=log) == 0, log.read_text()
-    same_result(finished_run, run_dir)
-
-
-def run_with_hangup(run_dir: Path, overrides: list[str]) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
-    run_interrupted(run_dir, overrides, 3, 0, "SIGHUP")
-
-
-def run_without_hangup(run_dir: Path, overrides: list[str]) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    run_interrupted(run_dir, overrides, 3, 0, "SIGHUP")

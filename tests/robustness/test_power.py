@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,30 +66,46 @@ def test_a_power_cut_anywhere_costs_nothing_that_was_finished(
         assert all(before.record["stages"][stage]["steps"] == 4 for stage in learned)
 
 
-@pytest.mark.parametrize("how", ["empty", "zeros", "half"])
 @pytest.mark.parametrize(
-    "name", ["images/embedding/", "grids/overview.png", "concept/pictures/", "references/00.png"]
+    ("name", "how"),
+    [
+        ("images/embedding/*.png", "half"),
+        ("grids/overview.png", "empty"),
+        ("concept/pictures/*.png", "zeros"),
+        ("references/00.png", "half"),
+        ("summary.json", "zeros"),
+        ("report.html", "half"),
+        ("scores.jsonl", "half"),
+        ("scores.jsonl", "gone"),  # what the message about a damaged one recommends
+        ("images/embedding", "gone"),
+        ("concept", "gone"),
+        ("concept/concept.json", "gone"),
+        ("stages/embedding/concept", "gone"),
+    ],
 )
-def test_a_damaged_picture_of_a_finished_run_is_noticed(
-    how: str, name: str, do_run: Callable[..., bool], finished_run: Path, tmp_path: Path, copied
+def test_what_a_finished_run_lost_is_made_again(
+    name: str, how: str, do_run: Callable[..., bool], finished_run: Path, copied
 ) -> None:
     run_dir = copied(finished_run)
-    path = run_dir / name if name.endswith(".png") else min((run_dir / name).glob("*.png"))
-    empty(path, how)
-    assert not is_whole_png(path)
-    assert do_run(run_dir, "stage=both") and is_whole_png(path)
+    path = min(run_dir.glob(name))
+    if how == "gone":
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        empty(path, how)
+        assert not (is_whole_png if path.suffix == ".png" else is_whole)(path)
+    assert do_run(run_dir, "stage=both")
     same_result(finished_run, run_dir)
     assert not do_run(run_dir, "stage=both")
 
 
 @pytest.mark.parametrize("how", ["empty", "zeros", "half"])
-@pytest.mark.parametrize("name", ["summary.json", "report.html", "scores.jsonl"])
-def test_a_damaged_result_is_made_again(how: str, name: str, do_run, finished_run, copied) -> None:
+def test_files_that_a_power_cut_left_are_not_whole(how: str, finished_run: Path, copied) -> None:
     run_dir = copied(finished_run)
-    empty(run_dir / name, how)
-    assert not is_whole(run_dir / name)
-    assert do_run(run_dir, "stage=both") and is_whole(run_dir / name)
-    same_result(finished_run, run_dir)
+    for name in ("grids/overview.png", "summary.json", "report.html", "scores.jsonl"):
+        whole = is_whole_png if name.endswith("png") else is_whole
+        assert whole(run_dir / name)
+        empty(run_dir / name, how)
+        assert not whole(run_dir / name)
 
 
 @pytest.mark.parametrize("how", ["empty", "zeros"])

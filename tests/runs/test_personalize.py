@@ -218,28 +218,6 @@ def test_a_wrong_class_is_told_before_a_download(
         do_run(tmp_path / "run", word)
 
 
-def test_a_finished_run_without_its_scores_scores_anew(do_run, finished_run: Path, tmp_path: Path) -> None:
-    """Do what the message about a damaged file recommends."""
-    copy = shutil.copytree(finished_run, tmp_path / "copy")
-    (copy / "scores.jsonl").unlink()
-    assert do_run(copy, "stage=both")
-    same_scores(copy, finished_run)
-    assert not do_run(copy, "stage=both")
-
-
-@pytest.mark.parametrize(
-    "deleted", ["images/embedding", "concept", "concept/concept.json", "stages/embedding/concept"]
-)
-def test_a_finished_run_makes_again_what_was_deleted(
-    do_run, finished_run: Path, copied, deleted: str
-) -> None:
-    copy = copied(finished_run)
-    target = copy / deleted
-    shutil.rmtree(target) if target.is_dir() else target.unlink()
-    assert do_run(copy, "stage=both") and not do_run(copy, "stage=both")
-    same_result(copy, finished_run)
-
-
 def test_scores_of_other_scorers_are_not_kept(do_run, finished_run: Path, copied) -> None:
     """They were averaged with the new ones, about other prompts."""
     copy, words = copied(finished_run), ["stage=both", 'samples.prompts=["a {} on the moon"]']
