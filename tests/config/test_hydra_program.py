@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from test_cli import ROOT, command
+from test_personalize import contents
 from test_sweep import TINY
 
 
@@ -33,10 +34,6 @@ def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     done = command(here, "personalar.run", *words, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     return here / "run"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def learned(folder: Path) -> dict[str, list[float]]:
@@ -96,12 +93,12 @@ def test_a_run_keeps_its_configuration_and_its_command(finished: Path, words: li
 def test_a_refused_command_changes_nothing_in_a_finished_run(
     finished: Path, words: list[str], wrong: str
 ) -> None:
-    before = contents(finished)
+    before = contents(finished, "**/*")
     if wrong.startswith("scorer"):
         words = [word for word in words if word != "scorer=none"]
     said = command(finished.parent, "personalar.run", *words, "hydra.run.dir=run", wrong)
     assert said.returncode == 1 and "Traceback" not in said.stderr
-    after = contents(finished)
+    after = contents(finished, "**/*")
     before.pop(".lock"), after.pop(".lock")
     assert after == before
 
@@ -123,11 +120,11 @@ def test_a_run_that_was_finished_before_is_in_the_table_of_the_sweep(
 ) -> None:
     sweep = ["personalar.run", "-m", *words, "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${seed}", "seed=3"]
     first = command(tmp_path, *sweep)
-    before = contents(tmp_path / "sweep/3/.hydra")
+    before = contents(tmp_path / "sweep/3/.hydra", "**/*")
     second = command(tmp_path, *sweep, "trainer.threads=1")
     for done in (first, second):
         assert done.returncode == 0 and "page: sweep/comparison.html" in done.stdout, done.stderr
-    assert "already finished" in second.stdout and contents(tmp_path / "sweep/3/.hydra") == before
+    assert "already finished" in second.stdout and contents(tmp_path / "sweep/3/.hydra", "**/*") == before
 
 
 def test_a_long_sweep_has_short_folders_and_a_table_of_them(words: list[str], tmp_path: Path) -> None:

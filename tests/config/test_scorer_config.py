@@ -20,7 +20,7 @@ from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import judged
 from personalar.run import job
-from personalar.runs.sweep import check_objective, searches
+from personalar.runs.sweep import check_objective
 
 FOLDER = ["+subject=folder", "subject.path=photos", "subject.noun=dog"]
 BASE_NOTE = "the nano base was trained on a rendered world"
@@ -96,12 +96,6 @@ def test_a_searching_sweepers_job_is_refused_before_it_begins(
         found[sweeper] = (run_dir / "error.txt").read_text()
     assert "a search by objective=[dino*clip_t] needs others" in found["OptunaSweeper"]
     assert "needs others" not in found["BasicSweeper"]
-
-
-def test_only_a_sweeper_that_learns_searches() -> None:
-    names = {"hydra._internal.BasicSweeper": False, "hydra_plugins.OptunaSweeper": True}
-    for name, learns in names.items():
-        assert searches(SimpleNamespace(sweeper=SimpleNamespace(_target_=name))) is learns
 
 
 def test_what_no_judge_says_is_a_measure() -> None:

@@ -7,17 +7,13 @@ import importlib
 import re
 import sys
 import typing
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING
-from test_cli import mistake
 
 from personalar.config.compose import COMMANDS, groups_of
-
-__all__ = ["mistake"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -52,8 +48,3 @@ def test_groups_of_commands() -> None:
     assert groups_of(COMMANDS["doctor"]) == ["model", "trainer"]
     assert groups_of(COMMANDS["sample"]) == ["model", "decoder", "trainer"]
     assert {"model/recipe", "experiment", "subject"} < set(groups_of(COMMANDS["run"]))
-
-
-def test_a_choice_of_another_command(mistake: Callable[..., str]) -> None:
-    said = "personalar.doctor: subject= is for personalar.run; personalar.doctor accepts model=, trainer="
-    assert mistake("doctor", "+subject=cat") == said
