@@ -144,16 +144,6 @@ def test_a_folder_of_photos(tmp_path: Path) -> None:
     assert load_subject(config(tmp_path, noun="sofa", live=True)).live
 
 
-def test_one_photo_is_said_to_be_few(tmp_path: Path, capsys) -> None:
-    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"")
-    load_subject(config(tmp_path))
-    assert capsys.readouterr().out.endswith("note: only one photo; 3 to 6 from different sides work better\n")
-    Image.new("RGB", (60, 40), "blue").save(tmp_path / "b.png")
-    load_subject(config(tmp_path))
-    assert "better" not in capsys.readouterr().out
-
-
 def test_a_folder_subject_needs_its_path() -> None:
     with pytest.raises(ValueError, match=r"needs subject.path=DIR"):
         load_subject(config(None))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest_upstream import lumina_backend
 
-from personalar.config.compose import conf_dir, package_path
+from personalar.config.compose import package_path
 from personalar.config.model_config import ProtocolConfig
 from personalar.data.dreambench import dreambench_prompts
 from personalar.data.prompts import UNRELATED, fill
@@ -110,8 +110,3 @@ def test_the_guide_lists_what_nano_knows() -> None:
 def test_a_long_list_is_cut() -> None:
     note = words_note(NANO, [fill(spec.text, "cat") for spec in dreambench_prompts(live=True)])
     assert note is not None and len(note) < 200 and note.endswith(" more")
-
-
-def test_no_code_asks_which_base_it_is() -> None:
-    assert "known_words" not in (conf_dir() / "model" / "nano.yaml").read_text()
-    assert "nano" not in Path(check_prompts.__code__.co_filename).read_text()

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,19 +17,6 @@ from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
 from personalar.models.base import Backend
-
-
-class CountSteps(L.Callback):
-    """Writes the number of optimizer steps of a stage into the run folder."""
-
-    def __init__(self, *, file: str) -> None:
-        """Write into `file`."""
-        self.file = Path(file)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write one line per stage."""
-        with self.file.open("a") as stream:
-            stream.write(f"{pl_module.stage.name} {trainer.global_step}\n")
 
 
 class ListLogger(Logger):
@@ -67,32 +53,6 @@ class Forgetful(ListLogger):
     def finalize(self, status: str) -> None:
         """Raise an error like a server that cannot be reached."""
         raise ConnectionError("the server is gone")
-
-
-class SignDescent(torch.optim.Optimizer):
-    """Moves every parameter by the learning rate, against the sign of its gradient (sign SGD)."""
-
-    def __init__(self, params: Any, *, scale: float = 1.0) -> None:
-        """Use `scale` times the learning rate."""
-        super().__init__(params, {"lr": 1e-3, "scale": scale})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Make one step."""
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(group["scale"] * group["lr"] * parameter.grad.sign())
-        return loss
-
-
-class Halving(torch.optim.lr_scheduler.LRScheduler):
-    """Halves the learning rates at every step."""
-
-    def get_lr(self) -> list[float]:
-        """Return the rates of this step."""
-        return [rate * 0.5**self.last_epoch for rate in self.base_lrs]
 
 
 class Shifted(nn.Module):

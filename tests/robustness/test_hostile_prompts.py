@@ -10,11 +10,9 @@ from conftest_backend import is_special, make_tokenizer, parse_image
 from conftest_run import compose_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.run_config import SubjectConfig
-from personalar.core.png import read_png_metadata, sample_filename, save_png
 from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
 from personalar.generation.chosen_concepts import check_words
@@ -80,29 +78,6 @@ def test_prompts_of_a_run_are_taken_or_refused(prompt: str) -> None:
         assert plain_prompts([prompt])[0].text == prompt
     except ValueError as error:
         assert "{}" not in prompt or not is_text(prompt), error
-
-
-@given(ANYTHING.filter(is_text))
-def test_file_names_are_plain(prompt: str) -> None:
-    name = sample_filename("subject", prompt, 0)
-    assert name.isascii() and name == Path(name).name and len(name) < 120 and " " not in name
-
-
-@pytest.mark.parametrize("prompt", [odd for odd in ODD if is_text(odd)], ids=ascii)
-def test_a_picture_keeps_its_prompt(prompt: str, tmp_path: Path) -> None:
-    path = save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"prompt": f"a {prompt} cat"})
-    assert read_png_metadata(path)["prompt"] == f"a {prompt} cat"
-
-
-def test_ten_thousand_characters_are_refused_before_anything_is_drawn(tiny_backend, monkeypatch) -> None:
-    drawn = []
-    generator = Generator(backend=tiny_backend, decoder=lambda *_, **__: drawn.append(1))
-    allowed = tiny_backend.max_tokens
-    assert allowed == 256
-    long = "a cat, " * 1429
-    with pytest.raises(ValueError, match=rf"has \d{{4,5}} tokens .* reads at most {allowed}: shorten it"):
-        generator.codes(["a cat", long], [0, 1])
-    assert not drawn
 
 
 def test_the_longest_prompt_is_taken_and_one_more_is_not(tiny_backend) -> None:

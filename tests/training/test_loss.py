@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest_backend import make_backend
-from conftest_run import compose_config
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.config.recipe import PriorConfig, PriorWeights, StageNumbers
@@ -17,8 +16,7 @@ from personalar.data.stream import collate, limit_loss
 from personalar.models.base import TrainingSequence
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.training.loss import _divergence, _in_chunks, head_loss, sequence_loss
-from personalar.training.memory_fit import check_libraries
-from personalar.training.model_prep import prepare_blocks, quantize_base, train_in_float32
+from personalar.training.model_prep import train_in_float32
 from personalar.training.stage import select_parameters
 from personalar.training.strategy import ZeroPrecision
 
@@ -194,26 +192,6 @@ def distillation_of_codes(backend: ChameleonBackend, image: TrainingSequence) ->
     return (theirs * (theirs / ours).log()).sum()
 
 
-def gradients(recompute: bool, compiled: bool = False) -> dict[str, torch.Tensor]:
-    backend = make_backend()
-    weights = select_parameters(backend.transformer, QKV)
-    for parameter in weights.values():
-        parameter.requires_grad_(True)
-    prepare_blocks(backend.blocks, recompute=recompute, compiled=compiled)
-    ids = torch.arange(70, 82)[None]
-    backend.transformer(backend.embed(ids)).square().mean().backward()
-    others = [
-        n for n, p in backend.named_parameters() if p.grad is not None and not n.endswith(tuple(weights))
-    ]
-    assert others == []  # a frozen matrix gets no gradient of its own
-    return {name: parameter.grad for name, parameter in weights.items()}
-
-
-def test_recomputing_changes_no_gradient() -> None:
-    plain, recomputed = gradients(recompute=False), gradients(recompute=True)
-    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
-
-
 def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
     transformer = make_backend().transformer.to(torch.bfloat16)
     weights = select_parameters(transformer, QKV)
@@ -234,18 +212,3 @@ def test_small_steps_reach_weights_of_a_bfloat16_base() -> None:
         moved = (parameter - before[name].float()).abs().max()
         assert 5e-6 < moved < 1e-4
         assert parameter.grad is not None and parameter.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda: check_libraries(compose_config("+subject=cat", "optimizer=adamw8bit")),
-        lambda: quantize_base(make_backend().blocks),
-    ],
-)
-def test_what_needs_bitsandbytes_says_so(use, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"(\.AdamW8bit|base_bits=4) needs bitsandbytes.*\[quantized\]"
-    ):
-        use()

@@ -201,16 +201,6 @@ def test_only_settings_that_can_run_are_offered(monkeypatch: pytest.MonkeyPatch)
     assert ways(monkeypatch, sampling=99) == []
 
 
-def test_no_more_is_estimated_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, stages, files = seven_billion()
-    estimated = Mock(return_value=HELD)
-    monkeypatch.setattr(personalar.training.memory_fit, "estimate", estimated)
-    monkeypatch.setattr(personalar.training.memory_fit, "sampling_bytes", lambda work: {"weights": 1})
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert len(personalar.training.memory_fit.cheaper(config, stages[1], files, limit=10)) == 3
-    assert estimated.call_count == 3
-
-
 def test_the_optimizer_is_never_changed_to_fit() -> None:
     config = compose_config("+subject=cat")
     stage = resolve_stages(config.method, config.model.recipe)[1]

@@ -27,15 +27,6 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(PLUGINS))
 
 
-def test_a_callback(do_run: DoRun, tmp_path: Path) -> None:
-    file = tmp_path / "steps.txt"
-    mine = ["+callbacks.mine._target_=toys.CountSteps", f"+callbacks.mine.file={file}"]
-    do_run(tmp_path / "run", "stage=both", *LOOK, *mine, "~callbacks.step_watch")
-    assert file.read_text() == "embedding 4\ntransformer 4\n"
-    curves = next((tmp_path / "run" / "logs" / "embedding").rglob("metrics.csv")).read_text()
-    assert "train/loss" in curves and "watch/" not in curves
-
-
 def test_lightnings_own_callbacks(do_run: DoRun, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     stop = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train/loss, "
     stop += "stopping_threshold: 1000, check_on_train_epoch_end: false}"
@@ -55,14 +46,6 @@ def test_lightnings_checkpoint_keeps_the_best_step_beside_ours(do_run: DoRun, tm
     assert (tmp_path / "report.html").is_file()
 
 
-def test_a_logger_beside_ours(do_run: DoRun, tmp_path: Path) -> None:
-    mine = '+logger.mine={_target_: toys.ListLogger, file: "{folder}/list.txt", name: "{stage}"}'
-    do_run(tmp_path, "stage=both", *LOOK, "logger=[csv,tensorboard]", mine)
-    lines = (tmp_path / "list.txt").read_text().splitlines()
-    assert {line.split()[0] for line in lines if "train/loss" in line} == {"embedding", "transformer"}
-    assert list((tmp_path / "logs" / "transformer" / "tensorboard").iterdir())
-
-
 def test_a_logger_that_fails_after_learning_costs_nothing(
     do_run: DoRun, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -72,20 +55,6 @@ def test_a_logger_that_fails_after_learning_costs_nothing(
     do_run(tmp_path / "plain", "stage=embedding", *LOOK)
     rows = [Concept.load(tmp_path / name / "concept").rows for name in ("run", "plain")]
     assert torch.equal(*rows) and "finished" in json.loads((tmp_path / "run" / "run.json").read_text())
-
-
-def test_an_optimizer_and_a_scheduler(do_run: DoRun, tmp_path: Path) -> None:
-    mine = ["optimizer={_target_: toys.SignDescent, scale: 2}", "scheduler={_target_: toys.Halving}"]
-    # A group given as one value replaces the choice of a file, whose keys go first.
-    mine = ["~optimizer", "~scheduler", *(f"+{word}" for word in mine)]
-    do_run(tmp_path, "stage=embedding", *LOOK, *mine, "model.recipe.identifier.init=random")
-    before = Concept.load(tmp_path / "cache" / "start").rows
-    after = Concept.load(tmp_path / "stages" / "embedding" / "concept").rows
-    rate = compose_config("+subject=cat").model.recipe.stages["embedding"].lr
-    moved = ((after - before)[0].abs() / (2 * rate)).unique()
-    possible = {abs(a + b + c + d) for a in (1, -1) for b in (0.5, -0.5) for c in (0.25, -0.25)
-                for d in (0.125, -0.125)}  # fmt: skip
-    assert all(min(abs(float(step) - known) for known in possible) < 1e-4 for step in moved)
 
 
 def test_torchs_own_optimizer_and_scheduler(do_run: DoRun, tmp_path: Path) -> None:
