@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -15,12 +17,6 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "quickstart.ipynb"
 
 def read_notebook() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
-
-
-def parameters_index(notebook: nbformat.NotebookNode) -> int:
-    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    return tagged[0]
 
 
 def test_it_is_stored_with_what_a_reader_on_github_is_to_see():
@@ -45,40 +41,39 @@ def test_it_says_how_to_open_it():
     assert "jupyter lab notebooks/quickstart.ipynb" in read_notebook().cells[0].source
 
 
-@pytest.mark.filterwarnings("ignore")  # jupyter's own, of sockets and event loops
-def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch):
-    from nbclient import NotebookClient
+def run_cells(path: Path, parameters: dict) -> dict:
+    """Run a notebook but for its lines for the shell; `parameters` replace those of the tagged cell."""
+    values: dict = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and not cell.source.startswith(("%", "!")):
+            exec(compile(cell.source, str(path), "exec"), values)
+            values |= parameters if cell.metadata.get("tags") == ["parameters"] else {}
+    return values
 
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list:
+    """What a notebook displays; Jupyter need not be installed."""
+    pictures: list = []
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=pictures.append))
+    return pictures
+
+
+def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch, shown):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))  # also when not installed
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     place = tmp_path / "repository" / "notebooks"  # opened there: results go to the folder above
     (place.parent / "personalar").mkdir(parents=True)
     (place.parent / "personalar" / "run.py").touch()
     place.mkdir()
+    monkeypatch.chdir(place)
     model = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     scorer = [f"scorer.clip={tiny_scorer_dir / 'clip'}", f"scorer.dino={tiny_scorer_dir / 'dino'}"]
-    notebook = read_notebook()
-    changed = f"OVERRIDES = {['experiment=quick', *model, *scorer]!r}\nSAMPLE_OVERRIDES = {model!r}"
-    notebook.cells.insert(parameters_index(notebook) + 1, nbformat.v4.new_code_cell(changed))
-    client = NotebookClient(
-        notebook,
-        timeout=900,
-        startup_timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": place}},
-    )
-    client.execute()
+    run_cells(NOTEBOOK, {"OVERRIDES": ["experiment=quick", *model, *scorer], "SAMPLE_OVERRIDES": model})
     run_dir = place.parent / "outputs" / "quickstart"
     assert (run_dir / "report.html").is_file() and (run_dir / "summary.json").is_file()
     assert len(list((run_dir / "samples").glob("*.png"))) == 3
-    shown = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "display_data"
-    ]
-    assert len(shown) == 3
+    assert len(shown) == 3 and all(isinstance(picture, Image.Image) for picture in shown)
 
 
 COLAB = NOTEBOOK.with_name("janus_pro_1b_colab.ipynb")
@@ -101,7 +96,7 @@ def test_the_colab_notebooks_settings_compose():
     compose_config("concept=x", "prompts=[a]", *values["SAMPLE_SETTINGS"], name="sample")
 
 
-def test_the_colab_notebook_runs_on_a_tiny_base(tiny_model_dir, tmp_path, monkeypatch):
+def test_the_colab_notebook_runs_on_a_tiny_base(tiny_model_dir, tmp_path, monkeypatch, shown):
     """Its own statements, without the installation and the command of the shell."""
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos" / "rex"
@@ -110,10 +105,6 @@ def test_the_colab_notebook_runs_on_a_tiny_base(tiny_model_dir, tmp_path, monkey
         Image.new("RGB", (96, 96), colour).save(photos / f"{number}.png")
     tiny = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     settings = {"SETTINGS": [*tiny, *QUICK, "scorer=none"], "SAMPLE_SETTINGS": tiny}
-    values: dict = {}
-    for cell in nbformat.read(COLAB, as_version=4).cells:
-        if cell.cell_type == "code" and not cell.source.startswith(("%", "!")):
-            exec(compile(cell.source, str(COLAB), "exec"), values)
-            values |= settings if cell.metadata.get("tags") else {}
+    values = run_cells(COLAB, settings)
     assert (tmp_path / "rex.zip").is_file() and values["run"].is_dir()
     assert [picture.size for picture in values["learned"].images(values["prompts"], seeds=[1, 1])]
