@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest_backend import make_backend
-from conftest_run import compose_config
+from conftest_run import compose_config, curve
 
 from personalar.config.fingerprint import learning_settings, stage_settings
 from personalar.models.chameleon.serialization import save_backend
@@ -19,12 +18,6 @@ from personalar.training.module import make_optimizer
 NO_COMPILER = shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None
 WIDE = {"hidden_size": 64, "intermediate_size": 128}  # bitsandbytes' CPU code wants multiples of 64
 QUANTIZED = 'bitsandbytes is not installed: pip install "personalar[quantized]"'
-
-
-def losses(run_dir: Path, stage: str) -> list[float]:
-    """Return the training losses of a stage in order."""
-    (path,) = (run_dir / "logs" / stage).glob("part_*/metrics.csv")
-    return [float(row["train/loss"]) for row in csv.DictReader(path.open()) if row.get("train/loss")]
 
 
 def train_a_little(*, compiled: bool, recompute: bool = False) -> tuple[list[float], list[torch.Tensor]]:
@@ -64,7 +57,9 @@ def test_a_run_with_compiled_blocks(do_run, finished_run: Path, tmp_path: Path) 
     """The losses of both stages equal those of the run without it; sampling is not compiled."""
     do_run(tmp_path, "stage=both", "scorer=none", "trainer.compile_blocks=true")
     for stage in ("embedding", "transformer"):
-        assert losses(tmp_path, stage) == pytest.approx(losses(finished_run, stage), rel=1e-4)
+        assert curve(tmp_path, "train/loss", stage) == pytest.approx(
+            curve(finished_run, "train/loss", stage), rel=1e-4
+        )
 
 
 def test_states_in_8_bits_follow_those_in_32() -> None:
@@ -126,5 +121,5 @@ def test_a_run_in_four_bits_with_an_8_bit_optimizer(do_run, tmp_path: Path) -> N
     overrides += ["model.recipe.stages.lora.steps=4", "model.recipe.stages.lora.batch=2"]
     run_dir = tmp_path / "run"
     do_run(run_dir, *overrides)
-    assert len(set(losses(run_dir, "transformer"))) == 4
+    assert len(set(curve(run_dir, "train/loss", "transformer").values())) == 4
     assert (run_dir / "concept" / "lora" / "adapter_model.safetensors").is_file()
