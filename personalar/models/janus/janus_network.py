@@ -34,7 +34,7 @@ class JanusConfig(LlamaConfig):
         return JanusTransformer(self)
 
     def mlp_config(self, width: int) -> Any:
-        """Return transformers' configuration of the image head or the aligner; `width` is that of its layers."""
+        """Return transformers' configuration of the image head or aligner, whose layers have `width`."""
         from transformers import JanusVQVAEConfig
 
         return JanusVQVAEConfig(
