@@ -195,6 +195,10 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         for name in ("weight", "images", "prompts", "prompts_live", "prompt_dropout")
     },
     "samples.prompt_set": (lambda c: c.samples.prompts is None, "samples.prompts=null (not for a style)"),
+    "model.layout.negative_prompt": (
+        lambda c: getattr(c.model.layout, "unconditional", None) == "negative",
+        "model.layout.unconditional=negative",
+    ),
     "trainer.checkpoint_every_steps": (lambda c: bool(c.callbacks.get("checkpoint")), "callbacks.checkpoint"),
     "subject.seed": (lambda c: not c.subject.photographs, "a rendered subject"),
     "subject.description": (

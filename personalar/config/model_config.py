@@ -56,11 +56,6 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for invalid values or combinations."""
         one_of("layout.buckets", self.buckets, ("square", *SHAPES))
-        if self.negative_prompt and self.unconditional != "negative":
-            raise ValueError(
-                f"layout.negative_prompt has no effect with layout.unconditional={self.unconditional}, only "
-                "with negative: leave it out"
-            )
         if self.grid_px < 1 or self.resolution < 1 or self.resolution % self.grid_px:
             raise ValueError(
                 f"layout.resolution={self.resolution} must be a multiple of layout.grid_px={self.grid_px}"

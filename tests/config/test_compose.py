@@ -74,8 +74,12 @@ def test_every_choice_composes(turn: int) -> None:
     }.get(chosen["subject"], [])
     if chosen["experiment"].startswith("paper/"):  # it chooses method and stage itself
         del chosen["method"], chosen["stage"]
+    if chosen.get("method") == "dcoar":
+        chosen["stage"] = "both"  # its stage has another name
+    elif chosen["prior"] == "dcoar":
+        chosen["prior"] = "both"  # only that method has its token
     if chosen["trainer"].startswith("zero3") and chosen.get("method") == "qlora":  # cannot be sharded
-        chosen |= {"method": "lora", "prior": "both"}  # nor does it have the token of prior=dcoar
+        chosen["method"] = "lora"
     required = {"vlm": ["scorer.extra.vlm.model=some-model"]}.get(chosen["scorer"], [])
     if chosen["model/recipe"] == "nano":  # [V] starts at a reserved embedding
         required = [*required, "model.nearest_problem=null"]
@@ -301,6 +305,10 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         (
             ["prior.images=5", "model.recipe.data.replay_images=9"],
             r"replay_images .* it needs prior\.images left as it is: set prior\.images",
+        ),
+        (
+            ["model=anole_7b", "model.layout.negative_prompt=ugly"],
+            r"it needs model\.layout\.unconditional=negative",
         ),
         (["method=dcoar", "model.recipe.data.replay_weight=2"], r"set prior\.weight"),
         (["scorer=none", "scorer.subject_crop=true"], "subject_crop .* needs CLIP and DINO"),

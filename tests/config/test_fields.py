@@ -181,10 +181,6 @@ def test_a_word_that_is_not_known(knob: str) -> None:
             "precision follows model.dtype with DeepSpeed: leave it out",
         ),
         (["trainer.strategy=zero3", "model.dtype=float16"], "float16 cannot be used with .*=zero3; allowed"),
-        (
-            ["model.layout.negative_prompt=ugly"],
-            "negative_prompt has no effect with .*=image, only",
-        ),
         (["scorer.dino=null"], r"scorer\.dino=None: the two are used together: set both, or neither"),
         (["selection.scorer.clip=x"], r"scorer\.clip=x .* are used together"),
         (["+scorer.extra.a=3"], r"scorer\.extra\.a=3 names no class: set scorer\.extra\.a\._target_="),
