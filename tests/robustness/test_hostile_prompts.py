@@ -65,10 +65,10 @@ def test_the_sample_command_takes_it_or_says_why_not(prompt: str) -> None:
     try:
         notes = check_words([prompt], ["[V]"])
     except ValueError as error:
-        assert not prompt.strip() or not is_text(prompt)
+        assert not prompt.strip()
         assert str(error).isprintable() and len(str(error)) < 500
     else:
-        assert prompt.strip() and is_text(prompt)
+        assert prompt.strip()  # what is no text is for the tokenizer to refuse
         assert bool(notes) == ("[V]" not in prompt) and all(note.isprintable() for note in notes)
 
 
