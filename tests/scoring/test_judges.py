@@ -162,7 +162,7 @@ def test_it_judges_alone_and_a_run_is_finished_when_it_has(
     toy: None, do_run: Callable, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    alone = ("scorer.clip=null", "stage=embedding")
+    alone = ("scorer.clip=null", "scorer.dino=null", "stage=embedding")
     assert do_run(run_dir, *alone)
     assert do_run(run_dir, *alone, *TOY) and not do_run(run_dir, *alone, *TOY)
     stage = json.loads((run_dir / "summary.json").read_text())["stages"]["embedding"]
