@@ -43,7 +43,13 @@ def test_every_yaml_is_a_choice_or_a_command() -> None:
     "words",
     [
         ["+subject=cat", "experiment=quick", "seed=3", "model.recipe.betas=[0.9,0.99]"],
-        ["seed=3", "experiment=paper/lora", "+subject=folder", "subject.path='a b'", "subject.noun=dog"],
+        [
+            "seed=3",
+            "experiment=paper/dreambooth",
+            "+subject=folder",
+            "subject.path='a b'",
+            "subject.noun=dog",
+        ],
         ["+subject=cat", "decoder=jacobi", "decoder.window=null", "++decoder.arguments={a: [1,'b']}"],
         [
             "+subject=cat",

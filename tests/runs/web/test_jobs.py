@@ -20,8 +20,8 @@ from personalar.core.run_lock import locked
 folder = Path(sys.argv[1])
 facts = {"phase": "stage", "step": 1, "of": 4, "loss": None, "eta": None}
 with locked(folder):
-    (folder / "progress.json").write_text(json.dumps({**facts, "state": "running"}))
     try:
+        (folder / "progress.json").write_text(json.dumps({**facts, "state": "running"}))
         time.sleep(60)
     except KeyboardInterrupt:
         (folder / "progress.json").write_text(json.dumps({**facts, "state": "stopped"}))

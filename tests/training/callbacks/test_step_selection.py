@@ -111,7 +111,7 @@ def test_without_it_its_settings_are_not_among_those_of_a_run() -> None:
         (["selection.likeness_weight=2"], r"likeness_weight=2.* out of range; allowed: 0 to 1"),
         (
             ["+subject=folder", "subject.path=.", "subject.noun=dog"],
-            r"\(selection\.scorer=nano\): choose selection\.scorer=modern, or .*selection\.scorer\.clip=DIR",
+            r"a step needs others: selection\.scorer=modern, or .*selection\.scorer\.clip=DIR",
         ),
     ],
 )
