@@ -144,10 +144,11 @@ def note_cost(session: RunContext) -> None:
     """Write time, peak memory and device of the run so far to run.json."""
     # A resumed run has a new process, whose own peak may be lower.
     before = session.folder.record.get("peak_memory_bytes", 0)
+    threads = torch.get_num_threads()
     session.folder.update(
         total_seconds=round(time.perf_counter() - session.started, 3),
         peak_memory_bytes=max(before, peak_memory_bytes()),
-        device=f"{session.device}, {torch.get_num_threads()} threads",
+        device=f"{session.device}, {threads} thread{'s' if threads > 1 else ''}",
     )
 
 

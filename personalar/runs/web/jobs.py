@@ -261,7 +261,9 @@ def pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
 def pictures(folder: Path, stage: str) -> dict[tuple[str, str], tuple[Path, dict[str, str]]]:
     """Return the pictures of the subject after `stage`, with their metadata, by prompt and seed."""
     found = {}
-    for path in sorted((folder / "images" / stage).glob("subject_*.png")):
+    # In the order of the prompts, which is that of drawing.
+    files = (folder / "images" / stage).glob("subject_*.png")
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)):
         with suppress(OSError, ValueError, KeyError):
             facts = read_png_metadata(path)
             found[facts["template"], facts["seed"]] = path, facts

@@ -9,13 +9,16 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from personalar.core.files import read_json
 from personalar.core.image_sizes import written
+from personalar.core.measures import measures_of
 from personalar.core.run_folder import read_record
 from personalar.data.photos.photo_folder import Photo
 from personalar.data.subject import count_note
 from personalar.reports.charts import line_chart
 from personalar.reports.run_page import read_losses
-from personalar.reports.summary import result_lines
+from personalar.reports.score_table import cell, heading, score_columns, score_rows
+from personalar.reports.summary import read_run, stage_titles
 from personalar.runs.web.jobs import Jobs, State, grids
 
 SERVED = "/runs"
@@ -113,15 +116,24 @@ def watch_panel(jobs: Jobs, folder: Path) -> str:
 def result_panel(jobs: Jobs, folder: Path) -> str:
     """Return the results of a finished run, and links to its report and its concept."""
     try:
-        lines = result_lines(folder)
+        scores = scores_table(folder)
     except (OSError, ValueError, TypeError, KeyError):
         return '<p class="soft">No result yet: it comes with the end of the run.</p>'
     links = [link(jobs, folder / "report.html", "report")] if (folder / "report.html").is_file() else []
     if (folder / "concept").is_dir():
         where = quote(folder.relative_to(jobs.outputs).as_posix())
         links.append(f'<a href="{ARCHIVE}?run={where}" download>download the concept</a>')
-    text = escape("\n".join(lines))
-    return f'<pre class="scrolled">{text}</pre><p class="links">{"".join(links)}</p>'
+    return f'{scores}<p class="links">{"".join(links)}</p>'
+
+
+def scores_table(folder: Path) -> str:
+    """Return the scores of a finished run as in its report, and the line about how they were measured."""
+    run, summary = read_run(folder), read_json(folder / "summary.json")
+    rows = score_rows(summary, stage_titles(run))
+    columns = score_columns(measures_of(run), [row["values"] for row in rows])
+    cells = [[escape(row["title"]), *(cell(row["values"].get(c), c) for c in columns)] for row in rows]
+    titles = [heading(measure.title or "") for measure in columns.values()]
+    return table(("", *titles), cells) + f'<p class="soft">{escape(summary["protocol"] or "")}</p>'
 
 
 def concepts_table(jobs: Jobs) -> str:

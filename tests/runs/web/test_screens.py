@@ -192,7 +192,7 @@ def test_from_photos_to_pictures(tmp_path: Path) -> None:
         screen.wait_for("finished")
 
         screen.press("[role=tab]", "Result")
-        screen.wait("document.body.innerText.includes('memorised')")
+        screen.wait("document.body.innerText.includes('Memorised')")
         screen.press("[role=tab]", "Draw")
         screen.press("button.primary", "Draw")
         screen.wait_for("finished", "#draw-status")
