@@ -7,6 +7,7 @@ some. `--jobs 0` only prints the table of the finished runs. It writes OUT/resul
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
+from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from personalar.config.compose import conf_dir
 from personalar.reports.bootstrap import interval
 from personalar.reports.comparison import Row, State, read_states, table
 
-SUBJECTS = ["cat", "dog", "bear", "duck_toy", "robot_toy", "teapot", "vase", "backpack"]
-SUBJECTS += ["boot", "clock", "candle", "car"]
+SUBJECTS = list(OmegaConf.load(conf_dir() / "benchmark" / "nanobench.yaml").subjects)
 FIRST = "two_stages"
 """Rows with {first} reuse stage 1 of this row, or read its concept."""
 ROWS = {
@@ -101,11 +103,7 @@ def learned_numbers(state: State) -> int:
     for file in files:
         with safe_open(file, "np") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-        for shape in shapes:
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
+        total += sum(map(math.prod, shapes))
     return total
 
 

@@ -14,20 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-SUBJECTS = (
-    "cat",
-    "dog",
-    "bear",
-    "duck_toy",
-    "robot_toy",
-    "teapot",
-    "vase",
-    "backpack",
-    "boot",
-    "clock",
-    "candle",
-    "car",
-)
+from omegaconf import OmegaConf
+
+from personalar.config.compose import conf_dir
+
+SUBJECTS = list(OmegaConf.load(conf_dir() / "benchmark" / "nanobench.yaml").subjects)
 
 
 def run_one(out: Path, subject: str, seed: int, extra: list[str]) -> dict | None:

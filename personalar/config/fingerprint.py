@@ -164,7 +164,7 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     ),
     "model.recipe.betas": (
         lambda c: list(c.optimizer.get("betas") or ()) == c.model.recipe.betas,
-        "optimizer=adamw or adamw8bit, with optimizer.betas left as it is",
+        "optimizer=adamw or adamw8bit, and a run that does not set optimizer.betas",
     ),
     "model.recipe.data.crop_scale": (
         lambda c: c.model.recipe.data.crops_per_photo > 0,
@@ -190,11 +190,11 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
     **{
         f"model.recipe.data.replay_{name}": (
             _is_default_of(name),
-            f"prior.{name} left as it is: set prior.{name}",
+            f"a run that does not set prior.{name} (set prior.{name} instead)",
         )
         for name in ("weight", "images", "prompts", "prompts_live", "prompt_dropout")
     },
-    "samples.prompt_set": (lambda c: c.samples.prompts is None, "samples.prompts=null (not for a style)"),
+    "samples.prompt_set": (lambda c: c.samples.prompts is None, "samples.prompts=null, and no style"),
     "model.layout.negative_prompt": (
         lambda c: getattr(c.model.layout, "unconditional", None) == "negative",
         "model.layout.unconditional=negative",

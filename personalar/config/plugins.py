@@ -7,6 +7,7 @@ passed to this module, because a `_target_` can execute any code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ def check_names_class(key: str, settings: Any) -> None:
 
 def check_classes(config: RunConfig) -> None:
     """Import the classes that training needs. Raises ValueError for an entry without one, or a wrong one."""
-    from hydra._internal.utils import _locate  # `hydra.utils.get_object` also logs the error
-
     named: dict[str, Any] = {"optimizer": config.optimizer, "scheduler": config.scheduler}
     adapters = {f"method.stages.{name}.adapters": s.adapters for name, s in config.method.stages.items()}
     for group, chosen in {"callbacks": config.callbacks, "logger": config.logger, **adapters}.items():
@@ -33,8 +32,8 @@ def check_classes(config: RunConfig) -> None:
         if target.startswith("bitsandbytes."):  # `memory_fit.check_libraries` says how to install it
             continue
         try:
-            _locate(target)
-        except (ImportError, ValueError) as error:
+            resolve_name(target)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(_cannot_create(key, target, error)) from error
 
 

@@ -218,8 +218,8 @@ class RunConfig:
         sharded = strategy.startswith("zero")
         if sharded and self.trainer.precision is not None:
             raise ValueError(
-                f"trainer.precision={self.trainer.precision} has no effect with trainer.strategy={strategy}: "
-                "the precision follows model.dtype with DeepSpeed: leave it out"
+                f"trainer.precision={self.trainer.precision} has no effect with trainer.strategy={strategy}, "
+                "because with DeepSpeed the precision follows model.dtype: leave it out"
             )
         if sharded and self.model.dtype == "float16":
             raise ValueError(

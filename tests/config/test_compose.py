@@ -310,7 +310,7 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         (["samples.prompts=['a {}']", "samples.prompt_set=dreambench"], r"needs samples\.prompts=null"),
         (
             ["prior.images=5", "model.recipe.data.replay_images=9"],
-            r"replay_images .* it needs prior\.images left as it is: set prior\.images",
+            r"replay_images .* does not set prior\.images \(set prior\.images instead\)",
         ),
         (
             ["model=anole_7b", "model.layout.negative_prompt=ugly"],
@@ -321,7 +321,7 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
         (["scorer=none", "scorer.outside=true"], "outside .* needs CLIP and DINO"),
         (["method=full", "model.recipe.trained_weights=[x]"], "it needs method=paper"),
         (["optimizer=sgd", "model.recipe.betas=[0.9,0.99]"], "it needs optimizer=adamw"),
-        (["optimizer.betas=[0.8,0.9]", "model.recipe.betas=[0.9,0.99]"], "optimizer.betas left as it is"),
+        (["optimizer.betas=[0.8,0.9]", "model.recipe.betas=[0.9,0.99]"], "does not set optimizer.betas"),
         (
             ["scheduler=cosine", "model.recipe.stages.embedding.schedule=constant"],
             r"schedule .* needs scheduler=recipe",

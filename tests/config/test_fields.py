@@ -178,7 +178,7 @@ def test_a_word_that_is_not_known(knob: str) -> None:
         ),
         (
             ["trainer.strategy=zero2", "trainer.precision=16-mixed"],
-            "precision follows model.dtype with DeepSpeed: leave it out",
+            "with DeepSpeed the precision follows model.dtype: leave it out",
         ),
         (["trainer.strategy=zero3", "model.dtype=float16"], "float16 cannot be used with .*=zero3; allowed"),
         (["scorer.dino=null"], r"scorer\.dino=None: the two are used together: set both, or neither"),
