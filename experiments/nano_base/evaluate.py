@@ -30,8 +30,7 @@ from personalar.nano.world.scene import (
     sample_scene,
 )
 from personalar.nano.world.styles import STYLES
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 NANO = Path(__file__).resolve().parents[2] / "personalar" / "nano"
 

@@ -18,8 +18,7 @@ from scorer_tasks import CLASS_TEXTS, QUESTIONS
 
 from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.scene import CLASSES
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 
 def zero_shot(clip: ClipScorer, images: torch.Tensor, facts: list[dict]) -> dict[str, float]:

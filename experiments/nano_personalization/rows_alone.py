@@ -28,7 +28,7 @@ from personalar.generation.requests import Request
 from personalar.models.chameleon.model_files import open_folder
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.subjects import rendered_subject, subject_instance
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import DinoScorer
 
 IDENTIFY = Path(__file__).parents[1] / "nano_base" / "results" / "identify.safetensors"
 

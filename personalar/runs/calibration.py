@@ -19,8 +19,7 @@ from personalar.core.measures import mean
 from personalar.data.dreambench import ATTRIBUTION, find_subjects
 from personalar.data.subject import read_folder
 from personalar.scoring.base import mean_similarity, similarity_between
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 from personalar.scoring.subject_scorer import load_pair, names_of
 
 TOLERANCE = 0.01

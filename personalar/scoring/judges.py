@@ -27,8 +27,7 @@ from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.photos.photo_depth import on_white
 from personalar.data.prompts import fill, without_style
 from personalar.scoring.base import Scorer
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 from personalar.scoring.subject_crop import Outside, SubjectCrop
 from personalar.scoring.subject_scorer import Diversity, Drift, StyleScores, SubjectScorer, load_pair
 

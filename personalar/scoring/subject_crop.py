@@ -21,8 +21,7 @@ from torch import Tensor
 from personalar.core.measures import Measure
 from personalar.core.types import Box, Sample, Subject
 from personalar.scoring.base import Value, mean_similarity
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 MARGIN = 0.1
 """Share of the longer side of a box that is added to the square around it."""

@@ -13,8 +13,7 @@ from personalar.config.scorer_config import ScorerConfig
 from personalar.core.measures import MEASURES, Measure
 from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.scoring.base import Value, mean_similarity, similarity_between
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 
 def load_pair(config: ScorerConfig, *, device: str = "cpu") -> tuple[ClipScorer, DinoScorer]:

@@ -21,8 +21,7 @@ from personalar.nano.world.captions import place
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.scene import CLASSES, sample_instance, sample_scene
 from personalar.nano.world.subjects import rendered_subject, subject_instance
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 
 @pytest.fixture(scope="module")

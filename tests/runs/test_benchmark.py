@@ -35,8 +35,7 @@ from personalar.runs.benchmark import (
 from personalar.runs.calibration import real_images_row, verdict
 from personalar.runs.personalize import personalize, prepare
 from personalar.scoring.base import mean_similarity, similarity_between
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 
 TINY = (
     "model.recipe.stages.embedding={steps: 1, batch: 2, lr: 0.01}",

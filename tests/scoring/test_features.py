@@ -6,9 +6,7 @@ import torch
 from PIL import Image
 from test_subject_scorer import plain, subject
 
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
-from personalar.scoring.features import FeatureCache
+from personalar.scoring.features import ClipScorer, DinoScorer, FeatureCache
 from personalar.scoring.subject_scorer import SubjectScorer
 
 
@@ -34,8 +32,8 @@ def test_references_are_judged_by_content_once(tiny_scorer_dir, monkeypatch) -> 
     pair = ClipScorer(tiny_scorer_dir / "clip"), DinoScorer(tiny_scorer_dir / "dino")
     photos = [plain(200, 0, 0), plain(0, 200, 0)]
     first = SubjectScorer(*pair, subject(images=tuple(photos)))
-    for scorer in pair:
-        monkeypatch.setattr(scorer._images, "forward", None)
+    for cache in (pair[0].image_features, pair[1].features):
+        monkeypatch.setattr(cache, "forward", None)
     copies = tuple(Image.new("RGB", photo.size, photo.getpixel((0, 0))) for photo in photos)
     again = SubjectScorer(*pair, subject(images=copies, holdout=copies[:1]))
     torch.testing.assert_close(again.dino_references, first.dino_references)

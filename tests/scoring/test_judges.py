@@ -26,7 +26,7 @@ from personalar.reports.comparison_table import markdown, verdicts
 from personalar.reports.run_page import read_samples, write_report
 from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
-from personalar.scoring.clip import ClipScorer
+from personalar.scoring.features import ClipScorer
 from personalar.scoring.judges import Judges, declared, load_judges, score_pictures
 from personalar.scoring.score_file import read_scores
 

@@ -19,8 +19,7 @@ from personalar.core.types import PromptSpec, Sample, Subject
 from personalar.data.prompts import sample_prompt
 from personalar.scoring.base import similarity_between
 from personalar.scoring.checkpoints import resolve_folder
-from personalar.scoring.clip import ClipScorer
-from personalar.scoring.dino import DinoScorer
+from personalar.scoring.features import ClipScorer, DinoScorer
 from personalar.scoring.image_processor import ImagePreprocessor
 from personalar.scoring.judges import Judges, class_text
 from personalar.scoring.score_file import merge_scores, read_scores
