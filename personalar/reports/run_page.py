@@ -50,9 +50,6 @@ if TYPE_CHECKING:
 
 LARGEST_PX = 448
 """Pixels of the longer side: larger pictures are scaled down in the page."""
-
-APART = 0.11
-"""Distance of two marks of the fidelity scale whose labels do not overlap."""
 CATEGORIES = {
     "plain": "The subject itself",
     "recontext": "In other places",
@@ -168,26 +165,6 @@ def read_losses(run_dir: Path, stage: str) -> list[tuple[float, float]]:
     return sorted(point for point in losses.items() if math.isfinite(point[1]))
 
 
-def ruler_marks(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the marks of the fidelity scale from 0 to 1.
-
-    Each mark gets one of four heights, so that labels do not overlap; marks of the same height are at least
-    `APART` from each other if possible.
-    """
-    values = {**summary["stages"], "description": summary["description"] or {}}
-    found = [(entry["fidelity"], name) for name, entry in values.items() if entry.get("fidelity") is not None]
-    last_at = dict.fromkeys(("high", "low", "higher", "lower"), -1.0)
-    marks = []
-    for value, name in sorted(found):
-        position = min(max(value, 0.0), 1.0)
-        # The first height whose last mark is far enough away.
-        free = [height for height, at in last_at.items() if position - at >= APART or at < 0]
-        height = free[0] if free else "high"
-        last_at[height] = position
-        marks.append({"name": name, "value": value, "left": round(100 * position, 1), "height": height})
-    return marks
-
-
 def concept_record(path: Path) -> str | None:
     """Return the formatted content of a concept.json; None if it is missing or damaged."""
     try:
@@ -256,7 +233,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "scored": any(final.get(name) is not None for name in ("dino", *own)),
         "rows": rows,
         "columns": columns,
-        "marks": ruler_marks(summary),
         "memorised": MEANING,
         "references": read_references(run_dir / "references"),
         "groups": prompt_groups(by_kind["subject"], stages),

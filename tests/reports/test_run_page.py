@@ -20,7 +20,6 @@ from personalar.reports.run_page import (
     picture_uri,
     read_losses,
     read_samples,
-    ruler_marks,
     write_report,
 )
 
@@ -196,22 +195,6 @@ def test_resumed_logs_are_one_curve(tmp_path):
         (folder / "metrics.csv").write_text("\n".join(["step,train/loss", *rows]))
     assert read_losses(tmp_path, "embedding") == [(1.0, 2.0), (2.0, 1.8), (4.0, 1.5)]
     assert read_losses(tmp_path, "transformer") == []
-
-
-def test_numbers_on_the_ruler_do_not_cover_each_other():
-    stages = {"base": 0.9, "embedding": 0.92, "transformer": 1.4}
-    summary = {
-        "stages": {name: {"fidelity": value} for name, value in stages.items()},
-        "description": {"fidelity": -1},
-    }
-    marks = ruler_marks(summary)
-    assert [(mark["name"], mark["left"], mark["height"]) for mark in marks] == [
-        ("description", 0.0, "high"),
-        ("base", 90.0, "high"),
-        ("embedding", 92.0, "low"),
-        ("transformer", 100.0, "higher"),
-    ]
-    assert ruler_marks({"stages": {"base": {"fidelity": None}}, "description": None}) == []
 
 
 def test_the_command_of_a_job_of_a_sweep_can_be_typed(tmp_path: Path) -> None:
