@@ -24,12 +24,11 @@ from personalar.reports.picture_grid import write_grid
 
 
 def sample(config: SampleConfig) -> list[Path]:
-    """Write the pictures, and a grid as one picture and page; return the paths of the pictures."""
+    """Write the pictures, and a grid of them; return the paths of the pictures."""
     config = resolve_like(config)
     paths = write_samples(config)
     if varied := axes(config.grid):
-        for path in write_grid(paths, varied, Path(config.out)):
-            print(f"grid: {path}")
+        print(f"grid: {write_grid(paths, varied, Path(config.out))}")
     return paths
 
 

@@ -1,6 +1,6 @@
 """Draw a grid of pictures with titles; usually columns are the models compared and rows are prompts.
 
-`write_grid` writes the grid of `personalar.sample`, whose axes are sampling settings, also as a page.
+`write_grid` writes the grid of `personalar.sample`, whose axes are sampling settings.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from personalar.core.files import write_text
 from personalar.core.png import read_png, save_png
 from personalar.core.types import Sample
 from personalar.generation.sample_files import free_path
-from personalar.reports.run_page import render
 
 INK = (28, 30, 36)
 FAINT = (122, 128, 140)
@@ -121,8 +119,8 @@ def axis_titles(name: str, values: Iterable[Any]) -> list[str]:
     return texts if name == "prompt" else [f"{name.replace('_', ' ')} {text}" for text in texts]
 
 
-def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: Path) -> list[Path]:
-    """Write pictures whose settings are varied as one picture and one page; return their paths.
+def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: Path) -> Path:
+    """Write pictures whose settings are varied as one picture; return its path.
 
     Args:
         paths: PNG files of `personalar.sample`, row by row.
@@ -134,25 +132,12 @@ def write_grid(paths: Sequence[Path], varied: Mapping[str, Sequence[Any]], out: 
     pictures = [read_png(path) for path in paths]
     every = range(0, len(paths), len(columns))
     lines = [[image for image, _ in pictures[start : start + len(columns)]] for start in every]
-    (first, common), *others = pictures
-    for _, facts in others:
-        common = {name: text for name, text in common.items() if facts.get(name) == text}
-    title = common.get("prompt", " and ".join(varied))
-    cell = min(LARGEST_CELL, max(160, *first.size))
+    prompts = {facts["prompt"] for _, facts in pictures}
+    title = prompts.pop() if len(prompts) == 1 else " and ".join(varied)
+    cell = min(LARGEST_CELL, max(160, *pictures[0][0].size))
     grid = draw_grid(lines, column_titles=columns, row_titles=rows, title=title, cell_px=cell)
     made_of = {"grid": json.dumps(dict(varied)), "files": json.dumps([path.name for path in paths])}
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
     path, _ = free_path(out, f"grid_{'_'.join(varied)}_{digest}.png", made_of)
     save_png(grid, path, made_of)
-    cells = [
-        {"path": path, "prompt": facts["prompt"]} for path, (_, facts) in zip(paths, pictures, strict=True)
-    ]
-    context = {
-        "title": title,
-        "columns": columns,
-        "rows": rows,
-        "lines": [cells[start : start + len(columns)] for start in every],
-        "common": common,
-    }
-    write_text(path.with_suffix(".html"), render(context, "grid.html.j2"))
-    return [path, path.with_suffix(".html")]
+    return path

@@ -89,11 +89,10 @@ def draw_screen(screens: Screens, tab: gr.Tab) -> None:
         if not run:
             return "", [], ""
         folder = jobs.pictures(run)
-        state, pictures = jobs.state(folder), newest_first(folder, "*.png")
+        state = jobs.state(folder)
+        pictures = sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime, reverse=True)
         lines = state.log.splitlines()[-8:] if state.status in ("failed", "starting") else []
         panel = markup.output_panel(state, "\n".join(lines), working="drawing")
-        if grids := newest_first(folder, "grid_*.html"):
-            panel += markup.link(jobs, grids[0], "the newest grid as a page")
         shown = " ".join([run, *(path.name for path in pictures)])
         return panel, gr.skip() if shown == before else list(map(str, pictures)), shown
 
@@ -109,8 +108,3 @@ def draw_screen(screens: Screens, tab: gr.Tab) -> None:
     gr.Timer(EVERY).tick(
         look, [screens.run, seen], [status, gallery, seen], show_progress="hidden", concurrency_limit=None
     )
-
-
-def newest_first(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of `folder` whose names match `pattern`."""
-    return sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
