@@ -148,7 +148,7 @@ MEASURES = {
 TAKEN = (
     "row", "subjects", "against", "other_judges", "versus", "titles", "stage", "kind", "prompt", "template",
     "seed", "category", "image", "step", "uri", "right", "scorer", "value", "intervals", "categories",
-    "v_moved", "pictures_changed", "harmonic", "product", "loss", "protocol", "selection",
+    "v_moved", "pictures_changed", "harmonic", "loss", "protocol", "selection",
     "selected_step",
 )  # fmt: skip
 """Other names in lines of scores.jsonl, tables and curves, which a measure must not have."""

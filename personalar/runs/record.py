@@ -53,7 +53,7 @@ def record_start(session: RunContext, *, command: str) -> None:
     from personalar.data.references import save_references
     from personalar.generation.requests import words_note
     from personalar.runs.pictures import all_requests
-    from personalar.training.callbacks.step_selection import describe_selection, reported_note
+    from personalar.training.callbacks.subject_scores import describe_selection, reported_note
     from personalar.training.memory_fit import describe_sampling
 
     config, subject = session.config, session.subject

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from personalar.concepts.adapters.direction import Direction
 from personalar.concepts.adapters.identifier import Identifier, class_row
-from personalar.concepts.adapters.lora import inject_lora
+from personalar.concepts.adapters.lora import inject_lora, lora_files
 from personalar.concepts.concept import Concept
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
@@ -26,6 +26,7 @@ from personalar.data.prompts import subject_names
 from personalar.data.stream import photo_sequences
 from personalar.generation.requests import Request
 from personalar.models.base import Backend
+from personalar.models.sharding import whole_copy
 from personalar.training.context import RunContext
 from personalar.training.inputs import stage_inputs
 from personalar.training.loss import sequence_loss
@@ -225,6 +226,37 @@ class PersonalizationModule(L.LightningModule):
         subject = subject_names(self.identifier.tokens)
         is_subject = torch.tensor([[name in subject] for name in self.identifier.tokens])
         return self.context.config.model.recipe.identifier.pull * is_subject.to(unit) * unit
+
+    def learned(self) -> dict[str, Any]:
+        """Return the learned tensors as the fields "rows", "weights", "lora" and "adapters" of a `Concept`.
+
+        All processes must call it, because sharded tensors are gathered.
+        """
+        weights = {name: whole_copy(p) for name, p in self.network.weights.items()}
+        is_lora = self.stage.trains.lora.rank > 0
+        return {
+            "rows": whole_copy(self.identifier.rows),
+            "weights": {} if is_lora else weights,
+            "lora": {f"lora/{n}": d for n, d in lora_files(self.transformer, weights).items()}
+            if is_lora
+            else {},
+            "adapters": {
+                name: {key: whole_copy(p) for key, p in parameters.items()}
+                for name, parameters in self.network.adapters.items()
+            },
+        }
+
+    def concept(self, learned: Mapping[str, Any]) -> Concept:
+        """Return the concept with the tensors `learned`, and what its start contains and is not trained."""
+        start = stage_inputs(self.context, self.stage).concept
+        return self.context.new_concept(
+            self.stage.name,
+            tokens=self.identifier.tokens,
+            rows=learned["rows"],
+            weights={**start.weights, **learned["weights"]},
+            lora=learned["lora"] or start.lora,  # one or the other: see stage._check_after_lora
+            adapters={**start.adapters, **learned["adapters"]},
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save only the trainable parameters: the frozen base would add 14 GB for a 7B."""

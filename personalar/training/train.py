@@ -23,9 +23,9 @@ from personalar.config.run_config import Stage
 from personalar.core.types import Sample
 from personalar.data.class_images import class_prompts
 from personalar.generation.requests import Request
-from personalar.training.callbacks.collect import CollectLearned, StageClock, learned_concept
+from personalar.training.callbacks.collect import CollectLearned, StageClock
 from personalar.training.callbacks.learning_check import note_move
-from personalar.training.callbacks.step_selection import StepSelection
+from personalar.training.callbacks.subject_scores import StepSelection
 from personalar.training.checkpoint import AtomicCheckpointIO, StageCheckpoint, find_checkpoint
 from personalar.training.context import RunContext
 from personalar.training.datamodule import SubjectDataModule
@@ -184,7 +184,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
             raise KeyboardInterrupt from None
         raise
     except Exception as error:
-        if not collected.parts:
+        if not collected.learned:
             raise
         # All steps are done and their result is collected, so a logger or callback that fails at the end must
         # not lose it. `fit` has no more communication then; all processes meet at the barrier below.
@@ -203,7 +203,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
             seconds=round(clock.seconds, 3),
             processes=trainer.world_size,
         )
-        write_concept(context, stage, collected.parts, module.identifier.tokens)
+        write_concept(module, collected.learned)
     trainer.strategy.barrier()  # every process reads this concept when the next stage starts
     for callback in callbacks:
         if isinstance(callback, StageCheckpoint):
@@ -211,13 +211,13 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     free_deepspeed(trainer.strategy)
 
 
-def write_concept(context: RunContext, stage: Stage, parts: dict[str, Any], tokens: dict[str, int]) -> None:
-    """Write the concept of `stage`, of its last or its selected step; only rank zero calls it.
+def write_concept(module: PersonalizationModule, learned: dict[str, Any]) -> None:
+    """Write the concept of a stage's last step, or of its selected one; only rank zero calls it.
 
     Args:
-        parts: the learned tensors, see `callbacks.collect.learned_parts`.
-        tokens: ids of [V] and the per-image tokens by name.
+        learned: see `PersonalizationModule.learned`.
     """
+    context, stage = module.context, module.stage
     if selected := context.folder.selected(stage.name):
         concept = Concept.load(context.folder.best(stage.name, selected["step"]))
         context.reporter.say(
@@ -225,6 +225,6 @@ def write_concept(context: RunContext, stage: Stage, parts: dict[str, Any], toke
             f"(val/selection {selected['value']:.4f})"
         )
     else:
-        concept = learned_concept(context, stage, parts, tokens)
+        concept = module.concept(learned)
     note_move(context, stage, stage_inputs(context, stage).concept, concept)
     concept.save(context.folder.concept(stage.name))

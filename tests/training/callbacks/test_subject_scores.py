@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from personalar.core.measures import MEASURES
-from personalar.training.callbacks.subject_scores import SubjectScores, combined, harmonic
+from personalar.training.callbacks.subject_scores import SubjectScores, harmonic, reward
 
 
 def test_means_are_named_for_curves() -> None:
@@ -23,7 +23,6 @@ def test_means_are_named_for_curves() -> None:
         "val/dino": 0.5,
         "val/clip_t": 0.3,
         "val/harmonic": round((2 / (1 / 1 + 1 / 0.6) + 2 / (1 / 0.5 + 1 / 0.7)) / 2, 6),
-        "val/product": 0.15,
     }
 
 
@@ -38,5 +37,5 @@ def test_the_harmonic_mean_is_rpos() -> None:
 def test_its_weight_is_a_setting_and_no_pictures_give_no_values() -> None:
     values = [("dino", 0.6), ("clip_t", 0.2)]
     lines = [{"prompt": "a cat", "seed": 0, "scorer": name, "value": value} for name, value in values]
-    assert combined(lines, 0.3)["harmonic"] == pytest.approx(harmonic(0.6, 0.2, 0.3))
-    assert combined([], 0.5) == {} and combined(lines[:1], 0.5) == {}
+    assert reward(lines, 0.3) == pytest.approx(harmonic(0.6, 0.2, 0.3))
+    assert reward([], 0.5) is None and reward(lines[:1], 0.5) is None
