@@ -212,8 +212,7 @@ class Concept:
             for name, tensor in self.weights.items():
                 parameters[name].copy_(tensor)
         if self.lora:
-            files = {Path(name).name: data for name, data in self.lora.items()}
-            merge_lora(backend.transformer, files, strength=strength)
+            merge_lora(backend.transformer, self.lora, strength=strength)
         identifier = self.identifier(backend, strength)
         found = attach_learned(adapters or {}, self.adapters, backend, identifier)
         if attached is not None:

@@ -26,15 +26,20 @@ from personalar.concepts.validation import read_tensors
 from personalar.config.compose import composed, read_config
 from personalar.config.run_config import ModelConfig
 from personalar.core.files import base_fingerprint, content_hash, write_atomic
-from personalar.core.own_files import CARD_FILE, LORA_FILES, RECORD_FILE, delete_abandoned
+from personalar.core.own_files import (
+    CARD_FILE,
+    LORA_CONFIG,
+    LORA_FILES,
+    RECORD_FILE,
+    ROWS_FILE,
+    delete_abandoned,
+)
 from personalar.data.prompts import SUBJECT_TOKEN, row_names
 from personalar.models.base import Backend
 from personalar.models.loading import obtain_model, offline_model, peft_base, pin
 from personalar.models.stored_base import ModelFiles
 
-ROW_FILE = "learned_embeds.safetensors"
 CHECKPOINT, MOST_ROWS = "checkpoint", 99
-LORA_CONFIG = "lora/adapter_config.json"
 
 
 def write_export(
@@ -71,7 +76,7 @@ def write_export(
     # Only [V]: the tokens of single photos are not needed for sampling.
     tensors = {SUBJECT_TOKEN: concept.subject_rows.contiguous()}
     contents = {
-        ROW_FILE: save_safetensors(tensors, metadata={"format": "pt"}),
+        ROWS_FILE: save_safetensors(tensors, metadata={"format": "pt"}),
         **named_adapter(concept, model),
     }
     for name, data in contents.items():
@@ -114,7 +119,7 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
     """
     folder = Path(folder).expanduser()
     model = read_config(composed("export", ["concept=x", "out=x", *settings])).model
-    row, lora = read_row(folder / ROW_FILE), read_adapter(folder)
+    row, lora = read_row(folder / ROWS_FILE), read_adapter(folder)
     files = obtain_model(model, say=print)
     network = files.shape(images=1).network
     if row.shape[1] != network.hidden_size:
@@ -126,15 +131,15 @@ def read_export(folder: Path | str, *settings: str, noun: str, name: str = "adop
         lora = from_transformers(lora, stack=target.stack) if (target := peft_base(model)) else lora
         # On the meta device the network has shapes but no storage: enough to check the adapter.
         with torch.device("meta"):
-            merge_lora(network.build(), {Path(file).name: data for file, data in lora.items()})
+            merge_lora(network.build(), lora)
     return Concept(
         base={"name": model.name, "fingerprint": base_fingerprint(files.weights())},
-        subject={"name": name, "noun": noun, "fingerprint": content_hash(folder / ROW_FILE)},
+        subject={"name": name, "noun": noun, "fingerprint": content_hash(folder / ROWS_FILE)},
         stage="transformer" if lora else "embedding",
         tokens=assign_tokens(row_names(SUBJECT_TOKEN, len(row)), files.reserved_ids()),
         rows=row,
         lora=lora,
-        config={"adopted": {"embeds": ROW_FILE, "lora": bool(lora)}, "model": asdict(pin(model))},
+        config={"adopted": {"embeds": ROWS_FILE, "lora": bool(lora)}, "model": asdict(pin(model))},
     )
 
 

@@ -18,7 +18,7 @@ from personalar.core.files import TEMPORARY
 from personalar.core.png import SAMPLE_NAME
 
 RECORD_FILE, ROWS_FILE, WEIGHTS_FILE = "concept.json", "learned_embeds.safetensors", "weights.safetensors"
-LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
+LORA_WEIGHTS, LORA_CONFIG = LORA_FILES = ("lora/adapter_model.safetensors", "lora/adapter_config.json")
 ADAPTER_FILE = re.compile(r"adapters/[a-z][a-z0-9_]{0,39}\.safetensors")
 CARD_FILE, PICTURES = "README.md", "pictures"
 """File names in a concept folder; see `concepts/concept.py`."""

@@ -237,9 +237,7 @@ class PersonalizationModule(L.LightningModule):
         return {
             "rows": whole_copy(self.identifier.rows),
             "weights": {} if is_lora else weights,
-            "lora": {f"lora/{n}": d for n, d in lora_files(self.transformer, weights).items()}
-            if is_lora
-            else {},
+            "lora": lora_files(self.transformer, weights) if is_lora else {},
             "adapters": {
                 name: {key: whole_copy(p) for key, p in parameters.items()}
                 for name, parameters in self.network.adapters.items()

@@ -34,7 +34,7 @@ def adapter(width: int = 32) -> dict[str, bytes]:
     generator = torch.Generator().manual_seed(0)
     for parameter in inject_lora(transformer, rank=2, generator=generator).values():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
-    return {f"lora/{name}": data for name, data in lora_files(transformer).items()}
+    return lora_files(transformer)
 
 
 def concept_on(files: ChameleonFiles, width: int, **changes: object) -> Concept:

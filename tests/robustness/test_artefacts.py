@@ -238,7 +238,7 @@ def test_a_pickle_in_the_place_of_tensors(
         rehash(whole)
         with pytest.raises(ValueError, match="not a safetensors file"):
             concept = Concept.load(whole)
-            merge_lora(tiny_backend.transformer, {n.rpartition("/")[2]: d for n, d in concept.lora.items()})
+            merge_lora(tiny_backend.transformer, concept.lora)
         assert not bomb.exists()
 
 
@@ -257,9 +257,9 @@ def torch_pickle(value: object, folder: Path) -> bytes:
     ids=str,
 )  # fmt: skip
 def test_numbers_of_an_adapter(tiny_backend, changes: dict[str, object]) -> None:
-    files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
-    config = json.loads(files["adapter_config.json"])
-    files["adapter_config.json"] = json.dumps(config | changes).encode()
+    files = adapter()
+    config = json.loads(files["lora/adapter_config.json"])
+    files["lora/adapter_config.json"] = json.dumps(config | changes).encode()
     with pytest.raises(ValueError, match="adapter") as stopped:
         merge_lora(tiny_backend.transformer, files)
     one_sentence(stopped.value)
@@ -268,11 +268,11 @@ def test_numbers_of_an_adapter(tiny_backend, changes: dict[str, object]) -> None
 def test_an_adapter_of_nan(tiny_backend) -> None:
     from safetensors.torch import load
 
-    files = {name.rpartition("/")[2]: data for name, data in adapter().items()}
-    tensors = load(files["adapter_model.safetensors"])
+    files = adapter()
+    tensors = load(files["lora/adapter_model.safetensors"])
     tensors[min(tensors)].fill_(float("nan"))
     with pytest.raises(ValueError, match="contains NaN or infinity"):
-        merge_lora(tiny_backend.transformer, files | {"adapter_model.safetensors": save(tensors)})
+        merge_lora(tiny_backend.transformer, files | {"lora/adapter_model.safetensors": save(tensors)})
 
 
 def test_links_are_read_but_never_written_through(whole: Path, tmp_path: Path) -> None:

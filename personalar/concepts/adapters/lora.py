@@ -19,8 +19,8 @@ from torch import nn
 
 from personalar.concepts.validation import read_tensors
 from personalar.core.files import fits, parse_json
+from personalar.core.own_files import LORA_CONFIG, LORA_FILES, LORA_WEIGHTS
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 CONFIG_SCHEMA = {"r!": int, "lora_alpha!": float, "use_rslora": (bool, None)}
 MOST_ALPHA = 1e6
 """A larger alpha could overflow the weights."""
@@ -73,7 +73,7 @@ def inject_lora(
 
 
 def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None = None) -> dict[str, bytes]:
-    """Return the contents of PEFT's two adapter files by file name.
+    """Return the contents of PEFT's two adapter files by their path in a concept.
 
     Args:
         transformer: the network with the adapter.
@@ -87,12 +87,12 @@ def lora_files(transformer: nn.Module, values: Mapping[str, torch.Tensor] | None
     peft_configs: Any = transformer.peft_config
     with tempfile.TemporaryDirectory() as folder:  # PEFT can write its config to a folder only
         peft_configs["default"].save_pretrained(folder)
-        config = json.loads((Path(folder) / CONFIG_FILE).read_bytes())
+        config = json.loads((Path(folder) / Path(LORA_CONFIG).name).read_bytes())
     # PEFT stores a set, whose order is random; sorted, equal adapters give equal files and hashes.
     config["target_modules"] = sorted(config["target_modules"])
     return {
-        WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
-        CONFIG_FILE: config_bytes(config),
+        LORA_WEIGHTS: to_safetensors(tensors, metadata={"format": "pt"}),
+        LORA_CONFIG: config_bytes(config),
     }
 
 
@@ -128,17 +128,17 @@ def merge_lora(transformer: nn.Module, files: Mapping[str, bytes], *, strength: 
 
     Args:
         transformer: the network.
-        files: contents of PEFT's two files by file name; they may come from a stranger.
+        files: as from `lora_files`; they may come from a stranger.
         strength: factor of the adapter's output.
 
     Raises:
         ValueError: a file is missing or damaged, or the adapter does not match the architecture; the weights
             are unchanged.
     """
-    if missing := sorted({CONFIG_FILE, WEIGHTS_FILE} - set(files)):
-        raise ValueError(f"the adapter folder does not contain {', '.join(missing)}: copy it again")
-    config = _read_config(files[CONFIG_FILE])
-    left = read_tensors(Path("lora") / WEIGHTS_FILE, files[WEIGHTS_FILE])
+    if missing := sorted(set(LORA_FILES) - set(files)):
+        raise ValueError(f"the adapter lacks {', '.join(missing)}: copy it again")
+    config = parse_config(files[LORA_CONFIG])
+    left = read_tensors(Path(LORA_WEIGHTS), files[LORA_WEIGHTS])
     rank, pairs, wrong = config["r"], [], []
     for name, weight in transformer.named_parameters():
         key = f"{PREFIX}{name.removesuffix('.weight')}.lora_"
@@ -158,7 +158,7 @@ def merge_lora(transformer: nn.Module, files: Mapping[str, bytes], *, strength: 
             changed.add_(change * scale)
 
 
-def _read_config(data: bytes) -> dict[str, Any]:
+def parse_config(data: bytes) -> dict[str, Any]:
     """Return the settings of an adapter. Raises ValueError unless it is plain LoRA of one rank and alpha."""
     try:
         config: dict[str, Any] = parse_json(data)
@@ -166,8 +166,7 @@ def _read_config(data: bytes) -> dict[str, Any]:
         raise ValueError(f"the adapter is damaged ({error!r:.200}); save it again") from error
     if not fits(config, CONFIG_SCHEMA) or config["r"] < 1 or not abs(config["lora_alpha"]) < MOST_ALPHA:
         raise ValueError(
-            f"the adapter's {CONFIG_FILE} is damaged: r must be an integer from 1, and lora_alpha a number; "
-            "save it again"
+            f"{LORA_CONFIG} is damaged: r must be an integer from 1, and lora_alpha a number; save it again"
         )
     if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("bias", "none") != "none":
         raise ValueError(

@@ -9,7 +9,8 @@ import torch
 from conftest_backend import make_backend
 from safetensors.torch import load, save
 
-from personalar.concepts.adapters.lora import CONFIG_FILE, WEIGHTS_FILE, inject_lora, lora_files, merge_lora
+from personalar.concepts.adapters.lora import inject_lora, lora_files, merge_lora
+from personalar.core.own_files import LORA_CONFIG, LORA_WEIGHTS
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.transformer import ChameleonTransformer
 
@@ -56,12 +57,12 @@ def test_merged_weights_equal_those_of_peft(dtype: torch.dtype, strength: float,
     from peft.tuners.lora import LoraLayer
 
     files = lora_files(adapted()[0].transformer)
-    settings = json.loads(files[CONFIG_FILE]) | {"lora_alpha": 5, "use_rslora": rslora}
+    settings = json.loads(files[LORA_CONFIG]) | {"lora_alpha": 5, "use_rslora": rslora}
     ours, theirs = make_backend().transformer.to(dtype), make_backend().transformer.to(dtype)
-    merge_lora(ours, files | {CONFIG_FILE: json.dumps(settings).encode()}, strength=strength)
+    merge_lora(ours, files | {LORA_CONFIG: json.dumps(settings).encode()}, strength=strength)
     kept = {key: settings[key] for key in ("r", "target_modules", "layers_to_transform", "use_rslora")}
     inject_adapter_in_model(LoraConfig(**kept, lora_alpha=strength * 5, layers_pattern="layers"), theirs)
-    saved = load(files[WEIGHTS_FILE])
+    saved = load(files[LORA_WEIGHTS])
     for name, parameter in theirs.named_parameters():
         if ".lora_" in name:
             parameter.data = saved[f"base_model.model.{name.replace('.default.', '.')}"]
@@ -90,23 +91,23 @@ def refused(files: dict[str, bytes], message: str, **shape: int) -> None:
 
 def test_an_adapter_that_does_not_fit_changes_nothing() -> None:
     files = lora_files(adapted()[0].transformer)
-    settings = json.loads(files[CONFIG_FILE])
-    refused({WEIGHTS_FILE: files[WEIGHTS_FILE]}, f"does not contain {CONFIG_FILE}")
-    refused(files | {WEIGHTS_FILE: files[WEIGHTS_FILE][:50]}, "is not a safetensors file")
-    refused(files | {CONFIG_FILE: b"{"}, "the adapter is damaged")
+    settings = json.loads(files[LORA_CONFIG])
+    refused({LORA_WEIGHTS: files[LORA_WEIGHTS]}, f"the adapter lacks {LORA_CONFIG}: copy")
+    refused(files | {LORA_WEIGHTS: files[LORA_WEIGHTS][:50]}, "is not a safetensors file")
+    refused(files | {LORA_CONFIG: b"{"}, "the adapter is damaged")
     for key, value, message in (
         ("use_dora", True, "not plain LoRA"),
         ("alpha_pattern", {"q_proj": 32}, "the adapter sets alpha_pattern, which cannot be loaded; expected"),
         ("rank_pattern", {"k_proj": 3}, "the adapter sets rank_pattern, which cannot be loaded; expected"),
         ("r", 4, "another architecture; mismatches: model.layers.0.self_attn.q_proj.weight"),
     ):
-        refused(files | {CONFIG_FILE: json.dumps(settings | {key: value}).encode()}, message)
-    tensors = load(files[WEIGHTS_FILE])
+        refused(files | {LORA_CONFIG: json.dumps(settings | {key: value}).encode()}, message)
+    tensors = load(files[LORA_WEIGHTS])
     norm = "base_model.model.model.norm"
     pair = {f"{norm}.lora_A.weight": torch.zeros(3, 32), f"{norm}.lora_B.weight": torch.zeros(32, 3)}
     for extra, name in (({"extra": torch.zeros(1)}, "extra"), (pair, "model.norm.weight")):
-        refused(files | {WEIGHTS_FILE: save(tensors | extra)}, f"another architecture; mismatches: {name}")
+        refused(files | {LORA_WEIGHTS: save(tensors | extra)}, f"another architecture; mismatches: {name}")
     del tensors["base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
-    refused(files | {WEIGHTS_FILE: save(tensors)}, "mismatches: model.layers.1.self_attn.v_proj.weight")
-    refused(files | {WEIGHTS_FILE: save({})}, "mismatches: it is empty")
+    refused(files | {LORA_WEIGHTS: save(tensors)}, "mismatches: model.layers.1.self_attn.v_proj.weight")
+    refused(files | {LORA_WEIGHTS: save({})}, "mismatches: it is empty")
     refused(files, "mismatches", num_hidden_layers=1)
