@@ -25,7 +25,7 @@ def read_mask(path: Path, size: Size) -> Image.Image:
     Raises:
         Unusable: the file cannot be read, has another shape than the photo, or is all black or all white.
     """
-    drawn = read_photo(path).image
+    drawn = read_photo(path)[0]
     first, second = drawn.width / drawn.height, size[0] / size[1]
     if abs(first / second - 1) > SAME_SHAPE:
         raise Unusable(f"its shape {written(drawn.size)} is not that of the photo, {written(size)}")

@@ -12,7 +12,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -67,18 +66,6 @@ class Unusable(Exception):
     """The reason why a file is skipped. Callers turn it into a note; it never leaves this package."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """A decoded picture."""
-
-    image: Image.Image
-    """RGB."""
-    alpha: Image.Image | None
-    """Its transparency before it was composited on white, of the same size; None if it has none."""
-    notes: tuple[str, ...]
-    """Every change to the picture, and signs of damage."""
-
-
 def check_entry(path: Path) -> None:
     """Raise `Unusable` unless `path` is a regular, visible file of a photo's size."""
     if path.name.startswith((".", "~$")) or path.name.lower() in SYSTEM_FILES:
@@ -128,8 +115,10 @@ def _open(stream: IO[bytes]) -> Image.Image:
     return Image.open(stream, formats=[name for name in SUFFIXES if name in Image.OPEN])
 
 
-def read_photo(path: Path, most: int = MOST_KEPT) -> Pixels:
-    """Decode a picture to 8-bit sRGB.
+def read_photo(path: Path, most: int = MOST_KEPT) -> tuple[Image.Image, Image.Image | None, tuple[str, ...]]:
+    """Return a picture in 8-bit sRGB on white, the transparency that it had or None, and notes.
+
+    The notes name every change to the picture, and signs of damage.
 
     Args:
         path: the file.
@@ -149,7 +138,7 @@ def read_photo(path: Path, most: int = MOST_KEPT) -> Pixels:
         # One large picture at a time: four decoded side by side would need gigabytes of memory.
         with _one_large if image.width * image.height > MOST_KEPT else nullcontext():
             rgb, alpha = _decode(image, most, notes)
-        return Pixels(image=rgb, alpha=alpha, notes=(*notes, *pixel_notes(rgb)))
+        return rgb, alpha, (*notes, *pixel_notes(rgb))
 
 
 def _check_size(size: Size) -> None:

@@ -158,10 +158,10 @@ def open_photo(path: Path, most: int = MOST_KEPT) -> Photo:
         most: the picture is scaled down to at most this number of pixels.
     """
     try:
-        pixels = read_photo(path, most)
+        image, alpha, notes = read_photo(path, most)
     except Unusable as reason:
         return Photo(path=path, notes=(str(reason),))
-    return Photo(path=path, notes=pixels.notes, image=pixels.image, alpha=alpha_mask(pixels.alpha))
+    return Photo(path=path, notes=notes, image=image, alpha=alpha_mask(alpha))
 
 
 def print_table(photos: Iterable[Photo]) -> None:
