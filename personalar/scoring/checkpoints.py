@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from personalar.config.compose import package_path
 from personalar.core.errors import hub_errors
+from personalar.core.files import content_hash
 
-PACKAGE = "package://"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -24,20 +23,13 @@ def resolve_folder(where: str | Path) -> Path:
         FileNotFoundError: there is no such folder, or the download failed.
     """
     text = str(where)
-    if text.startswith(PACKAGE):
-        folder = Path(str(importlib.resources.files("personalar"))) / text.removeprefix(PACKAGE)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{text} is not part of this installation ({folder} does not exist); reinstall it"
-            )
-        return folder
-    folder = Path(text).expanduser()
+    folder = package_path(text)
     if folder.is_dir():
         return folder
     # A typo in a path must not become a question to the hub.
     if text.startswith(("/", ".", "~")) or text.count("/") != 1:
         raise FileNotFoundError(
-            f"no folder {text}; give a folder, a hub id such as owner/name, or {PACKAGE}nano/clip"
+            f"no folder {text}; give a folder, a hub id such as owner/name, or package://nano/clip"
         )
     return _from_hub(text)
 
@@ -61,8 +53,7 @@ def weights_name(where: str | Path, folder: Path) -> str:
     """Return `where` and 12 hex digits of the weights' sha256; recorded with results to identify scorers."""
     for file in WEIGHT_FILES:
         if (folder / file).is_file():
-            with (folder / file).open("rb") as stream:
-                return f"{where}#{hashlib.file_digest(stream, 'sha256').hexdigest()[:12]}"
+            return f"{where}#{content_hash(folder / file)[:12]}"
     raise FileNotFoundError(
         f"{folder} contains neither {' nor '.join(WEIGHT_FILES)}: copy the scorer's weights there"
     )
