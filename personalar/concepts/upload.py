@@ -18,8 +18,7 @@ from personalar.concepts.concept import Concept
 from personalar.concepts.concept_source import SCHEME
 from personalar.concepts.model_card import concept_files, model_card
 from personalar.core.errors import LOGIN, hub_errors
-from personalar.core.own_files import ADAPTER_FILE, CARD_FILE, LORA_FILES, PICTURES, RECORD_FILE, WEIGHTS_FILE
-from personalar.core.png import SAMPLE_NAME
+from personalar.core.own_files import CARD_FILE, OWN, RECORD_FILE
 
 
 def contents(folder: Path, repo: str) -> dict[str, Path | bytes]:
@@ -103,7 +102,9 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, data) for name, data in files.items()
         ]
-        changes += [CommitOperationDelete(name) for name in sorted(earlier) if is_part(name)]
+        # Not files of other names, which the owner has added.
+        old = [name for name in sorted(earlier) if OWN.fullmatch(f"concept/{name}")]
+        changes += [CommitOperationDelete(name) for name in old]
         try:
             commit = hub.create_commit(repo, changes, commit_message="Upload a concept with personalar")
         except RuntimeError as error:  # the client's class for a large file that was not accepted
@@ -113,10 +114,3 @@ def upload(files: dict[str, Path | bytes], repo: str, *, private: bool) -> str:
                 "missing"
             ) from error
     return str(commit.commit_url)
-
-
-def is_part(name: str) -> bool:
-    """Return whether a file with this name can be part of a concept, so that an upload may delete it."""
-    return name in (WEIGHTS_FILE, *LORA_FILES) or bool(
-        ADAPTER_FILE.fullmatch(name) or re.fullmatch(rf"{PICTURES}/{SAMPLE_NAME}", name)
-    )
