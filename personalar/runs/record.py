@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.config.fingerprint import covers, request_of
+from personalar.config.fingerprint import covers, learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.files import is_whole, sync_files
 from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, delete_own, own_files
@@ -44,7 +44,9 @@ def record_settings(session: RunContext) -> None:
     if session.folder.record.get("photos", session.subject.fingerprint) != session.subject.fingerprint:
         delete_own(session.folder.path, "references")
     session.folder.update(
-        settings=session.settings, photos=session.subject.fingerprint, base=session.base["fingerprint"]
+        settings=learning_settings(session.config),
+        photos=session.subject.fingerprint,
+        base=session.base["fingerprint"],
     )
 
 

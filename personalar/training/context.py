@@ -11,7 +11,7 @@ import torch
 from personalar.concepts.adapters.base import Adapter
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.concepts.concept import Concept
-from personalar.config.fingerprint import concept_settings, learning_settings
+from personalar.config.fingerprint import concept_settings
 from personalar.config.plugins import build
 from personalar.config.run_config import RunConfig
 from personalar.core.console import Reporter
@@ -54,20 +54,10 @@ class RunContext:
     started: float
     """Start of the run (`time.perf_counter`), minus the seconds of earlier, interrupted parts."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that determine the result; see `config/fingerprint.py`."""
-        return learning_settings(self.config)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the base's weights."""
-        return getattr(torch, self.config.model.dtype)
-
     def load_base(self) -> Backend:
         """Return a new backend with the base's weights on `device`."""
         prepare_torch(self.config.trainer.threads)
-        return self.model_files.load(dtype=self.dtype, device=self.device)
+        return self.model_files.load(dtype=getattr(torch, self.config.model.dtype), device=self.device)
 
     def load(self, stage: str) -> tuple[Backend, Identifier | None]:
         """Return a new backend in its state after `stage`, and the identifier (None for "base").

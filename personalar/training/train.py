@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from personalar.concepts.concept import Concept
+from personalar.config.fingerprint import learning_settings
 from personalar.config.plugins import build, fill_in
 from personalar.config.run_config import Stage
 from personalar.core.types import Sample
@@ -74,7 +75,7 @@ def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -
     """Log the settings that determine the result."""
     for logger in loggers:
         if not isinstance(logger, WandbLogger):  # W&B got all settings when its run was started
-            logger.log_hyperparams({"stage": stage.name, **context.settings})
+            logger.log_hyperparams({"stage": stage.name, **learning_settings(context.config)})
 
 
 def make_plugins(context: RunContext) -> list[Any]:
