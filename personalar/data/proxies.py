@@ -6,24 +6,15 @@ references and memorisation use the photos only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from personalar.config.recipe import DataNumbers
 from personalar.config.subject_config import SubjectConfig
 from personalar.core.process import global_rank
 from personalar.data.photos.photo_folder import Photo, inspect_folder, print_table, usable
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from personalar.core.console import Reporter
-    from personalar.models.base import Backend
 
 
 def read_proxies(config: SubjectConfig) -> tuple[Image.Image, ...]:
@@ -58,28 +49,3 @@ def without_grid(entry: Photo) -> Photo:
     if entry.image is not None and fnmatch(entry.path.name, "grid_*.png"):  # see `picture_grid.write_grid`
         return replace(entry, image=None, notes=("a grid of several pictures",))
     return entry
-
-
-def proxy_codes(
-    load: Callable[[], Backend],
-    proxies: Sequence[Image.Image],
-    *,
-    cache: Path,
-    key: object,
-    reporter: Reporter,
-) -> list[Tensor]:
-    """Return the codes (1, h, w) of each proxy, without random crops; empty without proxies.
-
-    Args:
-        load: returns the base; called only if the codes are not cached.
-        cache: folder of the cached codes.
-        key: everything that determines the codes; see `codes.cached_tensors`.
-    """
-    # These load torch, which reading the pictures does not need.
-    from personalar.data.codes import cached_codes, encode_photos
-
-    def make() -> list[Tensor]:
-        with reporter.phase("codes of the proxies", len(proxies), "proxies") as advance:
-            return encode_photos(load(), proxies, DataNumbers(), seed=0, progress=advance)
-
-    return cached_codes(cache / "proxy_codes.safetensors", key, make) if proxies else []

@@ -25,14 +25,13 @@ from personalar.concepts.adapters.identifier import (
 from personalar.concepts.adapters.photo_rows import photo_rows
 from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import concept_settings
-from personalar.config.recipe import IdentifierNumbers
+from personalar.config.recipe import DataNumbers, IdentifierNumbers
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.core.run_folder import changes
 from personalar.data.class_images import class_logits, class_prompts
 from personalar.data.codes import cached_codes, cached_tensors, encode_photos, stream_seed, subject_codes
 from personalar.data.prompts import SUBJECT_TOKEN, image_token_names, row_names, training_prompt
-from personalar.data.proxies import proxy_codes
 from personalar.data.references import save_redrawn
 from personalar.data.stream import Replay, collate, limit_loss
 from personalar.models.base import Backend, TrainingSequence
@@ -84,15 +83,13 @@ def start_identifier(
         known = table[list(backend.reserved_ids)]
         rows[:1] = nearest_row(backend, known, prompt=prompt, photos=photos, reporter=reporter)
     if numbers.init == "words":
-        words = [backend.encode_text(f" {word}") for word in numbers.words]
-        rows[:1] = word_row(table, words)
+        rows[:1] = word_row(table, [backend.encode_text(f" {word}") for word in numbers.words])
     if numbers.further == "kmeans" and numbers.rows > 1:
         parts = [codes[on_subject > 0] for codes, on_subject in photos]
         rows[1 : numbers.rows] = photo_rows(backend, parts, numbers.rows - 1, generator=generator)
     if numbers.optimizer == "direction":
-        # This optimizer never changes a norm, so every row must start with the mean norm of words. A mean of
-        # several words would be too short. With init=nearest, [V] is a row of the table and keeps its own
-        # norm.
+        # This optimizer never changes a norm, so every row must start with the mean norm of words: a mean of
+        # several words would be too short. With init=nearest, [V] is a row of the table and keeps its norm.
         scaled = F.normalize(rows, dim=1) * word_norms(backend).mean()
         rows = torch.cat((rows[:1], scaled[1:])) if numbers.init == "nearest" else scaled
     return Identifier(tokens=tokens, rows=rows)
@@ -163,16 +160,26 @@ def new_identifier(session: RunContext, load: LoadBase) -> Identifier:
 
 def photo_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
     """Return the image codes of the photos' crops and copies, cached in the run folder."""
-    config, subject = session.config, session.subject
-    data = config.model.recipe.data
-    seed, flip = config.seed, config.subject.flip
+    config, photos = session.config, session.subject.images
+    data, seed, flip = config.model.recipe.data, config.seed, config.subject.flip
 
     def make() -> list[Tensor]:
-        with session.reporter.phase("codes of the photos", len(subject.images), "photos") as advance:
-            save_redrawn(session.folder.path / "references", subject.images, load())
-            return encode_photos(load(), subject.images, data, seed=seed, flip=flip, progress=advance)
+        with session.reporter.phase("codes of the photos", len(photos), "photos") as advance:
+            save_redrawn(session.folder.path / "references", photos, load())
+            return encode_photos(load(), photos, data, seed=seed, flip=flip, progress=advance)
 
     return cached_codes(session.folder.path / "cache" / "photo_codes.safetensors", codes_key(session), make)
+
+
+def proxy_codes(session: RunContext, load: LoadBase) -> list[Tensor]:
+    """Return the image codes of the proxies without random crops, cached; empty without proxies."""
+    proxies, path = session.subject.proxies, session.folder.path / "cache" / "proxy_codes.safetensors"
+
+    def make() -> list[Tensor]:
+        with session.reporter.phase("codes of the proxies", len(proxies), "proxies") as advance:
+            return encode_photos(load(), proxies, DataNumbers(), seed=0, progress=advance)
+
+    return cached_codes(path, codes_key(session), make) if proxies else []
 
 
 def codes_key(session: RunContext) -> list[Any]:
@@ -284,11 +291,10 @@ def prepare(session: RunContext, stage: Stage) -> StageInputs:
         concept = Concept.load(session.folder.concept(stage.start))
         concept.check_base(**session.base)
     codes = photo_codes(session, load)
-    proxies, folder, key = session.subject.proxies, session.folder.path / "cache", codes_key(session)
     return StageInputs(
         concept,
         codes,
         masked_codes(session, codes, load),
-        proxy_codes(load, proxies, cache=folder, key=key, reporter=session.reporter),
+        proxy_codes(session, load),
         replay_images(session, stage, load, tokens=concept.tokens),
     )

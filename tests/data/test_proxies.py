@@ -5,20 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from conftest_backend import make_backend
 from conftest_run import compose_config
 from PIL import Image
 
-from personalar.config.recipe import DataNumbers
 from personalar.config.subject_config import SubjectConfig
-from personalar.core.console import Reporter
 from personalar.core.png import save_png
 from personalar.core.types import Subject
-from personalar.data.codes import encode_photos
-from personalar.data.proxies import proxy_codes
 from personalar.data.subject import load_subject
-from personalar.models.base import Backend
 
 
 def pictures(folder: Path, *values: int) -> Path:
@@ -91,23 +84,3 @@ def test_folders_that_cannot_be_used(photos: Path, tmp_path: Path) -> None:
 def test_a_subject_of_ones_own_takes_no_folder() -> None:
     with pytest.raises(ValueError, match=r"subject\.proxies=made is not used .* subject\.source returns"):
         compose_config("+subject=cat", "subject.proxies=made", "+subject.source._target_=mine.red")
-
-
-def test_the_codes_of_proxies_are_cached(tmp_path: Path) -> None:
-    backend, pictures = make_backend(buckets="aspect"), [Image.linear_gradient("L").convert("RGB")] * 2
-    pictures.append(pictures[0].resize((300, 100)))
-    reporter, loaded = Reporter(enabled=False), []
-
-    def codes() -> list[torch.Tensor]:
-        def load() -> Backend:
-            loaded.append(1)
-            return backend
-
-        return proxy_codes(load, pictures, cache=tmp_path, key="k", reporter=reporter)
-
-    expected = encode_photos(backend, pictures, DataNumbers(), seed=0)
-    for _ in range(2):
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(codes(), expected, strict=True))
-    assert loaded == [1] and expected[2].shape != expected[0].shape
-    pictures.clear()
-    assert codes() == []

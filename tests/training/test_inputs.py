@@ -8,10 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest_backend import make_backend
+from PIL import Image
 from rich.console import Console
 
 from personalar.concepts.adapters.identifier import Identifier, word_norms
@@ -19,6 +22,7 @@ from personalar.config.recipe import DataNumbers, IdentifierNumbers, PriorConfig
 from personalar.config.run_config import Stage
 from personalar.core.console import Reporter
 from personalar.data.class_images import class_prompts
+from personalar.data.codes import encode_photos
 from personalar.data.prompts import training_prompt
 from personalar.data.stream import collate
 from personalar.models.base import Backend
@@ -80,6 +84,19 @@ def test_codes_are_kept_for_the_pictures_that_they_are_of(
         for _ in range(2):
             preparation.photo_codes(each, lambda: None)
         assert len(encoded) == count
+
+
+def test_the_codes_of_proxies_are_cached_and_not_cropped(session: RunContext) -> None:
+    backend, pictures = make_backend(buckets="aspect"), [Image.linear_gradient("L").convert("RGB")] * 2
+    pictures.append(pictures[0].resize((300, 100)))
+    with_proxies = replace(session, subject=replace(session.subject, proxies=tuple(pictures)))
+    expected = encode_photos(backend, pictures, DataNumbers(), seed=0)
+    load = Mock(return_value=backend)
+    for _ in range(2):
+        found = preparation.proxy_codes(with_proxies, load)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert load.call_count == 1 and expected[2].shape != expected[0].shape
+    assert preparation.proxy_codes(session, load) == []
 
 
 def test_logits_of_class_images_are_those_of_the_base_and_kept(session: RunContext) -> None:
