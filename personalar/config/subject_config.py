@@ -11,38 +11,24 @@ from omegaconf import MISSING
 
 from personalar.config.fields import SEED, limits, one_of
 
-DREAMBENCH_CLASSES = {
-    "backpack": "backpack",
-    "backpack_dog": "backpack",
-    "bear_plushie": "stuffed animal",
-    "berry_bowl": "bowl",
+_NAMES = {
+    "backpack": "backpack backpack_dog",
+    "stuffed animal": "bear_plushie grey_sloth_plushie wolf_plushie",
+    "bowl": "berry_bowl",
     "can": "can",
     "candle": "candle",
-    "cat": "cat",
-    "cat2": "cat",
+    "cat": "cat cat2",
     "clock": "clock",
-    "colorful_sneaker": "sneaker",
-    "dog": "dog",
-    "dog2": "dog",
-    "dog3": "dog",
-    "dog5": "dog",
-    "dog6": "dog",
-    "dog7": "dog",
-    "dog8": "dog",
-    "duck_toy": "toy",
-    "fancy_boot": "boot",
-    "grey_sloth_plushie": "stuffed animal",
-    "monster_toy": "toy",
-    "pink_sunglasses": "glasses",
-    "poop_emoji": "toy",
-    "rc_car": "toy",
-    "red_cartoon": "cartoon",
-    "robot_toy": "toy",
-    "shiny_sneaker": "sneaker",
+    "sneaker": "colorful_sneaker shiny_sneaker",
+    "dog": "dog dog2 dog3 dog5 dog6 dog7 dog8",
+    "toy": "duck_toy monster_toy poop_emoji rc_car robot_toy",
+    "boot": "fancy_boot",
+    "glasses": "pink_sunglasses",
+    "cartoon": "red_cartoon",
     "teapot": "teapot",
     "vase": "vase",
-    "wolf_plushie": "stuffed animal",
 }
+DREAMBENCH_CLASSES = dict(sorted((name, noun) for noun, names in _NAMES.items() for name in names.split()))
 """Folder of each DreamBench subject -> its class in the published prompts."""
 
 
