@@ -58,6 +58,11 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
         # The benchmark adds subject= to every run, and this one would replace it.
         if key == "subject":
             raise ValueError("a benchmark has several subjects: use benchmark.subjects=[cat,dog]")
+        # These would replace the method of every row, whose title would stay.
+        if key_of(word) in ("method", "stage", "experiment"):
+            raise ValueError(
+                f"{word}: the rows of a benchmark are its methods: use benchmark.methods=[two_stage,lora]"
+            )
         if key_of(word) in ("samples.seeds", "samples.kinds"):
             raise ValueError(
                 f"{word}: a benchmark samples all kinds, and the seeds of protocol=paper (one image per "

@@ -110,7 +110,12 @@ def job(cfg: DictConfig) -> Objective:
     run_dir, sweep_dir = Path(hydra_config.runtime.output_dir), Path(hydra_config.sweep.dir)
     learns = searches(hydra_config)
     return keep_sweeping(
-        lambda: run_one(cfg), run_dir, len(cfg.objective), searches=learns, sweep_dir=sweep_dir
+        lambda: run_one(cfg),
+        run_dir,
+        len(cfg.objective),
+        searches=learns,
+        stops=hydra_config.launcher._target_.endswith("BasicLauncher"),
+        sweep_dir=sweep_dir,
     )
 
 

@@ -161,6 +161,18 @@ class Concept:
             "or set model.path=DIR to the folder with its files"
         )
 
+    def check_layout(self, layout: Mapping[str, Any]) -> None:
+        """Raise ValueError if the concept was learned with other settings `model.layout`."""
+        before = (self.config.get("model") or {}).get("layout") or {}
+        # Known words only decide about notes. Concepts of other versions have other settings.
+        names = sorted((before.keys() & layout.keys()) - {"known_words"})
+        if changed := [name for name in names if before[name] != layout[name]]:
+            wanted = ", ".join(f"model.layout.{name}={before[name]!r}" for name in changed)
+            raise ValueError(
+                f"the concept of {self.subject['name']!r} was learned with {wanted}, but the base is loaded "
+                f"with {', '.join(repr(layout[name]) for name in changed)}: give the same settings"
+            )
+
     def check_strength(self, strength: float) -> None:
         """Raise ValueError if the concept can only be used as learned, and `strength` is not 1."""
         if strength != 1 and (self.weights or self.adapters):

@@ -99,7 +99,7 @@ def base_settings(where: str, words: Sequence[str]) -> list[str]:
         if {"model.path", "model.hub.repo"} & keys:
             return [f"model={name}"]
         # A concept from another machine contains a path that does not exist here.
-        local = {key: Path(model[key]) for key in ("path", "vq_path") if model.get(key)}
+        local = {key: Path(model[key]).expanduser() for key in ("path", "vq_path") if model.get(key)}
         found = [f"model.{key}={quote(path.absolute())}" for key, path in local.items() if path.is_dir()]
         # A branch can have changed since the training; only a commit identifies the same files.
         for key in PARTS if model.get("path") is None else ():

@@ -99,12 +99,18 @@ def stage_settings(settings: dict[str, Any], stage: str) -> dict[str, Any] | Non
     # Stage 1 of two methods is the same even if their stage 2 differs: keep its own settings only.
     recipe = {name: value for name, value in recipe.items() if name != "trained_weights"}
     mine = {**recipe, "stages": recipe["stages"][chosen["numbers"]]}
+    # The tokens of later stages' adapters have rows from the start.
+    later = {name: s["adapters"] for name, s in method["stages"].items() if name != stage and s["adapters"]}
     others = settings if mine["stages"]["replay_ratio"] else {**settings, "prior": None}
     return {
         **others,
         "model": {**model, "recipe": mine},
         # Only LoRA stages have quantized weights, see `training.memory_fit`.
-        "method": {"stage": chosen, "base_bits": method["base_bits"] if chosen["lora"]["rank"] else 16},
+        "method": {
+            "stage": chosen,
+            "base_bits": method["base_bits"] if chosen["lora"]["rank"] else 16,
+            **({"adapters": later} if later else {}),
+        },
     }
 
 

@@ -6,6 +6,7 @@ passed to this module, because a `_target_` can execute any code.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,22 @@ def check_classes(config: RunConfig) -> None:
         if target.startswith("bitsandbytes."):  # `memory_fit.check_libraries` says how to install it
             continue
         try:
-            resolve_name(target)
-        except (ImportError, AttributeError, ValueError) as error:
+            found = resolve_name(target)
+            if key.startswith(("callbacks.", "logger.")):
+                _check_arguments(found, settings)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(_cannot_create(key, target, error)) from error
+
+
+def _check_arguments(found: Any, settings: Mapping[str, Any]) -> None:
+    """Raise TypeError if an argument is missing or unknown, before the base is loaded."""
+    if settings.keys() & {"_args_", "_partial_"}:
+        return
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some classes written in C have none
+        return
+    signature.bind(**{name: value for name, value in settings.items() if not name.startswith("_")})
 
 
 def _cannot_create(key: str, target: str, error: BaseException) -> str:

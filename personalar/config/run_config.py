@@ -196,13 +196,6 @@ class RunConfig:
         for name in self.stage.run or ():
             one_of("stage.run", name, tuple(self.method.stages))
         self._check_strategy()
-        # The tokens of adapters are known once they are made, see `training.inputs.replay_images`.
-        has_adapters = any(stage.adapters for stage in self.method.stages.values())
-        if self.has_prior and not (has_adapters or prior.append.startswith(("[V", "[S")) or not prior.append):
-            raise ValueError(
-                f"prior.append={prior.append!r} is not a learned token of method={self.method.name}; "
-                "allowed: [V], [S1] and so on, or prior.append=''"
-            )
         numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
         self.selection.check(
             every=self.samples.grid_every_steps,

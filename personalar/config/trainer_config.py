@@ -77,6 +77,13 @@ class TrainerConfig(LightningArguments):
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
+        name = str(self.precision)
+        # These convert the trained parameters, which are float32 so that small steps are not rounded away.
+        if name == "64" or (name.endswith("-true") and name != "32-true"):
+            raise ValueError(
+                f"trainer.precision={name} would convert the trained parameters, which are float32: set "
+                "model.dtype for the frozen base, or a precision that ends in -mixed"
+            )
         if self.accelerator == "auto":
             self.accelerator = "gpu" if _sees_gpu() else "cpu"
         one_of("trainer.strategy", self.strategy, ("single", "ddp", "zero2", "zero3", "zero3_offload"))

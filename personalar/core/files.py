@@ -83,6 +83,16 @@ def make_folder(folder: Path) -> list[Path]:
     return [one.parent for one in missing]
 
 
+def check_writable(folder: Path) -> None:
+    """Create `folder` and write a file there, which is deleted again. Raises OSError if that fails."""
+    make_folder(folder)
+    probe = temporary(folder / "probe")
+    try:
+        probe.write_bytes(bytes(1 << 16))  # on a full disk an empty file can still be created
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def put_in_place(unfinished: Path, path: Path, *, sync: bool = True, made: Iterable[Path] = ()) -> None:
     """Rename the file `unfinished` to `path`, replacing it.
 

@@ -155,6 +155,10 @@ class RunFolder:
         self.path = path
         self.longer: str | None = None
         """The finished stage that is to be trained with more steps; it counts as unfinished."""
+        self.replaced = False
+        """Whether all results are to be deleted after all checks; no stage counts as finished."""
+        self.copied: str | None = None
+        """The stage that is to be copied from another run after all checks; it counts as finished."""
         record = path / "run.json"
         try:
             self.record: dict[str, Any] = read_record(record) if record.is_file() else {}
@@ -198,8 +202,10 @@ class RunFolder:
 
     def has_concept(self, stage: str) -> bool:
         """Return whether `stage` is finished."""
+        if stage == self.copied:
+            return True
         # The record is the last file that `Concept.save` writes.
-        return stage != self.longer and is_whole(self.concept(stage) / RECORD_FILE)
+        return not self.replaced and stage != self.longer and is_whole(self.concept(stage) / RECORD_FILE)
 
     @property
     def last_stage(self) -> str | None:
@@ -212,7 +218,7 @@ class RunFolder:
         Args:
             settings: all settings that determine the result.
             photos, base: fingerprints; that of the photos includes the proxies.
-            overwrite: delete the files of the run that is there.
+            overwrite: set `replaced` if a run is there, whatever its settings.
 
         Raises:
             OtherSettingsError: the run has other settings, which the message lists.
@@ -225,7 +231,9 @@ class RunFolder:
             )
         delete_temporaries(self.path)
         if overwrite and self.is_run:
-            self.clear()
+            self.replaced = True
+            self.record = {name: self.record[name] for name in ("format_version", "settings", "photos")}
+            return
         changed = differences(self.record.get("settings", {}), settings)
         pictures = "photos or proxies" if settings.get("subject", {}).get("proxies") else "photos"
         for name, now, words in (("photos", photos, pictures), ("base", base, "base")):
@@ -249,14 +257,13 @@ class RunFolder:
         return found
 
     def clear(self) -> None:
-        """Delete the files that a run wrote, except run.json, which is reduced to settings and photos."""
-        # run.json stays, and is written first: a command that is killed here must recognise the folder.
-        kept = {name: self.record[name] for name in ("settings", "photos")}
-        self.record = {}
-        self.update(**kept)
+        """Delete the files that a run wrote, except run.json, which `claim` has reduced."""
+        # run.json is written first: a command that is killed here must recognise the folder.
+        self.update()
         for name in (*RESULTS, PROGRESS_FILE):
             (self.path / name).unlink(missing_ok=True)
         delete_own(self.path, *FOLDERS)
+        self.replaced = False
 
     def update(self, **facts: Any) -> None:
         """Add or replace entries of run.json, and write it."""

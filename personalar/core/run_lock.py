@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from personalar.core.files import temporary
+from personalar.core.files import check_writable
 
 LOCK_FILE = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
@@ -115,9 +115,4 @@ def check_run_folder(run_dir: Path, *, leads: bool = True) -> None:
     if not leads:
         return
     with locked(run_dir):
-        # 64 kB: on a full disk an empty file can still be created.
-        probe = temporary(run_dir / "probe")
-        try:
-            probe.write_bytes(bytes(1 << 16))
-        finally:
-            probe.unlink(missing_ok=True)
+        check_writable(run_dir)

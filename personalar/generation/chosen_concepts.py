@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,16 @@ def facts_of(chosen: Sequence[ChosenConcept], config: SampleConfig) -> dict[str,
     return facts
 
 
+def check_unambiguous(prompts: Iterable[str | None], words: Sequence[str]) -> None:
+    """Raise ValueError if a prompt or negative prompt has [V], which could be several concepts."""
+    for prompt in prompts:
+        if SUBJECT_TOKEN in (prompt or "") and SUBJECT_TOKEN not in words:
+            raise ValueError(
+                f"{prompt!r:.80} contains {SUBJECT_TOKEN}, which could be any of the concepts: write "
+                f"{' or '.join(words)}"
+            )
+
+
 def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
     """Return a note for every prompt that contains none of `words`, the words of the concepts.
 
@@ -98,13 +108,9 @@ def check_words(prompts: list[str], words: Sequence[str]) -> list[str]:
             f"prompts={prompts}: give at least one prompt and no empty one, such as "
             f"'a photo of {SUBJECT_TOKEN} cat'"
         )
+    check_unambiguous(prompts, words)
     notes, first = [], words[0]
     for prompt in prompts:
-        if SUBJECT_TOKEN in prompt and SUBJECT_TOKEN not in words:
-            raise ValueError(
-                f"{prompt!r:.80} contains {SUBJECT_TOKEN}, which could be any of the concepts: write "
-                f"{' or '.join(words)}"
-            )
         if not any(word in prompt for word in words):
             notes.append(
                 f"note: {prompt!r} does not name the subject; write {first} before the noun, or for a style "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,13 @@ from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
 from personalar.core.image_sizes import Size, read_size
 from personalar.data.prompts import normalized
-from personalar.generation.chosen_concepts import ChosenConcept, check_words, choose, words_of
+from personalar.generation.chosen_concepts import (
+    ChosenConcept,
+    check_unambiguous,
+    check_words,
+    choose,
+    words_of,
+)
 from personalar.models.loading import obtain_model
 
 if TYPE_CHECKING:
@@ -102,6 +109,7 @@ def prepare_generator(
     if config.trainer.torch_device == "cpu":
         check_memory(sum(file.stat().st_size for file in files.weights()))
     parts[0].concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
+    parts[0].concept.check_layout(asdict(files.layout))
     dtype = getattr(torch, config.model.dtype)
     backend = files.load(dtype=dtype, device=config.trainer.torch_device)
     return Generator(
@@ -161,6 +169,7 @@ class Pipeline:
         pixels = size_of(size, self.generator.backend)
         if negative_prompt is not None:
             negative_prompt = normalized(negative_prompt)
+        check_unambiguous([negative_prompt], self.words)
         check_negative([(negative_prompt, self.generator.decoder.sampling.cfg_scale)])
         check_prompts(self.generator, wanted, size=pixels, say=lambda note: warnings.warn(note, stacklevel=4))
         check_seeds(numbers)

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING
 
 from personalar.config.commands import SampleConfig
 from personalar.config.plugins import build
-from personalar.core.files import make_folder
+from personalar.core.files import check_writable
 from personalar.core.image_sizes import Size, written
-from personalar.generation.chosen_concepts import ChosenConcept, check_words, choose, facts_of, words_of
+from personalar.generation.chosen_concepts import (
+    ChosenConcept,
+    check_unambiguous,
+    check_words,
+    choose,
+    facts_of,
+    words_of,
+)
 from personalar.generation.drawings import Drawing, drawings
 from personalar.generation.pipeline import prepare_generator, size_of
 
@@ -71,6 +78,7 @@ def write_samples(config: SampleConfig) -> list[Path]:
     wanted, chosen, reporter = drawings(config), choose(config), Reporter()
     for note in check_words(list(dict.fromkeys(drawing.prompt for drawing in wanted)), words_of(chosen)):
         print(note)
+    check_unambiguous((drawing.negative_prompt for drawing in wanted), words_of(chosen))
     delete_abandoned(Path(config.out))
     by_strength: dict[float | None, dict[Drawing, None]] = {}
     for drawing in wanted:
@@ -111,7 +119,7 @@ def sample_at_one_strength(
     files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
     # Before sampling, so that a folder that cannot be written is an error at once.
-    make_folder(Path(config.out))
+    check_writable(Path(config.out))
     with reporter.phase("pictures", missing, "images") as advance:
         for group in groups.values():
             left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}

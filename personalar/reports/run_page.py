@@ -194,7 +194,7 @@ def next_commands(run_dir: Path, run: dict[str, Any], stages: list[str]) -> list
             words = shlex.split(run["command"])
             # The command of the run with the next stage, so that all other settings stay.
             words = [word for word in words if key_of(word) not in ("stage", "stage.run", "overwrite")]
-            text = shlex.join([*words, f"stage={left[0]}"])
+            text = shlex.join([*words, f"stage.run=[{left[0]}]"])
             commands.append({"why": f"Continue with stage {stage_names(run).index(left[0])}", "text": text})
     if run.get("command"):
         commands.append({"why": "Repeat this run", "text": run["command"]})

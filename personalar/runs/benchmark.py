@@ -246,7 +246,7 @@ def write_results(runs: Sequence[BenchRun], config: EvaluateConfig) -> list[dict
             )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_text(out / "results.jsonl", text)
-    notes = [f"protocol={config.protocol}: {PROTOCOLS[config.protocol]} image(s) for each prompt"]
+    notes = []
     if attribution := ATTRIBUTIONS.get(config.benchmark.kind):
         notes.append(attribution.replace("\n", " "))
     if config.benchmark.kind == "dreambench":

@@ -6,6 +6,7 @@ import shlex
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from personalar.config.command_line import as_value
 from personalar.config.fields import key_of
@@ -13,8 +14,11 @@ from personalar.config.fingerprint import STAGES, learning_settings
 from personalar.config.run_config import RunConfig
 from personalar.core.own_files import RECORD_FILE, RESULTS, delete_own
 from personalar.core.run_folder import OtherSettingsError, RunFolder, changes
-from personalar.runs.reuse import copy_files, started_alone
+from personalar.runs.reuse import copy_files, started_alone, take_over
 from personalar.scoring.score_file import read_scores, write_scores
+
+if TYPE_CHECKING:
+    from personalar.training.context import RunContext
 
 REPLACED = ("hydra.run.dir", "reuse", "overwrite")
 """Settings that are not copied to the suggested command for a new folder."""
@@ -145,6 +149,20 @@ def is_whole_state(path: Path | None) -> bool:
             return parts.testzip() is None
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def change_folder(session: RunContext) -> None:
+    """Replace the results of an earlier run, copy stage 1 of `reuse`, or keep the result of fewer steps.
+
+    Called when all checks have passed, so that a command with a mistake changes nothing.
+    """
+    folder, config = session.folder, session.config
+    if folder.replaced:
+        folder.clear()
+    if folder.copied is not None:
+        session.reporter.say(take_over(session))
+    if folder.longer is not None:
+        session.reporter.say(keep_shorter(config, folder))
 
 
 def keep_shorter(config: RunConfig, folder: RunFolder) -> str:

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
 def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunConfig, Path]:
     """Return the configuration for command-line settings, and the absolute path of the run folder."""
-    config = read_config(composed("run", settings))
-    check_read(config, settings)
+    check_read(config := read_config(composed("run", settings)), settings)
     # The same default as hydra.run.dir in conf/run.yaml, which does not apply without Hydra's main function.
     where = Path("outputs", config.model.name, config.subject.name) if folder is None else Path(folder)
     return config, where.expanduser().absolute()
@@ -109,10 +108,11 @@ def prepare(
         print("\n".join([*told, *result_lines(run_dir)]))
         return None
     session = open_session(config, subject, folder, files, stages, base=base, started=started)
-    if folder.longer is not None:
-        from personalar.runs.longer import keep_shorter
+    session.check_tokens()
+    if global_rank() == 0:
+        from personalar.runs.longer import change_folder
 
-        session.reporter.say(keep_shorter(config, folder))
+        change_folder(session)
     return session, stages
 
 
@@ -134,7 +134,7 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
 def claim_folder(
     config: RunConfig, folder: RunFolder, subject: Subject, base: str, command: Sequence[str]
 ) -> None:
-    """Print what is learned where, check that the folder belongs to this run, and copy stage 1 of `reuse`.
+    """Print what is learned where, and check that the folder belongs to this run and that `reuse` fits.
 
     Args:
         base: fingerprint of the base.
@@ -144,7 +144,7 @@ def claim_folder(
         ValueError, FileNotFoundError: the folder contains another run, or `reuse` cannot be used.
     """
     from personalar.runs.longer import claim
-    from personalar.runs.reuse import check_started_alone, take_over
+    from personalar.runs.reuse import check_reuse, check_started_alone
 
     check_started_alone(config)
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
@@ -155,7 +155,7 @@ def claim_folder(
     # After the line above, so that the user sees which folder an error is about.
     claim(config, folder, photos=subject.fingerprint, base=base, command=command)
     if config.reuse:
-        print(take_over(config, folder, base=base, subject=subject))
+        check_reuse(config, folder, base=base, subject=subject)
 
 
 def open_session(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import learning_settings, stage_settings
@@ -13,6 +14,9 @@ from personalar.core.files import sync_files, write_atomic
 from personalar.core.own_files import RECORD_FILE
 from personalar.core.run_folder import SHARED, RunFolder, differences, first_few
 from personalar.core.types import Subject
+
+if TYPE_CHECKING:
+    from personalar.training.context import RunContext
 
 
 def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
@@ -26,20 +30,25 @@ def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
     sync_files()
 
 
-def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subject) -> str:
-    """Copy the first stage of the run in `config.reuse` to `folder`, and return a message.
+def check_reuse(config: RunConfig, folder: RunFolder, *, base: str, subject: Subject) -> None:
+    """Check that the first stage of the run in `config.reuse` can be copied, and set `folder.copied`.
+
+    Nothing is set if `folder` has this stage already.
 
     Args:
         base: fingerprint of the base.
 
     Raises:
         FileNotFoundError: the first stage of that run is missing or unfinished.
-        ValueError: it is damaged, or was trained with other settings, another base or other photos.
+        ValueError: it is damaged, or was trained with other settings, another base or other photos; or it is
+            in `folder` itself, which `overwrite` replaces.
     """
     first = next(iter(config.method.stages))
     if folder.has_concept(first):
-        return f"stage {first}: already in this folder"
+        return
     source = Path(config.reuse or "").expanduser()
+    if folder.replaced and source.resolve() == folder.path.resolve():
+        raise ValueError(f"reuse={source} is the folder that overwrite=true replaces: omit one of them")
     other = RunFolder(source)
     if not other.has_concept(first) or "settings" not in other.record:
         raise FileNotFoundError(
@@ -59,8 +68,18 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
             f"reuse={source}: stage 1 of this run would be different ({first_few(changed)}): omit reuse, or "
             "use the same settings"
         )
+    folder.copied = first
+
+
+def take_over(session: RunContext) -> str:
+    """Copy the stage `folder.copied` of the run in `config.reuse`, and return a message."""
+    config, folder, first = session.config, session.folder, session.folder.copied
+    assert first is not None
+    source = Path(config.reuse or "").expanduser()
+    other = RunFolder(source)
     # First the settings: if the copy is interrupted, the folder belongs to this run, which copies again.
-    folder.update(settings=settings, photos=subject.fingerprint, base=base)
+    photos, base = session.subject.fingerprint, session.base["fingerprint"]
+    folder.update(settings=learning_settings(config), photos=photos, base=base)
     facts = {**other.record.get("stages", {}).get(first, {}), "reused": str(source.resolve())}
     facts.pop("checkpoint", None)  # the checkpoint is not copied
     folder.update_stage(first, **facts)
@@ -68,6 +87,7 @@ def take_over(config: RunConfig, folder: RunFolder, *, base: str, subject: Subje
     parts = sorted(path.name for path in other.concept(first).iterdir() if path.name != RECORD_FILE)
     # The record comes last, because a concept with a record counts as finished.
     copy_files(other.concept(first), folder.concept(first), [*parts, RECORD_FILE])
+    folder.copied = None
     return f"stage {first}: copied from {source}"
 
 

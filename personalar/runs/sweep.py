@@ -108,6 +108,7 @@ def keep_sweeping(
     count: int,
     *,
     searches: bool = False,
+    stops: bool = True,
     sweep_dir: Path | None = None,
 ) -> Objective:
     """Return the result of `job`. If it fails, write the error to `run_dir` and return NaN.
@@ -115,6 +116,7 @@ def keep_sweeping(
     Args:
         count: number of objectives, and so of NaN.
         searches: the sweeper is a search: a failed trial must raise an exception, as Optuna rejects NaN.
+        stops: a signal that stops this process stops the sweep (all jobs are in one process).
         sweep_dir: folder for the error if `run_dir` belongs to another run.
 
     Raises:
@@ -131,6 +133,9 @@ def keep_sweeping(
     except (Exception, SystemExit) as error:
         # `user_errors` turns user errors into SystemExit with the message; for bugs the traceback is needed.
         known = isinstance(error, SystemExit)
+        # A number is the exit status of a signal, such as 130 of Ctrl-C; user errors have text.
+        if stops and isinstance(error, SystemExit) and isinstance(error.code, int):
+            raise
         # The error file belongs into this job's own folder: one that is new, or whose .hydra was written
         # again because the job was accepted. Another folder contains another run.
         alone = is_empty(run_dir, ERROR_FILE) and not isinstance(error.__context__, InUseError)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from personalar.concepts.adapters.base import Adapter
-from personalar.concepts.adapters.identifier import Identifier
+from personalar.concepts.adapters.identifier import Identifier, assign_tokens
 from personalar.concepts.concept import Concept
 from personalar.config.fingerprint import concept_settings
 from personalar.config.plugins import build
@@ -18,7 +18,7 @@ from personalar.core.console import Reporter
 from personalar.core.process import prepare_torch
 from personalar.core.run_folder import RunFolder
 from personalar.core.types import PromptSpec, Subject
-from personalar.data.prompts import word_of
+from personalar.data.prompts import SUBJECT_TOKEN, image_token_names, row_names, word_of
 from personalar.generation.base import Decoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator
@@ -83,6 +83,24 @@ class RunContext:
             for name, settings in stage.adapters.items():
                 made[name] = build(f"method.stages.*.adapters.{name}", settings)
         return made
+
+    def check_tokens(self) -> None:
+        """Check the learned tokens before anything is generated.
+
+        Raises:
+            ValueError: an adapter cannot be created, the base has too few reserved ids, or `prior.append` is
+                not a learned token.
+        """
+        own = [name for adapter in self.make_adapters().values() for name in adapter.tokens]
+        rows, photos = self.config.model.recipe.identifier.rows, len(self.subject.images)
+        names = [*row_names(SUBJECT_TOKEN, rows), *image_token_names(photos), *dict.fromkeys(own)]
+        assign_tokens(names, self.model_files.reserved_ids())
+        append = self.config.prior.append
+        if self.config.has_prior and append not in ("", *names):
+            raise ValueError(
+                f"prior.append={append!r} is not a learned token of method={self.config.method.name}; "
+                f"allowed: {', '.join(names)}, or prior.append=''"
+            )
 
     def new_concept(self, stage: str, **learned: Any) -> Concept:
         """Return the concept of `stage`.

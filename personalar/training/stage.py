@@ -63,7 +63,7 @@ def selected_stages(config: RunConfig, folder: RunFolder) -> list[Stage]:
         if stage.start not in made and not folder.has_concept(stage.start):
             raise ValueError(
                 f"stage={stage.name} starts from the result of stage={stage.start}, but there is none in "
-                f"{folder.concept(stage.start)}: run with stage=both, or with stage={stage.start} first"
+                f"{folder.concept(stage.start)}: run with stage=both, or with stage.run=[{stage.start}] first"
             )
         made.add(stage.name)
         fixed = stage.trains.parameters or stage.trains.adapters

@@ -41,6 +41,16 @@ def test_round_trip_and_same_bytes_twice(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_another_layout_is_refused() -> None:
+    layout = {"prompt_template": "Draw: {prompt}", "resolution": 384, "known_words": ["cat"], "gone": 1}
+    concept = make(config={"model": {"layout": layout}})
+    concept.check_layout(
+        {"prompt_template": "Draw: {prompt}", "resolution": 384, "known_words": [], "new": 2}
+    )
+    with pytest.raises(ValueError, match=r"with model\.layout\.resolution=384, but .* 512: give the same"):
+        concept.check_layout({"prompt_template": "Draw: {prompt}", "resolution": 512})
+
+
 def test_saving_again_leaves_no_stale_weights(tmp_path: Path) -> None:
     make().save(tmp_path)
     make(weights={}).save(tmp_path)

@@ -50,7 +50,7 @@ def test_a_base_that_is_none_of_ours_is_not_chosen(learned: Callable[..., Path],
     assert base_settings(str(learned(base={"name": name}, config={"model": {}})), []) == []
 
 
-def test_what_is_chosen_by_hand_stays(learned: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_is_chosen_by_hand_stays(learned: Callable[..., Path], tmp_path: Path, monkeypatch) -> None:
     model = {"path": str(tmp_path), "hub": {"revision": COMMIT}}
     run = learned(base={"name": "anole_7b"}, config={"model": model})
     given = f"concept={run}"
@@ -60,6 +60,9 @@ def test_what_is_chosen_by_hand_stays(learned: Callable[..., Path], tmp_path: Pa
     assert with_concept([f'concept="{run}"'])[1] == "model=anole_7b"
     for nothing in (["seeds=[1]"], [f"concept={tmp_path / 'none'}"], [f"concept={run},{run}"]):
         assert with_concept(nothing) == nothing
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    home = learned(base={"name": "nano"}, config={"model": {"path": f"~/{tmp_path.name}"}})
+    assert f'model.path="{tmp_path}"' in base_settings(str(home), [])
 
 
 def test_a_damaged_record_is_left_to_who_opens_it(learned: Callable[..., Path]) -> None:

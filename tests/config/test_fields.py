@@ -180,6 +180,11 @@ def test_a_word_that_is_not_known(knob: str) -> None:
             ["trainer.strategy=zero2", "trainer.precision=16-mixed"],
             "with DeepSpeed the precision follows model.dtype: leave it out",
         ),
+        (
+            ["trainer.precision=bf16-true"],
+            "bf16-true would convert the trained parameters, .* ends in -mixed",
+        ),
+        (["trainer.precision=64"], "precision=64 would convert"),
         (["trainer.strategy=zero3", "model.dtype=float16"], "float16 cannot be used with .*=zero3; allowed"),
         (["scorer.dino=null"], r"scorer\.dino=None: the two are used together: set both, or neither"),
         (["selection.scorer.clip=x"], r"scorer\.clip=x .* are used together"),

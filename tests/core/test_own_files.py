@@ -57,6 +57,13 @@ def test_temporary_files_name_the_program(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(temporary(tmp_path / ("é" * 120)).name.encode()) < 256
 
 
+def overwrite(folder: RunFolder) -> None:
+    """Do what a run with overwrite=true does once all checks have passed."""
+    folder.claim({}, photos="p", base="", overwrite=True)
+    assert folder.replaced and not folder.has_concept("embedding")
+    folder.clear()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_only_what_a_killed_run_was_writing_goes(tmp_path: Path, overwrite: bool) -> None:
     write(tmp_path, *MINE, *PARTIAL)
@@ -101,7 +108,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(
     do_run, finished_run: Path, tmp_path: Path
 ) -> None:
     run_dir = shutil.copytree(finished_run, tmp_path / "run")
-    RunFolder(run_dir).claim({}, photos="p", base="", overwrite=True)
+    overwrite(RunFolder(run_dir))
     assert set(contents(run_dir, "**/*")) == {"run.json"}  # every file of a run is known by its name
     assert [path.name for path in run_dir.iterdir()] == ["run.json"]
     run_dir = shutil.copytree(finished_run, tmp_path / "mine")
@@ -116,7 +123,7 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(
 def test_an_overwrite_that_was_stopped_can_be_repeated(tmp_path: Path) -> None:
     """A user's pictures are beside the run's, and the run was killed after it cleared its folder."""
     write(tmp_path, "images/mine.jpg", "stages/embedding/concept/concept.json")
-    run_folder(tmp_path).claim({"seed": 1}, photos="q", base="", overwrite=True)
+    overwrite(run_folder(tmp_path))
     assert not (tmp_path / "stages").exists()
     RunFolder(tmp_path).claim({"seed": 2}, photos="r", base="", overwrite=True)
     RunFolder(tmp_path).claim({"seed": 3}, photos="s", base="", overwrite=False)
@@ -132,7 +139,7 @@ def test_folders_of_other_libraries_go_whole(tmp_path: Path) -> None:
     )
     write(tmp_path, *theirs, "logs/wandb/mine.txt")
     (tmp_path / "logs" / "wandb" / "latest-run").symlink_to(tmp_path)  # not followed
-    run_folder(tmp_path).claim({}, photos="p", base="", overwrite=True)
+    overwrite(run_folder(tmp_path))
     assert set(contents(tmp_path, "**/*")) == {"logs/wandb/mine.txt", "run.json"}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import personalar
 from personalar.core.png import read_png_metadata, save_png
-from personalar.generation.chosen_concepts import check_words, choose
+from personalar.generation.chosen_concepts import check_unambiguous, check_words, choose
 from personalar.generation.drawings import resolve_like
 from personalar.generation.sample_files import write_samples
 
@@ -106,6 +106,8 @@ def test_a_concept_without_a_word_is_called_by_its_name(two: list[Path], tmp_pat
     (chosen,) = choose(compose_config(f"concept={folder}", "prompts=[x]", name="sample"))
     assert (chosen.word, chosen.strength) == ("[Rex_2]", 1.0)
     assert not check_words(["a [Rex_2] cat", "a [V] cat"], ["[V]", chosen.word])
+    with pytest.raises(ValueError, match=r"which could be any of the concepts: write \[a\] or \[b\]"):
+        check_unambiguous([None, "a [V] cat"], ["[a]", "[b]"])
 
 
 def test_a_damaged_record_is_reported_when_it_is_loaded(tmp_path: Path) -> None:

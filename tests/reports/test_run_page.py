@@ -136,7 +136,7 @@ def test_the_next_stage_keeps_the_other_settings(tmp_path):
     run = {"command": command, "settings": {"method": {"stages": {"embedding": {}, "transformer": {}}}}}
     found = {each["why"]: each["text"] for each in next_commands(tmp_path, run, ["base", "embedding"])}
     assert found["Continue with stage 2"] == (
-        "python -m personalar.run subject.path=stage=base/x seed=1 stage=transformer"
+        "python -m personalar.run subject.path=stage=base/x seed=1 'stage.run=[transformer]'"
     )
     run["command"] = "python 'without an end"
     assert len(next_commands(tmp_path, run, ["base"])) == 2

@@ -97,7 +97,7 @@ def test_two_subjects_by_two_methods(run_here: list[str], tmp_path: Path, capsys
     assert last["drift"] >= 0 and set(last["categories"]) == {"plain"}
     table = (out / "comparison.md").read_text()
     assert "| two stages | 2 | 4 |" in table and "one-stage DreamBooth against two stages: likeness" in table
-    assert "protocol=paper: 1 image(s)" in table and (out / "comparison.html").is_file()
+    assert (out / "comparison.html").is_file()
     base = [out / method / "cat" / "images" / "base" for method in ("two_stage", "dreambooth")]
     assert {p.name: p.read_bytes() for p in base[0].iterdir()} == {
         p.name: p.read_bytes() for p in base[1].iterdir()
@@ -228,6 +228,9 @@ def test_arguments_of_this_command_and_of_its_runs_are_told_apart() -> None:
     assert for_runs == ["model=nano", "~callbacks.checkpoint", "scorer.clip=x"]
     with pytest.raises(ValueError, match=r"a benchmark has several subjects: use benchmark\.subjects="):
         split_arguments(["subject=cat"])
+    for word in ("method=lora", "+experiment=quick", "stage=embedding"):
+        with pytest.raises(ValueError, match=r"its methods: use benchmark\.methods="):
+            split_arguments([word])
     for word in ("samples.seeds=[7]", "+samples.kinds=[subject]"):
         with pytest.raises(ValueError, match=r"samples all kinds, and the seeds of protocol=paper"):
             split_arguments([word])

@@ -205,6 +205,10 @@ def test_the_time_until_a_crash_counts(session: RunContext, monkeypatch: pytest.
             "optimizer._target_=torch.optim.Adamm",
             r"optimizer: cannot create torch\.optim\.Adamm .*PYTHONPATH",
         ),
+        (
+            "+callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping",
+            r"cannot create lightning.* \(missing a required argument: 'monitor'\)",
+        ),
         ("+callbacks.mine._target_=nowhere.Mine", r"callbacks\.mine: cannot create nowhere\.Mine"),
         ("+method.stages.embedding.adapters.a._target_=x.Y", r"embedding\.adapters\.a: cannot create x\.Y"),
     ],

@@ -15,6 +15,7 @@ from PIL import Image
 from personalar.runs.benchmark import BenchRun, first_stage, method_overrides, share
 from personalar.runs.reuse import check_started_alone
 
+CONTEXT = "personalar.concepts.adapters.context_vectors.ContextVectors"
 LORA = "method=lora"
 REPLAY = "prior=replay"
 
@@ -50,6 +51,8 @@ def test_taken_over_equals_learned(do_run: Callable, finished_run: Path, tmp_pat
         (("model.recipe.stages.embedding.lr=.1",), "model.recipe.stages.lr"),
         (("model.recipe.data.class_name=false",), "class_name True -> False"),
         (("method=joint",), "the method has no first stage"),
+        # [I] would be among the tokens of stage 1.
+        ((f"+method.stages.transformer.adapters.a._target_={CONTEXT}",), "method.adapters"),
     ],
 )
 def test_another_stage_is_not_taken(do_run, finished_run: Path, tmp_path: Path, overrides, told: str) -> None:
@@ -116,3 +119,19 @@ def test_a_benchmark_learns_the_word_once(tmp_path: Path) -> None:
     runs["lora"].folder.mkdir()
     (runs["lora"].folder / "run.json").write_text("{}")
     assert share(done, runs["lora"]) == ()  # it has begun, and knows what it needs
+
+
+def test_a_command_with_a_mistake_overwrites_nothing(do_run, finished_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
+    before = contents(copy)
+    for word, says in {
+        f"reuse={copy}": "is the folder that overwrite=true replaces",
+        "reuse=nowhere": "contains no finished stage 1",
+        "objective=[fidelty]": "fidelty",
+        "stage=transformer": "starts from the result of stage=embedding",
+    }.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            do_run(copy, word, "overwrite=true")
+        assert contents(copy) == before
+    assert do_run(copy, "overwrite=true", f"reuse={finished_run}", "stage=transformer", "scorer=none")
+    assert json.loads((copy / "run.json").read_text())["stages"]["embedding"]["reused"] == str(finished_run)

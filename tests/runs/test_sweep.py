@@ -65,6 +65,13 @@ def test_a_failure_is_kept_and_is_not_a_number(tmp_path: Path, capsys) -> None:
     with pytest.raises(CompactHydraException, match=r"a search needs an objective.*choose a scorer"):
         keep_sweeping(lambda: math.nan, tmp_path / "job", 1, searches=True)
     assert keep_sweeping(lambda: 0.5, tmp_path / "job", 1) == 0.5
+
+    def stopped() -> float:
+        raise SystemExit(130)  # Ctrl-C; a launcher's process must not end all others
+
+    with pytest.raises(SystemExit):
+        keep_sweeping(stopped, tmp_path / "other", 1)
+    assert math.isnan(keep_sweeping(stopped, tmp_path / "other", 1, stops=False))
     assert not (tmp_path / "job" / "error.txt").exists()
 
 

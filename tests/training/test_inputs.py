@@ -120,13 +120,16 @@ def test_logits_of_class_images_are_those_of_the_base_and_kept(session: RunConte
         torch.testing.assert_close(found[index].float(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_token_that_is_not_learned_is_refused_in_class_prompts(session: RunContext) -> None:
+def test_learned_tokens_are_checked_before_anything_is_generated(session: RunContext) -> None:
+    session.check_tokens()
     session.config.prior.append = "[I]"
-    stage = resolve_stages(session.config.method, session.config.model.recipe)[1]
     with pytest.raises(
         ValueError, match=r"prior\.append='\[I\]' is not a learned token of method=paper.*\[V\]"
     ):
-        preparation.replay_images(session, stage, lambda: None, tokens=["[V]", "[S1]"])
+        session.check_tokens()
+    session.config.model.recipe.identifier.rows = 100
+    with pytest.raises(ValueError, match="need as many reserved ids"):
+        session.check_tokens()
 
 
 def test_how_often_photos_are_seen_counts_the_class_images_of_animals(

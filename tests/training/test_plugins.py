@@ -161,7 +161,7 @@ def test_lightnings_own_messages_are_told(do_run: DoRun, tmp_path: Path, name: s
     ("words", "message"),
     [
         (["+callbacks.mine._target_=nowhere.Mine"], r"callbacks\.mine: cannot create nowhere\.Mine"),
-        (["+logger.mine._target_=toys.ListLogger"], r"logger\.mine: .*missing 2 required keyword-only"),
+        (["+logger.mine._target_=toys.ListLogger"], r"logger\.mine: .*missing a required argument: 'file'"),
         (["+callbacks.mine.x=1"], r"callbacks\.mine=.* names no class: set callbacks\.mine\._target_="),
     ],
 )

@@ -137,10 +137,6 @@ def test_steps_are_told_with_their_setting() -> None:
             ["trainer=zero2", "model.recipe.identifier.optimizer=direction"],
             r"identifier\.optimizer=direction needs whole embeddings, which trainer\.strategy=zero2 shards",
         ),
-        (
-            ["prior=dcoar"],
-            r"prior\.append='\[I\]' is not a learned token of method=paper; allowed: \[V\], \[S1\] and so on",
-        ),
         (["prior.weight=0"], r"prior\.weight=0 gives class images no effect; .*use prior=none"),
     ],
 )
