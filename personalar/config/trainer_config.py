@@ -28,13 +28,10 @@ class LightningArguments:
     gradient_clip_algorithm: Any = None
     deterministic: Any = None
     benchmark: Any = None
-    inference_mode: Any = None
     profiler: Any = None
     detect_anomaly: Any = None
     barebones: Any = None
     plugins: Any = None
-    sync_batchnorm: Any = None
-    reload_dataloaders_every_n_epochs: Any = None
     enable_autolog_hparams: Any = None
     model_registry: Any = None
 

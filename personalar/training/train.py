@@ -78,6 +78,28 @@ def log_settings(context: RunContext, stage: Stage, loggers: Sequence[Logger]) -
             logger.log_hyperparams({"stage": stage.name, **learning_settings(context.config)})
 
 
+def note_failure(context: RunContext, stage: Stage, error: Exception) -> None:
+    """Print an error of a logger or callback that must not end the run."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    context.reporter.say(f"note: after training in stage {stage.name}: {reason}", style="yellow")
+
+
+def guard_end(context: RunContext, stage: Stage, logger: Logger) -> None:
+    """Make an error in `logger.finalize` a note.
+
+    Lightning also calls it after a signal or an error, which another error would replace.
+    """
+    finalize = logger.finalize
+
+    def guarded(status: str) -> None:
+        try:
+            finalize(status)
+        except Exception as error:
+            note_failure(context, stage, error)
+
+    logger.finalize = guarded  # type: ignore[method-assign]
+
+
 def make_plugins(context: RunContext) -> list[Any]:
     """Return the Lightning plugins: SLURM environment, atomic checkpoints, and those of `trainer.plugins`."""
     config = context.config.trainer
@@ -173,6 +195,8 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
     # Last, so that the network is released after all other callbacks have used it.
     callbacks = [*chosen, *selection, clock, collected]
     loggers = build_all("logger", context.config.logger, context, stage.name)
+    for logger in loggers:
+        guard_end(context, stage, logger)
     trainer = make_trainer(context, stage, callbacks, loggers)
     module = PersonalizationModule(context, stage, grid=grid, base_samples=base_samples)
     data = SubjectDataModule(context, stage, num_grid=len(grid))
@@ -189,8 +213,7 @@ def fit(context: RunContext, stage: Stage, grid: Sequence[Request], base_samples
             raise
         # All steps are done and their result is collected, so a logger or callback that fails at the end must
         # not lose it. `fit` has no more communication then; all processes meet at the barrier below.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        context.reporter.say(f"note: after the last step of stage {stage.name}: {reason}", style="yellow")
+        note_failure(context, stage, error)
     if trainer.is_global_zero:
         if trainer.global_step < stage.numbers.steps:
             context.reporter.say(
