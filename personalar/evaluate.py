@@ -108,7 +108,13 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
     Raises:
         SystemExit: failed runs, or a calibration that does not agree.
+        ValueError: `overrides` for a task without runs.
     """
+    unused = [word for word in overrides if key_of(word).split(".")[0] not in ("scorer", "hydra")]
+    if config.task in ("calibrate", "agreement") and unused:
+        raise ValueError(
+            f"{unused[0]} is for the runs of a benchmark, and {config.task} has none: leave it out"
+        )
     if config.task == "calibrate":
         from personalar.runs.calibration import calibrate
 

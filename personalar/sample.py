@@ -18,7 +18,7 @@ from personalar.config.fields import key_of
 from personalar.core.errors import user_errors
 from personalar.core.process import keep_memory
 from personalar.generation.drawings import axes, resolve_like
-from personalar.generation.pipeline import Concepts, paths_of
+from personalar.generation.pipeline import Concepts, check_lists, paths_of
 from personalar.generation.sample_files import write_samples
 from personalar.reports.picture_grid import write_grid
 
@@ -39,6 +39,7 @@ def sample_files(
     for word in settings:
         if key_of(word) in ("concept", "prompts", "seeds"):
             raise ValueError(f"{word[:80]}: pass it as an argument, sample_files(concept, prompts, seeds)")
+    check_lists(prompts, seeds)
     folders = paths_of(concept)
     cfg = composed("sample", [*settings, *base_settings(folders[0], settings)])
     cfg.concept, cfg.prompts, cfg.seeds = folders, list(prompts), list(seeds)

@@ -107,6 +107,13 @@ class SampleConfig:
             )
         self.seeds = given
         self.out = expanduser(self.out)
+        for name in ("devices", "num_nodes", "strategy", "precision"):
+            usual = getattr(TrainerConfig, name)
+            if (value := getattr(self.trainer, name, usual)) != usual:
+                raise ValueError(
+                    f"trainer.{name}={value} is for training; pictures are sampled by one process in "
+                    f"model.dtype: leave trainer.{name} out, and choose trainer=auto, cpu or gpu"
+                )
 
     def _check_concepts(self) -> None:
         if not self.concepts or not all(isinstance(where, str) for where in self.concepts):
@@ -145,6 +152,12 @@ class PhotosConfig:
     """Folder of photos; null: no photos."""
     noun: str = ""
     """The class of the subject, to show where captions name it."""
+
+    def __post_init__(self) -> None:
+        if self.noun and self.path is None:
+            raise ValueError(
+                f"subject.noun={self.noun} is read with photos alone: set subject.path=DIR, or leave it out"
+            )
 
 
 @dataclass(kw_only=True)

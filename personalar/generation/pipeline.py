@@ -63,6 +63,14 @@ def check_negative(pictures: Iterable[tuple[str | None, float]]) -> None:
             )
 
 
+def check_lists(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Raise ValueError for one prompt or seed: the letters of a text would be sampled as prompts."""
+    if isinstance(prompts, str) or isinstance(seeds, int):
+        raise ValueError(
+            f"prompts={prompts!r}, seeds={seeds!r}: both must be lists, such as ['a [V] cat'] and [0]"
+        )
+
+
 def size_of(size: str | None, layout: ProtocolConfig | Backend) -> Size:
     """Return the (width, height) of "WIDTHxHEIGHT"; None means the base's square.
 
@@ -152,10 +160,7 @@ class Pipeline:
             ValueError: the numbers of prompts and seeds differ, a prompt is empty or too long, a seed is out
                 of range, or the base does not support the size.
         """
-        if isinstance(prompts, str) or isinstance(seeds, int):
-            raise ValueError(
-                f"prompts={prompts!r}, seeds={seeds!r}: both must be lists, as in images(['a cat'], [0])"
-            )
+        check_lists(prompts, seeds)
         wanted, numbers = list(map(normalized, prompts)), [operator.index(seed) for seed in seeds]
         if len(wanted) != len(numbers):
             raise ValueError(
@@ -184,8 +189,14 @@ def load(concept: Concepts, settings: Sequence[str]) -> Pipeline:
 
 
 def paths_of(concept: Concepts) -> list[str]:
-    """Return the paths of one folder or of several as text; those on the hub are downloaded."""
+    """Return the paths of one folder or of several as text; those on the hub are downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
     several = [concept] if isinstance(concept, str | PathLike) else concept
+    if not several:
+        raise ValueError(f"concept={concept}: give a folder, or a list of folders such as ['cat', 'hat']")
     return [local_concept(fspath(each)) for each in several]
 
 

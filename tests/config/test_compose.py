@@ -256,11 +256,15 @@ SOURCE = "+subject.source._target_=toys.red"
         (["benchmark.path=photos"],
          "benchmark=nanobench are rendered .* choose benchmark=dreambench or"),
         (["+benchmark.published.foo=1"], "benchmark.published='foo'; allowed: dino, clip_i, subjects"),
+        (["concept=x", "trainer=ddp"], r"trainer\.devices=2 is for training; .* leave trainer\.devices out"),
+        (["concept=x", "trainer.precision=16"], r"trainer\.precision=16 is for training"),
     ],
 )  # fmt: skip
 def test_what_a_part_would_not_read_or_cannot_be_is_refused(words: list[str], message: str) -> None:
-    command = "evaluate" if "benchmark." in words[0] else "run"
-    subject = [] if command == "evaluate" or "subject=" in words[0] else ["+subject=cat"]
+    command = {"benchmark": "evaluate", "concept": "sample"}.get(
+        re.split("[.=]", words[0].lstrip("+"))[0], "run"
+    )
+    subject = [] if command != "run" or "subject=" in words[0] else ["+subject=cat"]
     with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
         compose_config(*subject, *words, name=command)
 

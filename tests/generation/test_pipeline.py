@@ -106,7 +106,7 @@ def test_a_prompt_without_the_subject_is_noted(cat: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("prompts", "seeds", "message"),
     [
-        ("a [V] cat", [0], r"both must be lists, as in images\(\['a cat'\], \[0\]\)"),
+        ("a [V] cat", [0], r"both must be lists, such as \['a \[V\] cat'\] and \[0\]"),
         (["a [V] cat"], 0, "both must be lists"),
         (["a [V] cat"], [0, 1], r"1 prompts and 2 seeds: .*repeat the prompt, as in images\(\[prompt\] \* 4"),
         ([], [], "give at least one prompt"),
@@ -139,6 +139,9 @@ def test_a_wrong_concept_is_said(finished_run: Path, tmp_path: Path) -> None:
         personalar.load("nowhere")
     with pytest.raises(ValueError, match=r"other weights of base 'nano' .*: train it again, or set"):
         personalar.load(finished_run, "model=nano")  # not the shipped one, but the tests'
+    for call in (personalar.load, lambda concepts: personalar.sample_files(concepts, ["a [V] cat"])):
+        with pytest.raises(ValueError, match=r"concept=\[\]: give a folder"):
+            call([])
 
 
 def test_a_folder_may_have_any_name_and_hydra_may_be_running(tmp_path: Path) -> None:

@@ -321,6 +321,10 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
     assert "2 of 30 subjects" in capsys.readouterr().out
     with pytest.raises(ValueError, match="calibrate needs photographs with published values"):
         evaluate(config("task=calibrate"), [])
+    with pytest.raises(
+        ValueError, match="trainer=gpu is for the runs of a benchmark, and calibrate has none"
+    ):
+        evaluate(config("task=calibrate"), ["scorer=nano", "trainer=gpu"])
     with pytest.raises(ValueError, match="calibrate needs scorers: scorer=dreambench"):
         evaluate(config(*common[:3], "scorer=none"), [])
 

@@ -94,6 +94,8 @@ def test_mistakes_are_those_of_the_command() -> None:
     assert (own.subject.name, folder) == ("cat", Path.home() / "runs/cat")
     with pytest.raises(ValueError, match=r"prompts=\[a\]: pass it as an argument, sample_files\("):
         personalar.sample_files("outputs", ["a [V] cat"], [0], "prompts=[a]")
+    with pytest.raises(ValueError, match="both must be lists"):
+        personalar.sample_files("outputs", "a [V] cat")
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         personalar.Nothing  # noqa: B018
 
