@@ -143,8 +143,7 @@ class Backend(Protocol):
     ) -> list[int]:
         """Return the ids before the image in a context of guidance that asks for `text`, to avoid it.
 
-        Args:
-            text, size, tokens: as for `prompt_ids`.
+        `size` and `tokens` are as for `prompt_ids`.
 
         Raises:
             ValueError: the guidance of this base has no words in its context.
