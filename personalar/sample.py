@@ -33,9 +33,21 @@ def sample(config: SampleConfig) -> list[Path]:
 
 
 def sample_files(
-    concept: Concepts, prompts: Sequence[str], seeds: Sequence[int], settings: Sequence[str]
+    concept: Concepts, prompts: Sequence[str], seeds: Sequence[int] = (0,), *settings: str
 ) -> list[Path]:
-    """Sample every prompt with every seed to PNG files; see `personalar.sample_files`."""
+    """Sample every prompt with every seed and write PNG files, like `python -m personalar.sample`.
+
+    Args:
+        concept: as for `load`.
+        prompts: prompts with [V], such as "a photo of [V] cat in the snow".
+        settings: settings as on the command line: "out=pictures", "decoder=jacobi".
+
+    Returns:
+        The paths of the files, prompt by prompt.
+
+    Raises:
+        ValueError, FileNotFoundError: as for `load`.
+    """
     for word in settings:
         if key_of(word) in ("concept", "prompts", "seeds"):
             raise ValueError(f"{word[:80]}: pass it as an argument, sample_files(concept, prompts, seeds)")

@@ -181,8 +181,17 @@ class Pipeline:
         return self.generator.images(wanted, numbers, size=pixels, negative_prompt=negative_prompt)
 
 
-def load(concept: Concepts, settings: Sequence[str]) -> Pipeline:
-    """Load the concepts of concept or run folders; see `personalar.load`."""
+def load(concept: Concepts, *settings: str) -> Pipeline:
+    """Return a learned subject; its method `images(prompts, seeds)` samples like `personalar.sample`.
+
+    Args:
+        concept: a concept folder, or the folder of a finished run; or a list of them, for several subjects.
+        settings: settings as on the command line: "decoder=jacobi", "trainer=gpu", "model.path=DIR".
+
+    Raises:
+        FileNotFoundError: the concept or files of the base are missing.
+        ValueError: an invalid setting, or the concept belongs to another base.
+    """
     config = sample_settings(concept, settings)
     chosen = choose(config)
     return Pipeline(prepare_generator(config, chosen), words_of(chosen))

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING
 
 from personalar.config.command_line import as_value
 from personalar.config.compose import composed, read_config
-from personalar.config.fields import check_measures, one_of
 from personalar.config.fingerprint import check_read
 from personalar.config.plugins import build, check_classes
 from personalar.config.run_config import RunConfig, Stage
 from personalar.config.scorer_config import ScorerConfig
 from personalar.core.files import base_fingerprint
-from personalar.core.measures import IN_SUMMARY
 from personalar.core.own_files import PROGRESS_FILE
 from personalar.core.process import check_memory, global_rank, local_rank, prepare_torch
 from personalar.core.run_folder import RunFolder
@@ -49,8 +47,19 @@ def from_settings(settings: Sequence[str], folder: str | PathLike[str] | None) -
     return config, where.expanduser().absolute()
 
 
-def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
-    """Do a whole run and return its folder; see `personalar.personalize`."""
+def run(*settings: str, folder: str | PathLike[str] | None = None) -> Path:
+    """Learn a subject, like `python -m personalar.run`, and return the run folder.
+
+    A finished run is not repeated, an interrupted one resumes.
+
+    Args:
+        settings: settings as on the command line: "subject=cat", "stage=both", "seed=1".
+        folder: the run folder; default: outputs/MODEL/SUBJECT.
+
+    Raises:
+        ValueError: an invalid setting or photo, or a folder with another run.
+        FileNotFoundError: photos or files of the base are missing.
+    """
     config, run_dir = from_settings(settings, folder)
     leads = global_rank() == 0
     with locked(run_dir, leads=leads), refusable(run_dir, leads=leads):
@@ -61,11 +70,10 @@ def run(settings: Sequence[str], folder: str | PathLike[str] | None) -> Path:
     return run_dir
 
 
-def open_run(settings: Sequence[str], folder: str | PathLike[str] | None) -> tuple[RunContext, Stages]:
-    """Return the context of a run and its stages, without training; see `personalar.open_run`.
+def open_run(*settings: str, folder: str | PathLike[str] | None = None) -> tuple[RunContext, list[Stage]]:
+    """Return the context of a run and its stages, to train with your own `lightning.Trainer`.
 
-    Raises:
-        ValueError: the folder contains a finished run.
+    See docs/python.md. Arguments and errors are those of `personalize`; a finished run is a ValueError too.
     """
     config, run_dir = from_settings(settings, folder)
     leads = global_rank() == 0
@@ -175,6 +183,7 @@ def open_session(
         started: start of the run (`time.perf_counter`).
     """
     from personalar.core.console import Reporter
+    from personalar.scoring.judges import check_scorers
     from personalar.training.context import RunContext
     from personalar.training.memory_fit import preflight, sampling_work
 
@@ -212,17 +221,6 @@ def scorers_of(settings: ScorerConfig, subject: Subject, specs: tuple, device: s
     if global_rank() > 0 or not settings.scores:
         return None
     return load_judges(settings, subject, prompts=specs, device=device)
-
-
-def check_scorers(config: RunConfig, scorer: Judges | None, selector: Judges | None) -> None:
-    """Raise ValueError if `objective` or `selection.measures` names a measure that their scorers lack."""
-    if scorer is not None:
-        check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in scorer.measures)])
-    if selector is not None:  # a step is selected by cosine similarities alone
-        measures = [m for m in selector.measures if m.better == "higher" and m.is_scored]
-        cosines = tuple(measure.name for measure in measures if measure.range == (-1, 1))
-        for name in config.selection.measures:
-            one_of("selection.measures", name, cosines)
 
 
 def personalize(session: RunContext, stages: Stages, *, command: str) -> None:

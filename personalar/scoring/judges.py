@@ -19,10 +19,13 @@ from typing import Any
 
 from PIL.Image import Image
 
+from personalar.config.compose import composed, read_config
+from personalar.config.fields import check_measures, one_of
 from personalar.config.plugins import build
+from personalar.config.run_config import RunConfig
 from personalar.config.scorer_config import ScorerConfig, identity
 from personalar.config.subject_config import STYLE
-from personalar.core.measures import Measure, check_new, means
+from personalar.core.measures import IN_SUMMARY, Measure, check_new, means
 from personalar.core.types import PromptSpec, Sample, Subject, image_fingerprint
 from personalar.data.photos.photo_depth import on_white
 from personalar.data.prompts import fill, without_style
@@ -235,15 +238,34 @@ def _version(scorer: Scorer) -> dict[str, str]:
     return {"version": str(version)} if version else {}
 
 
-def score_pictures(
-    pictures: Sequence[Image],
-    prompts: Sequence[str],
-    *,
-    photos: Sequence[Image],
-    noun: str,
-    config: ScorerConfig,
+def check_scorers(config: RunConfig, scorer: Judges | None, selector: Judges | None) -> None:
+    """Raise ValueError if `objective` or `selection.measures` names a measure that their scorers lack."""
+    if scorer is not None:
+        check_measures(config.objective, [*IN_SUMMARY, *(measure.name for measure in scorer.measures)])
+    if selector is not None:  # a step is selected by cosine similarities alone
+        measures = [m for m in selector.measures if m.better == "higher" and m.is_scored]
+        cosines = tuple(measure.name for measure in measures if measure.range == (-1, 1))
+        for name in config.selection.measures:
+            one_of("selection.measures", name, cosines)
+
+
+def score(
+    pictures: Sequence[Image], prompts: Sequence[str], *settings: str, photos: Sequence[Image], noun: str
 ) -> dict[str, float]:
-    """Return the mean of each measure over `pictures`; see `personalar.score`."""
+    """Return the mean scores of any pictures by measure: "dino", "clip_i", "clip_t" and more.
+
+    Args:
+        pictures: the pictures to score.
+        prompts: the prompt of each picture, with [V] for the subject.
+        settings: scorers, as on the command line: "scorer=dreambench"; default: those of nano.
+        photos: photos of the subject, with which the pictures are compared.
+        noun: the class of the subject, which CLIP reads instead of "[V] noun".
+
+    Raises:
+        ValueError: the numbers of pictures and prompts differ, or there is no photo.
+    """
+    # A run needs a subject, but only its scorers are used here.
+    config = read_config(composed("run", ["subject=cat", *settings])).scorer
     if len(pictures) != len(prompts) or not pictures or not photos:
         raise ValueError(
             f"got {len(pictures)} pictures, {len(prompts)} prompts and {len(photos)} photos: give one prompt "

@@ -27,7 +27,7 @@ from personalar.reports.run_page import read_samples, write_report
 from personalar.reports.summary import result_lines
 from personalar.runs.sweep import objective_value
 from personalar.scoring.features import ClipScorer
-from personalar.scoring.judges import Judges, declared, load_judges, score_pictures
+from personalar.scoring.judges import Judges, declared, load_judges, score
 from personalar.scoring.score_file import read_scores
 
 ROOT = Path(__file__).parents[2]
@@ -228,8 +228,8 @@ def test_a_scorer_with_the_name_of_one_of_ours_is_refused(toy: None) -> None:
 def test_transparent_parts_are_white_in_photos_and_pictures() -> None:
     """Black is hidden under them: read as it is, it would be compared with white."""
     hidden, white = Image.new("RGBA", (64, 64), (0, 0, 0, 0)), Image.new("RGB", (64, 64), "white")
-    words = {"photos": [hidden], "noun": "cat", "config": compose_config("+subject=cat").scorer}
-    found = score_pictures([white, hidden], ["a [V] cat", "a [V] cat"], **words)
+    words = {"photos": [hidden], "noun": "cat"}
+    found = score([white, hidden], ["a [V] cat", "a [V] cat"], **words)
     assert found["dino"] == pytest.approx(1, abs=1e-5)
 
 
