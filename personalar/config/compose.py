@@ -25,9 +25,8 @@ from yaml import YAMLError
 from personalar.config.commands import COMMANDS, BenchmarkConfig
 from personalar.config.fields import (
     check_folder_names,
-    check_keys,
-    check_limits,
     check_names,
+    check_values,
     in_hydra_form,
     job_folder,
     key_of,
@@ -143,7 +142,7 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
     check_folder_names(cfg)
     # Checked on the composed values, because the dataclasses' own checks run in to_object() only.
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    check_limits({name: value for name, value in values.items() if GROUPS.get(name) is not dict}, cfg)
+    check_values(values, cfg)
     check_names(values)
     return OmegaConf.to_object(cfg)
 
@@ -187,7 +186,7 @@ def composed(
     with open_dict(cfg):
         del cfg["hydra"]  # Hydra's own settings are not part of our schemas
     values: Any = OmegaConf.to_container(cfg, resolve=False)
-    check_keys(values, cfg)
+    check_values(values, cfg)
     return cfg
 
 

@@ -88,26 +88,28 @@ def check_seeds(seeds: Sequence[int]) -> None:
         check_number("seeds", seed, *SEED["limits"])
 
 
-def check_limits(values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None) -> None:
-    """Check all numbers of a configuration against the ranges in its schema, recursively.
+def check_values(values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None) -> None:
+    """Check the keys and the numbers of a configuration against its schema, recursively.
 
     Args:
-        values: the values of `node`, with interpolations resolved.
+        values: the values of `node`; interpolations may be unresolved.
         node: the configuration.
         prefix: path of `node`, such as "model.recipe.".
         outer: range for the numbers of a `dict[str, float]`, declared on the field that contains it.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a key that was added with +key=value is not a field, or a number is out of range.
     """
     schema = OmegaConf.get_type(node)
-    declared = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
-    allowed = {field.name: field.metadata["limits"] for field in declared if "limits" in field.metadata}
+    fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else None
+    allowed = {field.name: field.metadata.get("limits") for field in fields or ()}
     for name, value in values.items():
+        if fields is not None and name not in allowed:
+            raise ValueError(unknown_setting(f"{prefix}{name}", allowed))
         # The field's own range, otherwise that of the dict it is in.
-        found = allowed.get(name, outer)
+        found = allowed.get(name) or outer
         if isinstance(value, Mapping):
-            check_limits(value, node[name], f"{prefix}{name}.", found)
+            check_values(value, node[name], f"{prefix}{name}.", found)
         elif found:
             for number in value if isinstance(value, list) else [value]:
                 check_number(f"{prefix}{name}", number, *found)
@@ -127,23 +129,6 @@ def unknown_setting(key: str, names: Iterable[object]) -> str:
     known = [str(name) for name in names if name != "hydra"]
     allowed = f"{suggest(last, known)}\nallowed: {', '.join(known) or 'none yet'}"
     return f"unknown setting {key}: {parent or 'the command'} has no {last!r}{allowed}"
-
-
-def check_keys(values: Mapping[str, Any], node: DictConfig, prefix: str = "") -> None:
-    """Raise ValueError for a key that was added with +key=value but is not a field of the schema.
-
-    Args:
-        values: the values of `node`; interpolations may be unresolved.
-        node: the configuration.
-        prefix: path of `node`, such as "model.recipe.".
-    """
-    schema = OmegaConf.get_type(node)
-    names = [field.name for field in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else None
-    for name, value in values.items():
-        if names is not None and name not in names:
-            raise ValueError(unknown_setting(f"{prefix}{name}", names))
-        if isinstance(value, Mapping):
-            check_keys(value, node[name], f"{prefix}{name}.")
 
 
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

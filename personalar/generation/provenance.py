@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import conf_dir, group_options
-from personalar.config.fields import check_limits, check_number
+from personalar.config.fields import check_number, check_values
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.run_config import DecoderConfig
 from personalar.core.png import read_png_metadata
@@ -152,7 +152,7 @@ def _decoder(text: str, path: Path) -> DecoderConfig:
         raise ValueError(damaged)
     try:
         node: Any = OmegaConf.merge(OmegaConf.structured(DecoderConfig), {"_target_": target, **settings})
-        check_limits(settings, node, f"like={path}: decoder.")
+        check_values(settings, node, f"like={path}: decoder.")
         decoder: Any = OmegaConf.to_object(node)
     except (OmegaConfBaseException, OverflowError) as error:
         raise ValueError(damaged) from error

@@ -24,7 +24,7 @@ from personalar.config.compose import explain, read_config
 from personalar.config.fields import (
     MANY,
     check_folder_names,
-    check_keys,
+    check_values,
     job_folder,
 )
 from personalar.config.model_config import HubFiles, ProtocolConfig
@@ -83,7 +83,7 @@ def answer(*arguments: str) -> str:
     try:
         overrides = OverridesParser.create().parse_overrides(list(arguments))
         ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
-        check_keys(OmegaConf.to_container(cfg, resolve=False), cfg)
+        check_values(OmegaConf.to_container(cfg, resolve=False), cfg)
         read_config(cfg)
     except HydraException as error:
         return explain(error, "run", arguments)
