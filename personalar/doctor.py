@@ -15,8 +15,7 @@ from personalar.config.command_line import start
 from personalar.config.commands import DoctorConfig
 from personalar.config.model_config import PARTS, ModelConfig
 from personalar.config.trainer_config import TrainerConfig
-from personalar.core.process import available_cores, check_memory, host_bytes, limit_note
-from personalar.core.versions import package_versions
+from personalar.core.process import available_cores, check_memory, host_bytes, limit_note, package_versions
 from personalar.models import loading
 
 

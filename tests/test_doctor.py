@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from personalar.config.commands import DoctorConfig
-from personalar.core.versions import package_versions
+from personalar.core.process import package_versions
 from personalar.doctor import devices, diagnose, disk, main, model_files, section
 
 
@@ -111,7 +111,7 @@ def test_fewer_gpus_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("personalar.core.versions.PACKAGES", ("nothing-of-that-name",))
+    monkeypatch.setattr("personalar.core.process.PACKAGES", ("nothing-of-that-name",))
     assert package_versions()["nothing-of-that-name"] == "not installed"
 
 

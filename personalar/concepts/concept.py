@@ -29,7 +29,7 @@ from personalar.concepts.adapters.lora import merge_lora
 from personalar.concepts.validation import FORMAT_VERSION, join_rows, read_record, read_tensors
 from personalar.core.files import write_atomic
 from personalar.core.own_files import ADAPTER_FILE, RECORD_FILE, ROWS_FILE, WEIGHTS_FILE
-from personalar.core.versions import package_versions
+from personalar.core.process import package_versions
 from personalar.data.prompts import SUBJECT_TOKEN, subject_names, word_of
 from personalar.models.base import Backend
 

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from personalar.config.commands import COMMANDS, BenchmarkConfig
 from personalar.config.fields import (
     check_folder_names,
-    check_names,
+    check_measures,
     check_values,
     in_hydra_form,
     job_folder,
@@ -41,6 +41,7 @@ from personalar.config.run_config import DecoderConfig, MethodConfig, StageSelec
 from personalar.config.scorer_config import ScorerConfig
 from personalar.config.subject_config import NOT_RENDERED, OWN_PHOTOS, SubjectConfig, dreambench_class
 from personalar.config.trainer_config import MemoryConfig, TrainerConfig
+from personalar.core.measures import IN_SUMMARY
 
 GROUPS: dict[str, Any] = {
     "model": ModelConfig,
@@ -143,7 +144,9 @@ def read_config(cfg: Any, schema: type | None = None) -> Any:
     # Checked on the composed values, because the dataclasses' own checks run in to_object() only.
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     check_values(values, cfg)
-    check_names(values)
+    # A user's scorer adds measures that are known only after it is loaded; they are checked later.
+    if not (values.get("scorer") or {}).get("extra"):
+        check_measures(values.get("objective", []), IN_SUMMARY)
     return OmegaConf.to_object(cfg)
 
 

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from personalar.core.files import plain_name
-from personalar.core.measures import IN_SUMMARY
 
 MANY, LARGEST_SEED = 10**9, 2**63 - 1  # "no upper limit" in messages; int64 of torch
 MOST_SEEDS, SEED_LISTS = 10_000, ("seeds", "samples.seeds", "grid.x.seed", "grid.y.seed")
@@ -168,13 +167,6 @@ def job_folder(overrides: str) -> str:
         words.append(re.split(r"[./]", key)[-1].lstrip("+~") + equals + value.rsplit("/", 1)[-1][:20])
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:10]
     return f"{plain_name(','.join(words), longest=READABLE, kept='=,')}-{digest}"
-
-
-def check_names(values: dict[str, Any]) -> None:
-    """Raise ValueError for an unknown measure in `objective`, which would otherwise fail after training."""
-    # A user's scorer adds measures that are known only after it is loaded; they are checked later.
-    if not (values.get("scorer") or {}).get("extra"):
-        check_measures(values.get("objective", []), IN_SUMMARY)
 
 
 def check_measures(objective: Sequence[object], allowed: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ Settings on the command line that have no effect in a run are an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -123,15 +123,6 @@ def request_of(config: RunConfig) -> dict[str, Any]:
         "samples": samples,
         "scorer": judges_of(config.scorer),
     }
-
-
-def covers(finished: Mapping[str, Any] | None, request: Mapping[str, Any]) -> bool:
-    """Return True if a finished request includes all stages, pictures and scores of `request`."""
-    if finished is None:
-        return False
-    # More stages than requested are fine, other samples or scorers are not.
-    same = all(finished.get(name) == request[name] for name in ("samples", "scorer"))
-    return same and set(request["stages"]) <= set(finished["stages"])
 
 
 def _is_default_of(name: str) -> Callable[[RunConfig], bool]:

@@ -97,27 +97,17 @@ def sample_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.png") if re.fullmatch(SAMPLE_NAME, path.name))
 
 
-def sample_metadata(sample: Sample) -> dict[str, str]:
-    """Return the PNG metadata of `sample`: stage, prompt, kind, seed and the fields of its `PromptSpec`."""
-    spec = {key: value for key, value in dataclasses.asdict(sample.spec).items() if value is not None}
-    spec["template"] = spec.pop("text")
-    return {
-        "stage": sample.stage,
-        "prompt": sample.prompt,
-        "kind": sample.kind,
-        "seed": str(sample.seed),
-        **spec,
-    }
-
-
 def save_sample(sample: Sample, run_dir: Path, *, provenance: Mapping[str, str] | None = None) -> Sample:
     """Write `sample` to `run_dir/images/{stage}/` and return it with its path.
 
     Args:
         provenance: more metadata, such as the base and the hash of the concept.
     """
+    spec = {key: value for key, value in dataclasses.asdict(sample.spec).items() if value is not None}
+    spec["template"] = spec.pop("text")
+    facts = {name: str(getattr(sample, name)) for name in ("stage", "prompt", "kind", "seed")}
     path = run_dir / "images" / sample.stage / sample_filename(sample.kind, sample.prompt, sample.seed)
-    save_png(sample.image, path, {**(provenance or {}), **sample_metadata(sample)})
+    save_png(sample.image, path, {**(provenance or {}), **facts, **spec})
     return dataclasses.replace(sample, path=path)
 
 

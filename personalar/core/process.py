@@ -1,23 +1,31 @@
-"""Settings of this process (threads, float32 kernels, allocator) and its limits (cores, GPUs, memory)."""
+"""Settings of this process (threads, float32 kernels, allocator), its limits, and versions of libraries."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import platform
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
+from personalar import __version__
 from personalar.core.files import plain_name
 
+PACKAGES = (
+    "torch", "lightning", "transformers", "safetensors", "tokenizers", "huggingface_hub", "peft", "deepspeed"
+)  # fmt: skip
+"""The libraries that results depend on."""
 _MALLOPT_TRIM_THRESHOLD, _MALLOPT_TOP_PAD, _MALLOPT_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 ENDS_WITH_STDIN = "PERSONALAR_ENDS_WITH_STDIN"
 """A parent sets this variable for a child process that must end with it. The child ends when its standard
@@ -50,22 +58,21 @@ def keep_memory() -> bool:
     return all([mallopt(option, value) == 1 for option, value in settings])
 
 
+def _first_number(*names: str) -> int:
+    """Return the first of these environment variables that is a number; 0 if none is."""
+    return next((int(found) for name in names if (found := os.environ.get(name, "")).isdigit()), 0)
+
+
 def global_rank() -> int:
     """Return the rank of this process in the run, as set by torchrun, SLURM or Lightning; default 0."""
     # Lightning's own launcher sets LOCAL_RANK only, on a single machine, where it equals the global rank.
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    return _first_number("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 def local_rank() -> int:
     """Return the rank of this process on this machine, which is the index of its GPU."""
     # torchrun and Lightning set the first, srun the second.
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    return _first_number("LOCAL_RANK", "SLURM_LOCALID")
 
 
 def _groups(hierarchy: str) -> Iterator[Path]:
@@ -258,3 +265,17 @@ def peak_memory_bytes() -> int:
     if torch is not None and torch.cuda.is_available():
         return max(resident, torch.cuda.max_memory_allocated())
     return resident
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions by name; DeepSpeed, for example, is installed on Linux only."""
+    own = {"python": platform.python_version(), "personalar": __version__}
+    return {**own, **{name: _version(name) for name in PACKAGES}}

@@ -18,7 +18,7 @@ from personalar.core.files import write_atomic
 from personalar.core.measures import mean
 from personalar.data.dreambench import ATTRIBUTION, find_subjects
 from personalar.data.subject import read_folder
-from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.base import similarity_between
 from personalar.scoring.features import ClipScorer, DinoScorer
 from personalar.scoring.subject_scorer import load_pair, names_of
 
@@ -70,8 +70,7 @@ def real_images_row(
 ) -> dict[str, Any]:
     """Return the mean DINO and CLIP-I similarity of real photographs of the same subject.
 
-    The mean is over pairs of photos, then over photos, then over subjects. "with_self" contains the means
-    that also count the pair of each photo with itself.
+    The mean is over pairs of photos, then over photos, then over subjects.
 
     Args:
         clip: CLIP.
@@ -79,23 +78,16 @@ def real_images_row(
         subjects: photos by subject, at least two each.
     """
     rows: dict[str, dict[str, Any]] = {}
-    with_self: dict[str, dict[str, Any]] = {}
     for name, images in subjects.items():
         features = {"dino": dino.features(images), "clip_i": clip.image_features(images)}
         rows[name] = {key: mean(similarity_between(value).tolist()) for key, value in features.items()}
-        with_self[name] = {key: mean(mean_similarity(one, one).tolist()) for key, one in features.items()}
     return {
-        **_over_subjects(rows),
-        "with_self": _over_subjects(with_self),
+        # So that a subject with more photos does not weigh more.
+        **{key: mean(row[key] for row in rows.values()) for key in ("dino", "clip_i")},
         "photos": sum(map(len, subjects.values())),
         "subjects": rows,
         "scorers": names_of(clip, dino),
     }
-
-
-def _over_subjects(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of the subjects' means, so that a subject with more photos does not weigh more."""
-    return {key: mean(row[key] for row in rows.values()) for key in ("dino", "clip_i")}
 
 
 def verdict(row: Mapping[str, Any], published: Mapping[str, float]) -> tuple[bool, str]:

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalar.config.fingerprint import covers, learning_settings, request_of
+from personalar.config.fingerprint import learning_settings, request_of
 from personalar.config.run_config import RunConfig
 from personalar.core.files import is_whole, sync_files
 from personalar.core.own_files import PICTURE_FOLDERS, RECORD_FILE, delete_own, own_files
 from personalar.core.png import is_whole_png
+from personalar.core.process import package_versions
 from personalar.core.run_folder import RunFolder, stage_names
-from personalar.core.versions import package_versions
 from personalar.data.prompts import class_prompt
 from personalar.reports.summary import result_lines, stage_notes
 
@@ -24,8 +24,11 @@ def is_finished(config: RunConfig, folder: RunFolder) -> bool:
     """Return whether the folder contains all results that `config` asks for, undamaged."""
     results = ["summary.json", "report.html", f"concept/{RECORD_FILE}"]
     results += ["scores.jsonl"] if config.scorer.scores else []
-    finished = folder.record.get("finished") or {}
-    if not covers(finished, request_of(config)) or not all(map(folder.has_concept, config.selected)):
+    finished, wanted = folder.record.get("finished") or {}, request_of(config)
+    # More stages than requested are fine, other samples or scorers are not.
+    if any(finished.get(name) != wanted[name] for name in ("samples", "scorer")):
+        return False
+    if set(wanted["stages"]) - set(finished["stages"]) or not all(map(folder.has_concept, config.selected)):
         return False
     # The entry in run.json is not enough: a user may have deleted files, or a disk may have damaged them.
     if not all(is_whole(folder.path / name) for name in results):

@@ -34,7 +34,7 @@ from personalar.runs.benchmark import (
 )
 from personalar.runs.calibration import real_images_row, verdict
 from personalar.runs.personalize import personalize, prepare
-from personalar.scoring.base import mean_similarity, similarity_between
+from personalar.scoring.base import similarity_between
 from personalar.scoring.features import ClipScorer, DinoScorer
 
 TINY = (
@@ -273,7 +273,6 @@ def test_real_images_have_their_closed_form() -> None:
     row = real_images_row(TableClip(), TableDino(), photos)
     # cat: one pair, 0; dog: pairs 1, .6, .6, so the photos have .8, .8, .6
     assert row["dino"] == pytest.approx((0 + 2.2 / 3) / 2, abs=1e-6) and row["clip_i"] == row["dino"]
-    assert row["with_self"]["dino"] == pytest.approx((0.5 + (2.6 + 2.6 + 2.2) / 9) / 2, abs=1e-6)
     assert row["subjects"]["dog"]["dino"] == pytest.approx(2.2 / 3, abs=1e-6) and row["photos"] == 5
 
 
@@ -313,9 +312,6 @@ def test_the_calibrate_command_on_tiny_checkpoints(tmp_path: Path, tiny_scorer_d
     assert re.findall(r"\n(\w+)\nphoto +pixels +verdict", said) == ["cat", "vase"]  # whose table it is
     assert facts["passed"] and facts["dino"] == pytest.approx(expected, abs=1e-5)
     assert facts["scorers"]["dino_preprocessing"].startswith("shorter side 32, bicubic, centre crop")
-    assert facts["with_self"]["dino"] == pytest.approx(
-        float(torch.stack([mean_similarity(f, f).mean() for f in features]).mean()), abs=1e-5
-    )
     with pytest.raises(SystemExit, match="1"):
         evaluate(config(*common), [])  # the real row: 30 subjects
     assert "2 of 30 subjects" in capsys.readouterr().out
