@@ -197,6 +197,8 @@ class RunConfig:
             one_of("stage.run", name, tuple(self.method.stages))
         self._check_strategy()
         numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
+        for number in numbers:  # before a download
+            number.share(self.trainer.devices * self.trainer.num_nodes)
         self.selection.check(
             every=self.samples.grid_every_steps,
             fewest_steps=min(number.steps for number in numbers),
