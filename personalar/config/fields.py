@@ -87,7 +87,9 @@ def check_seeds(seeds: Sequence[int]) -> None:
         check_number("seeds", seed, *SEED["limits"])
 
 
-def check_values(values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None) -> None:
+def check_values(
+    values: Mapping[str, Any], node: DictConfig, prefix: str = "", outer: Any = None, *, ranges: bool = True
+) -> None:
     """Check the keys and the numbers of a configuration against its schema, recursively.
 
     Args:
@@ -95,6 +97,7 @@ def check_values(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
         node: the configuration.
         prefix: path of `node`, such as "model.recipe.".
         outer: range for the numbers of a `dict[str, float]`, declared on the field that contains it.
+        ranges: check the numbers too, and not only the keys.
 
     Raises:
         ValueError: a key that was added with +key=value is not a field, or a number is out of range.
@@ -108,8 +111,8 @@ def check_values(values: Mapping[str, Any], node: DictConfig, prefix: str = "", 
         # The field's own range, otherwise that of the dict it is in.
         found = allowed.get(name) or outer
         if isinstance(value, Mapping):
-            check_values(value, node[name], f"{prefix}{name}.", found)
-        elif found:
+            check_values(value, node[name], f"{prefix}{name}.", found, ranges=ranges)
+        elif found and ranges:
             for number in value if isinstance(value, list) else [value]:
                 check_number(f"{prefix}{name}", number, *found)
 
