@@ -136,6 +136,13 @@ READ_IF: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: c.samples.grid_every_steps > 0 and not c.selection.scorer.scores,
         "samples.grid_every_steps above 0, and no selection.scorer, which needs every grid",
     ),
+    "prior": (
+        lambda c: (
+            c.prior.kind == "none"
+            or any(c.model.recipe.stages[s.numbers].replay_ratio for s in c.method.stages.values())
+        ),
+        f"a stage with {STAGES}.*.replay_ratio above 0",
+    ),
     **{
         f"scorer.{name}": (lambda c: c.scorer.judges, "CLIP and DINO (scorer.clip and scorer.dino)")
         for name in ("clip_text", "dino_preprocess", "subject_crop", "outside")

@@ -195,6 +195,10 @@ class RunConfig:
             )
         for name in self.stage.run or ():
             one_of("stage.run", name, tuple(self.method.stages))
+        for name in {"lr", "weight_decay"} & self.optimizer.keys():
+            raise ValueError(
+                f"optimizer.{name} has no effect: set model.recipe.stages.NAME.{name} or leave it out"
+            )
         self._check_strategy()
         numbers = [self.model.recipe.stages[self.method.stages[name].numbers] for name in self.selected]
         for number in numbers:  # before a download

@@ -360,6 +360,7 @@ def test_a_7b_takes_the_gpu_that_is_there_and_nano_the_cpu(
             "it needs a stage that trains nothing but the embeddings",
         ),
         (["method=embedding_only", "prior.weight=1"], r"prior\.weight .* needs .*replay_ratio above 0"),
+        (["model=janus_pro_1b", "prior=replay"], r"prior has no effect .* needs .*replay_ratio above 0"),
         (["prior.kind=none", "prior.images=3"], r"prior\.images .* needs"),
         (["subject.proxy_share=1"], r"subject\.proxy_share .* needs subject\.proxies"),
     ],
