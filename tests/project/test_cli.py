@@ -102,12 +102,18 @@ def test_a_forked_command_has_all_that_is_loaded_before(tmp_path: Path) -> None:
     assert "set()" in done.stdout, done.stdout + done.stderr
 
 
-def test_from_photos_to_new_pictures(tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path) -> None:
+def test_from_photos_to_new_pictures(
+    finished_run: Path, tmp_path: Path, tiny_model_dir: Path, tiny_scorer_dir: Path
+) -> None:
+    photos = [
+        "subject=folder",
+        f"subject.path={finished_run / 'references'}",
+        "subject.noun=cat",
+        "subject.name=cat",
+    ]
     where = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     scorers = [f"scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
-    done = new_process(
-        tmp_path, "personalar.run", "subject=cat", *QUICK[:1], *where, *scorers, "logger=tensorboard"
-    )
+    done = command(tmp_path, "personalar.run", *photos, *QUICK[:1], *where, *scorers, "logger=tensorboard")
     assert done.returncode == 0, done.stderr
     run_dir = tmp_path / "outputs" / "nano" / "cat"  # no date: the same command finds it again
     for name in (".hydra/config.yaml", "concept/concept.json", "summary.json", "report.html"):

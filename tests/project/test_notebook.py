@@ -59,7 +59,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list:
     return pictures
 
 
-def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch, shown):
+def test_it_runs(finished_run, tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch, shown):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))  # also when not installed
     place = tmp_path / "repository" / "notebooks"  # opened there: results go to the folder above
@@ -69,7 +69,9 @@ def test_it_runs(tiny_model_dir, tiny_scorer_dir, tmp_path, monkeypatch, shown):
     monkeypatch.chdir(place)
     model = [f"model.path={tiny_model_dir}", "trainer.threads=1"]
     scorer = [f"scorer.clip={tiny_scorer_dir / 'clip'}", f"scorer.dino={tiny_scorer_dir / 'dino'}"]
-    run_cells(NOTEBOOK, {"OVERRIDES": ["experiment=quick", *model, *scorer], "SAMPLE_OVERRIDES": model})
+    words = [f"subject.path={finished_run / 'references'}", "subject.noun=cat", "experiment=quick"]
+    given = {"SUBJECT": "folder", "OVERRIDES": [*words, *model, *scorer], "SAMPLE_OVERRIDES": model}
+    run_cells(NOTEBOOK, given)
     run_dir = place.parent / "outputs" / "quickstart"
     assert (run_dir / "report.html").is_file() and (run_dir / "summary.json").is_file()
     assert len(list((run_dir / "samples").glob("*.png"))) == 3

@@ -183,7 +183,7 @@ def test_a_clock_set_back_decides_nothing(
     do_run, finished_run: Path, tmp_path: Path, monkeypatch, in_pass
 ) -> None:
     run_dir, now = tmp_path / "run", time.time
-    in_pass(6)
+    passes = in_pass(7)
     with pytest.raises(RuntimeError, match="killed"):
         do_run(run_dir, "stage=both")
     for path in run_dir.rglob("*"):  # what the first part wrote seems to come from next year
@@ -191,6 +191,7 @@ def test_a_clock_set_back_decides_nothing(
     seconds = json.loads((run_dir / "run.json").read_text())["total_seconds"]
     monkeypatch.setattr(time, "time", lambda: now() - 1e8)
     do_run(run_dir, "stage=both")
+    assert len(passes) == 9  # 8 steps, and the one after the last checkpoint again
     record = json.loads((run_dir / "run.json").read_text())
     assert record["total_seconds"] >= seconds >= 0
     assert all(stage["seconds"] >= 0 for stage in record["stages"].values())
@@ -241,9 +242,10 @@ def test_too_little_memory_in_training_names_the_knobs(
     def hungry() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    in_pass(4, hungry)
+    passes = in_pass(4, hungry)
     fails(do_run, tmp_path / "run", r"not enough memory \(.*memory\.gigabytes=N.*memory\.recompute=true")
     do_run(tmp_path / "run", "stage=both")
+    assert len(passes) == 10  # the third step came after the last checkpoint
     same_result(finished_run, tmp_path / "run")
 
 

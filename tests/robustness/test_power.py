@@ -24,26 +24,12 @@ from personalar.core.run_folder import RunFolder
 from personalar.reports.run_page import read_losses, write_report
 
 
-def test_a_finished_run_survives_a_power_cut(do_run, finished_run: Path, tmp_path: Path, monkeypatch) -> None:
-    """A cut directly after the command has ended, in both ways in which a file system can lose data."""
-    disk, run_dir = Disk(monkeypatch), tmp_path / "run"
-    do_run(run_dir, "stage=both")
-    for names in (True, False):
-        left = disk.cut(run_dir, tmp_path / f"left_{names}", names=names)
-        same_result(finished_run, left)
-        for path in run_dir.rglob("*"):
-            if path.is_file() and path.name != ".lock":
-                assert (left / path.relative_to(run_dir)).read_bytes() == path.read_bytes(), path
-        assert not do_run(left, "stage=both")  # finished before
-
-
-@pytest.mark.parametrize("names", [True, False])
 def test_a_power_cut_anywhere_costs_nothing_that_was_finished(
-    names: bool, do_run, finished_run: Path, tmp_path: Path, monkeypatch, record_property
+    do_run, finished_run: Path, tmp_path: Path, monkeypatch, record_property
 ) -> None:
-    """One run folder after cuts at many renames, including those that publish a checkpoint."""
+    """Cuts at many renames and after the end, in both ways in which a file system can lose data."""
     replace, disk, run_dir, renames, left = os.replace, Disk(monkeypatch), tmp_path / "run", [], []
-    chosen = {9, 22, 40, 55, 70, 90}
+    chosen, ways = {9, 22, 40, 55, 70, 90}, (True, False)  # some renames publish a checkpoint
 
     def watched(source: str | Path, target: str | Path) -> None:
         replace(source, target)
@@ -51,13 +37,20 @@ def test_a_power_cut_anywhere_costs_nothing_that_was_finished(
             return
         renames.append(target)
         if len(renames) in chosen and str(target).startswith(str(run_dir)):
-            left.append(disk.cut(run_dir, tmp_path / f"left_{len(renames)}", names=names))
+            place = tmp_path / f"left_{len(renames)}"
+            left.extend(disk.cut(run_dir, place / str(names), names=names) for names in ways)
 
     monkeypatch.setattr(os, "replace", watched)
     do_run(run_dir, "stage=both")
+    for folder in (disk.cut(run_dir, tmp_path / f"end_{names}", names=names) for names in ways):
+        same_result(finished_run, folder)
+        for path in run_dir.rglob("*"):
+            if path.is_file() and path.name != ".lock":
+                assert (folder / path.relative_to(run_dir)).read_bytes() == path.read_bytes(), path
+        assert not do_run(folder, "stage=both")  # finished before
     monkeypatch.undo()
     record_property("inputs", len(left))
-    assert len(left) >= 4
+    assert len(left) >= 8
     for folder in left:
         before = RunFolder(folder)
         learned = [stage for stage in ("embedding", "transformer") if before.has_concept(stage)]

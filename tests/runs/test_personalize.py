@@ -112,19 +112,6 @@ def test_two_commands_equal_one(do_run, finished_run: Path, tmp_path: Path) -> N
     assert not do_run(run, "stage=both") and not do_run(run, "stage=embedding")
 
 
-@pytest.mark.parametrize("failing_call", [3, 7])
-def test_a_killed_run_goes_on_and_ends_the_same(
-    do_run, finished_run: Path, tmp_path: Path, in_pass, failing_call: int
-) -> None:
-    passes = in_pass(failing_call)
-    with pytest.raises(RuntimeError, match="killed"):
-        do_run(tmp_path / "killed", "stage=both")
-    do_run(tmp_path / "killed", "stage=both")
-    # 8 steps in all and 4 to the stage: only what came after the last checkpoint is computed again.
-    assert len(passes) == 8 + 1
-    same_result(finished_run, tmp_path / "killed")
-
-
 def run_whole_and_killed(do_run, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run into "whole", and into "killed" with a kill in the fourth of four steps, and again."""
     do_run(tmp_path / "whole", *words)

@@ -64,17 +64,22 @@ def test_kills_anywhere_change_nothing(
     assert not list(run_dir.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_a_signal_in_training_saves_the_step(
-    name: str, code: int, finished_run: Path, run_overrides: list[str], tmp_path: Path
+    finished_run: Path, run_overrides: list[str], tmp_path: Path
 ) -> None:
-    """Of a batch system, from Ctrl-C, and from a closed terminal."""
+    """Of a batch system, from Ctrl-C, and from a closed terminal, one after the other."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
     rare = [*run_overrides, "trainer.checkpoint_every_steps=100"]
-    assert ended(run_interrupted, run_dir, rare, 3, 0, name, log=log) == code, log.read_text()
-    assert ("Ctrl-C again ends at once" in log.read_text()) == (name == "SIGINT")
-    saved = RunFolder(run_dir).record["stages"]["embedding"]["checkpoint"]
-    assert saved["step"] == 3 and saved["file"] == "step_000003.ckpt"
+    for name, code, call, stage, step in (
+        ("SIGTERM", 143, 3, "embedding", 3),
+        ("SIGINT", 130, 2, "transformer", 1),
+        ("SIGHUP", 129, 2, "transformer", 3),
+    ):
+        log.unlink(missing_ok=True)
+        assert ended(run_interrupted, run_dir, rare, call, 0, name, log=log) == code, log.read_text()
+        assert ("Ctrl-C again ends at once" in log.read_text()) == (name == "SIGINT")
+        saved = RunFolder(run_dir).record["stages"][stage]["checkpoint"]
+        assert (saved["step"], saved["file"]) == (step, f"step_{step:06d}.ckpt")
     assert ended(run_once, run_dir, rare, log=log) == 0, log.read_text()
     same_result(finished_run, run_dir)
 
