@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from test_model_prep import NO_COMPILER
-from test_personalize import same_result
 from test_transformer import build, random_ids
 
 from personalar.concepts.concept import Concept
@@ -105,38 +104,20 @@ def test_compiled_blocks_that_are_computed_again_drop_the_same() -> None:
     torch.testing.assert_close(fused, plain, atol=1e-3, rtol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def whole(do_run: Callable[..., bool], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("dropout") / "whole"
-    do_run(run_dir, *WORDS)
-    return run_dir
-
-
 def tensors(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
     concept = Concept.load(run_dir / "stages" / stage / "concept")
     return {"rows": concept.rows, **concept.weights}
 
 
-def test_a_killed_stage_goes_on_and_ends_the_same(
-    do_run: Callable[..., bool],
-    whole: Path,
-    tmp_path: Path,
-    in_pass: Callable[..., list[int]],
-) -> None:
-    """Byte for byte, although steps that were lost with the kill are done a second time."""
-    in_pass(7)
-    with pytest.raises(RuntimeError, match="killed"):
-        do_run(tmp_path / "run", *WORDS)
-    do_run(tmp_path / "run", *WORDS)
-    same_result(whole, tmp_path / "run")
-
-
 def test_what_is_learned_depends_on_dropout_and_not_on_recomputing(
-    do_run: Callable[..., bool], whole: Path, finished_run: Path, tmp_path: Path
+    do_run: Callable[..., bool], finished_run: Path, tmp_path: Path
 ) -> None:
-    do_run(tmp_path / "run", *WORDS, "memory.recompute=true")
+    do_run(tmp_path / "whole", *WORDS)
+    do_run(tmp_path / "again", *WORDS, "memory.recompute=true")
     for stage in ("embedding", "transformer"):
-        dropped, again, plain = (tensors(d, stage) for d in (whole, tmp_path / "run", finished_run))
+        dropped, again, plain = (
+            tensors(d, stage) for d in (tmp_path / "whole", tmp_path / "again", finished_run)
+        )
         assert all(torch.equal(again[name], tensor) for name, tensor in dropped.items())
         assert not torch.equal(dropped["rows"], plain["rows"])
 

@@ -260,16 +260,6 @@ def test_memory_is_estimated_from_the_very_network(case: Case, base: Backend) ->
     assert network.head(slice(0, shape.num_codes)) is not None and "transformer" in files.parts()
 
 
-def test_a_missing_tensor_is_named(case: Case, tmp_path: Path) -> None:
-    folder = copy_of(case.folder, tmp_path)
-    for file in weight_files(folder):
-        state = load_file(file)
-        gone = {name for name in state if name.endswith("layers.1.mlp.up_proj.weight")}
-        save_file({name: tensor for name, tensor in state.items() if name not in gone}, file)
-    with pytest.raises(ValueError, match=r"1 missing: model\.layers\.1\.mlp\.up_proj\.weight"):
-        case.load(folder)
-
-
 def test_the_doctor_reads_no_weight_and_finds_what_does_not_fit(
     case: Case, base: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,10 +37,6 @@ def test_it_is_stored_with_what_a_reader_on_github_is_to_see():
     assert NOTEBOOK.stat().st_size < 1_500_000
 
 
-def test_it_says_how_to_open_it():
-    assert "jupyter lab notebooks/quickstart.ipynb" in read_notebook().cells[0].source
-
-
 def run_cells(path: Path, parameters: dict) -> dict:
     """Run a notebook but for its lines for the shell; `parameters` replace those of the tagged cell."""
     values: dict = {}

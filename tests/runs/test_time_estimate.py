@@ -81,10 +81,8 @@ def test_the_network_is_unchanged_afterwards(tiny_backend) -> None:
 
 
 def test_a_large_base_on_a_cpu_says_its_time_first(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
-    do_run(tmp_path / "small", "stage=embedding")
-    assert "time on this CPU" not in capsys.readouterr().out
     monkeypatch.setattr(personalar.runs.time_estimate, "LARGE_BYTES", 0)
-    do_run(tmp_path / "large", "stage=embedding")
+    do_run(tmp_path, "stage=embedding")
     said = capsys.readouterr().out
     assert re.search(
         r"time on this CPU, measured: a picture at most \d:\d\d:\d\d, a step of stage "

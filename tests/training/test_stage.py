@@ -18,16 +18,10 @@ from personalar.training.stage import (
     parameter_groups,
     recipe_schedule,
     resolve_stages,
-    select_parameters,
     selected_stages,
 )
 
 NUMBERS = StageNumbers(steps=10, batch=12, accumulate=2, lr=1e-3, identifier_lr=0.1, weight_decay=0.5)
-
-
-def test_patterns_choose_q_k_v_of_all_layers(tiny_backend) -> None:
-    chosen = select_parameters(tiny_backend.transformer, ["model.layers.*.self_attn.[qkv]_proj.weight"])
-    assert len(chosen) == 2 * 3 and all("_proj.weight" in name for name in chosen)
 
 
 def test_a_stage_after_lora_leaves_its_weights_alone() -> None:

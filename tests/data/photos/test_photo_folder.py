@@ -98,14 +98,6 @@ def test_transparency_lies_on_white(tmp_path):
         assert photo.notes == ("transparency replaced by white",)
 
 
-@pytest.mark.parametrize("guide", ["own_photos", "compatibility"])
-def test_the_docs_name_the_modes_that_upstream_resizes_as_they_are(guide):
-    """For these the codes differ from upstream's."""
-    page = Path(__file__).parents[3] / "docs" / f"{guide}.md"
-    text = " ".join(page.read_text(encoding="utf-8").split())
-    assert all(word in text for word in ("palette", "1-bit", "CMYK photos"))
-
-
 def test_colour_profiles(tmp_path):
     image = picture()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()

@@ -72,15 +72,6 @@ def test_what_is_needed_of_vqgan_is_all_there(
             load_vq(folder, device=torch.device("cpu"))
 
 
-def test_a_missing_image_tokenizer_is_told_before_the_weights_are_read(
-    lumina_dir: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(lumina_dir, tmp_path / "base"))
-    replace_tensors(folder, {"model.norm.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="contains no image tokenizer"):
-        load_backend(open_folder(folder, layout=LUMINA))
-
-
 def test_a_long_list_is_cut(lumina_dir: Path, vqgan_dir: Path, tmp_path: Path) -> None:
     folder = with_buffers(lumina_dir, tmp_path / "base")
     replace_tensors(folder, tensors_of(lumina_dir) | {name: torch.ones(8) for name in BUFFERS})

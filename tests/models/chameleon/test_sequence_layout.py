@@ -45,15 +45,6 @@ def test_golden_tiny_image() -> None:
     assert torch.equal(parse_image(LUMINA, expected), codes)
 
 
-@pytest.mark.parametrize(
-    ("side", "size", "length"), [(512, 8820, 1060), (768, 8828, 2356), (1024, 8836, 4164)]
-)
-def test_golden_lengths(side: int, size: int, length: int) -> None:
-    ids = LUMINA.image_ids(torch.zeros(side // 16, side // 16, dtype=torch.int64))
-    assert ids[:3] == [8197, size, size]
-    assert len(ids) == len(LUMINA.grammar(side // 16, side // 16)) == length
-
-
 def test_golden_prompt() -> None:
     text = "Generate an image of 512x768 according to the following prompt:\na dog"
     assert LUMINA.prompt_ids("a dog", 512, 768) == [0, *LuminaIds().encode_text(text), 8710]

@@ -80,14 +80,6 @@ def test_digits_are_split() -> None:
     assert len(TOKENIZER.encode_text("32")) == 2
 
 
-def test_file_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_text(TOKENIZER.to_json(), encoding="utf-8")
-    again = Tokenizer.from_file(path)
-    assert again.encode_text("a red cat <s>") == TOKENIZER.encode_text("a red cat <s>")
-    assert (again.vocab_size, again.concept_ids) == (TOKENIZER.vocab_size, TOKENIZER.concept_ids)
-
-
 def test_same_ids_as_transformers(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 

@@ -172,9 +172,11 @@ def test_chameleon_without_decoder_says_so(tmp_path: Path, vqgan_dir: Path) -> N
     assert backend.decode_images(torch.zeros(1, 4, 4, dtype=torch.int64)).shape == (1, 3, 64, 64)
 
 
-def test_a_lumina_checkpoint_alone_has_no_image_tokenizer(lumina_dir: Path) -> None:
+def test_a_lumina_checkpoint_alone_has_no_image_tokenizer(lumina_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(lumina_dir, tmp_path / "base"))
+    replace_tensors(folder, {"model.norm.weight": torch.zeros(1)})  # it is told before these are read
     with pytest.raises(ValueError, match=r"contains no image tokenizer .*like all .*Lumina-mGPT"):
-        load_backend(open_folder(lumina_dir, layout=LUMINA))
+        load_backend(open_folder(folder, layout=LUMINA))
 
 
 def test_norms_of_another_number_are_refused_not_reinitialised(
@@ -214,13 +216,6 @@ def test_a_wrong_vqgan_checkpoint(
     folder = Path(shutil.copytree(vqgan_dir, tmp_path / "vq"))
     torch.save(content, folder / "vqgan.ckpt")
     with pytest.raises(ValueError, match=message):
-        load_backend(open_folder(lumina_dir, vq=folder, layout=LUMINA))
-
-
-def test_a_truncated_vqgan_checkpoint(vqgan_dir: Path, lumina_dir: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(vqgan_dir, tmp_path / "vq"))
-    (folder / "vqgan.ckpt").write_bytes((vqgan_dir / "vqgan.ckpt").read_bytes()[:5000])
-    with pytest.raises(ValueError, match="cannot be read with weights_only=True"):
         load_backend(open_folder(lumina_dir, vq=folder, layout=LUMINA))
 
 

@@ -55,38 +55,37 @@ def test_the_result_is_that_of_a_run_which_ends_at_the_best_step(
     assert "looks ({" in summary["protocol"] and not summary["stages"]["base"]["selected_step"]
 
 
-@pytest.mark.parametrize(("step", "how"), [(2, "killed"), (4, "killed"), (4, "SIGTERM")])
 def test_a_stopped_run_selects_the_same_step(
-    do_run: DoRun, tmp_path: Path, tiny_scorer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys, in_pass,
-    step: int, how: str,
-) -> None:  # fmt: skip
+    do_run: DoRun, tmp_path: Path, tiny_scorer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys, in_pass
+) -> None:
     judges = [f"selection.scorer.{name}={tiny_scorer_dir / name}" for name in ("clip", "dino")]
     words = ("stage=embedding", "scorer@selection.scorer=nano", *judges, "samples.grid_every_steps=1")
     do_run(tmp_path / "whole", *words)
     assert "are also reported: these scores favour" in capsys.readouterr().out
     assert "are also reported" in (tmp_path / "whole" / "report.html").read_text()
-    save = StageCheckpoint.save
+    values, save = curve(tmp_path / "whole", "val/selection"), StageCheckpoint.save
+    chosen = RunFolder(tmp_path / "whole").selected("embedding")
+    assert len(values) == 4 and chosen["step"] == max(values, key=lambda step: values[step])
+    for last, how in ((2, "killed"), (4, "killed"), (4, "SIGTERM")):
 
-    def save_and_die(self, trainer, pl_module, *, kept: bool) -> None:
-        save(self, trainer, pl_module, kept=kept)
-        if trainer.global_step == step:
-            raise RuntimeError("killed")
+        def save_and_die(self, trainer, pl_module, *, kept: bool, last: int = last) -> None:
+            save(self, trainer, pl_module, kept=kept)
+            if trainer.global_step == last:
+                raise RuntimeError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises((RuntimeError, SystemExit), match=r"killed|143"):
-        if how == "killed":
-            patch.setattr(StageCheckpoint, "save", save_and_die)
-        else:
-            in_pass(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        do_run(tmp_path / "killed", *words)
-    do_run(tmp_path / "killed", *words)
-    assert torch.equal(rows(tmp_path / "whole"), rows(tmp_path / "killed"))
-    chosen = [RunFolder(tmp_path / name).selected("embedding") for name in ("whole", "killed")]
-    assert chosen[0] == chosen[1]
-    values = curve(tmp_path / "whole", "val/selection")
-    assert curve(tmp_path / "killed", "val/selection") == values  # also of the step at which it stopped
-    grids = [{path.name for path in (tmp_path / name / "grids").iterdir()} for name in ("whole", "killed")]
-    assert grids[0] == grids[1]
-    assert len(values) == 4 and chosen[0]["step"] == max(values, key=lambda step: values[step])
+        run_dir = tmp_path / f"{how}_{last}"
+        with monkeypatch.context() as patch, pytest.raises((RuntimeError, SystemExit), match=r"killed|143"):
+            if how == "killed":
+                patch.setattr(StageCheckpoint, "save", save_and_die)
+            else:
+                in_pass(last, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            do_run(run_dir, *words)
+        do_run(run_dir, *words)
+        assert torch.equal(rows(tmp_path / "whole"), rows(run_dir))
+        assert RunFolder(run_dir).selected("embedding") == chosen
+        assert curve(run_dir, "val/selection") == values  # also of the step at which it stopped
+        grids = [{path.name for path in (run / "grids").iterdir()} for run in (tmp_path / "whole", run_dir)]
+        assert grids[0] == grids[1]
 
 
 def test_without_it_its_settings_are_not_among_those_of_a_run() -> None:
