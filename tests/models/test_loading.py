@@ -19,7 +19,6 @@ from hub_server import Hub
 from huggingface_hub import constants, errors
 from naive import NaiveDecoder
 from published_files import BRANCH_COMMIT, LISTS, SHARDS, content, publish
-from safetensors.torch import save_file
 
 from personalar.config.compose import conf_dir, group_options
 from personalar.config.fingerprint import learning_settings
@@ -331,10 +330,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "plugins"))
     import toy_family
 
-    network = toy_family.ToyShape().build()
-    generator = torch.Generator().manual_seed(0)
-    state = {name: torch.randn(t.shape, generator=generator) for name, t in network.state_dict().items()}
-    save_file(state, tmp_path / "toy.safetensors")
+    toy_family.write_weights(tmp_path)
     return model("nano", "model.family=toy_family", f"model.path={tmp_path}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -195,6 +195,14 @@ class ToyFiles:
 
     def reserved_ids(self) -> range:
         return ToyBackend.reserved_ids
+
+
+def write_weights(folder: Path) -> None:
+    """Write the random weights of a toy."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ToyShape().build().state_dict()
+    state = {name: torch.randn(t.shape, generator=generator) for name, t in shapes.items()}
+    save_file(state, folder / "toy.safetensors")
 
 
 def open_folder(path: Path, *, vq=None, tokenizer=None, layout: ProtocolConfig | None = None) -> ToyFiles:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from personalar.concepts.concept import Concept
 from personalar.runs.sweep import objective_value
@@ -45,16 +43,6 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def write_toy(folder: Path) -> None:
-    """Write the weights of the toy base."""
-    import toy_family
-
-    generator = torch.Generator().manual_seed(0)
-    shapes = toy_family.ToyShape().build().state_dict()
-    state = {name: torch.randn(t.shape, generator=generator) for name, t in shapes.items()}
-    save_file(state, folder / "toy.safetensors")
-
-
 def test_every_seam_has_a_recipe() -> None:
     assert RECIPES.keys() == CHECKS.keys()
 
@@ -68,7 +56,7 @@ def test_a_recipe_works(
     (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "plugins"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    write_toy(tmp_path)
+    importlib.import_module("toy_family").write_weights(tmp_path)
     importlib.invalidate_caches()
     words = [word.replace("=DIR", f"={tmp_path}") for word in shlex.split(shell)]
     assert words[:3] == ["python", "-m", "personalar.run"]

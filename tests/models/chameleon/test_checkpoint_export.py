@@ -24,6 +24,7 @@ from conftest_upstream import (
     lumina_tokenizer,
     save_anole,
     tensors_of,
+    transformers_model,
 )
 from PIL import Image
 from test_exchange import concept_on, export
@@ -46,25 +47,18 @@ SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 def authors_logits(folder: Path, ids: Tensor) -> Tensor:
     """Return the logits (B, T, V) that Lumina-mGPT's own code computes from an exported folder."""
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
-
     stored = json.loads((folder / "config.json").read_text())
     told = {name: stored[name] for name in SHAPE}
     told |= {name: stored.get(name, default) for name, default in AUTHORS_DEFAULTS.items()}
     shards, masked = told.pop("model_parallel_size"), told.pop("mask_image_logits")
     assert told.pop("rope_scaling") is None and told.pop("dropout") == 0.0
     rope = {"rope_type": "default", "rope_theta": told.pop("rope_theta")}
-    small = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
-    small |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}
-    config = ChameleonConfig(**told, rope_parameters=rope, vocabulary_map={}, vq_config=small)
-    theirs = ChameleonForConditionalGeneration(config).eval()
     state = {n: tensor for n, tensor in tensors_of(folder).items() if "vqmodel" not in n}
     for name in filter(is_norm, state):
         heads = told["num_attention_heads" if "q_norm" in name else "num_key_value_heads"]
         assert len(state[name]) == shards, "its class has another shape"
         state[name] = state[name].repeat_interleave(heads // shards, dim=0)
-    report = theirs.load_state_dict(state, strict=False)
-    assert not report.unexpected_keys and all("vqmodel" in name for name in report.missing_keys)
+    theirs = transformers_model({**told, "rope_parameters": rope, "vocabulary_map": {}}, state)
     with torch.no_grad():
         logits = theirs.lm_head(theirs.model(input_ids=ids).last_hidden_state).float()
     if masked:

@@ -18,6 +18,7 @@ from conftest_upstream import (
     replace_tensors,
     save_anole,
     tensors_of,
+    transformers_model,
 )
 
 from personalar.config.model_config import ProtocolConfig
@@ -47,17 +48,8 @@ def test_a_lumina_checkpoint_loads_with_expanded_norms(lumina: ChameleonBackend,
 
 def transformers_twin(folder: Path, rows: list[int]):
     """Return transformers' own class with the weights of `folder`; head i has row `rows[i]` of the norms."""
-    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
-
-    vq = {"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 4}
-    vq |= {"embed_dim": 4, "num_embeddings": 4, "resolution": 32}
-    numbers = json.loads((folder / "config.json").read_text()) | {"vq_config": vq}
-    theirs = ChameleonForConditionalGeneration(ChameleonConfig.from_dict(numbers)).eval()
     state = {name: tensor[rows] if is_norm(name) else tensor for name, tensor in tensors_of(folder).items()}
-    report = theirs.load_state_dict(state, strict=False)
-    assert not report.unexpected_keys
-    assert all(name.startswith("model.vqmodel.") for name in report.missing_keys)
-    return theirs
+    return transformers_model(json.loads((folder / "config.json").read_text()), state)
 
 
 def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_dir: Path) -> None:
