@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from torch import nn
 
-from personalar.concepts.adapters.base import Adapter
-from personalar.concepts.adapters.identifier import Identifier
 from personalar.core.measures import Measure
 from personalar.core.types import Sample, Subject
-from personalar.models.base import Backend
 
 
 class ListLogger(Logger):
@@ -53,30 +48,6 @@ class Forgetful(ListLogger):
     def finalize(self, status: str) -> None:
         """Raise an error like a server that cannot be reached."""
         raise ConnectionError("the server is gone")
-
-
-class Shifted(nn.Module):
-    """A final norm with a learned shift."""
-
-    def __init__(self, norm: nn.Module, width: int) -> None:
-        super().__init__()
-        self.norm, self.shift = norm, nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise and shift."""
-        return self.norm(x) + self.shift
-
-
-class OutputShift(Adapter):
-    """An adapter: a learned vector that is added to the last hidden states."""
-
-    def attach(
-        self, backend: Backend, *, identifier: Identifier, generator: torch.Generator
-    ) -> dict[str, nn.Parameter]:
-        """Add the vector after the final norm."""
-        stack = backend.transformer.model
-        stack.norm = Shifted(stack.norm, backend.word_table.shape[1])
-        return {"shift": stack.norm.shift}
 
 
 def stripes(*, colour: tuple[int, int, int] | list[int], mask: int = 0) -> Subject:

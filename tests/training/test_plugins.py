@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest_run import compose_config
 from PIL import Image
+from test_recipes import RECIPES
 
 from personalar.concepts.concept import Concept
 from personalar.core.errors import user_errors
@@ -69,10 +70,12 @@ def test_torchs_own_optimizer_and_scheduler(do_run: DoRun, tmp_path: Path) -> No
 
 
 def test_an_adapter_is_trained_kept_and_drawn_with(
-    do_run: DoRun, tmp_path: Path, tiny_model_dir: Path
+    do_run: DoRun, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import personalar
 
+    (tmp_path / "my_adapter.py").write_text(RECIPES["something to learn"][0])
+    monkeypatch.syspath_prepend(str(tmp_path))
     do_run(tmp_path, "stage=both", *LOOK, SEARCH, "method=shift")
     concept = Concept.load(tmp_path / "concept")
     assert concept.stage == "shift" and float(concept.adapters["shift"]["shift"].abs().max()) > 0
@@ -80,7 +83,7 @@ def test_an_adapter_is_trained_kept_and_drawn_with(
     where = [str(tmp_path), f"model.path={tiny_model_dir}", "decoder.cfg_scale=1"]
     with pytest.raises(ValueError, match=r"adapter 'shift'.*\+adapters\.shift\._target_="):
         personalar.load(*where).images(["a [V] cat"], seeds=[0])
-    drawn = personalar.load(*where, "+adapters.shift._target_=toys.OutputShift").images(["a [V] cat"], [0])
+    drawn = personalar.load(*where, "+adapters.shift._target_=my_adapter.Mine").images(["a [V] cat"], [0])
     assert drawn[0].size == (32, 32)
 
 
