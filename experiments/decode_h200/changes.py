@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 
 import personalar.generation.sampling as sampling
 import personalar.models.network.llama as network
-from personalar.generation.decoders import compiled
+from personalar.generation.decoders import plain
 from personalar.generation.decoders.compiled import CompiledDecoder, Function, Replay
 from personalar.models import random_keys as hashing
 from personalar.models.network.attention import attend
@@ -162,10 +162,10 @@ def gated(mlp: network.MLP, x: Tensor) -> Tensor:
 @contextmanager
 def keep(decoder: Changed) -> Iterator[None]:
     """Also compile head, guidance, noise and sampling."""
-    program = decoder.lower(compiled.Step.keep)
+    program = decoder.lower(plain.Step.keep)
     with (
-        patch.object(compiled, "gumbel_noise", table_noise),
-        patch.object(compiled.Step, "keep", lambda self, hidden: program(self, hidden)),
+        patch.object(plain, "gumbel_noise", table_noise),
+        patch.object(plain.Step, "keep", lambda self, hidden: program(self, hidden)),
     ):
         yield
 
@@ -208,7 +208,7 @@ def whole_mask(decoder: Changed) -> Iterator[None]:
         yield
 
 
-def mask_of_all_slots(window: CacheWindow, num_tokens: int) -> Tensor:
+def mask_of_all_slots(window: CacheWindow) -> Tensor:
     """Like `CacheWindow.mask`, for all slots: (B, 1, T, L)."""
     visible = window._cache._visible
     slots = torch.arange(visible.shape[-1], device=visible.device)

@@ -17,7 +17,7 @@ from benchmarks.machine import now, reason
 from changes import Changed
 
 from personalar.generation.base import GenerationRequest
-from personalar.generation.decoders.compiled import Step
+from personalar.generation.decoders.plain import Step
 from personalar.generation.sampling import Sampling, seed_tensor
 from personalar.generation.schedule import plan
 from personalar.models.chameleon.backend import ChameleonBackend

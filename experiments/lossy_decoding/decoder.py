@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.decoders.plain import PlainDecoder
-from personalar.models.network.cache import KVCache, Slots, put
+from personalar.models.network.cache import CacheWindow, KVCache, put
 
 CHOICES = ("exact", *FORMATS)
 
@@ -85,15 +85,23 @@ class PackedBackend:
 class PackedCache(KVCache):
     """A cache with quantized keys and values."""
 
-    def store_at(self, layer: int, slots: Slots, end: int) -> PackedStore:
-        """Return the store of `layer` that writes `slots` and reads the slots before `end`."""
-        return PackedStore((self.keys[layer], self.values[layer]), slots, end)
+    def at(self, slots: Tensor, end: int) -> PackedWindow:
+        """Return a view for a forward pass that writes `slots` and reads the slots before `end`."""
+        return PackedWindow(self, slots, self._visible, end)
+
+
+class PackedWindow(CacheWindow):
+    """View of a quantized cache for a forward pass."""
+
+    def store(self, layer: int) -> PackedStore:  # type: ignore[override]
+        """Return the store of `layer`."""
+        return PackedStore((self._cache.keys[layer], self._cache.values[layer]), self._slots, self._end)
 
 
 class PackedStore:
     """The quantized cache of one layer in one forward pass."""
 
-    def __init__(self, tables: tuple[LowBits, LowBits], slots: Slots, end: int) -> None:
+    def __init__(self, tables: tuple[LowBits, LowBits], slots: Tensor, end: int) -> None:
         self._tables, self._slots, self._end = tables, slots, end
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,16 +54,6 @@ class Schedule:
         """Return `positions`, padded with empty slots to (R, capacity)."""
         return F.pad(self.positions, (0, capacity - self.positions.shape[1]), value=-1)
 
-    def fill(self, step: int, ids: Tensor) -> Tensor:
-        """Return the token ids (B, T) that `step` feeds, from step 1 on.
-
-        Args:
-            step: number of the step.
-            ids: token ids (B,) of the codes that the previous step drew.
-        """
-        forced = self.forced[self.starts[step] + 1 - self.starts[1] : self.starts[step + 1] - self.starts[1]]
-        return torch.cat((ids[:, None], forced.expand(len(ids), -1)), dim=1)
-
 
 def image_schedule(grammar: Sequence[int | None]) -> tuple[list[int], list[list[int]]]:
     """Split an image's grammar into the forced ids before the first code, and those after each code.
@@ -147,4 +137,5 @@ def prefill(
     embeds = backend.embed(ids)
     if identifier is not None:
         embeds = identifier(ids, embeds)
-    return backend.forward(embeds, cache=cache, ids=ids)
+    slots = torch.arange(ids.shape[1], device=backend.device)
+    return backend.forward(embeds, cache=cache.at(slots, len(slots)), ids=ids)

@@ -24,7 +24,7 @@ from torch import Tensor
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.network.cache import KVCache
+from personalar.models.network.cache import CacheWindow, KVCache
 
 
 def test_a_configuration_loads_it() -> None:
@@ -102,11 +102,10 @@ class Toy:
     def embed(self, ids: Tensor) -> Tensor:
         return ids[..., None].float()
 
-    def forward(self, embeds: Tensor, cache: KVCache, ids: Tensor | None = None) -> Tensor:
+    def forward(self, embeds: Tensor, cache: CacheWindow, ids: Tensor | None = None) -> Tensor:
         num_tokens = embeds.shape[1]
-        mask = cache.mask(num_tokens)[:, 0].expand(-1, num_tokens, -1)  # (R, T, end)
-        stored, _ = cache.store(0, num_tokens).write(embeds[:, None], embeds[:, None])
-        cache.advance(num_tokens)
+        mask = cache.mask()[:, 0].expand(-1, num_tokens, -1)  # (R, T, end)
+        stored, _ = cache.store(0).write(embeds[:, None], embeds[:, None])
         slots = torch.where(mask == 0, torch.arange(mask.shape[-1]), -1).amax(-1)  # where each token lies
         seen = stored[:, 0, :, 0]
         before = seen.gather(1, (slots - 1).clamp_min(0))

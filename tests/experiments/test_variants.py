@@ -73,10 +73,10 @@ def test_every_variant_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_each_change_is_in_force_and_gone_afterwards(tiny_backend: ChameleonBackend) -> None:
     """Equal codes would say nothing of a change that never acted."""
-    owners = [(changes.network, "attend"), (changes.nn.Linear, "forward"), (changes.compiled.Step, "keep")]
+    owners = [(changes.network, "attend"), (changes.nn.Linear, "forward"), (changes.plain.Step, "keep")]
     owners += [
         (changes.sampling, "keep_top_k"),
-        (changes.compiled, "gumbel_noise"),
+        (changes.plain, "gumbel_noise"),
         (changes.network.MLP, "forward"),
     ]
     acts = {"flex": {0}, "bmm": {0}, "sums": {0}, "mask": {0}, "reduce": {1, 5}, "keep": {2, 4}, "kth": {3}}

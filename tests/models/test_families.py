@@ -139,7 +139,8 @@ def test_cached_steps_are_the_whole_pass(base: Backend) -> None:
     embeds = base.embed(ids)
     whole = base.forward(embeds)
     cache = base.new_cache(torch.arange(ids.shape[1])[None])
-    parts = [base.forward(part, cache=cache) for part in embeds.split([7, *[1] * (ids.shape[1] - 7)], dim=1)]
+    slots = torch.arange(ids.shape[1]).split([7, *[1] * (ids.shape[1] - 7)])
+    parts = [base.forward(embeds[:, part], cache=cache.at(part, int(part[-1]) + 1)) for part in slots]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
     logits = base.image_logits(whole)
     assert logits.dtype == torch.float32 and torch.equal(logits, base.head("image_tokens")(whole))

@@ -11,10 +11,10 @@ its hash relies on 64-bit integer overflow, which C++ compilers treat as undefin
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.base import GenerationRequest, Progress
-from personalar.generation.decoders.plain import REPORT_EVERY, PlainDecoder
-from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
-from personalar.generation.schedule import Schedule, num_codes, plan, prefill
+from personalar.generation.decoders.plain import PlainDecoder, Step
+from personalar.generation.schedule import Schedule
 from personalar.models.base import Backend
 
 PROGRAMS = 64
@@ -67,24 +66,13 @@ class CompiledDecoder(PlainDecoder):
                 "decoding, which gives the same images; pass decoder=plain to silence this warning",
                 stacklevel=4,
             )
-            return super().draw(backend, request, identifier, progress)
+            return PlainDecoder(**asdict(self.sampling)).draw(backend, request, identifier, progress)
         # A graph stores addresses: weights that move (sharded or offloaded in training) would invalidate it.
         if not backend.has_fixed_addresses:
-            return super().draw(backend, request, identifier, progress)
+            return PlainDecoder(**asdict(self.sampling)).draw(backend, request, identifier, progress)
         # The buffers are reused by later calls; inference tensors could not be changed outside of the mode.
         with torch.inference_mode(False), torch.no_grad():
-            schedule = plan(backend, request, guided=self.sampling.guided)
-            step = self._step(backend, schedule)
-            step.start(request, schedule, identifier)
-            for index in range(1, schedule.num_steps):
-                self._replay(step, schedule, index)()
-                # Not at every step: a callback is Python work between two replays.
-                if progress is not None and index % REPORT_EVERY == 0:
-                    progress(index * len(step.codes), step.codes.numel())
-            if progress is not None:
-                progress(step.codes.numel(), step.codes.numel())
-            # A copy, because the next batch overwrites the buffer.
-            return step.codes.clone(), step.max_logits
+            return super().draw(backend, request, identifier, progress)
 
     @staticmethod
     def can_capture(device: torch.device) -> bool:
@@ -115,7 +103,7 @@ class CompiledDecoder(PlainDecoder):
         rewind()
         return graph.replay
 
-    def _step(self, backend: Backend, schedule: Schedule) -> Step:
+    def new_step(self, backend: Backend, schedule: Schedule) -> Step:
         """Return buffers for a batch; reuse the previous ones if shapes and weights' addresses are equal."""
         # Rounded up, so that prompts of similar length share a cache and its graphs.
         slots = -(-schedule.positions.shape[1] // self.bucket) * self.bucket
@@ -132,6 +120,10 @@ class CompiledDecoder(PlainDecoder):
     def forget(self) -> None:
         """Free the graphs and buffers of the last batch; its KV cache can take most of the memory."""
         self._key, self._replays, self._pool, self._buffers = (), {}, None, None
+
+    def next_code(self, step: Step, schedule: Schedule, index: int) -> None:
+        """Replay the graph for step `index`."""
+        self._replay(step, schedule, index)()
 
     def _replay(self, step: Step, schedule: Schedule, index: int) -> Replay:
         """Return the graph for step `index`; capture it when its shape occurs for the first time."""
@@ -167,76 +159,3 @@ def fused(blocks: Sequence[nn.Module], lower: Callable[[Function], Function]) ->
                 del block.forward
             else:
                 block.forward = forward
-
-
-class Step:
-    """The static buffers of a batch, and one decoding step on them, which can be captured as a CUDA graph.
-
-    The index of the next code and the cache slot are tensors on the device, so a step never synchronizes with
-    the host. `start` reuses the buffers for another batch of the same shape.
-
-    Args:
-        backend: the base model.
-        schedule: layout of the batch.
-        sampling: sampling parameters.
-        bucket: the cache's capacity is a multiple of this number of slots.
-    """
-
-    def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int) -> None:
-        self.backend, self.sampling = backend, sampling
-        self.cache = schedule.new_cache(backend, multiple=bucket)
-        # Everything below is allocated once: graphs store the addresses.
-        batch = len(schedule.rows) // (2 if sampling.guided else 1)
-        self.codes = schedule.forced.new_zeros(batch, schedule.num_steps)  # (B, N)
-        self.max_logits = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
-        """(B, K), maximum over the steps so far; NaN propagates."""
-        self.forced = schedule.forced.clone()
-        self.seeds = self.codes.new_zeros(len(self.codes))
-        self.index = self.codes.new_zeros(1)
-        """Index of the next code."""
-        self.slot = self.codes.new_zeros(1)
-        """First cache slot of the next step."""
-        self.first_slot = self.codes.new_zeros(1)
-        """Cache slot of the first code."""
-
-    def start(self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None) -> None:
-        """Begin a batch: run its prompts and sample the first code of every image."""
-        self.cache.place(schedule.padded_positions(self.cache.capacity))
-        self.seeds.copy_(seed_tensor(list(request.seeds), self.seeds.device))
-        self.forced.copy_(schedule.forced)
-        self.first_slot.fill_(schedule.starts[1])
-        self.max_logits.fill_(-math.inf)
-        self.seek(schedule, 0)
-        self.keep(prefill(self.backend, schedule.rows, self.cache, identifier=identifier))
-        self.seek(schedule, 1)
-
-    def seek(self, schedule: Schedule, step: int) -> None:
-        """Set the index and the cache slot to those of `step`."""
-        self.index.fill_(step)
-        self.slot.fill_(schedule.starts[step])
-
-    def __call__(self, width: int, end: int) -> None:
-        """Run one step: feed the last code and `width - 1` forced ids, and sample the next code.
-
-        Args:
-            width: tokens of the step.
-            end: attention reads the first `end` slots of the cache.
-        """
-        slots = self.slot + torch.arange(width, device=self.slot.device)
-        last = self.codes.index_select(1, self.index - 1) + self.backend.code_offset  # (B, 1)
-        if width > 1:
-            forced = self.forced.index_select(0, slots[1:] - self.first_slot)
-            last = torch.cat((last, forced.expand(len(last), -1)), dim=1)
-        embeds = self.backend.embed(last)  # (B, width, D)
-        embeds = torch.cat((embeds, embeds)) if self.sampling.guided else embeds
-        self.keep(self.backend.forward(embeds, cache=self.cache.at(slots, end)))
-        # In the graph too, so that a replay needs no work on the host.
-        self.index.add_(1)
-        self.slot.add_(width)
-
-    def keep(self, hidden: Tensor) -> None:
-        """Sample the next code of every image from hidden states (R, T, D), and store it."""
-        logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))  # (B, K)
-        torch.maximum(self.max_logits, logits, out=self.max_logits)
-        noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]  # (B, K)
-        self.codes.index_copy_(1, self.index, self.sampling.draw(logits, noise)[:, None])

@@ -15,7 +15,7 @@ from torch import Tensor
 from personalar.concepts.adapters.identifier import Identifier
 from personalar.generation.base import GenerationRequest, Progress
 from personalar.generation.sampling import Sampling, gumbel_noise, seed_tensor
-from personalar.generation.schedule import plan, prefill
+from personalar.generation.schedule import Schedule, num_codes, plan, prefill
 from personalar.models.base import Backend
 
 REPORT_EVERY = 16
@@ -74,26 +74,99 @@ class PlainDecoder:
             Codes (B, N), where N is the number of codes of an image, and the maximum over all steps of the
             guided logits (B, K), for `check_finite`.
         """
-        guided, batch = self.sampling.guided, len(request.prompts)
-        schedule = plan(backend, request, guided=guided)
-        cache = schedule.new_cache(backend)
-        hidden = prefill(backend, schedule.rows, cache, identifier=identifier)
-        codes = schedule.forced.new_zeros(batch, schedule.num_steps)
-        max_logits = torch.full((), -math.inf, device=backend.device)
-        seeds = seed_tensor(list(request.seeds), backend.device)
-        places = torch.arange(schedule.num_steps, device=backend.device)
-        for step in range(schedule.num_steps):
-            if step:
-                embeds = backend.embed(schedule.fill(step, codes[:, step - 1] + backend.code_offset))
-                # Guidance: the unconditional row is fed the same code.
-                hidden = backend.forward(torch.cat((embeds, embeds)) if guided else embeds, cache=cache)
-            logits = self.sampling.guide(backend.image_logits(hidden[:, -1]))  # (B, K)
-            max_logits = torch.maximum(max_logits, logits)  # maximum() propagates NaN
-            noise = gumbel_noise(seeds, places[step : step + 1], logits.shape[-1])[:, 0]  # (B, K)
-            codes[:, step] = self.sampling.draw(logits, noise)
-            if progress is not None and ((step + 1) % REPORT_EVERY == 0 or step + 1 == schedule.num_steps):
-                progress((step + 1) * batch, codes.numel())
-        return codes, max_logits
+        schedule = plan(backend, request, guided=self.sampling.guided)
+        step = self.new_step(backend, schedule)
+        step.start(request, schedule, identifier)
+        for index in range(1, schedule.num_steps):
+            self.next_code(step, schedule, index)
+            # Not at every step: a callback is Python work between two steps.
+            if progress is not None and index % REPORT_EVERY == 0:
+                progress(index * len(step.codes), step.codes.numel())
+        if progress is not None:
+            progress(step.codes.numel(), step.codes.numel())
+        # A copy, because the next batch may overwrite the buffer.
+        return step.codes.clone(), step.max_logits
+
+    def new_step(self, backend: Backend, schedule: Schedule) -> Step:
+        """Return the buffers for a batch."""
+        return Step(backend, schedule, self.sampling)
+
+    def next_code(self, step: Step, schedule: Schedule, index: int) -> None:
+        """Sample the code `index` of every image."""
+        step(schedule.width(index), schedule.starts[index + 1])
+
+
+class Step:
+    """The static buffers of a batch, and one decoding step on them, which can be captured as a CUDA graph.
+
+    The index of the next code and the cache slot are tensors on the device, so a step never synchronizes with
+    the host. `start` reuses the buffers for another batch of the same shape.
+
+    Args:
+        backend: the base model.
+        schedule: layout of the batch.
+        sampling: sampling parameters.
+        bucket: the cache's capacity is a multiple of this number of slots.
+    """
+
+    def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int = 1) -> None:
+        self.backend, self.sampling = backend, sampling
+        self.cache = schedule.new_cache(backend, multiple=bucket)
+        # Everything below is allocated once: graphs store the addresses.
+        batch = len(schedule.rows) // (2 if sampling.guided else 1)
+        self.codes = schedule.forced.new_zeros(batch, schedule.num_steps)  # (B, N)
+        self.max_logits = torch.empty(len(self.codes), num_codes(backend), device=self.codes.device)
+        """(B, K), maximum over the steps so far; NaN propagates."""
+        self.forced = schedule.forced.clone()
+        self.seeds = self.codes.new_zeros(len(self.codes))
+        self.index = self.codes.new_zeros(1)
+        """Index of the next code."""
+        self.slot = self.codes.new_zeros(1)
+        """First cache slot of the next step."""
+        self.first_slot = self.codes.new_zeros(1)
+        """Cache slot of the first code."""
+
+    def start(self, request: GenerationRequest, schedule: Schedule, identifier: Identifier | None) -> None:
+        """Begin a batch: run its prompts and sample the first code of every image."""
+        self.cache.place(schedule.padded_positions(self.cache.capacity))
+        self.seeds.copy_(seed_tensor(list(request.seeds), self.seeds.device))
+        self.forced.copy_(schedule.forced)
+        self.first_slot.fill_(schedule.starts[1])
+        self.max_logits.fill_(-math.inf)
+        self.seek(schedule, 0)
+        self.keep(prefill(self.backend, schedule.rows, self.cache, identifier=identifier))
+        self.seek(schedule, 1)
+
+    def seek(self, schedule: Schedule, step: int) -> None:
+        """Set the index and the cache slot to those of `step`."""
+        self.index.fill_(step)
+        self.slot.fill_(schedule.starts[step])
+
+    def __call__(self, width: int, end: int) -> None:
+        """Run one step: feed the last code and `width - 1` forced ids, and sample the next code.
+
+        Args:
+            width: tokens of the step.
+            end: attention reads the first `end` slots of the cache.
+        """
+        slots = self.slot + torch.arange(width, device=self.slot.device)
+        last = self.codes.index_select(1, self.index - 1) + self.backend.code_offset  # (B, 1)
+        if width > 1:
+            forced = self.forced.index_select(0, slots[1:] - self.first_slot)
+            last = torch.cat((last, forced.expand(len(last), -1)), dim=1)
+        embeds = self.backend.embed(last)  # (B, width, D)
+        embeds = torch.cat((embeds, embeds)) if self.sampling.guided else embeds
+        self.keep(self.backend.forward(embeds, cache=self.cache.at(slots, end)))
+        # In the graph too, so that a replay needs no work on the host.
+        self.index.add_(1)
+        self.slot.add_(width)
+
+    def keep(self, hidden: Tensor) -> None:
+        """Sample the next code of every image from hidden states (R, T, D), and store it."""
+        logits = self.sampling.guide(self.backend.image_logits(hidden[:, -1]))  # (B, K)
+        torch.maximum(self.max_logits, logits, out=self.max_logits)
+        noise = gumbel_noise(self.seeds, self.index, logits.shape[-1])[:, 0]  # (B, K)
+        self.codes.index_copy_(1, self.index, self.sampling.draw(logits, noise)[:, None])
 
 
 def check_finite(max_logits: Tensor) -> None:

@@ -174,7 +174,7 @@ class LlamaBackend(nn.Module):
     def forward(
         self,
         embeds: Tensor,
-        cache: KVCache | CacheWindow | None = None,
+        cache: CacheWindow | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Slots = slice | Tensor
-"""The slots that a forward pass writes: a slice, or indices (T,) or (B, T) int64."""
-
 
 @dataclass(frozen=True)
 class Store:
@@ -27,8 +24,8 @@ class Store:
     keys: Tensor
     """(B, Hkv, L, hd), like the values."""
     values: Tensor
-    slots: Slots
-    """The slots to write."""
+    slots: Tensor
+    """The slots to write, (T,) or (B, T) int64."""
     end: int
     """Slots from here on are not read."""
 
@@ -73,46 +70,9 @@ class KVCache:
         Args:
             positions: (B, L) int64; -1 for an empty slot.
         """
-        self.length = 0
-        """Number of slots written so far; the next token goes to this slot."""
-        real = positions >= 0
-        self._visible.copy_(_additive(real, self._visible.dtype)[:, None, None, :])
-        # From this slot on, every row has at least one token to attend to.
-        self._all_see = int(real.int().argmax(1).max())
+        self._visible.zero_().masked_fill_((positions < 0)[:, None, None], float("-inf"))
         for table, factors in zip((self.cos, self.sin), self._by_position, strict=True):
             table.copy_(factors[positions.clamp_min(0)][:, None])
-
-    def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin of the next `num_tokens` slots, (B, 1, T, hd)."""
-        window = self._window(num_tokens)
-        return self.cos[:, :, window], self.sin[:, :, window]
-
-    def mask(self, num_tokens: int) -> Tensor:
-        """Return the additive attention mask of the next `num_tokens` slots, (B, 1, 1 or T, length + T)."""
-        end = self._window(num_tokens).stop
-        visible = self._visible[..., :end]
-        # The common case in decoding: a slice, without any kernel.
-        if num_tokens == 1 and self.length >= self._all_see:
-            return visible
-        slots = torch.arange(end, device=self.cos.device)
-        rows = slots[self.length :]
-        allowed = (slots[None, :] <= rows[:, None]) & (visible == 0)  # (B, 1, T, end)
-        # An empty slot may attend to itself. Softmax over nothing is NaN, and spreads to other rows as 0 *
-        # NaN.
-        return _additive(allowed | (slots[None, :] == rows[:, None]), visible.dtype)
-
-    def store(self, layer: int, num_tokens: int) -> Store:
-        """Return the store of `layer` for the next `num_tokens` tokens."""
-        window = self._window(num_tokens)
-        return self.store_at(layer, window, window.stop)
-
-    def store_at(self, layer: int, slots: Slots, end: int) -> Store:
-        """Return the store of `layer` that writes `slots` and reads the slots before `end`."""
-        return Store(self.keys[layer], self.values[layer], slots, end)
-
-    def advance(self, num_tokens: int) -> None:
-        """Move the write position; call it after all layers have written."""
-        self.length = self._window(num_tokens).stop
 
     def at(self, slots: Tensor, end: int) -> CacheWindow:
         """Return a view for a forward pass that writes `slots` and reads the slots before `end`.
@@ -122,9 +82,6 @@ class KVCache:
             end: the same number in every pass keeps shapes constant.
         """
         return CacheWindow(self, slots, self._visible, end)
-
-    def _window(self, num_tokens: int) -> slice:
-        return slice(self.length, self.length + num_tokens)
 
 
 class CacheWindow:
@@ -138,7 +95,7 @@ class CacheWindow:
         self._visible = visible[..., :end]
         self._rows = torch.arange(len(visible), device=slots.device)[:, None]
 
-    def rotary(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+    def rotary(self) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the slots, (B, 1, T, hd)."""
         tables = (self._cache.cos, self._cache.sin)
         if self._slots.ndim == 1:
@@ -147,34 +104,24 @@ class CacheWindow:
             cos, sin = (table[self._rows, 0, self._slots][:, None] for table in tables)
         return cos, sin
 
-    def mask(self, num_tokens: int) -> Tensor:
+    def mask(self) -> Tensor:
         """Return the additive attention mask, (B, 1, T, end); empty and later slots are masked."""
         slots = torch.arange(self._end, device=self._slots.device)
         rows = self._slots[:, None] if self._slots.ndim == 1 else self._slots[:, None, :, None]
-        return self._visible.masked_fill(slots > rows, float("-inf"))
+        # An empty slot may attend to itself. Softmax over nothing is NaN, and spreads to other rows as 0 *
+        # NaN.
+        return self._visible.masked_fill(slots > rows, float("-inf")).masked_fill_(slots == rows, 0.0)
 
-    def store(self, layer: int, num_tokens: int) -> Store:
+    def store(self, layer: int) -> Store:
         """Return the store of `layer`."""
-        return self._cache.store_at(layer, self._slots, self._end)
-
-    def advance(self, num_tokens: int) -> None:
-        """Do nothing: the caller chooses the slots of every forward pass."""
+        return Store(self._cache.keys[layer], self._cache.values[layer], self._slots, self._end)
 
 
-def put(table: Tensor, slots: Slots, new: Tensor) -> None:
+def put(table: Tensor, slots: Tensor, new: Tensor) -> None:
     """Write `new` (B, Hkv, T, hd) into `slots` of `table` (B, Hkv, L, hd)."""
-    if isinstance(slots, slice):
-        table.narrow(2, slots.start, slots.stop - slots.start).copy_(new)
-    elif slots.ndim == 1:
+    if slots.ndim == 1:
         table.index_copy_(2, slots, new)
     else:
         rows = torch.arange(len(slots), device=slots.device)[:, None]
         # Index tensors must be adjacent, otherwise their dimensions move to the front.
         table.transpose(1, 2)[rows, slots] = new.transpose(1, 2)
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask with 0 for True (allowed) and -inf for False, in the dtype of attention."""
-    # An additive mask of this dtype is not converted again in every layer.
-    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return zeros.masked_fill_(~allowed, float("-inf"))

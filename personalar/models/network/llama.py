@@ -237,7 +237,7 @@ class Llama(nn.Module):
     def forward(
         self,
         embeds: Tensor,
-        cache: KVCache | CacheWindow | None = None,
+        cache: CacheWindow | None = None,
         dropout: Dropout | None = None,
         ids: Tensor | None = None,
     ) -> Tensor:
@@ -245,14 +245,14 @@ class Llama(nn.Module):
 
         Args:
             embeds: (B, T, D).
-            cache: earlier keys and values; the new ones are written, and the write position moves by T.
+            cache: earlier keys and values, and the slots to which the new ones are written.
             dropout: dropout of the residual branches, for a training pass.
             ids: (B, T), for `block_inputs` and `separate_ids`; None leaves them out.
         """
         num_tokens = embeds.shape[1]
         if cache is not None:
             # The cache has them for every slot, so nothing is computed per token.
-            rotary, mask = cache.rotary(num_tokens), cache.mask(num_tokens)
+            rotary, mask = cache.rotary(), cache.mask()
         else:
             positions = torch.arange(num_tokens, device=embeds.device)[None]
             rotary, mask = self.rotary(positions, embeds.dtype), None  # causal
@@ -261,12 +261,10 @@ class Llama(nn.Module):
         # Rows and tokens in one dimension: linear layers on (N, D) need no reshape.
         hidden = embeds.flatten(0, 1)  # (N, D)
         for index, layer in enumerate(self.model.layers):
-            store = cache.store(index, num_tokens) if cache is not None else None
+            store = cache.store(index) if cache is not None else None
             own = dropout.at(index) if dropout is not None else None
             if ids is not None:
                 for change in self.block_inputs:
                     hidden = change(index, ids.flatten(), hidden)
             hidden = layer(hidden, rotary, mask, store, own)
-        if cache is not None:
-            cache.advance(num_tokens)
         return self.model.norm(hidden).view(embeds.shape)
