@@ -6,12 +6,7 @@ import numpy as np
 from PIL import Image
 
 from personalar.nano.world.layers import layers
-from personalar.nano.world.scene import (
-    SIZE,
-    SUPERSAMPLING,
-    Scene,
-    shrink,
-)
+from personalar.nano.world.scene import SIZE, SUPERSAMPLING, Scene, shrink
 from personalar.nano.world.styles import STYLES
 
 

@@ -12,26 +12,16 @@ import numpy as np
 
 GROUND = 0.60  # v of the horizon in places with a floor
 
-
 HOUSES = ((0.08, 0.1, 0.2), (0.3, 0.09, 0.34), (0.52, 0.1, 0.14), (0.74, 0.09, 0.3), (0.94, 0.1, 0.2))
 """Houses of the city: x, half width, top."""
-LEAVES = (
-    (0.08, 0.12, 0.7, 0.32),
-    (0.42, 0.02, -0.5, 0.3),
-    (0.88, 0.1, -0.8, 0.34),
-    (0.04, 0.46, -0.3, 0.28),
-    (0.97, 0.44, 0.4, 0.3),
-)
+LEAVES = ((0.08, 0.12, 0.7, 0.32), (0.42, 0.02, -0.5, 0.3), (0.88, 0.1, -0.8, 0.34), (0.04, 0.46, -0.3, 0.28),
+          (0.97, 0.44, 0.4, 0.3))  # fmt: skip
 """Leaves of the jungle: x, y, angle in radians, half length."""
 
 
 def _mix(a, b, t):
     t = np.clip(t, 0, 1)[..., None]
     return np.asarray(a, np.float32) * (1 - t) + np.asarray(b, np.float32) * t
-
-
-def _over(image, colour, mask):
-    return _mix(image, colour, mask)
 
 
 def _edge(value, width=0.03):
@@ -55,14 +45,10 @@ def jungle(u, v, rng):
         v,
     )
     for x, y, angle, long in LEAVES:
-        x, y, angle = (
-            x + rng.uniform(-0.03, 0.03),
-            y + rng.uniform(-0.03, 0.03),
-            angle + rng.uniform(-0.1, 0.1),
-        )
-        du, dv = u - x, v - y
+        du, dv = u - (x + rng.uniform(-0.03, 0.03)), v - (y + rng.uniform(-0.03, 0.03))
+        angle += rng.uniform(-0.1, 0.1)
         a, b = du * np.cos(angle) + dv * np.sin(angle), -du * np.sin(angle) + dv * np.cos(angle)
-        image = _over(image, (0.22, 0.64, 0.18), _edge(1 - (a / long) ** 2 - (b / (0.26 * long)) ** 2, 0.35))
+        image = _mix(image, (0.22, 0.64, 0.18), _edge(1 - (a / long) ** 2 - (b / (0.26 * long)) ** 2, 0.35))
     return image
 
 
@@ -74,7 +60,7 @@ def snow(u, v, rng):
     )
     for x, top in ((0.1, 0.18), (0.88, 0.24)):
         x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
-        image = _over(image, (0.16, 0.42, 0.34), _triangle(u, v, x, top, GROUND + 0.02, 0.12))  # firs
+        image = _mix(image, (0.16, 0.42, 0.34), _triangle(u, v, x, top, GROUND + 0.02, 0.12))  # firs
     return image
 
 
@@ -83,14 +69,14 @@ def beach(u, v, rng):
     sea = _floor(sky, _mix((0.05, 0.42, 0.66), (0.16, 0.66, 0.74), (v - 0.45) / 0.16), v, 0.44)
     shore = GROUND + 0.02 * np.sin(5 * u + rng.uniform(0, 1))
     image = _floor(sea, _mix((0.95, 0.86, 0.62), (0.87, 0.74, 0.48), (v - GROUND) * 2.5), v, shore)
-    return _over(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))  # foam
+    return _mix(image, (0.97, 0.99, 0.99), _edge(0.012 - np.abs(v - shore), 0.012))  # foam
 
 
 def cobblestone(u, v, rng):
     wall = _mix((0.74, 0.64, 0.54), (0.66, 0.56, 0.48), v / GROUND)
     for x in (0.16 + 0.03 * rng.uniform(), 0.80 + 0.03 * rng.uniform()):
         # Two windows.
-        wall = _over(wall, (0.30, 0.36, 0.44), _edge(0.085 - np.abs(u - x)) * _edge(0.14 - np.abs(v - 0.24)))
+        wall = _mix(wall, (0.30, 0.36, 0.44), _edge(0.085 - np.abs(u - x)) * _edge(0.14 - np.abs(v - 0.24)))
     # Rows of stones, each shifted by half a stone.
     row = np.floor((v - GROUND) / 0.085)
     du = (u / 0.15 + 0.5 * (row % 2) + 0.2 * rng.uniform()) % 1 - 0.5
@@ -115,19 +101,19 @@ def wooden_floor(u, v, rng):
     tone = np.array([0.0, 0.55, 0.25, 0.8])[np.floor(plank).astype(int) % 4]
     wood = _mix((0.60, 0.36, 0.16), (0.74, 0.48, 0.24), tone)
     # Dark joints between the planks.
-    wood = _over(wood, (0.36, 0.20, 0.08), _edge(0.06 + np.abs(plank % 1 - 0.5) - 0.5, 0.05))
+    wood = _mix(wood, (0.36, 0.20, 0.08), _edge(0.06 + np.abs(plank % 1 - 0.5) - 0.5, 0.05))
     # With a skirting board.
-    return _over(_floor(wall, wood, v), (0.98, 0.97, 0.94), _edge(0.016 - np.abs(v - GROUND + 0.02)))
+    return _mix(_floor(wall, wood, v), (0.98, 0.97, 0.94), _edge(0.016 - np.abs(v - GROUND + 0.02)))
 
 
 def city(u, v, rng):
     image = _mix((0.08, 0.07, 0.26), (0.42, 0.22, 0.46), v / GROUND)
     for x, half, top in HOUSES:
         x, top = x + rng.uniform(-0.015, 0.015), top + rng.uniform(-0.03, 0.03)
-        image = _over(image, (0.10, 0.10, 0.22), _edge(half - np.abs(u - x)) * _edge(v - top))
+        image = _mix(image, (0.10, 0.10, 0.22), _edge(half - np.abs(u - x)) * _edge(v - top))
         # A column of lit windows in the middle of each house.
         lit = _edge(0.045 - np.abs(u - x), 0.06) * _edge(np.sin((v - top) / 0.022 - 1.6) - 0.3, 1.2)
-        image = _over(image, (0.90, 0.72, 0.34), lit * (v > top + 0.02))
+        image = _mix(image, (0.90, 0.72, 0.34), lit * (v > top + 0.02))
     return _floor(image, _mix((0.26, 0.26, 0.32), (0.36, 0.36, 0.42), (v - GROUND) * 2.5), v)
 
 
@@ -136,19 +122,19 @@ def mountain(u, v, rng):
     for x, top, half in ((0.2, 0.22, 0.5), (0.78, 0.12, 0.46)):
         x, top = x + rng.uniform(-0.03, 0.03), top + rng.uniform(-0.03, 0.03)
         inside = _triangle(u, v, x, top, GROUND + 0.02, half)
-        image = _over(image, (0.42, 0.44, 0.54), inside)
+        image = _mix(image, (0.42, 0.44, 0.54), inside)
         # Snow on the tops.
-        image = _over(image, (0.97, 0.98, 1.0), inside * _edge(top + 0.15 - v))
+        image = _mix(image, (0.97, 0.98, 1.0), inside * _edge(top + 0.15 - v))
     return _floor(image, _mix((0.46, 0.66, 0.30), (0.34, 0.54, 0.22), (v - GROUND) * 2.5), v)
 
 
 def blue_house(u, v, rng):
     image = _mix((0.66, 0.82, 0.96), (0.88, 0.94, 0.99), v / GROUND)
     x, half = rng.uniform(0.46, 0.54), 0.36
-    image = _over(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))  # walls
-    image = _over(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))  # roof
+    image = _mix(image, (0.16, 0.38, 0.74), _edge(half - np.abs(u - x)) * _edge(v - 0.26))  # walls
+    image = _mix(image, (0.66, 0.24, 0.20), _triangle(u, v, x, 0.03, 0.27, half + 0.08))  # roof
     for s in (-0.25, 0.25):  # windows
-        image = _over(
+        image = _mix(
             image, (0.97, 0.95, 0.84), _edge(0.065 - np.abs(u - x - s)) * _edge(0.075 - np.abs(v - 0.39))
         )
     return _floor(image, _mix((0.42, 0.68, 0.32), (0.32, 0.56, 0.24), (v - GROUND) * 2.5), v)
@@ -184,11 +170,9 @@ def sunflowers(u, v, rng):
     )
     for x in (0.08, 0.24, 0.78, 0.92):
         x, y = x + rng.uniform(-0.02, 0.02), (0.4 if x in (0.08, 0.78) else 0.54) + rng.uniform(-0.03, 0.03)
-        image = _over(image, (0.16, 0.42, 0.12), _edge(0.014 - np.abs(u - x)) * (v > y) * (v < y + 0.3))
+        image = _mix(image, (0.16, 0.42, 0.12), _edge(0.014 - np.abs(u - x)) * (v > y) * (v < y + 0.3))
         r = np.hypot(u - x, v - y)
-        image = _over(
-            _over(image, (0.99, 0.80, 0.08), _edge(0.088 - r)), (0.40, 0.22, 0.06), _edge(0.042 - r)
-        )
+        image = _mix(_mix(image, (0.99, 0.80, 0.08), _edge(0.088 - r)), (0.40, 0.22, 0.06), _edge(0.042 - r))
     return image
 
 

@@ -161,12 +161,8 @@ def thing_box(scene: Scene, size: int = SIZE) -> Box:
     thing = place_object(scene, size)
     hits = cast(thing.solids, view=thing.view, scale=thing.scale, centre=thing.centre, size=size)
     rows, columns = (np.flatnonzero((hits.solid >= 0).any(axis=axis)) for axis in (1, 0))
-    return (
-        float(columns[0] / size),
-        float(rows[0] / size),
-        float((columns[-1] + 1) / size),
-        float((rows[-1] + 1) / size),
-    )
+    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return float(left / size), float(top / size), float(right / size), float(bottom / size)
 
 
 def shrink(image: np.ndarray) -> Image.Image:

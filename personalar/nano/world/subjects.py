@@ -15,14 +15,7 @@ from personalar.nano.world.album import Picture, draw
 from personalar.nano.world.captions import description, recoloured
 from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.prompt_set import bench_prompts
-from personalar.nano.world.scene import (
-    SIZE,
-    Instance,
-    Scene,
-    sample_instance,
-    sample_scene,
-    thing_box,
-)
+from personalar.nano.world.scene import SIZE, Instance, Scene, sample_instance, sample_scene, thing_box
 
 TRAINING_CONTEXTS = (None, "sunflowers", "floor", "beach", "street")
 VIEWS_PER_PROMPT = 2

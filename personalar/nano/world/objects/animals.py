@@ -25,17 +25,10 @@ def cat(p: Proportions) -> list[Solid]:
         sphere(0, hy - 0.14 * head, 0.12 + r * 0.72, 0.2 * muzzle, 0.14 * muzzle, 0.16, "accent"),  # muzzle
         sphere(0, hy - 0.07 * head, 0.12 + r * 0.72 + 0.14, 0.06, 0.045, 0.05, "dark"),  # nose
     ]
+    # ears
     solids += pair(
         lambda s: tube(
-            s * 0.27 * head,
-            hy + r * 0.82,
-            0.1,
-            0.19,
-            0.26 * ear,
-            "body",
-            (0, 0, -s * 14),
-            0.05,
-            0.1,  # ears
+            s * 0.27 * head, hy + r * 0.82, 0.1, 0.19, 0.26 * ear, "body", (0, 0, -s * 14), 0.05, 0.1
         )
     )
     solids += pair(lambda s: tube(s * 0.2, 0.28, 0.38 * fat, leg, 0.28))  # front legs
@@ -43,17 +36,8 @@ def cat(p: Proportions) -> list[Solid]:
     solids += pair(lambda s: sphere(s * 0.42 * fat, 0.2, 0.1, 0.2, 0.2, 0.34))  # hind legs
     for i in range(6):  # the tail: six spheres on a curve, with an accent at its tip
         t = i / 5
-        solids.append(
-            sphere(
-                0.42 + 0.34 * np.sin(t * 2.2),
-                0.12 + 0.85 * tail * t**1.4,
-                -0.25 - 0.1 * t,
-                0.12,
-                0.15,
-                0.12,
-                "accent" if i == 5 else "body",
-            )
-        )
+        x, y, z = 0.42 + 0.34 * np.sin(t * 2.2), 0.12 + 0.85 * tail * t**1.4, -0.25 - 0.1 * t
+        solids.append(sphere(x, y, z, 0.12, 0.15, 0.12, "accent" if i == 5 else "body"))
     return solids + eyes(0.19 * head, hy + 0.06, 0.12 + r * 0.68, 0.105)
 
 
@@ -71,16 +55,10 @@ def dog(p: Proportions) -> list[Solid]:
         sphere(0, hy - 0.04, z + 0.58 * snout, 0.085, 0.07, 0.07, "dark"),  # nose
         tube(0, y + 0.3, -0.8 * long, 0.1, 0.32 * tail, "body", (-35, 0, 0), 0.5),  # tail
     ]
+    # ears
     solids += pair(
         lambda s: sphere(
-            s * r * 0.95,
-            hy - 0.08 * ear,
-            z - 0.05,
-            0.11,
-            0.34 * ear,
-            0.2,
-            "accent",
-            (0, 0, s * 12),  # ears
+            s * r * 0.95, hy - 0.08 * ear, z - 0.05, 0.11, 0.34 * ear, 0.2, "accent", (0, 0, s * 12)
         )
     )
     for zz in (0.42 * long, -0.48 * long):
@@ -101,12 +79,13 @@ def bear(p: Proportions) -> list[Solid]:
         sphere(0, 1.37, 0.05 + r * 0.75 + 0.17, 0.09, 0.065, 0.05, "dark"),  # nose
     ]
     solids += pair(lambda s: sphere(s * r * 0.78, 1.42 + r * 0.7, 0, 0.2 * ear, 0.2 * ear, 0.12))  # ears
+    # inner ears
     solids += pair(
-        # inner ears
         lambda s: sphere(s * r * 0.78, 1.42 + r * 0.7, 0.08, 0.11 * ear, 0.11 * ear, 0.08, "accent")
     )
+    # arms
     solids += pair(
-        lambda s: sphere(s * 0.6 * fat, 0.72, 0.12, 0.17, 0.36 * arm, 0.18, "body", (-20, 0, s * 32))  # arms
+        lambda s: sphere(s * 0.6 * fat, 0.72, 0.12, 0.17, 0.36 * arm, 0.18, "body", (-20, 0, s * 32))
     )
     solids += pair(lambda s: sphere(s * 0.36 * fat, 0.2, 0.42, 0.21, 0.2, 0.38))  # legs
     # soles
@@ -125,8 +104,8 @@ def duck(p: Proportions) -> list[Solid]:
         sphere(0, hy - 0.1, hz + r + 0.12 * bill, 0.24, 0.08, 0.26 * bill, "orange"),  # bill
         sphere(0, 0.78, -0.72, 0.22, 0.14, 0.34 * tail, "body", (35, 0, 0)),  # tail
     ]
+    # wings
     solids += pair(
-        # wings
         lambda s: sphere(s * 0.53 * fat, 0.58, -0.12, 0.13, 0.28 * wing, 0.46 * wing, "accent", (-14, 0, 0))
     )
     return solids + eyes(0.2 * head, hy + 0.1, hz + r * 0.76, 0.1)

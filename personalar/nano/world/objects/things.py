@@ -26,13 +26,9 @@ def robot(p: Proportions) -> list[Solid]:
         sphere(0, hy + 0.3 * head + 0.27 * antenna, 0, 0.1, 0.1, 0.1, "accent"),
         box(0, hy - 0.14 * head, 0.3 * head, 0.2 * head, 0.04, 0.03, "dark"),  # mouth
     ]
-    solids += pair(
-        lambda s: tube(s * (0.48 * wide + 0.14), base + half + 0.05, 0, 0.12, 0.34 * arm, "accent")  # arms
-    )
-    solids += pair(
-        # hands
-        lambda s: sphere(s * (0.48 * wide + 0.14), base + half - 0.34 * arm, 0, 0.15, 0.15, 0.15, "grey")
-    )
+    x, y = 0.48 * wide + 0.14, base + half
+    solids += pair(lambda s: tube(s * x, y + 0.05, 0, 0.12, 0.34 * arm, "accent"))  # arms
+    solids += pair(lambda s: sphere(s * x, y - 0.34 * arm, 0, 0.15, 0.15, 0.15, "grey"))  # hands
     solids += pair(lambda s: box(s * 0.24 * wide, leg, 0, 0.15, leg, 0.17, "grey"))  # legs
     solids += pair(lambda s: box(s * 0.24 * wide, 0.08, 0.08, 0.2, 0.08, 0.28, "accent"))  # feet
     return solids + eyes(0.18 * head, hy + 0.08 * head, 0.3 * head, 0.11)
@@ -51,27 +47,14 @@ def teapot(p: Proportions) -> list[Solid]:
     ]
     for i in range(9):  # the handle: nine spheres on a half circle
         a = np.pi * (0.5 + i / 8)
-        solids.append(
-            sphere(
-                -0.66 * wide + 0.42 * ring * np.cos(a),
-                y + 0.04 + 0.42 * ring * np.sin(a),
-                0,
-                0.11,
-                0.11,
-                0.11,
-                "accent",
-            )
-        )
+        x, up = -0.66 * wide + 0.42 * ring * np.cos(a), y + 0.04 + 0.42 * ring * np.sin(a)
+        solids.append(sphere(x, up, 0, 0.11, 0.11, 0.11, "accent"))
     return solids
 
 
 def vase(p: Proportions) -> list[Solid]:
-    belly, neck, lip, foot = (
-        0.56 * (1 + 0.25 * p[0]),
-        0.24 * (1 + 0.35 * p[1]),
-        1 + 0.35 * p[2],
-        0.34 * (1 + 0.25 * p[3]),
-    )
+    belly, neck = 0.56 * (1 + 0.25 * p[0]), 0.24 * (1 + 0.35 * p[1])
+    lip, foot = 1 + 0.35 * p[2], 0.34 * (1 + 0.25 * p[3])
     waist, tall = 0.85 + 0.22 * p[4], 1 + 0.12 * p[5]
     base, middle = 0.14, 0.14 + 0.62 * waist
     top = middle + 0.5 * waist
@@ -125,29 +108,14 @@ def clock(p: Proportions) -> list[Solid]:
         box(0.14, y, d + 0.05, 0.16, 0.05, 0.02, "dark"),  # hour hand
         tube(0, y + r + 0.22, 0, 0.07, 0.16 * handle, "dark"),  # handle
     ]
-    solids += pair(
-        lambda s: sphere(
-            # bells
-            s * 0.44,
-            y + r * 0.92,
-            0,
-            0.28 * bell,
-            0.22 * bell,
-            0.28 * bell,
-            "accent",
-            (0, 0, -s * 30),
-        )
-    )
+    b, up = 0.28 * bell, y + r * 0.92
+    solids += pair(lambda s: sphere(s * 0.44, up, 0, b, 0.22 * bell, b, "accent", (0, 0, -s * 30)))  # bells
     return solids + pair(lambda s: tube(s * 0.5, 0.16, 0, 0.1 * feet, 0.2, "accent", (0, 0, s * 30)))  # feet
 
 
 def candle(p: Proportions) -> list[Solid]:
-    thick, tall, plate, stem = (
-        0.34 * (1 + 0.3 * p[0]),
-        0.62 * (1 + 0.22 * p[1]),
-        0.72 * (1 + 0.2 * p[2]),
-        0.08 * (1 + 0.7 * p[3]),
-    )
+    thick, tall = 0.34 * (1 + 0.3 * p[0]), 0.62 * (1 + 0.22 * p[1])
+    plate, stem = 0.72 * (1 + 0.2 * p[2]), 0.08 * (1 + 0.7 * p[3])
     flame, ring = 1 + 0.3 * p[4], 1 + 0.4 * p[5]
     base = 0.14 + 2 * stem
     top = base + 2 * tall
@@ -176,11 +144,9 @@ def car(p: Proportions) -> list[Solid]:
         box(0, y - 0.2, 0, 0.53, 0.07, z * 1.04, "accent"),  # bumpers and sills
     ]
     for zz in (0.58 * long, -0.58 * long):
-        for x, size, depth, colour in (
+        for x, size, wide, colour in (
             (0.48, 0.28, 0.1, "dark"),
             (0.53, 0.14, 0.08, "grey"),
         ):  # tyres and hubs
-            solids += [
-                tube(s * x, 0.27 * wheel, zz, size * wheel, depth, colour, (0, 0, 90)) for s in (-1, 1)
-            ]
+            solids += [tube(s * x, 0.27 * wheel, zz, size * wheel, wide, colour, (0, 0, 90)) for s in (-1, 1)]
     return solids + pair(lambda s: sphere(s * 0.32, y + 0.06, z + 0.12, 0.11, 0.1, 0.1, "flame"))  # lamps
