@@ -180,7 +180,7 @@ def composed(
         cfg = ConfigLoaderImpl(path).load_configuration(config_name or command, words, RunMode.RUN)
     except (HydraException, errors.OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise ValueError(explain(error, command, words)) from error
-    except AssertionError as error:  # of OmegaConf
+    except (AssertionError, AttributeError) as error:  # of OmegaConf
         nested = ", ".join(key for key in map(key_of, words) if "." in key)
         raise ValueError(
             f"a setting below one that is null cannot be set (one of {nested}): leave it out, or choose an "

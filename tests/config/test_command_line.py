@@ -89,6 +89,8 @@ def test_hydras_own_settings_groups_and_sweeps_pass() -> None:
         (["+subject=cat", "seed=wide"], "seed=wide: Value 'wide' .* could not be converted to Integer"),
         (["+subject=cat", "model.hub.revision=abc"],
          r"below one that is null cannot be set \(one of model\.hub\.revision\): .* option of its group"),
+        (["+subject=cat", "model=nano", "model.layout={resolution: 512}"],
+         r"below one that is null cannot be set \(one of model\.layout\)"),
         (["+subject=dreambench"], r"^subject\.noun: \+subject=dreambench needs [^\n]*\+subject=folder$"),
         (["+subject=cat", "seed=0,1"], "(?s)Ambiguous value .*add --multirun"),
         (["+subject=cat", "--config-name", "rnu"], "Cannot find primary config 'rnu'"),

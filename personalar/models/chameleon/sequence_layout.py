@@ -27,7 +27,7 @@ class SequenceLayout(ImageLayout):
         downsample: side in pixels of the square of one image code; divides `config.grid_px`.
 
     Raises:
-        ValueError: `downsample` does not divide `grid_px`.
+        ValueError: `downsample` does not divide `grid_px`, or the vocabulary has no token for a size.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ProtocolConfig, *, downsample: int) -> None:
@@ -44,6 +44,8 @@ class SequenceLayout(ImageLayout):
             sequence_end=[tokenizer.sep],
         )
         self.codes_per_grid = config.grid_px // downsample
+        if not self.flat:
+            tokenizer.size_id(max(map(max, config.sizes)) // config.grid_px)  # fails now and not in sampling
 
     def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids before the image in the unconditional context; the same for every prompt."""

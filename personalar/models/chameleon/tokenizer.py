@@ -66,7 +66,16 @@ class Tokenizer(TextEncoder):
         """Unused ids for identifiers, in order."""
 
     def size_id(self, grids: int) -> int:
-        """Return the size token for a side of `grids` * grid_px pixels."""
+        """Return the size token for a side of `grids` * grid_px pixels.
+
+        Raises:
+            ValueError: the vocabulary has no token for such a side.
+        """
+        if grids > len(self._size_ids):
+            raise ValueError(
+                f"the layout has sides of {grids} x grid_px pixels, but the vocabulary has size tokens only "
+                f"up to {len(self._size_ids)} x grid_px: choose a smaller layout.resolution"
+            )
         return self._size_ids[grids - 1]
 
 

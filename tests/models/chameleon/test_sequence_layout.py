@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest_backend import NUM_CODES, make_tokenizer, parse_image
@@ -95,6 +97,11 @@ def test_masks() -> None:
 def test_a_grid_that_splits_a_code_is_refused() -> None:
     with pytest.raises(ValueError, match="grid_px=16 must be a multiple of 32"):
         SequenceLayout(TOKENIZER, CONFIG, downsample=32)
+
+
+def test_a_size_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sides of 16 x grid_px pixels, .* only up to 8 x grid_px"):
+        SequenceLayout(TOKENIZER, dataclasses.replace(CONFIG, resolution=256), downsample=8)
 
 
 @pytest.mark.parametrize(
