@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -109,13 +109,17 @@ def sample_at_one_strength(
         say: called with each note about a prompt.
     """
     from personalar.generation.provenance import check_layout
+    from personalar.generation.requests import check_prompts
 
     generator = prepare_generator(config, chosen, [drawing.size for drawing in wanted])
     check_layout(config, generator.layout)
     groups: dict[tuple, list[Drawing]] = {}
     for drawing in wanted:
         groups.setdefault(drawing.settings, []).append(drawing)
-    check_groups(generator, groups.values(), say)
+    for group in groups.values():  # all prompts, before the first picture is sampled
+        size = size_of(group[0].size, generator.backend)
+        check_prompts(generator, [drawing.prompt for drawing in group], size=size, say=say)
+        generator.context(group[0].negative_prompt, size)
     files = {drawing: file_of(drawing, config, chosen, generator) for drawing in wanted}
     missing = sum(not file.exists for file in files.values())
     # Before sampling, so that a folder that cannot be written is an error at once.
@@ -125,23 +129,6 @@ def sample_at_one_strength(
             left = {drawing: files[drawing] for drawing in group if not files[drawing].exists}
             draw_group(left, config, generator, advance)
     return files
-
-
-def check_groups(
-    generator: Generator, groups: Iterable[Sequence[Drawing]], say: Callable[[str], None]
-) -> None:
-    """Check all prompts before the first picture is sampled, and call `say` with each note.
-
-    Raises:
-        ValueError: a prompt is too long, or the base takes no negative prompt.
-    """
-    from personalar.generation.requests import check_prompts
-
-    for group in groups:
-        size = size_of(group[0].size, generator.backend)
-        prompts = [drawing.prompt for drawing in group]
-        check_prompts(generator, prompts, size=size, say=say)
-        generator.context(group[0].negative_prompt, size)
 
 
 def file_of(

@@ -45,11 +45,6 @@ class Schedule:
         """Return the number of tokens that a step feeds."""
         return self.starts[step + 1] - self.starts[step]
 
-    def new_cache(self, backend: Backend, *, multiple: int = 1) -> KVCache:
-        """Return a KV cache for this batch, with a capacity that is a multiple of `multiple` slots."""
-        capacity = -(-self.positions.shape[1] // multiple) * multiple
-        return backend.new_cache(self.padded_positions(capacity))
-
     def padded_positions(self, capacity: int) -> Tensor:
         """Return `positions`, padded with empty slots to (R, capacity)."""
         return F.pad(self.positions, (0, capacity - self.positions.shape[1]), value=-1)

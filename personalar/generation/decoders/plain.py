@@ -111,7 +111,8 @@ class Step:
 
     def __init__(self, backend: Backend, schedule: Schedule, sampling: Sampling, *, bucket: int = 1) -> None:
         self.backend, self.sampling = backend, sampling
-        self.cache = schedule.new_cache(backend, multiple=bucket)
+        capacity = -(-schedule.positions.shape[1] // bucket) * bucket
+        self.cache = backend.new_cache(schedule.padded_positions(capacity))
         # Everything below is allocated once: graphs store the addresses.
         batch = len(schedule.rows) // (2 if sampling.guided else 1)
         self.codes = schedule.forced.new_zeros(batch, schedule.num_steps)  # (B, N)
