@@ -20,7 +20,7 @@ from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.generator import Generator, generate_files, have_files
 from personalar.generation.requests import chunks, pick_grid_prompts, requests_for
 from personalar.models.base import PICTURES_AT_ONCE
-from personalar.models.network import memory_shape
+from personalar.models.network import vq
 
 SPECS = (
     PromptSpec(text="a photo of a {}", category="plain"),
@@ -65,8 +65,8 @@ def test_equal_prompts_and_seeds_are_sampled_once(generator, monkeypatch) -> Non
 
 @pytest.mark.parametrize("at_once", [4, 2, 1])
 def test_a_picture_is_the_same_alone_and_in_any_batch(generator, monkeypatch, at_once: int) -> None:
-    one = memory_shape.decode_bytes(generator.backend.vq.config, 1, 32**2)
-    monkeypatch.setattr(memory_shape, "BYTES_AT_ONCE", at_once * one)
+    one = generator.backend.vq.config.decode_bytes(1, 32**2)
+    monkeypatch.setattr(vq, "BYTES_AT_ONCE", at_once * one)
     decode, sizes = generator.backend.vq.decode, set()
     monkeypatch.setattr(generator.backend.vq, "decode", lambda c: sizes.add(len(c)) or decode(c))
     codes = generator.codes(["a cat"] * 6, range(6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -14,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import personalar.training.memory_fit
 from personalar.config.compose import package_path
-from personalar.models.chameleon.model_files import open_folder
+from personalar.config.model_config import ProtocolConfig
+from personalar.models.chameleon.model_files import ChameleonFiles, open_folder
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.dropout import Dropout
 from personalar.models.emu3.one_frame_vq import OneFrameVQConfig
-from personalar.models.network.memory_shape import decode_bytes, images_at_once, shape_of
 from personalar.models.network.vq import VQConfig
 from personalar.training.loss import head_loss
 from personalar.training.memory import (
@@ -158,9 +159,19 @@ def test_nano_fits_and_a_small_limit_picks_more_and_more() -> None:
 HELD = dict.fromkeys(("frozen weights", "trained weights", "gradients", "optimizer states"), 0)
 
 
+class SevenBillion(ChameleonFiles):
+    """Files of a 7B, of which none exists."""
+
+    def numbers(self) -> tuple[TransformerConfig, VQConfig]:
+        return TransformerConfig(), VQConfig()
+
+
+HERE = Path()
+
+
 def seven_billion(*words: str) -> tuple:
     """Return the settings, stages and files of a 7B on a machine with two GPUs."""
-    shape = shape_of(TransformerConfig(), VQConfig(), codes=(32, 32), answer_tokens=1061, images=4)
+    shape = SevenBillion(base=HERE, vq=HERE, tokenizer=HERE, layout=ProtocolConfig()).shape(images=4)
     config = compose_config("+subject=cat", "model=lumina_mgpt_7b_512", "trainer=gpu", *words)
     return config, resolve_stages(config.method, config.model.recipe), Mock(shape=lambda **_: shape)
 
@@ -220,7 +231,7 @@ def test_a_pattern_that_matches_nothing_is_found_before_the_run() -> None:
 def test_what_is_left_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """zero3_offload fits a small device, but needs host memory for the rest."""
     monkeypatch.setattr(personalar.training.memory_fit, "check_devices", lambda trainer: None)
-    shape = shape_of(TransformerConfig(), VQConfig(), codes=(32, 32), answer_tokens=1061, images=4)
+    shape = SevenBillion(base=HERE, vq=HERE, tokenizer=HERE, layout=ProtocolConfig()).shape(images=4)
     files = Mock(shape=lambda images: shape)
 
     def plan(method: str, host: float) -> None:
@@ -249,10 +260,10 @@ def test_what_turning_codes_into_pictures_takes(config: VQConfig, side: int, mos
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         vq = config.build().requires_grad_(False)
         with Allocations(vq) as observed:
-            images = min(4, images_at_once(config, side**2))
+            images = min(4, config.images_at_once(side**2))
             vq.decode(torch.zeros(images, codes, codes, dtype=torch.int64))
     assert observed.peak < most
-    assert decode_bytes(config, 4, side**2) == pytest.approx(observed.peak, rel=0.02)
+    assert config.decode_bytes(4, side**2) == pytest.approx(observed.peak, rel=0.02)
 
 
 def test_sampling_takes_as_many_images_as_fit() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is loaded with the model
 
     from personalar.models.chameleon.backend import ChameleonBackend
     from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
-    from personalar.models.stored_base import BaseShape
+    from personalar.models.network.vq import VQConfig
 
 VQ_CHECKPOINT = "vqgan.ckpt"
 LAYOUT = {"grid_px": int, "resolution": int, "ids": {"*": int}, "known_words": ([str], None)}
@@ -61,15 +61,9 @@ class ChameleonFiles(PublishedFiles):
             return super().files_of(folder)
         return [*super().files_of(folder), checkpoint] if folder == self.base else [checkpoint]
 
-    def shape(self, *, images: int) -> BaseShape:
-        from personalar.models.chameleon.vq_checkpoint import vq_config
-        from personalar.models.network.memory_shape import shape_of
-
-        network, vq = self._numbers(), vq_config(self.vq)
-        side = self.layout.resolution // vq.downsample
+    def answer_tokens(self, side: int) -> int:
         # BOI, EOI and SEP, and in rows two sizes and a NEWLINE per row of codes.
-        answer = side * side + 3 + (side + 2 if self.layout.structure == "rows" else 0)
-        return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
+        return side * side + 3 + (side + 2 if self.layout.structure == "rows" else 0)
 
     def reserved_ids(self) -> Sequence[int]:
         from personalar.models.chameleon.tokenizer import Tokenizer
@@ -104,9 +98,6 @@ class ChameleonFiles(PublishedFiles):
     def network_name(self, stored: str) -> str | None:
         return None if stored.startswith(VQ_PREFIX) else stored
 
-    def build(self) -> ChameleonTransformer:
-        return self._numbers().build()
-
     def tensors(
         self, transformer: ChameleonTransformer, *, dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
@@ -131,10 +122,11 @@ class ChameleonFiles(PublishedFiles):
         vq = load_vq(self.vq, device=device)
         return ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=self.layout)
 
-    def _numbers(self) -> TransformerConfig:
+    def numbers(self) -> tuple[TransformerConfig, VQConfig]:
         from personalar.models.chameleon.transformer import TransformerConfig
+        from personalar.models.chameleon.vq_checkpoint import vq_config
 
-        return read_config(self.base / "config.json", TransformerConfig.from_hf)
+        return read_config(self.base / "config.json", TransformerConfig.from_hf), vq_config(self.vq)
 
 
 def open_folder(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # torch is loaded with the model
     import torch
 
     from personalar.models.emu3.emu3_backend import Emu3Backend
-    from personalar.models.network.language_model import LanguageModel
-    from personalar.models.stored_base import BaseShape
+    from personalar.models.emu3.emu3_weights import Emu3Config
+    from personalar.models.emu3.one_frame_vq import OneFrameVQConfig
 
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
 """BAAI's two files of the text tokenizer: the pieces of words, and the names of the image tokens."""
@@ -38,15 +38,14 @@ class Emu3Files(PublishedFiles):
 
     losses = ("image_tokens", "answer")
 
-    def shape(self, *, images: int) -> BaseShape:
+    def numbers(self) -> tuple[Emu3Config, OneFrameVQConfig]:
         from personalar.models.emu3.emu3_weights import network_numbers, vq_numbers
-        from personalar.models.network.memory_shape import shape_of
 
-        network, vq = network_numbers(self.base), vq_numbers(self.vq)
-        side = self.layout.resolution // vq.downsample
+        return network_numbers(self.base), vq_numbers(self.vq)
+
+    def answer_tokens(self, side: int) -> int:
         # The size is written in digits, each of which is one token.
-        answer = 2 + len(f"{side}*{side}") + side * (side + 1) + 3  # BOI, size, IMG; rows; EOF, EOI, EOS
-        return shape_of(network, vq, codes=(side, side), answer_tokens=answer, images=images)
+        return 2 + len(f"{side}*{side}") + side * (side + 1) + 3  # BOI, size, IMG; rows; EOF, EOI, EOS
 
     def reserved_ids(self) -> Sequence[int]:
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
@@ -61,11 +60,6 @@ class Emu3Files(PublishedFiles):
         from personalar.models.emu3.emu3_weights import network_name
 
         return network_name(stored)
-
-    def build(self) -> LanguageModel:
-        from personalar.models.emu3.emu3_weights import network_numbers
-
-        return network_numbers(self.base).build()
 
     def backend(self, transformer: Any, device: torch.device) -> Emu3Backend:
         from personalar.models.emu3.emu3_backend import Emu3Backend

@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # torch is loaded with the model
     from personalar.models.janus.janus_backend import JanusBackend
     from personalar.models.janus.janus_network import JanusConfig, JanusTransformer
     from personalar.models.network.vq import VQConfig
-    from personalar.models.stored_base import BaseShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +33,23 @@ class JanusFiles(PublishedFiles):
 
     losses = ("image_tokens",)
 
-    def shape(self, *, images: int) -> BaseShape:
-        from personalar.models.network.memory_shape import shape_of
+    def numbers(self) -> tuple[JanusConfig, VQConfig]:
+        from personalar.models.janus.janus_weights import read_numbers
 
-        network, vq = self._numbers()
-        side = self.layout.resolution // vq.downsample
-        # BOI and the codes.
-        return shape_of(network, vq, codes=(side, side), answer_tokens=1 + side * side, images=images)
+        return read_numbers(self.base / "config.json", resolution=self.layout.resolution)
+
+    def answer_tokens(self, side: int) -> int:
+        return 1 + side * side  # BOI and the codes
 
     def reserved_ids(self) -> Sequence[int]:
         from personalar.models.janus.vocabulary import JanusVocabulary
 
-        return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self._numbers()[0].vocab_size)
+        return JanusVocabulary.from_file(self.tokenizer).unnamed_ids(self.numbers()[0].vocab_size)
 
     def network_name(self, stored: str) -> str | None:
         from personalar.models.janus.janus_weights import network_name
 
         return network_name(stored)
-
-    def build(self) -> JanusTransformer:
-        return self._numbers()[0].build()
 
     def tensors(
         self, transformer: JanusTransformer, *, dtype: torch.dtype, device: torch.device
@@ -70,13 +66,8 @@ class JanusFiles(PublishedFiles):
 
         vocabulary = JanusVocabulary.from_file(self.tokenizer)
         vocabulary.check_ids(self.layout.ids)
-        vq = load_vq(self.base, self._numbers()[1], device=device)
+        vq = load_vq(self.base, self.numbers()[1], device=device)
         return JanusBackend(transformer=transformer, vq=vq, vocabulary=vocabulary, layout=self.layout)
-
-    def _numbers(self) -> tuple[JanusConfig, VQConfig]:
-        from personalar.models.janus.janus_weights import read_numbers
-
-        return read_numbers(self.base / "config.json", resolution=self.layout.resolution)
 
 
 def open_folder(

@@ -16,7 +16,6 @@ from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
 from personalar.models.network.cache import CacheWindow, KVCache
 from personalar.models.network.llama import Llama
-from personalar.models.network.memory_shape import decode_bytes, images_at_once
 from personalar.models.network.vq import VQModel
 from personalar.models.sharding import is_sharded
 
@@ -115,13 +114,13 @@ class LlamaBackend(nn.Module):
     def encode_images(self, images: Tensor) -> Tensor:
         pixels = to_model_range(images.to(self.device))
         # In chunks, because the VQ model needs much memory at full resolution.
-        at_once = images_at_once(self.vq.config, images.shape[2] * images.shape[3])
+        at_once = self.vq.config.images_at_once(images.shape[2] * images.shape[3])
         return torch.cat([self.vq.encode(chunk) for chunk in pixels.split(at_once)])
 
     @torch.no_grad()
     def decode_images(self, codes: Tensor) -> Tensor:
         config = self.vq.config
-        at_once = min(PICTURES_AT_ONCE, images_at_once(config, codes[0].numel() * config.downsample**2))
+        at_once = min(PICTURES_AT_ONCE, config.images_at_once(codes[0].numel() * config.downsample**2))
         # All batches have one size: convolutions differ in the last bit between sizes, and conversion to
         # uint8 can make that visible.
         padded = torch.cat((codes, codes[-1:].expand(-len(codes) % at_once, -1, -1)))
@@ -131,7 +130,7 @@ class LlamaBackend(nn.Module):
 
     def decode_bytes(self, images: int, grid: tuple[int, int]) -> int:
         config = self.vq.config
-        return decode_bytes(config, images, grid[0] * grid[1] * config.downsample**2)
+        return config.decode_bytes(images, grid[0] * grid[1] * config.downsample**2)
 
     def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
         return self.protocol.code_shape(*(size or self.square))

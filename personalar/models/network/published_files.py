@@ -17,7 +17,10 @@ from personalar.models.checkpoint_folder import INDEX, OLD_INDEX, read_json, sha
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from personalar.models.network.vq import VQConfig
+    from personalar.models.stored_base import BaseShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +42,13 @@ class PublishedFiles:
     )
 
     def missing(self) -> list[str]:
-        """Return the paths of the missing files."""
         files = [*self._files(), *self.tokenizer_files()]
         return [str(file) for file in files if not file.is_file()]
 
     def weights(self) -> list[Path]:
-        """Return all files with tensors, those of the transformer first."""
         return [file for file in self._files() if file.suffix != ".json"]
 
     def parts(self) -> dict[str, Path]:
-        """Return {part in plain words: its path}."""
         return {"transformer": self.base, "image tokenizer": self.vq, "text tokenizer": self.tokenizer}
 
     def _files(self) -> list[Path]:
@@ -57,6 +57,29 @@ class PublishedFiles:
     def files_of(self, folder: Path) -> list[Path]:
         """Return the config.json and the weight files that `folder` should contain; they may be missing."""
         return [folder / name for name in ("config.json", *shard_names(folder))]
+
+    def shape(self, *, images: int) -> BaseShape:
+        import torch
+
+        from personalar.models.stored_base import BaseShape
+
+        network, vq = self.numbers()
+        side = self.layout.resolution // vq.downsample
+        if side < 1:
+            raise ValueError(
+                f"one code of the image tokenizer covers {vq.downsample} x {vq.downsample} pixels, more than "
+                "an image of this base has: use the tokenizer that belongs to it"
+            )
+        with torch.device("meta"):
+            vq_bytes = sum(parameter.nbytes for parameter in vq.build().parameters())
+        return BaseShape(
+            network=network,
+            codes=side * side,
+            answer_tokens=self.answer_tokens(side),
+            num_codes=vq.num_embeddings,
+            vq_bytes=vq_bytes,
+            decode_bytes=vq.decode_bytes(images, (side * vq.downsample) ** 2),
+        )
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """Return the base, frozen and in evaluation mode; the image tokenizer is in float32.
@@ -70,7 +93,7 @@ class PublishedFiles:
 
         device = torch.device(device)
         with torch.device("meta"):
-            transformer = self.build()
+            transformer = self.numbers()[0].build()
         # Before the weights, so that a wrong tokenizer is an error before 34 GB are read.
         backend = self.backend(transformer, device)
         tensors = self.tensors(transformer, dtype=dtype, device=device)
@@ -126,12 +149,16 @@ class PublishedFiles:
         """Return the transformer's name of a stored tensor; None if it belongs to another part."""
         raise NotImplementedError
 
-    def build(self) -> nn.Module:
-        """Return the transformer without weights, on torch's default device."""
+    def numbers(self) -> tuple[Any, VQConfig]:
+        """Return the sizes of the transformer and of the image tokenizer, without reading tensors."""
+        raise NotImplementedError
+
+    def answer_tokens(self, side: int) -> int:
+        """Return the number of ids of a picture of `side` x `side` codes in a training example."""
         raise NotImplementedError
 
     def tensors(self, transformer: Any, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Return the tensors of the `transformer` that `build` returned, by name."""
+        """Return the tensors of `transformer`, which has no weights yet, by name."""
         from personalar.models.tensor_files import read_tensors
 
         return dict(read_tensors(self.base, self.network_name))

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from personalar.config.fields import limits
 
+BYTES_AT_ONCE = 2 * 10**9
+"""Memory for the images that the VQ model processes together: four of 512x512 with Chameleon's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
@@ -70,6 +73,18 @@ class VQConfig:
     def channels(self) -> tuple[int, ...]:
         """Channels per level, from full resolution to the lowest."""
         return tuple(self.base_channels * m for m in self.channel_multiplier)
+
+    def images_at_once(self, pixels: int) -> int:
+        """Return the number of images of `pixels` pixels each that the VQ model processes together."""
+        return max(1, BYTES_AT_ONCE // self._maps_bytes(pixels))
+
+    def decode_bytes(self, images: int, pixels: int) -> int:
+        """Estimate the bytes for decoding images, without weights and workspaces of libraries."""
+        return min(images, self.images_at_once(pixels)) * self._maps_bytes(pixels)
+
+    def _maps_bytes(self, pixels: int) -> int:
+        # In float32. Folding patches reduces the number of positions at full resolution.
+        return self.decode_maps * 4 * self.channels[0] * pixels // self.patch_size**2
 
     def build(self) -> VQModel:
         """Return an image tokenizer of this shape, on torch's default device."""

@@ -42,7 +42,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], None]) -> Non
 def test_chunked_vq_equals_whole(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = tiny_backend.encode_images(images(3))
     decoded = tiny_backend.decode_images(codes)
-    monkeypatch.setattr("personalar.models.network.memory_shape.BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("personalar.models.network.vq.BYTES_AT_ONCE", 1)
     assert torch.equal(tiny_backend.encode_images(images(3)), codes)
     torch.testing.assert_close(tiny_backend.decode_images(codes), decoded)
 
@@ -101,11 +101,8 @@ def test_wrong_tensors_are_all_named(folder: Path) -> None:
 
 def test_missing_files_are_named(folder: Path) -> None:
     """Each of them; the later ones are asked for first."""
-    weights, sizes = (
-        ["base/model.safetensors", "vq/model.safetensors"],
-        ["vq/config.json", "base/config.json"],
-    )
-    for file in [*weights, sizes[0], "base/tokenizer.json", sizes[1], "protocol.json"]:
+    weights = ["base/model.safetensors", "vq/model.safetensors"]
+    for file in [*weights, "base/tokenizer.json", "vq/config.json", "base/config.json", "protocol.json"]:
         (folder / file).unlink()
         with pytest.raises(FileNotFoundError, match=file):
             load_backend(folder)
