@@ -161,8 +161,6 @@ def test_lightnings_own_messages_are_told(do_run: DoRun, tmp_path: Path, name: s
         do_run(tmp_path, "stage=embedding", "scorer=none", "samples.grid_every_steps=1", chosen)
 
 
-
-
 def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, finished_run: Path, tmp_path: Path) -> None:
     import inspect
 
@@ -174,18 +172,9 @@ def test_arguments_of_the_trainer_keep_their_names(do_run: DoRun, finished_run: 
     ours = set(LightningArguments.__dataclass_fields__) | {"accelerator", "devices", "num_nodes", "strategy"}
     elsewhere = {key.removeprefix("trainer.") for key in SET_ELSEWHERE}
     fixed = {"use_distributed_sampler", "limit_test_batches", "limit_predict_batches"}
-<<<<<<< HEAD
     # Without an effect here: no batch norm, one endless epoch, and no validation outside of `fit`.
     fixed |= {"sync_batchnorm", "reload_dataloaders_every_n_epochs", "inference_mode"}
     assert sorted([*ours, *elsewhere, *fixed]) == sorted(inspect.signature(lightning.Trainer).parameters)
-    do_run(
-        tmp_path / "half", "stage=embedding", *LOOK, "trainer.precision=bf16-mixed", "trainer.profiler=simple"
-    )
-    do_run(tmp_path / "full", "stage=embedding", *LOOK)
-    rows = [Concept.load(tmp_path / name / "concept").rows for name in ("half", "full")]
-=======
-    assert ours | elsewhere | fixed == set(inspect.signature(lightning.Trainer).parameters)
     do_run(tmp_path, "stage=embedding", *LOOK, "trainer.precision=bf16-mixed", "trainer.profiler=simple")
     rows = [Concept.load(run / "stages/embedding/concept").rows for run in (tmp_path, finished_run)]
->>>>>>> 8f09777 (Tests: shared runs for step selection, two processes and photos; what others test as well is gone)
     assert not torch.equal(*rows) and torch.allclose(*rows, atol=0.05)
