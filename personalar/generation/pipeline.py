@@ -117,7 +117,8 @@ def prepare_generator(
     if config.trainer.torch_device == "cpu":
         check_memory(sum(file.stat().st_size for file in files.weights()))
     parts[0].concept.check_base(name=config.model.name, fingerprint=base_fingerprint(files.weights()))
-    parts[0].concept.check_layout(asdict(files.layout))
+    for part in parts:
+        part.concept.check_layout(asdict(files.layout))
     dtype = getattr(torch, config.model.dtype)
     backend = files.load(dtype=dtype, device=config.trainer.torch_device)
     return Generator(

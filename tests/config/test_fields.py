@@ -186,7 +186,7 @@ def test_a_word_that_is_not_known(knob: str) -> None:
         ),
         (["trainer.precision=64"], "precision=64 would convert"),
         (["+optimizer.lr=0.5"], r"optimizer\.lr has no effect: set model\.recipe\.stages\.NAME\.lr"),
-        (["trainer=ddp", "trainer.devices=16"], "16 processes cannot divide batch="),
+        (["trainer.strategy=ddp", "trainer.devices=16"], "16 processes cannot divide batch="),
         (["trainer.strategy=zero3", "model.dtype=float16"], "float16 cannot be used with .*=zero3; allowed"),
         (["scorer.dino=null"], r"scorer\.dino=None: the two are used together: set both, or neither"),
         (["selection.scorer.clip=x"], r"scorer\.clip=x .* are used together"),

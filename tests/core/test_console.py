@@ -105,7 +105,7 @@ def test_a_failure_inside_ends_both_bars() -> None:
     assert " in " not in stream.getvalue()  # nothing is said to be done
     with reporter.phase("scores", 1, "images"):
         pass
-    assert "scores: 0 images in 0.0 s" in stream.getvalue()
+    assert "scores: 0 images in " in stream.getvalue()
 
 
 @pytest.mark.parametrize(("terminal", "lines"), [(False, 3), (True, 0)])

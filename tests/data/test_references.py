@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest_run import compose_config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -133,7 +134,7 @@ def test_photos_that_lose_nothing_are_not_shown_twice(tmp_path: Path) -> None:
 
 def test_other_photos_replace_those_of_a_refused_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    session = SimpleNamespace(folder=folder, settings={}, base={"fingerprint": "b"})
+    session = SimpleNamespace(folder=folder, config=compose_config("+subject=cat"), base={"fingerprint": "b"})
     for photos in ([gradient(64, 64), gradient(96, 96)], [noise(80, 80)], [noise(80, 80)]):
         session.subject = SimpleNamespace(fingerprint=image_fingerprint(photos))
         record_settings(session)

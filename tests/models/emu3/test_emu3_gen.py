@@ -244,9 +244,10 @@ def test_an_adapter_is_loaded_by_peft_on_transformers_class(emu3_files: Any, tmp
     for parameter in inject_lora(ours.transformer, rank=2, generator=seeded()).values():
         parameter.copy_(torch.randn(parameter.shape, generator=seeded()))
     exported = to_transformers(lora_files(ours.transformer), stack=PEFT_BASE.stack)
+    (tmp_path / "lora").mkdir()
     for name, data in exported.items():
         (tmp_path / name).write_bytes(data)
-    model = PeftModel.from_pretrained(copy.deepcopy(emu3_model()), tmp_path)
+    model = PeftModel.from_pretrained(copy.deepcopy(emu3_model()), tmp_path / "lora")
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     assert len(adapted) == 3 * 2 and all(".text_model.layers." in name for name in adapted)
     ids = torch.tensor([ours.prompt_ids(TEXTS[1])])
