@@ -162,10 +162,13 @@ class Concept:
         )
 
     def check_layout(self, layout: Mapping[str, Any]) -> None:
-        """Raise ValueError if the concept was learned with other settings `model.layout`."""
+        """Raise ValueError if prompts are written otherwise than those that the concept was learned with.
+
+        Args:
+            layout: the settings `model.layout`. Sizes and guidance may differ from those in training.
+        """
         before = (self.config.get("model") or {}).get("layout") or {}
-        # Known words only decide about notes. Concepts of other versions have other settings.
-        names = sorted((before.keys() & layout.keys()) - {"known_words"})
+        names = [name for name in ("structure", "grid_px", "prompt_template") if name in before]
         if changed := [name for name in names if before[name] != layout[name]]:
             wanted = ", ".join(f"model.layout.{name}={before[name]!r}" for name in changed)
             raise ValueError(

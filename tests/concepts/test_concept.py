@@ -41,14 +41,12 @@ def test_round_trip_and_same_bytes_twice(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_another_layout_is_refused() -> None:
-    layout = {"prompt_template": "Draw: {prompt}", "resolution": 384, "known_words": ["cat"], "gone": 1}
+def test_prompts_written_otherwise_are_refused() -> None:
+    layout = {"prompt_template": "Draw: {prompt}", "grid_px": 16, "negative_prompt": "", "gone": 1}
     concept = make(config={"model": {"layout": layout}})
-    concept.check_layout(
-        {"prompt_template": "Draw: {prompt}", "resolution": 384, "known_words": [], "new": 2}
-    )
-    with pytest.raises(ValueError, match=r"with model\.layout\.resolution=384, but .* 512: give the same"):
-        concept.check_layout({"prompt_template": "Draw: {prompt}", "resolution": 512})
+    concept.check_layout(layout | {"negative_prompt": "ugly", "resolution": 512})  # a choice of sampling
+    with pytest.raises(ValueError, match=r"with model\.layout\.grid_px=16, but .* 32: give the same"):
+        concept.check_layout(layout | {"grid_px": 32})
 
 
 def test_saving_again_leaves_no_stale_weights(tmp_path: Path) -> None:

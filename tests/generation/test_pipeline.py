@@ -14,6 +14,7 @@ from PIL import Image
 
 import personalar
 import personalar.sample
+from personalar.concepts.concept import Concept
 from personalar.core.png import read_png_metadata
 from personalar.generation.pipeline import Pipeline, sample_settings
 
@@ -51,6 +52,18 @@ def test_pictures_are_those_of_the_command(
             if (facts := read_png_metadata(path))["prompt"] == prompt and facts["seed"] == str(seed)
         )
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(picture))
+
+
+def test_what_would_be_read_otherwise_is_refused(
+    cat: Pipeline, finished_run: Path, base: list[str], tmp_path: Path
+) -> None:
+    concept = Concept.load(finished_run / "concept")
+    layout = {"layout": {"prompt_template": "Draw: {prompt}"}}
+    replace(concept, config=concept.config | {"model": concept.config["model"] | layout}).save(tmp_path)
+    with pytest.raises(ValueError, match=r"was learned with model\.layout\.prompt_template='Draw: "):
+        personalar.load(tmp_path, *base)
+    with pytest.raises(ValueError, match="could be any of the concepts"):
+        Pipeline(cat.generator, ["[a]", "[b]"]).images(["an [a] cat"], [0], negative_prompt="a [V] cat")
 
 
 def test_a_grid_is_written_beside_its_pictures(finished_run: Path, base: list[str], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,8 +25,10 @@ from test_checkpoint import ended
 from test_cli import mistake
 from test_personalize import contents, same_result
 
+import personalar
 import personalar.training.module
 from personalar.core.errors import user_errors, user_message
+from personalar.generation import sample_files
 from personalar.training.checkpoint import AtomicCheckpointIO, refusal_named
 
 __all__ = ["mistake"]
@@ -168,6 +171,18 @@ def test_a_run_folder_that_cannot_be_written(
     assert said.startswith("personalar.run: ") and len(said.strip().splitlines()) == 1
     assert ("Read-only file system" if what == "read-only" else str(where)) in said, said
     assert what == "read-only" or (tmp_path / "there").read_text() == "mine"
+
+
+def test_pictures_that_cannot_be_written_are_not_sampled(
+    finished_run: Path, tiny_model_dir: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (small_disk / "out").mkdir()
+    remount(small_disk, "ro")
+    monkeypatch.setattr(sample_files, "draw_group", Mock(side_effect=AssertionError))
+    with pytest.raises(OSError, match="Read-only file system"):
+        personalar.sample_files(
+            finished_run, ["a [V] cat"], [0], f"model.path={tiny_model_dir}", f"out={small_disk / 'out'}"
+        )
 
 
 def test_a_folder_that_becomes_read_only(do_run, finished_run: Path, small_disk: Path, in_pass) -> None:
