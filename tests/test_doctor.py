@@ -86,7 +86,7 @@ def test_photos_are_looked_at_without_a_model(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         diagnose(settings(f"subject.path={tmp_path / 'none'}"))
     assert "does not exist: give a folder with pictures of one thing" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"subject\.noun=dog is read with photos alone: set subject"):
+    with pytest.raises(ValueError, match=r"subject\.noun=dog has no effect without photos: set subject"):
         settings("subject.noun=dog")
 
 
