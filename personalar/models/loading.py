@@ -177,10 +177,16 @@ def statement(config: ModelConfig, parts: list[Part]) -> str:
             f"  {PARTS[key]}: {', '.join(hub.files)}",
             f"    from {page(hub)} (revision {hub.revision}), about {hub.gigabytes:g} GB",
             f"    licence to accept there: {hub.licence}",
+            f"    to download it beforehand: {_download_command(hub)}",
         ]
     free = free_bytes(cache_folder()) / 1e9
     lines.append(f"  they are stored in {cache_folder()} (HF_HOME changes it), with {free:.1f} GB free")
     return "\n".join(lines)
+
+
+def _download_command(hub: HubFiles) -> str:
+    wanted = [word for name in hub.files for word in ("--include", name)]
+    return shlex.join(["hf", "download", hub.repo, *wanted, "--revision", hub.revision])
 
 
 def page(hub: HubFiles) -> str:

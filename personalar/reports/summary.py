@@ -1,6 +1,6 @@
 """Write `summary.json`, the results of a run, from the files in its folder; no model is loaded.
 
-docs/evaluation.md documents the files, including `run.json` and `summary.json`.
+docs/run_folder.md documents the files, including `run.json` and `summary.json`.
 """
 
 from __future__ import annotations

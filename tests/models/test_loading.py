@@ -67,6 +67,8 @@ def test_missing_files_are_described_before_anything(tmp_path: Path, monkeypatch
         "image tokenizer: original_tokenizers/vqgan.ckpt\n",
         "https://huggingface.co/Alpha-VLLM/Chameleon_7B_mGPT",
         "licence to accept there: Chameleon Research License",
+        "hf download Alpha-VLLM/Chameleon_7B_mGPT --include original_tokenizers/vqgan.ckpt --revision main",
+        " --include '*.safetensors' --include ",
         f"they are stored in {tmp_path / 'hub'} (HF_HOME changes it), with ",
         " GB free",
         "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it; or set model.path=DIR",

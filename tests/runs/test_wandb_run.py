@@ -300,8 +300,8 @@ def test_the_words_of_a_sweep_agent_are_settings() -> None:
     """The arguments that W&B makes from the line in the guide."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    guide = (Path(__file__).parents[2] / "docs" / "sweeps_and_wandb.md").read_text(encoding="utf-8")
-    line = yaml.safe_load(re.findall(r"```yaml\n(command:.*?)```", guide, re.DOTALL)[0])["command"]
+    guide = (Path(__file__).parents[2] / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    line = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[0])["command"]
     assert line[:3] == ["python", "-m", "personalar.run"] and line[-1] == "${args_no_hyphens}"
     values = {"decoder.cfg_scale": {"value": 3.5}, "seed": {"value": 2}, "stage": {"value": "embedding"}}
     words = create_sweep_command_args({"args": values})["args_no_hyphens"]
