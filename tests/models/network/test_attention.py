@@ -1,7 +1,8 @@
-"""Separate groups of tokens against a mask written by hand."""
+"""Separate groups of tokens against a mask written by hand, and one query in bfloat16 against float32."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from personalar.models.network.attention import attend, separated
@@ -49,3 +50,19 @@ def test_attention_with_the_mask_is_that_of_each_concept_alone() -> None:
     for places in ([0, 2], [1, 3]):
         alone = attend(*(part[:, :, places] for part in (query, key, value)), None)
         torch.testing.assert_close(found[:, :, places], alone)
+
+
+@pytest.mark.parametrize("keys", [1, 5])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_one_query_in_bfloat16_is_that_of_float32(keys: int, heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, heads, 1, 8, generator=generator).bfloat16()
+    key, value = torch.randn(2, 3, 2, keys, 8, generator=generator).bfloat16()
+    mask = torch.zeros(3, 1, 1, keys)
+    mask[1, ..., : keys // 2] = _  # padding
+    found = attend(query, key, value, mask.bfloat16())
+    assert found.shape == query.shape and found.dtype == torch.bfloat16
+    expected = attend(query.float(), key.float(), value.float(), mask)
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+    if keys == 1:
+        torch.testing.assert_close(attend(query, key, value, None), found)
