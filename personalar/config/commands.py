@@ -156,7 +156,7 @@ class PhotosConfig:
     def __post_init__(self) -> None:
         if self.noun and self.path is None:
             raise ValueError(
-                f"subject.noun={self.noun} has no effect without photos: set subject.path=DIR, or leave it out"
+                f"subject.noun={self.noun} has no effect without photos: set subject.path=DIR or leave it out"
             )
 
 
