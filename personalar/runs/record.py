@@ -118,10 +118,13 @@ def finish(session: RunContext) -> None:
 
 
 def record_end(session: RunContext) -> None:
-    """Write to run.json that all requested results are complete."""
+    """Write to run.json that all requested results are complete; delete what only training needs."""
     request, folder = request_of(session.config), session.folder
     stages = stage_names(folder.record)
     # Stages of earlier commands are sampled and scored in every run, so they are complete too.
     learned = [name for name in stages if name in request["stages"] or folder.has_concept(name)]
     sync_files(folder.path / "logs")  # loggers do not sync; the entry must not be older than their files
     folder.update(finished={**request, "stages": learned, "pictures": len(own_pictures(folder))})
+    if all(map(folder.has_concept, session.config.method.stages)):
+        # Most of a small run's bytes. More steps for the run compute it again.
+        (folder.path / "cache" / "class_logits.safetensors").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,11 +114,22 @@ def test_context_vectors_are_trained_on_a_frozen_base_and_drawn_with(
     assert drawn[0].tobytes() == Image.open(before).convert("RGB").tobytes()
 
 
-def test_the_base_is_distilled_into_every_weight(do_run: DoRun, tmp_path: Path) -> None:
-    few = ["stage=both", "prior=distill", "model.recipe.stages.full.steps=4", "method=full"]
-    do_run(tmp_path, *LOOK, *few)
-    concept = Concept.load(tmp_path / "concept")
-    assert concept.weights and (tmp_path / "cache" / "class_logits.safetensors").is_file()
+def test_the_base_is_distilled_into_every_weight(
+    do_run: DoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits of the base are kept until all stages are finished; more steps compute them again."""
+    logits, few = "cache/class_logits.safetensors", ["stage=both", "prior=distill", "method=full"]
+    few.append("model.recipe.stages.full.schedule=constant")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("personalar.runs.personalize.finish", Mock(side_effect=KeyboardInterrupt))
+        do_run(tmp_path / "a", *LOOK, *few)
+    assert (tmp_path / "a" / logits).is_file()
+    do_run(tmp_path / "a", *LOOK, *few)
+    assert not (tmp_path / "a" / logits).exists()
+    for name in ("a", "b"):
+        do_run(tmp_path / name, *LOOK, *few, "model.recipe.stages.full.steps=6")
+    a, b = (Concept.load(tmp_path / name / "concept") for name in ("a", "b"))
+    assert a.weights and all(torch.equal(weight, b.weights[name]) for name, weight in a.weights.items())
 
 
 def test_a_method_of_three_stages_by_names_of_ones_own(do_run: DoRun, tmp_path: Path) -> None:
