@@ -14,7 +14,7 @@ from pathlib import Path
 from personalar.config.command_line import start
 from personalar.config.commands import DoctorConfig
 from personalar.config.model_config import PARTS, ModelConfig
-from personalar.config.trainer_config import TrainerConfig
+from personalar.config.trainer_config import TrainerConfig, check_devices
 from personalar.core.process import available_cores, check_memory, host_bytes, limit_note, package_versions
 from personalar.models import loading
 
@@ -22,8 +22,6 @@ from personalar.models import loading
 def devices(trainer: TrainerConfig, model: ModelConfig) -> Iterator[str]:
     """Yield cores, memory and GPUs. Raises ValueError if `trainer` needs more."""
     import torch
-
-    from personalar.training.memory_fit import check_devices
 
     yield f"cpu: {available_cores()} cores, {host_bytes() / 1e9:.0f} GB of memory"
     if note := limit_note():

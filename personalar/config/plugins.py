@@ -30,7 +30,7 @@ def check_classes(config: RunConfig) -> None:
     for key, settings in named.items():
         check_names_class(key, settings)
         target = settings["_target_"]
-        if target.startswith("bitsandbytes."):  # `memory_fit.check_libraries` says how to install it
+        if target.startswith("bitsandbytes."):  # `memory_fit.check_machine` says how to install it
             continue
         try:
             found = resolve_name(target)

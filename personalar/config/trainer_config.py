@@ -101,6 +101,19 @@ def _sees_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def check_devices(trainer: TrainerConfig) -> None:
+    """Raise ValueError if this machine does not have the GPUs that `trainer` needs."""
+    if trainer.accelerator != "gpu":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found == 0:
+        raise ValueError(f"trainer={trainer.name} needs a GPU, and torch finds none: choose trainer=cpu")
+    if trainer.devices > found:
+        raise ValueError(f"trainer.devices={trainer.devices} is out of range; allowed: 1 to {found} here")
+
+
 @dataclass(kw_only=True)
 class MemoryConfig:
     """How training is fitted into memory; results differ by rounding only."""

@@ -19,6 +19,7 @@ from personalar.config.compose import composed, read_config
 from personalar.config.fields import check_seeds
 from personalar.config.model_config import ProtocolConfig
 from personalar.config.plugins import build
+from personalar.config.trainer_config import check_devices
 from personalar.core.image_sizes import Size, read_size
 from personalar.data.prompts import normalized
 from personalar.generation.chosen_concepts import (
@@ -92,11 +93,13 @@ def prepare_generator(
 
     Raises:
         FileNotFoundError: a file of the base or the concept is missing.
-        ValueError: a file is damaged, a concept was learned on another base, or two cannot be combined.
+        ValueError: a file is damaged, a concept was learned on another base, two cannot be combined, or
+            there is no GPU although `config` chooses one.
     """
     from personalar.core.process import check_memory, prepare_torch
 
     check_memory()  # before torch is imported, which itself needs memory
+    check_devices(config.trainer)
     prepare_torch(config.trainer.threads)
     import torch
 

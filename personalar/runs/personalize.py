@@ -129,11 +129,15 @@ def read_inputs(config: RunConfig) -> tuple[Subject, ModelFiles]:
 
     `config.model` is changed to the exact commits of the files, so that run.json records them.
     """
-    # The download of 14 GB comes last, so that a bad photo is reported before.
+    # The download of 14 GB comes last, so that a bad photo or a missing GPU is reported before.
     found = offline_model(config.model)
     layout = found.layout if found else config.model.layout
     subject = load_subject(config.subject, layout.sizes if layout else None)
     check_classes(config)
+    if found is None:  # otherwise `preflight` does it
+        from personalar.training.memory_fit import check_machine
+
+        check_machine(config)
     files = found or obtain_model(config.model, say=print)
     config.model = pin(config.model)
     return subject, files
@@ -156,8 +160,7 @@ def claim_folder(
 
     check_started_alone(config)
     photos = f"{len(subject.images)} photo{'s' if len(subject.images) > 1 else ''}"
-    if subject.proxies:
-        photos += f" and {len(subject.proxies)} proxies"
+    photos += f" and {len(subject.proxies)} proxies" if subject.proxies else ""
     where = f"on the {config.trainer.accelerator.upper()}, in {folder.path}"
     print(f"{subject.name}: {photos}, learned on {config.model.name} {where}")
     # After the line above, so that the user sees which folder an error is about.
@@ -291,8 +294,7 @@ def follow(session: RunContext, stages: Stages) -> None:
     from personalar.runs.pictures import grid_requests
     from personalar.training.train import train_stage
 
-    # Decided before the first stage, so that all processes train the same ones: rank zero is slower, and what
-    # it has written later depends on time.
+    # Before the first stage, so that all processes train the same ones: rank zero is slower.
     undone = [stage for stage in stages if not session.folder.has_concept(stage.name)]
     for stage in undone:
         train_stage(session, stage, grid=grid_requests(session, stage.name), base_samples=[])

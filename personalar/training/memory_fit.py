@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from personalar.config.run_config import RunConfig, Stage, TrainerConfig
+from personalar.config.run_config import RunConfig, Stage
+from personalar.config.trainer_config import check_devices
 from personalar.core.process import host_bytes, limit_note
 from personalar.models.base import PICTURES_AT_ONCE
 from personalar.models.stored_base import ModelFiles
@@ -22,17 +23,6 @@ DEVICE_SHARE = 0.95
 """Share of a GPU's memory that a run may use; the CUDA context and fragmentation need the rest."""
 SAMPLING_SHARE = 0.9
 """Share of the device's memory for weights and KV cache in sampling."""
-
-
-def check_devices(trainer: TrainerConfig) -> None:
-    """Raise ValueError if this machine does not have the GPUs that `trainer` needs."""
-    if trainer.accelerator != "gpu":
-        return
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found == 0:
-        raise ValueError(f"trainer={trainer.name} needs a GPU, and torch finds none: choose trainer=cpu")
-    if trainer.devices > found:
-        raise ValueError(f"trainer.devices={trainer.devices} is out of range; allowed: 1 to {found} here")
 
 
 def device_bytes(config: RunConfig) -> int:
@@ -181,8 +171,14 @@ def cheaper(config: RunConfig, stage: Stage, files: ModelFiles, limit: int) -> l
     return found
 
 
-def check_libraries(config: RunConfig) -> None:
-    """Raise ModuleNotFoundError, with the setting, if a library that a setting needs is not installed."""
+def check_machine(config: RunConfig) -> None:
+    """Check that this machine has the GPUs and libraries that the settings need.
+
+    Raises:
+        ValueError: GPUs are missing.
+        ModuleNotFoundError: a library is missing.
+    """
+    check_devices(config.trainer)
     if config.method.base_bits == 4:
         require_bitsandbytes("method.base_bits=4")
     if str(target := config.optimizer.get("_target_")).startswith("bitsandbytes."):
@@ -196,8 +192,7 @@ def preflight(config: RunConfig, stages: Sequence[Stage], files: ModelFiles) -> 
         ValueError: no variant of a stage fits; the message has the items and up to three ways to make it fit.
         ModuleNotFoundError: a library is missing.
     """
-    check_devices(config.trainer)
-    check_libraries(config)
+    check_machine(config)
     limit, chosen = device_bytes(config), {}
     for stage in stages:
         asked = workload(config, stage, files)

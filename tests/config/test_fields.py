@@ -29,6 +29,7 @@ from personalar.config.fields import (
 )
 from personalar.config.model_config import HubFiles, ProtocolConfig
 from personalar.config.run_config import RunConfig
+from personalar.config.trainer_config import check_devices
 from personalar.core.measures import IN_SUMMARY
 
 __all__ = ["mistake"]
@@ -233,8 +234,6 @@ def test_on_the_command_line_it_is_one_answer(
 
 
 def test_a_gpu_that_is_not_there(session) -> None:
-    from personalar.training.memory_fit import check_devices
-
     trainer = dataclasses.replace(session.config.trainer, name="gpu", accelerator="gpu", devices=999,
                                   strategy="ddp")  # fmt: skip
     with pytest.raises(ValueError, match=r"trainer=gpu needs a GPU|trainer\.devices=999 is out of range"):

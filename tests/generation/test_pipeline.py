@@ -157,6 +157,13 @@ def test_a_wrong_concept_is_said(finished_run: Path, tmp_path: Path) -> None:
             call([])
 
 
+def test_a_missing_gpu_is_said_before_a_download(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("personalar.generation.pipeline.obtain_model", pytest.fail)
+    with pytest.raises(ValueError, match="trainer=gpu needs a GPU, and torch finds none: choose trainer=cpu"):
+        personalar.load(finished_run, "trainer=gpu")
+
+
 def test_a_folder_may_have_any_name_and_hydra_may_be_running(tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import weakref
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
@@ -70,6 +71,25 @@ def test_a_run_leaves_what_the_contract_says(finished_run: Path) -> None:
     assert {path.name for path in (finished_run / "grids").glob("*.png")} >= {"base.png", "overview.png"}
     assert list((finished_run / "logs").rglob("metrics.csv"))
     assert len(list((finished_run / "references").glob("*.png"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("trainer=gpu", "trainer=gpu needs a GPU"),
+        ("method=qlora", "method.base_bits=4 needs bitsandbytes"),
+        ("optimizer=adamw8bit", "optimizer._target_=bitsandbytes.* needs bitsandbytes"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_before_a_download(
+    setting: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("personalar.runs.personalize.offline_model", lambda model: None)
+    monkeypatch.setattr("personalar.runs.personalize.obtain_model", pytest.fail)
+    with pytest.raises((ValueError, ModuleNotFoundError), match=told):
+        personalar.personalize("subject=cat", setting, folder=tmp_path)
 
 
 def test_the_progress_of_a_run_without_a_terminal(do_run, tmp_path: Path, capsys, monkeypatch) -> None:
