@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from difflib import get_close_matches
+from pathlib import Path
 
 from personalar import __version__
 
@@ -15,7 +16,11 @@ def main() -> None:
     """Entry point."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
-        print(f"usage: personalar {{{','.join(COMMANDS)}}} ...\n       personalar NAME --help | --version")
+        print("usage: personalar NAME ...\n       personalar NAME --help | --version\n")
+        for command in COMMANDS:
+            # The start of the module's docstring, read as text: importing all modules would take seconds.
+            source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
+            print(f"  {command:10}{source[3:].partition(':')[0]}")
         return
     if name == "--version":
         print(f"personalar {__version__}")

@@ -14,7 +14,11 @@ from personalar.core.errors import user_errors
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m personalar.compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m personalar.compare",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="a run folder, or a folder of runs"
     )

@@ -17,9 +17,13 @@ PASSWORD = "PERSONALAR_WEB_PASSWORD"
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m personalar.web", description=__doc__)
-    parser.add_argument("--port", type=int, default=7860, help="on this machine (127.0.0.1) only; 7860")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs; outputs")
+    parser = argparse.ArgumentParser(
+        prog="python -m personalar.web",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=7860, help="on this machine (127.0.0.1) only")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the runs")
     given = parser.parse_args(arguments)
     password = os.environ.pop(PASSWORD, None) or None  # not for the commands that the page starts
     with user_errors("personalar.web"):

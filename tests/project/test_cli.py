@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -143,7 +144,8 @@ def test_one_command_for_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.
         main()
         return capsys.readouterr().out
 
-    assert all(name in said() for name in COMMANDS)
+    assert "  sample    Sample a learned subject\n" in said()
+    assert all(re.search(rf"^  {name} +[A-Z][^`]{{20,70}}$", said(), re.MULTILINE) for name in COMMANDS)
     assert said("--version") == f"personalar {personalar.__version__}\n"
     with pytest.raises(SystemExit, match=r"'smaple'; did you mean sample\?\nallowed: run, sample"):
         said("smaple")

@@ -38,10 +38,19 @@ def test_help_is_of_the_command_and_says_what_it_needs(
     for field in dataclasses.fields(COMMANDS[name]):
         if field.default == MISSING and not dataclasses.is_dataclass(kinds[field.name]):
             assert f"{field.name}=" in needed, f"{field.name} must be given, and --help does not say so"
+    common = header.partition("Common settings: ")[2].partition("Required")[0]
+    assert bool(common) == (name == "sample") and set(re.findall(r"\b(\w+)[.\w]*=", common)) <= set(kinds)
     groups = re.findall(r"^  ([\w/]+)= +\S", rest, re.MULTILINE)
     assert sorted(groups) == sorted(groups_of(COMMANDS[name]))
     assert name != "run" or "subject=      backpack | bear" in said
     assert len(said.splitlines()) <= 50 and "docs/configuration.md" in said  # one screen
+
+
+@pytest.mark.parametrize(("name", "default"), [("compare", "comparison"), ("web", "7860")])
+def test_help_shows_the_defaults(name: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"personalar.{name}").main(["--help"])
+    assert f"(default: {default})" in capsys.readouterr().out
 
 
 def test_groups_of_commands() -> None:
