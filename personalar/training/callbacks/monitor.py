@@ -93,8 +93,8 @@ class StepWatch(L.Callback):
             self._noted = True
             pl_module.context.reporter.say(
                 f"note: [V] has norm {norm:.3g} at step {step} of stage {pl_module.stage.name}, the base's "
-                f"words {low:.3g} to {high:.3g}; other words of a prompt may be followed less: lower the "
-                "rate, or set model.recipe.identifier.optimizer=direction"
+                f"words {low:.3g} to {high:.3g}; if pictures ignore other words of a prompt, lower the rate "
+                "or set model.recipe.identifier.optimizer=direction"
             )
         return {"watch/v_norm_ratio": norm / mean}
 
