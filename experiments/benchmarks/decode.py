@@ -134,14 +134,13 @@ def contenders(own: dict[str, str], rest: list[str], backend: ChameleonBackend) 
 def measure(contender: Contender, backend: ChameleonBackend, folder: Path, *, turn: int) -> None:
     """Sample, decode and write one batch, and record the times. Seeds differ per turn; -1 is the warm-up."""
     generator, batch = Generator(backend=backend, decoder=contender.draw), contender.batch
-    side = backend.protocol.config.resolution
-    ids = backend.protocol.prompt_ids(PROMPT, side, side)
+    ids = backend.prompt_ids(PROMPT)
     seeds = list(range(max(turn, 0) * batch, (max(turn, 0) + 1) * batch))
     owner = contender.draw.model.model if isinstance(contender.draw, Baseline) else backend
     reset_peak(backend.device)
     started, cpu = now()
     with counted_forwards(owner) as calls, torch.inference_mode():  # as in `personalar.sample`
-        codes = contender.draw(backend, [ids] * batch, backend.protocol.code_shape(side, side), seeds)
+        codes = contender.draw(backend, [ids] * batch, backend.code_shape(), seeds)
     drawn, worked = now()
     for index, picture in enumerate(generator.pictures(codes)):
         save_png(picture, folder / f"{index}.png")
@@ -185,9 +184,8 @@ def summary(
     row: dict[str, Any] = {"decoder": contender.name, "batch": contender.batch}
     if contender.failed:
         return {**row, "failed": contender.failed}
-    side, batch = backend.protocol.config.resolution, contender.batch
-    h, w = backend.protocol.code_shape(side, side)
-    prompt, answer = len(backend.protocol.prompt_ids(PROMPT, side, side)), len(backend.grammar(h, w))
+    batch, (h, w) = contender.batch, backend.code_shape()
+    prompt, answer = len(backend.prompt_ids(PROMPT)), len(backend.grammar(h, w))
     guided = contender.draw.sampling.guided
     read = step_bytes(backend, batch=batch, prompt=prompt, answer=answer, guided=guided)
     seconds = statistics.median(passed for passed, _ in contender.times)

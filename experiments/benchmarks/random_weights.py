@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.network.vq import VQConfig, VQModel
@@ -20,7 +20,7 @@ def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
 def random_backend(
     transformer: TransformerConfig,
     vq: VQConfig,
-    protocol: ProtocolConfig,
+    layout: ProtocolConfig,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -28,9 +28,9 @@ def random_backend(
     """Return a random backend of any shape; the weights are drawn on `device`."""
     tokenizer = Tokenizer(
         build_tokenizer(
-            [protocol.prompt_template],
+            [layout.prompt_template],
             num_codes=vq.num_embeddings,
-            max_grids=max(48, protocol.resolution // protocol.grid_px),
+            max_grids=max(48, layout.resolution // layout.grid_px),
             num_concept_ids=12,
             vocab_size=transformer.vocab_size,
         )
@@ -52,5 +52,5 @@ def random_backend(
         transformer=networks[0][0],  # type: ignore[arg-type]
         vq=networks[1][0],  # type: ignore[arg-type]
         tokenizer=tokenizer,
-        protocol=protocol,
+        layout=layout,
     ).eval()

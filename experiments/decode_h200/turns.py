@@ -28,8 +28,7 @@ DRAWS = 512
 
 def square(backend: ChameleonBackend, batch: int) -> GenerationRequest:
     """Return a request for pictures of the default size."""
-    side = backend.protocol.config.resolution
-    ids, grid = backend.protocol.prompt_ids(PROMPT, side, side), backend.protocol.code_shape(side, side)
+    ids, grid = backend.prompt_ids(PROMPT), backend.code_shape()
     return GenerationRequest(prompts=[ids] * batch, grid=grid, seeds=list(range(batch)))
 
 

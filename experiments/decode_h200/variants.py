@@ -27,11 +27,11 @@ from benchmarks.random_weights import random_backend
 from changes import CHANGES, Changed
 from turns import Contender, Place, compete, square, summary
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.process import prepare_torch
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import Sampling
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.transformer import TransformerConfig
 from personalar.models.network.vq import VQConfig
 

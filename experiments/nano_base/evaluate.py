@@ -189,11 +189,10 @@ def sample_prompts(rng, count: int) -> list[dict]:
 
 def draw(backend, prompts: list[str], seeds: list[int], cfg: float, top_p: float) -> list[Image.Image]:
     decoder = PlainDecoder(cfg_scale=cfg, top_p=top_p)
-    side = backend.protocol.config.resolution
-    grid = backend.protocol.code_shape(side, side)
+    grid = backend.code_shape()
     images = []
     for start in range(0, len(prompts), 24):
-        ids = [backend.protocol.prompt_ids(p, side, side) for p in prompts[start : start + 24]]
+        ids = [backend.prompt_ids(p) for p in prompts[start : start + 24]]
         out = backend.decode_images(decoder(backend, ids, grid, seeds[start : start + 24]))
         images += [Image.fromarray((i * 255).to(torch.uint8).permute(1, 2, 0).numpy()) for i in out]
     return images

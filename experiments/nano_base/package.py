@@ -15,8 +15,8 @@ from train_base import base_config
 from train_vq import load_vq
 from training_pictures import caption_words, identity_vector
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.serialization import save_backend
 from personalar.models.chameleon.tokenizer import Tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer
@@ -51,10 +51,8 @@ def main() -> None:
         embeddings = transformer.model.embed_tokens.weight
         embeddings[ids] = names @ state["identify.weight"].T + state["identify.bias"]
     words = list(caption_words())
-    protocol = ProtocolConfig(grid_px=16, resolution=size, buckets="square", known_words=words)
-    save_backend(
-        ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, protocol=protocol), args.out
-    )
+    layout = ProtocolConfig(grid_px=16, resolution=size, buckets="square", known_words=words)
+    save_backend(ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokens, layout=layout), args.out)
     for which in ("clip", "dino"):
         if (args.scorers / which / "model.safetensors").exists():
             shutil.copytree(args.scorers / which, args.out / which, dirs_exist_ok=True)

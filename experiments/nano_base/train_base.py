@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from train_vq import load_vq
 from training_pictures import IDENTIFIER, SECOND_IDENTIFIER
 
-from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
+from personalar.config.model_config import ProtocolConfig
+from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.network.vq import VQModel
@@ -78,19 +79,17 @@ def encode_all(vq: VQModel, shards: Shards, folder: Path) -> np.ndarray:
 class Sequences:
     """Fixed-length training batches out of codes and captions."""
 
-    def __init__(
-        self, protocol: SequenceLayout, facts: list[dict], codes: np.ndarray, side: int, size: int
-    ) -> None:
-        tokens = protocol.tokenizer
+    def __init__(self, backend: ChameleonBackend, facts: list[dict], codes: np.ndarray) -> None:
+        tokens = backend.tokenizer
         self.names = dict(zip((IDENTIFIER, SECOND_IDENTIFIER), tokens.concept_ids, strict=False))
-        self.codes, self.side, self.tokens = codes, side, tokens
-        self.prompts = [protocol.prompt_ids(f["caption"], size, size, self.names) for f in facts]
+        self.codes, self.tokens = codes, tokens
+        self.prompts = [backend.prompt_ids(f["caption"], None, self.names) for f in facts]
         self.identity = np.zeros((len(facts), 2, IDENTITY_SIZE), np.float32)
         for row, fact in zip(self.identity, facts, strict=True):
             for which, identity in enumerate(fact["identities"]):
                 row[which] = identity or 0
         # Neither the last newline nor EOI is ever an input that matters.
-        grammar = protocol.grammar(side, side)[:-2]
+        grammar = backend.grammar(*backend.code_shape())[:-2]
         self.free = np.array([i for i, forced in enumerate(grammar) if forced is None])
         self.image = np.array([0 if forced is None else forced for forced in grammar])
         self.length = max(map(len, self.prompts)) + len(grammar)
@@ -248,16 +247,13 @@ def prepare(args: argparse.Namespace) -> tuple[Base, Sequences, Sequences]:
         shutil.copy(args.start / "base" / "tokenizer.json", tokenizer)
     captions, codes = [f["caption"] for f in shards.facts], vq.config.num_embeddings
     tokens = make_tokenizer(captions, size, codes, tokenizer)
-    down = vq.config.downsample
-    protocol = SequenceLayout(
-        tokens, ProtocolConfig(grid_px=16, resolution=size, buckets="square"), downsample=down
-    )
-    train, check = (
-        Sequences(protocol, part.facts, encode_all(vq, part, args.out), size // down, size)
-        for part in (shards, heldout)
-    )
     config = base_config(tokens.vocab_size, args.width, args.layers)
     model = Base(config, tokens, vq.quantize.embedding.weight.detach())
+    layout = ProtocolConfig(grid_px=16, resolution=size, buckets="square")
+    backend = ChameleonBackend(transformer=model.transformer, vq=vq, tokenizer=tokens, layout=layout)
+    train, check = (
+        Sequences(backend, part.facts, encode_all(vq, part, args.out)) for part in (shards, heldout)
+    )
     if args.start and not (args.out / "state.pt").exists():
         grow(model, tokens, args.start, heldout, check.codes)
     return model, train, check

@@ -24,7 +24,7 @@ def main(folder: str) -> None:
         )
     )
     backend = init_backend(
-        transformer=shape, vq=vq, tokenizer=tokenizer, protocol=ProtocolConfig(buckets="square"), seed=0
+        transformer=shape, vq=vq, tokenizer=tokenizer, layout=ProtocolConfig(buckets="square"), seed=0
     )
     save_backend(backend, Path(folder), dtype=torch.bfloat16)
 

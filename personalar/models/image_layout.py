@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,14 +19,13 @@ from personalar.models.base import Loss, TrainingSequence
 from personalar.models.text_encoder import TextEncoder
 
 
-@dataclass(kw_only=True)
 class ImageLayout:
-    """Builds sequences for one vocabulary and one image tokenizer; a family overrides some methods."""
+    """The methods of `base.Backend` that build sequences; a family sets the parts and overrides some."""
 
-    encoder: TextEncoder
-    config: ProtocolConfig
+    tokenizer: TextEncoder
+    layout: ProtocolConfig
     downsample: int
-    """Side in pixels of the square of one image code; divides `config.grid_px`."""
+    """Side in pixels of the square of one image code; divides `layout.grid_px`."""
     codes: slice
     """The ids of the image codes."""
     prompt_start: Sequence[int]
@@ -38,81 +36,60 @@ class ImageLayout:
     image_end: Sequence[int] = ()
     sequence_end: Sequence[int] = ()
     """Ids after the image in a training example."""
-    endings: dict[int, int] = field(default_factory=dict)
-    """Id -> id that every prompt with it ends in."""
-    kept_endings: set[int] = field(default_factory=set)
-    """The values of `endings` that also end the unconditional context."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if the sizes do not fit together."""
-        if self.config.grid_px % self.downsample:
-            raise ValueError(
-                f"grid_px={self.config.grid_px} must be a multiple of {self.downsample}, the pixels per code"
-            )
+    endings: dict[int, int]
+    kept_endings: set[int]
 
     def image_prefix(self, h: int, w: int) -> list[int]:
         """Return the ids before the first code of an image of (h, w) codes."""
         raise NotImplementedError
 
-    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        """Return the ids before the image in the unconditional context of guidance for `prompt` (ids)."""
+    def empty_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Return the unconditional context of guidance for `prompt` (ids), without kept endings."""
         raise NotImplementedError
-
-    def negative_prompt(
-        self, text: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
-    ) -> list[int]:
-        """Return the ids before the image in a context of guidance that asks for `text`, to avoid it.
-
-        By default those of a prompt. Arguments as for `prompt_ids`.
-        """
-        return self.prompt_ids(text, width_px, height_px, concept_tokens)
 
     def dropped_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Return the ids that replace `prompt` in prompt dropout; by default the unconditional context."""
-        return self.unconditional_prompt(prompt)
+        return self.empty_prompt(prompt)
 
-    def without_prompt(self, prompt: Sequence[int], *, training: bool = False) -> list[int]:
-        """Return the context without a prompt, followed by the kept endings of `prompt`.
+    def encode_text(self, text: str) -> list[int]:
+        return self.tokenizer.encode_text(text)
 
-        Args:
-            prompt: the ids of the prompt.
-            training: return the context that prompt dropout uses.
-        """
-        kept = [index for index in prompt if index in self.kept_endings]
-        others = [index for index in prompt if index not in self.kept_endings]
-        return [*(self.dropped_prompt if training else self.unconditional_prompt)(others), *kept]
-
-    def code_shape(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return the number of codes (h, w) of an image."""
-        return height_px // self.downsample, width_px // self.downsample
-
-    def grammar(self, h: int, w: int) -> list[int | None]:
-        """Return the fixed id at every position of an image of (h, w) codes, and None for a sampled code."""
-        row = [*[None] * w, *self.row_end]
-        return [*self.image_prefix(h, w), *(row * h), *self.image_end]
+    def text_ids(self, text: str, tokens: Mapping[str, int] | None) -> list[int]:
+        """Return the ids of `text`, in which every name of `tokens` is one id."""
+        # Encoded piece by piece: BPE must not merge across an identifier.
+        pieces = [[p] if isinstance(p, int) else self.encode_text(p) for p in split(text, tokens or {})]
+        return [index for ids in pieces for index in ids]
 
     def prompt_ids(
-        self, prompt: str, width_px: int, height_px: int, concept_tokens: Mapping[str, int] | None = None
+        self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
     ) -> list[int]:
-        """Return the ids before the image.
-
-        Args:
-            prompt: the user's text; names of special tokens in it are plain text.
-            width_px, height_px: size of the image, which some templates contain.
-            concept_tokens: names that are single tokens in this prompt, such as {"[V]": id}.
-        """
-        ids = [*self.prompt_start]
-        for part in split(self.config.prompt_template, self.template_names or {}):
+        (width, height), ids = size or self.layout.square, [*self.prompt_start]
+        # The template is split at its special tokens first, so a prompt with their names stays text.
+        for part in split(self.layout.prompt_template, self.template_names or {}):
             if isinstance(part, int):
                 ids.append(part)
-                continue
-            # The template is split at its special tokens first, so a prompt that contains their names stays
-            # text.
-            text = part.format(width=width_px, height=height_px, prompt=prompt)
-            # Encoded piece by piece: BPE must not merge across an identifier.
-            for piece in split(text, concept_tokens or {}):
-                ids += [piece] if isinstance(piece, int) else self.encoder.encode_text(piece)
+            else:
+                ids += self.text_ids(part.format(width=width, height=height, prompt=prompt), tokens)
         return with_endings([*ids, *self.prompt_end], self.endings)
+
+    def negative_prompt(
+        self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
+    ) -> list[int]:
+        return self.prompt_ids(text, size, tokens)
+
+    def unconditional_prompt(self, prompt: Sequence[int], *, dropped: bool = False) -> list[int]:
+        """Return the context without `prompt` (ids) and its kept endings; `dropped`: that of dropout."""
+        kept = [index for index in prompt if index in self.kept_endings]
+        others = [index for index in prompt if index not in self.kept_endings]
+        return [*(self.dropped_prompt if dropped else self.empty_prompt)(others), *kept]
+
+    def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        width, height = size or self.layout.square
+        return height // self.downsample, width // self.downsample
+
+    def grammar(self, h: int, w: int) -> list[int | None]:
+        row = [*[None] * w, *self.row_end]
+        return [*self.image_prefix(h, w), *(row * h), *self.image_end]
 
     def image_ids(self, codes: Tensor) -> list[int]:
         """Return all ids of an image of `codes` (h, w)."""
@@ -121,33 +98,21 @@ class ImageLayout:
         body = torch.cat((codes.cpu().long() + self.codes.start, ends), dim=1)
         return [*self.image_prefix(*codes.shape), *body.flatten().tolist(), *self.image_end]
 
-    def training_ids(
-        self,
-        prompt: str,
-        codes: Tensor,
-        concept_tokens: Mapping[str, int] | None = None,
-        *,
-        loss: Loss = "image_tokens",
+    def training_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return `prompt`, the image of `codes` (h, w) and the end as an example with the mask of `loss`."""
-        prompt_ids = self._prompt_of(prompt, codes, concept_tokens)
-        return self._masked(prompt_ids, [*self.image_ids(codes), *self.sequence_end], loss)
+        answer = [*self.image_ids(codes), *self.sequence_end]
+        return self._masked(self._prompt_of(prompt, codes, tokens), answer, loss)
 
-    def unconditional_ids(
-        self,
-        prompt: str,
-        codes: Tensor,
-        concept_tokens: Mapping[str, int] | None = None,
-        *,
-        loss: Loss = "image_tokens",
+    def unconditional_sequence(
+        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
     ) -> TrainingSequence:
-        """Return the example of prompt dropout: the image of `codes` (h, w) after `dropped_prompt`."""
-        context = self.without_prompt(self._prompt_of(prompt, codes, concept_tokens), training=True)
+        context = self.unconditional_prompt(self._prompt_of(prompt, codes, tokens), dropped=True)
         return self._masked(context, self.image_ids(codes), loss)
 
-    def _prompt_of(self, prompt: str, codes: Tensor, concept_tokens: Mapping[str, int] | None) -> list[int]:
+    def _prompt_of(self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None) -> list[int]:
         h, w = codes.shape
-        return self.prompt_ids(prompt, w * self.downsample, h * self.downsample, concept_tokens)
+        return self.prompt_ids(prompt, (w * self.downsample, h * self.downsample), tokens)
 
     def _masked(self, prompt_ids: list[int], answer: list[int], loss: Loss) -> TrainingSequence:
         # With "image_tokens" row ends and size tokens have no loss: they are fixed in sampling.

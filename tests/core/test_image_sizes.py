@@ -91,7 +91,8 @@ def test_every_size_of_a_base_is_read_width_first() -> None:
 def test_the_base_is_asked_as_it_was_trained(several: ChameleonBackend, size: tuple[int, int]) -> None:
     """All ids before the first image code are those of a training sequence of that size."""
     learned, (h, w) = identifier(several), (size[1] // 8, size[0] // 8)
-    trained = several.protocol.training_ids(PROMPT, torch.zeros(h, w, dtype=torch.int64), learned.tokens).ids
+    codes = torch.zeros(h, w, dtype=torch.int64)
+    trained = several.training_sequence(PROMPT, codes, learned.tokens, loss="answer").ids
     (prompt,) = encode_prompts(several, [PROMPT], learned, size=size)
     asked = [*prompt, *several.grammar(h, w)]
     assert list(trained[: asked.index(None)]) == asked[: asked.index(None)]

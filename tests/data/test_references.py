@@ -114,7 +114,7 @@ def test_very_many_photos_are_noted(
 
 def test_the_pictures_of_what_a_base_sees(tmp_path: Path, tiny_backend: ChameleonBackend) -> None:
     photos = [gradient(64, 96), gradient(64, 64)]
-    save_references(tmp_path, photos, tiny_backend.protocol.config)
+    save_references(tmp_path, photos, tiny_backend.layout)
     save_redrawn(tmp_path, photos, tiny_backend)
     for index, photo in enumerate(photos):
         whole, cropped, redrawn = (

@@ -132,10 +132,10 @@ def test_photos_of_mixed_shapes_train_together() -> None:
     )
     sequences = [made.sequence(i) for i in range(40)]
     for sequence in sequences:
-        h, w = parse_image(backend.protocol, sequence.ids).shape
+        h, w = parse_image(backend, sequence.ids).shape
         prompt = sequence.ids[: sequence.ids.index(backend.tokenizer.boi)]
         assert f"an image of {8 * w}x{8 * h} according" in decode_text(backend.tokenizer, prompt)
-    assert len({len(parse_image(backend.protocol, s.ids)) for s in sequences}) == 3
+    assert len({len(parse_image(backend, s.ids)) for s in sequences}) == 3
     batch = collate(sequences[:6], pad=1)
     assert batch["loss_mask"].sum() == sum(sum(s.loss_mask) for s in sequences[:6])
 

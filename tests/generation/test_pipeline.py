@@ -105,8 +105,7 @@ def test_a_negative_prompt_has_the_form_that_the_command_gives_it(
 
 
 def test_words_that_the_base_does_not_know_are_noted(cat: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocol = cat.generator.backend.protocol
-    monkeypatch.setattr(protocol, "config", replace(protocol.config, known_words=("a", "cat")))
+    monkeypatch.setattr(cat.generator.backend, "known_words", ("a", "cat"))
     with pytest.warns(UserWarning, match="not trained on: moon"):
         cat.images(["a [V] cat moon"], [0])
 

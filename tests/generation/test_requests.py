@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest_upstream import lumina_backend
+from conftest_upstream import with_layout
 
 from personalar.config.compose import package_path
 from personalar.config.model_config import ProtocolConfig
@@ -19,7 +19,6 @@ from personalar.generation.generator import Generator
 from personalar.generation.requests import check_prompts, encode_prompts, words_note
 from personalar.models.chameleon.backend import ChameleonBackend
 from personalar.models.chameleon.model_files import read_layout
-from personalar.models.chameleon.sequence_layout import SequenceLayout
 from personalar.nano.world.prompt_set import bench_prompts
 from personalar.nano.world.scene import CLASSES
 
@@ -51,7 +50,7 @@ def test_a_base_that_lists_no_words_says_nothing() -> None:
 
 
 def test_the_note_comes_with_the_check_once(tiny_backend, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(tiny_backend.protocol, "config", NANO)
+    monkeypatch.setattr(tiny_backend, "known_words", NANO.known_words)
     model = SimpleNamespace(backend=tiny_backend, identifier=None)
     check_prompts(model, ["a cat on the moon"])
     assert capsys.readouterr().out == "note: this base was not trained on: moon\n"
@@ -68,8 +67,7 @@ def declaring(backend: ChameleonBackend, positions: int, monkeypatch: pytest.Mon
 
 def test_at_1024_px_a_prompt_over_64_tokens_is_noted_and_not_refused() -> None:
     """A square picture has 4164 tokens, more than the 4096 positions that configs of this family declare."""
-    backend = lumina_backend()
-    backend.protocol = SequenceLayout(backend.tokenizer, ProtocolConfig(resolution=1024), downsample=16)
+    backend = with_layout(ProtocolConfig(resolution=1024))
     least = len(encode_prompts(backend, [""], None)[0])
     short, long = "\x01" * (64 - least), "\x01" * (65 - least)
     said: list[str] = []

@@ -34,7 +34,7 @@ SETTINGS = [
 
 def prompts(backend: ChameleonBackend, *texts: str) -> list[list[int]]:
     tokens = {"[V]": backend.tokenizer.concept_ids[0]}
-    return [backend.protocol.prompt_ids(text, 32, 32, tokens) for text in texts]
+    return [backend.prompt_ids(text, None, tokens) for text in texts]
 
 
 TEXTS = ("a red cat in the snow", "a [V] dog", "a blue teapot on the beach in the jungle and on the beach")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import reference_sampler as reference
 import torch
-from conftest_upstream import ANOLE, LUMINA, lumina_backend
+from conftest_upstream import ANOLE, LUMINA, with_layout
 from naive import NaiveDecoder
 from torch import Tensor
 
@@ -16,13 +16,6 @@ from personalar.models.chameleon.backend import ChameleonBackend
 
 VOCABULARY = 9400
 SHAPES = [(64, 64), (96, 32), (32, 128)]
-
-
-def with_layout(layout: ProtocolConfig) -> ChameleonBackend:
-    base = lumina_backend()
-    return ChameleonBackend(
-        transformer=base.transformer, vq=base.vq, tokenizer=base.tokenizer, protocol=layout
-    )
 
 
 def guided_by_size(backend: ChameleonBackend, w: int, h: int) -> reference.Model:
@@ -55,13 +48,13 @@ def guided_by_size(backend: ChameleonBackend, w: int, h: int) -> reference.Model
 )
 def test_codes_equal_the_reference(size: tuple[int, int], settings: dict[str, float]) -> None:
     backend, (w, h) = with_layout(LUMINA), size
-    prompt, shape = backend.protocol.prompt_ids("a red cat", w, h), (h // 16, w // 16)
+    prompt, shape = backend.prompt_ids("a red cat", (w, h)), (h // 16, w // 16)
     decoder = PlainDecoder(
         cfg_scale=settings["scale"], top_k=settings["k"], temperature=settings["temperature"]
     )
     codes = decoder(backend, [prompt], shape, [5])[0]
     answer = reference.sample(guided_by_size(backend, w, h), prompt, seed=5, **settings)
-    assert answer == [*backend.protocol.image_ids(codes), reference.SEP]
+    assert answer == [*backend.image_ids(codes), reference.SEP]
 
 
 class Scripted:
@@ -149,11 +142,11 @@ def test_the_order_is_guidance_then_top_k_then_temperature() -> None:
 def test_the_unconditional_context(layout: ProtocolConfig, before: list[int]) -> None:
     """By hand, from two full passes: what stands before the image in the row without prompt."""
     backend = with_layout(layout)
-    prompt = backend.protocol.prompt_ids("a red cat", 64, 64)
+    prompt = backend.prompt_ids("a red cat", (64, 64))
     decoder = {"cfg_scale": 3.0, "temperature": 0.0}
     codes = PlainDecoder(**decoder)(backend, [prompt], (4, 4), [1])[0]
     assert torch.equal(codes, NaiveDecoder(**decoder)(backend, [prompt], (4, 4), [1])[0])
-    answer = backend.protocol.image_ids(codes)
+    answer = backend.image_ids(codes)
     logits = []
     for context in (prompt, before):
         ids = torch.tensor([[*context, *answer]])

@@ -125,8 +125,7 @@ def test_transformers_reads_the_shipped_folder(folder: Path, backend: ChameleonB
     from transformers import ChameleonForConditionalGeneration
 
     theirs = ChameleonForConditionalGeneration.from_pretrained(folder / "base", dtype=torch.float32).eval()
-    side = backend.protocol.config.resolution
-    ids = torch.tensor([backend.protocol.prompt_ids("a photo of a cat in the snow", side, side)])
+    ids = torch.tensor([backend.prompt_ids("a photo of a cat in the snow")])
     with torch.no_grad():
         expected = theirs.model(input_ids=ids).last_hidden_state
         got = backend(backend.embed(ids))

@@ -6,24 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest_backend import is_special, make_tokenizer, parse_image
+from conftest_backend import is_special, make_tokenizer, parse_image, without_weights
 from conftest_run import compose_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personalar.concepts.adapters.identifier import Identifier
+from personalar.config.model_config import ProtocolConfig
 from personalar.config.run_config import SubjectConfig
 from personalar.data.prompts import plain_prompts
 from personalar.data.subject import load_subject
 from personalar.generation.chosen_concepts import check_words
 from personalar.generation.generator import Generator
 from personalar.generation.requests import encode_prompts
-from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
 
 TOKENIZER = make_tokenizer()
-PROTOCOL = SequenceLayout(
-    TOKENIZER, ProtocolConfig(grid_px=16, resolution=32, buckets="square"), downsample=8
-)
+BACKEND = without_weights(ProtocolConfig(grid_px=16, resolution=32, buckets="square"), TOKENIZER)
 NAMES = dict(zip(("[V]", "[S1]", "[S2]"), TOKENIZER.concept_ids, strict=False))
 SPECIAL = ["<s>", "</s>", "<pad>", "<eoss>", "<racm3:break>", "<reserved08706>", "<reserved08799>",
            "<image>",
@@ -46,17 +44,17 @@ def test_the_structure_stays(prompt: str) -> None:
     """BOS, text and learned tokens only, SEP; each [V] in the prompt is one token."""
     if not is_text(prompt):
         with pytest.raises(ValueError, match="is not valid text"):
-            PROTOCOL.prompt_ids(prompt, 32, 32, NAMES)
+            BACKEND.prompt_ids(prompt, None, NAMES)
         return
     for names in ({}, NAMES):
-        ids = PROTOCOL.prompt_ids(prompt, 32, 32, names)
+        ids = BACKEND.prompt_ids(prompt, None, names)
         assert ids[0] == TOKENIZER.bos and ids[-1] == TOKENIZER.sep
         special = [index for index in ids[1:-1] if is_special(TOKENIZER, index)]
         assert set(special) <= set(names.values())
         assert len(special) == sum(prompt.count(name) for name in names)
     codes = torch.zeros(4, 4, dtype=torch.int64)
-    ids = PROTOCOL.training_ids(prompt, codes, NAMES).ids
-    assert torch.equal(parse_image(PROTOCOL, ids), codes)
+    ids = BACKEND.training_sequence(prompt, codes, NAMES, loss="image_tokens").ids
+    assert torch.equal(parse_image(BACKEND, ids), codes)
 
 
 @settings(max_examples=300)

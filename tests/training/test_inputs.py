@@ -228,7 +228,7 @@ def test_the_nearest_row_has_the_least_loss_of_the_eighth_that_suits_the_first_p
         40, tiny_backend.transformer.config.hidden_size, generator=torch.Generator().manual_seed(1)
     )
     tokens = {"[V]": tiny_backend.tokenizer.concept_ids[0]}
-    sequences = [tiny_backend.protocol.training_ids(prompt, p, tokens) for p in photos()]
+    sequences = [tiny_backend.training_sequence(prompt, p, tokens, loss="image_tokens") for p in photos()]
 
     def losses(photos: list) -> list[float]:
         batch = collate(photos, pad=tiny_backend.tokenizer.pad)

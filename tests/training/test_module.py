@@ -38,10 +38,9 @@ def identifier(backend) -> Identifier:
 @pytest.fixture
 def batch(backend, identifier):
     codes = torch.arange(16).view(4, 4)
-    make = backend.protocol.training_ids
     sequences = [
-        make("a [V] cat", codes, identifier.tokens),
-        make("a long [V] cat [S1]", codes, identifier.tokens),
+        backend.training_sequence(prompt, codes, identifier.tokens, loss="image_tokens")
+        for prompt in ("a [V] cat", "a long [V] cat [S1]")
     ]
     return collate(sequences, pad=backend.tokenizer.pad)
 
@@ -63,7 +62,7 @@ def module(
 
 def test_answer_loss_and_z_loss(backend, identifier) -> None:
     codes = torch.arange(16).view(4, 4)
-    sequence = backend.protocol.training_ids("a [V] cat", codes, identifier.tokens, loss="answer")
+    sequence = backend.training_sequence("a [V] cat", codes, identifier.tokens, loss="answer")
     batch = collate([sequence], pad=backend.tokenizer.pad)
     plain = sequence_loss(backend, identifier, batch, loss="answer", z_loss=0.0)
     ids = batch["ids"]

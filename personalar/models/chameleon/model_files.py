@@ -120,7 +120,7 @@ class ChameleonFiles(PublishedFiles):
         codes = {n: i for n, i in names.items() if n.startswith("IMGIMG")}
         tokenizer.check_ids(self.layout.ids | codes)
         vq = load_vq(self.vq, device=device)
-        return ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, protocol=self.layout)
+        return ChameleonBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, layout=self.layout)
 
     def numbers(self) -> tuple[TransformerConfig, VQConfig]:
         from personalar.models.chameleon.transformer import TransformerConfig

@@ -55,7 +55,7 @@ def save_backend(backend: ChameleonBackend, path: Path, *, dtype: torch.dtype = 
     write_tensors(path / "base", backend.transformer.state_dict(), dtype=dtype)
     write_tensors(path / "vq", backend.vq.state_dict(), dtype=dtype)
     # Last, because a folder without it is unfinished.
-    write_json(path / "protocol.json", asdict(backend.protocol.config))
+    write_json(path / "protocol.json", asdict(backend.layout))
     return path
 
 
@@ -64,7 +64,7 @@ def init_backend(
     transformer: TransformerConfig,
     vq: VQConfig,
     tokenizer: Tokenizer,
-    protocol: ProtocolConfig,
+    layout: ProtocolConfig,
     seed: int,
 ) -> ChameleonBackend:
     """Return an untrained backend with random weights, which depend only on `seed`."""
@@ -74,5 +74,5 @@ def init_backend(
     for network in networks:
         network.to_empty(device="cpu").init_weights(generator)
     return ChameleonBackend(
-        transformer=networks[0], vq=networks[1], tokenizer=tokenizer, protocol=protocol
+        transformer=networks[0], vq=networks[1], tokenizer=tokenizer, layout=layout
     ).eval()

@@ -66,10 +66,10 @@ class Emu3Files(PublishedFiles):
         from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
         from personalar.models.emu3.emu3_weights import load_vq
 
-        vocabulary = Emu3Vocabulary.from_file(self.tokenizer)
-        vocabulary.check_ids(self.layout.ids)
+        tokenizer = Emu3Vocabulary.from_file(self.tokenizer)
+        tokenizer.check_ids(self.layout.ids)
         vq = load_vq(self.vq, bare=self.vq != self.base, device=device)
-        return Emu3Backend(transformer=transformer, vq=vq, vocabulary=vocabulary, layout=self.layout)
+        return Emu3Backend(transformer=transformer, vq=vq, tokenizer=tokenizer, layout=self.layout)
 
 
 def open_folder(

@@ -64,10 +64,10 @@ class JanusFiles(PublishedFiles):
         from personalar.models.janus.janus_weights import load_vq
         from personalar.models.janus.vocabulary import JanusVocabulary
 
-        vocabulary = JanusVocabulary.from_file(self.tokenizer)
-        vocabulary.check_ids(self.layout.ids)
+        tokenizer = JanusVocabulary.from_file(self.tokenizer)
+        tokenizer.check_ids(self.layout.ids)
         vq = load_vq(self.base, self.numbers()[1], device=device)
-        return JanusBackend(transformer=transformer, vq=vq, vocabulary=vocabulary, layout=self.layout)
+        return JanusBackend(transformer=transformer, vq=vq, tokenizer=tokenizer, layout=self.layout)
 
 
 def open_folder(

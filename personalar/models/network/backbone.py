@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import choose_bucket
-from personalar.models.base import PICTURES_AT_ONCE, Head, Loss, TrainingSequence
+from personalar.models.base import PICTURES_AT_ONCE, Head, Loss
 from personalar.models.dropout import Dropout
 from personalar.models.image_layout import ImageLayout
 from personalar.models.image_transforms import preprocess, to_model_range
@@ -18,36 +19,45 @@ from personalar.models.network.cache import CacheWindow, KVCache
 from personalar.models.network.llama import Llama
 from personalar.models.network.vq import VQModel
 from personalar.models.sharding import is_sharded
+from personalar.models.text_encoder import TextEncoder
 
 
-class LlamaBackend(nn.Module):
-    """Transformer, image tokenizer and layout of one base model; see `base.Backend`.
+class LlamaBackend(ImageLayout, nn.Module):
+    """Transformer, image tokenizer, vocabulary and layout of one base model; see `base.Backend`.
 
-    Subclasses add `reserved_ids`, `pad_id` and `trained_rows`.
+    Subclasses add `reserved_ids`, `pad_id`, `trained_rows` and the parts of `ImageLayout`.
+
+    Args:
+        codes: the ids of the image codes.
 
     Raises:
-        ValueError: the tokenizer does not fit the transformer or the image tokenizer.
+        ValueError: the tokenizer does not fit the transformer or the image tokenizer, or `layout` does not.
     """
 
-    def __init__(self, *, transformer: Llama, vq: VQModel, layout: ImageLayout) -> None:
-        ids, rows = layout.encoder.vocab_size, transformer.config.vocab_size
+    def __init__(
+        self, *, transformer: Llama, vq: VQModel, tokenizer: TextEncoder, layout: ProtocolConfig, codes: slice
+    ) -> None:
+        ids, rows, downsample = tokenizer.vocab_size, transformer.config.vocab_size, vq.config.downsample
+        if layout.grid_px % downsample:
+            raise ValueError(
+                f"grid_px={layout.grid_px} must be a multiple of {downsample}, the pixels per code"
+            )
         # Fewer ids than rows are fine: published embedding tables are padded.
         if ids > rows:
             raise ValueError(
                 f"the tokenizer has {ids} ids, the model embeds only {rows}: take the tokenizer of the same "
                 "repository"
             )
-        codes = layout.codes.stop - layout.codes.start
-        if codes != vq.config.num_embeddings:
+        if codes.stop - codes.start != vq.config.num_embeddings:
             raise ValueError(
-                f"the tokenizer names {codes} image codes, the image tokenizer has "
+                f"the tokenizer names {codes.stop - codes.start} image codes, the image tokenizer has "
                 f"{vq.config.num_embeddings}: they belong to different models"
             )
         super().__init__()
-        self.transformer, self.vq, self.protocol = transformer, vq, layout
-        self.sizes = layout.config.sizes
-        self.code_offset = layout.codes.start
-        self.endings, self.kept_endings = layout.endings, layout.kept_endings
+        self.transformer, self.vq, self.tokenizer, self.layout = transformer, vq, tokenizer, layout
+        self.sizes, self.square, self.known_words = layout.sizes, layout.square, layout.known_words
+        self.downsample, self.codes, self.code_offset = downsample, codes, codes.start
+        self.endings, self.kept_endings = {}, set()
 
     @property
     def device(self) -> torch.device:
@@ -57,14 +67,6 @@ class LlamaBackend(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the transformer; the VQ model is always float32."""
         return self.word_table.dtype
-
-    @property
-    def square(self) -> tuple[int, int]:
-        return self.protocol.config.square
-
-    @property
-    def known_words(self) -> list[str] | None:
-        return self.protocol.config.known_words
 
     @property
     def max_tokens(self) -> int:
@@ -104,7 +106,7 @@ class LlamaBackend(nn.Module):
         crop: str = "center",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        sizes, resize = [size] if size else self.sizes, self.protocol.config.resize
+        sizes, resize = [size] if size else self.sizes, self.layout.resize
         return preprocess(image, sizes=sizes, resize=resize, crop=crop, generator=generator)
 
     def best_size(self, image: Image.Image) -> tuple[int, int]:
@@ -132,38 +134,6 @@ class LlamaBackend(nn.Module):
         config = self.vq.config
         return config.decode_bytes(images, grid[0] * grid[1] * config.downsample**2)
 
-    def code_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        return self.protocol.code_shape(*(size or self.square))
-
-    def encode_text(self, text: str) -> list[int]:
-        return self.protocol.encoder.encode_text(text)
-
-    def prompt_ids(
-        self, prompt: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
-    ) -> list[int]:
-        return self.protocol.prompt_ids(prompt, *(size or self.square), tokens)
-
-    def unconditional_prompt(self, prompt: Sequence[int]) -> list[int]:
-        return self.protocol.without_prompt(prompt)
-
-    def negative_prompt(
-        self, text: str, size: tuple[int, int] | None = None, tokens: Mapping[str, int] | None = None
-    ) -> list[int]:
-        return self.protocol.negative_prompt(text, *(size or self.square), tokens)
-
-    def training_sequence(
-        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
-    ) -> TrainingSequence:
-        return self.protocol.training_ids(prompt, codes, tokens, loss=loss)
-
-    def unconditional_sequence(
-        self, prompt: str, codes: Tensor, tokens: Mapping[str, int] | None = None, *, loss: Loss
-    ) -> TrainingSequence:
-        return self.protocol.unconditional_ids(prompt, codes, tokens, loss=loss)
-
-    def grammar(self, h: int, w: int) -> list[int | None]:
-        return self.protocol.grammar(h, w)
-
     def new_cache(self, positions: Tensor) -> KVCache:
         return self.transformer.new_cache(positions)
 
@@ -181,7 +151,7 @@ class LlamaBackend(nn.Module):
 
     def choices(self, loss: Loss) -> slice:
         everything = slice(0, self.transformer.config.vocab_size)
-        return self.protocol.codes if loss == "image_tokens" else everything
+        return self.codes if loss == "image_tokens" else everything
 
     def head(self, loss: Loss) -> Head:
         return self.transformer.head(self.choices(loss))

@@ -60,7 +60,7 @@ def uneven(h: int, w: int) -> list[int | None]:
 def test_prompts_mix_in_every_layout_and_size(
     tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch, grammar: Grammar, size: int
 ) -> None:
-    monkeypatch.setattr(tiny_backend.protocol, "grammar", grammar)
+    monkeypatch.setattr(tiny_backend, "grammar", grammar)
     ids = prompts(tiny_backend, *TEXTS)
     for grid, max_batch in zip(SHAPES, (1, 2, 3), strict=True):
         plain = PlainDecoder(cfg_scale=2.0)(tiny_backend, ids, grid, SEEDS)

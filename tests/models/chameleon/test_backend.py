@@ -13,8 +13,8 @@ from conftest_backend import CAPTIONS, IMAGE_PX, load_backend, make_backend, mak
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.models.chameleon.backend import ChameleonBackend
-from personalar.models.chameleon.sequence_layout import ProtocolConfig
 from personalar.models.chameleon.serialization import init_backend, save_backend
 from personalar.models.network.vq import VQConfig
 
@@ -53,7 +53,7 @@ def test_loaded_equals_saved(tiny_backend: ChameleonBackend) -> None:
         assert torch.equal(tensor, tiny_backend.state_dict()[name]), name
     assert not any(parameter.requires_grad for parameter in tiny_backend.parameters())
     assert not tiny_backend.training
-    assert tiny_backend.protocol.config == fresh.protocol.config
+    assert tiny_backend.layout == fresh.layout
     for caption in CAPTIONS:
         assert tiny_backend.tokenizer.encode_text(caption) == fresh.tokenizer.encode_text(caption)
 
@@ -131,7 +131,7 @@ def test_unknown_protocol_key(folder: Path) -> None:
 
 
 def test_parts_must_fit(tiny_backend: ChameleonBackend) -> None:
-    parts = {"protocol": ProtocolConfig(grid_px=16, resolution=32), "seed": 0, "tokenizer": make_tokenizer()}
+    parts = {"layout": ProtocolConfig(grid_px=16, resolution=32), "seed": 0, "tokenizer": make_tokenizer()}
     config, vq = tiny_backend.transformer.config, tiny_backend.vq.config
     small = type(config)(**(vars(config) | {"vocab_size": 100}))
     with pytest.raises(ValueError, match="the model embeds only 100"):

@@ -77,10 +77,12 @@ def exported(backend: ChameleonBackend, folder: Path) -> Path:
 def test_the_authors_code_computes_our_logits(numbers: dict[str, object], tmp_path: Path) -> None:
     tokenizer = lumina_tokenizer()
     shape = TransformerConfig(vocab_size=tokenizer.vocab_size, **(NUMBERS | numbers))
-    backend = init_backend(transformer=shape, vq=VQ_NUMBERS, tokenizer=tokenizer, protocol=LUMINA, seed=0)
+    backend = init_backend(transformer=shape, vq=VQ_NUMBERS, tokenizer=tokenizer, layout=LUMINA, seed=0)
     sharpen(backend, 0)  # every head gets norms of its own
     backend.requires_grad_(False)
-    ids = torch.tensor([backend.protocol.training_ids("a red cat", torch.arange(16).view(4, 4)).ids])
+    ids = torch.tensor(
+        [backend.training_sequence("a red cat", torch.arange(16).view(4, 4), loss="answer").ids]
+    )
     ours = backend.transformer.logits(backend(backend.embed(ids)))
     theirs = authors_logits(exported(backend, tmp_path), ids)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)

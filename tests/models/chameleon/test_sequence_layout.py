@@ -6,25 +6,27 @@ import dataclasses
 
 import pytest
 import torch
-from conftest_backend import NUM_CODES, make_tokenizer, parse_image
+from conftest_backend import NUM_CODES, TINY_VQ, make_tokenizer, parse_image, without_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from personalar.config.model_config import ProtocolConfig
 from personalar.core.image_sizes import bucket_sizes
 from personalar.models.chameleon.model_files import check_layout
-from personalar.models.chameleon.sequence_layout import ProtocolConfig, SequenceLayout
+from personalar.models.network.vq import VQConfig
 
 TOKENIZER = make_tokenizer()
 CONFIG = ProtocolConfig(grid_px=16, resolution=32, buckets="square")
-PROTOCOL = SequenceLayout(TOKENIZER, CONFIG, downsample=8)
+BACKEND = without_weights(CONFIG, TOKENIZER)
 
 
 class LuminaIds:
     """The special ids of the 7B's vocabulary (65536 entries), without its text."""
 
-    bos, eoi, boi, sep, newline = 0, 8196, 8197, 8710, 8803
+    bos, pad, eoi, boi, sep, newline = 0, 1, 8196, 8197, 8710, 8803
     code_offset, num_codes, image_rows = 4, 8192, slice(4, 8196)
+    vocab_size, concept_ids = 65536, ()
 
     def size_id(self, grids: int) -> int:
         return 8804 + grids
@@ -33,7 +35,7 @@ class LuminaIds:
         return [16384 + byte for byte in text.encode()]
 
 
-LUMINA = SequenceLayout(LuminaIds(), ProtocolConfig(), downsample=16)
+LUMINA = without_weights(ProtocolConfig(), LuminaIds(), VQConfig())
 
 
 def codes_of(h: int, w: int, seed: int = 0, num_codes: int = NUM_CODES) -> Tensor:
@@ -49,8 +51,8 @@ def test_golden_tiny_image() -> None:
 
 def test_golden_prompt() -> None:
     text = "Generate an image of 512x768 according to the following prompt:\na dog"
-    assert LUMINA.prompt_ids("a dog", 512, 768) == [0, *LuminaIds().encode_text(text), 8710]
-    assert LUMINA.code_shape(512, 768) == (48, 32)
+    assert LUMINA.prompt_ids("a dog", (512, 768)) == [0, *LuminaIds().encode_text(text), 8710]
+    assert LUMINA.code_shape((512, 768)) == (48, 32)
 
 
 @given(
@@ -61,11 +63,13 @@ def test_golden_prompt() -> None:
 )
 def test_round_trip(gh: int, gw: int, seed: int, prompt: str) -> None:
     codes = codes_of(2 * gh, 2 * gw, seed)
-    sequence = PROTOCOL.training_ids(prompt, codes)
-    assert torch.equal(parse_image(PROTOCOL, sequence.ids), codes)
-    assert torch.equal(parse_image(PROTOCOL, PROTOCOL.unconditional_ids("a cat", codes).ids), codes)
-    image = PROTOCOL.image_ids(codes)
-    grammar = PROTOCOL.grammar(2 * gh, 2 * gw)
+    sequence = BACKEND.training_sequence(prompt, codes, loss="image_tokens")
+    assert torch.equal(parse_image(BACKEND, sequence.ids), codes)
+    assert torch.equal(
+        parse_image(BACKEND, BACKEND.unconditional_sequence("a cat", codes, loss="image_tokens").ids), codes
+    )
+    image = BACKEND.image_ids(codes)
+    grammar = BACKEND.grammar(2 * gh, 2 * gw)
     assert len(image) == len(grammar) == 2 * gh * (2 * gw + 1) + 4
     assert all(forced in (None, got) for got, forced in zip(image, grammar, strict=True))
     assert grammar.count(None) == codes.numel()
@@ -74,34 +78,33 @@ def test_round_trip(gh: int, gw: int, seed: int, prompt: str) -> None:
 def test_concept_tokens_are_inserted() -> None:
     v, s1, s10 = TOKENIZER.concept_ids[:3]
     names = {"[V]": v, "[S1]": s1, "[S10]": s10}
-    ids = PROTOCOL.prompt_ids("a [V] cat [S10] [S1]", 32, 32, names)
+    ids = BACKEND.prompt_ids("a [V] cat [S10] [S1]", None, names)
     assert [index for index in ids if index in (v, s1, s10)] == [v, s10, s1]
-    before, after = PROTOCOL.prompt_ids("a ", 32, 32)[:-1], TOKENIZER.encode_text(" cat ")
+    before, after = BACKEND.prompt_ids("a ")[:-1], TOKENIZER.encode_text(" cat ")
     assert ids == [*before, v, *after, s10, *TOKENIZER.encode_text(" "), s1, TOKENIZER.sep]
-    assert v not in PROTOCOL.prompt_ids("a [V] cat", 32, 32)
+    assert v not in BACKEND.prompt_ids("a [V] cat")
 
 
 def test_masks() -> None:
     codes = codes_of(4, 4)
-    tokens = PROTOCOL.training_ids("a cat", codes, loss="image_tokens")
-    answer = PROTOCOL.training_ids("a cat", codes, loss="answer")
+    tokens = BACKEND.training_sequence("a cat", codes, loss="image_tokens")
+    answer = BACKEND.training_sequence("a cat", codes, loss="answer")
     assert tokens.ids == answer.ids
     supervised = [index for index, on in zip(tokens.ids, tokens.loss_mask, strict=True) if on]
     assert supervised == (codes.flatten() + TOKENIZER.code_offset).tolist()
-    prompt_length = len(PROTOCOL.prompt_ids("a cat", 32, 32))
+    prompt_length = len(BACKEND.prompt_ids("a cat"))
     assert answer.loss_mask == (False,) * prompt_length + (True,) * (len(answer.ids) - prompt_length)
     assert answer.ids[prompt_length] == TOKENIZER.boi and answer.ids[-1] == TOKENIZER.sep
-    assert PROTOCOL.training_ids("a cat", codes) == tokens  # the config's default
 
 
 def test_a_grid_that_splits_a_code_is_refused() -> None:
     with pytest.raises(ValueError, match="grid_px=16 must be a multiple of 32"):
-        SequenceLayout(TOKENIZER, CONFIG, downsample=32)
+        without_weights(CONFIG, TOKENIZER, dataclasses.replace(TINY_VQ, channel_multiplier=(1,) * 4))
 
 
 def test_a_size_without_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sides of 16 x grid_px pixels, .* only up to 8 x grid_px"):
-        SequenceLayout(TOKENIZER, dataclasses.replace(CONFIG, resolution=256), downsample=8)
+        without_weights(dataclasses.replace(CONFIG, resolution=256), TOKENIZER)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ FLAT_CONFIG = ProtocolConfig(
     unconditional="bos",
     prompt_template="{prompt}",
 )
-FLAT = SequenceLayout(TOKENIZER, FLAT_CONFIG, downsample=8)
+FLAT = without_weights(FLAT_CONFIG, TOKENIZER)
 
 
 def test_chameleons_layout_is_flat() -> None:
@@ -138,9 +141,9 @@ def test_chameleons_layout_is_flat() -> None:
     ids = [t.boi, *(codes.flatten() + t.code_offset).tolist(), t.eoi]
     assert FLAT.image_ids(codes) == ids and FLAT.image_prefix(4, 4) == [t.boi]
     assert torch.equal(parse_image(FLAT, ids), codes)
-    assert FLAT.prompt_ids("a cat", 32, 32) == [t.bos, *t.encode_text("a cat"), t.sep]
+    assert FLAT.prompt_ids("a cat") == [t.bos, *t.encode_text("a cat"), t.sep]
     assert FLAT.grammar(4, 4) == [t.boi, *[None] * 16, t.eoi]
-    dropped = FLAT.unconditional_ids("a cat", codes, loss="answer")
+    dropped = FLAT.unconditional_sequence("a cat", codes, loss="answer")
     assert dropped.ids == (t.bos, *ids) and dropped.loss_mask == (False, *[True] * 18)
 
 
@@ -149,7 +152,7 @@ def test_every_bucket_round_trips(resolution: int, longest: int) -> None:
     """Every image size of a published model: height before width, newlines, lengths, and back."""
     bodies = []
     for width, height in bucket_sizes(resolution, 32):
-        h, w = LUMINA.code_shape(width, height)
+        h, w = LUMINA.code_shape((width, height))
         codes = torch.arange(h * w).view(h, w) % 8192
         ids = LUMINA.image_ids(codes)
         bodies.append(len(ids) - 4)
@@ -159,7 +162,7 @@ def test_every_bucket_round_trips(resolution: int, longest: int) -> None:
         ]
         assert torch.equal(parse_image(LUMINA, [0, 300, 8710, *ids, 8710]), codes)
         text = f"Generate an image of {width}x{height} according to the following prompt:\n"
-        assert LUMINA.prompt_ids("", width, height) == [0, *LuminaIds().encode_text(text), 8710]
+        assert LUMINA.prompt_ids("", (width, height)) == [0, *LuminaIds().encode_text(text), 8710]
     assert max(bodies) == longest
 
 
@@ -167,10 +170,10 @@ def test_the_dropped_prompt_leaves_tokens_that_are_all_labels() -> None:
     """Upstream's rule: tokens and labels become the supervised ones without the last separator."""
     codes = codes_of(4, 4, num_codes=8192)
     full, dropped = (
-        LUMINA.training_ids("a cat", codes, loss="answer"),
-        LUMINA.unconditional_ids("a cat", codes, loss="answer"),
+        LUMINA.training_sequence("a cat", codes, loss="answer"),
+        LUMINA.unconditional_sequence("a cat", codes, loss="answer"),
     )
     supervised = tuple(index for index, on in zip(full.ids, full.loss_mask, strict=True) if on)
     assert supervised[-1] == 8710 and dropped.ids == supervised[:-1] and all(dropped.loss_mask)
     assert dropped.ids == tuple(LUMINA.image_ids(codes)) and (dropped.ids[0], dropped.ids[-1]) == (8197, 8196)
-    assert sum(LUMINA.unconditional_ids("a cat", codes).loss_mask) == codes.numel()
+    assert sum(LUMINA.unconditional_sequence("a cat", codes, loss="image_tokens").loss_mask) == codes.numel()

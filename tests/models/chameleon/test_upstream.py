@@ -56,7 +56,7 @@ def test_its_logits_are_those_of_transformers(lumina: ChameleonBackend, lumina_d
     """The oracle: transformers' own modules with the norms repeated by hand."""
     theirs = transformers_twin(lumina_dir, [0, 0, 0, 0])
     codes = torch.arange(8).view(2, 4)
-    ids = torch.tensor([lumina.protocol.training_ids(PROMPT, codes).ids])
+    ids = torch.tensor([lumina.training_sequence(PROMPT, codes, loss="answer").ids])
     with torch.no_grad():
         expected = theirs.lm_head(theirs.model(input_ids=ids).last_hidden_state)
         masked = theirs(input_ids=ids).logits
@@ -86,7 +86,7 @@ def test_heads_of_one_shard_share_its_row(two_rows_dir: Path, vqgan_dir: Path) -
         if is_norm(name):
             assert stored[name].shape == (2, 16) and not torch.equal(*stored[name])
             assert torch.equal(tensor, stored[name][[0, 0, 1, 1]]), name
-    ids = torch.tensor([ours.protocol.training_ids(PROMPT, torch.arange(8).view(2, 4)).ids])
+    ids = torch.tensor([ours.training_sequence(PROMPT, torch.arange(8).view(2, 4), loss="answer").ids])
     got = ours(ours.embed(ids))
     with torch.no_grad():
         shards, turns = (
@@ -107,7 +107,7 @@ def test_the_loss_on_image_labels_is_finite_where_theirs_is_not(
     identifier = Identifier(tokens={"[V]": lumina.tokenizer.concept_ids[0]}, rows=torch.zeros(1, 64))
     theirs = transformers_twin(lumina_dir, [0, 0, 0, 0])
     for loss in ("image_tokens", "answer"):
-        sequence = lumina.protocol.training_ids(PROMPT, torch.arange(16).view(4, 4), loss=loss)
+        sequence = lumina.training_sequence(PROMPT, torch.arange(16).view(4, 4), loss=loss)
         batch = collate([sequence], pad=lumina.tokenizer.pad)
         assert sequence_loss(lumina, identifier, batch, loss=loss, z_loss=1e-5).isfinite()
         labels = batch["ids"].masked_fill(~batch["loss_mask"], -100)

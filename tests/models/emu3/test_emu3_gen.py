@@ -19,10 +19,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from personalar.concepts.adapters.lora import inject_lora, lora_files
 from personalar.concepts.adapters.peft_names import to_transformers
+from personalar.config.model_config import ProtocolConfig
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.generation.sampling import cfg_combine, keep_top_k
 from personalar.models.emu3 import PEFT_BASE
-from personalar.models.emu3.emu3_layout import Emu3Layout
+from personalar.models.emu3.emu3_backend import Emu3Backend
 from personalar.models.emu3.emu3_vocabulary import (
     BEGIN_OF_IMAGE,
     END_OF_IMAGE,
@@ -32,6 +33,8 @@ from personalar.models.emu3.emu3_vocabulary import (
     code_name,
     extra,
 )
+from personalar.models.emu3.emu3_weights import Emu3Config
+from personalar.models.emu3.one_frame_vq import OneFrameVQConfig
 from personalar.models.image_transforms import to_model_range
 
 TEXTS = ("a red cat", "a blue dog in the snow on the beach", "a teapot")
@@ -41,7 +44,7 @@ GRID = (3, 5)
 
 def allowed(backend: Any, start: int, h: int, w: int) -> Callable[[int, Tensor], list[int]]:
     """Return what transformers may draw after `start` ids, as its documentation writes it."""
-    tokens, codes = backend.protocol.vocabulary, list(range(CODES))
+    tokens, codes = backend.tokenizer, list(range(CODES))
     end = [tokens.eof, tokens.eoi, tokens.eos]
 
     def at(batch: int, ids: Tensor) -> list[int]:
@@ -55,17 +58,16 @@ def allowed(backend: Any, start: int, h: int, w: int) -> Callable[[int, Tensor],
 
 def hf_codes(backend: Any, text: str, h: int, w: int) -> Tensor:
     """Return what transformers' `generate` draws greedily with guidance 3, (h, w)."""
-    layout = backend.protocol
-    prefix = layout.image_prefix(h, w)
+    prefix = backend.image_prefix(h, w)
     ids = [*backend.prompt_ids(text), *prefix]
-    negative = [layout.vocabulary.bos, *backend.encode_text(NEGATIVE), *prefix]
+    negative = [backend.tokenizer.bos, *backend.encode_text(NEGATIVE), *prefix]
     out = emu3_model().generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, guidance_scale=3.0,
         negative_prompt_ids=torch.tensor([negative]), max_new_tokens=h * (w + 1) + 3,
         prefix_allowed_tokens_fn=allowed(backend, len(ids), h, w),
     )[0, len(ids) :]  # fmt: skip
-    assert out[-3:].tolist() == layout.grammar(h, w)[-3:]
-    return out[:-3].view(h, w + 1)[:, :w] - layout.codes.start
+    assert out[-3:].tolist() == backend.grammar(h, w)[-3:]
+    return out[:-3].view(h, w + 1)[:, :w] - backend.code_offset
 
 
 @torch.no_grad()
@@ -108,7 +110,7 @@ def test_the_guided_law_is_that_of_upstreams_order() -> None:
 
 
 def test_a_dropped_prompt_leaves_bos_and_guidance_has_the_negative_prompt(emu3_backend: Any) -> None:
-    tokens, prompt = emu3_backend.protocol.vocabulary, emu3_backend.prompt_ids(TEXTS[0])
+    tokens, prompt = emu3_backend.tokenizer, emu3_backend.prompt_ids(TEXTS[0])
     dropped = emu3_backend.unconditional_sequence(TEXTS[0], torch.zeros(GRID).long(), loss="image_tokens")
     assert dropped.ids[:2] == (tokens.bos, tokens.boi)
     context = emu3_backend.unconditional_prompt(prompt)
@@ -176,20 +178,29 @@ LOWRES = [
 ]  # fmt: skip
 
 
+def without_weights(tokenizer: Emu3Vocabulary, layout: ProtocolConfig) -> Emu3Backend:
+    """Return a backend whose tensors are on `meta`."""
+    codes = tokenizer.codes.stop - tokenizer.codes.start
+    with torch.device("meta"):
+        transformer = Emu3Config(num_hidden_layers=1).build()
+        vq = OneFrameVQConfig(num_embeddings=codes).build()
+        return Emu3Backend(transformer=transformer, vq=vq, tokenizer=tokenizer, layout=layout)
+
+
 def test_golden_ids_of_prompts(published: Emu3Vocabulary) -> None:
     config = compose_config("+subject=cat", "model=emu3_gen").model.layout
     published.check_ids(config.ids)
-    layout = Emu3Layout(published, config, downsample=8)
+    backend = without_weights(published, config)
     size = [151852, 24, 15, 9, 24, 15, 151851]
-    assert layout.image_prefix(90, 90) == size
-    prompt = layout.prompt_ids("a portrait of young girl.", 720, 720)
+    assert backend.image_prefix(90, 90) == size
+    prompt = backend.prompt_ids("a portrait of young girl.")
     assert prompt == [151849, *YOUNG] and len([*prompt, *size]) == 23
-    assert layout.unconditional_prompt(prompt) == [151849, *LOWRES] and len([151849, *LOWRES, *size]) == 52
-    assert layout.dropped_prompt(prompt) == [151849]
+    assert backend.unconditional_prompt(prompt) == [151849, *LOWRES] and len([151849, *LOWRES, *size]) == 52
+    assert backend.dropped_prompt(prompt) == [151849]
     assert published.encode_text("a puppy") == [64, 41189]
-    with_v = layout.prompt_ids("a photo of [V] dog", 512, 512, {"[V]": published.concept_ids[0]})
+    with_v = backend.prompt_ids("a photo of [V] dog", None, {"[V]": published.concept_ids[0]})
     assert with_v[:7] == [151849, 64, 6548, 315, 220, 151647, 5562]
-    assert layout.image_prefix(64, 64) == [151852, 21, 19, 9, 21, 19, 151851]
+    assert backend.image_prefix(64, 64) == [151852, 21, 19, 9, 21, 19, 151851]
 
 
 def test_words_are_split_by_qwens_pattern_after_nfc(published: Emu3Vocabulary) -> None:
@@ -223,9 +234,9 @@ def test_lengths_and_sizes(
     model: str, size: tuple[int, int], grid: tuple[int, int], published: Emu3Vocabulary
 ) -> None:
     config = compose_config("+subject=cat", f"model={model}").model.layout
-    layout, (h, w) = Emu3Layout(published, config, downsample=8), grid
-    assert size in config.sizes and layout.code_shape(*size) == grid
-    after = layout.grammar(h, w)[len(layout.image_prefix(h, w)) :]
+    backend, (h, w) = without_weights(published, config), grid
+    assert size in config.sizes and backend.code_shape(size) == grid
+    after = backend.grammar(h, w)[len(backend.image_prefix(h, w)) :]
     assert len(after) == (w + 1) * h + 3 and after.count(None) == h * w
     assert after[-5:] == [None, 151846, 151847, 151853, 151850]
     assert grid != (90, 90) or len(after) == 8193

@@ -32,9 +32,12 @@ from personalar.data.stream import collate
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.image_transforms import to_model_range
 from personalar.models.janus import PEFT_BASE
-from personalar.models.janus.chat_layout import ChatLayout
+from personalar.models.janus.janus_backend import JanusBackend
 from personalar.models.janus.janus_files import JanusFiles
+from personalar.models.janus.janus_network import JanusConfig
+from personalar.models.janus.janus_weights import VQ_16
 from personalar.models.janus.vocabulary import BEGIN_OF_IMAGE, BOS, PAD, JanusVocabulary
+from personalar.models.network.vq import VQConfig
 from personalar.training.loss import sequence_loss
 from personalar.training.model_prep import quantize_base
 
@@ -48,7 +51,7 @@ def load(files: JanusFiles, dtype: torch.dtype = torch.float32) -> Any:
 
 def hf_rows(backend: Any, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Return the left-padded ids of the prompts with BOI, and their mask, as transformers wants them."""
-    rows = [[*backend.prompt_ids(text), backend.protocol.vocabulary.boi] for text in texts]
+    rows = [[*backend.prompt_ids(text), backend.tokenizer.boi] for text in texts]
     longest = max(map(len, rows))
     ids = [[backend.pad_id] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -58,7 +61,7 @@ def hf_rows(backend: Any, texts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 def hf_codes(backend: Any, texts: tuple[str, ...]) -> Tensor:
     """Return what transformers' `generate` draws greedily with guidance 5, (B, N)."""
     model, (ids, mask) = janus_model(), hf_rows(backend, texts)
-    vocabulary, config = backend.protocol.vocabulary, janus_model().generation_config
+    vocabulary, config = backend.tokenizer, janus_model().generation_config
     config.generation_kwargs = {"boi_token_id": vocabulary.boi}
     config.pad_token_id, config.bos_token_id = vocabulary.pad, vocabulary.bos
     return model.generate(
@@ -101,7 +104,7 @@ def test_the_loss_is_the_mean_over_all_codes_by_transformers_modules(janus_backe
     sequences = [janus_backend.training_sequence(text, codes, loss="image_tokens") for text in TEXTS[:2]]
     batch = collate(sequences, pad=janus_backend.pad_id)
     assert batch["loss_mask"].sum(1).tolist() == [16, 16]
-    model, vocabulary, losses = janus_model(), janus_backend.protocol.vocabulary, []
+    model, vocabulary, losses = janus_model(), janus_backend.tokenizer, []
     for text in TEXTS[:2]:
         ids = torch.tensor([[*janus_backend.prompt_ids(text), vocabulary.boi]])
         drawn = model.prepare_embeddings_for_image_generation(codes.flatten()[None, :-1])
@@ -114,7 +117,7 @@ def test_the_loss_is_the_mean_over_all_codes_by_transformers_modules(janus_backe
 
 @torch.no_grad()
 def test_the_unconditional_row_has_the_length_of_the_prompt(janus_backend: Any) -> None:
-    vocabulary = janus_backend.protocol.vocabulary
+    vocabulary = janus_backend.tokenizer
     prompt = janus_backend.prompt_ids(f"a [V] {TEXTS[0]}", tokens={"[V]": 639})
     row = janus_backend.unconditional_prompt(prompt)
     assert row == [vocabulary.bos, *[vocabulary.pad] * (len(prompt) - 1)] and 639 in prompt
@@ -189,22 +192,21 @@ def test_golden_ids_of_a_turn(size: str) -> None:
     config = compose_config("+subject=cat", f"model=janus_pro_{size}").model
     vocabulary = stub(size)
     vocabulary.check_ids(config.layout.ids)
-    codes = slice(102400, 102400 + 16384)
-    layout = ChatLayout(vocabulary, config.layout, codes=codes, downsample=16)
+    with torch.device("meta"):
+        network, vq = JanusConfig(vocab_size=102400, num_hidden_layers=1).build(), VQConfig(**VQ_16).build()
+        backend = JanusBackend(transformer=network, vq=vq, tokenizer=vocabulary, layout=config.layout)
     user, assistant = (vocabulary.require(name) for name in ("<|User|>", "<|Assistant|>"))
     photo = [100000, user, 25, 245, 8072, 280, 245, 5946, 185, 185, assistant, 25]
-    assert layout.prompt_ids(" a photo of a cat ", 384, 384) == photo
+    assert backend.prompt_ids(" a photo of a cat ") == photo
     free = next(iter(vocabulary.unnamed_ids(102400)))
     assert free == 102399
     with_v = [100000, user, 25, 245, 8072, 280, 207, free, 5025, 185, 185, assistant, 25]
-    assert layout.prompt_ids("a photo of [V] dog", 384, 384, {"[V]": free}) == with_v
+    assert backend.prompt_ids("a photo of [V] dog", None, {"[V]": free}) == with_v
     assert vocabulary.encode_text("Hello, how are you?") == [17464, 11, 946, 418, 340, 30]
-    assert (
-        user not in layout.prompt_ids("<|User|>: a cat", 384, 384)[2:]
-    )  # a name in the user's words is text
-    grammar = layout.grammar(24, 24)
+    assert user not in backend.prompt_ids("<|User|>: a cat")[2:]  # a name in the user's words is text
+    grammar = backend.grammar(24, 24)
     assert len(grammar) == 577 and grammar[0] == 100003 + BEFORE[size] and not any(grammar[1:])
-    assert layout.unconditional_prompt(photo) == [100000, *[vocabulary.pad] * 11]
+    assert backend.unconditional_prompt(photo) == [100000, *[vocabulary.pad] * 11]
 
 
 def test_the_sizes_refuse_each_others_vocabulary() -> None:
