@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from personalar.config.fields import limits
-from personalar.models.network.language_model import LanguageModel
-from personalar.models.network.llama import LlamaConfig
+from personalar.models.network.llama import LanguageModel, LlamaConfig
 
 
 @dataclass(frozen=True, kw_only=True)

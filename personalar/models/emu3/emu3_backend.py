@@ -19,7 +19,7 @@ from personalar.models.emu3.emu3_vocabulary import Emu3Vocabulary
 from personalar.models.emu3.one_frame_vq import OneFrameVQ
 from personalar.models.image_layout import with_endings
 from personalar.models.network.backbone import LlamaBackend
-from personalar.models.network.language_model import LanguageModel
+from personalar.models.network.llama import LanguageModel
 
 
 class Emu3Backend(LlamaBackend):

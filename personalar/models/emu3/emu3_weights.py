@@ -17,8 +17,7 @@ import torch
 from personalar.config.fields import limits
 from personalar.models.checkpoint_folder import read_config
 from personalar.models.emu3.one_frame_vq import OneFrameVQ, OneFrameVQConfig
-from personalar.models.network.language_model import LanguageModel
-from personalar.models.network.llama import LlamaConfig
+from personalar.models.network.llama import LanguageModel, LlamaConfig
 from personalar.models.tensor_files import fill, read_tensors
 
 PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
