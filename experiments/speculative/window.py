@@ -9,7 +9,7 @@ from speculative.rules import draft_source, redraw, relaxed
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from personalar.generation.decoders.window import Window
+from personalar.generation.decoders.jacobi import Window
 from personalar.generation.sampling import gumbel_noise
 from personalar.models.random_keys import _ODD, bits, mix
 

@@ -7,7 +7,7 @@ import torch
 from test_sampling import GRID, SETTINGS, TEXTS, prompts
 from torch import Tensor
 
-from personalar.generation.decoders import window
+from personalar.generation.decoders import jacobi
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.backend import ChameleonBackend
@@ -88,7 +88,7 @@ def test_agreeing_drafts_save_forwards(
 def test_first_drafts_copy_the_code_above(known: int, expected: list[int]) -> None:
     codes = torch.tensor([[10, 20, 30, 40, 50, 60, 70, 80]])
     index = torch.tensor([[3, 4, 5, 6]])
-    drafts = window.first_drafts(codes, torch.tensor([known]), index, 4)
+    drafts = jacobi.first_drafts(codes, torch.tensor([known]), index, 4)
     asked = index[0] >= known
     assert drafts[0][asked].tolist() == torch.tensor(expected)[asked].tolist()
 
@@ -97,9 +97,9 @@ def test_the_noise_is_computed_in_parts(
     tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several tensors of its size are needed for it, and all of an image's is the largest there is."""
-    noise, at_once = window.gumbel_noise, []
+    noise, at_once = jacobi.gumbel_noise, []
     monkeypatch.setattr(
-        window, "gumbel_noise", lambda seeds, at, k: at_once.append(at.numel()) or noise(seeds, at, k)
+        jacobi, "gumbel_noise", lambda seeds, at, k: at_once.append(at.numel()) or noise(seeds, at, k)
     )
     JacobiDecoder()(tiny_backend, prompts(tiny_backend, TEXTS[0]), (6, 6), [1])
     assert sum(at_once) == 37 and max(at_once) <= 16
@@ -110,11 +110,11 @@ def test_planted_faults_of_gumbel_are_caught(
     tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     if fault == "too many final":
-        count = window.count_final
-        monkeypatch.setattr(window, "count_final", lambda *a: (count(*a) + 1).clamp_max(a[0].shape[1]))
+        count = jacobi.count_final
+        monkeypatch.setattr(jacobi, "count_final", lambda *a: (count(*a) + 1).clamp_max(a[0].shape[1]))
     else:
-        noise = window.gumbel_noise
-        monkeypatch.setattr(window, "gumbel_noise", lambda seeds, at, k: noise(seeds, at.flip(-1), k))
+        noise = jacobi.gumbel_noise
+        monkeypatch.setattr(jacobi, "gumbel_noise", lambda seeds, at, k: noise(seeds, at.flip(-1), k))
     ids = prompts(tiny_backend, TEXTS[0])
     plain = PlainDecoder()(tiny_backend, ids, GRID, [1])
     assert not torch.equal(JacobiDecoder(window=6)(tiny_backend, ids, GRID, [1]), plain)

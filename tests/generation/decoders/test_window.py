@@ -15,7 +15,7 @@ from naive import NaiveDecoder
 from test_jacobi import SHAPES, in_batches
 from test_sampling import TEXTS, prompts
 
-from personalar.generation.decoders import window
+from personalar.generation.decoders import jacobi
 from personalar.generation.decoders.jacobi import JacobiDecoder
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.backend import ChameleonBackend
@@ -28,15 +28,15 @@ Grammar = Callable[[int, int], list[int | None]]
 @pytest.fixture(autouse=True)
 def every_pass_moves_on(tiny_backend: ChameleonBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a decoder has more passes than the image has codes."""
-    passes = window.Window.passes
+    passes = jacobi.Window.passes
 
-    def counted(self: window.Window, identifier: object) -> Sequence[int]:
+    def counted(self: jacobi.Window, identifier: object) -> Sequence[int]:
         most = self.codes.numel()
         finals = list(islice(passes(self, identifier), most + 1))
         assert len(finals) <= most, "more passes than codes"
         return finals
 
-    monkeypatch.setattr(window.Window, "passes", counted)
+    monkeypatch.setattr(jacobi.Window, "passes", counted)
 
 
 def flat_rows(h: int, w: int) -> list[int | None]:
