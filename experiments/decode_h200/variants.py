@@ -46,7 +46,7 @@ TINY = TransformerConfig(
     num_attention_heads=4, num_key_value_heads=4,
 )  # fmt: skip
 TINY_VQ = VQConfig(
-    embed_dim=8, num_embeddings=64, latent_channels=8, resolution=32, in_channels=48, base_channels=32,
+    embed_dim=8, num_embeddings=64, latent_channels=8, resolution=32, base_channels=32,
     channel_multiplier=(1, 1), num_res_blocks=1, patch_size=4,
 )  # fmt: skip
 TINY_LAYOUT = ProtocolConfig(grid_px=16, resolution=32, buckets="square")

@@ -39,7 +39,6 @@ def nano_vq(size: int, codes: int) -> VQConfig:
         num_embeddings=codes,
         latent_channels=32,
         resolution=size,
-        in_channels=48,
         base_channels=64,
         channel_multiplier=(1, 2),
         num_res_blocks=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,6 +18,7 @@ from personalar.core.png import save_png, save_sample
 from personalar.core.process import peak_memory_bytes
 from personalar.core.types import Sample
 from personalar.data.prompts import class_prompt, prior_prompt, unrelated_prompts
+from personalar.generation.chosen_concepts import short_hash
 from personalar.generation.generator import generate_files, have_files
 from personalar.generation.provenance import drawing_settings
 from personalar.generation.requests import Request, check_prompts, chunks, pick_grid_prompts, requests_for
@@ -133,8 +133,7 @@ def provenance(session: RunContext, stage: str) -> dict[str, str]:
     }
     if stage != "base":
         # The record contains the hashes of all files of the concept.
-        record = (session.folder.concept(stage) / RECORD_FILE).read_bytes()
-        texts["concept"] = hashlib.sha256(record).hexdigest()[:12]
+        texts["concept"] = short_hash((session.folder.concept(stage) / RECORD_FILE).read_bytes())
         if config.samples.strength != 1:
             texts["strength"] = str(config.samples.strength)
     return texts

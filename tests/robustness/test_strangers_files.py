@@ -21,7 +21,7 @@ from personalar.core.files import LARGEST_JSON
 from personalar.core.png import read_png
 from personalar.core.run_folder import RunFolder
 from personalar.models.chameleon.model_files import open_folder, read_layout
-from personalar.models.chameleon.vq_checkpoint import read_checkpoint
+from personalar.models.chameleon.vq_checkpoint import load_vq
 from personalar.reports.comparison_page import compare_folders
 from personalar.reports.comparison_table import as_markdown
 from personalar.reports.run_page import write_report
@@ -217,7 +217,7 @@ def test_an_image_tokenizer_that_is_none(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "vqgan.ckpt"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"vqgan\.ckpt (cannot be read|contains no)") as stopped:
-        read_checkpoint(path)
+        load_vq(tmp_path, device=torch.device("cpu"))
     one_sentence(stopped.value)
 
 

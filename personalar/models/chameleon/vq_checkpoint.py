@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from personalar.models.chameleon.model_files import VQ_CHECKPOINT, VQ_PREFIX, vq_name
 from personalar.models.checkpoint_folder import read_config, read_json
@@ -42,7 +41,9 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
         vq = VQModel(vq_config(folder))
     where = folder / VQ_CHECKPOINT
     if where.is_file():
-        published, tensors = True, read_checkpoint(where)
+        # taming-transformers also stores the discriminator and LPIPS, under "loss.".
+        published, stored = True, read_pickle(where)
+        tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("loss.")}
     else:
         where, published = folder, "vq_config" in read_json(folder / "config.json")
         tensors = dict(read_tensors(folder, vq_name if published else str))
@@ -59,9 +60,3 @@ def load_vq(folder: Path, *, device: torch.device) -> VQModel:
         )
     fill(vq, tensors, where=where, published=published, dtype=torch.float32, device=device)
     return vq
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a vqgan.ckpt by name, without those of its training loss; see `read_pickle`."""
-    # taming-transformers also stores the discriminator and LPIPS, under "loss.".
-    return {name: tensor for name, tensor in read_pickle(path).items() if not name.startswith("loss.")}

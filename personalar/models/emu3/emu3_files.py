@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # torch is loaded with the model
 
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
 """BAAI's two files of the text tokenizer: the pieces of words, and the names of the image tokens."""
+PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
+"""Prefix in transformers' files -> prefix in this package, which is that of BAAI."""
+VQ_PREFIXES = ("vqmodel.", "model.vqmodel.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,12 @@ class Emu3Files(PublishedFiles):
         return [self.tokenizer, *names]
 
     def network_name(self, stored: str) -> str | None:
-        from personalar.models.emu3.emu3_weights import network_name
-
-        return network_name(stored)
+        if stored.startswith(VQ_PREFIXES):
+            return None
+        for theirs, ours in PREFIXES.items():
+            if stored.startswith(theirs):
+                return ours + stored.removeprefix(theirs)
+        return stored
 
     def backend(self, transformer: Any, device: torch.device) -> Emu3Backend:
         from personalar.models.emu3.emu3_backend import Emu3Backend

@@ -16,13 +16,11 @@ import torch
 
 from personalar.config.fields import limits
 from personalar.models.checkpoint_folder import read_config
+from personalar.models.emu3.emu3_files import VQ_PREFIXES
 from personalar.models.emu3.one_frame_vq import OneFrameVQ, OneFrameVQConfig
 from personalar.models.network.llama import LanguageModel, LlamaConfig
 from personalar.models.tensor_files import fill, read_tensors
 
-PREFIXES = {"model.text_model.": "model.", "text_model.": ""}
-"""Prefix in transformers' files -> prefix in this package, which is that of BAAI."""
-VQ_PREFIXES = ("vqmodel.", "model.vqmodel.")
 VQ_NAMES = {
     r"^encoder\.down\.": "encoder.down_block.down.",
     r"^decoder\.up\.": "decoder.up_block.up.",
@@ -70,16 +68,6 @@ class Emu3Config(LlamaConfig):
     def build(self) -> LanguageModel:
         """Return a transformer of this shape, on torch's default device."""
         return LanguageModel(self)
-
-
-def network_name(stored: str) -> str | None:
-    """Return the transformer's name of a stored tensor; None if it belongs to the image tokenizer."""
-    if stored.startswith(VQ_PREFIXES):
-        return None
-    for theirs, ours in PREFIXES.items():
-        if stored.startswith(theirs):
-            return ours + stored.removeprefix(theirs)
-    return stored
 
 
 def vq_name(stored: str, *, bare: bool) -> str | None:

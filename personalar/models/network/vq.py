@@ -30,8 +30,6 @@ class VQConfig:
     latent_channels: int = field(default=256, metadata=limits(1, 2**14))
     resolution: int = field(default=512, metadata=limits(1, 2**16))
     """Side in pixels of the training images; only used to find the levels of `attn_resolutions`."""
-    in_channels: int = field(default=3, metadata=limits(1, 2**14))
-    """Input and output channels: 3 * patch_size ** 2."""
     base_channels: int = field(default=128, metadata=limits(1, 2**14))
     channel_multiplier: tuple[int, ...] = field(default=(1, 1, 2, 2, 4), metadata=limits(1, 64))
     num_res_blocks: int = field(default=2, metadata=limits(1, 64))
@@ -46,11 +44,6 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""
-        if self.in_channels != 3 * self.patch_size**2:
-            raise ValueError(
-                f"in_channels={self.in_channels} must be 3 * patch_size ** 2 = {3 * self.patch_size**2}; "
-                "set both or neither"
-            )
         if not self.channels or any(width % 32 for width in (self.base_channels, *self.channels)):
             raise ValueError(
                 f"base_channels={self.base_channels} times each of "
@@ -65,9 +58,11 @@ class VQConfig:
         return self.patch_size * 2 ** (len(self.channel_multiplier) - 1)
 
     @property
-    def out_channels(self) -> int:
-        """Channels that the decoder returns."""
-        return self.in_channels
+    def in_channels(self) -> int:
+        """Channels of the encoder's input and of the decoder's output: the colours of a patch."""
+        return 3 * self.patch_size**2
+
+    out_channels = in_channels
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -101,7 +96,8 @@ class VQConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """Return the JSON that `from_hf` reads."""
-        return {"model_type": "chameleon_vqgan", "double_latent": False, **asdict(self)}
+        own = {"model_type": "chameleon_vqgan", "double_latent": False, "in_channels": self.in_channels}
+        return own | asdict(self)
 
 
 class Decoder(nn.Module):

@@ -127,7 +127,6 @@ def test_wrong_image_size() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patch_size": 2}, r"in_channels=3 must be 3 \* patch_size \*\* 2 = 12"),
         ({"base_channels": 48}, "must be a multiple of 32"),
         ({"attn_type": "linear"}, "attn_type='linear' is unknown"),
         ({"double_latent": True}, "double_latent=true"),
