@@ -16,7 +16,7 @@ from training_pictures import sample_pair, twins
 
 from personalar.generation.decoders.plain import PlainDecoder
 from personalar.models.chameleon.model_files import open_folder
-from personalar.nano.world.album import Picture
+from personalar.nano.world.album import STYLES, Picture
 from personalar.nano.world.album import draw as draw_picture
 from personalar.nano.world.captions import article, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
@@ -29,7 +29,6 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.styles import STYLES
 from personalar.scoring.features import ClipScorer, DinoScorer
 
 NANO = Path(__file__).resolve().parents[2] / "personalar" / "nano"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from training_pictures import identity_vector, sample_picture, twins
 
-from personalar.nano.world.album import Picture, draw
+from personalar.nano.world.album import STYLES, Picture, draw
 from personalar.nano.world.captions import place, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS
@@ -27,7 +27,6 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.styles import STYLES
 
 SHARD, HELDOUT = 2000, 500  # pictures in a shard
 SEEDS = {"base": 21, "scorer": 22, "heldout": 23, "scorer_heldout": 24}

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from scorer_pictures import PATCH, SIZE, Pictures
 from torch import Tensor, nn
 
+from personalar.nano.world.album import STYLES
 from personalar.nano.world.captions import article, description, place, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.objects.skin import COLOURS
 from personalar.nano.world.scene import ACCESSORIES, ACCESSORY_COLOURS, CLASSES
-from personalar.nano.world.styles import STYLES
 
 
 def opening(style: str | None) -> str:

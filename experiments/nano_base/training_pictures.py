@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from personalar.nano.world.album import Picture
+from personalar.nano.world.album import STYLES, Picture
 from personalar.nano.world.captions import PLAIN, article, description, place, recoloured, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS
@@ -22,7 +22,6 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.styles import STYLES
 
 IDENTIFIER = "[V]"
 OPENINGS = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a rendition of {}")

@@ -18,12 +18,12 @@ from training_pictures import (
 from personalar.config.compose import package_path
 from personalar.generation.requests import words_note
 from personalar.models.chameleon.model_files import read_layout
+from personalar.nano.world.album import STYLES
 from personalar.nano.world.captions import description
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.layers import layers
 from personalar.nano.world.objects.animals import HEADS
 from personalar.nano.world.scene import ACCESSORIES, sample_instance
-from personalar.nano.world.styles import STYLES
 from personalar.nano.world.subjects import subject_instance
 
 NANO = read_layout(package_path("package://nano") / "protocol.json")

@@ -1,10 +1,10 @@
 """Evaluation prompts of the rendered world, in DreamBench's grammar, with the expected content of each."""
 
 from personalar.core.types import PromptSpec
+from personalar.nano.world.album import STYLES
 from personalar.nano.world.captions import article, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS
-from personalar.nano.world.styles import STYLES
 
 _WORN = (
     ("hat", "red"),

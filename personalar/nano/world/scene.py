@@ -1,16 +1,32 @@
 """An instance in a place: its pose, solids, light and shadow."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from personalar.core.types import Box
-from personalar.nano.world.objects.animals import HEADS, accessory
-from personalar.nano.world.objects.shapes import SHAPES
+from personalar.nano.world.objects.animals import HEADS, accessory, bear, cat, dog, duck
 from personalar.nano.world.objects.skin import COLOURS, Skin, sample_skin
-from personalar.nano.world.objects.solids import Solid, cast, screen_extent, view_matrix
+from personalar.nano.world.objects.solids import Proportions, Solid, cast, screen_extent, view_matrix
+from personalar.nano.world.objects.things import backpack, boot, candle, car, clock, robot, teapot, vase
 
+SHAPES: dict[str, Callable[[Proportions], list[Solid]]] = {
+    "cat": cat,
+    "dog": dog,
+    "bear": bear,
+    "duck toy": duck,
+    "robot toy": robot,
+    "teapot": teapot,
+    "vase": vase,
+    "backpack": backpack,
+    "boot": boot,
+    "clock": clock,
+    "candle": candle,
+    "car": car,
+}
+"""Noun -> function that builds its solids. The order defines the class index and must not change."""
 CLASSES = tuple(SHAPES)
 ACCESSORIES = ("hat", "scarf", "glasses", "bow tie")
 ACCESSORY_COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from personalar.nano.world.album import Picture, draw
+from personalar.nano.world.album import STYLES, Picture, draw
 from personalar.nano.world.contexts import CONTEXTS, paint
 from personalar.nano.world.layers import layers
 from personalar.nano.world.objects.skin import surface_colour
@@ -15,7 +15,6 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.styles import STYLES
 
 
 def scene(noun="cat", seed=3, **options):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personalar.nano.world.album import Picture, draw
+from personalar.nano.world.album import STYLES, Picture, draw
 from personalar.nano.world.captions import article, wearing
 from personalar.nano.world.contexts import CONTEXTS
 from personalar.nano.world.objects.animals import HEADS, accessory
@@ -17,7 +17,6 @@ from personalar.nano.world.scene import (
     sample_instance,
     sample_scene,
 )
-from personalar.nano.world.styles import STYLES
 from personalar.nano.world.subjects import rendered_subject, scene_for_prompt, subject_instance
 
 

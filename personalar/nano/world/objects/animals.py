@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from personalar.nano.world.objects.parts import Proportions, box, eyes, pair, sphere, tube
-from personalar.nano.world.objects.solids import Solid
+from personalar.nano.world.objects.solids import Proportions, Solid, box, eyes, pair, sphere, tube
 
 
 def cat(p: Proportions) -> list[Solid]:

@@ -8,10 +8,13 @@ Object space: x right, y up (ground at 0), z towards a viewer at yaw 0; one unit
 height.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+Proportions = np.ndarray
+"""Six numbers of about -1.3 to 1.3: part of an individual's identity, never described in a caption."""
 FAR = np.float32(-1e9)  # depth of the background; the camera looks along -z, so larger z is nearer
 
 
@@ -22,7 +25,8 @@ class Solid:
     kind: "sphere", "box" or "frustum" (axis y, radius 1 at the bottom and `taper` at the top).
     centre, size: object-space position and half extents.
     rotation: Euler angles in degrees, applied x, then y, then z.
-    material: name that the skin turns into a colour ("body", "accent", "dark", "white", ...).
+    material: name that the skin turns into a colour: "body" has the individual's pattern, "accent" its third
+        colour; the others ("dark", "white", ...) have fixed colours.
     """
 
     kind: str
@@ -31,6 +35,36 @@ class Solid:
     rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
     material: str = "body"
     taper: float = 1.0
+
+
+# Short constructors. Positions (x, y, z) and half sizes are in object units.
+
+
+def sphere(x, y, z, rx, ry, rz, material="body", rotation=(0, 0, 0)) -> Solid:
+    return Solid(kind="sphere", centre=(x, y, z), size=(rx, ry, rz), rotation=rotation, material=material)
+
+
+def box(x, y, z, rx, ry, rz, material="body", rotation=(0, 0, 0)) -> Solid:
+    return Solid(kind="box", centre=(x, y, z), size=(rx, ry, rz), rotation=rotation, material=material)
+
+
+def tube(x, y, z, radius, half, material="body", rotation=(0, 0, 0), taper=1.0, depth=None) -> Solid:
+    size = (radius, half, depth or radius)
+    return Solid(
+        kind="frustum", centre=(x, y, z), size=size, rotation=rotation, material=material, taper=taper
+    )
+
+
+def pair(make: Callable[[int], Solid]) -> list[Solid]:
+    """Return a mirrored part twice: `make` is called with -1 for the left and 1 for the right side."""
+    return [make(-1), make(1)]
+
+
+def eyes(x, y, z, r) -> list[Solid]:
+    white = pair(lambda s: sphere(s * x, y, z, r, r * 1.1, r * 0.6, "white"))
+    return white + pair(
+        lambda s: sphere(s * x, y - r * 0.05, z + r * 0.45, r * 0.6, r * 0.7, r * 0.4, "dark")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from personalar.nano.world.objects.parts import Proportions, box, eyes, pair, sphere, tube
-from personalar.nano.world.objects.solids import Solid
+from personalar.nano.world.objects.solids import Proportions, Solid, box, eyes, pair, sphere, tube
 
 
 def robot(p: Proportions) -> list[Solid]:
