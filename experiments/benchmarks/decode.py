@@ -7,7 +7,7 @@ rounds.
     decoder=plain       one or several of conf/decoder
     batch=1,16          pictures decoded together
     runs=5              rounds
-    weights=model       or random_7b: random weights with the shape of the 7B instead of a checkpoint
+    weights=model       or random_7b, random_235m: random weights instead of a checkpoint, for a Lumina-mGPT
     baselines=...       generate,static; "static" or "none" omits the slow ones
     out=DIR             folder for decode.json and decode.md
 
@@ -41,7 +41,7 @@ from benchmarks.machine import (
     step_bytes,
     whole_number,
 )
-from benchmarks.random_weights import random_7b
+from benchmarks.random_weights import SHAPES, random_model
 
 from personalar.config.commands import SampleConfig
 from personalar.config.compose import composed, conf_dir, read_config
@@ -85,7 +85,7 @@ def read_settings(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     own, rest = split_own(arguments, OWN)
     for number in (*own["batch"].split(","), own["runs"]):
         whole_number({"batch or runs": number}, "batch or runs")
-    for key, allowed in (("weights", ("model", "random_7b")), ("baselines", (*BASELINES, "none"))):
+    for key, allowed in (("weights", ("model", *SHAPES)), ("baselines", (*BASELINES, "none"))):
         for name in own[key].split(","):
             if name not in allowed:
                 raise ValueError(f"invalid value {key}={name}; allowed: {', '.join(allowed)}")
@@ -111,8 +111,8 @@ def compose_sample(decoder: str, rest: list[str]) -> SampleConfig:
 def open_backend(own: dict[str, str], config: SampleConfig) -> ChameleonBackend:
     """Return the model to measure."""
     device, dtype = config.trainer.torch_device, getattr(torch, config.model.dtype)
-    if own["weights"] == "random_7b":
-        return random_7b(dtype=dtype, device=torch.device(device))
+    if own["weights"] in SHAPES:
+        return random_model(own["weights"], dtype=dtype, device=torch.device(device))
     files = obtain_model(config.model, say=print)
     return files.load(dtype=dtype, device=device)
 

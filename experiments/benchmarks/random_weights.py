@@ -1,4 +1,4 @@
-"""A model with the shape of the 7B and random weights, because speed does not depend on their values."""
+"""Models with random weights, because speed does not depend on their values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ from personalar.models.chameleon.transformer import ChameleonTransformer, Transf
 from personalar.models.network.vq import VQConfig, VQModel
 
 
-def random_7b(*, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
-    """Return a random model with the shape of Lumina-mGPT 7B: 512 pixels, 32 x 32 of 8192 codes."""
-    return random_backend(TransformerConfig(), VQConfig(), ProtocolConfig(), dtype=dtype, device=device)
+SHAPES = {
+    "random_7b": TransformerConfig(),  # Lumina-mGPT 7B
+    "random_235m": TransformerConfig(
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+    ),
+}
+"""Shapes of transformers with the vocabulary of Lumina-mGPT."""
+
+
+def random_model(name: str, *, dtype: torch.dtype, device: torch.device) -> ChameleonBackend:
+    """Return a random model of `SHAPES`, with 512 pixels, 32 x 32 of 8192 codes."""
+    return random_backend(SHAPES[name], VQConfig(), ProtocolConfig(), dtype=dtype, device=device)
 
 
 def random_backend(

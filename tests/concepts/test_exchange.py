@@ -314,7 +314,7 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) 
 
 
 def test_the_lines_of_the_guide_are_settings(tmp_path: Path, monkeypatch) -> None:
-    guide = Path(__file__).parents[2] / "docs" / "real_base.md"
+    guide = Path(__file__).parents[2] / "docs" / "export.md"
     commands = [line for line in shell_lines(guide) if line.startswith("python -m personalar.export ")]
     assert len(commands) == 2
     assert all(compose(command).out.startswith("exported") for command in commands)

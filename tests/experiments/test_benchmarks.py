@@ -141,7 +141,7 @@ def test_train_compares_in_one_run(
     [
         ([], "unknown command ''; allowed: decode, train"),
         (["decode", "batch=0"], "batch or runs=0 must be a whole number from 1"),
-        (["decode", "weights=tiny"], "invalid value weights=tiny; allowed: model, random_7b"),
+        (["decode", "weights=tiny"], "invalid value weights=tiny; allowed: model, random_7b, random_235m"),
         (["decode", "baselines=static,vllm"], "invalid value baselines=vllm; allowed: generate, static"),
         (["decode", "modle=nano"], "unknown setting modle"),
         (["decode", "decoder=plane"], "decoder='plane'"),
