@@ -11,7 +11,6 @@ from personalar.models.chameleon.tokenizer import Tokenizer, build_tokenizer
 from personalar.models.chameleon.transformer import ChameleonTransformer, TransformerConfig
 from personalar.models.network.vq import VQConfig, VQModel
 
-
 SHAPES = {
     "random_7b": TransformerConfig(),  # Lumina-mGPT 7B
     "random_235m": TransformerConfig(
