@@ -38,6 +38,7 @@ class ImageLayout:
     """Ids after the image in a training example."""
     endings: dict[int, int]
     kept_endings: set[int]
+    """Both: see `base.Backend`."""
 
     def image_prefix(self, h: int, w: int) -> list[int]:
         """Return the ids before the first code of an image of (h, w) codes."""

@@ -23,7 +23,11 @@ from personalar.models.network.vq import VQModel
 
 
 class ChameleonBackend(LlamaBackend):
-    """One base model of the family; see `base.Backend`. ValueError: the vocabulary lacks a size token."""
+    """One base model of the family; see `base.Backend`.
+
+    Raises:
+        ValueError: the vocabulary has no token for a size of `layout`.
+    """
 
     transformer: ChameleonTransformer
     tokenizer: Tokenizer
