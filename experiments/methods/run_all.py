@@ -2,7 +2,8 @@
 
 `python experiments/methods/run_all.py OUT --seeds 0 1`. Each run is a process with one thread in
 OUT/ROW/SUBJECT-SEED. Finished runs are not repeated, so the command resumes; `--rows` and `--subjects` select
-some. `--jobs 0` only prints the table of the finished runs. It writes OUT/results.jsonl, one line per row.
+some. `--jobs 0` only prints the table. OUT/runs.jsonl has a line for every stage of every finished run; with
+a copy of `results/runs.jsonl` there, these runs count as finished, and only missing ones are done.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -20,8 +22,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from personalar.config.compose import conf_dir
-from personalar.reports.bootstrap import interval
-from personalar.reports.comparison import Row, State, read_states, table
+from personalar.reports.bootstrap import difference, interval
 
 SUBJECTS = list(OmegaConf.load(conf_dir() / "benchmark" / "nanobench.yaml").subjects)
 FIRST = "two_stages"
@@ -35,6 +36,12 @@ ROWS = {
     "dcoar": ["method=dcoar", "model.recipe.identifier.rows=1"],
     "direction": ["model.recipe.identifier.optimizer=direction"],
     "proxies": ["subject.proxies={proxies}"],
+    "one_stage_lora": [
+        "method=lora",
+        "~method.stages.embedding",
+        "model.recipe.stages.lora.steps=120",
+        "model.recipe.stages.lora.identifier_lr=0.15",
+    ],
 }
 TITLES = {
     "two_stages/embedding": "textual inversion (stage 1)",
@@ -48,8 +55,12 @@ TITLES = {
     "direction/embedding": "textual inversion, directions",
     "direction/transformer": "two stages, directions",
     "proxies/transformer": "two stages, self-proxies",
+    "one_stage_lora/transformer": "one stage, LoRA",
 }
 """Row of the table by row and stage of the runs."""
+REFERENCE = "two_stages/transformer"
+MEASURES = ("fidelity", "dino", "clip_i", "clip_t", "context_accuracy", "accessory_accuracy")
+MEASURES += ("style_accuracy", "class_drift", "memorised", "images", "steps")
 
 
 def call(arguments: list[str], log: Path) -> bool:
@@ -67,13 +78,17 @@ def call(arguments: list[str], log: Path) -> bool:
 
 
 def run_one(out: Path, row: str, job: tuple[str, int]) -> None:
-    """Run one row on one subject and seed, if that is not done yet."""
+    """Run one row on one subject and seed, after the run that it starts from."""
     subject, seed = job
     folder, first = out / row / f"{subject}-{seed}", out / FIRST / f"{subject}-{seed}"
     proxies = out / "pictures" / f"{subject}-{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    log = folder.with_suffix(".log")
-    if "{proxies}" in "".join(ROWS[row]) and not proxies.exists():
+    log, settings = folder.with_suffix(".log"), "".join(ROWS[row])
+    if ("{first}" in settings or "{proxies}" in settings) and not (first / "summary.json").exists():
+        run_one(out, FIRST, job)
+        if not (first / "summary.json").exists():
+            return  # it failed
+    if "{proxies}" in settings and not proxies.exists():
         noun = json.loads((first / "summary.json").read_text())["noun"]
         prompts = f'prompts=["a photo of [V] {noun}"]'
         drawn = call(
@@ -96,55 +111,51 @@ def run_one(out: Path, row: str, job: tuple[str, int]) -> None:
         print(f"{row} {folder.name} failed, see {log}", flush=True)
 
 
-def learned_numbers(state: State) -> int:
-    """Return how many numbers the concept of a state consists of."""
-    files = (state.run_dir / "stages" / state.stage / "concept").rglob("*.safetensors")
+def learned_numbers(concept: Path) -> int:
+    """Return how many numbers a concept consists of."""
     total = 0
-    for file in files:
+    for file in concept.rglob("*.safetensors"):
         with safe_open(file, "np") as tensors:
             shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         total += sum(map(math.prod, shapes))
     return total
 
 
-def rows_of(out: Path) -> list[Row]:
-    """Return the rows whose runs are finished, in the order of `TITLES`."""
-    rows = []
-    for name, title in TITLES.items():
-        row, stage = name.split("/")
-        folders = sorted(path.parent for path in (out / row).glob("*/summary.json"))
-        found = [read_states(folder).get((stage, "subject")) for folder in folders]
-        if states := tuple(state for state in found if state is not None):
-            rows.append(Row(title=title, states=states))
-    return rows
+def lines_of(row: str, folder: Path) -> list[dict]:
+    """Return a line for each stage of a finished run that is in the table."""
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    subject, _, seed = folder.name.rpartition("-")
+    lines, seconds = [], 0.0
+    for stage, measures in stages.items():
+        seconds += measures["seconds"]
+        if f"{row}/{stage}" in TITLES:
+            line = {"row": f"{row}/{stage}", "subject": subject, "seed": int(seed)}
+            line |= {name: measures[name] for name in MEASURES}
+            line["numbers"] = learned_numbers(folder / "stages" / stage / "concept")
+            lines.append(line | {"train_seconds": round(seconds, 1)})
+    return lines
 
 
-def records_of(rows: list[Row]) -> list[dict]:
-    """Return the records of the comparison, with learned numbers and seconds of training of all stages."""
-    reference = next(row for row in rows if row.title == TITLES["two_stages/transformer"])
-    records = table(rows, reference)
-    for row, record in zip(rows, records, strict=True):
-        record["numbers"] = learned_numbers(row.states[0])
-        spent = [sum(stage["seconds"] for stage in upto(state)) for state in row.states]
-        record["train_seconds"] = mean(spent)
-        for measure in ("fidelity", "clip_t"):
-            record[f"{measure}_interval"] = interval(by_subject(row, measure))
-        record["protocol"] = None  # names every run
-    return records
+def read_lines(out: Path) -> list[dict]:
+    """Return the lines of OUT/runs.jsonl and of the finished runs, by row, subject and seed."""
+    file = out / "runs.jsonl"
+    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+    for row in ROWS:
+        for summary in sorted((out / row).glob("*/summary.json")):
+            lines += lines_of(row, summary.parent)
+    order = list(TITLES)
+    unique = {(order.index(line["row"]), line["subject"], line["seed"]): line for line in lines}
+    return [unique[key] for key in sorted(unique)]
 
 
-def by_subject(row: Row, measure: str) -> list[list[float]]:
-    """Return the values of a measure, one list per subject with the pictures of all seeds."""
+def by_subject(lines: list[dict], name: str, minus: dict | None = None) -> list[list[float]]:
+    """Return a measure, one list per subject; `minus` has values to subtract by subject and seed."""
     groups: dict[str, list[float]] = {}
-    for (subject, _, _), value in row.pictures(measure).items():
-        groups.setdefault(subject, []).append(value)
+    for line in lines:
+        key = (line["subject"], line["seed"])
+        if minus is None or key in minus:
+            groups.setdefault(key[0], []).append(line[name] - (minus[key] if minus else 0))
     return list(groups.values())
-
-
-def upto(state: State) -> list[dict]:
-    """Return the stages of a run up to that of the state."""
-    names = list(state.summary["stages"])
-    return [state.summary["stages"][name] for name in names[: names.index(state.stage) + 1]]
 
 
 def short(value: float | None, ends: tuple[float, float] | None = None) -> str:
@@ -155,25 +166,33 @@ def short(value: float | None, ends: tuple[float, float] | None = None) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if ends else texts[0]
 
 
-def markdown(records: list[dict]) -> str:
+def markdown(lines: list[dict]) -> str:
     """Return the table in Markdown."""
     head = ["", "runs", "fidelity", "difference", "CLIP-T", "accessories", "class drift", "memorised"]
     head += ["numbers", "s"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for record in records:
-        versus = record["versus"].get("likeness")
+    table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    minus = {(line["subject"], line["seed"]): line["fidelity"] for line in lines if line["row"] == REFERENCE}
+    for row, group in groupby(lines, lambda line: line["row"]):
+        runs = list(group)
+        versus = difference(by_subject(runs, "fidelity", minus)) if row != REFERENCE and minus else None
+        means = {name: mean(known) for name in runs[0] if (known := numbers_of(runs, name))}
         cells = [
-            record["row"],
-            str(record["subjects"]),
-            short(record["fidelity"], record["fidelity_interval"]),
+            TITLES[row],
+            str(len(runs)),
+            short(means["fidelity"], interval(by_subject(runs, "fidelity"))),
             short(versus["mean"], (versus["low"], versus["high"])) if versus else "–",
-            short(record["clip_t"], record["clip_t_interval"]),
-            *(short(record[name]) for name in ("accessory_accuracy", "class_drift", "memorised")),
-            f"{record['numbers']:,}",
-            f"{record['train_seconds']:.0f}",
+            short(means["clip_t"], interval(by_subject(runs, "clip_t"))),
+            *(short(means.get(name)) for name in ("accessory_accuracy", "class_drift", "memorised")),
+            f"{means['numbers']:,.0f}",
+            f"{means['train_seconds']:.0f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
+def numbers_of(lines: list[dict], name: str) -> list[float]:
+    """Return the known values of a measure; subjects that are not animals have no accessories."""
+    return [line[name] for line in lines if isinstance(line[name], int | float)]
 
 
 def main() -> None:
@@ -185,14 +204,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     if args.jobs:
-        jobs = [(subject, seed) for seed in args.seeds for subject in args.subjects]
-        # Row by row: later rows need the runs of the first one.
+        done = {(line["row"].split("/")[0], line["subject"], line["seed"]) for line in read_lines(args.out)}
         for row in args.rows:
+            jobs = [(subject, seed) for seed in args.seeds for subject in args.subjects]
+            missing = [job for job in jobs if (row, *job) not in done]
             with ThreadPoolExecutor(args.jobs) as pool:
-                list(pool.map(partial(run_one, args.out, row), jobs))
-    records = records_of(rows_of(args.out))
-    (args.out / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    print(markdown(records))
+                list(pool.map(partial(run_one, args.out, row), missing))
+    lines = read_lines(args.out)
+    (args.out / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(markdown(lines))
 
 
 if __name__ == "__main__":
