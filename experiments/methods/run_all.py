@@ -30,6 +30,13 @@ FIRST = "two_stages"
 ROWS = {
     FIRST: [],
     "one_embedding": ["model.recipe.identifier.rows=1"],
+    "paper_rules": [
+        'model.recipe.trained_weights=["model.layers.*.self_attn.[qkv]_proj.weight"]',
+        "model.recipe.stages.transformer.image_token_ratio=0.5",
+        "prior=none",
+        "model.recipe.identifier.init=random",
+        "model.recipe.identifier.rows=1",
+    ],
     "one_stage": ["experiment=paper/one_stage"],
     "lora": ["method=lora", "reuse={first}"],
     "replay": ["prior=replay", "reuse={first}"],
@@ -44,10 +51,14 @@ ROWS = {
     ],
 }
 TITLES = {
+    "two_stages/base": "base alone",
+    "two_stages/description": "base alone, text description",
     "two_stages/embedding": "textual inversion (stage 1)",
     "two_stages/transformer": "two stages",
     "one_embedding/embedding": "textual inversion, one embedding",
     "one_embedding/transformer": "two stages, one embedding",
+    "paper_rules/embedding": "textual inversion, the paper's rules",
+    "paper_rules/transformer": "two stages, the paper's rules",
     "one_stage/transformer": "one stage",
     "lora/transformer": "two stages, LoRA",
     "replay/transformer": "two stages, `prior=replay`",
@@ -123,14 +134,14 @@ def learned_numbers(concept: Path) -> int:
 
 def lines_of(row: str, folder: Path) -> list[dict]:
     """Return a line for each stage of a finished run that is in the table."""
-    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    summary = json.loads((folder / "summary.json").read_text())
     subject, _, seed = folder.name.rpartition("-")
     lines, seconds = [], 0.0
-    for stage, measures in stages.items():
-        seconds += measures["seconds"]
-        if f"{row}/{stage}" in TITLES:
+    for stage, measures in ({"description": summary["description"] or {}} | summary["stages"]).items():
+        seconds += measures.get("seconds", 0)
+        if f"{row}/{stage}" in TITLES and measures:
             line = {"row": f"{row}/{stage}", "subject": subject, "seed": int(seed)}
-            line |= {name: measures[name] for name in MEASURES}
+            line |= {name: measures.get(name) for name in MEASURES}
             line["numbers"] = learned_numbers(folder / "stages" / stage / "concept")
             lines.append(line | {"train_seconds": round(seconds, 1)})
     return lines
@@ -190,6 +201,19 @@ def markdown(lines: list[dict]) -> str:
     return "\n".join(table)
 
 
+def subject_table(lines: list[dict]) -> str:
+    """Return the fidelity of every subject (mean over seeds) and row in Markdown."""
+    rows = list(dict.fromkeys(line["row"] for line in lines))
+    table = ["| | " + " | ".join(TITLES[row] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    for subject in sorted({line["subject"] for line in lines}):
+        cells = [subject]
+        for row in rows:
+            own = [line["fidelity"] for line in lines if (line["row"], line["subject"]) == (row, subject)]
+            cells.append(short(mean(own) if own else None))
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
 def numbers_of(lines: list[dict], name: str) -> list[float]:
     """Return the known values of a measure; subjects that are not animals have no accessories."""
     return [line[name] for line in lines if isinstance(line[name], int | float)]
@@ -212,7 +236,7 @@ def main() -> None:
                 list(pool.map(partial(run_one, args.out, row), missing))
     lines = read_lines(args.out)
     (args.out / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(markdown(lines))
+    print(markdown(lines), subject_table(lines), sep="\n\n")
 
 
 if __name__ == "__main__":

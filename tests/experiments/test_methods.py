@@ -15,13 +15,15 @@ def test_rows_of_finished_runs(finished_run: Path, tmp_path: Path, capsys, monke
     monkeypatch.setattr("sys.argv", ["run_all.py", str(tmp_path), "--jobs", "0"])
     run_all.main()
     printed = capsys.readouterr().out
-    first, second = printed.splitlines()[2:]
+    base, *_, first, second = printed.partition("\n\n")[0].splitlines()[2:]
     rows = load_file(finished_run / "stages" / "embedding" / "concept" / "learned_embeds.safetensors")
+    assert base.startswith("| base alone | 1 |") and "| 0 | 0 |" in base  # nothing learned, no training
     assert first.startswith("| textual inversion (stage 1) | 1 |")
     assert f"| {sum(row.numel() for row in rows.values())} |" in first.replace(",", "")
     assert (
         second.startswith("| two stages | 1 |") and "| – |" in second
     )  # the row that others are compared with
+    assert "| cat |" in printed.partition("\n\n")[2]  # the fidelity by subject
     # Without the run folders, as on another machine: the same table, and the run counts as finished.
     (tmp_path / "two_stages" / "cat-0").unlink()
     run_all.main()

@@ -1,11 +1,10 @@
 """Measure the fidelity of `[V]` alone, without the weights that were trained with it.
 
-`PYTHONPATH=experiments/nano_base python experiments/nano_personalization/rows_alone.py RUN [RUN ...]`.
-The paper claims that an embedding
-trained jointly with the weights "fails to convey any meaningful content" on the untouched base, unlike one
-that was trained first. This script loads only `[V]` of the last stage of each finished run into the base, and
-prints the fidelity over the subject's prompts. With `--true-parameters` it takes the `[V]` that the base's
-pretraining gave to an individual with these parameters, to see how far the base alone can go.
+`PYTHONPATH=experiments/nano_base python experiments/methods/rows_alone.py RUN [RUN ...]`. The paper claims
+that an embedding trained jointly with the weights "fails to convey any meaningful content" on the untouched
+base, unlike one that was trained first. This script loads only `[V]` of the last stage of each finished run
+into the base, and prints the fidelity over the subject's prompts. With `--true-parameters` it takes the `[V]`
+that the base's pretraining gave to an individual with these parameters, to see how far the base alone can go.
 """
 
 import argparse
