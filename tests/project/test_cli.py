@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,10 +90,8 @@ def test_mistakes_are_found_without_heavy_imports(tmp_path: Path) -> None:
         "except SystemExit as stop: print(stop)\n"
         "print('heavy', *{'torch', 'lightning', 'transformers'} & set(sys.modules))"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = new_process(tmp_path, "timeit", "-n1", "-r1", f"exec({code!r})")
     assert "contains no usable picture" in done.stdout and "heavy\n" in done.stdout, done.stderr
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
 
 
 def test_a_forked_command_has_all_that_is_loaded_before(tmp_path: Path) -> None:
